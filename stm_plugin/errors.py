@@ -1,0 +1,84 @@
+"""Errors for people: what happened, on which frame and file, and what to do next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class StmError(Exception):
+    """An error that an artist or a TD can act on.
+
+    Args:
+        what: what happened, one sentence without the frame or the file.
+        frame: the host's frame number that is concerned, if there is one.
+        path: the file or folder that is concerned, if there is one.
+        hint: what to do next, one sentence.
+    """
+
+    exit_code = 1
+
+    def __init__(
+        self, what: str, *, frame: int | None = None, path: Path | str | None = None, hint: str | None = None
+    ) -> None:
+        self.what = what
+        self.frame = frame
+        self.path = None if path is None else str(path)
+        self.hint = hint
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        where = []
+        if self.frame is not None:
+            where.append(f"frame {self.frame}")
+        if self.path is not None:
+            where.append(self.path)
+        text = f"{', '.join(where)}: {self.what}" if where else self.what
+        return f"{text} {self.hint}" if self.hint else text
+
+
+class PlateError(StmError):
+    """The plate, or one frame of it, cannot be used."""
+
+
+class MaskError(StmError):
+    """A key's mask cannot be used."""
+
+
+class KeyframeError(StmError):
+    """A key is missing, doubled or outside the range."""
+
+
+class ColourError(StmError):
+    """The colour configuration or a colour space cannot be used."""
+
+
+class MatteError(StmError):
+    """A matte cannot be written, or is not there."""
+
+
+class StoreError(StmError):
+    """The shot store cannot be read or written."""
+
+
+class StoreBusyError(StoreError):
+    """Another process holds the shot store."""
+
+
+class WeightsError(StmError):
+    """A weights file cannot be used."""
+
+
+class DeviceError(StmError):
+    """The asked device is not there, or its memory does not suffice."""
+
+
+class SettingsError(StmError):
+    """A setting has a value that cannot be used."""
+
+
+class ProtocolError(StmError):
+    """A message between a host and the engine breaks the protocol."""
+
+
+class PropagationCancelled(StmError):
+    """The user stopped the propagation; finished frames are kept."""
