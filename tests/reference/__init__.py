@@ -1,0 +1,1 @@
+"""The method written straight down, slow and plain, to hold the product's fast code to its equations."""
