@@ -1,16 +1,17 @@
 """STM as its paper states it, plain and slow: the yardstick of the product's inference.
 
-Oh, Lee, Xu, Kim: "Video Object Segmentation using Space-Time Memory Networks", ICCV 2019. Section and equation
-numbers are the paper's. Nothing here is folded, hoisted, streamed or batched over objects: the memory grows by
-concatenation, the matrix of the read is materialised, and one object is computed after another. Nothing is imported
-from the product.
+Oh, Lee, Xu, Kim: "Video Object Segmentation using Space-Time Memory Networks", ICCV 2019. Section and
+equation numbers are the paper's. Nothing here is folded, hoisted, streamed or batched over objects: the
+memory grows by concatenation, the matrix of the read is materialised, and one object is computed after
+another. Nothing is imported from the product.
 
-`ReferenceSTM` is the paper's network with the attribute names of the released weights, so its `state_dict()` has
-the names and shapes that a loader of those weights must accept. `propagate` is the inference loop; it runs on
-anything that is a `PlainNetwork`, so other trunks can be held against the same loop.
+`ReferenceSTM` is the paper's network with the attribute names of the released weights, so its
+`state_dict()` has the names and shapes that a loader of those weights must accept. `propagate` is the
+inference loop; it runs on anything that is a `PlainNetwork`, so other trunks can be held against the
+same loop.
 
-Letters in shape comments: K objects, T memory frames, (H, W) the padded picture, (h, w) = (H/16, W/16), Ck and Cv
-the channels of keys and values.
+Letters in shape comments: K objects, T memory frames, (H, W) the padded picture, (h, w) = (H/16, W/16),
+Ck and Cv the channels of keys and values.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class QueryEncoder(_Encoder):
 
 
 class MemoryEncoder(_Encoder):
-    """Section 3.1: the memory encoder sees the picture and the mask (released weights: the other masks too)."""
+    """Section 3.1: the memory encoder sees the picture and the mask (released weights: also the others)."""
 
     def __init__(self) -> None:
         super().__init__()
