@@ -1,0 +1,282 @@
+"""Training clips: stills warped into synthetic clips, and frames drawn from videos (paper section 3.5).
+
+Every sample is a pure function of (sources, options, seed, index): resuming a run reproduces its data exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from model import augment
+from model.augment import Generator
+
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
+IGNORED_PALETTE_LABEL = 255
+"""DAVIS and YouTube-VOS mark void pixels so; they count as background here."""
+
+
+@dataclass(frozen=True)
+class ClipSource:
+    """One video (several frames) or one still (a single frame) with a label image for each frame."""
+
+    name: str
+    pictures: tuple[Path, ...]
+    labels: tuple[Path, ...]
+    parts: bool = False
+    """Labels are parts of one whole (clothing tags): the whole, or some parts, become objects."""
+
+    @property
+    def is_still(self) -> bool:
+        return len(self.pictures) == 1
+
+
+class Clip(NamedTuple):
+    """A training sample.
+
+    pictures (T, 3, H, W) float in [0, 1]; labels (T, H, W) int64, 0 background and 1..K objects; objects: K, or less.
+    """
+
+    pictures: Tensor
+    labels: Tensor
+    objects: int
+
+
+@dataclass(frozen=True)
+class ClipOptions:
+    """How samples are drawn. Sizes in pixels; probabilities in [0, 1]."""
+
+    size: int = 320
+    frames: int = 3
+    max_objects: int = 2
+    still_share: float = 0.5
+    max_skip: int = 10
+    paste_chance: float = 0.5
+    paste_is_object: float = 0.6
+    blur_chance: float = 0.1
+    scale: tuple[float, float] = (0.55, 1.15)
+    """Share of the source's short side that a crop covers."""
+    still_motion: float = 1.0
+    """Strength of the synthetic motion between the frames of a still."""
+    reverse_chance: float = 0.5
+
+
+def read_picture(path: Path) -> Tensor:
+    """(3, H, W) float RGB in [0, 1]."""
+    with Image.open(path) as image:
+        array = np.array(image.convert("RGB"))
+    return torch.from_numpy(array).permute(2, 0, 1).float().div_(255)
+
+
+def read_labels(path: Path) -> Tensor:
+    """(H, W) int64 labels of a PNG: palette and one-bit images by index, grey ones by value (0/255 means 0/1)."""
+    with Image.open(path) as image:
+        array = np.array(image if image.mode in ("P", "1", "L") else image.convert("L")).astype(np.int64)
+        mode = image.mode
+    if mode not in ("P", "1") and array.max(initial=0) == 255:
+        array = (array > 127).astype(np.int64)
+    array[array == IGNORED_PALETTE_LABEL] = 0
+    return torch.from_numpy(array)
+
+
+def davis_sources(root: Path, *, leave_out: Sequence[str] = (), only: Sequence[str] = ()) -> list[ClipSource]:
+    """Videos in DAVIS or YouTube-VOS layout: JPEGImages[/480p]/NAME and Annotations[/480p]/NAME.
+
+    Only frames that have an annotation are used.
+
+    Raises:
+        FileNotFoundError: if the folders are not there.
+    """
+    pictures, annotations = root / "JPEGImages", root / "Annotations"
+    if (pictures / "480p").is_dir():
+        pictures, annotations = pictures / "480p", annotations / "480p"
+    if not pictures.is_dir() or not annotations.is_dir():
+        raise FileNotFoundError(f"{root}: no JPEGImages and Annotations folders; give the root of a DAVIS-style data set")
+    sources = []
+    for folder in sorted(annotations.iterdir()):
+        if not folder.is_dir() or folder.name in leave_out or (only and folder.name not in only):
+            continue
+        by_stem = {p.stem: p for p in (pictures / folder.name).iterdir() if p.suffix.lower() in PICTURE_SUFFIXES}
+        labels = [p for p in sorted(folder.glob("*.png")) if p.stem in by_stem]
+        if labels:
+            sources.append(ClipSource(folder.name, tuple(by_stem[p.stem] for p in labels), tuple(labels)))
+    return sources
+
+
+def still_sources(root: Path) -> list[ClipSource]:
+    """Stills in a folder with `images/` and `masks/` (one object) or `labels/` (parts of one object), by equal stems.
+
+    Raises:
+        FileNotFoundError: if the folders are not there.
+    """
+    parts = (root / "labels").is_dir()
+    masks = root / ("labels" if parts else "masks")
+    if not masks.is_dir() or not (root / "images").is_dir():
+        raise FileNotFoundError(f"{root}: no images and masks (or labels) folders")
+    by_stem = {p.stem: p for p in (root / "images").iterdir() if p.suffix.lower() in PICTURE_SUFFIXES}
+    return [
+        ClipSource(f"{root.name}/{p.stem}", (by_stem[p.stem],), (p,), parts)
+        for p in sorted(masks.glob("*.png"))
+        if p.stem in by_stem
+    ]
+
+
+@dataclass
+class ClipDataset:
+    """Random training clips by index, from videos and stills.
+
+    Args:
+        videos, stills: the sources.
+        options: how samples are drawn.
+        seed: of the whole run.
+    """
+
+    videos: Sequence[ClipSource]
+    stills: Sequence[Sequence[ClipSource]]
+    """One list per still set; a set is drawn by `still_weights`."""
+    options: ClipOptions = field(default_factory=ClipOptions)
+    seed: int = 0
+    still_weights: Sequence[float] = ()
+
+    def with_options(self, **changes: object) -> ClipDataset:
+        """The same data with some options changed, e.g. the skip of the curriculum."""
+        return replace(self, options=replace(self.options, **changes))  # type: ignore[arg-type]
+
+    def sample(self, index: int) -> Clip:
+        """The clip of one index; the same for the same seed, options and sources."""
+        rng = np.random.default_rng((self.seed, index))
+        for _ in range(20):
+            clip = self._try_sample(rng)
+            if clip is not None:
+                return clip
+        raise RuntimeError("no object in 20 samples: are the masks of the training data empty?")
+
+    def _try_sample(self, rng: Generator) -> Clip | None:
+        options = self.options
+        pictures, labels = self._draw(rng, self._choose(rng), fill=True)
+        if rng.random() < options.paste_chance:
+            pictures, labels = self._paste(rng, pictures, labels)
+        labels = _compact(labels, options.max_objects)
+        objects = int(labels[0].max())
+        if objects == 0 or min(int((labels[0] == k).sum()) for k in range(1, objects + 1)) < 64:
+            return None
+        pictures = augment.colour_jitter(pictures, rng)
+        if rng.random() < options.blur_chance:
+            pictures = augment.motion_blur(pictures, rng)
+        return Clip(pictures, labels, objects)
+
+    def _choose(self, rng: Generator) -> ClipSource:
+        if not self.videos or (self.stills and rng.random() < self.options.still_share):
+            weights = np.array(self.still_weights or [len(s) for s in self.stills], dtype=np.float64)
+            group = self.stills[int(rng.choice(len(self.stills), p=weights / weights.sum()))]
+            return group[int(rng.integers(len(group)))]
+        return self.videos[int(rng.integers(len(self.videos)))]
+
+    def _draw(self, rng: Generator, source: ClipSource, *, fill: bool) -> tuple[Tensor, Tensor]:
+        """Frames (T, 3, S, S) and labels (T, S, S) of one source. `fill`: the crop covers a good part of the source;
+        else the object is placed anywhere at any size, to be pasted."""
+        options = self.options
+        indices = _frame_indices(rng, len(source.pictures), options)
+        loaded = {i: (read_picture(source.pictures[i]), read_labels(source.labels[i])) for i in set(indices)}
+        chosen: np.ndarray | None = _choose_parts(rng, loaded[indices[0]][1]) if source.parts else None
+        height, width = loaded[indices[0]][0].shape[-2:]
+        first = loaded[indices[0]][1] > 0
+        where = first.nonzero()
+        short = min(height, width)
+        cover = rng.uniform(*options.scale) * short
+        if fill or len(where) == 0:
+            target = where[int(rng.integers(len(where)))].float() if len(where) else torch.tensor([height / 2, width / 2])
+            # anywhere in the picture as long as that pixel of the object is inside the crop
+            centre = np.array([float(target[1]), float(target[0])]) + rng.uniform(-0.4, 0.4, size=2) * cover
+            # keep most of the crop inside the picture, so that little of it is mirrored border
+            low = np.minimum(cover * 0.45, np.array([width, height]) / 2)
+            centre = np.clip(centre, low, np.array([width, height]) - low)
+        else:
+            middle = where.float().mean(dim=0)
+            extent = float((where.max(dim=0).values - where.min(dim=0).values).max()) + 1
+            cover = extent / rng.uniform(0.25, 0.8)
+            centre = np.array([float(middle[1]), float(middle[0])]) + rng.uniform(-0.4, 0.4, size=2) * cover
+        aspect = float(np.exp(rng.uniform(-0.1, 0.1)))
+        flip = bool(rng.random() < 0.5)
+        angle = float(rng.normal(0, 6 if fill else 15))
+        synthetic = source.is_still
+        motion = options.still_motion if synthetic else 0.12
+        drift = rng.normal(0, 0.05 * motion, size=2)
+        pictures, labels = [], []
+        for step, i in enumerate(indices):
+            picture, label = loaded[i]
+            matrix_centre = centre + (drift * step + rng.normal(0, 0.04 * motion, size=2)) * cover
+            zoom = float(np.exp(rng.normal(0, 0.09 * motion)))
+            matrix = augment.affine_matrix(
+                centre=(float(matrix_centre[0]), float(matrix_centre[1])),
+                size=(cover * zoom * aspect, cover * zoom / aspect),
+                source_size=(picture.shape[1], picture.shape[2]),
+                angle=angle + float(rng.normal(0, 9 * motion)),
+                shear=float(rng.normal(0, 0.06 * motion)),
+                flip=flip,
+            )
+            grid = augment.affine_grid(matrix, options.size, options.size)
+            if synthetic:
+                strength = 0.035 * options.still_motion
+                grid = grid + augment.thin_plate_offsets(rng, strength, options.size, options.size) * cover / short
+            warped, warped_label = augment.warp(picture, _map_labels(label, chosen), grid, mirror=fill)
+            pictures.append(warped)
+            labels.append(warped_label)
+        return torch.stack(pictures), torch.stack(labels)
+
+    def _paste(self, rng: Generator, pictures: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Puts another source's object in front: as a further object, or as a passer-by that only covers."""
+        other_pictures, other_labels = self._draw(rng, self._choose(rng), fill=False)
+        mask = other_labels > 0
+        alpha = augment.soften(mask).unsqueeze(1)
+        pictures = pictures * (1 - alpha) + other_pictures * alpha
+        label = int(labels.max()) + 1 if rng.random() < self.options.paste_is_object else 0
+        return pictures, torch.where(mask, torch.full_like(labels, label), labels)
+
+
+def _frame_indices(rng: Generator, count: int, options: ClipOptions) -> list[int]:
+    """Ordered frame numbers with random gaps up to `max_skip` frames left out between neighbours (paper section 3.5)."""
+    if count == 1:
+        return [0] * options.frames
+    gaps = rng.integers(1, options.max_skip + 2, size=options.frames - 1)
+    while gaps.sum() > count - 1:
+        largest = int(gaps.argmax())
+        if gaps[largest] == 1:
+            return [min(i, count - 1) for i in range(options.frames)]
+        gaps[largest] -= 1
+    start = int(rng.integers(count - gaps.sum()))
+    indices = [start, *(start + int(g) for g in np.cumsum(gaps))]
+    return indices[::-1] if rng.random() < options.reverse_chance else indices
+
+
+def _choose_parts(rng: Generator, labels: Tensor) -> np.ndarray:
+    """A table from part label to object label: all parts as one object, or up to two parts as objects."""
+    table = np.zeros(256, dtype=np.int64)
+    present = np.unique(labels.numpy())
+    present = present[present > 0]
+    if rng.random() < 0.6 or len(present) == 0:
+        table[1:] = 1
+    else:
+        for number, part in enumerate(rng.permutation(present)[:2], start=1):
+            table[part] = number
+    return table
+
+
+def _map_labels(labels: Tensor, table: np.ndarray | None) -> Tensor:
+    return labels if table is None else torch.from_numpy(table)[labels]
+
+
+def _compact(labels: Tensor, max_objects: int) -> Tensor:
+    """Renumbers labels to 1..K by what is seen in the first frame, at most `max_objects` (the last pasted ones kept)."""
+    present = [int(v) for v in labels[0].unique() if v > 0][-max_objects:]
+    table = torch.zeros(int(labels.max()) + 1, dtype=torch.int64)
+    for number, label in enumerate(present, start=1):
+        table[label] = number
+    return table[labels]

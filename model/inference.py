@@ -1,0 +1,146 @@
+"""Inference on one device: the network prepared for speed, and its verbs for a single picture.
+
+The same modules as in training (`model.network`), with BatchNorm folded into convolutions, channels-last layout and a
+chosen precision. What depends on the picture alone is computed once per picture, whatever the number of objects.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from model.memory import DEFAULT_CAPACITY, MemoryBank, MemoryEntry, MemoryRule
+from model.network import (
+    QueryFeatures,
+    SpaceTimeMemoryNetwork,
+    pad,
+    padding_to_stride,
+    soft_aggregate,
+    unpad,
+)
+from model.read import space_time_read
+from model.trunks import ResNet50Trunk
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class Query:
+    """A picture as a query: its features (batch of 1, padded) and its own size in pixels."""
+
+    features: QueryFeatures
+    height: int
+    width: int
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in self.features)
+
+    def state(self) -> dict[str, Tensor]:
+        """The tensors by name, for a cache; the inverse is `Query.from_state`."""
+        return dict(self.features._asdict())
+
+    @classmethod
+    def from_state(cls, state: dict[str, Tensor], height: int, width: int) -> Query:
+        """From what `state` gave, on the device where the tensors are."""
+        return cls(QueryFeatures(**state), height, width)
+
+
+class FastNetwork:
+    """A network ready to segment pictures one by one.
+
+    Args:
+        network: any `SpaceTimeMemoryNetwork`; it is copied, not changed.
+        device: a torch device name: `cpu`, `cuda`, `cuda:1`, `mps`.
+        precision: type of the convolutions and of the stored values. Keys, scores, logits and probabilities are fp32
+            always.
+    """
+
+    def __init__(
+        self, network: SpaceTimeMemoryNetwork, *, device: str = "cpu", precision: Precision = "float32"
+    ) -> None:
+        self.device = torch.device(device)
+        self.precision = precision
+        self.dtype: torch.dtype = getattr(torch, precision)
+        prepared = copy.deepcopy(network).eval().requires_grad_(False)
+        fold_batch_norm(prepared)
+        for module in prepared.modules():
+            if isinstance(module, nn.Conv2d):
+                module.to(self.dtype)
+        self.network = prepared.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @torch.inference_mode()
+    def encode_query(self, picture: Tensor) -> Query:
+        """(3, H, W) RGB in [0, 1], display-referred sRGB -> the query's features (paper section 3.1)."""
+        height, width = picture.shape[-2:]
+        padded = self._padded(picture)
+        features: QueryFeatures = self.network.encode_query(padded)
+        return Query(features._replace(key=features.key.float()), height, width)
+
+    @torch.inference_mode()
+    def encode_memory(self, picture: Tensor, probabilities: Tensor) -> MemoryEntry:
+        """(3, H, W) RGB and (K, H, W) probabilities of the objects, both in [0, 1] -> one frame of memory."""
+        memory = self.network.encode_memory(self._padded(picture), self._padded(probabilities))
+        keys = memory.key[0].float().flatten(2).transpose(1, 2).contiguous()  # (K, P, Ck)
+        return MemoryEntry(keys, memory.value[0].flatten(2).contiguous())  # (K, Cv, P)
+
+    def new_bank(
+        self, rule: MemoryRule, like: MemoryEntry, *, capacity: int = DEFAULT_CAPACITY, permanent: int = 0
+    ) -> MemoryBank:
+        """An empty bank on this device for entries shaped like the given one."""
+        return MemoryBank(rule, like, capacity=capacity, permanent=permanent)
+
+    @torch.inference_mode()
+    def segment(self, query: Query, bank: MemoryBank) -> Tensor:
+        """Reads the memory and decodes (paper sections 3.2 to 3.4).
+
+        Returns:
+            (K + 1, H, W) fp32 probabilities, background first, summing to 1 at every pixel.
+        """
+        key = query.features.key  # (1, Ck, h, w)
+        read = space_time_read(key[0].flatten(1), bank.blocks())  # (K, Cv, N)
+        read = read.unflatten(2, key.shape[-2:]).unsqueeze(0)  # (1, K, Cv, h, w)
+        alone = self.network.decode(read, query.features)  # (1, K, H, W) padded
+        alone = unpad(alone, padding_to_stride(query.height, query.width))
+        return soft_aggregate(alone)[0]
+
+    def _padded(self, x: Tensor) -> Tensor:
+        """(C, H, W) -> (1, C, H', W') on the device, fp32, zeros around."""
+        x = x.to(self.device, torch.float32).unsqueeze(0)
+        padded = pad(x, padding_to_stride(x.shape[-2], x.shape[-1]))
+        return padded.contiguous(memory_format=torch.channels_last)
+
+
+def fold_batch_norm(network: SpaceTimeMemoryNetwork) -> None:
+    """Folds every BatchNorm of a network in eval mode into the convolutions before it, in place and exactly.
+
+    The memory encoder's first BatchNorm follows a sum of three convolutions: its scale goes into all of them.
+    """
+    for encoder in (network.query_encoder, network.memory_encoder):
+        trunk = encoder.trunk
+        if not isinstance(trunk, ResNet50Trunk):
+            continue  # the light trunk has none
+        norm = trunk.bn1
+        if isinstance(norm, nn.BatchNorm2d):
+            trunk.conv1 = fuse_conv_bn_eval(trunk.conv1, norm)
+            assert norm.running_var is not None
+            scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+            if encoder is network.memory_encoder:
+                for stem in (encoder.mask_stem, encoder.others_stem):
+                    assert isinstance(stem, nn.Conv2d)
+                    stem.weight.mul_(scale.view(-1, 1, 1, 1))
+            trunk.bn1 = nn.Identity()
+        for block in (*trunk.res2, *trunk.res3, *trunk.res4):
+            for number in ("1", "2", "3"):
+                conv, norm = getattr(block, f"conv{number}"), getattr(block, f"bn{number}")
+                if isinstance(norm, nn.BatchNorm2d):
+                    setattr(block, f"conv{number}", fuse_conv_bn_eval(conv, norm))
+                    setattr(block, f"bn{number}", nn.Identity())
+            if block.downsample is not None and isinstance(block.downsample[1], nn.BatchNorm2d):
+                block.downsample[0] = fuse_conv_bn_eval(block.downsample[0], block.downsample[1])
+                block.downsample[1] = nn.Identity()

@@ -1,0 +1,314 @@
+"""Training by the paper's recipe (section 3.5): stills, then videos, with the memory growing by the network's own output.
+
+A run lives in one folder: `config.json`, `checkpoint.pt` (everything that an exact resume needs), `log.csv`. Samples and
+random numbers depend on (seed, step) alone, so a resumed run takes the same steps as an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from model.config import network_config
+from model.data import Clip, ClipDataset, ClipOptions
+from model.network import (
+    QueryFeatures,
+    SpaceTimeMemoryNetwork,
+    read_dense,
+    soft_aggregate_log,
+)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """All that decides a run; written into its folder and into every checkpoint."""
+
+    network: str = "stm-lite"
+    steps: int = 4000
+    batch: int = 4
+    clip: ClipOptions = field(default_factory=ClipOptions)
+    skip_curriculum: tuple[int, int] = (0, 25)
+    """Largest number of frames left out between neighbours: at the start and at the end of the run."""
+    learning_rate: float = 4e-4
+    trunk_learning_rate: float = 1e-4
+    """Of layers that begin from ImageNet."""
+    warmup: int = 100
+    final_learning_rate_share: float = 0.1
+    """Cosine decay to this share of the learning rate at the last step."""
+    weight_decay: float = 1e-4
+    gradient_clip: float = 1.0
+    jaccard_weight: float = 1.0
+    """Weight of the soft Jaccard loss beside cross-entropy."""
+    ema: float = 0.998
+    """Decay of the moving average of weights, which is what is evaluated and shipped."""
+    seed: int = 0
+    bf16: bool = True
+    checkpoint_every: int = 50
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainingConfig:
+        """The inverse of `to_dict`, from JSON.
+
+        Raises:
+            ValueError: for a name that no option has.
+        """
+        values = dict(values)
+        clip = values.pop("clip", {})
+        for known, given in ((fields(cls), values), (fields(ClipOptions), clip)):
+            unknown = set(given) - {f.name for f in known}
+            if unknown:
+                raise ValueError(f"unknown training options: {', '.join(sorted(unknown))}")
+        return cls(clip=ClipOptions(**_tuples(clip)), **_tuples(values))
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+
+
+class Batch(NamedTuple):
+    """pictures (B, T, 3, H, W), labels (B, T, H, W), objects (B,): how many objects each clip really has."""
+
+    pictures: Tensor
+    labels: Tensor
+    objects: Tensor
+
+
+class Losses(NamedTuple):
+    """Loss to descend, and the mean IoU of the hard masks of the predicted frames for the log."""
+
+    total: Tensor
+    iou: Tensor
+
+
+def collate(clips: list[Clip]) -> Batch:
+    """Stacks clips of one size."""
+    return Batch(
+        torch.stack([c.pictures for c in clips]),
+        torch.stack([c.labels for c in clips]),
+        torch.tensor([c.objects for c in clips]),
+    )
+
+
+def propagate_clip(network: SpaceTimeMemoryNetwork, batch: Batch) -> Tensor:
+    """Runs a batch of clips as training does: the first frame's mask is given, every later frame is predicted, and its soft
+    output joins the memory.
+
+    Returns:
+        log-probabilities (B, T - 1, K + 1, H, W) after soft aggregation, background first.
+    """
+    objects = int(batch.objects.max())
+    frames = batch.pictures.shape[1]
+    exists = torch.arange(objects, device=batch.objects.device) < batch.objects[:, None]  # (B, K)
+    exists = exists[:, :, None, None].float()
+    masks = torch.stack([batch.labels[:, 0] == k + 1 for k in range(objects)], dim=1).float()
+    queries = network.encode_query(_channels_last(batch.pictures[:, 1:].flatten(0, 1)))
+    queries = QueryFeatures(*(f.unflatten(0, (-1, frames - 1)) for f in queries))
+    keys: list[Tensor] = []
+    values: list[Tensor] = []
+    outputs: list[Tensor] = []
+    for step in range(1, frames):
+        memory = network.encode_memory(_channels_last(batch.pictures[:, step - 1]), masks)
+        keys.append(memory.key)
+        values.append(memory.value)
+        query = QueryFeatures(*(f[:, step - 1] for f in queries))
+        read = read_dense(query.key, torch.stack(keys, dim=2), torch.stack(values, dim=2))
+        log_probabilities = soft_aggregate_log(network.decode(read, query) * exists)
+        outputs.append(log_probabilities)
+        masks = log_probabilities[:, 1:].exp() * exists
+    return torch.stack(outputs, dim=1)
+
+
+def clip_losses(log_probabilities: Tensor, batch: Batch, jaccard_weight: float) -> Losses:
+    """Cross-entropy over background and objects, plus the soft Jaccard loss of each object."""
+    target = batch.labels[:, 1:]
+    cross_entropy = F.nll_loss(log_probabilities.flatten(0, 1), target.flatten(0, 1))
+    objects = log_probabilities.shape[2] - 1
+    probabilities = log_probabilities[:, :, 1:].exp()  # (B, T-1, K, H, W)
+    truth = torch.stack([target == k + 1 for k in range(objects)], dim=2).float()
+    exists = (torch.arange(objects, device=target.device) < batch.objects[:, None])[:, None].float()
+    exists = exists.expand(-1, target.shape[1], -1)
+    shared = (probabilities * truth).sum(dim=(-2, -1))
+    either = (probabilities + truth - probabilities * truth).sum(dim=(-2, -1))
+    seen = exists * (truth.sum(dim=(-2, -1)) > 0)
+    jaccard = ((1 - (shared + 1) / (either + 1)) * seen).sum() / seen.sum().clamp(min=1)
+    with torch.no_grad():
+        hard = log_probabilities.argmax(dim=2)
+        predicted = torch.stack([hard == k + 1 for k in range(objects)], dim=2)
+        both = (predicted & (truth > 0)).sum(dim=(-2, -1)).float()
+        union = (predicted | (truth > 0)).sum(dim=(-2, -1)).float()
+        iou = (both / union.clamp(min=1) * seen).sum() / seen.sum().clamp(min=1)
+    return Losses(cross_entropy + jaccard_weight * jaccard, iou)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+class _Indexed(Dataset[Clip]):
+    """Samples for the steps from `first` on; a worker process builds them."""
+
+    def __init__(self, clips: ClipDataset, config: TrainingConfig, first: int) -> None:
+        self.clips, self.config, self.first = clips, config, first
+
+    def __len__(self) -> int:
+        return (self.config.steps - self.first) * self.config.batch
+
+    def __getitem__(self, item: int) -> Clip:
+        index = self.first * self.config.batch + item
+        step = index // self.config.batch
+        return self.clips.with_options(max_skip=max_skip_at(self.config, step)).sample(index)
+
+
+def max_skip_at(config: TrainingConfig, step: int) -> int:
+    """The curriculum of the paper: the skip grows evenly over the first three quarters of the run."""
+    low, high = config.skip_curriculum
+    share = min(step / max(config.steps * 0.75, 1), 1.0)
+    return round(low + (high - low) * share)
+
+
+def learning_rate_share(config: TrainingConfig, step: int) -> float:
+    """Warm-up, then cosine to the final share."""
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    progress = (step - config.warmup) / max(config.steps - config.warmup, 1)
+    floor = config.final_learning_rate_share
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def _parameter_groups(network: SpaceTimeMemoryNetwork, config: TrainingConfig) -> list[dict[str, Any]]:
+    trunk = [p for e in (network.query_encoder, network.memory_encoder) for p in e.trunk.parameters()]
+    known = {id(p) for p in trunk}
+    rest = [p for p in network.parameters() if id(p) not in known]
+    return [{"params": trunk, "base": config.trunk_learning_rate}, {"params": rest, "base": config.learning_rate}]
+
+
+class Trainer:
+    """One run in one folder.
+
+    Args:
+        folder: of the run; an existing checkpoint in it is resumed exactly.
+        config: of the run; ignored where the folder holds a checkpoint, except for `steps`.
+        clips: the training data.
+        initial: state dict to begin from (ImageNet trunks, or an earlier stage's weights).
+        device: where to train.
+        workers: processes that build samples; 0 builds them in this one.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: TrainingConfig,
+        clips: ClipDataset,
+        *,
+        initial: dict[str, Tensor] | None = None,
+        device: str = "cpu",
+        workers: int = 1,
+    ) -> None:
+        self.folder, self.config, self.clips, self.workers = folder, config, clips, workers
+        self.device = torch.device(device)
+        torch.manual_seed(config.seed)
+        self.network = SpaceTimeMemoryNetwork(network_config(config.network))
+        if initial is not None:
+            self.network.load_state_dict(initial)
+        self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network.train()
+        self.average = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
+        self.optimizer = torch.optim.AdamW(_parameter_groups(self.network, config), weight_decay=config.weight_decay)
+        self.step = 0
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.checkpoint.exists():
+            self._resume()
+        (folder / "config.json").write_text(json.dumps(self.config.to_dict(), indent=2) + "\n")
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint.pt"
+
+    def run(self, after_step: Callable[[Trainer, float, float], None] | None = None) -> None:
+        """Trains to the last step, writing a checkpoint every `checkpoint_every` steps and at the end.
+
+        Args:
+            after_step: called with (trainer, loss, iou) after each step.
+        """
+        began = time.monotonic()
+        for batch in self._batches():
+            loss, iou = self._train_step(batch)
+            self.step += 1
+            self._log(loss, iou, time.monotonic() - began)
+            if after_step is not None:
+                after_step(self, loss, iou)
+            if self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps:
+                self.save()
+
+    def _batches(self) -> Iterator[Batch]:
+        data = _Indexed(self.clips, self.config, self.step)
+        return iter(
+            DataLoader(data, self.config.batch, collate_fn=collate, num_workers=self.workers, prefetch_factor=4 if self.workers else None)
+        )
+
+    def _train_step(self, batch: Batch) -> tuple[float, float]:
+        batch = Batch(*(t.to(self.device) for t in batch))
+        share = learning_rate_share(self.config, self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base"] * share
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+            log_probabilities = propagate_clip(self.network, batch)
+        losses = clip_losses(log_probabilities, batch, self.config.jaccard_weight)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses.total.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
+        self.optimizer.step()
+        decay = min(self.config.ema, (self.step + 1) / (self.step + 10))
+        with torch.no_grad():
+            for name, value in self.network.state_dict().items():
+                if value.is_floating_point():
+                    self.average[name].lerp_(value, 1 - decay)
+                else:
+                    self.average[name].copy_(value)
+        return float(losses.total), float(losses.iou)
+
+    def save(self) -> None:
+        """Writes the checkpoint atomically."""
+        state = {
+            "step": self.step,
+            "config": self.config.to_dict(),
+            "network": self.network.state_dict(),
+            "average": self.average,
+            "optimizer": self.optimizer.state_dict(),
+        }
+        partial = self.checkpoint.with_suffix(".partial")
+        torch.save(state, partial)
+        os.replace(partial, self.checkpoint)
+
+    def _resume(self) -> None:
+        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+        saved = TrainingConfig.from_dict(state["config"])
+        self.config = TrainingConfig.from_dict({**saved.to_dict(), "steps": max(self.config.steps, saved.steps)})
+        self.network.load_state_dict(state["network"])
+        self.average = state["average"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = int(state["step"])
+
+    def _log(self, loss: float, iou: float, seconds: float) -> None:
+        path = self.folder / "log.csv"
+        is_new = not path.exists()
+        with path.open("a", newline="") as stream:
+            writer = csv.writer(stream)
+            if is_new:
+                writer.writerow(["step", "loss", "iou", "seconds"])
+            writer.writerow([self.step, f"{loss:.5f}", f"{iou:.5f}", f"{seconds:.1f}"])
