@@ -1,0 +1,667 @@
+"""The plan: which frames must be computed, from which keys, in which order, and why.
+
+Pure: no network, no files.
+
+**The dependency rule.** It is written down here and nowhere else.
+
+1. An object's *spans* are the plate frames between two neighbouring keys that give a mask of that object,
+   and from either end of the plate to the nearest such key. On a key the matte is the mask and depends on
+   nothing else.
+2. A *pass* starts at a key and runs forward or backward, frame by frame, for all objects that have a mask
+   there that is not empty. An empty mask says "not here": nothing is propagated from it, but it ends the
+   spans.
+3. A frame inside a span depends on the forward pass from the key on its left and on the backward pass from
+   the key on its right, up to this frame, for each of its objects. Where both keys have an empty mask the
+   object is absent.
+4. What a pass gives on a frame depends on the weights, the settings of the part `propagation`, the colour
+   transform and the canvas; on its own key (plate pixels and all masks of that key); and on the plate
+   pixels of every frame from the key up to it. The address of a pass on a frame is the hash chain of
+   exactly these: so a pass stays valid up to where something changed, and when a key is added further on.
+5. With `keys_in_memory` = `span`, a pass also depends on the keys at the far ends of its objects' spans, and
+   with `all` on every key (then any change of any key makes everything stale). Such a key takes part in a
+   pass where it gives a mask for every object of the pass.
+
+So with `own` and `span`, adding, changing or removing a key recomputes the spans on either side of it (of
+the objects that the key gives) and nothing else; and with `own`, of a span that a new key divides, the two
+passes that come from its ends are kept up to the new key.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cached_property
+from itertools import groupby
+from typing import Literal
+
+from stm_plugin.address import Ingredient, address_of
+from stm_plugin.errors import KeyframeError, PlateError
+from stm_plugin.settings import KeysInMemory
+
+Directions = Literal["both", "forward", "backward"]
+
+
+class Direction(StrEnum):
+    """Which way a pass runs."""
+
+    FORWARD = "forward"
+    BACKWARD = "backward"
+
+
+class State(StrEnum):
+    """What a frame's matte is, as a person wants to know it."""
+
+    KEY = "key"
+    """The artist gave the mask of every object."""
+    DONE = "done"
+    """Everything that it needs is in the store."""
+    STALE = "stale"
+    """It was computed, but from something that has changed since."""
+    MISSING = "missing"
+    """It was never computed."""
+    UNREACHED = "unreached"
+    """No pass in the asked direction comes by."""
+
+
+# ---- what a plan is made from ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class KeyMask:
+    """One object's mask on a key, by the hash of its values over the canvas."""
+
+    hash: str
+    empty: bool = False
+
+
+@dataclass(frozen=True)
+class Key:
+    """A frame on which the artist gave masks, by object id."""
+
+    frame: int
+    masks: Mapping[str, KeyMask]
+
+    @cached_property
+    def hash(self) -> str:
+        return address_of("masks", {name: mask.hash for name, mask in self.masks.items()})
+
+    def visible(self, objects: Iterable[str]) -> tuple[str, ...]:
+        """Those of `objects`, in their order, whose mask here is not empty."""
+        return tuple(one for one in objects if one in self.masks and not self.masks[one].empty)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything about a shot that a plan depends on.
+
+    Args:
+        frames: the plate's frames, ascending, in the host's numbers.
+        objects: ids of the objects in their order.
+        keys: in any order.
+        base: what every probability depends on, by the name that people know it by (`weights`, ...).
+        plate: content hash of each plate frame as far as it is known.
+    """
+
+    frames: tuple[int, ...]
+    objects: tuple[str, ...]
+    keys: tuple[Key, ...]
+    base: Mapping[str, str]
+    plate: Mapping[int, str]
+    keys_in_memory: KeysInMemory = "own"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for: frames `first` to `last` (None: to the plate's end), and directions."""
+
+    first: int | None = None
+    last: int | None = None
+    directions: Directions = "both"
+
+
+@dataclass(frozen=True)
+class FrameRecord:
+    """What a finished frame was made from; kept in the store to tell stale from missing, and why."""
+
+    frame: int
+    address: str
+    base: Mapping[str, str]
+    keys: Mapping[int, str]
+    plate: str
+
+
+# ---- what a plan is --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Span:
+    """Frames `first` to `last` of `objects` between the keys `left` and `right` (None: the plate ends)."""
+
+    objects: tuple[str, ...]
+    first: int
+    last: int
+    left: int | None
+    right: int | None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one object's matte on one frame comes from: the mask of a key, passes, or nothing (absent).
+
+    Attributes:
+        key: the frame itself, where it is a key of the object.
+        forward: key on the left whose forward pass is used.
+        backward: key on the right whose backward pass is used.
+    """
+
+    key: int | None = None
+    forward: int | None = None
+    backward: int | None = None
+
+    @property
+    def absent(self) -> bool:
+        return self.key is None and self.forward is None and self.backward is None
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One run from a key in one direction.
+
+    Attributes:
+        frames: in the order of the run, the key not among them.
+        memory_keys: other keys that are in its memory for the whole run.
+        root: address of the pass on its key; None where a plate hash that it needs is not known yet.
+    """
+
+    key: int
+    direction: Direction
+    objects: tuple[str, ...]
+    frames: tuple[int, ...]
+    memory_keys: tuple[int, ...]
+    root: str | None
+
+    @property
+    def name(self) -> tuple[int, Direction]:
+        return self.key, self.direction
+
+
+@dataclass(frozen=True)
+class ComputeStep:
+    """Compute `passed.frames[position]`, unless a result with its address turns out to be there."""
+
+    passed: Pass
+    position: int
+
+    @property
+    def frame(self) -> int:
+        return self.passed.frames[self.position]
+
+
+@dataclass(frozen=True)
+class FinishStep:
+    """Everything that the matte of `frame` needs is computed: fuse, finish, hand out."""
+
+    frame: int
+
+
+Step = ComputeStep | FinishStep
+
+
+@dataclass(frozen=True)
+class FramePlan:
+    """One frame of the range: its state, where each object comes from, and why it is (re)computed.
+
+    `address` is None where the plate frame, or one that it depends on, has not been read yet.
+    """
+
+    frame: int
+    sources: Mapping[str, Source]
+    address: str | None
+    state: State
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class DirtyRange:
+    """Neighbouring frames that are (re)computed for one reason."""
+
+    first: int
+    last: int
+    state: State
+    why: str
+
+    def __str__(self) -> str:
+        frames = f"frame {self.first}" if self.first == self.last else f"frames {self.first}-{self.last}"
+        verb = {State.STALE: "will be recomputed", State.UNREACHED: "cannot be computed"}
+        return f"{frames} {verb.get(self.state, 'will be computed')}: {self.why}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be done, in order. Walk `steps`; show `dirty`."""
+
+    facts: Facts
+    frames: tuple[FramePlan, ...]
+    passes: tuple[Pass, ...]
+    steps: tuple[Step, ...]
+    addresses: Mapping[tuple[int, Direction], tuple[str | None, ...]] = field(repr=False)
+
+    @property
+    def dirty(self) -> tuple[DirtyRange, ...]:
+        return _dirty_ranges(self.frames)
+
+    @property
+    def compute_steps(self) -> tuple[ComputeStep, ...]:
+        """The steps that run the network: one query, one read and one decoding each."""
+        return tuple(step for step in self.steps if isinstance(step, ComputeStep))
+
+    def state(self, frame: int) -> State:
+        return self.by_frame[frame].state
+
+    @cached_property
+    def by_frame(self) -> dict[int, FramePlan]:
+        return {one.frame: one for one in self.frames}
+
+    def words(self) -> str:
+        """The plan for people, one line per dirty range."""
+        lines = [str(one) for one in self.dirty]
+        return "\n".join(lines) if lines else "Everything is up to date."
+
+
+# ---- making a plan ---------------------------------------------------------------------------
+
+
+def make_plan(
+    facts: Facts,
+    request: Request = Request(),
+    known: Callable[[str], bool] = lambda address: False,
+    history: Mapping[int, FrameRecord] | None = None,
+) -> Plan:
+    """Decide what must be done.
+
+    Args:
+        known: whether the store holds the result with this address.
+        history: the last finished state of each frame, to tell stale from missing.
+
+    Raises:
+        KeyframeError: there is no key, or a key is not on a frame of the plate.
+        PlateError: the range holds no frame of the plate.
+    """
+    _check(facts)
+    wanted = frames_in_range(facts.frames, request)
+    keys = {key.frame: key for key in facts.keys}
+    sources = {frame: _sources(facts, frame, request.directions) for frame in wanted}
+    passes = _passes(facts, keys, sources)
+    addresses = {one.name: pass_addresses(one, facts.plate) for one in passes}
+    known_at = _known_results(passes, addresses, known)
+
+    frames = []
+    for frame in wanted:
+        ready = all(known_at.get((*name, frame), False) for name in _needed(sources[frame]))
+        reached = not any(_unreached(facts, sources[frame], frame).values())
+        address = frame_address(facts, frame, sources[frame], _lookup(passes, addresses, frame))
+        frames.append(_frame_plan(facts, frame, sources[frame], address, ready, reached, history or {}))
+    return Plan(facts, tuple(frames), passes, _steps(passes, frames, known_at), addresses)
+
+
+def frames_in_range(frames: tuple[int, ...], request: Request) -> tuple[int, ...]:
+    """The plate frames that a request names.
+
+    Raises:
+        PlateError: there are none.
+    """
+    first = frames[0] if request.first is None else request.first
+    last = frames[-1] if request.last is None else request.last
+    chosen = frames[bisect_left(frames, first) : bisect_right(frames, last)]
+    if not chosen:
+        raise PlateError(
+            f"The plate has no frame from {first} to {last}.",
+            hint=f"It has frames {frames[0]} to {frames[-1]}.",
+        )
+    return chosen
+
+
+def spans(facts: Facts) -> tuple[Span, ...]:
+    """All spans, from left to right; objects that share a span are named together."""
+    found: dict[tuple[int, int, int | None, int | None], list[str]] = {}
+    for name in facts.objects:
+        marks = _key_frames(facts, name)
+        if not marks:
+            continue
+        for left, right in zip([None, *marks], [*marks, None], strict=True):
+            start = 0 if left is None else bisect_right(facts.frames, left)
+            stop = len(facts.frames) if right is None else bisect_left(facts.frames, right)
+            if start < stop:
+                place = (facts.frames[start], facts.frames[stop - 1], left, right)
+                found.setdefault(place, []).append(name)
+    order = sorted(found, key=lambda place: (place[0], place[1]))
+    return tuple(Span(tuple(found[place]), *place) for place in order)
+
+
+# ---- addresses (rule 4 and 5) ----------------------------------------------------------------
+
+
+def chain(previous: str | None, plate_hash: str | None) -> str | None:
+    """The address of a pass on its next frame. None as soon as something is not known."""
+    if previous is None or plate_hash is None:
+        return None
+    return address_of("step", previous, plate_hash)
+
+
+def pass_root(facts: Facts, key: int, direction: Direction, memory_keys: Iterable[int]) -> str | None:
+    """The address of a pass on its own key. None where the plate there has not been read yet."""
+    keys = {one.frame: one for one in facts.keys}
+    objects = keys[key].visible(facts.objects)
+    remembered: list[Ingredient] = []
+    for frame in (key, *memory_keys):
+        if frame not in facts.plate:
+            return None
+        masks = [keys[frame].masks[name].hash for name in objects]
+        # The place in the run, not the frame number, so that a renumbered plate keeps its results.
+        place = bisect_left(facts.frames, frame) - bisect_left(facts.frames, key)
+        remembered.append([place, facts.plate[frame], masks])
+    return address_of("pass", dict(facts.base), direction.value, remembered)
+
+
+def pass_addresses(one: Pass, plate: Mapping[int, str]) -> tuple[str | None, ...]:
+    """The address of a pass on each of its frames."""
+    addresses: list[str | None] = []
+    address = one.root
+    for frame in one.frames:
+        address = chain(address, plate.get(frame))
+        addresses.append(address)
+    return tuple(addresses)
+
+
+def frame_address(
+    facts: Facts,
+    frame: int,
+    sources: Mapping[str, Source],
+    pass_address: Callable[[int, Direction], str | None],
+) -> str | None:
+    """The address of the fused probabilities of a frame. None where a pass has no address yet."""
+    keys = {one.frame: one for one in facts.keys}
+    parts: list[Ingredient] = []
+    for name, source in sources.items():
+        if source.key is not None:
+            parts.append(["mask", keys[source.key].masks[name].hash])
+            continue
+        part: list[str | int] = ["passes"]
+        for key, direction in _passes_of(source):
+            address = pass_address(key, direction)
+            if address is None:
+                return None
+            place = keys[key].visible(facts.objects).index(name)
+            part += [address, place, abs(frame - key)]
+        parts.append(part)
+    return address_of("frame", parts)
+
+
+# ---- sources, passes, steps ------------------------------------------------------------------
+
+
+def _check(facts: Facts) -> None:
+    if not facts.keys:
+        raise KeyframeError("The shot has no key.", hint="Give the mask of at least one frame.")
+    places = set(facts.frames)
+    for key in facts.keys:
+        if key.frame not in places:
+            raise KeyframeError(
+                "The plate has no such frame for this key.",
+                frame=key.frame,
+                hint=f"The plate has frames {facts.frames[0]} to {facts.frames[-1]}.",
+            )
+
+
+def _key_frames(facts: Facts, name: str) -> list[int]:
+    return sorted(key.frame for key in facts.keys if name in key.masks)
+
+
+def _sources(facts: Facts, frame: int, directions: Directions) -> dict[str, Source]:
+    """Rule 1 to 3 for one frame, by object; objects without any key are left out."""
+    keys = {key.frame: key for key in facts.keys}
+    sources: dict[str, Source] = {}
+    for name in facts.objects:
+        marks = _key_frames(facts, name)
+        if not marks:
+            continue
+        if frame in keys and name in keys[frame].masks:
+            sources[name] = Source(key=frame)
+            continue
+        place = bisect_left(marks, frame)
+        left = marks[place - 1] if place > 0 else None
+        right = marks[place] if place < len(marks) else None
+        sources[name] = Source(
+            forward=left if directions != "backward" and _shows(keys, left, name) else None,
+            backward=right if directions != "forward" and _shows(keys, right, name) else None,
+        )
+    return sources
+
+
+def _shows(keys: Mapping[int, Key], key: int | None, name: str) -> bool:
+    return key is not None and not keys[key].masks[name].empty
+
+
+def _unreached(facts: Facts, sources: Mapping[str, Source], frame: int) -> dict[str, bool]:
+    """By object: a key shows it on one side, but no pass may come from there, and the other side is open."""
+    keys = {key.frame: key for key in facts.keys}
+    result = {}
+    for name, source in sources.items():
+        marks = _key_frames(facts, name)
+        place = bisect_left(marks, frame)
+        beside = [*marks[max(place - 1, 0) : place], *marks[place : place + 1]]
+        # An empty mask on one side says where the object ends, so a one-way run may call it absent there.
+        result[name] = source.absent and all(_shows(keys, key, name) for key in beside)
+    return result
+
+
+def _passes_of(source: Source) -> tuple[tuple[int, Direction], ...]:
+    both = ((source.forward, Direction.FORWARD), (source.backward, Direction.BACKWARD))
+    return tuple((key, direction) for key, direction in both if key is not None)
+
+
+def _needed(sources: Mapping[str, Source]) -> set[tuple[int, Direction]]:
+    return {name for source in sources.values() for name in _passes_of(source)}
+
+
+def _passes(
+    facts: Facts, keys: Mapping[int, Key], sources: Mapping[int, Mapping[str, Source]]
+) -> tuple[Pass, ...]:
+    """Each pass as far as some frame needs it, ordered by key; forward before backward of the next key."""
+    reach: dict[tuple[int, Direction], int] = {}
+    for frame, by_object in sources.items():
+        for name in _needed(by_object):
+            key, direction = name
+            farther = max if direction is Direction.FORWARD else min
+            reach[name] = farther(reach.get(name, key), frame)
+    order = sorted(reach, key=lambda name: (name[0], name[1] is Direction.FORWARD))
+    return tuple(_one_pass(facts, keys, key, direction, reach[key, direction]) for key, direction in order)
+
+
+def _one_pass(facts: Facts, keys: Mapping[int, Key], key: int, direction: Direction, end: int) -> Pass:
+    if direction is Direction.FORWARD:
+        start, stop = bisect_right(facts.frames, key), bisect_right(facts.frames, end)
+        frames = facts.frames[start:stop]
+    else:
+        start, stop = bisect_left(facts.frames, end), bisect_left(facts.frames, key)
+        frames = facts.frames[start:stop][::-1]
+    objects = keys[key].visible(facts.objects)
+    memory_keys = _memory_keys(facts, keys, key, direction, objects)
+    return Pass(key, direction, objects, frames, memory_keys, pass_root(facts, key, direction, memory_keys))
+
+
+def _memory_keys(
+    facts: Facts, keys: Mapping[int, Key], key: int, direction: Direction, objects: tuple[str, ...]
+) -> tuple[int, ...]:
+    """Rule 5."""
+    if facts.keys_in_memory == "own":
+        return ()
+    if facts.keys_in_memory == "all":
+        others = set(keys) - {key}
+    else:
+        others = set()
+        for name in objects:
+            marks = _key_frames(facts, name)
+            far = marks.index(key) + (1 if direction is Direction.FORWARD else -1)
+            if 0 <= far < len(marks):
+                others.add(marks[far])
+    return tuple(sorted(one for one in others if all(name in keys[one].masks for name in objects)))
+
+
+def _known_results(
+    passes: tuple[Pass, ...],
+    addresses: Mapping[tuple[int, Direction], tuple[str | None, ...]],
+    known: Callable[[str], bool],
+) -> dict[tuple[int, Direction, int], bool]:
+    return {
+        (*one.name, frame): address is not None and known(address)
+        for one in passes
+        for frame, address in zip(one.frames, addresses[one.name], strict=True)
+    }
+
+
+def _lookup(
+    passes: tuple[Pass, ...], addresses: Mapping[tuple[int, Direction], tuple[str | None, ...]], frame: int
+) -> Callable[[int, Direction], str | None]:
+    by_name = {one.name: one for one in passes}
+
+    def find(key: int, direction: Direction) -> str | None:
+        one = by_name[key, direction]
+        return addresses[one.name][position_in(one, frame)]
+
+    return find
+
+
+def position_in(one: Pass, frame: int) -> int:
+    """The place of `frame` in the run of a pass.
+
+    Raises:
+        ValueError: the pass does not come by.
+    """
+    if one.direction is Direction.FORWARD:
+        place = bisect_left(one.frames, frame)
+    else:
+        place = bisect_left(one.frames, -frame, key=lambda number: -number)
+    if place == len(one.frames) or one.frames[place] != frame:
+        raise ValueError(f"the {one.direction} pass from {one.key} does not come by {frame}")
+    return place
+
+
+def _steps(
+    passes: tuple[Pass, ...],
+    frames: Iterable[FramePlan],
+    known_at: Mapping[tuple[int, Direction, int], bool],
+) -> tuple[Step, ...]:
+    """Passes in order; a frame is finished right after the last step that it waits for."""
+    steps: list[Step] = []
+    waiting: dict[int, set[tuple[int, Direction]]] = {}
+    for one in frames:
+        if one.state is State.UNREACHED:
+            continue
+        open_passes = {name for name in _needed(one.sources) if not known_at[(*name, one.frame)]}
+        if open_passes:
+            waiting[one.frame] = open_passes
+        else:
+            steps.append(FinishStep(one.frame))
+    for one_pass in passes:
+        for position, frame in enumerate(one_pass.frames):
+            if known_at[(*one_pass.name, frame)]:
+                continue
+            steps.append(ComputeStep(one_pass, position))
+            if frame in waiting:
+                waiting[frame].discard(one_pass.name)
+                if not waiting[frame]:
+                    steps.append(FinishStep(frame))
+    return tuple(steps)
+
+
+# ---- states and reasons ----------------------------------------------------------------------
+
+
+def record_of(facts: Facts, frame: int, sources: Mapping[str, Source], address: str) -> FrameRecord:
+    """What to keep about a frame that is finished now. Its plate hash must be known."""
+    return FrameRecord(frame, address, dict(facts.base), _keys_used(facts, sources), facts.plate[frame])
+
+
+def _keys_used(facts: Facts, sources: Mapping[str, Source]) -> dict[int, str]:
+    """The keys that a frame depends on (rules 1, 3 and 5), with the hashes of their masks."""
+    keys = {key.frame: key for key in facts.keys}
+    used: set[int] = set()
+    for source in sources.values():
+        if source.key is not None:
+            used.add(source.key)
+        for key, direction in _passes_of(source):
+            used.add(key)
+            used.update(_memory_keys(facts, keys, key, direction, keys[key].visible(facts.objects)))
+    return {frame: keys[frame].hash for frame in sorted(used)}
+
+
+def _frame_plan(
+    facts: Facts,
+    frame: int,
+    sources: Mapping[str, Source],
+    address: str | None,
+    ready: bool,
+    reached: bool,
+    history: Mapping[int, FrameRecord],
+) -> FramePlan:
+    if not reached:
+        return FramePlan(frame, sources, None, State.UNREACHED, "no pass in this direction comes by")
+    before = history.get(frame)
+    is_key = all(source.key is not None for source in sources.values())
+    if is_key and (before is None or before.address == address):
+        return FramePlan(frame, sources, address, State.KEY)
+    if ready and not is_key and address is not None and (before is None or before.address == address):
+        return FramePlan(frame, sources, address, State.DONE)
+    if before is None:
+        return FramePlan(frame, sources, address, State.MISSING, "not computed yet")
+    return FramePlan(frame, sources, address, State.STALE, _reason(facts, frame, sources, before, history))
+
+
+def _reason(
+    facts: Facts,
+    frame: int,
+    sources: Mapping[str, Source],
+    before: FrameRecord,
+    history: Mapping[int, FrameRecord],
+) -> str:
+    """What of the rule's ingredients has changed since the frame was finished, in words."""
+    for name in sorted({*facts.base, *before.base}):
+        if facts.base.get(name) != before.base.get(name):
+            return f"the {name} changed"
+    now = {key.frame: key.hash for key in facts.keys}
+    used = _keys_used(facts, sources)
+    changed = [key for key in used if key in before.keys and before.keys[key] != used[key]]
+    added = [key for key in used if key not in before.keys]
+    removed = [key for key in before.keys if key not in now]
+    for keys, what in ((changed, "changed"), (removed, "was removed"), (added, "was added")):
+        if keys:
+            return f"the mask on {_list(keys)} {what}"
+    if set(before.keys) != set(used):
+        return "it comes from other keys than before"
+    path = _path(facts, frame, used)
+    plates = [one for one in path if one in history and history[one].plate != facts.plate.get(one)]
+    if plates:
+        return f"the plate changed on {_list(plates)}"
+    return "a result that it depends on is no longer there or has changed"
+
+
+def _path(facts: Facts, frame: int, keys: Mapping[int, str]) -> list[int]:
+    first, last = min([frame, *keys]), max([frame, *keys])
+    return [one for one in facts.frames if first <= one <= last]
+
+
+def _list(frames: list[int]) -> str:
+    shown = ", ".join(str(one) for one in frames[:4])
+    return f"{shown} and {len(frames) - 4} more" if len(frames) > 4 else shown
+
+
+def _dirty_ranges(frames: Iterable[FramePlan]) -> tuple[DirtyRange, ...]:
+    ranges = []
+    for (state, why), group in groupby(frames, key=lambda one: (one.state, one.why)):
+        if state in (State.STALE, State.MISSING, State.UNREACHED):
+            members = list(group)
+            ranges.append(DirtyRange(members[0].frame, members[-1].frame, state, why))
+    return tuple(ranges)

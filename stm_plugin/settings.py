@@ -1,0 +1,254 @@
+"""Every setting of a shot: its default, the reason for the default, and which results depend on it.
+
+A setting belongs to one *part*. The parts are what content addresses are made of: a change of a
+setting makes stale what depends on its part and nothing else.
+
+| part          | what depends on it                                                              |
+| ------------- | ------------------------------------------------------------------------------- |
+| `propagation` | every probability (and so everything)                                           |
+| `finish`      | the mattes, not the probabilities: they are finished again in a fraction of it   |
+| `export`      | the files that are written, not the mattes                                      |
+| `identity`    | named here, but what it stands for is addressed by its own content: the weights  |
+|               | by their sha256, the colour by the transform, the keys in memory by the plan     |
+| `machine`     | nothing: how a machine does the work                                            |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast, get_args
+
+from stm_plugin.address import Ingredient, address_of
+from stm_plugin.errors import SettingsError
+from stm_plugin.plate import Window
+
+Part = Literal["propagation", "finish", "export", "identity", "machine"]
+KeysInMemory = Literal["own", "span", "all"]
+Precision = Literal["float32", "bfloat16", "float16"]
+Device = Literal["auto", "cuda", "mps", "cpu"]
+
+MAX_OBJECTS = 16
+"""Objects of one shot; soft aggregation and the memory are sized for it."""
+
+_MEMORY_RULE = re.compile(r"first|previous|first\+previous|every:[1-9][0-9]{0,3}")
+_GIBIBYTE = 1 << 30
+
+
+def _about(part: Part, reason: str) -> dict[str, str]:
+    """What a setting's field says about itself."""
+    return {"part": part, "reason": reason}
+
+
+@dataclass(frozen=True)
+class FinishSettings:
+    """How a probability at working size becomes a soft matte at plate resolution."""
+
+    enabled: bool = field(
+        default=True, metadata=_about("finish", "off gives the plain bicubic enlargement, for comparison")
+    )
+    radius: int = field(
+        default=4,
+        metadata=_about(
+            "finish", "working pixels: a network at stride 4 places an edge to about this distance"
+        ),
+    )
+    epsilon: float = field(
+        default=1e-3,
+        metadata=_about("finish", "squared display contrast that counts as an edge: about 3 % of the range"),
+    )
+    sure: float = field(
+        default=0.02,
+        metadata=_about(
+            "finish", "a probability this near 0 or 1, with all its neighbours, is exactly 0 or 1"
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        _within("finish.radius", self.radius, 1, 64)
+        _within("finish.epsilon", self.epsilon, 1e-8, 1.0)
+        _within("finish.sure", self.sure, 0.0, 0.25)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a shot. Immutable; `dataclasses.replace` makes a changed copy.
+
+    Raises:
+        SettingsError: on construction, where a value cannot be used.
+    """
+
+    memory_rule: str = field(
+        default="every:5",
+        metadata=_about(
+            "propagation", "the paper's best rule (table 5): first, previous and every fifth frame"
+        ),
+    )
+    memory_cap: int = field(
+        default=20,
+        metadata=_about(
+            "propagation",
+            "stored frames beside keys: a hundred frames of every:5; bounds a frame's time and memory",
+        ),
+    )
+    working_size: int = field(
+        default=480,
+        metadata=_about(
+            "propagation", "short side in square pixels: what the network was trained and measured near"
+        ),
+    )
+    region: Window | None = field(
+        default=None,
+        metadata=_about(
+            "propagation", "the whole canvas; a smaller window spends all working pixels on the object"
+        ),
+    )
+    precision: Precision = field(
+        default="float32",
+        metadata=_about(
+            "propagation", "exact and equal on every device; the others are faster where supported"
+        ),
+    )
+    keys_in_memory: KeysInMemory = field(
+        default="own",
+        metadata=_about(
+            "identity", "a pass remembers its own key only, so that a new key disturbs the least"
+        ),
+    )
+    weights: str = field(
+        default="stm-lite", metadata=_about("identity", "ships with the plug-in and runs on a CPU")
+    )
+    colour_space: str | None = field(
+        default=None, metadata=_about("identity", "found from the file and the config")
+    )
+    ocio_config: str | None = field(
+        default=None, metadata=_about("identity", "$OCIO, else the built-in ACES config")
+    )
+    finish: FinishSettings = field(
+        default_factory=FinishSettings, metadata=_about("finish", "see FinishSettings")
+    )
+    channel: str = field(
+        default="A", metadata=_about("export", "where compositing programs look for a matte")
+    )
+    device: Device = field(default="auto", metadata=_about("machine", "cuda, else mps, else cpu"))
+    ram_budget: int = field(
+        default=2 * _GIBIBYTE,
+        metadata=_about("machine", "bytes of features kept in RAM: about sixty frames of `stm-lite`"),
+    )
+    disk_budget: int = field(
+        default=8 * _GIBIBYTE,
+        metadata=_about("machine", "bytes of features kept in the shot's memory/ folder; may be deleted"),
+    )
+    plate_budget: int = field(
+        default=64 * _GIBIBYTE,
+        metadata=_about("machine", "bytes of plate pixels that a host pushed, in the shot's plate/ folder"),
+    )
+
+    def __post_init__(self) -> None:
+        if not _MEMORY_RULE.fullmatch(self.memory_rule):
+            raise SettingsError(
+                f"The memory rule {self.memory_rule!r} is not known.",
+                hint="Use first, previous, first+previous or every:N (every:5 is the default).",
+            )
+        _within("memory_cap", self.memory_cap, 1, 1000)
+        _within("working_size", self.working_size, 16, 4320)
+        _one_of("precision", self.precision, get_args(Precision))
+        _one_of("keys_in_memory", self.keys_in_memory, get_args(KeysInMemory))
+        _one_of("device", self.device.split(":")[0], get_args(Device))
+        if self.region is not None and (self.region.width < 1 or self.region.height < 1):
+            raise SettingsError("The region is empty.", hint="Give a width and a height of at least 1 pixel.")
+        for name in ("ram_budget", "disk_budget", "plate_budget"):
+            _within(name, getattr(self, name), 0, 1 << 50)
+        if not self.channel or any(letter.isspace() for letter in self.channel):
+            raise SettingsError(
+                f"The channel name {self.channel!r} cannot be used.", hint="Use A or layer.channel."
+            )
+
+    def id(self, part: Part) -> str:
+        """The address of all settings of one part; equal settings have equal ids."""
+        return address_of("settings", part, cast(Ingredient, _values_of(self, part)))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values that `from_json` reads back to an equal object."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Settings:
+        """Read what `to_json` gave. A missing setting takes its default.
+
+        Raises:
+            SettingsError: a setting is unknown, of the wrong type or out of its range.
+        """
+        plain = dict(values)
+        finish = plain.pop("finish", {})
+        region = plain.pop("region", None)
+        try:
+            return cls(
+                **_checked(cls, plain),
+                finish=FinishSettings(**_checked(FinishSettings, finish)),
+                region=None if region is None else Window(**region),
+            )
+        except TypeError as error:
+            raise SettingsError(f"The settings cannot be read: {error}.") from error
+
+
+@dataclass(frozen=True)
+class SettingHelp:
+    """One setting as a person asks for it."""
+
+    name: str
+    default: Any
+    part: Part
+    reason: str
+
+
+def describe_settings() -> tuple[SettingHelp, ...]:
+    """Every setting with its default, its part and the reason for the default."""
+    described: list[SettingHelp] = []
+    for owner, prefix in ((Settings, ""), (FinishSettings, "finish.")):
+        for one in dataclasses.fields(owner):
+            if one.name != "finish":
+                described.append(
+                    SettingHelp(prefix + one.name, one.default, one.metadata["part"], one.metadata["reason"])
+                )
+    return tuple(described)
+
+
+def _values_of(settings: Settings, part: Part) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for one in dataclasses.fields(settings):
+        if one.metadata["part"] == part:
+            value = getattr(settings, one.name)
+            is_group = isinstance(value, (FinishSettings, Window))
+            values[one.name] = dataclasses.asdict(value) if is_group else value
+    return values
+
+
+def _checked(owner: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` if each names a setting of `owner` and has the type of its default."""
+    fields = {one.name: one for one in dataclasses.fields(owner)}
+    for name, value in values.items():
+        if name not in fields:
+            raise SettingsError(
+                f"There is no setting {name!r}.", hint=f"Settings are: {', '.join(sorted(fields))}."
+            )
+        default = fields[name].default
+        if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+            continue
+        allowed: tuple[type, ...] = (str, type(None)) if default is None else (type(default),)
+        if type(value) not in allowed:
+            raise SettingsError(f"The setting {name} cannot be {value!r}.")
+    return dict(values)
+
+
+def _within(name: str, value: float, low: float, high: float) -> None:
+    if not (math.isfinite(value) and low <= value <= high):
+        raise SettingsError(f"The setting {name} is {value}.", hint=f"Give a value from {low} to {high}.")
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise SettingsError(f"The setting {name} is {value!r}.", hint=f"Use one of {', '.join(allowed)}.")

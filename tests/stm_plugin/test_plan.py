@@ -1,0 +1,314 @@
+"""The plan keeps the dependency rule, without a network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stm_plugin.errors import KeyframeError, PlateError
+from stm_plugin.plan import (
+    ComputeStep,
+    Direction,
+    Facts,
+    FinishStep,
+    FrameRecord,
+    Key,
+    KeyMask,
+    Plan,
+    Request,
+    State,
+    make_plan,
+    record_of,
+    spans,
+)
+from stm_plugin.settings import KeysInMemory
+
+FIRST, LAST = 1001, 1030
+FRAMES = tuple(range(FIRST, LAST + 1))
+OBJECTS = ("o1", "o2", "o3")
+
+
+def key(frame: int, **masks: str) -> Key:
+    """A key; the mask text `none` means an empty mask."""
+    return Key(frame, {name: KeyMask(f"{name}-{text}", empty=text == "none") for name, text in masks.items()})
+
+
+def facts(
+    *keys: Key, mode: KeysInMemory = "own", frames: tuple[int, ...] = FRAMES, weights: str = "w"
+) -> Facts:
+    plate = {frame: f"plate-{frame}" for frame in frames}
+    return Facts(frames, OBJECTS, keys, {"weights": weights, "settings": "s"}, plate, mode)
+
+
+class Store:
+    """Which results are there and what was finished: what a run leaves behind."""
+
+    def __init__(self) -> None:
+        self.results: set[str] = set()
+        self.history: dict[int, FrameRecord] = {}
+
+    def plan(self, shot: Facts, request: Request | None = None) -> Plan:
+        return make_plan(shot, request or Request(), self.results.__contains__, self.history)
+
+    def run(self, shot: Facts, request: Request | None = None) -> Plan:
+        """Walk a plan to its end; returns it as it was before."""
+        plan = self.plan(shot, request)
+        for step in plan.steps:
+            if isinstance(step, ComputeStep):
+                address = plan.addresses[step.passed.name][step.position]
+                assert address is not None
+                self.results.add(address)
+            else:
+                one = plan.by_frame[step.frame]
+                assert one.address is not None
+                self.history[step.frame] = record_of(shot, step.frame, one.sources, one.address)
+        return plan
+
+
+def computed(plan: Plan) -> set[tuple[int, Direction, int]]:
+    return {(*step.passed.name, step.frame) for step in plan.compute_steps}
+
+
+def run_of(key_frame: int, direction: Direction, frames: Iterable[int]) -> set[tuple[int, Direction, int]]:
+    return {(key_frame, direction, frame) for frame in frames}
+
+
+FORWARD, BACKWARD = Direction.FORWARD, Direction.BACKWARD
+
+single_object_keys = st.lists(st.sampled_from(FRAMES), min_size=1, max_size=6, unique=True)
+mask_text = st.sampled_from(["none", "a", "b"])
+some_keys = st.dictionaries(
+    st.sampled_from(FRAMES),
+    st.dictionaries(st.sampled_from(OBJECTS), mask_text, min_size=1),
+    min_size=1,
+    max_size=5,
+).map(lambda chosen: tuple(key(frame, **masks) for frame, masks in chosen.items()))
+modes = st.sampled_from(["own", "span"])
+
+
+def test_one_key_runs_both_ways_from_it() -> None:
+    plan = make_plan(facts(key(1010, o1="a")))
+    assert computed(plan) == run_of(1010, FORWARD, range(1011, 1031)) | run_of(
+        1010, BACKWARD, range(1001, 1010)
+    )
+    assert plan.state(1010) is State.KEY
+    assert plan.words() == (
+        "frames 1001-1009 will be computed: not computed yet\n"
+        "frames 1011-1030 will be computed: not computed yet"
+    )
+
+
+def test_a_changed_mask_is_told_in_words() -> None:
+    store = Store()
+    store.run(facts(key(1011, o1="a"), key(1020, o1="a"), key(1029, o1="a")))
+    changed = facts(key(1011, o1="a"), key(1020, o1="b"), key(1029, o1="a"))
+    assert store.plan(changed).words() == "frames 1012-1028 will be recomputed: the mask on 1020 changed"
+    fewer = facts(key(1011, o1="a"), key(1029, o1="a"))
+    assert store.plan(fewer).words() == "frames 1012-1028 will be recomputed: the mask on 1020 was removed"
+    more = facts(key(1001, o1="a"), key(1011, o1="a"), key(1020, o1="a"), key(1029, o1="a"))
+    assert store.plan(more).words() == "frames 1001-1010 will be recomputed: the mask on 1001 was added"
+    heavier = facts(key(1011, o1="a"), key(1020, o1="a"), key(1029, o1="a"), weights="new")
+    assert str(store.plan(heavier).dirty[0]) == "frames 1001-1010 will be recomputed: the weights changed"
+
+
+def test_a_changed_plate_frame_makes_stale_what_saw_it_and_says_so() -> None:
+    store = Store()
+    shot = facts(key(1010, o1="a"))
+    store.run(shot)
+    other = replace(shot, plate={**shot.plate, 1020: "graded"})
+    plan = store.plan(other)
+    assert computed(plan) == run_of(1010, FORWARD, range(1020, 1031))
+    assert plan.words() == "frames 1020-1030 will be recomputed: the plate changed on 1020"
+
+
+def test_a_new_key_keeps_both_passes_up_to_it() -> None:
+    store = Store()
+    store.run(facts(key(1001, o1="a"), key(1030, o1="a")))
+    plan = store.plan(facts(key(1001, o1="a"), key(1015, o1="a"), key(1030, o1="a")))
+    assert computed(plan) == run_of(1015, BACKWARD, range(1002, 1015)) | run_of(
+        1015, FORWARD, range(1016, 1030)
+    )
+    assert plan.words() == "frames 1002-1029 will be recomputed: the mask on 1015 was added"
+
+
+def test_taking_a_correction_back_needs_no_computing() -> None:
+    store = Store()
+    before, after = facts(key(1001, o1="a")), facts(key(1001, o1="a"), key(1015, o1="a"))
+    store.run(before)
+    store.run(after)
+    assert not store.plan(before).compute_steps
+
+
+def test_all_keys_in_memory_makes_everything_stale() -> None:
+    store = Store()
+    keys = (key(1001, o1="a"), key(1010, o1="a"), key(1030, o1="a"))
+    store.run(facts(*keys, mode="all"))
+    plan = store.plan(facts(*keys[:2], key(1030, o1="b"), mode="all"))
+    assert {step.frame for step in plan.compute_steps} == set(FRAMES) - {1001, 1010, 1030}
+    assert all(one.why == "the mask on 1030 changed" for one in plan.dirty)
+
+
+def test_an_object_is_only_bound_by_keys_that_give_it() -> None:
+    shot = facts(key(1005, o1="a"), key(1020, o2="a"))
+    assert [(span.objects, span.first, span.last, span.left, span.right) for span in spans(shot)] == [
+        (("o1",), 1001, 1004, None, 1005),
+        (("o2",), 1001, 1019, None, 1020),
+        (("o1",), 1006, 1030, 1005, None),
+        (("o2",), 1021, 1030, 1020, None),
+    ]
+    plan = make_plan(shot)
+    assert plan.by_frame[1020].sources["o1"].forward == 1005
+    assert plan.by_frame[1020].sources["o2"].key == 1020
+
+
+def test_an_object_with_an_empty_mask_is_absent_and_starts_no_pass() -> None:
+    plan = make_plan(facts(key(1001, o1="none"), key(1010, o1="a"), key(1020, o1="none")))
+    assert computed(plan) == run_of(1010, BACKWARD, range(1002, 1010)) | run_of(
+        1010, FORWARD, range(1011, 1020)
+    )
+    assert all(plan.by_frame[frame].sources["o1"].absent for frame in range(1021, 1031))
+    assert plan.state(1025) is State.DONE
+
+
+def test_a_one_way_run_names_the_frames_that_it_cannot_reach() -> None:
+    plan = make_plan(facts(key(1010, o1="a")), Request(directions="forward"))
+    assert plan.words().splitlines()[0] == (
+        "frames 1001-1009 cannot be computed: no pass in this direction comes by"
+    )
+    assert computed(plan) == run_of(1010, FORWARD, range(1011, 1031))
+
+
+def test_frames_not_read_yet_have_no_address_and_are_computed() -> None:
+    shot = facts(key(1001, o1="a"))
+    unread = replace(shot, plate={frame: f"plate-{frame}" for frame in FRAMES if frame < 1010})
+    plan = make_plan(unread)
+    assert plan.by_frame[1009].address is not None
+    assert plan.by_frame[1010].address is None
+    assert len(plan.compute_steps) == 29
+
+
+def test_renaming_the_frames_of_a_plate_keeps_its_results() -> None:
+    here = facts(key(1001, o1="a"), key(1030, o1="a"), mode="span")
+    there = replace(
+        here,
+        frames=tuple(range(1, 31)),
+        keys=(key(1, o1="a"), key(30, o1="a")),
+        plate={frame - 1000: text for frame, text in here.plate.items()},
+    )
+    assert [one.address for one in make_plan(here).frames] == [one.address for one in make_plan(there).frames]
+
+
+def test_wrong_input_is_named() -> None:
+    with pytest.raises(KeyframeError, match="no key"):
+        make_plan(facts())
+    with pytest.raises(KeyframeError, match="frame 999"):
+        make_plan(facts(key(999, o1="a")))
+    with pytest.raises(PlateError, match="no frame from 5 to 7"):
+        make_plan(facts(key(1001, o1="a")), Request(5, 7))
+
+
+@given(keys=some_keys, mode=st.sampled_from(["own", "span", "all"]))
+def test_a_finished_plan_leaves_nothing_to_do(keys: tuple[Key, ...], mode: KeysInMemory) -> None:
+    store = Store()
+    store.run(facts(*keys, mode=mode))
+    again = store.plan(facts(*keys, mode=mode))
+    assert not again.compute_steps
+    assert not again.dirty
+    assert {step.frame for step in again.steps if isinstance(step, FinishStep)} == set(FRAMES)
+
+
+@given(keys=some_keys, mode=st.sampled_from(["own", "span", "all"]))
+def test_every_frame_is_finished_once_and_after_all_that_it_needs(
+    keys: tuple[Key, ...], mode: KeysInMemory
+) -> None:
+    plan = make_plan(facts(*keys, mode=mode))
+    done: set[tuple[int, Direction, int]] = set()
+    finished: list[int] = []
+    for step in plan.steps:
+        if isinstance(step, ComputeStep):
+            before = step.passed.frames[: step.position]
+            assert run_of(*step.passed.name, before) <= done
+            done.add((*step.passed.name, step.frame))
+            continue
+        finished.append(step.frame)
+        for source in plan.by_frame[step.frame].sources.values():
+            if source.forward is not None:
+                assert (source.forward, FORWARD, step.frame) in done
+            if source.backward is not None:
+                assert (source.backward, BACKWARD, step.frame) in done
+    assert sorted(finished) == list(FRAMES)
+
+
+@settings(max_examples=200)
+@given(keys=some_keys, data=st.data())
+def test_a_changed_key_recomputes_the_spans_beside_it_only(
+    keys: tuple[Key, ...], data: st.DataObject
+) -> None:
+    store = Store()
+    store.run(facts(*keys))
+    changed = data.draw(st.sampled_from(keys))
+    others = tuple(one for one in keys if one.frame != changed.frame)
+    masks = data.draw(st.dictionaries(st.sampled_from(OBJECTS), mask_text))
+    now = (*others, key(changed.frame, **masks)) if masks else others
+    if not now:
+        return
+    beside = {
+        frame
+        for shot in (facts(*keys), facts(*now))
+        for span in spans(shot)
+        if {*changed.masks, *masks} & set(span.objects)
+        if changed.frame in (span.left, span.right) or span.first <= changed.frame <= span.last
+        for frame in range(span.first, span.last + 1)
+    }
+    assert {step.frame for step in store.plan(facts(*now)).compute_steps} <= beside
+
+
+@given(frames=single_object_keys, mode=modes, data=st.data())
+def test_with_one_object_the_dirty_range_is_exactly_the_two_neighbouring_spans(
+    frames: list[int], mode: KeysInMemory, data: st.DataObject
+) -> None:
+    store = Store()
+    keys = {frame: key(frame, o1="a") for frame in frames}
+    store.run(facts(*keys.values(), mode=mode))
+    changed = data.draw(st.sampled_from(frames))
+    plan = store.plan(facts(*{**keys, changed: key(changed, o1="b")}.values(), mode=mode))
+    left = max((frame for frame in frames if frame < changed), default=FIRST - 1)
+    right = min((frame for frame in frames if frame > changed), default=LAST + 1)
+    expected = run_of(changed, FORWARD, range(changed + 1, right))
+    expected |= run_of(changed, BACKWARD, range(left + 1, changed))
+    if mode == "span":
+        expected |= run_of(left, FORWARD, range(left + 1, changed)) if left >= FIRST else set()
+        expected |= run_of(right, BACKWARD, range(changed + 1, right)) if right <= LAST else set()
+    assert computed(plan) == expected
+    dirty = [one.frame for one in plan.frames if one.state is State.STALE]
+    assert dirty == list(range(left + 1, right))
+
+
+@given(keys=some_keys, mode=modes, data=st.data())
+def test_a_range_changes_what_is_done_but_no_result(
+    keys: tuple[Key, ...], mode: KeysInMemory, data: st.DataObject
+) -> None:
+    first = data.draw(st.sampled_from(FRAMES))
+    last = data.draw(st.sampled_from([frame for frame in FRAMES if frame >= first]))
+    whole = make_plan(facts(*keys, mode=mode))
+    part = make_plan(facts(*keys, mode=mode), Request(first, last))
+    assert [one.frame for one in part.frames] == list(range(first, last + 1))
+    for one in part.frames:
+        assert one.address == whole.by_frame[one.frame].address
+    assert computed(part) <= computed(whole)
+
+
+@given(keys=some_keys, data=st.data())
+def test_a_run_stopped_anywhere_goes_on_where_it_stopped(keys: tuple[Key, ...], data: st.DataObject) -> None:
+    plan = make_plan(facts(*keys))
+    stop = data.draw(st.integers(0, len(plan.compute_steps)))
+    done = plan.compute_steps[:stop]
+    results = {plan.addresses[step.passed.name][step.position] for step in done}
+    rest = make_plan(facts(*keys), known=results.__contains__)
+    left = computed(plan) - {(*step.passed.name, step.frame) for step in done}
+    # The same picture seen from the same key is one result, whichever step made it.
+    assert computed(rest) == left
