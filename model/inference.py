@@ -102,12 +102,20 @@ class FastNetwork:
         Returns:
             (K + 1, H, W) fp32 probabilities, background first, summing to 1 at every pixel.
         """
+        return soft_aggregate(self.segment_alone(query, bank).unsqueeze(0))[0]
+
+    @torch.inference_mode()
+    def segment_alone(self, query: Query, bank: MemoryBank) -> Tensor:
+        """The same before the objects are merged, for objects whose memories lie in several banks.
+
+        Returns:
+            (K, H, W) fp32: each object's own probability. `soft_aggregate` merges those of all banks.
+        """
         key = query.features.key  # (1, Ck, h, w)
         read = space_time_read(key[0].flatten(1), bank.blocks())  # (K, Cv, N)
         read = read.unflatten(2, key.shape[-2:]).unsqueeze(0)  # (1, K, Cv, h, w)
         alone = self.network.decode(read, query.features)  # (1, K, H, W) padded
-        alone = unpad(alone, padding_to_stride(query.height, query.width))
-        return soft_aggregate(alone)[0]
+        return unpad(alone, padding_to_stride(query.height, query.width))[0]
 
     def _padded(self, x: Tensor) -> Tensor:
         """(C, H, W) -> (1, C, H', W') on the device, fp32, zeros around."""
