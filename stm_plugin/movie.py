@@ -1,0 +1,197 @@
+"""Movie files as plates: an exact count of their frames, and exact frames in any order."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from stm_plugin.errors import PlateError
+
+_MOVIES = "mov mp4 m4v avi mkv mxf mpg mpeg webm wmv"
+MOVIE_EXTENSIONS = frozenset(f".{kind}" for kind in _MOVIES.split())
+
+_CHUNK = 16
+"""Frames that are decoded together when a movie is read backwards."""
+_CACHE_BYTES = 256 << 20
+"""Decoded frames kept for reading backwards (8 bits a channel)."""
+_SKIP_AHEAD = 64
+"""Up to this many frames are decoded and dropped rather than jumped over."""
+_TIME_TOLERANCE_MS = 0.5
+_COUNT_TOLERANCE = 2
+"""Frames that a container may promise and not hold (edit lists, delayed pictures) without being truncated."""
+
+ByteArray = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class MovieIndex:
+    """What a movie holds, found by walking through it once.
+
+    Attributes:
+        times: presentation time of every frame, in milliseconds.
+        width, height: pixels.
+        fps: frames per second, or None where the file does not say.
+        pixel_aspect: width over height of one pixel.
+    """
+
+    times: tuple[float, ...]
+    width: int
+    height: int
+    fps: float | None
+    pixel_aspect: float
+
+    @property
+    def count(self) -> int:
+        """How many frames the movie really holds."""
+        return len(self.times)
+
+
+def is_movie(path: str | Path) -> bool:
+    """Whether a file name is that of a movie."""
+    return Path(path).suffix.lower() in MOVIE_EXTENSIONS
+
+
+def index_movie(path: Path) -> MovieIndex:
+    """Walk through a movie and index its frames. The result is kept as long as the file does not change.
+
+    Raises:
+        PlateError: the file cannot be opened, holds no frames, or ends before the frames that it promises.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise PlateError(f"The movie cannot be opened ({error.strerror}).", path=path) from error
+    return _index_movie(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _index_movie(path: Path, size: int, modified_ns: int) -> MovieIndex:
+    capture = _open(path)
+    try:
+        promised = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        times = []
+        while capture.grab():
+            times.append(capture.get(cv2.CAP_PROP_POS_MSEC))
+        if not times:
+            raise PlateError("The movie holds no frames that can be decoded.", path=path)
+        if promised - len(times) > max(_COUNT_TOLERANCE, promised // 100):
+            raise PlateError(
+                f"The movie promises {promised} frames but holds {len(times)}: it is truncated or damaged.",
+                path=path,
+                hint="Copy or render it again.",
+            )
+        aspect_x, aspect_y = capture.get(cv2.CAP_PROP_SAR_NUM), capture.get(cv2.CAP_PROP_SAR_DEN)
+        fps = capture.get(cv2.CAP_PROP_FPS)
+        return MovieIndex(
+            times=tuple(times),
+            width=int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)),
+            height=int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)),
+            fps=fps if fps > 0 else None,
+            pixel_aspect=aspect_x / aspect_y if aspect_x > 0 and aspect_y > 0 else 1.0,
+        )
+    finally:
+        capture.release()
+
+
+class MovieReader:
+    """Reads frames of one movie, forwards or backwards, and checks that a jump landed where it should.
+
+    Safe to be used from several threads.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.index = index_movie(path)
+        self._lock = threading.Lock()
+        self._capture: cv2.VideoCapture | None = None
+        self._next = 0  # the number of the frame that the decoder gives next
+        self._recent: OrderedDict[int, ByteArray] = OrderedDict()
+
+    def read(self, number: int) -> ByteArray:
+        """Frame `number`, counted from 0, as uint8 (height, width, 3) in R, G, B.
+
+        Raises:
+            PlateError: the frame cannot be decoded.
+        """
+        if not 0 <= number < self.index.count:
+            raise PlateError(f"The movie has {self.index.count} frames, no number {number}.", path=self.path)
+        with self._lock:
+            if number not in self._recent:
+                self._decode(number)
+            self._recent.move_to_end(number)
+            return self._recent[number]
+
+    def close(self) -> None:
+        """Let go of the file and of the frames kept."""
+        with self._lock:
+            self._release()
+            self._recent.clear()
+
+    def _decode(self, number: int) -> None:
+        if self._capture is not None and 0 <= number - self._next <= _SKIP_AHEAD:
+            if self._walk(self._next, number, keep_from=number):
+                return
+        else:
+            first = max(0, number - _CHUNK + 1)
+            self._jump(first)
+            if self._walk(first, number, keep_from=first):
+                return
+        self._release()  # the jump did not land where it should: walk from the start, which is exact
+        self._jump(0)
+        if not self._walk(0, number, keep_from=number):
+            raise PlateError(f"Frame {number + 1} of the movie cannot be decoded.", path=self.path)
+
+    def _jump(self, number: int) -> None:
+        if self._capture is None:
+            self._capture = _open(self.path)
+            self._next = 0
+        if number != self._next:
+            self._capture.set(cv2.CAP_PROP_POS_FRAMES, number)
+            self._next = number
+
+    def _walk(self, first: int, last: int, *, keep_from: int) -> bool:
+        """Decode frames `first` to `last`; False when one is not the frame that the index knows."""
+        assert self._capture is not None
+        for number in range(first, last + 1):
+            if not self._capture.grab():
+                return False
+            self._next = number + 1
+            if abs(self._capture.get(cv2.CAP_PROP_POS_MSEC) - self.index.times[number]) > _TIME_TOLERANCE_MS:
+                return False
+            if number >= keep_from:
+                decoded, picture = self._capture.retrieve()
+                if not decoded:
+                    return False
+                self._keep(number, np.ascontiguousarray(picture[:, :, ::-1], dtype=np.uint8))
+        return True
+
+    def _keep(self, number: int, picture: ByteArray) -> None:
+        self._recent[number] = picture
+        self._recent.move_to_end(number)
+        most = max(1, _CACHE_BYTES // picture.nbytes)
+        while len(self._recent) > most:
+            self._recent.popitem(last=False)
+
+    def _release(self) -> None:
+        if self._capture is not None:
+            self._capture.release()
+            self._capture = None
+
+
+def _open(path: Path) -> cv2.VideoCapture:
+    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+    if not capture.isOpened():
+        capture.release()
+        raise PlateError(
+            "The movie cannot be opened: it is damaged, or of a kind that OpenCV's FFmpeg cannot decode.",
+            path=path,
+            hint="Convert it to an image sequence (EXR, DPX, PNG or JPEG).",
+        )
+    return capture
