@@ -1,0 +1,34 @@
+"""`python -m stm_plugin.server`: how a host starts the engine."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from stm_plugin.errors import StmError
+from stm_plugin.server import DEFAULT_IDLE_SECONDS, EngineRunningError, ServeOptions, serve
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve; 0 at a good end or when another engine is there already, 1 on an error."""
+    parser = argparse.ArgumentParser(prog="stm serve", description=__doc__)
+    parser.add_argument("--parent", type=int, help="end when this process has gone")
+    parser.add_argument("--idle", type=float, default=DEFAULT_IDLE_SECONDS, help="seconds without a client")
+    parser.add_argument("--foreground", action="store_true", help="log to standard error")
+    given = parser.parse_args(arguments)
+    os.umask(0o077)
+    from stm_plugin.server.shots import EngineBackend
+
+    try:
+        serve(EngineBackend(), ServeOptions(given.idle, given.parent, to_log=not given.foreground))
+    except EngineRunningError:
+        return 0
+    except StmError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

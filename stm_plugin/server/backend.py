@@ -1,0 +1,235 @@
+"""What the server asks of the engine. `shots.py` is the real one, which takes seconds to import."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from stm_plugin.protocol import Direction, PlateFiles, PushedGeometry, Range, Rectangle
+
+FloatArray = npt.NDArray[np.float32]
+Frames = Sequence[int]
+
+
+@dataclass(frozen=True)
+class PushedFrame:
+    """One plate frame from a host: float32 (height, width, 3) over `data_window`, scene values."""
+
+    frame: int
+    pixels: FloatArray
+    data_window: Rectangle
+    display_window: Rectangle | None
+    pixel_aspect: float | None
+    digest: str | None
+    metadata: Mapping[str, str | int | float]
+
+
+@dataclass(frozen=True)
+class PushedMasks:
+    """One key from a host: object name -> float32 (height, width) in [0, 1] over `data_window`."""
+
+    frame: int
+    masks: Mapping[str, FloatArray]
+    data_window: Rectangle
+    digest: str | None
+    replace: bool
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a push or an edit did."""
+
+    changed: bool
+    dirty: Frames
+    content: str = ""
+
+
+@dataclass(frozen=True)
+class KeyState:
+    """A key: its objects with the sha256 of each mask."""
+
+    frame: int
+    objects: Mapping[str, str]
+    digest: str | None
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why frames are not done."""
+
+    frames: Frames
+    text: str
+
+
+@dataclass(frozen=True)
+class ShotState:
+    """What is done, stale, missing, and why."""
+
+    first: int
+    last: int
+    objects: tuple[str, ...]
+    keys: tuple[int, ...]
+    done: Frames
+    stale: Frames
+    missing: Frames
+    plate_missing: Frames
+    reasons: tuple[Reason, ...]
+    advice: tuple[int, str] | None = None
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a propagation would do."""
+
+    compute: int
+    frames: Frames
+    reasons: tuple[Reason, ...]
+    plate_needed: Frames
+    memory: int | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a job is. `finished` names frames whose result is there since the last report."""
+
+    done: int
+    total: int
+    frame: int | None
+    seconds_left: float | None
+    finished: Frames = ()
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Matte:
+    """The finished matte of one frame: name -> float32 (height, width) over `data_window`."""
+
+    mattes: Mapping[str, FloatArray]
+    union: FloatArray
+    data_window: Rectangle
+    display_window: Rectangle
+    source: Literal["key", "propagated"]
+    stale: bool
+    content: str
+    confidence: float | None = None
+
+
+@dataclass(frozen=True)
+class NoMatte:
+    """There is no matte to give out, and why."""
+
+    state: Literal["stale", "missing", "plate_missing", "outside"]
+    reason: str
+
+
+@dataclass(frozen=True)
+class ExportOrder:
+    """Matte files to be written."""
+
+    pattern: str
+    frames: Range | None
+    channel: str | None
+    objects: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Information:
+    """What a panel can offer."""
+
+    python: str
+    torch: str
+    devices: tuple[Mapping[str, Any], ...] = ()
+    weights: tuple[Mapping[str, Any], ...] = ()
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+Report = Callable[[Progress], None]
+Cancelled = Callable[[], bool]
+
+
+class ShotBackend(Protocol):
+    """One open shot. Its methods may be called from several threads; a job runs in a thread of its own.
+
+    Methods raise StmError with a text for people.
+    """
+
+    def device(self) -> str:
+        """The device that this shot computes on."""
+
+    def close(self) -> None:
+        """Give the store back. No job is at work."""
+
+    def describe_plate(self, plate: PushedGeometry | PlateFiles) -> None:
+        """Take over a changed geometry or range."""
+
+    def plate_needed(self, frames: Range | None, digests: Mapping[int, str]) -> Frames:
+        """Frames whose pixels a host must push."""
+
+    def push_plate(self, pushed: PushedFrame) -> Change:
+        """Keep one frame's pixels."""
+
+    def push_key(self, pushed: PushedMasks) -> Change:
+        """Keep one key's masks."""
+
+    def keys(self) -> tuple[KeyState, ...]:
+        """All keys, ascending."""
+
+    def remove_key(self, frame: int) -> Change:
+        """Take a key away."""
+
+    def settings(self) -> dict[str, Any]:
+        """All settings as plain values."""
+
+    def set_settings(self, settings: Mapping[str, Any]) -> Change:
+        """Change some settings, or none when one is bad."""
+
+    def set_objects(self, rename: Mapping[str, str], remove: Sequence[str]) -> Change:
+        """Rename or remove objects."""
+
+    def state(self, frames: Range | None) -> ShotState:
+        """What is done, stale, missing."""
+
+    def forecast(self, frames: Range | None, direction: Direction) -> Forecast:
+        """What `propagate` would do."""
+
+    def propagate(
+        self, frames: Range | None, direction: Direction, report: Report, cancelled: Cancelled
+    ) -> None:
+        """Compute what is not done. `report` is called after every frame and may take its time."""
+
+    def export_frames(self, order: ExportOrder) -> Frames:
+        """The frames that `export` would write."""
+
+    def export(self, order: ExportOrder, report: Report, cancelled: Cancelled) -> None:
+        """Write matte files."""
+
+    def matte(self, frame: int, objects: Sequence[str], stale: bool) -> Matte | NoMatte:
+        """The matte of one frame, if it is there."""
+
+
+class Backend(Protocol):
+    """The engine as a whole."""
+
+    def information(self) -> Information:
+        """What a panel can offer; may take seconds."""
+
+    def open(self, folder: Path) -> ShotBackend:
+        """Open a shot store that exists."""
+
+    def create(
+        self,
+        folder: Path,
+        plate: PushedGeometry | PlateFiles,
+        settings: Mapping[str, Any],
+        objects: Sequence[str],
+    ) -> ShotBackend:
+        """Make a shot store."""
+
+    def exists(self, folder: Path) -> bool:
+        """Whether the folder is a shot store."""

@@ -1,0 +1,202 @@
+"""The engine process: take the lock, listen, tell where, serve until nobody needs it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Final
+
+from stm_plugin.server.backend import Backend
+from stm_plugin.server.connection import ByteBudget, Connection
+from stm_plugin.server.mapped import MapFolder
+from stm_plugin.server.runtime import (
+    ENDPOINT_NAME,
+    LOG_NAME,
+    SOCKET_NAME,
+    Endpoint,
+    Parent,
+    default_transport,
+    engine_lock,
+    keep_fresh,
+    listen,
+    make_private_folder,
+    map_folder,
+    peer_is_user,
+    rotate_log,
+    runtime_folder,
+)
+from stm_plugin.server.service import Service
+
+log = logging.getLogger("stm.server")
+
+DEFAULT_IDLE_SECONDS: Final = 900.0
+MAX_CONNECTIONS: Final = 64
+_WATCH_SECONDS: Final = 0.5
+_TIDY_SECONDS: Final = 30.0
+_STREAM_LIMIT: Final = 1 << 22
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """How an engine process is to live.
+
+    Attributes:
+        idle_seconds: it ends after this time without a client or a job.
+        parent: the process that it is to die with, or None.
+        to_log: whether messages go into the log file instead of to standard error.
+    """
+
+    idle_seconds: float = DEFAULT_IDLE_SECONDS
+    parent: int | None = None
+    to_log: bool = True
+
+
+def serve(backend: Backend, options: ServeOptions) -> None:
+    """Be the user's engine until nobody needs it.
+
+    Raises:
+        EngineRunningError: there is one already.
+        RuntimeFolderError: the runtime folder cannot be used safely.
+    """
+    parent = None if options.parent is None else Parent(options.parent)
+    folder = runtime_folder()
+    make_private_folder(folder)
+    with engine_lock(folder):
+        _start_log(folder, options.to_log)
+        transport = default_transport()
+        maps = MapFolder(map_folder(folder))
+        listener = listen(folder, transport)
+        path, port = ("", listener.getsockname()[1]) if transport == "tcp" else (str(folder / SOCKET_NAME), 0)
+        endpoint = Endpoint.new(transport, path, port, engine_version())
+        endpoint.publish(folder)
+        log.info("engine %s, process %d, serves %s", endpoint.engine, endpoint.pid, path or port)
+        try:
+            asyncio.run(_Server(backend, folder, endpoint, maps, parent, options.idle_seconds).run(listener))
+        finally:
+            if endpoint.is_published(folder):
+                (folder / ENDPOINT_NAME).unlink(missing_ok=True)
+                (folder / SOCKET_NAME).unlink(missing_ok=True)
+            maps.remove("")
+            log.info("the engine has ended")
+
+
+def engine_version() -> str:
+    """The version of the installed plug-in."""
+    try:
+        return metadata.version("stm-nuke")
+    except metadata.PackageNotFoundError:
+        return "0.0.0"
+
+
+class _Server:
+    def __init__(
+        self,
+        backend: Backend,
+        folder: Path,
+        endpoint: Endpoint,
+        maps: MapFolder,
+        parent: Parent | None,
+        idle_seconds: float,
+    ) -> None:
+        self._backend = backend
+        self._folder = folder
+        self._endpoint = endpoint
+        self._maps = maps
+        self._parent = parent
+        self._idle_seconds = idle_seconds
+        self._connections: set[Connection] = set()
+
+    async def run(self, listener: socket.socket) -> None:
+        self._service = Service(self._backend, self._maps)
+        self._budget = ByteBudget()
+        loop = asyncio.get_running_loop()
+        if sys.platform != "win32":
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                loop.add_signal_handler(number, self._service.stop.set)
+        if self._endpoint.transport == "tcp":
+            server = await asyncio.start_server(self._serve_client, sock=listener, limit=_STREAM_LIMIT)
+        else:
+            server = await asyncio.start_unix_server(self._serve_client, sock=listener, limit=_STREAM_LIMIT)
+        watch = asyncio.ensure_future(self._watch())
+        try:
+            await self._service.stop.wait()
+        finally:
+            server.close()
+            watch.cancel()
+            await self._service.end()
+            for connection in list(self._connections):
+                connection.abort()
+
+    async def _serve_client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        peer = writer.get_extra_info("socket")
+        if len(self._connections) >= MAX_CONNECTIONS or not peer_is_user(peer):
+            log.warning("a connection was refused")
+            writer.close()
+            return
+        connection = Connection(
+            self._service, self._endpoint, self._budget, self._count_clients, reader, writer
+        )
+        self._connections.add(connection)
+        try:
+            await connection.run()
+        except asyncio.CancelledError:
+            return
+        except Exception:
+            log.exception("the connection of %s failed", connection.name)
+        finally:
+            self._connections.discard(connection)
+
+    def _count_clients(self) -> int:
+        return sum(one.said_hello for one in self._connections)
+
+    async def _watch(self) -> None:
+        """End the engine when nobody needs it; tidy now and then."""
+        needed_at = tidied_at = time.monotonic()
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            now = time.monotonic()
+            clients = self._count_clients()
+            if clients or self._service.is_working:
+                needed_at = now
+            idle = now - needed_at > self._idle_seconds
+            if idle or (self._parent_has_gone() and not self._has_other_clients()):
+                log.info("nobody needs the engine any more")
+                self._service.stop.set()
+            if now - tidied_at > _TIDY_SECONDS:
+                tidied_at = now
+                await self._service.tidy()
+                keep_fresh(self._folder)
+                if not self._endpoint.is_published(self._folder) and not clients:
+                    log.warning("the endpoint file has gone; the engine ends")
+                    self._service.stop.set()
+
+    def _parent_has_gone(self) -> bool:
+        return self._parent is not None and not self._parent.is_alive()
+
+    def _has_other_clients(self) -> bool:
+        parent = self._parent.pid if self._parent is not None else 0
+        return any(one.said_hello and one.pid != parent for one in self._connections)
+
+
+def _start_log(folder: Path, to_log: bool) -> None:
+    form = "%(asctime)s %(levelname)s %(message)s"
+    if to_log:
+        rotate_log(folder)
+        log_file = folder / LOG_NAME
+        with contextlib.suppress(FileNotFoundError):
+            if log_file.is_symlink():
+                log_file.unlink()
+        logging.basicConfig(filename=log_file, format=form, level=logging.INFO, force=True)
+        with contextlib.suppress(OSError):
+            os.chmod(log_file, 0o600)
+    else:
+        logging.basicConfig(stream=sys.stderr, format=form, level=logging.INFO, force=True)

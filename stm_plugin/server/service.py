@@ -1,0 +1,668 @@
+"""The engine as all its clients share it: open shots, jobs, devices, and what each request does."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeVar
+
+import numpy as np
+
+from stm_plugin import protocol as p
+from stm_plugin.errors import StmError
+from stm_plugin.protocol import RequestError, ranges_of
+from stm_plugin.server import pixels
+from stm_plugin.server.backend import (
+    Backend,
+    Change,
+    ExportOrder,
+    KeyState,
+    Matte,
+    NoMatte,
+    PushedFrame,
+    PushedMasks,
+    Reason,
+    ShotBackend,
+)
+from stm_plugin.server.jobs import REMEMBERED_SECONDS, DeviceQueue, Job, Work
+from stm_plugin.server.mapped import MapFolder
+
+log = logging.getLogger("stm.server")
+
+T = TypeVar("T")
+Reply = tuple[dict[str, Any], memoryview | bytes]
+
+WORKER_THREADS: Final = 8
+JOB_END_SECONDS: Final = 30.0
+"""How long a job may take to stop when the engine ends."""
+_INTERRUPT_SECONDS: Final = 300.0
+
+
+class Client(Protocol):
+    """What the service needs of a connection."""
+
+    prefix: str
+    name: str
+
+    def job_changed(self, job: Job) -> None:
+        """A job that this connection started has news; called on the event loop."""
+
+
+@dataclass
+class SharedShot:
+    """One open shot store and who uses it."""
+
+    handle: str
+    folder: Path
+    backend: ShotBackend
+    owner: str | None
+    users: set[Client] = field(default_factory=set)
+    edit: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while keys, settings or the plate change, so that changes of several clients do not mix."""
+
+    def state_json(self, frames: p.Range | None, jobs: Sequence[str]) -> dict[str, Any]:
+        """What `status` answers."""
+        state = self.backend.state(frames)
+        return {
+            "shot": self.handle,
+            "frames": [state.first, state.last],
+            "objects": list(state.objects),
+            "keys": list(state.keys),
+            "done": ranges_of(state.done),
+            "stale": ranges_of(state.stale),
+            "missing": ranges_of(state.missing),
+            "plate_missing": ranges_of(state.plate_missing),
+            "reasons": _reasons_json(state.reasons),
+            "text": _state_words(state.done, state.stale, state.missing),
+            "advice": None if state.advice is None else {"frame": state.advice[0], "text": state.advice[1]},
+            "jobs": list(jobs),
+        }
+
+
+class Service:
+    """Carries out requests. Lives on the event loop; what takes time runs in threads."""
+
+    def __init__(self, backend: Backend, maps: MapFolder) -> None:
+        self.maps = maps
+        self.stop = asyncio.Event()
+        self._backend = backend
+        self._loop = asyncio.get_running_loop()
+        self._threads = ThreadPoolExecutor(WORKER_THREADS, thread_name_prefix="request")
+        self._shots: dict[str, SharedShot] = {}
+        self._opening: dict[Path, asyncio.Lock] = {}
+        self._jobs: dict[str, Job] = {}
+        self._starters: dict[str, tuple[Client, bool]] = {}  # job id -> who started it, detached
+        self._job_news: dict[str, asyncio.Event] = {}
+        self._devices: dict[str, DeviceQueue] = {}
+        self._handles = itertools.count(1)
+        self._tidying: set[asyncio.Task[None]] = set()
+
+    # ---- looking after everything
+
+    @property
+    def is_working(self) -> bool:
+        """Whether any job is at work."""
+        return any(not job.has_ended for job in self._jobs.values())
+
+    def counts(self) -> dict[str, int]:
+        """Jobs at work and open shots."""
+        working = sum(not job.has_ended for job in self._jobs.values())
+        return {"jobs": working, "shots": len(self._shots)}
+
+    async def in_thread(self, work: Callable[..., T], *args: Any) -> T:
+        """Run blocking work beside the event loop."""
+        return await self._loop.run_in_executor(self._threads, partial(work, *args))
+
+    async def leave(self, client: Client) -> None:
+        """A connection has ended: close its shots, cancel its jobs, remove its files."""
+        for shot in list(self._shots.values()):
+            if client in shot.users:
+                await self._leave_shot(client, shot)
+        await self.in_thread(self.maps.remove, client.prefix)
+
+    async def end(self) -> None:
+        """Cancel all jobs, wait for them, close all shots."""
+        for job in self._jobs.values():
+            job.cancel()
+        until = time.monotonic() + JOB_END_SECONDS
+        for job in self._jobs.values():
+            if not await self.in_thread(job.join, max(0.0, until - time.monotonic())):
+                log.warning("job %s did not stop in time", job.id)
+        for shot in list(self._shots.values()):
+            if not self._working_jobs(shot):
+                await self._close(shot)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def tidy(self) -> None:
+        """Forget jobs that ended long ago, close shots that only a job kept open."""
+        now = time.monotonic()
+        for job in list(self._jobs.values()):
+            if job.ended_at is not None and now - job.ended_at > REMEMBERED_SECONDS:
+                del self._jobs[job.id]
+                self._job_news.pop(job.id, None)
+                self._starters.pop(job.id, None)
+        for shot in list(self._shots.values()):
+            await self._close_if_unused(shot)
+
+    # ---- what every client may ask
+
+    async def carry_out(self, client: Client, request: p.Request, data: pixels.Bytes) -> Reply:
+        """Answer one request (all but hello, ping and shutdown).
+
+        Raises:
+            StmError: it cannot be carried out.
+        """
+        answer: dict[str, Any]
+        match request:
+            case p.Info():
+                answer = await self.in_thread(self._information)
+            case p.OpenShot():
+                answer = await self._open_shot(client, request)
+            case p.JobRequest():
+                answer = await self._job(client, request)
+            case p.Cancel():
+                answer = self._cancel(client, request)
+            case p.ShotRequest():
+                return await self._about_shot(client, self._shot_of(client, request.shot), request, data)
+            case _:
+                raise RequestError("bad_request", f"{request.op} is not possible now.")
+        return answer, b""
+
+    async def _about_shot(
+        self, client: Client, shot: SharedShot, request: p.ShotRequest, data: pixels.Bytes
+    ) -> Reply:
+        answer: dict[str, Any]
+        backend = shot.backend
+        match request:
+            case p.CloseShot():
+                await self._leave_shot(client, shot)
+                answer = {}
+            case p.PlateNeeded():
+                needed = await self.in_thread(backend.plate_needed, request.frames, request.digests)
+                answer = {"needed": ranges_of(needed)}
+            case p.PushPlate():
+                answer = await self._push_plate(client, shot, request, data)
+            case p.PushKey():
+                answer = await self._push_key(client, shot, request, data)
+            case p.ListKeys():
+                answer = {"keys": _keys_json(await self.in_thread(backend.keys))}
+            case p.RemoveKey():
+                change = await self._edit(shot, request.interrupt, partial(backend.remove_key, request.frame))
+                answer = {"frame": request.frame, "dirty": ranges_of(change.dirty)}
+                answer["keys"] = _keys_json(await self.in_thread(backend.keys))
+            case p.GetSettings():
+                answer = {"settings": await self.in_thread(backend.settings)}
+            case p.SetSettings():
+                change = await self._edit(
+                    shot, request.interrupt, partial(backend.set_settings, request.settings)
+                )
+                answer = {
+                    "settings": await self.in_thread(backend.settings),
+                    "dirty": ranges_of(change.dirty),
+                }
+            case p.SetObjects():
+                change = await self._edit(
+                    shot, request.interrupt, partial(backend.set_objects, request.rename, request.remove)
+                )
+                state = await self.in_thread(backend.state, None)
+                answer = {"objects": list(state.objects), "dirty": ranges_of(change.dirty)}
+            case p.Status():
+                answer = await self._status(shot, request.frames)
+            case p.PlanRequest():
+                answer = await self.in_thread(_plan_json, backend, request)
+            case p.Propagate():
+                answer = await self._propagate(client, shot, request)
+            case p.Export():
+                answer = await self._export(client, shot, request)
+            case p.GetMatte():
+                return await self._get_matte(client, shot, request)
+            case _:
+                raise RequestError("bad_request", f"{request.op} is not possible now.")
+        return answer, b""
+
+    def _information(self) -> dict[str, Any]:
+        found = self._backend.information()
+        return {
+            "python": found.python,
+            "torch": found.torch,
+            "devices": [dict(one) for one in found.devices],
+            "weights": [dict(one) for one in found.weights],
+            "settings": {name: dict(one) for name, one in found.settings.items()},
+        }
+
+    # ---- shots
+
+    def _shot_of(self, client: Client, handle: str) -> SharedShot:
+        shot = self._shots.get(handle)
+        if shot is None or client not in shot.users:
+            raise RequestError("unknown_shot", f"This connection has no shot {handle} open.")
+        return shot
+
+    async def _open_shot(self, client: Client, request: p.OpenShot) -> dict[str, Any]:
+        if not os.path.isabs(request.folder):
+            raise RequestError(
+                "bad_request", "The shot folder must be an absolute path.", path=request.folder
+            )
+        if sum(client in shot.users for shot in self._shots.values()) >= p.MAX_SHOTS:
+            raise RequestError("limit", f"More than {p.MAX_SHOTS} shots are open.", hint="Close one.")
+        folder = Path(os.path.realpath(request.folder))
+        async with self._opening.setdefault(folder, asyncio.Lock()):
+            shot = next((one for one in self._shots.values() if one.folder == folder), None)
+            if shot is not None:
+                _check_owner(shot, request.owner)
+                created = False
+            else:
+                shot, created = await self._open_store(folder, request)
+            shot.owner = shot.owner or request.owner
+            shot.users.add(client)
+        try:
+            if not created and request.plate is not None:
+                async with shot.edit:
+                    await self.in_thread(shot.backend.describe_plate, request.plate)
+            if not created and request.settings:
+                await self._edit(shot, False, partial(shot.backend.set_settings, request.settings))
+            status = await self._status(shot, None)
+        except BaseException:
+            await self._leave_shot(client, shot)
+            raise
+        return {"shot": shot.handle, "folder": str(folder), "created": created, "status": status}
+
+    async def _open_store(self, folder: Path, request: p.OpenShot) -> tuple[SharedShot, bool]:
+        exists = await self.in_thread(self._backend.exists, folder)
+        if exists:
+            backend = await self.in_thread(self._backend.open, folder)
+        elif not request.create:
+            raise RequestError(
+                "store", "There is no shot store.", path=str(folder), hint="Set a key to make one."
+            )
+        elif request.plate is None:
+            raise RequestError("bad_request", "open_shot: a new shot needs a plate.", path=str(folder))
+        else:
+            backend = await self.in_thread(
+                self._backend.create, folder, request.plate, request.settings, request.objects
+            )
+        shot = SharedShot(f"s{next(self._handles)}", folder, backend, request.owner)
+        self._shots[shot.handle] = shot
+        return shot, not exists
+
+    async def _leave_shot(self, client: Client, shot: SharedShot) -> None:
+        shot.users.discard(client)
+        for job in self._working_jobs(shot):
+            starter, detached = self._starters[job.id]
+            if starter is client and not detached:
+                job.cancel()
+        if not shot.users:
+            shot.owner = None
+        await self._close_if_unused(shot)
+
+    async def _close_if_unused(self, shot: SharedShot) -> None:
+        opening = self._opening.setdefault(shot.folder, asyncio.Lock())
+        async with opening:
+            if not shot.users and not self._working_jobs(shot) and shot.handle in self._shots:
+                await self._close(shot)
+
+    async def _close(self, shot: SharedShot) -> None:
+        del self._shots[shot.handle]
+        try:
+            async with shot.edit:
+                await self.in_thread(shot.backend.close)
+        except StmError as error:
+            log.warning("closing %s: %s", shot.folder, error)
+
+    async def _edit(self, shot: SharedShot, interrupt: bool, work: Callable[[], Change]) -> Change:
+        """Change a shot while no job is at work on it."""
+        async with shot.edit:
+            jobs = self._working_jobs(shot)
+            if jobs and not interrupt:
+                raise _busy()
+            for job in jobs:
+                job.cancel()
+            for job in jobs:
+                if not await self.in_thread(job.join, _INTERRUPT_SECONDS):
+                    raise RequestError("busy", "The computation does not stop.", hint="Try again in a while.")
+            return await self.in_thread(work)
+
+    async def _status(self, shot: SharedShot, frames: p.Range | None) -> dict[str, Any]:
+        jobs = [job.id for job in self._working_jobs(shot)]
+        return await self.in_thread(shot.state_json, frames, jobs)
+
+    # ---- pixels
+
+    async def _pixels(self, client: Client, image: p.ImageLayout, data: pixels.Bytes) -> pixels.Bytes:
+        if image.mapped is None:
+            return data
+        return await self.in_thread(self.maps.read, image.mapped, client.prefix)
+
+    async def _push_plate(
+        self, client: Client, shot: SharedShot, request: p.PushPlate, data: pixels.Bytes
+    ) -> dict[str, Any]:
+        raw = await self._pixels(client, request.image, data)
+
+        def push() -> Change:
+            return shot.backend.push_plate(
+                PushedFrame(
+                    frame=request.frame,
+                    pixels=pixels.read_plate(request.image, raw),
+                    data_window=request.image.data_window,
+                    display_window=request.display_window,
+                    pixel_aspect=request.pixel_aspect,
+                    digest=request.digest,
+                    metadata=request.metadata,
+                )
+            )
+
+        async with shot.edit:
+            change = await self.in_thread(push)
+        return {
+            "frame": request.frame,
+            "content": change.content,
+            "changed": change.changed,
+            "dirty": ranges_of(change.dirty),
+        }
+
+    async def _push_key(
+        self, client: Client, shot: SharedShot, request: p.PushKey, data: pixels.Bytes
+    ) -> dict[str, Any]:
+        raw = await self._pixels(client, request.image, data)
+
+        def push() -> Change:
+            masks = {
+                one.name: pixels.read_mask(request.image, raw, one.channel, request.frame)
+                for one in request.objects
+            }
+            return shot.backend.push_key(
+                PushedMasks(request.frame, masks, request.image.data_window, request.digest, request.replace)
+            )
+
+        change = await self._edit(shot, request.interrupt, push)
+        return {
+            "frame": request.frame,
+            "changed": change.changed,
+            "dirty": ranges_of(change.dirty),
+            "keys": _keys_json(await self.in_thread(shot.backend.keys)),
+        }
+
+    async def _get_matte(self, client: Client, shot: SharedShot, request: p.GetMatte) -> Reply:
+        until = time.monotonic() + request.wait_ms / 1000
+        looked_after: set[str] = set()  # jobs that said they had finished the frame before we looked
+        while True:
+            jobs = [job for job in self._working_jobs(shot) if request.frame in job.frames]
+            looked_after |= {job.id for job in jobs if job.has_finished_frame(request.frame)}
+            found = await self.in_thread(shot.backend.matte, request.frame, request.objects, request.stale)
+            if isinstance(found, Matte):
+                return await self.in_thread(self._matte_reply, client, request, found)
+            if not jobs or found.state == "outside":
+                raise _no_matte(request.frame, found)
+            await self._wait_for_frame(request.frame, jobs, looked_after, until)
+
+    async def _wait_for_frame(
+        self, frame: int, jobs: Sequence[Job], looked_after: set[str], until: float
+    ) -> None:
+        """Wait until one of `jobs` has ended, or has finished the frame and nobody has looked since."""
+        while True:
+            news = [self._news_of(job) for job in jobs]
+            for job in jobs:
+                if job.has_ended or (job.id not in looked_after and job.has_finished_frame(frame)):
+                    return
+            left = until - time.monotonic()
+            if left <= 0:
+                raise RequestError(
+                    "timeout", "The matte is not there yet.", frame=frame, hint="It is being computed."
+                )
+            waits = [asyncio.ensure_future(event.wait()) for event in news]
+            await asyncio.wait(waits, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            for one in waits:
+                one.cancel()
+
+    def _matte_reply(self, client: Client, request: p.GetMatte, found: Matte) -> Reply:
+        window = request.window or found.data_window
+        names = request.objects
+        unknown = [name for name in names if name not in found.mattes]
+        if unknown:
+            raise RequestError(
+                "matte",
+                f"The shot has no object {unknown[0]}.",
+                frame=request.frame,
+                hint=f"It has {', '.join(found.mattes)}." if found.mattes else None,
+            )
+        arrays = [found.mattes[name] for name in names] if names else [found.union]
+        cut = [_cut(one, found.data_window, window) for one in arrays]
+        layout, planes = pixels.write_mattes(cut, names or ("A",), window, request.format, request.rows)
+        image = layout.to_json()
+        payload: memoryview | bytes = planes
+        if request.into is not None:
+            self.maps.write(request.into, client.prefix, planes)
+            image["offset"] += request.into.offset
+            image["mapped"] = {"name": request.into.name, "bytes": request.into.bytes}
+            payload = b""
+        return {
+            "frame": request.frame,
+            "image": image,
+            "display_window": list(found.display_window),
+            "source": found.source,
+            "state": "stale" if found.stale else "done",
+            "content": found.content,
+            "confidence": found.confidence,
+        }, payload
+
+    # ---- jobs
+
+    def _working_jobs(self, shot: SharedShot) -> list[Job]:
+        return [job for job in self._jobs.values() if job.shot == shot.handle and not job.has_ended]
+
+    def _news_of(self, job: Job) -> asyncio.Event:
+        """An event that is set with the job's next change."""
+        event = self._job_news.get(job.id)
+        if event is None or event.is_set():
+            event = self._job_news[job.id] = asyncio.Event()
+        return event
+
+    async def _propagate(self, client: Client, shot: SharedShot, request: p.Propagate) -> dict[str, Any]:
+        async with shot.edit:
+            self._refuse_if_working(shot)
+            forecast = await self.in_thread(shot.backend.forecast, request.frames, request.direction)
+            if forecast.plate_needed:
+                needed = ranges_of(forecast.plate_needed)
+                raise RequestError(
+                    "plate_missing",
+                    f"The plate frames {_range_words(forecast.plate_needed)} are missing.",
+                    frame=needed[0][0],
+                    hint="Send them to the engine first.",
+                    details={"frames": needed},
+                )
+
+            def work(report: Callable[[Any], None], cancelled: Callable[[], bool]) -> None:
+                shot.backend.propagate(request.frames, request.direction, report, cancelled)
+
+            job = self._start(
+                client, shot, "propagate", list(forecast.frames), forecast.compute, request.detach, work
+            )
+        return {
+            "job": job.id,
+            "compute": forecast.compute,
+            "frames": ranges_of(forecast.frames),
+            "text": forecast.text,
+        }
+
+    async def _export(self, client: Client, shot: SharedShot, request: p.Export) -> dict[str, Any]:
+        if not os.path.isabs(request.pattern):
+            raise RequestError("bad_request", "The files' path must be absolute.", path=request.pattern)
+        order = ExportOrder(request.pattern, request.frames, request.channel, request.objects)
+        async with shot.edit:
+            self._refuse_if_working(shot)
+            frames = await self.in_thread(shot.backend.export_frames, order)
+
+            def work(report: Callable[[Any], None], cancelled: Callable[[], bool]) -> None:
+                shot.backend.export(order, report, cancelled)
+
+            job = self._start(client, shot, "export", [], len(frames), request.detach, work)
+        return {
+            "job": job.id,
+            "compute": len(frames),
+            "frames": ranges_of(frames),
+            "text": f"{len(frames)} matte files will be written",
+        }
+
+    def _refuse_if_working(self, shot: SharedShot) -> None:
+        if self._working_jobs(shot):
+            raise _busy()
+
+    def _start(
+        self,
+        client: Client,
+        shot: SharedShot,
+        kind: str,
+        frames: list[int],
+        total: int,
+        detach: bool,
+        work: Work,
+    ) -> Job:
+        def changed(job: Job) -> None:  # in the job's thread
+            self._loop.call_soon_threadsafe(self._job_changed, job)
+
+        job = Job(shot.handle, kind, frames, total, changed)
+        self._jobs[job.id] = job
+        self._starters[job.id] = (client, detach)
+        job.start(self._devices.setdefault(shot.backend.device(), DeviceQueue()), work)
+        return job
+
+    def _job_changed(self, job: Job) -> None:
+        event = self._job_news.pop(job.id, None)
+        if event is not None:
+            event.set()
+        starter = self._starters.get(job.id)
+        if starter is not None:
+            starter[0].job_changed(job)
+        if job.has_ended:
+            tidying = asyncio.ensure_future(self.tidy())
+            self._tidying.add(tidying)
+            tidying.add_done_callback(self._tidying.discard)
+
+    def _job_of(self, client: Client, number: str) -> Job:
+        job = self._jobs.get(number)
+        if job is not None:
+            starter = self._starters[job.id][0]
+            shot = self._shots.get(job.shot)
+            if starter is client or (shot is not None and client in shot.users):
+                return job
+        raise RequestError("unknown_job", f"There is no job {number}.")
+
+    async def _job(self, client: Client, request: p.JobRequest) -> dict[str, Any]:
+        job = self._job_of(client, request.job)
+        until = time.monotonic() + request.wait_ms / 1000
+        while job.version <= request.seen and not job.has_ended:
+            event = self._news_of(job)
+            left = until - time.monotonic()
+            if left <= 0 or job.version > request.seen:
+                break
+            await _wait_quietly(event.wait(), left)
+        return job.snapshot()
+
+    def _cancel(self, client: Client, request: p.Cancel) -> dict[str, Any]:
+        job = self._job_of(client, request.job)
+        job.cancel()
+        return {"job": job.id, "state": job.state}
+
+
+async def _wait_quietly(wait: Awaitable[Any], seconds: float) -> None:
+    try:
+        await asyncio.wait_for(wait, seconds)
+    except TimeoutError:
+        return
+
+
+def _check_owner(shot: SharedShot, owner: str | None) -> None:
+    if shot.owner is not None and owner is not None and shot.owner != owner:
+        raise RequestError(
+            "shot_open",
+            "Another node uses this shot folder.",
+            path=str(shot.folder),
+            hint="Give this node a folder of its own.",
+            details={"owner": shot.owner},
+        )
+
+
+def _busy() -> RequestError:
+    return RequestError("busy", "This shot is being computed.", hint="Stop it first, or wait for its end.")
+
+
+def _no_matte(frame: int, found: NoMatte) -> RequestError:
+    hints = {
+        "stale": "Propagate again.",
+        "missing": "Propagate first.",
+        "plate_missing": "Send the plate frame to the engine.",
+        "outside": "Stay inside the range of the shot.",
+    }
+    return RequestError(
+        "matte_missing",
+        f"There is no matte: {found.reason}.",
+        frame=frame,
+        hint=hints[found.state],
+        details={"state": found.state, "reason": found.reason},
+    )
+
+
+def _cut(matte: pixels.FloatArray, window: p.Rectangle, wanted: p.Rectangle) -> pixels.FloatArray:
+    """`matte` over `window` as it is seen through `wanted`; 0 outside."""
+    if window == wanted:
+        return matte
+    x, y, width, height = window
+    to_x, to_y, to_width, to_height = wanted
+    left, top = max(x, to_x), max(y, to_y)
+    right, bottom = min(x + width, to_x + to_width), min(y + height, to_y + to_height)
+    result = np.zeros((to_height, to_width), np.float32)
+    if left < right and top < bottom:
+        result[top - to_y : bottom - to_y, left - to_x : right - to_x] = matte[
+            top - y : bottom - y, left - x : right - x
+        ]
+    return result
+
+
+def _keys_json(keys: Sequence[KeyState]) -> list[dict[str, Any]]:
+    return [
+        {
+            "frame": key.frame,
+            "objects": [{"name": name, "content": content} for name, content in key.objects.items()],
+            "digest": key.digest,
+        }
+        for key in keys
+    ]
+
+
+def _reasons_json(reasons: Sequence[Reason]) -> list[dict[str, Any]]:
+    return [{"frames": ranges_of(one.frames), "text": one.text} for one in reasons]
+
+
+def _plan_json(backend: ShotBackend, request: p.PlanRequest) -> dict[str, Any]:
+    forecast = backend.forecast(request.frames, request.direction)
+    return {
+        "compute": forecast.compute,
+        "frames": ranges_of(forecast.frames),
+        "reasons": _reasons_json(forecast.reasons),
+        "plate_needed": ranges_of(forecast.plate_needed),
+        "memory": forecast.memory,
+        "text": forecast.text,
+    }
+
+
+def _range_words(frames: Sequence[int]) -> str:
+    most = 6
+    ranges = [str(a) if a == b else f"{a}-{b}" for a, b in ranges_of(frames)]
+    return ", ".join(ranges[:most]) + (" and more" if len(ranges) > most else "")
+
+
+def _state_words(done: Sequence[int], stale: Sequence[int], missing: Sequence[int]) -> str:
+    parts = [f"{len(done)} frames done"]
+    if stale:
+        parts.append(f"{len(stale)} stale: {_range_words(stale)}")
+    if missing:
+        parts.append(f"{len(missing)} missing: {_range_words(missing)}")
+    return "; ".join(parts)
