@@ -1,0 +1,343 @@
+"""The fast inference gives what the plain reference gives, frame after frame, for every memory rule."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from model.config import network_config
+from model.inference import FastNetwork
+from model.memory import MemoryEntry, MemoryRule
+from model.network import SpaceTimeMemoryNetwork
+from model.read import space_time_read
+from model.weights import WeightsFileError, convert_published, load_network
+from tests.reference.stm import PlainNetwork, Query, ReferenceSTM, memorise, propagate, read_memory, segment
+
+TOLERANCE = 1e-4
+FRAMES, OBJECTS, HEIGHT, WIDTH = 21, 3, 58, 91  # the key and a chain of 20; neither side a multiple of 16
+RULES = ("first", "previous", "first+previous", "every:5", "every:2")
+
+
+class PlainModules:
+    """The product's own plain modules of any trunk, as the reference's loop wants them."""
+
+    def __init__(self, network: SpaceTimeMemoryNetwork) -> None:
+        self.network = network
+
+    def encode_query(self, picture: Tensor) -> Query:
+        features = self.network.encode_query(picture[None])
+        return Query(features.key[0], features.value[0], (features.eighth, features.quarter))
+
+    def encode_memory(self, picture: Tensor, mask: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+        memory = self.network.encode_memory(picture[None], torch.stack([mask, others])[None])
+        return memory.key[0, 0], memory.value[0, 0]
+
+    def decode(self, y: Tensor, skips: Any) -> Tensor:
+        return self.network.decoder(y[None], *skips).softmax(dim=1)[0, 1]
+
+
+def texture(seed: int) -> Tensor:
+    """(FRAMES, 3, HEIGHT, WIDTH): a smooth random pattern that drifts and changes, in [0, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(1, 3, 14, 14, generator=generator)
+    fine = torch.rand(1, 3, 50, 50, generator=generator)
+    size = (HEIGHT + FRAMES, WIDTH + 2 * FRAMES)
+    wide = 0.75 * F.interpolate(coarse, size, mode="bicubic") + 0.25 * F.interpolate(
+        fine, size, mode="bilinear"
+    )
+    frames = [wide[0, :, t : t + HEIGHT, 2 * t : 2 * t + WIDTH] * (1 - t / 60) for t in range(FRAMES)]
+    return torch.stack(frames).clamp(0, 1)
+
+
+def first_masks() -> Tensor:
+    """(OBJECTS, HEIGHT, WIDTH): a disk, a soft-edged box, and a box at the picture's border."""
+    y, x = torch.meshgrid(torch.arange(HEIGHT), torch.arange(WIDTH), indexing="ij")
+    disk = ((y - 22) ** 2 + (x - 28) ** 2 < 15**2).float()
+    box = F.avg_pool2d((((y - 30).abs() < 18) & ((x - 62).abs() < 14)).float()[None], 5, 1, 2)[0]
+    border = ((y > 40) & (x < 25)).float()
+    return torch.stack([disk, box, border])
+
+
+def scale_by_data(network: nn.Module, run: Callable[[], object]) -> None:
+    """Scales every convolution's weights so that its output has a deviation of 1 on what `run` computes.
+
+    Random weights as they come make every probability 1/2, or only 0 and 1: any two programs agree on those.
+    """
+    done: set[nn.Module] = set()
+
+    def rescale(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+        if module in done:
+            return output
+        done.add(module)
+        assert isinstance(module, nn.Conv2d)
+        scale = 1 / output.std().clamp_min(1e-6)
+        module.weight.mul_(scale)
+        if module.bias is not None:
+            module.bias.mul_(scale)
+        return output * scale
+
+    hooks = [m.register_forward_hook(rescale) for m in network.modules() if isinstance(m, nn.Conv2d)]
+    with torch.no_grad():
+        run()
+    for hook in hooks:
+        hook.remove()
+
+
+def prepare(network: nn.Module, plain: PlainNetwork, keys: list[nn.Conv2d], prediction: nn.Conv2d) -> None:
+    """Random weights with lively features, a read that prefers some positions, and masks with a contour."""
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                assert module.running_mean is not None and module.running_var is not None
+                module.running_mean.normal_(0, 0.2)
+                module.running_var.uniform_(0.7, 1.4)
+                module.weight.uniform_(0.7, 1.3)
+                module.bias.normal_(0, 0.2)
+        picture, masks = texture(1)[0], first_masks()
+
+        def run() -> Tensor:
+            return segment(plain, picture, [memorise(plain, picture, masks)])
+
+        scale_by_data(network, run)
+        for key in keys:
+            key.weight.mul_(1.6)
+        assert prediction.bias is not None
+        prediction.weight.mul_(1.5)
+        prediction.bias.zero_()
+        logits: list[Tensor] = []
+        hook = prediction.register_forward_hook(lambda module, inputs, output: logits.append(output))
+        run()
+        hook.remove()
+        prediction.bias.copy_(-torch.cat(logits).mean(dim=(0, 2, 3)))  # object and background in balance
+
+
+@pytest.fixture(scope="module")
+def published() -> ReferenceSTM:
+    torch.manual_seed(7)
+    network = ReferenceSTM()
+    prepare(network, network, [network.KV_M_r4.Key, network.KV_Q_r4.Key], network.Decoder.pred2)
+    return network
+
+
+@pytest.fixture(scope="module")
+def published_file(published: ReferenceSTM, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "STM_weights.pth"
+    torch.save({f"module.{name}": tensor for name, tensor in published.state_dict().items()}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pair(
+    request: pytest.FixtureRequest, published: ReferenceSTM, published_file: Path
+) -> tuple[PlainNetwork, FastNetwork]:
+    """The plain network and the fast one, with the same weights."""
+    if request.param == "stm-r50":
+        return published, FastNetwork(load_network(published_file)[0])
+    torch.manual_seed(7)
+    network = SpaceTimeMemoryNetwork(network_config(request.param)).eval()
+    plain = PlainModules(network)
+    keys = [network.memory_key_value.key, network.query_key_value.key]
+    prepare(network, plain, keys, network.decoder.predict)
+    return plain, FastNetwork(network)
+
+
+def propagate_fast(engine: FastNetwork, pictures: Tensor, masks: Tensor, rule: str) -> Iterator[Tensor]:
+    entry = engine.encode_memory(pictures[0], masks)
+    bank = engine.new_bank(MemoryRule.parse(rule), entry)
+    bank.write(0, entry)
+    for step, picture in enumerate(pictures[1:], start=1):
+        probabilities = engine.segment(engine.encode_query(picture), bank)
+        yield probabilities
+        bank.write(step, engine.encode_memory(picture, probabilities[1:]))
+
+
+@pytest.mark.parametrize("pair", ["stm-r50", "stm-lite"], indirect=True)
+@pytest.mark.parametrize("rule", RULES)
+def test_chain_of_twenty_frames_equals_the_reference(
+    pair: tuple[PlainNetwork, FastNetwork], rule: str
+) -> None:
+    plain, engine = pair
+    pictures, masks = texture(1), first_masks()
+    expected = torch.stack(list(propagate(plain, pictures, masks, rule)))
+    got = torch.stack(list(propagate_fast(engine, pictures, masks, rule)))
+    assert expected.shape == (FRAMES - 1, OBJECTS + 1, HEIGHT, WIDTH)
+    assert (expected - got).abs().max().item() <= TOLERANCE
+    # The weights are random, but the comparison must not be an empty one: every label is seen, masks move.
+    shares = F.one_hot(expected.argmax(dim=1), OBJECTS + 1).float().mean(dim=(0, 1, 2))
+    assert shares.min() > 0.01
+    assert (expected[0] - expected[-1]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("pair", ["stm-r50", "stm-lite"], indirect=True)
+def test_memory_rules_differ_in_what_they_give(pair: tuple[PlainNetwork, FastNetwork]) -> None:
+    _, engine = pair
+    pictures, masks = texture(1)[:9], first_masks()
+    last = {rule: list(propagate_fast(engine, pictures, masks, rule))[-1] for rule in RULES}
+    for a in RULES:
+        for b in RULES:
+            assert a == b or (last[a] - last[b]).abs().max() > 10 * TOLERANCE, f"{a} and {b} give the same"
+
+
+@pytest.mark.parametrize("pair", ["stm-r50", "stm-lite"], indirect=True)
+def test_objects_do_not_depend_on_their_order(pair: tuple[PlainNetwork, FastNetwork]) -> None:
+    _, engine = pair
+    pictures, masks = texture(1)[:4], first_masks()
+    *_, straight = propagate_fast(engine, pictures, masks, "every:5")
+    *_, turned = propagate_fast(engine, pictures, masks.flip(0), "every:5")
+    assert (straight[1:] - turned[1:].flip(0)).abs().max() <= TOLERANCE
+
+
+def random_memory(frames: int, positions: int) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(3)
+    return [
+        (
+            3 * torch.randn(OBJECTS, positions, 16, generator=generator),
+            torch.randn(OBJECTS, 24, positions, generator=generator),
+        )
+        for _ in range(frames)
+    ]
+
+
+@pytest.mark.parametrize("block_elements", [1, 100, 7 * 12 * 5, 10**9])
+def test_streamed_read_equals_the_matrix_of_the_paper(block_elements: int) -> None:
+    memory = random_memory(frames=6, positions=7 * 12)
+    query = 3 * torch.randn(16, 7, 12, generator=torch.Generator().manual_seed(4))
+    got = space_time_read(query.flatten(1), memory, block_elements=block_elements)
+    for index in range(OBJECTS):
+        keys = torch.stack([keys[index].T.unflatten(1, (7, 12)) for keys, _ in memory], dim=1)
+        values = torch.stack([values[index].unflatten(1, (7, 12)) for _, values in memory], dim=1)
+        expected = read_memory(query, keys, values).flatten(1)
+        assert (got[index] - expected).abs().max() <= 1e-5
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the largest number of elements that any operation gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for each in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(each, Tensor):
+                self.elements = max(self.elements, each.numel())
+        return result
+
+
+def largest_tensor_of_a_read(frames: int, positions: int, block_elements: int) -> int:
+    query = torch.randn(16, positions, generator=torch.Generator().manual_seed(4))
+    memory = random_memory(frames, positions)
+    with LargestTensor() as largest:
+        space_time_read(query, memory, block_elements=block_elements)
+    return largest.elements
+
+
+def test_read_never_holds_the_matrix_of_a_long_memory() -> None:
+    positions, frames = 128, 40
+    largest = largest_tensor_of_a_read(frames, positions, block_elements=10**9)
+    assert largest <= OBJECTS * positions * positions  # one memory frame, of forty
+    assert largest == largest_tensor_of_a_read(2, positions, block_elements=10**9)
+    # Within a frame too, scores are bounded, and the result itself is the largest: (objects, 24, positions).
+    bounded = largest_tensor_of_a_read(frames, positions, block_elements=16 * positions)
+    assert bounded == OBJECTS * 24 * positions
+
+
+def test_segmenting_holds_nothing_that_grows_with_the_memory() -> None:
+    torch.manual_seed(7)
+    engine = FastNetwork(SpaceTimeMemoryNetwork(network_config("stm-lite")))
+    pictures, masks = texture(1), first_masks()
+
+    def largest_with(stored: int) -> int:
+        entry = engine.encode_memory(pictures[0], masks)
+        bank = engine.new_bank(MemoryRule.parse("every:1"), entry, capacity=100)
+        for step in range(stored):
+            bank.write(step, entry)
+        query = engine.encode_query(pictures[1])
+        with LargestTensor() as largest:
+            engine.segment(query, bank)
+        return largest.elements
+
+    assert largest_with(80) == largest_with(2)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_released_names_load_with_and_without_prefix(
+    published: ReferenceSTM, published_file: Path, tmp_path: Path, prefix: str
+) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save({prefix + name: tensor for name, tensor in published.state_dict().items()}, path)
+    network, manifest = load_network(path)
+    assert manifest.architecture == "stm-r50" and "non-commercial" in manifest.licence
+    other, _ = load_network(published_file)
+    for name, tensor in other.state_dict().items():
+        assert torch.equal(network.state_dict()[name], tensor)
+
+
+def test_released_weights_convert_to_safetensors_without_loss(published_file: Path, tmp_path: Path) -> None:
+    convert_published(published_file, tmp_path / "weights.safetensors")
+    converted, manifest = load_network(tmp_path / "weights.safetensors")
+    original, _ = load_network(published_file)
+    assert manifest.architecture == "stm-r50"
+    for name, tensor in original.state_dict().items():
+        assert torch.equal(converted.state_dict()[name], tensor)
+
+
+def test_released_weights_with_a_missing_tensor_are_refused(published: ReferenceSTM, tmp_path: Path) -> None:
+    state = published.state_dict()
+    del state["Decoder.pred2.weight"]
+    torch.save(state, tmp_path / "weights.pth")
+    with pytest.raises(WeightsFileError, match=r"1 tensors missing.*predict"):
+        load_network(tmp_path / "weights.pth")
+
+
+class Malicious:
+    """A pickle that creates a file when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("how", ["torch", "pickle"])
+def test_code_inside_a_weights_file_is_never_run(published: ReferenceSTM, tmp_path: Path, how: str) -> None:
+    proof, path = tmp_path / "executed", tmp_path / "weights.pth"
+    state = {**published.state_dict(), "more": Malicious(proof)}
+    if how == "torch":
+        torch.save(state, path)
+    else:
+        path.write_bytes(pickle.dumps(state, protocol=2))
+    with pytest.raises(WeightsFileError, match="never run"):
+        load_network(path)
+    assert not proof.exists()
+    torch.load(path, weights_only=False) if how == "torch" else pickle.loads(path.read_bytes())
+    assert proof.exists()  # the file would have done it
+
+
+def test_entries_and_queries_survive_a_cache() -> None:
+    torch.manual_seed(7)
+    engine = FastNetwork(SpaceTimeMemoryNetwork(network_config("stm-lite")))
+    picture, masks = texture(1)[0], first_masks()
+    entry, query = engine.encode_memory(picture, masks), engine.encode_query(picture)
+    bank = engine.new_bank(MemoryRule.parse("first"), entry)
+    bank.write(0, MemoryEntry(**entry.state()))
+    again = type(query).from_state(query.state(), query.height, query.width)
+    other = engine.new_bank(MemoryRule.parse("first"), entry)
+    other.write(0, entry)
+    assert torch.equal(engine.segment(query, bank), engine.segment(again, other))
