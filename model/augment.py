@@ -84,7 +84,9 @@ def thin_plate_offsets(rng: Generator, strength: float, height: int, width: int,
     distances = ((grid[:, None] - controls[None]) ** 2).sum(-1)
     basis = np.concatenate([kernel(distances), np.ones((len(grid), 1)), grid], axis=1)
     offsets = torch.from_numpy((basis @ weights).astype(np.float32)).reshape(1, coarse_h, coarse_w, 2)
-    fine = F.interpolate(offsets.permute(0, 3, 1, 2), size=(height, width), mode="bicubic", align_corners=True)
+    fine = F.interpolate(
+        offsets.permute(0, 3, 1, 2), size=(height, width), mode="bicubic", align_corners=True
+    )
     return fine[0].permute(1, 2, 0)
 
 
@@ -105,7 +107,12 @@ def warp(picture: Tensor, labels: Tensor, grid: Tensor, *, mirror: bool) -> tupl
 
 
 def colour_jitter(
-    clip: Tensor, rng: Generator, *, strength: float = 0.25, per_frame: float = 0.05, grey_chance: float = 0.05
+    clip: Tensor,
+    rng: Generator,
+    *,
+    strength: float = 0.25,
+    per_frame: float = 0.05,
+    grey_chance: float = 0.05,
 ) -> Tensor:
     """Brightness, contrast, saturation and white balance of a clip (T, 3, H, W) in [0, 1].
 
@@ -119,7 +126,9 @@ def colour_jitter(
         return torch.from_numpy((1 + common + each).astype(np.float32)).view(-1, 1, 1, 1)
 
     luma = clip.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
-    balance = torch.from_numpy((1 + rng.uniform(-strength / 3, strength / 3, size=(1, 3, 1, 1))).astype(np.float32))
+    balance = torch.from_numpy(
+        (1 + rng.uniform(-strength / 3, strength / 3, size=(1, 3, 1, 1))).astype(np.float32)
+    )
     clip = clip * draw(1.0) * balance
     mean = clip.mean(dim=(1, 2, 3), keepdim=True)
     clip = mean + (clip - mean) * draw(1.0)

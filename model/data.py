@@ -98,12 +98,16 @@ def davis_sources(root: Path, *, leave_out: Sequence[str] = (), only: Sequence[s
     if (pictures / "480p").is_dir():
         pictures, annotations = pictures / "480p", annotations / "480p"
     if not pictures.is_dir() or not annotations.is_dir():
-        raise FileNotFoundError(f"{root}: no JPEGImages and Annotations folders; give the root of a DAVIS-style data set")
+        raise FileNotFoundError(
+            f"{root}: no JPEGImages and Annotations folders; give the root of a DAVIS-style data set"
+        )
     sources = []
     for folder in sorted(annotations.iterdir()):
         if not folder.is_dir() or folder.name in leave_out or (only and folder.name not in only):
             continue
-        by_stem = {p.stem: p for p in (pictures / folder.name).iterdir() if p.suffix.lower() in PICTURE_SUFFIXES}
+        by_stem = {
+            p.stem: p for p in (pictures / folder.name).iterdir() if p.suffix.lower() in PICTURE_SUFFIXES
+        }
         labels = [p for p in sorted(folder.glob("*.png")) if p.stem in by_stem]
         if labels:
             sources.append(ClipSource(folder.name, tuple(by_stem[p.stem] for p in labels), tuple(labels)))
@@ -192,7 +196,11 @@ class ClipDataset:
         short = min(height, width)
         cover = rng.uniform(*options.scale) * short
         if fill or len(where) == 0:
-            target = where[int(rng.integers(len(where)))].float() if len(where) else torch.tensor([height / 2, width / 2])
+            target = (
+                where[int(rng.integers(len(where)))].float()
+                if len(where)
+                else torch.tensor([height / 2, width / 2])
+            )
             # anywhere in the picture as long as that pixel of the object is inside the crop
             centre = np.array([float(target[1]), float(target[0])]) + rng.uniform(-0.4, 0.4, size=2) * cover
             # keep most of the crop inside the picture, so that little of it is mirrored border
@@ -225,7 +233,10 @@ class ClipDataset:
             grid = augment.affine_grid(matrix, options.size, options.size)
             if synthetic:
                 strength = 0.035 * options.still_motion
-                grid = grid + augment.thin_plate_offsets(rng, strength, options.size, options.size) * cover / short
+                grid = (
+                    grid
+                    + augment.thin_plate_offsets(rng, strength, options.size, options.size) * cover / short
+                )
             warped, warped_label = augment.warp(picture, _map_labels(label, chosen), grid, mirror=fill)
             pictures.append(warped)
             labels.append(warped_label)

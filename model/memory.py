@@ -44,7 +44,9 @@ class MemoryRule:
         head, _, number = name.partition(":")
         if head == "every" and (number.isdigit() and int(number) > 0 or not number and name == "every"):
             return cls("every", int(number) if number else cls.interval)
-        raise ValueError(f"unknown memory rule {text!r}: use first, previous, first+previous or every:N (N = 1, 2, ...)")
+        raise ValueError(
+            f"unknown memory rule {text!r}: use first, previous, first+previous or every:N (N = 1, 2, ...)"
+        )
 
     def __str__(self) -> str:
         return f"every:{self.interval}" if self.kind == "every" else self.kind
@@ -130,8 +132,12 @@ class MemoryBank:
         # the key, the stored frames, the previous frame, and one arriving before another leaves
         stored = capacity if rule.kind == "every" else 0
         self._slots = permanent + stored + 3
-        self._keys = torch.empty((self._slots, *like.keys.shape), dtype=like.keys.dtype, device=like.keys.device)
-        self._values = torch.empty((self._slots, *like.values.shape), dtype=like.values.dtype, device=like.values.device)
+        self._keys = torch.empty(
+            (self._slots, *like.keys.shape), dtype=like.keys.dtype, device=like.keys.device
+        )
+        self._values = torch.empty(
+            (self._slots, *like.values.shape), dtype=like.values.dtype, device=like.values.device
+        )
         self._slot_of_step: dict[int, int] = {}
         self._permanent: list[int] = []
         self._permanent_limit = permanent

@@ -96,7 +96,9 @@ class MemoryEncoder(nn.Module):
         others = (masks.sum(dim=1, keepdim=True) - masks).clamp(0, 1)  # (B, K, H, W)
         rgb = self.trunk.stem(self.normalise(picture))  # (B, C, H/2, W/2): the same for every object
         rgb = rgb.unsqueeze(1).expand(-1, objects, -1, -1, -1).flatten(0, 1)
-        masks, others = (m.flatten(0, 1).unsqueeze(1).to(rgb.dtype) for m in (masks, others))  # (B * K, 1, H, W)
+        masks, others = (
+            m.flatten(0, 1).unsqueeze(1).to(rgb.dtype) for m in (masks, others)
+        )  # (B * K, 1, H, W)
         stem = rgb + self.mask_stem(masks) + self.others_stem(others)
         features: Tensor = self.trunk.after_stem(stem).sixteenth
         return features

@@ -2,6 +2,9 @@
 
 A run lives in one folder: `config.json`, `checkpoint.pt` (everything that an exact resume needs), `log.csv`. Samples and
 random numbers depend on (seed, step) alone, so a resumed run takes the same steps as an undisturbed one.
+
+Under `torchrun` every process takes its share of each batch through PyTorch's DistributedDataParallel; the loss is the
+same as that of one process, because every clip counts alike.
 """
 
 from __future__ import annotations
@@ -17,8 +20,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
 from model.config import network_config
@@ -38,6 +43,9 @@ class TrainingConfig:
     network: str = "stm-lite"
     steps: int = 4000
     batch: int = 4
+    """Clips of one step, over all processes."""
+    accumulate: int = 1
+    """Parts in which a process works through its share of a batch, to save memory."""
     clip: ClipOptions = field(default_factory=ClipOptions)
     skip_curriculum: tuple[int, int] = (0, 25)
     """Largest number of frames left out between neighbours: at the start and at the end of the run."""
@@ -134,43 +142,68 @@ def propagate_clip(network: SpaceTimeMemoryNetwork, batch: Batch) -> Tensor:
 
 
 def clip_losses(log_probabilities: Tensor, batch: Batch, jaccard_weight: float) -> Losses:
-    """Cross-entropy over background and objects, plus the soft Jaccard loss of each object."""
+    """Cross-entropy over background and objects, plus the soft Jaccard loss of each object.
+
+    Every clip counts alike, so the mean over parts of a batch is the value of the whole.
+    """
     target = batch.labels[:, 1:]
     cross_entropy = F.nll_loss(log_probabilities.flatten(0, 1), target.flatten(0, 1))
     objects = log_probabilities.shape[2] - 1
     probabilities = log_probabilities[:, :, 1:].exp()  # (B, T-1, K, H, W)
     truth = torch.stack([target == k + 1 for k in range(objects)], dim=2).float()
     exists = (torch.arange(objects, device=target.device) < batch.objects[:, None])[:, None].float()
-    exists = exists.expand(-1, target.shape[1], -1)
+    seen = exists * (truth.sum(dim=(-2, -1)) > 0)  # (B, T-1, K)
+
+    def mean_of_clips(values: Tensor) -> Tensor:
+        return ((values * seen).sum(dim=(1, 2)) / seen.sum(dim=(1, 2)).clamp(min=1)).mean()
+
     shared = (probabilities * truth).sum(dim=(-2, -1))
     either = (probabilities + truth - probabilities * truth).sum(dim=(-2, -1))
-    seen = exists * (truth.sum(dim=(-2, -1)) > 0)
-    jaccard = ((1 - (shared + 1) / (either + 1)) * seen).sum() / seen.sum().clamp(min=1)
+    jaccard = mean_of_clips(1 - (shared + 1) / (either + 1))
     with torch.no_grad():
         hard = log_probabilities.argmax(dim=2)
         predicted = torch.stack([hard == k + 1 for k in range(objects)], dim=2)
         both = (predicted & (truth > 0)).sum(dim=(-2, -1)).float()
         union = (predicted | (truth > 0)).sum(dim=(-2, -1)).float()
-        iou = (both / union.clamp(min=1) * seen).sum() / seen.sum().clamp(min=1)
+        iou = mean_of_clips(both / union.clamp(min=1))
     return Losses(cross_entropy + jaccard_weight * jaccard, iou)
+
+
+def _split(batch: Batch, parts: int) -> list[Batch]:
+    return [Batch(*tensors) for tensors in zip(*(t.chunk(parts) for t in batch), strict=True)]
 
 
 def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-class _Indexed(Dataset[Clip]):
-    """Samples for the steps from `first` on; a worker process builds them."""
+class _ClipModel(nn.Module):
+    """A network as one call per batch, which is what DistributedDataParallel wraps."""
 
-    def __init__(self, clips: ClipDataset, config: TrainingConfig, first: int) -> None:
+    def __init__(self, network: SpaceTimeMemoryNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, batch: Batch) -> Tensor:
+        return propagate_clip(self.network, batch)
+
+
+class _Indexed(Dataset[Clip]):
+    """The samples that one process takes, from step `first` on; a worker process builds them."""
+
+    def __init__(
+        self, clips: ClipDataset, config: TrainingConfig, first: int, rank: int, processes: int
+    ) -> None:
         self.clips, self.config, self.first = clips, config, first
+        self.share = config.batch // processes
+        self.rank = rank
 
     def __len__(self) -> int:
-        return (self.config.steps - self.first) * self.config.batch
+        return (self.config.steps - self.first) * self.share
 
     def __getitem__(self, item: int) -> Clip:
-        index = self.first * self.config.batch + item
-        step = index // self.config.batch
+        step = self.first + item // self.share
+        index = step * self.config.batch + self.rank * self.share + item % self.share
         return self.clips.with_options(max_skip=max_skip_at(self.config, step)).sample(index)
 
 
@@ -194,7 +227,10 @@ def _parameter_groups(network: SpaceTimeMemoryNetwork, config: TrainingConfig) -
     trunk = [p for e in (network.query_encoder, network.memory_encoder) for p in e.trunk.parameters()]
     known = {id(p) for p in trunk}
     rest = [p for p in network.parameters() if id(p) not in known]
-    return [{"params": trunk, "base": config.trunk_learning_rate}, {"params": rest, "base": config.learning_rate}]
+    return [
+        {"params": trunk, "base": config.trunk_learning_rate},
+        {"params": rest, "base": config.learning_rate},
+    ]
 
 
 class Trainer:
@@ -221,6 +257,11 @@ class Trainer:
     ) -> None:
         self.folder, self.config, self.clips, self.workers = folder, config, clips, workers
         self.device = torch.device(device)
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.processes = dist.get_world_size() if dist.is_initialized() else 1
+        parts = self.processes * config.accumulate
+        if config.batch % parts:
+            raise ValueError(f"a batch of {config.batch} cannot be shared by {parts} equal parts")
         torch.manual_seed(config.seed)
         self.network = SpaceTimeMemoryNetwork(network_config(config.network))
         if initial is not None:
@@ -228,62 +269,86 @@ class Trainer:
         self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network.train()
         self.average = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
-        self.optimizer = torch.optim.AdamW(_parameter_groups(self.network, config), weight_decay=config.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            _parameter_groups(self.network, config), weight_decay=config.weight_decay
+        )
         self.step = 0
         folder.mkdir(parents=True, exist_ok=True)
         if self.checkpoint.exists():
             self._resume()
-        (folder / "config.json").write_text(json.dumps(self.config.to_dict(), indent=2) + "\n")
+        self.model: nn.Module = _ClipModel(self.network)
+        if self.processes > 1:
+            self.model = DistributedDataParallel(self.model)
+        if self.rank == 0:
+            (folder / "config.json").write_text(json.dumps(self.config.to_dict(), indent=2) + "\n")
 
     @property
     def checkpoint(self) -> Path:
         return self.folder / "checkpoint.pt"
 
-    def run(self, after_step: Callable[[Trainer, float, float], None] | None = None) -> None:
+    def run(self, after_step: Callable[[Trainer, Losses], None] | None = None) -> None:
         """Trains to the last step, writing a checkpoint every `checkpoint_every` steps and at the end.
 
         Args:
-            after_step: called with (trainer, loss, iou) after each step.
+            after_step: called with the trainer and the step's losses (of this process) after each step.
         """
         began = time.monotonic()
         for batch in self._batches():
-            loss, iou = self._train_step(batch)
+            losses = self._train_step(batch)
             self.step += 1
-            self._log(loss, iou, time.monotonic() - began)
+            self._log(losses, time.monotonic() - began)
             if after_step is not None:
-                after_step(self, loss, iou)
+                after_step(self, losses)
             if self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps:
                 self.save()
 
-    def _batches(self) -> Iterator[Batch]:
-        data = _Indexed(self.clips, self.config, self.step)
-        return iter(
-            DataLoader(data, self.config.batch, collate_fn=collate, num_workers=self.workers, prefetch_factor=4 if self.workers else None)
-        )
+    def averaged_network(self) -> SpaceTimeMemoryNetwork:
+        """A copy with the moving average of the weights, in eval mode: what is evaluated and shipped."""
+        network = SpaceTimeMemoryNetwork(network_config(self.config.network))
+        network.load_state_dict(self.average)
+        return network.eval()
 
-    def _train_step(self, batch: Batch) -> tuple[float, float]:
-        batch = Batch(*(t.to(self.device) for t in batch))
+    def _batches(self) -> Iterator[Batch]:
+        data = _Indexed(self.clips, self.config, self.step, self.rank, self.processes)
+        ahead = 4 if self.workers else None
+        loader = DataLoader(
+            data, data.share, collate_fn=collate, num_workers=self.workers, prefetch_factor=ahead
+        )
+        return iter(loader)
+
+    def _train_step(self, batch: Batch) -> Losses:
         share = learning_rate_share(self.config, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base"] * share
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
-            log_probabilities = propagate_clip(self.network, batch)
-        losses = clip_losses(log_probabilities, batch, self.config.jaccard_weight)
         self.optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()  # type: ignore[no-untyped-call]
+        parts = [self._backward(part) for part in _split(batch, self.config.accumulate)]
+        losses = Losses(*(torch.stack(values).mean() for values in zip(*parts, strict=True)))
         nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
         self.optimizer.step()
+        self._update_average()
+        return losses
+
+    def _backward(self, batch: Batch) -> Losses:
+        batch = Batch(*(t.to(self.device) for t in batch))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+            log_probabilities = self.model(batch)
+        losses = clip_losses(log_probabilities, batch, self.config.jaccard_weight)
+        (losses.total / self.config.accumulate).backward()  # type: ignore[no-untyped-call]
+        return Losses(losses.total.detach(), losses.iou.detach())
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
         decay = min(self.config.ema, (self.step + 1) / (self.step + 10))
-        with torch.no_grad():
-            for name, value in self.network.state_dict().items():
-                if value.is_floating_point():
-                    self.average[name].lerp_(value, 1 - decay)
-                else:
-                    self.average[name].copy_(value)
-        return float(losses.total), float(losses.iou)
+        for name, value in self.network.state_dict().items():
+            if value.is_floating_point():
+                self.average[name].lerp_(value, 1 - decay)
+            else:
+                self.average[name].copy_(value)
 
     def save(self) -> None:
-        """Writes the checkpoint atomically."""
+        """Writes the checkpoint atomically (the first of several processes does)."""
+        if self.rank != 0:
+            return
         state = {
             "step": self.step,
             "config": self.config.to_dict(),
@@ -298,17 +363,23 @@ class Trainer:
     def _resume(self) -> None:
         state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
         saved = TrainingConfig.from_dict(state["config"])
-        self.config = TrainingConfig.from_dict({**saved.to_dict(), "steps": max(self.config.steps, saved.steps)})
+        self.config = TrainingConfig.from_dict(
+            {**saved.to_dict(), "steps": max(self.config.steps, saved.steps)}
+        )
         self.network.load_state_dict(state["network"])
         self.average = state["average"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = int(state["step"])
 
-    def _log(self, loss: float, iou: float, seconds: float) -> None:
+    def _log(self, losses: Losses, seconds: float) -> None:
+        if self.rank != 0:
+            return
         path = self.folder / "log.csv"
         is_new = not path.exists()
         with path.open("a", newline="") as stream:
             writer = csv.writer(stream)
             if is_new:
                 writer.writerow(["step", "loss", "iou", "seconds"])
-            writer.writerow([self.step, f"{loss:.5f}", f"{iou:.5f}", f"{seconds:.1f}"])
+            writer.writerow(
+                [self.step, f"{float(losses.total):.5f}", f"{float(losses.iou):.5f}", f"{seconds:.1f}"]
+            )

@@ -126,7 +126,9 @@ def read_manifest(name: str | Path = DEFAULT_WEIGHTS) -> Manifest:
     return read_published(path)[1] if path.suffix in (".pth", ".pt") else _read_safetensors_manifest(path)
 
 
-def save_network(network: SpaceTimeMemoryNetwork, manifest: Manifest, path: Path, *, half: bool = True) -> Manifest:
+def save_network(
+    network: SpaceTimeMemoryNetwork, manifest: Manifest, path: Path, *, half: bool = True
+) -> Manifest:
     """Writes a weights file and its manifest beside it (`.json`).
 
     Args:
@@ -181,7 +183,9 @@ def read_published(path: Path) -> tuple[dict[str, Tensor], Manifest]:
     for name, tensor in loaded.items():
         ours = from_published_name(str(name).removeprefix("module."))
         if ours in expected:
-            state[ours] = tensor.reshape(expected[ours].shape) if tensor.numel() == expected[ours].numel() else tensor
+            state[ours] = (
+                tensor.reshape(expected[ours].shape) if tensor.numel() == expected[ours].numel() else tensor
+            )
         else:
             unknown.append(str(name))
     missing = [k for k in expected if k not in state and not k.endswith("num_batches_tracked")]
@@ -258,5 +262,4 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Manifest]:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,177 @@
+"""Training: exact resume, one loss whatever the number of processes, and a network that learns."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from model.data import ClipDataset, ClipOptions, davis_sources, still_sources
+from model.train import Trainer, TrainingConfig, clip_losses, max_skip_at, propagate_clip
+
+SIZE = 64
+
+
+@pytest.fixture
+def still_folder(tmp_path: Path) -> Path:
+    """A still set of one bright ellipse on noise per picture."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    y, x = np.mgrid[:96, :128]
+    for number in range(4):
+        mask = ((x - 50 - 8 * number) / 24) ** 2 + ((y - 48) / 18) ** 2 < 1
+        picture = rng.integers(0, 90, (96, 128, 3))
+        picture[mask] += np.array([150, 60 + 30 * number, 40])
+        Image.fromarray(picture.astype(np.uint8)).save(tmp_path / "images" / f"{number}.png")
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{number}.png")
+    return tmp_path
+
+
+def small_config(steps: int) -> TrainingConfig:
+    return TrainingConfig(
+        steps=steps,
+        batch=2,
+        clip=ClipOptions(size=SIZE, still_share=1.0, paste_chance=0.3),
+        warmup=2,
+        bf16=False,
+        checkpoint_every=2,
+    )
+
+
+def dataset(folder: Path, config: TrainingConfig) -> ClipDataset:
+    return ClipDataset([], [still_sources(folder)], config.clip, seed=config.seed)
+
+
+def test_a_resumed_run_ends_with_the_same_bits_as_an_undisturbed_one(
+    still_folder: Path, tmp_path: Path
+) -> None:
+    config = small_config(4)
+    whole = Trainer(tmp_path / "whole", config, dataset(still_folder, config), workers=0)
+    whole.run()
+
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(trainer: Trainer, _: object) -> None:
+        if trainer.step == 3:
+            raise Interrupted
+
+    broken = Trainer(tmp_path / "broken", config, dataset(still_folder, config), workers=0)
+    with pytest.raises(Interrupted):
+        broken.run(interrupt)
+    resumed = Trainer(tmp_path / "broken", config, dataset(still_folder, config), workers=0)
+    assert resumed.step == 2
+    resumed.run()
+    for name, value in whole.network.state_dict().items():
+        assert torch.equal(value, resumed.network.state_dict()[name]), name
+        assert torch.equal(whole.average[name], resumed.average[name]), name
+
+
+def test_gradient_accumulation_takes_the_same_step(still_folder: Path, tmp_path: Path) -> None:
+    config = small_config(1)
+    plain = Trainer(tmp_path / "plain", config, dataset(still_folder, config), workers=0)
+    parts = Trainer(
+        tmp_path / "parts", replace(config, accumulate=2), dataset(still_folder, config), workers=0
+    )
+    plain.run()
+    parts.run()
+    for name, value in plain.network.state_dict().items():
+        assert torch.allclose(value, parts.network.state_dict()[name], atol=2e-5), name
+
+
+def test_the_loss_falls_on_a_clip_seen_again(still_folder: Path, tmp_path: Path) -> None:
+    config = replace(small_config(12), learning_rate=1e-3, trunk_learning_rate=1e-3, jaccard_weight=0.5)
+    trainer = Trainer(tmp_path / "run", config, dataset(still_folder, config), workers=0)
+    batch = next(trainer._batches())
+
+    def loss() -> float:
+        with torch.no_grad():
+            return float(clip_losses(propagate_clip(trainer.network, batch), batch, 0.5).total)
+
+    before = loss()
+    for _ in range(12):
+        trainer._train_step(batch)
+    assert loss() < 0.8 * before
+
+
+def test_samples_are_pure_functions_of_seed_and_index(still_folder: Path) -> None:
+    config = small_config(1)
+    first, again = dataset(still_folder, config).sample(5), dataset(still_folder, config).sample(5)
+    other = replace(dataset(still_folder, config), seed=1).sample(5)
+    assert torch.equal(first.pictures, again.pictures) and torch.equal(first.labels, again.labels)
+    assert not torch.equal(first.pictures, other.pictures)
+    assert first.pictures.shape == (3, 3, SIZE, SIZE) and int(first.labels.max()) == first.objects >= 1
+
+
+def test_the_skip_grows_as_the_curriculum_says() -> None:
+    config = replace(small_config(100), skip_curriculum=(0, 25))
+    skips = [max_skip_at(config, step) for step in range(100)]
+    assert skips[0] == 0 and skips[75] == 25 == skips[-1] and skips == sorted(skips)
+
+
+def test_the_real_training_data_gives_clips_with_objects(shared_data: Path) -> None:
+    videos = davis_sources(shared_data / "davis2016_train", leave_out=["bus"])
+    stills = [still_sources(shared_data / "stills" / name) for name in ("clothing", "horses")]
+    assert len(videos) == 29 and "bus" not in {v.name for v in videos}
+    clips = [ClipDataset(videos, stills, ClipOptions(size=SIZE)).sample(i) for i in range(8)]
+    assert {c.objects for c in clips} <= {1, 2}
+    assert all((c.labels[0] > 0).any() and c.pictures.min() >= 0 and c.pictures.max() <= 1 for c in clips)
+
+
+def test_two_processes_take_the_same_step_as_one(still_folder: Path, tmp_path: Path) -> None:
+    script = tmp_path / "two.py"
+    script.write_text(
+        textwrap.dedent(
+            f"""
+            import sys, torch
+            import torch.distributed as dist
+            from pathlib import Path
+            from tests.model.test_train import dataset, small_config
+            from model.train import Trainer
+            torch.set_num_threads(1)
+            if sys.argv[1] == "two":
+                dist.init_process_group("gloo")
+            config = small_config(2)
+            trainer = Trainer(Path({str(tmp_path)!r}) / sys.argv[1], config, dataset(Path({str(still_folder)!r}), config), workers=0)
+            seen = []
+            trainer.run(lambda t, losses: seen.append(losses.total))
+            losses = torch.stack(seen)
+            if dist.is_initialized():
+                dist.all_reduce(losses)
+                losses /= dist.get_world_size()
+            if trainer.rank == 0:
+                torch.save({{"losses": losses, "state": trainer.network.state_dict()}}, Path({str(tmp_path)!r}) / (sys.argv[1] + ".pt"))
+            if dist.is_initialized():
+                dist.destroy_process_group()
+            """
+        )
+    )
+    root = Path(__file__).parents[2]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    for arguments in ([str(script), "one"], [*launcher, str(script), "two"]):
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=root,
+            env=_environment(root),
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stderr
+    one, two = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("one", "two"))
+    assert torch.allclose(one["losses"], two["losses"], atol=1e-5)
+    for name, value in one["state"].items():
+        assert torch.allclose(value, two["state"][name], atol=2e-5), name
+
+
+def _environment(root: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
