@@ -141,7 +141,7 @@ def test_an_empty_folder_and_a_missing_one_are_named_errors(folder: Callable[...
 
 def test_negative_frames_are_refused_in_words(folder: Callable[..., Path]) -> None:
     root = folder("p.-001.exr", "p.0000.exr", "p.0001.exr")
-    with pytest.raises(PlateError, match="frame -1.*Negative frame numbers cannot be used"):
+    with pytest.raises(PlateError, match=r"frame -1.*Negative frame numbers cannot be used"):
         parse_sequence(root / "p.####.exr")
     with pytest.raises(PlateError, match="Negative"):
         parse_sequence(root / "p.-1-1#.exr")
