@@ -387,7 +387,7 @@ class Progress:
 def explain_pip(installation: Installation, output: str) -> InstallError:
     """Turn pip's output into what happened and what to do."""
     tail = "\n".join("    " + line for line in output.splitlines()[-LOG_TAIL:])
-    where = f"All of pip's output is in {installation.log}. Its end:\n{tail}"
+    where = f"pip's output is in {installation.log}. Its end:\n{tail}"
     network = (
         "Temporary failure in name resolution",
         "Failed to establish a new connection",
