@@ -27,8 +27,8 @@ class VideoSequence:
 
     Args:
         name: the folder's name.
-        frames: frame names (file names without ending), in order: all pictures, or all annotations where there
-            are no pictures.
+        frames: frame names (file names without ending), in order: all pictures, or all annotations where
+            there are no pictures.
         pictures: of some or all frames.
         annotations: of some or all frames.
     """
@@ -138,7 +138,7 @@ def first_frames(sequence: VideoSequence) -> dict[int, str]:
 
 
 def entering_masks(sequence: VideoSequence) -> dict[int, Labels]:
-    """For each frame (its position in `sequence.frames`) on which objects are first annotated: their labels alone.
+    """For each frame (its place in `sequence.frames`) on which objects are first annotated: their labels.
 
     Raises:
         ValueError: if no annotation has an object.
@@ -155,6 +155,7 @@ def entering_masks(sequence: VideoSequence) -> dict[int, Labels]:
 
 
 def resolution_folder(folder: Path) -> Path:
+    """The folder of one resolution below the given one, or that one itself where there are none."""
     return next((folder / name for name in RESOLUTION_FOLDERS if (folder / name).is_dir()), folder)
 
 

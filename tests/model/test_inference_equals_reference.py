@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -19,112 +19,26 @@ from model.memory import MemoryEntry, MemoryRule
 from model.network import SpaceTimeMemoryNetwork
 from model.read import space_time_read
 from model.weights import WeightsFileError, convert_published, load_network
-from tests.reference.stm import PlainNetwork, Query, ReferenceSTM, memorise, propagate, read_memory, segment
+from tests.reference.samples import (
+    FRAMES,
+    HEIGHT,
+    OBJECTS,
+    WIDTH,
+    PlainModules,
+    first_masks,
+    lively_network,
+    lively_reference,
+    texture,
+)
+from tests.reference.stm import PlainNetwork, ReferenceSTM, propagate, read_memory
 
 TOLERANCE = 1e-4
-FRAMES, OBJECTS, HEIGHT, WIDTH = 21, 3, 58, 91  # the key and a chain of 20; neither side a multiple of 16
 RULES = ("first", "previous", "first+previous", "every:5", "every:2")
-
-
-class PlainModules:
-    """The product's own plain modules of any trunk, as the reference's loop wants them."""
-
-    def __init__(self, network: SpaceTimeMemoryNetwork) -> None:
-        self.network = network
-
-    def encode_query(self, picture: Tensor) -> Query:
-        features = self.network.encode_query(picture[None])
-        return Query(features.key[0], features.value[0], (features.eighth, features.quarter))
-
-    def encode_memory(self, picture: Tensor, mask: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-        memory = self.network.encode_memory(picture[None], torch.stack([mask, others])[None])
-        return memory.key[0, 0], memory.value[0, 0]
-
-    def decode(self, y: Tensor, skips: Any) -> Tensor:
-        return self.network.decoder(y[None], *skips).softmax(dim=1)[0, 1]
-
-
-def texture(seed: int) -> Tensor:
-    """(FRAMES, 3, HEIGHT, WIDTH): a smooth random pattern that drifts and changes, in [0, 1]."""
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.rand(1, 3, 14, 14, generator=generator)
-    fine = torch.rand(1, 3, 50, 50, generator=generator)
-    size = (HEIGHT + FRAMES, WIDTH + 2 * FRAMES)
-    wide = 0.75 * F.interpolate(coarse, size, mode="bicubic") + 0.25 * F.interpolate(
-        fine, size, mode="bilinear"
-    )
-    frames = [wide[0, :, t : t + HEIGHT, 2 * t : 2 * t + WIDTH] * (1 - t / 60) for t in range(FRAMES)]
-    return torch.stack(frames).clamp(0, 1)
-
-
-def first_masks() -> Tensor:
-    """(OBJECTS, HEIGHT, WIDTH): a disk, a soft-edged box, and a box at the picture's border."""
-    y, x = torch.meshgrid(torch.arange(HEIGHT), torch.arange(WIDTH), indexing="ij")
-    disk = ((y - 22) ** 2 + (x - 28) ** 2 < 15**2).float()
-    box = F.avg_pool2d((((y - 30).abs() < 18) & ((x - 62).abs() < 14)).float()[None], 5, 1, 2)[0]
-    border = ((y > 40) & (x < 25)).float()
-    return torch.stack([disk, box, border])
-
-
-def scale_by_data(network: nn.Module, run: Callable[[], object]) -> None:
-    """Scales every convolution's weights so that its output has a deviation of 1 on what `run` computes.
-
-    Random weights as they come make every probability 1/2, or only 0 and 1: any two programs agree on those.
-    """
-    done: set[nn.Module] = set()
-
-    def rescale(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
-        if module in done:
-            return output
-        done.add(module)
-        assert isinstance(module, nn.Conv2d)
-        scale = 1 / output.std().clamp_min(1e-6)
-        module.weight.mul_(scale)
-        if module.bias is not None:
-            module.bias.mul_(scale)
-        return output * scale
-
-    hooks = [m.register_forward_hook(rescale) for m in network.modules() if isinstance(m, nn.Conv2d)]
-    with torch.no_grad():
-        run()
-    for hook in hooks:
-        hook.remove()
-
-
-def prepare(network: nn.Module, plain: PlainNetwork, keys: list[nn.Conv2d], prediction: nn.Conv2d) -> None:
-    """Random weights with lively features, a read that prefers some positions, and masks with a contour."""
-    with torch.no_grad():
-        for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                assert module.running_mean is not None and module.running_var is not None
-                module.running_mean.normal_(0, 0.2)
-                module.running_var.uniform_(0.7, 1.4)
-                module.weight.uniform_(0.7, 1.3)
-                module.bias.normal_(0, 0.2)
-        picture, masks = texture(1)[0], first_masks()
-
-        def run() -> Tensor:
-            return segment(plain, picture, [memorise(plain, picture, masks)])
-
-        scale_by_data(network, run)
-        for key in keys:
-            key.weight.mul_(1.6)
-        assert prediction.bias is not None
-        prediction.weight.mul_(1.5)
-        prediction.bias.zero_()
-        logits: list[Tensor] = []
-        hook = prediction.register_forward_hook(lambda module, inputs, output: logits.append(output))
-        run()
-        hook.remove()
-        prediction.bias.copy_(-torch.cat(logits).mean(dim=(0, 2, 3)))  # object and background in balance
 
 
 @pytest.fixture(scope="module")
 def published() -> ReferenceSTM:
-    torch.manual_seed(7)
-    network = ReferenceSTM()
-    prepare(network, network, [network.KV_M_r4.Key, network.KV_Q_r4.Key], network.Decoder.pred2)
-    return network
+    return lively_reference()
 
 
 @pytest.fixture(scope="module")
@@ -141,12 +55,8 @@ def pair(
     """The plain network and the fast one, with the same weights."""
     if request.param == "stm-r50":
         return published, FastNetwork(load_network(published_file)[0])
-    torch.manual_seed(7)
-    network = SpaceTimeMemoryNetwork(network_config(request.param)).eval()
-    plain = PlainModules(network)
-    keys = [network.memory_key_value.key, network.query_key_value.key]
-    prepare(network, plain, keys, network.decoder.predict)
-    return plain, FastNetwork(network)
+    network = lively_network(request.param)
+    return PlainModules(network), FastNetwork(network)
 
 
 def propagate_fast(engine: FastNetwork, pictures: Tensor, masks: Tensor, rule: str) -> Iterator[Tensor]:
@@ -212,18 +122,18 @@ def test_streamed_read_equals_the_matrix_of_the_paper(block_elements: int) -> No
     query = 3 * torch.randn(16, 7, 12, generator=torch.Generator().manual_seed(4))
     got = space_time_read(query.flatten(1), memory, block_elements=block_elements)
     for index in range(OBJECTS):
-        keys = torch.stack([keys[index].T.unflatten(1, (7, 12)) for keys, _ in memory], dim=1)
-        values = torch.stack([values[index].unflatten(1, (7, 12)) for _, values in memory], dim=1)
+        keys = torch.stack([keys[index].T.reshape(-1, 7, 12) for keys, _ in memory], dim=1)
+        values = torch.stack([values[index].reshape(-1, 7, 12) for _, values in memory], dim=1)
         expected = read_memory(query, keys, values).flatten(1)
         assert (got[index] - expected).abs().max() <= 1e-5
 
 
-class LargestTensor(TorchDispatchMode):
+class LargestTensor(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Remembers the largest number of elements that any operation gave."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.elements = 0
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.elements: int = 0
 
     def __torch_dispatch__(
         self,
@@ -242,7 +152,8 @@ class LargestTensor(TorchDispatchMode):
 def largest_tensor_of_a_read(frames: int, positions: int, block_elements: int) -> int:
     query = torch.randn(16, positions, generator=torch.Generator().manual_seed(4))
     memory = random_memory(frames, positions)
-    with LargestTensor() as largest:
+    largest = LargestTensor()
+    with largest:
         space_time_read(query, memory, block_elements=block_elements)
     return largest.elements
 
@@ -268,7 +179,8 @@ def test_segmenting_holds_nothing_that_grows_with_the_memory() -> None:
         for step in range(stored):
             bank.write(step, entry)
         query = engine.encode_query(pictures[1])
-        with LargestTensor() as largest:
+        largest = LargestTensor()
+        with largest:
             engine.segment(query, bank)
         return largest.elements
 

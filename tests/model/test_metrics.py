@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from vos_benchmark.evaluator import Evaluator  # type: ignore[import-untyped]
 
 import model.metrics
+from model.davis import read_labels
 from model.metrics import (
     BoolArray,
     contour,
@@ -142,8 +143,6 @@ def test_equals_the_public_implementation_on_ragged_masks(height: int, width: in
 
 
 def test_equals_the_public_implementation_on_true_masks(shared_data: Path) -> None:
-    from model.evaluate import read_labels
-
     folder = shared_data / "clips" / "chair" / "Annotations"
     first, second, third = (read_labels(path) for path in sorted(folder.glob("*.png"))[:21:10])
     assert_equal_to_the_public_implementation(first, second)
