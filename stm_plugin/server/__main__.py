@@ -12,16 +12,14 @@ from stm_plugin.server import DEFAULT_IDLE_SECONDS, EngineRunningError, ServeOpt
 
 def main(arguments: list[str] | None = None) -> int:
     """Serve; 0 at a good end or when another engine is there already, 1 on an error."""
-    parser = argparse.ArgumentParser(prog="stm serve", description=__doc__)
+    parser = argparse.ArgumentParser(prog="stm_plugin.server", description="The engine of STM for Nuke.")
     parser.add_argument("--parent", type=int, help="end when this process has gone")
     parser.add_argument("--idle", type=float, default=DEFAULT_IDLE_SECONDS, help="seconds without a client")
     parser.add_argument("--foreground", action="store_true", help="log to standard error")
     given = parser.parse_args(arguments)
     os.umask(0o077)
-    from stm_plugin.server.shots import EngineBackend
-
     try:
-        serve(EngineBackend(), ServeOptions(given.idle, given.parent, to_log=not given.foreground))
+        serve(ServeOptions(given.idle, given.parent, to_log=not given.foreground))
     except EngineRunningError:
         return 0
     except StmError as error:

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -60,8 +61,11 @@ class ServeOptions:
     to_log: bool = True
 
 
-def serve(backend: Backend, options: ServeOptions) -> None:
+def serve(options: ServeOptions, load_backend: Callable[[], Backend] | None = None) -> None:
     """Be the user's engine until nobody needs it.
+
+    Args:
+        load_backend: what loads the engine itself; it runs in a thread while the server already answers.
 
     Raises:
         EngineRunningError: there is one already.
@@ -80,7 +84,11 @@ def serve(backend: Backend, options: ServeOptions) -> None:
         endpoint.publish(folder)
         log.info("engine %s, process %d, serves %s", endpoint.engine, endpoint.pid, path or port)
         try:
-            asyncio.run(_Server(backend, folder, endpoint, maps, parent, options.idle_seconds).run(listener))
+            asyncio.run(
+                _Server(
+                    load_backend or _load_engine, folder, endpoint, maps, parent, options.idle_seconds
+                ).run(listener)
+            )
         finally:
             if endpoint.is_published(folder):
                 (folder / ENDPOINT_NAME).unlink(missing_ok=True)
@@ -97,17 +105,23 @@ def engine_version() -> str:
         return "0.0.0"
 
 
+def _load_engine() -> Backend:
+    from stm_plugin.server.shots import EngineBackend  # takes seconds: it brings torch
+
+    return EngineBackend()
+
+
 class _Server:
     def __init__(
         self,
-        backend: Backend,
+        load_backend: Callable[[], Backend],
         folder: Path,
         endpoint: Endpoint,
         maps: MapFolder,
         parent: Parent | None,
         idle_seconds: float,
     ) -> None:
-        self._backend = backend
+        self._load_backend = load_backend
         self._folder = folder
         self._endpoint = endpoint
         self._maps = maps
@@ -116,7 +130,7 @@ class _Server:
         self._connections: set[Connection] = set()
 
     async def run(self, listener: socket.socket) -> None:
-        self._service = Service(self._backend, self._maps)
+        self._service = Service(self._load_backend, self._maps)
         self._budget = ByteBudget()
         loop = asyncio.get_running_loop()
         if sys.platform != "win32":

@@ -24,6 +24,7 @@ from stm_plugin.server.backend import (
     Backend,
     Change,
     ExportOrder,
+    Information,
     KeyState,
     Matte,
     NoMatte,
@@ -90,12 +91,12 @@ class SharedShot:
 class Service:
     """Carries out requests. Lives on the event loop; what takes time runs in threads."""
 
-    def __init__(self, backend: Backend, maps: MapFolder) -> None:
+    def __init__(self, load_backend: Callable[[], Backend], maps: MapFolder) -> None:
         self.maps = maps
         self.stop = asyncio.Event()
-        self._backend = backend
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(WORKER_THREADS, thread_name_prefix="request")
+        self._loading = self._loop.run_in_executor(self._threads, load_backend)
         self._shots: dict[str, SharedShot] = {}
         self._opening: dict[Path, asyncio.Lock] = {}
         self._jobs: dict[str, Job] = {}
@@ -163,7 +164,7 @@ class Service:
         answer: dict[str, Any]
         match request:
             case p.Info():
-                answer = await self.in_thread(self._information)
+                answer = _information_json(await self.in_thread((await self._backend()).information))
             case p.OpenShot():
                 answer = await self._open_shot(client, request)
             case p.JobRequest():
@@ -228,15 +229,9 @@ class Service:
                 raise RequestError("bad_request", f"{request.op} is not possible now.")
         return answer, b""
 
-    def _information(self) -> dict[str, Any]:
-        found = self._backend.information()
-        return {
-            "python": found.python,
-            "torch": found.torch,
-            "devices": [dict(one) for one in found.devices],
-            "weights": [dict(one) for one in found.weights],
-            "settings": {name: dict(one) for name, one in found.settings.items()},
-        }
+    async def _backend(self) -> Backend:
+        """The engine itself, once it is loaded."""
+        return await asyncio.shield(self._loading)
 
     # ---- shots
 
@@ -276,9 +271,10 @@ class Service:
         return {"shot": shot.handle, "folder": str(folder), "created": created, "status": status}
 
     async def _open_store(self, folder: Path, request: p.OpenShot) -> tuple[SharedShot, bool]:
-        exists = await self.in_thread(self._backend.exists, folder)
+        engine = await self._backend()
+        exists = await self.in_thread(engine.exists, folder)
         if exists:
-            backend = await self.in_thread(self._backend.open, folder)
+            backend = await self.in_thread(engine.open, folder)
         elif not request.create:
             raise RequestError(
                 "store", "There is no shot store.", path=str(folder), hint="Set a key to make one."
@@ -287,7 +283,7 @@ class Service:
             raise RequestError("bad_request", "open_shot: a new shot needs a plate.", path=str(folder))
         else:
             backend = await self.in_thread(
-                self._backend.create, folder, request.plate, request.settings, request.objects
+                engine.create, folder, request.plate, request.settings, request.objects
             )
         shot = SharedShot(f"s{next(self._handles)}", folder, backend, request.owner)
         self._shots[shot.handle] = shot
@@ -570,6 +566,16 @@ class Service:
         job = self._job_of(client, request.job)
         job.cancel()
         return {"job": job.id, "state": job.state}
+
+
+def _information_json(found: Information) -> dict[str, Any]:
+    return {
+        "python": found.python,
+        "torch": found.torch,
+        "devices": [dict(one) for one in found.devices],
+        "weights": [dict(one) for one in found.weights],
+        "settings": {name: dict(one) for name, one in found.settings.items()},
+    }
 
 
 async def _wait_quietly(wait: Awaitable[Any], seconds: float) -> None:

@@ -1,0 +1,302 @@
+"""Finding the engine, or starting it (ofx_bridge/PROTOCOL.md, sections 1 and 9).
+
+Standard library only, Python 3.9 or newer, no `nuke` module.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stm_nuke.wire import ABORT_SECONDS, CALL_SECONDS, Aborted, AbortedError, EngineStartError
+
+ENDPOINT_NAME = "endpoint.json"
+LOG_NAME = "engine.log"
+PRODUCT = "stm-for-nuke"
+PRODUCT_FOR_PEOPLE = "STM for Nuke"
+
+START_SECONDS = 60.0
+START_DELAYS = (0.0, 1.0, 4.0)
+HEALTHY_SECONDS = 60.0
+
+_MAX_ENDPOINT = 4096
+
+
+def runtime_folder() -> Path:
+    """The user's runtime folder (PROTOCOL.md section 1); it may not exist."""
+    given = os.environ.get("STM_RUNTIME_DIR")
+    if given:
+        if not os.path.isabs(given):
+            raise EngineStartError("STM_RUNTIME_DIR must be an absolute path.")
+        return Path(given)
+    if sys.platform == "win32":
+        return _local_app_data() / PRODUCT_FOR_PEOPLE / "run"
+    uid = os.geteuid()
+    session = Path(f"/run/user/{uid}")
+    if sys.platform == "linux" and session.is_dir() and session.stat().st_uid == uid:
+        return session / PRODUCT
+    return Path(f"/tmp/{PRODUCT}-{uid}")
+
+
+def check_private(folder: Path) -> None:
+    """Raises EngineStartError if the folder is a link, another user's, or open to others."""
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode):
+        raise EngineStartError(f"{folder} is not a folder. Remove it and try again.")
+    if sys.platform != "win32" and (found.st_uid != os.geteuid() or found.st_mode & 0o077):
+        raise EngineStartError(
+            f"{folder} is not private to you. Run chmod 700 on it, remove it, or set STM_RUNTIME_DIR."
+        )
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """How to reach a running engine."""
+
+    transport: str
+    path: str
+    port: int
+    token: str = field(repr=False)
+    answer: str = field(repr=False)
+
+    @classmethod
+    def read(cls, folder: Path) -> Endpoint | None:
+        """What the engine says of itself, or None where there is none.
+
+        Raises:
+            EngineStartError: the folder is not safe.
+        """
+        if not os.path.lexists(folder):
+            return None
+        check_private(folder)
+        flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+        try:
+            with os.fdopen(os.open(str(folder / ENDPOINT_NAME), flags), "rb") as file:
+                values = json.loads(file.read(_MAX_ENDPOINT).decode("utf-8"))
+            transport, path, port = str(values["transport"]), str(values["path"]), int(values["port"])
+            return cls(transport, path, port, str(values["token"]), str(values["answer"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+
+@dataclass(frozen=True)
+class Installation:
+    """The engine's own Python, as the installer wrote it down."""
+
+    python: str
+    version: str | None = None
+    root: str | None = None
+
+    @classmethod
+    def find(cls) -> Installation:
+        """Look in the places of PROTOCOL.md section 9, in their order.
+
+        Raises:
+            EngineStartError: it is nowhere.
+        """
+        python = os.environ.get("STM_ENGINE_PYTHON")
+        if python:
+            return cls(python, None, os.environ.get("STM_ENGINE_ROOT") or None)
+        places = [Path(__file__).resolve().parents[2], default_prefix()]
+        if os.environ.get("STM_PREFIX"):
+            places.insert(0, Path(os.environ["STM_PREFIX"]))
+        for place in places:
+            found = cls._read(place / "engine.json")
+            if found is not None:
+                return found
+        looked = " or ".join(str(one) for one in places)
+        raise EngineStartError(
+            f"The engine of {PRODUCT_FOR_PEOPLE} is not installed: there is no engine.json in {looked}. "
+            "Run install.py."
+        )
+
+    @classmethod
+    def _read(cls, path: Path) -> Installation | None:
+        try:
+            values = json.loads(path.read_text("utf-8"))
+        except OSError:
+            return None
+        except ValueError as error:
+            raise EngineStartError(f"{path} is damaged. Run install.py again.") from error
+        if not isinstance(values, dict) or not isinstance(values.get("python"), str):
+            raise EngineStartError(f"{path} names no Python. Run install.py again.")
+        version, root = values.get("version"), values.get("root")
+        return cls(values["python"], str(version) if version else None, str(root) if root else None)
+
+
+def default_prefix() -> Path:
+    """Where the installer puts things unless it is told otherwise."""
+    if sys.platform == "win32":
+        return _local_app_data() / PRODUCT_FOR_PEOPLE
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / PRODUCT_FOR_PEOPLE
+    return Path.home() / ".local" / "share" / PRODUCT
+
+
+def _local_app_data() -> Path:
+    return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+
+
+def scrubbed_environment(root: str | None = None) -> dict[str, str]:
+    """The host's environment without what would make another Python stumble."""
+    unwanted = ("NUKE_PATH", "OFX_PLUGIN_PATH", "LD_PRELOAD", "LD_LIBRARY_PATH")
+    prefixes = ("PYTHON", "DYLD_", "QT_", "QML")
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name.upper() not in unwanted and not name.upper().startswith(prefixes)
+    }
+    kept["PYTHONNOUSERSITE"] = "1"
+    if root:
+        kept["PYTHONPATH"] = root
+    return kept
+
+
+class Launcher:
+    """Starts the engine: at most three times in a row, with back-off."""
+
+    def __init__(self, arguments: Sequence[str] = (), die_with_host: bool = True) -> None:
+        self.arguments = list(arguments)
+        self.die_with_host = die_with_host
+        self._failures = 0
+        self._started_at = -HEALTHY_SECONDS
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def connect(self, folder: Path, aborted: Aborted) -> socket.socket:
+        """A connection to the running engine, started if there is none.
+
+        Raises:
+            EngineStartError: it does not start; AbortedError: `aborted` said so.
+        """
+        connection = try_to_connect(folder)
+        if connection is not None:
+            return connection
+        if time.monotonic() - self._started_at > HEALTHY_SECONDS:
+            self._failures = 0
+        while self._failures < len(START_DELAYS):
+            _sleep(START_DELAYS[self._failures], aborted)
+            self._failures += 1
+            self._started_at = time.monotonic()
+            connection = self._start(folder, aborted)
+            if connection is not None:
+                return connection
+        raise EngineStartError(
+            f"The engine was started {len(START_DELAYS)} times and did not come up. "
+            f"The end of its log, {folder / LOG_NAME}:\n{last_lines(folder / LOG_NAME)}"
+        )
+
+    def _start(self, folder: Path, aborted: Aborted) -> socket.socket | None:
+        installation = Installation.find()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_private(folder)
+        command = [installation.python, "-s", "-m", "stm_plugin.server"]
+        if self.die_with_host:
+            command += ["--parent", str(os.getpid())]
+        with _log_of(folder) as log:
+            try:
+                self._process = subprocess.Popen(
+                    command + self.arguments,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=log,
+                    cwd=str(folder),
+                    env=scrubbed_environment(installation.root),
+                    close_fds=True,
+                    start_new_session=sys.platform != "win32",
+                    creationflags=_windows_flags(),
+                )
+            except OSError as error:
+                raise EngineStartError(
+                    f"The engine's Python cannot be started: {installation.python}: {error.strerror}. "
+                    "Run install.py again."
+                ) from error
+        end = time.monotonic() + START_SECONDS
+        while time.monotonic() < end:
+            connection = try_to_connect(folder)
+            if connection is not None:
+                return connection
+            if self._process.poll() not in (None, 0):  # 0: another engine was first
+                return None
+            _sleep(ABORT_SECONDS, aborted)
+        return None
+
+    def reap(self) -> None:
+        """Collect the exit code of an engine that has ended, so that no zombie stays."""
+        if self._process is not None:
+            self._process.poll()
+
+
+def try_to_connect(folder: Path) -> socket.socket | None:
+    """A connection to the engine that the endpoint file names, or None."""
+    endpoint = Endpoint.read(folder)
+    if endpoint is None:
+        return None
+    if endpoint.transport == "unix":
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        address: Any = endpoint.path
+    else:
+        connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        address = ("127.0.0.1", endpoint.port)
+    try:
+        connection.settimeout(CALL_SECONDS)
+        connection.connect(address)
+        if endpoint.transport != "unix":
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        elif hasattr(socket, "SO_PEERCRED"):
+            peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+            if struct.unpack("3i", peer)[1] != os.geteuid():
+                raise OSError("the engine runs as another user")
+    except OSError:
+        connection.close()
+        return None
+    return connection
+
+
+def last_lines(path: Path, count: int = 5) -> str:
+    """The end of a log, for an error text."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 4096))
+            lines = file.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return "(there is none)"
+    return "\n".join(lines[-count:])
+
+
+@contextlib.contextmanager
+def _log_of(folder: Path) -> Iterator[int]:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+    log = os.open(str(folder / LOG_NAME), flags, 0o600)
+    try:
+        yield log
+    finally:
+        os.close(log)
+
+
+def _windows_flags() -> int:
+    if sys.platform != "win32":
+        return 0
+    return subprocess.DETACHED_PROCESS | subprocess.CREATE_NEW_PROCESS_GROUP
+
+
+def _sleep(seconds: float, aborted: Aborted) -> None:
+    end = time.monotonic() + seconds
+    while True:
+        if aborted():
+            raise AbortedError()
+        left = end - time.monotonic()
+        if left <= 0:
+            return
+        time.sleep(min(left, ABORT_SECONDS))
