@@ -1,7 +1,7 @@
 """Random geometry and colour for training clips: pure functions on tensors and a numpy generator.
 
-Warps are sampling grids for `torch.nn.functional.grid_sample` in its normalised coordinates: (-1, -1) is the top left
-corner of the picture, (1, 1) the bottom right one.
+Warps are sampling grids for `torch.nn.functional.grid_sample` in its normalised coordinates: (-1, -1) is the
+top left corner of the picture, (1, 1) the bottom right one.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def affine_grid(matrix: Tensor, height: int, width: int) -> Tensor:
 
 
 def thin_plate_offsets(rng: Generator, strength: float, height: int, width: int, points: int = 3) -> Tensor:
-    """A smooth random displacement of the output grid by a thin-plate spline through `points` x `points` controls.
+    """A smooth random displacement of the output grid by a thin-plate spline through `points` x `points`
+    controls.
 
     Args:
         strength: standard deviation of the controls' displacement in normalised units.

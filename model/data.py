@@ -1,6 +1,7 @@
 """Training clips: stills warped into synthetic clips, and frames drawn from videos (paper section 3.5).
 
-Every sample is a pure function of (sources, options, seed, index): resuming a run reproduces its data exactly.
+Every sample is a pure function of (sources, options, seed, index): resuming a run reproduces its data
+exactly.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from model import augment
 from model.augment import Generator
@@ -41,7 +43,8 @@ class ClipSource:
 class Clip(NamedTuple):
     """A training sample.
 
-    pictures (T, 3, H, W) float in [0, 1]; labels (T, H, W) int64, 0 background and 1..K objects; objects: K, or less.
+    pictures (T, 3, H, W) float in [0, 1]; labels (T, H, W) int64, 0 background and 1..K objects; objects: K,
+    or less.
     """
 
     pictures: Tensor
@@ -60,6 +63,12 @@ class ClipOptions:
     max_skip: int = 10
     paste_chance: float = 0.5
     paste_is_object: float = 0.6
+    paste_same_chance: float = 0.35
+    """Of the pastes, those that show the clip's own source again: a look-alike that must be told apart by its
+    place."""
+    region_chance: float = 0.25
+    """Of the stills, those whose object is a random region of like colour, so that the mask counts and not
+    saliency."""
     blur_chance: float = 0.1
     scale: tuple[float, float] = (0.55, 1.15)
     """Share of the source's short side that a crop covers."""
@@ -76,7 +85,8 @@ def read_picture(path: Path) -> Tensor:
 
 
 def read_labels(path: Path) -> Tensor:
-    """(H, W) int64 labels of a PNG: palette and one-bit images by index, grey ones by value (0/255 means 0/1)."""
+    """(H, W) int64 labels of a PNG: palette and one-bit images by index, grey ones by value (0/255 means
+    0/1)."""
     with Image.open(path) as image:
         array = np.array(image if image.mode in ("P", "1", "L") else image.convert("L")).astype(np.int64)
         mode = image.mode
@@ -115,7 +125,8 @@ def davis_sources(root: Path, *, leave_out: Sequence[str] = (), only: Sequence[s
 
 
 def still_sources(root: Path) -> list[ClipSource]:
-    """Stills in a folder with `images/` and `masks/` (one object) or `labels/` (parts of one object), by equal stems.
+    """Stills in a folder with `images/` and `masks/` (one object) or `labels/` (parts of one object), by
+    equal stems.
 
     Raises:
         FileNotFoundError: if the folders are not there.
@@ -164,9 +175,11 @@ class ClipDataset:
 
     def _try_sample(self, rng: Generator) -> Clip | None:
         options = self.options
-        pictures, labels = self._draw(rng, self._choose(rng), fill=True)
+        source = self._choose(rng)
+        pictures, labels = self._draw(rng, source, fill=True)
         if rng.random() < options.paste_chance:
-            pictures, labels = self._paste(rng, pictures, labels)
+            again = rng.random() < options.paste_same_chance
+            pictures, labels = self._paste(rng, pictures, labels, source if again else self._choose(rng))
         labels = _compact(labels, options.max_objects)
         objects = int(labels[0].max())
         if objects == 0 or min(int((labels[0] == k).sum()) for k in range(1, objects + 1)) < 64:
@@ -184,12 +197,17 @@ class ClipDataset:
         return self.videos[int(rng.integers(len(self.videos)))]
 
     def _draw(self, rng: Generator, source: ClipSource, *, fill: bool) -> tuple[Tensor, Tensor]:
-        """Frames (T, 3, S, S) and labels (T, S, S) of one source. `fill`: the crop covers a good part of the source;
-        else the object is placed anywhere at any size, to be pasted."""
+        """Frames (T, 3, S, S) and labels (T, S, S) of one source. `fill`: the crop covers a good part of the
+        source; else the object is placed anywhere at any size, to be pasted."""
         options = self.options
         indices = _frame_indices(rng, len(source.pictures), options)
         loaded = {i: (read_picture(source.pictures[i]), read_labels(source.labels[i])) for i in set(indices)}
-        chosen: np.ndarray | None = _choose_parts(rng, loaded[indices[0]][1]) if source.parts else None
+        if source.is_still and fill and rng.random() < options.region_chance:
+            picture = loaded[indices[0]][0]
+            loaded = {indices[0]: (picture, _random_region(rng, picture))}
+            chosen = None
+        else:
+            chosen = _choose_parts(rng, loaded[indices[0]][1]) if source.parts else None
         height, width = loaded[indices[0]][0].shape[-2:]
         first = loaded[indices[0]][1] > 0
         where = first.nonzero()
@@ -242,9 +260,11 @@ class ClipDataset:
             labels.append(warped_label)
         return torch.stack(pictures), torch.stack(labels)
 
-    def _paste(self, rng: Generator, pictures: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Puts another source's object in front: as a further object, or as a passer-by that only covers."""
-        other_pictures, other_labels = self._draw(rng, self._choose(rng), fill=False)
+    def _paste(
+        self, rng: Generator, pictures: Tensor, labels: Tensor, source: ClipSource
+    ) -> tuple[Tensor, Tensor]:
+        """Puts a source's object in front: as a further object, or as a passer-by that only covers."""
+        other_pictures, other_labels = self._draw(rng, source, fill=False)
         mask = other_labels > 0
         alpha = augment.soften(mask).unsqueeze(1)
         pictures = pictures * (1 - alpha) + other_pictures * alpha
@@ -253,7 +273,8 @@ class ClipDataset:
 
 
 def _frame_indices(rng: Generator, count: int, options: ClipOptions) -> list[int]:
-    """Ordered frame numbers with random gaps up to `max_skip` frames left out between neighbours (paper section 3.5)."""
+    """Ordered frame numbers with random gaps up to `max_skip` frames left out between neighbours (paper
+    section 3.5)."""
     if count == 1:
         return [0] * options.frames
     gaps = rng.integers(1, options.max_skip + 2, size=options.frames - 1)
@@ -280,13 +301,31 @@ def _choose_parts(rng: Generator, labels: Tensor) -> np.ndarray:
     return table
 
 
+def _random_region(rng: Generator, picture: Tensor) -> Tensor:
+    """Labels (H, W) of one random region: pixels near a random one in colour and place, 0.5 to 15 % of the
+    picture."""
+    height, width = picture.shape[-2:]
+    shrink = 64 / min(height, width)
+    size = (round(height * shrink), round(width * shrink))
+    small = F.interpolate(picture.unsqueeze(0), size, mode="bilinear", antialias=True)[0]
+    y, x = torch.meshgrid(torch.arange(size[0]) / 64, torch.arange(size[1]) / 64, indexing="ij")
+    features = torch.cat([small * float(rng.uniform(1, 3)), 2 * torch.stack([y, x])])  # (5, h, w)
+    row, column = int(rng.integers(size[0])), int(rng.integers(size[1]))
+    distance = (features - features[:, row : row + 1, column : column + 1]).square().sum(dim=0)
+    share = float(np.exp(rng.uniform(np.log(0.005), np.log(0.15))))
+    # in units of the threshold, so that the enlarged contour is where the distance crosses it
+    inside = 1 - distance / distance.quantile(share).clamp(min=1e-6)
+    return (F.interpolate(inside[None, None], (height, width), mode="bicubic")[0, 0] > 0).long()
+
+
 def _map_labels(labels: Tensor, table: np.ndarray | None) -> Tensor:
     return labels if table is None else torch.from_numpy(table)[labels]
 
 
 def _compact(labels: Tensor, max_objects: int) -> Tensor:
-    """Renumbers labels to 1..K by what is seen in the first frame, at most `max_objects` (the last pasted ones kept)."""
-    present = [int(v) for v in labels[0].unique() if v > 0][-max_objects:]
+    """Renumbers labels to 1..K by what is seen in the first frame, at most `max_objects` (the last pasted
+    ones kept)."""
+    present = [int(v) for v in np.unique(labels[0].numpy()) if v > 0][-max_objects:]
     table = torch.zeros(int(labels.max()) + 1, dtype=torch.int64)
     for number, label in enumerate(present, start=1):
         table[label] = number

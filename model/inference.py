@@ -1,7 +1,8 @@
 """Inference on one device: the network prepared for speed, and its verbs for a single picture.
 
-The same modules as in training (`model.network`), with BatchNorm folded into convolutions, channels-last layout and a
-chosen precision. What depends on the picture alone is computed once per picture, whatever the number of objects.
+The same modules as in training (`model.network`), with BatchNorm folded into convolutions, channels-last
+layout and a chosen precision. What depends on the picture alone is computed once per picture, whatever the
+number of objects.
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ class FastNetwork:
     Args:
         network: any `SpaceTimeMemoryNetwork`; it is copied, not changed.
         device: a torch device name: `cpu`, `cuda`, `cuda:1`, `mps`.
-        precision: type of the convolutions and of the stored values. Keys, scores, logits and probabilities are fp32
-            always.
+        precision: type of the convolutions and of the stored values. Keys, scores, logits and probabilities
+            are fp32 always.
     """
 
     def __init__(
@@ -113,7 +114,7 @@ class FastNetwork:
         """
         key = query.features.key  # (1, Ck, h, w)
         read = space_time_read(key[0].flatten(1), bank.blocks())  # (K, Cv, N)
-        read = read.unflatten(2, key.shape[-2:]).unsqueeze(0)  # (1, K, Cv, h, w)
+        read = read.reshape(1, *read.shape[:2], *key.shape[-2:])  # (1, K, Cv, h, w)
         alone = self.network.decode(read, query.features)  # (1, K, H, W) padded
         return unpad(alone, padding_to_stride(query.height, query.width))[0]
 

@@ -20,11 +20,12 @@ DEFAULT_CAPACITY = 20
 class MemoryRule:
     """A row of the paper's table 5.
 
-    Steps count frames from the key of a pass: the key is step 0, its neighbour step 1, in either direction of time.
+    Steps count frames from the key of a pass: the key is step 0, its neighbour step 1, in either direction of
+    time.
 
     Args:
-        kind: `first` (the key alone), `previous` (the frame before alone), `first+previous`, or `every` (both, and every
-            `interval`-th frame in between).
+        kind: `first` (the key alone), `previous` (the frame before alone), `first+previous`, or `every`
+            (both, and every `interval`-th frame in between).
         interval: N of `every:N`.
     """
 
@@ -42,7 +43,7 @@ class MemoryRule:
         if name in ("first", "previous", "first+previous"):
             return cls(name)  # type: ignore[arg-type]
         head, _, number = name.partition(":")
-        if head == "every" and (number.isdigit() and int(number) > 0 or not number and name == "every"):
+        if head == "every" and ((number.isdigit() and int(number) > 0) or name == "every"):
             return cls("every", int(number) if number else cls.interval)
         raise ValueError(
             f"unknown memory rule {text!r}: use first, previous, first+previous or every:N (N = 1, 2, ...)"
@@ -54,8 +55,9 @@ class MemoryRule:
     def steps_in_memory(self, step: int, capacity: int = DEFAULT_CAPACITY) -> tuple[int, ...]:
         """The steps that are in memory when the frame at `step` (>= 1) is segmented, ascending.
 
-        A pure function, so a pass can be resumed at any step. Step 0 and the previous frame are never dropped where the
-        rule has them; of the other stored steps at most `capacity` are kept, thinned as `_thin` says.
+        A pure function, so a pass can be resumed at any step. Step 0 and the previous frame are never dropped
+        where the rule has them; of the other stored steps at most `capacity` are kept, thinned as `_thin`
+        says.
         """
         if step < 1:
             raise ValueError(f"step {step}: the first frame that is segmented is step 1")
@@ -101,7 +103,8 @@ def _thin(stored: list[int]) -> None:
 
 @dataclass(frozen=True)
 class MemoryEntry:
-    """One frame of memory for K objects: keys (K, P, Ck) in fp32 and values (K, Cv, P), P = h * w positions."""
+    """One frame of memory for K objects: keys (K, P, Ck) in fp32 and values (K, Cv, P), P = h * w
+    positions."""
 
     keys: Tensor
     values: Tensor
@@ -183,15 +186,15 @@ class MemoryBank:
         self._slot_of_step[step] = self._store(entry)
 
     def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Keys (K, P, Ck) and values (K, Cv, P) of each frame held: permanent keys, then steps in ascending order."""
+        """Keys (K, P, Ck) and values (K, Cv, P) of each frame held: permanent keys, then steps in ascending
+        order."""
         for slot in (*self._permanent, *(self._slot_of_step[s] for s in self.steps)):
             yield self._keys[slot], self._values[slot]
 
     def _store(self, entry: MemoryEntry) -> int:
         if entry.keys.shape != self._keys.shape[1:] or entry.values.shape != self._values.shape[1:]:
-            raise ValueError(
-                f"an entry of keys {tuple(entry.keys.shape)} does not fit a bank of {tuple(self._keys.shape[1:])}"
-            )
+            mine, theirs = tuple(self._keys.shape[1:]), tuple(entry.keys.shape)
+            raise ValueError(f"an entry of keys {theirs} does not fit a bank of {mine}")
         used = {*self._permanent, *self._slot_of_step.values()}
         slot = next(i for i in range(self._slots) if i not in used)
         self._keys[slot].copy_(entry.keys)

@@ -1,9 +1,11 @@
 """The space-time memory network: query encoder, memory encoder, read, decoder, soft aggregation.
 
-Plain, differentiable modules; training and the engine's inference (`model.inference`) both run exactly these. Paper:
-Oh, Lee, Xu, Kim, "Video Object Segmentation using Space-Time Memory Networks", ICCV 2019, sections 3.1 to 3.4.
+Plain, differentiable modules; training and the engine's inference (`model.inference`) both run exactly these.
+Paper: Oh, Lee, Xu, Kim, "Video Object Segmentation using Space-Time Memory Networks", ICCV 2019, sections 3.1
+    to 3.4.
 
-Letters in shape comments: B pictures, K objects, T memory frames, (H, W) the padded picture, (h, w) = (H/16, W/16).
+Letters in shape comments: B pictures, K objects, T memory frames, (H, W) the padded picture, (h, w) = (H/16,
+W/16).
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ PROBABILITY_EPSILON = 1e-7
 class QueryFeatures(NamedTuple):
     """What a picture gives as a query, independent of any object.
 
-    key (B, Ck, h, w), value (B, Cv, h, w); eighth and quarter are the decoder's skip features, already refined, at
-    1/8 and 1/4 of the padded picture.
+    key (B, Ck, h, w), value (B, Cv, h, w); eighth and quarter are the decoder's skip features, already
+    refined, at 1/8 and 1/4 of the padded picture.
     """
 
     key: Tensor
@@ -65,7 +67,8 @@ class Normalise(nn.Module):
         self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1))
 
     def forward(self, picture: Tensor) -> Tensor:
-        return (picture - self.mean) / self.std
+        normalised: Tensor = (picture - self.mean) / self.std
+        return normalised
 
 
 class QueryEncoder(nn.Module):
@@ -113,14 +116,16 @@ class ResidualBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.relu(self.conv1(F.relu(x))))
+        residual: Tensor = self.conv2(F.relu(self.conv1(F.relu(x))))
+        return x + residual
 
 
 class Refine(nn.Module):
     """One refinement stage (paper section 3.3): skip features plus the coarser map, doubled in size.
 
-    The part that sees the skip features alone (`skip`) does not depend on the object: it is computed once per picture.
-    Where the coarser map has other channels (never in the paper's network) a 1x1 convolution fits it.
+    The part that sees the skip features alone (`skip`) does not depend on the object: it is computed once per
+    picture. Where the coarser map has other channels (never in the paper's network) a 1x1 convolution fits
+    it.
     """
 
     def __init__(self, skip_channels: int, coarse_channels: int, channels: int) -> None:
@@ -155,7 +160,8 @@ class Decoder(nn.Module):
         self.predict = nn.Conv2d(fine, 2, 3, padding=1)
 
     def forward(self, read: Tensor, eighth: Tensor, quarter: Tensor) -> Tensor:
-        """[read, query value] (N, 2 Cv, h, w) and the refined skips -> logits of not-object, object (N, 2, H, W)."""
+        """[read, query value] (N, 2 Cv, h, w) and the refined skips -> logits of not-object, object (N, 2, H,
+        W)."""
         x = self.residual(self.conv(read))
         x = self.refine_eighth(eighth, x)
         x = self.refine_quarter(quarter, x)
@@ -164,7 +170,8 @@ class Decoder(nn.Module):
 
 
 class SpaceTimeMemoryNetwork(nn.Module):
-    """The whole network for one configuration. All pictures have sizes that `STRIDE` divides (see `pad_to_stride`)."""
+    """The whole network for one configuration. All pictures have sizes that `STRIDE` divides (see
+    `pad_to_stride`)."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -188,7 +195,7 @@ class SpaceTimeMemoryNetwork(nn.Module):
         """(B, 3, H, W) RGB and (B, K, H, W) probabilities, both in [0, 1] -> the memory's features."""
         key, value = self.memory_key_value(self.memory_encoder(picture, masks))
         shape = masks.shape[:2]
-        return MemoryFeatures(key.unflatten(0, shape), value.unflatten(0, shape))
+        return MemoryFeatures(*(x.reshape(*shape, *x.shape[1:]) for x in (key, value)))
 
     def decode(self, read: Tensor, query: QueryFeatures) -> Tensor:
         """read (B, K, Cv, h, w) -> probability of each object by itself (B, K, H, W), in fp32."""
@@ -199,11 +206,13 @@ class SpaceTimeMemoryNetwork(nn.Module):
         if batch > 1 and objects > 1:
             eighth, quarter = (x.repeat_interleave(objects, dim=0) for x in (eighth, quarter))
         logits = self.decoder(joined, eighth, quarter)
-        return logits.softmax(dim=1)[:, 1].unflatten(0, (batch, objects))
+        alone: Tensor = logits.softmax(dim=1)[:, 1]
+        return alone.reshape(batch, objects, *alone.shape[1:])
 
 
 def read_dense(query_key: Tensor, memory_key: Tensor, memory_value: Tensor) -> Tensor:
-    """The space-time read (paper section 3.2, equations 1 and 2) as two matrix products; for training on few frames.
+    """The space-time read (paper section 3.2, equations 1 and 2) as two matrix products; for training on few
+    frames.
 
     Args:
         query_key: (B, Ck, h, w).
@@ -211,16 +220,17 @@ def read_dense(query_key: Tensor, memory_key: Tensor, memory_value: Tensor) -> T
         memory_value: (B, K, T, Cv, h, w).
 
     Returns:
-        (B, K, Cv, h, w): for each query position the weighted sum of the memory's values, without the query's value.
+        (B, K, Cv, h, w): for each query position the weighted sum of the memory's values, without the query's
+        value.
     """
-    batch, objects = memory_key.shape[:2]
     size = query_key.shape[-2:]
     query = query_key.flatten(2).unsqueeze(1).float()  # (B, 1, Ck, hw)
     keys = memory_key.movedim(3, 2).flatten(3).float()  # (B, K, Ck, T*hw)
     values = memory_value.movedim(3, 2).flatten(3)  # (B, K, Cv, T*hw)
     scores = keys.transpose(2, 3) @ query / keys.shape[2] ** 0.5  # (B, K, T*hw, hw)
     weights = scores.softmax(dim=2).to(values.dtype)
-    return (values @ weights).unflatten(3, size)
+    read: Tensor = values @ weights
+    return read.reshape(*read.shape[:3], *size)
 
 
 def soft_aggregate(probabilities: Tensor) -> Tensor:

@@ -8,21 +8,23 @@ import torch
 from torch import Tensor
 
 BLOCK_ELEMENTS = 4_000_000
-"""Largest number of scores held at once per object (16 MB in fp32): large enough to keep the matrix products busy."""
+"""Largest number of scores held at once per object (16 MB in fp32): large enough to keep the matrix products
+busy."""
 
 
 def space_time_read(
     query_key: Tensor, memory: Iterable[tuple[Tensor, Tensor]], *, block_elements: int = BLOCK_ELEMENTS
 ) -> Tensor:
-    """For each query position the softmax-weighted sum of all memory values (paper section 3.2, equations 1 and 2).
+    """For each query position the softmax-weighted sum of all memory values (paper section 3.2, equations 1
+    and 2).
 
-    The softmax over all space-time positions is accumulated block by block with a running maximum and sum, so the
-    result does not depend on how the memory is cut into blocks (up to rounding).
+    The softmax over all space-time positions is accumulated block by block with a running maximum and sum, so
+    the result does not depend on how the memory is cut into blocks (up to rounding).
 
     Args:
         query_key: (Ck, N) for N query positions, any float type.
-        memory: pairs of keys (K, P, Ck) in fp32 and values (K, Cv, P), for instance one pair per memory frame. Scores
-            are computed in fp32; the weighted sum in the values' type, accumulated in fp32.
+        memory: pairs of keys (K, P, Ck) in fp32 and values (K, Cv, P), for instance one pair per memory
+            frame. Scores are computed in fp32; the weighted sum in the values' type, accumulated in fp32.
         block_elements: bound on scores held at once per object.
 
     Returns:
@@ -59,4 +61,4 @@ def space_time_read(
                 result.add_(values[:, :, block] @ weights.to(values.dtype))
     if maximum is None:
         raise ValueError("the memory is empty: write the key's entry before reading")
-    return result.div_(total)
+    return result / total

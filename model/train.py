@@ -1,10 +1,12 @@
-"""Training by the paper's recipe (section 3.5): stills, then videos, with the memory growing by the network's own output.
+"""Training by the paper's recipe (section 3.5): stills, then videos, with the memory growing by the network's
+own output.
 
-A run lives in one folder: `config.json`, `checkpoint.pt` (everything that an exact resume needs), `log.csv`. Samples and
-random numbers depend on (seed, step) alone, so a resumed run takes the same steps as an undisturbed one.
+A run lives in one folder: `config.json`, `checkpoint.pt` (everything that an exact resume needs), `log.csv`.
+Samples and random numbers depend on (seed, step) alone, so a resumed run takes the same steps as an
+undisturbed one.
 
-Under `torchrun` every process takes its share of each batch through PyTorch's DistributedDataParallel; the loss is the
-same as that of one process, because every clip counts alike.
+Under `torchrun` every process takes its share of each batch through PyTorch's DistributedDataParallel; the
+loss is the same as that of one process, because every clip counts alike.
 """
 
 from __future__ import annotations
@@ -113,8 +115,8 @@ def collate(clips: list[Clip]) -> Batch:
 
 
 def propagate_clip(network: SpaceTimeMemoryNetwork, batch: Batch) -> Tensor:
-    """Runs a batch of clips as training does: the first frame's mask is given, every later frame is predicted, and its soft
-    output joins the memory.
+    """Runs a batch of clips as training does: the first frame's mask is given, every later frame is
+    predicted, and its soft output joins the memory.
 
     Returns:
         log-probabilities (B, T - 1, K + 1, H, W) after soft aggregation, background first.
@@ -125,7 +127,7 @@ def propagate_clip(network: SpaceTimeMemoryNetwork, batch: Batch) -> Tensor:
     exists = exists[:, :, None, None].float()
     masks = torch.stack([batch.labels[:, 0] == k + 1 for k in range(objects)], dim=1).float()
     queries = network.encode_query(_channels_last(batch.pictures[:, 1:].flatten(0, 1)))
-    queries = QueryFeatures(*(f.unflatten(0, (-1, frames - 1)) for f in queries))
+    queries = QueryFeatures(*(f.reshape(-1, frames - 1, *f.shape[1:]) for f in queries))
     keys: list[Tensor] = []
     values: list[Tensor] = []
     outputs: list[Tensor] = []

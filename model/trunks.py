@@ -1,7 +1,7 @@
 """Backbones: a picture in, feature maps at 1/4, 1/8 and 1/16 out.
 
-A trunk is split after its first convolution, because the memory encoder adds the mask's own first convolutions there
-(paper section 3.1: extra single-channel filters in the first layer).
+A trunk is split after its first convolution, because the memory encoder adds the mask's own first
+convolutions there (paper section 3.1: extra single-channel filters in the first layer).
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ class SameConv2d(nn.Conv2d):
 
 
 class InvertedResidual(nn.Module):
-    """EfficientNet-Lite's block: 1x1 expansion, depthwise convolution, 1x1 projection, ReLU6, BatchNorm folded in."""
+    """EfficientNet-Lite's block: 1x1 expansion, depthwise convolution, 1x1 projection, ReLU6, BatchNorm
+    folded in."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -116,8 +117,9 @@ class InvertedResidual(nn.Module):
         y = x
         if self.expand is not None:
             y = F.relu6(self.expand(y))
-        y = self.project(F.relu6(self.depthwise(y)))
-        return x + y if self.keeps_shape else y
+        y = F.relu6(self.depthwise(y))
+        projected: Tensor = self.project(y)
+        return x + projected if self.keeps_shape else projected
 
 
 _LITE0_STEM = 32
@@ -127,7 +129,8 @@ _LITE0_LAST_QUARTER, _LITE0_LAST_EIGHTH = 2, 4
 
 
 class EfficientNetLite0Trunk(Trunk):
-    """EfficientNet-Lite0 up to stride 16: stem and blocks 0-10, 0.7 M parameters, BatchNorm folded into convolutions."""
+    """EfficientNet-Lite0 up to stride 16: stem and blocks 0-10, 0.7 M parameters, BatchNorm folded into
+    convolutions."""
 
     channels = (24, 40, 112)
 

@@ -1,7 +1,7 @@
 """Weights files: safetensors with a manifest that says what they are; no pickle is ever executed.
 
-A weights file carries its manifest in its own metadata (without its sha256, which a file cannot hold of itself); shipped
-weights have it beside them as JSON as well.
+A weights file carries its manifest in its own metadata (without its sha256, which a file cannot hold of
+itself); shipped weights have it beside them as JSON as well.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ class Manifest:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Manifest:
-        """The inverse of `to_dict`; unknown names are left out, so that older programs read newer manifests."""
+        """The inverse of `to_dict`; unknown names are left out, so that older programs read newer
+        manifests."""
         known = {k: v for k, v in values.items() if k in cls.__dataclass_fields__}
         return cls(**{**known, "data": tuple(known.get("data", ()))})
 
@@ -95,10 +96,12 @@ def find_weights(name: str | Path) -> Path:
 
 
 def load_network(name: str | Path = DEFAULT_WEIGHTS) -> tuple[SpaceTimeMemoryNetwork, Manifest]:
-    """A network in fp32 with the weights of a safetensors file, or of a `.pth` as the authors of STM released it.
+    """A network in fp32 with the weights of a safetensors file, or of a `.pth` as the authors of STM released
+    it.
 
     Raises:
-        WeightsFileError: if the file is not there, is damaged, is not a weights file, or does not fit its architecture.
+        WeightsFileError: if the file is not there, is damaged, is not a weights file, or does not fit its
+            architecture.
     """
     path = find_weights(name)
     if path.suffix in (".pth", ".pt"):
@@ -191,8 +194,8 @@ def read_published(path: Path) -> tuple[dict[str, Tensor], Manifest]:
     missing = [k for k in expected if k not in state and not k.endswith("num_batches_tracked")]
     if unknown or missing:
         raise WeightsFileError(
-            f"{path}: is not the released STM network: {len(missing)} tensors missing (first: {missing[:1]}), "
-            f"{len(unknown)} unknown (first: {unknown[:1]})"
+            f"{path}: is not the released STM network: {len(missing)} tensors missing "
+            f"(first: {missing[:1]}), {len(unknown)} unknown (first: {unknown[:1]})"
         )
     for name, tensor in expected.items():
         state.setdefault(name, tensor)

@@ -141,7 +141,8 @@ def test_two_processes_take_the_same_step_as_one(still_folder: Path, tmp_path: P
             if sys.argv[1] == "two":
                 dist.init_process_group("gloo")
             config = small_config(2)
-            trainer = Trainer(Path({str(tmp_path)!r}) / sys.argv[1], config, dataset(Path({str(still_folder)!r}), config), workers=0)
+            runs, stills = Path({str(tmp_path)!r}), Path({str(still_folder)!r})
+            trainer = Trainer(runs / sys.argv[1], config, dataset(stills, config), workers=0)
             seen = []
             trainer.run(lambda t, losses: seen.append(losses.total))
             losses = torch.stack(seen)
@@ -149,7 +150,8 @@ def test_two_processes_take_the_same_step_as_one(still_folder: Path, tmp_path: P
                 dist.all_reduce(losses)
                 losses /= dist.get_world_size()
             if trainer.rank == 0:
-                torch.save({{"losses": losses, "state": trainer.network.state_dict()}}, Path({str(tmp_path)!r}) / (sys.argv[1] + ".pt"))
+                state = trainer.network.state_dict()
+                torch.save({{"losses": losses, "state": state}}, runs / (sys.argv[1] + ".pt"))
             if dist.is_initialized():
                 dist.destroy_process_group()
             """
