@@ -61,4 +61,5 @@ def space_time_read(
                 result.add_(values[:, :, block] @ weights.to(values.dtype))
     if maximum is None:
         raise ValueError("the memory is empty: write the key's entry before reading")
-    return result / total
+    normalised: Tensor = result / total
+    return normalised
