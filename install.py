@@ -422,8 +422,8 @@ def explain_pip(installation: Installation, output: str) -> InstallError:
         machine = f"{platform.system()} {platform.machine()}, Python {version_words(THIS_PYTHON)}"
         return InstallError(
             f"The package index that pip uses has no {missing.group(1)} for this machine ({machine}).",
-            "If a mirror is configured (`pip config list`), it may lack it; another build of torch can be "
-            f"named with --torch-index URL. {where}",
+            "If a mirror is configured (`pip config list`), it may lack it or be out of reach; another build of "
+            f"torch can be named with --torch-index URL. {where}",
         )
     return InstallError("pip could not install the packages.", where)
 
@@ -434,8 +434,8 @@ def explain_pip(installation: Installation, output: str) -> InstallError:
 class Step:
     """One thing that an installation consists of.
 
-    It is done again when its stamp has changed, when it was interrupted (then it has no stamp), or when what it
-    made is no longer there.
+    It is done again when its stamp has changed, when it was interrupted (then it has no stamp), or when what
+    it made is no longer there.
     """
 
     name = ""
