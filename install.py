@@ -422,8 +422,8 @@ def explain_pip(installation: Installation, output: str) -> InstallError:
         machine = f"{platform.system()} {platform.machine()}, Python {version_words(THIS_PYTHON)}"
         return InstallError(
             f"The package index that pip uses has no {missing.group(1)} for this machine ({machine}).",
-            "If a mirror is configured (`pip config list`), it may lack it or be out of reach; another build of "
-            f"torch can be named with --torch-index URL. {where}",
+            "If a mirror is configured (`pip config list`), it may lack it or be out of reach; another build "
+            f"of torch can be named with --torch-index URL. {where}",
         )
     return InstallError("pip could not install the packages.", where)
 
