@@ -13,8 +13,8 @@ Pure: no network, no files.
 3. A frame inside a span depends on the forward pass from the key on its left and on the backward pass from
    the key on its right, up to this frame, for each of its objects. Where both keys have an empty mask the
    object is absent.
-4. What a pass gives on a frame depends on the weights, the settings of the part `propagation`, the colour
-   transform and the canvas; on its own key (plate pixels and all masks of that key); and on the plate
+4. What a pass gives on a frame depends on the weights, the settings of the parts `picture` and `memory`, the
+   colour transform and the canvas; on its own key (plate pixels and all masks of that key); and on the plate
    pixels of every frame from the key up to it. The address of a pass on a frame is the hash chain of
    exactly these: so a pass stays valid up to where something changed, and when a key is added further on.
 5. With `keys_in_memory` = `span`, a pass also depends on the keys at the far ends of its objects' spans, and
@@ -185,6 +185,10 @@ class Pass:
     @property
     def name(self) -> tuple[int, Direction]:
         return self.key, self.direction
+
+    def serves(self, source: Source) -> bool:
+        """Whether an object with this source comes from this pass."""
+        return self.name in _passes_of(source)
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from stm_plugin.errors import SettingsError
 from stm_plugin.plate import Window
 from stm_plugin.settings import FinishSettings, Part, Settings, describe_settings
 
-PARTS: tuple[Part, ...] = ("propagation", "finish", "export", "identity", "machine")
+PARTS: tuple[Part, ...] = ("picture", "memory", "finish", "export", "identity", "machine")
 
 
 def test_settings_survive_json() -> None:
-    settings = Settings(region=Window(-4, 2, 100, 80), finish=FinishSettings(radius=8), colour_space="ACEScg")
+    settings = Settings(region=Window(-4, 2, 100, 80), finish=FinishSettings(radius=3), colour_space="ACEScg")
     assert Settings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
     assert Settings.from_json({}) == Settings()
 
@@ -24,9 +24,9 @@ def test_settings_survive_json() -> None:
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        ({"memory_rule": "first"}, "propagation"),
-        ({"region": Window(0, 0, 8, 8)}, "propagation"),
-        ({"finish": FinishSettings(radius=8)}, "finish"),
+        ({"memory_rule": "first"}, "memory"),
+        ({"region": Window(0, 0, 8, 8)}, "picture"),
+        ({"finish": FinishSettings(radius=3)}, "finish"),
         ({"channel": "matte.A"}, "export"),
         ({"ram_budget": 0}, "machine"),
     ],

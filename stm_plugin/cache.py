@@ -1,0 +1,173 @@
+"""Features that can be computed again, kept in RAM and on disk within a budget.
+
+The least recently used go first.
+Keys are content addresses, so an entry is never out of date. Values are dictionaries of tensors, kept bit for
+bit: what is read back gives the same matte as what was computed.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import safetensors.torch
+from torch import Tensor
+
+from stm_plugin.errors import StoreError
+from stm_plugin.files import DamagedFileError, read_sealed, write_sealed
+
+Tensors = dict[str, Tensor]
+
+
+class RamCache:
+    """A dictionary of tensors with a byte budget."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.bytes = 0
+        self._entries: OrderedDict[str, Tensors] = OrderedDict()
+
+    def get(self, key: str) -> Tensors | None:
+        """The entry, which becomes the most recently used."""
+        if key not in self._entries:
+            return None
+        self._entries.move_to_end(key)
+        return self._entries[key]
+
+    def put(self, key: str, value: Tensors) -> None:
+        """Keep an entry, unless it is larger than the whole budget."""
+        self.drop(key)
+        size = _size(value)
+        if size > self.budget:
+            return
+        self._entries[key] = value
+        self.bytes += size
+        while self.bytes > self.budget:
+            self.drop(next(iter(self._entries)))
+
+    def drop(self, key: str) -> None:
+        """Forget an entry, if it is there."""
+        value = self._entries.pop(key, None)
+        if value is not None:
+            self.bytes -= _size(value)
+
+
+class DiskCache:
+    """Sealed files in one folder with a byte budget. Anyone may delete them at any time."""
+
+    def __init__(self, folder: Path, budget: int) -> None:
+        self.folder, self.budget = folder, budget
+        self.bytes = 0
+        self._sizes: OrderedDict[str, int] | None = None  # least recently used first; read on first use
+
+    def get(self, key: str) -> bytes | None:
+        """The bytes, or None. A damaged file is removed and counts as not there."""
+        path = self._path(key)
+        try:
+            body = read_sealed(path)
+        except DamagedFileError:
+            self.drop(key)
+            return None
+        if body is not None:
+            self._touch(key, path)
+        return body
+
+    def put(self, key: str, body: bytes) -> None:
+        """Keep bytes. StoreError where the disk does not take them."""
+        if len(body) > self.budget:
+            return
+        sizes = self._known()
+        while sizes and self.bytes + len(body) > self.budget:
+            self.drop(next(iter(sizes)))
+        self._forget(key)
+        write_sealed(self._path(key), body, durable=False)
+        sizes[key] = len(body)
+        self.bytes += len(body)
+
+    def has(self, key: str) -> bool:
+        """Whether the entry was there when last looked at."""
+        return key in self._known()
+
+    def drop(self, key: str) -> None:
+        """Delete an entry, if it is there."""
+        self._forget(key)
+        self._path(key).unlink(missing_ok=True)
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}.cache"
+
+    def _known(self) -> OrderedDict[str, int]:
+        if self._sizes is None:
+            found = []
+            for path in self.folder.glob("*.cache"):
+                try:
+                    status = path.stat()
+                except OSError:  # deleted while we look
+                    continue
+                found.append((status.st_mtime_ns, path.stem, status.st_size))
+            self._sizes = OrderedDict((key, size) for _, key, size in sorted(found))
+            self.bytes = sum(self._sizes.values())
+        return self._sizes
+
+    def _touch(self, key: str, path: Path) -> None:
+        sizes = self._known()
+        if key in sizes:
+            sizes.move_to_end(key)
+        try:
+            now = time.time()
+            os.utime(path, (now, now))
+        except OSError:
+            pass  # read-only, or just deleted: the order of use is only a hint
+
+    def _forget(self, key: str) -> None:
+        self.bytes -= self._known().pop(key, 0)
+
+
+class FeatureCache:
+    """RAM in front of disk. A disk that does not take more is said once and then left alone.
+
+    Args:
+        ram_budget, disk_budget: bytes; 0 turns a layer off.
+        folder: where the disk layer lives, or None for RAM alone.
+        warn: gets a sentence for people.
+    """
+
+    def __init__(
+        self,
+        ram_budget: int,
+        folder: Path | None = None,
+        disk_budget: int = 0,
+        warn: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.ram = RamCache(ram_budget)
+        self.disk = DiskCache(folder, disk_budget) if folder is not None and disk_budget else None
+        self.warn = warn
+
+    def get(self, key: str) -> Tensors | None:
+        """The tensors that were put, bit for bit, on the CPU; or None."""
+        value = self.ram.get(key)
+        if value is None and self.disk is not None:
+            body = self.disk.get(key)
+            if body is not None:
+                value = safetensors.torch.load(body)
+                self.ram.put(key, value)
+        return value
+
+    def put(self, key: str, value: Mapping[str, Tensor], *, on_disk: bool = True) -> None:
+        """Keep tensors; those of another device are copied to the CPU."""
+        kept = {name: tensor.detach().cpu().contiguous() for name, tensor in value.items()}
+        self.ram.put(key, kept)
+        if not on_disk or self.disk is None or self.disk.has(key):
+            return
+        try:
+            self.disk.put(key, safetensors.torch.save(kept))
+        except StoreError as error:
+            self.disk = None
+            self.warn(f"Features are kept in RAM only from here on. {error}")
+
+
+def _size(value: Tensors) -> int:
+    return sum(tensor.nbytes for tensor in value.values())

@@ -1,0 +1,81 @@
+"""Writing mattes: one file per frame, valid as soon as it is there, and never written twice for nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stm_plugin.errors import MatteError
+from stm_plugin.matte import MetadataValue, read_matte, write_matte
+from stm_plugin.plate import Plate, PlateSource
+from stm_plugin.sequence import FrameSequence, output_sequence
+
+if TYPE_CHECKING:
+    from stm_plugin.shot import FinishedFrame
+
+ADDRESS_ATTRIBUTE = "stm:address"
+
+
+@dataclass(frozen=True)
+class Written:
+    """What became of a frame: its file, and whether it had to be written."""
+
+    frame: int
+    path: Path
+    written: bool
+
+
+class MatteWriter:
+    """Writes finished frames to a sequence.
+
+    Args:
+        out: the sequence as the artist writes it (`matte.####.exr`).
+        plate: must not be overwritten.
+        channel: the channel, where there is one object.
+
+    Raises:
+        MatteError: the sequence would overwrite the plate.
+    """
+
+    def __init__(self, out: str | Path | FrameSequence, plate: PlateSource, *, channel: str = "A") -> None:
+        self.sequence = out if isinstance(out, FrameSequence) else output_sequence(out)
+        self._channel = channel
+        self.written: list[Written] = []
+        if isinstance(plate, Plate):
+            for frame in plate.frames:
+                if self.sequence.path(frame).resolve() == plate.sequence.path(frame).resolve():
+                    raise MatteError(
+                        "The mattes would overwrite the plate.",
+                        frame=frame,
+                        path=self.sequence.path(frame),
+                        hint="Give another name or folder for the mattes.",
+                    )
+
+    def is_current(self, frame: int, address: str) -> bool:
+        """Whether the file of a frame is whole and was made from exactly this."""
+        path = self.sequence.path(frame)
+        if not path.exists():
+            return False
+        try:
+            metadata = read_matte(path, frame=frame).metadata
+        except MatteError:
+            return False
+        return bool(metadata.get_string_attribute(ADDRESS_ATTRIBUTE) == address)
+
+    def skip(self, frame: int) -> None:
+        """Note that the file of a frame is as it should be."""
+        self.written.append(Written(frame, self.sequence.path(frame), written=False))
+
+    def write(self, finished: FinishedFrame, address: str, metadata: Mapping[str, MetadataValue]) -> None:
+        """Write one frame. MatteError or StoreError where it cannot be."""
+        path = self.sequence.path(finished.frame)
+        write_matte(
+            path,
+            finished.mattes,
+            finished.plate_frame,
+            channel=self._channel,
+            metadata={**metadata, ADDRESS_ATTRIBUTE: address},
+        )
+        self.written.append(Written(finished.frame, path, written=True))

@@ -1,0 +1,145 @@
+"""Plate frames as the engine needs them: verified by content, display-referred, and as working pictures."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from stm_plugin.errors import PlateError
+from stm_plugin.plate import FloatArray, Plate, PlateFrame, PlateSource
+from stm_plugin.working import WorkingGeometry, to_working
+
+_FRAMES_HELD = 3
+"""The frame at work, the one that is being read ahead, and the last one, which is often finished late."""
+
+PictureArray = npt.NDArray[np.float16]
+
+
+class Transform(Protocol):
+    """What the engine needs of a colour transform (`ColourTransform`)."""
+
+    @property
+    def id(self) -> str: ...
+
+    def to_display(self, pixels: FloatArray) -> FloatArray: ...
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedFrame:
+    """One plate frame with everything that is derived from it, each computed at most once."""
+
+    plate_frame: PlateFrame
+    hash: str
+    transform: Transform
+    geometry: WorkingGeometry
+
+    @cached_property
+    def display(self) -> FloatArray:
+        """(H, W, 3) over the data window, display-referred sRGB in [0, 1]."""
+        return self.transform.to_display(self.plate_frame.pixels)
+
+    @cached_property
+    def picture(self) -> PictureArray:
+        """(3, h, w) at working size. Half floats, computed or from a cache alike: so both give the same."""
+        small = to_working(self.display, self.plate_frame.data_window, self.geometry)  # (h, w, 3)
+        return np.ascontiguousarray(small.astype(np.float16).transpose(2, 0, 1))
+
+
+class FrameLoader:
+    """Reads plate frames, the next one ahead of time in a thread of its own. Several threads may ask.
+
+    Args:
+        noticed: is told of every content hash that is read.
+    """
+
+    def __init__(
+        self,
+        plate: PlateSource,
+        transform: Transform,
+        geometry: WorkingGeometry,
+        noticed: Callable[[int, str], None] = lambda frame, hash_: None,
+    ) -> None:
+        self.plate, self.transform, self.geometry = plate, transform, geometry
+        self._noticed = noticed
+        self._held: OrderedDict[int, LoadedFrame] = OrderedDict()
+        self._ahead: dict[int, Future[LoadedFrame]] = {}
+        self._mutex = threading.RLock()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="stm-plate")
+
+    def load(self, frame: int) -> LoadedFrame:
+        """One frame. PlateError where it cannot be read."""
+        with self._mutex:
+            future = self._ahead.pop(frame, None)
+            if future is not None:
+                self._hold(frame, future.result())
+            if frame not in self._held:
+                self._hold(frame, self._read(frame))
+            self._held.move_to_end(frame)
+            return self._held[frame]
+
+    def read_ahead(self, frame: int) -> None:
+        """Begin to read a frame that will be asked for next. Its errors come out of `load`."""
+        with self._mutex:
+            if frame in self._held or frame in self._ahead:
+                return
+            for waiting in list(self._ahead):
+                self._ahead.pop(waiting).cancel()
+            self._ahead[frame] = self._pool.submit(self._read_whole, frame)
+
+    def forget(self) -> None:
+        """Drop all frames: files may have changed."""
+        with self._mutex:
+            for future in self._ahead.values():
+                future.cancel()
+            self._ahead.clear()
+            self._held.clear()
+
+    def close(self) -> None:
+        """End the reading thread."""
+        self.forget()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _read(self, frame: int) -> LoadedFrame:
+        plate_frame = self.plate.read(frame)
+        return LoadedFrame(plate_frame, plate_frame.content_hash(), self.transform, self.geometry)
+
+    def _read_whole(self, frame: int) -> LoadedFrame:
+        loaded = self._read(frame)
+        _ = loaded.picture  # in this thread, not in the one that runs the network
+        return loaded
+
+    def _hold(self, frame: int, loaded: LoadedFrame) -> None:
+        self._noticed(frame, loaded.hash)
+        self._held[frame] = loaded
+        while len(self._held) > _FRAMES_HELD:
+            self._held.popitem(last=False)
+
+
+def signature_of(plate: PlateSource, frame: int) -> str | None:
+    """A quick sign that changes when a frame's file does; None where the frame is not there.
+
+    Equal signs are taken for equal content when planning; what is read is hashed all the same.
+    """
+    if isinstance(plate, Plate):
+        if frame in plate.missing:
+            return None
+        path: Path = plate.sequence.path(frame)
+        try:
+            status = path.stat()
+        except OSError:
+            return None
+        return f"{path}|{plate.layer}|{plate.view}|{status.st_size}|{status.st_mtime_ns}"
+    signature: Any = getattr(plate, "signature", None)
+    if signature is None:
+        raise PlateError("This plate cannot say whether its frames have changed.", frame=frame)
+    result: str | None = signature(frame)
+    return result

@@ -1,0 +1,71 @@
+"""The blend of the two passes of a span: by distance from the keys and by confidence, pixel by pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from stm_plugin.plate import FloatArray
+
+VERSION = 1
+"""Enters the address of every fused frame; raise it when the same passes give another blend."""
+
+_LEAST_CONFIDENCE = 0.2
+"""Confidence of a probability of 0.5. Not 0: beside a key its soft edge must outweigh the other pass."""
+
+
+def fuse(forward: FloatArray, backward: FloatArray, from_left: int, from_right: int) -> FloatArray:
+    """One object's probability from both passes of its span.
+
+    Each pass weighs with its distance weight (1 at its own key, 0 at the other, level at both ends, so that
+    nothing pops at a key) times its confidence. Where the passes agree the result is what they agree on;
+    where both are sure of different things it goes over gradually, at most 1.5 / (span length) a frame.
+
+    Args:
+        forward, backward: (h, w) in [0, 1].
+        from_left, from_right: frames to the key on the left and on the right, both at least 1.
+
+    Returns:
+        (h, w) in [0, 1].
+    """
+    weight = distance_weight(from_left, from_right)
+    left = np.float32(1.0 - weight) * confidence(forward)
+    right = np.float32(weight) * confidence(backward)
+    share = right / (left + right)
+    fused: FloatArray = forward + share * (backward - forward)
+    return fused
+
+
+def distance_weight(from_left: int, from_right: int) -> float:
+    """The weight of the backward pass by distance: 0 at the left key, 1 at the right, level at both."""
+    place = from_left / (from_left + from_right)
+    return place * place * (3.0 - 2.0 * place)
+
+
+def confidence(probability: FloatArray) -> FloatArray:
+    """How sure a pass is, (h, w): least at 0.5, 1 at 0 and 1."""
+    sure: FloatArray = np.abs(np.float32(2.0) * probability - np.float32(1.0))
+    return np.maximum(sure, np.float32(_LEAST_CONFIDENCE))
+
+
+def share_pixels(masks: Mapping[str, FloatArray], fused: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+    """Objects of one frame together: no pixel is given out more than once.
+
+    The masks of a key are law and stay as they are (where they overlap, too). The other objects share what
+    they leave, in proportion.
+
+    Args:
+        masks: objects whose mask is given on this frame, (h, w) in [0, 1].
+        fused: the other objects, (h, w) in [0, 1].
+
+    Returns:
+        The objects of `fused`.
+    """
+    if not fused:
+        return {}
+    total = sum(fused.values(), start=np.zeros_like(next(iter(fused.values()))))
+    given = sum(masks.values(), start=np.zeros_like(total))
+    room = np.clip(1.0 - given, 0.0, 1.0)
+    scale = np.where(total > room, room / np.maximum(total, np.float32(1e-6)), np.float32(1.0))
+    return {name: one * scale for name, one in fused.items()}

@@ -1,0 +1,71 @@
+"""Networks ready to run, loaded once per process and shared by its shots."""
+
+from __future__ import annotations
+
+import threading
+from functools import lru_cache
+
+import torch
+
+from model.inference import FastNetwork, Precision
+from model.weights import Manifest, WeightsFileError, find_weights, load_network, read_manifest
+from stm_plugin.device import device_errors
+from stm_plugin.errors import WeightsError
+
+_NETWORKS_HELD = 2
+_loading = threading.Lock()
+
+
+def weights_manifest(name: str) -> Manifest:
+    """What a weights file says of itself.
+
+    Args:
+        name: a shipped name, or a path.
+
+    Raises:
+        WeightsError: it is not there or cannot be used.
+    """
+    try:
+        path = find_weights(name).resolve()
+        return _manifest(str(path), path.stat().st_mtime_ns)
+    except (WeightsFileError, OSError) as error:
+        raise _weights_error(name, error) from error
+
+
+def ready_network(name: str, device: str, precision: Precision) -> FastNetwork:
+    """The network of a weights file on a device.
+
+    Raises:
+        WeightsError: the file is not there or cannot be used.
+        DeviceError: the device does not take it.
+    """
+    try:
+        path = find_weights(name).resolve()
+        with _loading:
+            return _network(str(path), path.stat().st_mtime_ns, device, precision)
+    except (WeightsFileError, OSError) as error:
+        raise _weights_error(name, error) from error
+
+
+@lru_cache(maxsize=16)
+def _manifest(path: str, changed: int) -> Manifest:
+    return read_manifest(path)
+
+
+@lru_cache(maxsize=_NETWORKS_HELD)
+def _network(path: str, changed: int, device: str, precision: Precision) -> FastNetwork:
+    network, _ = load_network(path)
+    if device.startswith("cuda"):
+        # A resumed run must give the bytes of an undisturbed one.
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
+    with device_errors(device):
+        return FastNetwork(network, device=device, precision=precision)
+
+
+def _weights_error(name: str, error: Exception) -> WeightsError:
+    return WeightsError(
+        f"{error}.", hint=f"`stm info` lists the weights that are here ({name} was asked for)."
+    )
