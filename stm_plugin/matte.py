@@ -1,21 +1,84 @@
-"""Mattes: half-float EXR files that carry the plate's windows, aspect, timecode and metadata."""
+"""Mattes: half-float EXR files that carry the plate's windows, aspect, timecode and metadata.
+
+Channels: a single object is written to `channel` alone (`A` by default). Several objects have a layer each
+(`person.A`, `chair.A`), and `channel` holds their union for anyone who wants one matte: the sum, at most 1.
+The objects share each pixel between them (soft aggregation), so that the sum is the true coverage; the
+maximum would leave a dark seam where two objects meet.
+
+Metadata: everything that the plate's header says of the shot is kept. What says how the plate's own pixels
+are stored or coloured is not: compression, parts and views, chromaticities, the ACES container flag. The
+matte's colour space is `data`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import errno
+import os
+import re
+import uuid
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import OpenImageIO as oiio
 
-from stm_plugin.plate import FloatArray, PlateFrame, Window
+from stm_plugin.errors import MatteError
+from stm_plugin.plate import FloatArray, PlateFrame, Window, open_image, read_channels, reason_of, window_pair
 
 MetadataValue = str | int | float
 
+COMPRESSION = "zip:4"
+"""Lossless, 16 scanlines a block, read fast by everything; level 4 is where OpenEXR itself has settled."""
+PART_NAME = "matte"
 
-@dataclass(frozen=True)
+_LAYER_CHANNEL = "A"
+_NAME_LENGTH = 200
+_RESERVED_LAYERS = frozenset(
+    ["rgba", "rgb", "alpha", "depth", "mask", "rotopaint_mask", "forward", "backward", "motion", "disparity"]
+)
+"""Layers that Nuke gives a meaning of its own."""
+_RGBA = {"red": "R", "green": "G", "blue": "B", "alpha": "A"}
+
+# Of the plate's header these describe how its own pixels are stored or coloured, not the shot.
+_LEFT_OUT_PREFIXES = ("openexr:", "oiio:", "tiff:", "jpeg:", "png:", "textureformat", "ICCProfile")
+_LEFT_OUT = frozenset(
+    [
+        "compression",
+        "name",
+        "type",
+        "version",
+        "chunkCount",
+        "multiView",
+        "view",
+        "planarconfig",
+        "acesImageContainerFlag",
+        "adoptedNeutral",
+        "chromaticities",
+        "whiteLuminance",
+        "colorInteropID",
+        "lineOrder",
+        "tiles",
+        "thumbnail_image",
+        "thumbnail_width",
+        "thumbnail_height",
+        "thumbnail_nchannels",
+        "preview",
+    ]
+)
+_STANDARD_NAMES = {"FramesPerSecond": "framesPerSecond"}
+"""Attributes whose standard EXR name OpenImageIO does not write by itself."""
+
+
+@dataclass(frozen=True, eq=False)
 class MatteImage:
-    """A matte file read back: channel name -> float32 (h, w) over the data window, and its header."""
+    """A matte file read back.
+
+    Attributes:
+        channels: channel name -> float32 (h, w) over the data window.
+        data_window, display_window, pixel_aspect: as in the file.
+        metadata: the file's header.
+    """
 
     channels: Mapping[str, FloatArray]
     data_window: Window
@@ -25,13 +88,242 @@ class MatteImage:
 
 
 def write_matte(
-    path: str | Path, mattes: Mapping[str, FloatArray], plate_frame: PlateFrame, *, channel: str = "A",
+    path: str | Path,
+    mattes: Mapping[str, FloatArray],
+    plate_frame: PlateFrame,
+    *,
+    channel: str = "A",
     metadata: Mapping[str, MetadataValue] | None = None,
+    durable: bool = True,
 ) -> None:
-    """Write one frame's mattes (each float32 (h, w) over the plate frame's data window) atomically."""
-    raise NotImplementedError
+    """Write one frame's mattes. Anyone sees the old file or the new one, never a part. Folders are made.
+
+    Args:
+        path: an EXR file.
+        mattes: object name -> float32 (h, w) over the plate frame's data window, clamped to [0, 1].
+        plate_frame: whose windows, pixel aspect and metadata the file gets.
+        channel: where the matte goes: `A`, `rgba.alpha` (the same), `matte.a`, any `layer.channel`.
+        metadata: extra attributes, such as `stm:weights`.
+        durable: wait until the disk has it.
+
+    Raises:
+        MatteError: a matte has another size or holds NaN, the name is no EXR, the disk is full, or the folder
+            cannot be written. Nothing is left behind.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".exr":
+        raise MatteError(
+            "Mattes are written as EXR.", frame=plate_frame.frame, path=path, hint="Name it .exr."
+        )
+    names, pixels = _channels(mattes, plate_frame, channel, path)
+    spec = _matte_spec(plate_frame, names, metadata or {})
+    temporary = path.with_name(f".{path.stem[:_NAME_LENGTH]}.{uuid.uuid4().hex[:12]}.part.exr")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        _write_exr(temporary, spec, pixels)
+        if durable:
+            _sync(temporary)
+        os.replace(temporary, path)
+        if durable and os.name == "posix":
+            _sync(path.parent)
+    except OSError as error:
+        raise _matte_error(error, plate_frame.frame, path) from error
+    finally:
+        _remove(temporary)
 
 
 def read_matte(path: str | Path, *, frame: int | None = None) -> MatteImage:
-    """Read a matte file back. MatteError when it is missing, truncated or not an image."""
-    raise NotImplementedError
+    """Read every channel of a matte file back.
+
+    Raises:
+        MatteError: the file is missing, truncated, damaged or no image.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MatteError(
+            "The matte is not there.", frame=frame, path=path, hint="Propagate this frame first."
+        )
+    image = open_image(path)
+    if image is None:
+        raise MatteError(
+            f"The matte cannot be opened: {reason_of(oiio.geterror())}.",
+            frame=frame,
+            path=path,
+            hint="Delete it and propagate this frame again.",
+        )
+    try:
+        spec = oiio.ImageSpec(image.spec())
+        pixels = read_channels(image, 0, tuple(range(spec.nchannels)))
+    except ValueError as error:
+        raise MatteError(
+            f"The matte is truncated or damaged: {error}.",
+            frame=frame,
+            path=path,
+            hint="Delete it and propagate this frame again.",
+        ) from error
+    finally:
+        image.close()
+    data, display = window_pair(spec)
+    return MatteImage(
+        channels={
+            name: np.ascontiguousarray(pixels[..., index]) for index, name in enumerate(spec.channelnames)
+        },
+        data_window=data,
+        display_window=display,
+        pixel_aspect=spec.get_float_attribute("PixelAspectRatio", 1.0),
+        metadata=spec,
+    )
+
+
+def channel_name(channel: str) -> str:
+    """The EXR channel of a channel as people write it.
+
+    >>> channel_name("rgba.alpha"), channel_name("a"), channel_name("matte.a")
+    ('A', 'A', 'matte.a')
+    """
+    plain = channel.strip()
+    layer, _, last = plain.rpartition(".")
+    if layer.lower() in ("", "rgba", "rgb"):
+        return _RGBA.get(last.lower(), last.upper() if last.lower() in "rgba" else last)
+    return plain
+
+
+def layer_names(objects: Iterable[str]) -> dict[str, str]:
+    """Object name -> layer name: letters, digits and _ only, none that Nuke reserves, all different.
+
+    >>> layer_names(["Anna's hat", "mask", "2nd"])
+    {"Anna's hat": 'Anna_s_hat', 'mask': 'mask_matte', '2nd': 'object_2nd'}
+    """
+    layers: dict[str, str] = {}
+    taken: set[str] = set()
+    for name in objects:
+        layer = re.sub(r"[^A-Za-z0-9_]+", "_", name).strip("_")[:_NAME_LENGTH] or "object"
+        if layer[0].isdigit():
+            layer = f"object_{layer}"
+        if layer.lower() in _RESERVED_LAYERS:
+            layer = f"{layer}_matte"
+        unique, count = layer, 1
+        while unique.lower() in taken:
+            count += 1
+            unique = f"{layer}_{count}"
+        taken.add(unique.lower())
+        layers[name] = unique
+    return layers
+
+
+def union_matte(mattes: Iterable[FloatArray]) -> FloatArray:
+    """The union of objects that share each pixel between them: their sum (h, w), at most 1."""
+    total: FloatArray = np.add.reduce(list(mattes))
+    return np.minimum(total, np.float32(1.0), out=total)
+
+
+def _channels(
+    mattes: Mapping[str, FloatArray], plate_frame: PlateFrame, channel: str, path: Path
+) -> tuple[tuple[str, ...], FloatArray]:
+    """Channel names and float32 pixels (h, w, C), checked."""
+    if not mattes:
+        raise MatteError("There is no matte to write.", frame=plate_frame.frame, path=path)
+    window = plate_frame.data_window
+    for name, matte in mattes.items():
+        if matte.shape != (window.height, window.width):
+            raise MatteError(
+                f"The matte of {name!r} has the shape {matte.shape}, but the data window is {window}.",
+                frame=plate_frame.frame,
+                path=path,
+            )
+        if not np.isfinite(matte.sum()):
+            raise MatteError(
+                f"The matte of {name!r} holds values that are not numbers (NaN or Inf).",
+                frame=plate_frame.frame,
+                path=path,
+            )
+    main = channel_name(channel)
+    if not main:
+        raise MatteError("The channel has no name.", frame=plate_frame.frame, path=path, hint="Use A.")
+    if len(mattes) == 1:
+        (matte,) = mattes.values()
+        return (main,), np.clip(matte, 0.0, 1.0, dtype=np.float32)[..., None]
+    clamped = {name: np.clip(matte, 0.0, 1.0, dtype=np.float32) for name, matte in mattes.items()}
+    layers = layer_names(clamped)
+    names = (main, *(f"{layers[name]}.{_LAYER_CHANNEL}" for name in clamped))
+    if len({name.lower() for name in names}) != len(names):
+        raise MatteError(
+            f"The channel {main!r} is also that of an object.",
+            frame=plate_frame.frame,
+            path=path,
+            hint="Name the object or the channel differently.",
+        )
+    return names, np.stack([union_matte(clamped.values()), *clamped.values()], axis=-1)
+
+
+def _matte_spec(
+    plate_frame: PlateFrame, names: tuple[str, ...], metadata: Mapping[str, MetadataValue]
+) -> oiio.ImageSpec:
+    data, display = plate_frame.data_window, plate_frame.display_window
+    spec = oiio.ImageSpec(data.width, data.height, len(names), oiio.HALF)
+    spec.channelnames = names
+    spec.x, spec.y = data.x, data.y
+    spec.full_x, spec.full_y = display.x, display.y
+    spec.full_width, spec.full_height = display.width, display.height
+    for attribute in plate_frame.metadata.extra_attribs:
+        if attribute.name in _LEFT_OUT or attribute.name.startswith(_LEFT_OUT_PREFIXES):
+            continue
+        name = _STANDARD_NAMES.get(attribute.name, attribute.name)
+        spec.attribute(name, attribute.type, attribute.value)
+    if not spec.get_string_attribute("DateTime"):
+        spec.attribute("DateTime", "")  # else the time of writing: equal mattes would not be equal files
+    spec.attribute("PixelAspectRatio", float(plate_frame.pixel_aspect))
+    spec.attribute("compression", COMPRESSION)
+    spec.attribute("oiio:ColorSpace", "data")
+    for name, value in metadata.items():
+        spec.attribute(name, value)
+    return spec
+
+
+def _write_exr(path: Path, spec: oiio.ImageSpec, pixels: FloatArray) -> None:
+    """Write one EXR, or raise OSError."""
+    # An OSError of our own tells the reason (a missing folder, no permission) better than the library does.
+    with open(path, "xb"):
+        pass
+    output = oiio.ImageOutput.create(str(path))
+    if output is None:
+        raise OSError(reason_of(oiio.geterror()))
+    opened = output.open(str(path), spec)
+    # Always (h, w, C): OpenImageIO 3.2 reads beyond the end of an (h, w) array.
+    written = opened and output.write_image(np.ascontiguousarray(pixels, dtype=np.float16))
+    problem = output.geterror()
+    closed = output.close()
+    if not (opened and written and closed):
+        raise OSError(reason_of(problem or output.geterror()))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        return  # the folder is gone or read-only: there is nothing of ours in it
+
+
+def _matte_error(error: OSError, frame: int, path: Path) -> MatteError:
+    reason = error.strerror or str(error)
+    text = reason.lower()
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) or "no space" in text:
+        return MatteError("The disk is full.", frame=frame, path=path, hint="Free some space and run again.")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return MatteError(
+            f"The folder cannot be written ({reason}).",
+            frame=frame,
+            path=path,
+            hint="Choose another folder, or ask for the right to write there.",
+        )
+    return MatteError(f"The matte cannot be written: {reason}.", frame=frame, path=path)
