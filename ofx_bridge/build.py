@@ -1,0 +1,235 @@
+"""Build STM.ofx.bundle without CMake: `python ofx_bridge/build.py --output DIR [--target TARGET]`.
+
+Needs Python 3.9 or newer, the package `nlohmann-json` (or the system's headers) and a C++17 compiler: the one in
+the package `ziglang`, which also compiles for other systems, else c++, g++ or clang++.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+BRIDGE = Path(__file__).resolve().parent
+BUNDLE_NAME = "STM.ofx.bundle"
+BINARY_NAME = "STM.ofx"
+GLIBC_FLOOR = (2, 17)
+WARNINGS = ("-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror")
+COMMON_SOURCES = (
+    "connection.cpp",
+    "effect.cpp",
+    "host.cpp",
+    "parameters.cpp",
+    "patience.cpp",
+    "pixels.cpp",
+    "plugin.cpp",
+    "protocol.cpp",
+    "shot_session.cpp",
+)
+_SYSTEM_HEADERS = (Path("/usr/include"), Path("/usr/local/include"), Path("/opt/homebrew/include"))
+_GLIBC_VERSION = re.compile(rb"GLIBC_(\d+)\.(\d+)")
+
+
+class BuildError(Exception):
+    """The bundle cannot be built; the text says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A system that the effect is built for.
+
+    Attributes:
+        name: what `--target` calls it.
+        folder: its folder inside the bundle.
+        zig: what zig calls it.
+        sources: the platform's part.
+        link: options for the linker.
+        tried: whether the result has run in a host, or has only been compiled.
+    """
+
+    name: str
+    folder: str
+    zig: str
+    sources: tuple[str, ...]
+    link: tuple[str, ...]
+    tried: bool = False
+
+
+_EXPORTS = f"-Wl,--version-script={BRIDGE / 'bundle' / 'exports.map'}"
+_ELF_LINK = ("-shared", _EXPORTS, "-Wl,--no-undefined", "-ldl", "-lpthread")
+_WINDOWS = ("platform_windows.cpp",)
+_POSIX = ("platform_posix.cpp",)
+_GLIBC = ".".join(map(str, GLIBC_FLOOR))
+TARGETS = {
+    one.name: one
+    for one in (
+        Target("linux-x86-64", "Linux-x86-64", f"x86_64-linux-gnu.{_GLIBC}", _POSIX, _ELF_LINK, tried=True),
+        Target("linux-aarch64", "Linux-aarch64", f"aarch64-linux-gnu.{_GLIBC}", _POSIX, _ELF_LINK),
+        Target("windows-x86-64", "Win64", "x86_64-windows-gnu", _WINDOWS, ("-shared", "-lws2_32")),
+        Target("macos-aarch64", "MacOS", "aarch64-macos", _POSIX, ("-bundle",)),
+        Target("macos-x86-64", "MacOS", "x86_64-macos", _POSIX, ("-bundle",)),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """A C++ compiler: the command and the options that it always needs."""
+
+    command: tuple[str, ...]
+    is_zig: bool = False
+
+
+def host_target() -> Target:
+    """The target of this machine.
+
+    Raises:
+        BuildError: the effect is not known to build here.
+    """
+    machine = {"AMD64": "x86-64", "x86_64": "x86-64", "arm64": "aarch64"}.get(
+        platform.machine(), platform.machine()
+    )
+    system = {"Darwin": "macos"}.get(platform.system(), platform.system().lower())
+    found = TARGETS.get(f"{system}-{machine}")
+    if found is None:
+        raise BuildError(f"The effect is not known to build for {system} on {machine}.")
+    return found
+
+
+def find_compiler(target: Target) -> Compiler:
+    """The package `ziglang` if it is installed, else this machine's own compiler.
+
+    Raises:
+        BuildError: there is none, or it cannot build for `target`.
+    """
+    if importlib.util.find_spec("ziglang") is not None:
+        zig = (sys.executable, "-m", "ziglang", "c++", "-target", target.zig)
+        return Compiler(zig, is_zig=True)
+    if target != host_target():
+        raise BuildError(f"Building for {target.name} needs zig: pip install ziglang")
+    for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
+        if name and shutil.which(name):
+            return Compiler((name,))
+    raise BuildError("There is no C++ compiler: pip install ziglang, or install g++.")
+
+
+def find_json_headers() -> Path:
+    """The folder that holds nlohmann/json.hpp.
+
+    Raises:
+        BuildError: it is nowhere.
+    """
+    package = importlib.util.find_spec("nlohmann_json")
+    folders = [Path(one) / "include" for one in (package.submodule_search_locations or [])] if package else []
+    for folder in (*folders, *_SYSTEM_HEADERS):
+        if (folder / "nlohmann" / "json.hpp").is_file():
+            return folder
+    raise BuildError("The JSON headers are missing: pip install nlohmann-json")
+
+
+def compile_sources(
+    compiler: Compiler, sources: Iterable[Path], folder: Path, options: Sequence[str], jobs: int = 1
+) -> list[Path]:
+    """Compile each source to an object file in `folder`.
+
+    Raises:
+        BuildError: the compiler refuses; its words are in the text.
+    """
+    headers = find_json_headers()
+
+    def compile_one(source: Path) -> Path:
+        target = folder / (source.stem + ".o")
+        language = ("-std=c++17", "-fvisibility=hidden", "-fvisibility-inlines-hidden", *WARNINGS)
+        _run((*compiler.command, *language, *options, "-isystem", str(headers), "-c", str(source), "-o", str(target)))
+        return target
+
+    with ThreadPoolExecutor(max_workers=jobs) as pool:
+        return list(pool.map(compile_one, sources))
+
+
+def build(output: Path, target: Target | None = None, jobs: int = 1, options: Sequence[str] = ()) -> Path:
+    """Build the bundle, or add one system to a bundle that is there.
+
+    Args:
+        output: the folder that is to hold STM.ofx.bundle.
+        target: what to build for; this machine if None.
+        options: more options for the compiler and the linker.
+
+    Returns:
+        The bundle.
+
+    Raises:
+        BuildError: it cannot be built.
+    """
+    target = target or host_target()
+    compiler = find_compiler(target)
+    bundle = output / BUNDLE_NAME
+    binary = bundle / "Contents" / target.folder / BINARY_NAME
+    position = () if target.folder == "Win64" else ("-fPIC",)
+    with tempfile.TemporaryDirectory(prefix="stm-ofx-") as name:
+        folder = Path(name)
+        sources = [BRIDGE / "source" / one for one in (*COMMON_SOURCES, *target.sources)]
+        objects = compile_sources(compiler, sources, folder, ("-O2", *position, *options), jobs)
+        linked = folder / BINARY_NAME
+        static = () if compiler.is_zig or target.folder == "MacOS" else ("-static-libstdc++", "-static-libgcc")
+        strip = ("-s",) if target.folder != "MacOS" and not options else ()
+        _run((*compiler.command, *map(str, objects), *target.link, *static, *strip, *options, "-o", str(linked)))
+        binary.parent.mkdir(parents=True, exist_ok=True)
+        fresh = binary.with_name(BINARY_NAME + ".new")
+        shutil.copyfile(linked, fresh)
+        fresh.chmod(0o755)
+        fresh.replace(binary)  # a host that has the old one loaded keeps it
+    shutil.copyfile(BRIDGE / "bundle" / "Info.plist", bundle / "Contents" / "Info.plist")
+    resources = bundle / "Contents" / "Resources"
+    resources.mkdir(exist_ok=True)
+    for icon in (BRIDGE / "bundle").glob("*.png"):
+        shutil.copyfile(icon, resources / icon.name)
+    if compiler.is_zig and target.zig.endswith(_GLIBC):
+        floor = glibc_needed(binary)
+        if floor > GLIBC_FLOOR:
+            raise BuildError(f"{binary}: needs glibc {floor[0]}.{floor[1]}, newer than {_GLIBC}.")
+    return bundle
+
+
+def glibc_needed(binary: Path) -> tuple[int, int]:
+    """The newest glibc version that a Linux binary asks for; (0, 0) if it asks for none."""
+    found = _GLIBC_VERSION.findall(binary.read_bytes())
+    return max(((int(major), int(minor)) for major, minor in found), default=(0, 0))
+
+
+def _run(command: Sequence[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise BuildError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Build from the command line; 0 if the bundle is there, 1 if not."""
+    parser = argparse.ArgumentParser(description="Build STM.ofx.bundle.")
+    parser.add_argument("--output", type=Path, default=BRIDGE.parent / "build" / "ofx", help="the folder for the bundle")
+    parser.add_argument("--target", choices=sorted(TARGETS), help="the system to build for (default: this one)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="compilations at a time")
+    given = parser.parse_args(arguments)
+    try:
+        target = TARGETS[given.target] if given.target else host_target()
+        bundle = build(given.output, target, given.jobs)
+    except BuildError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    note = "" if target.tried else " (compiled only: never tried in a host on that system)"
+    print(f"{bundle}: {target.folder}{note}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,321 @@
+#include "connection.h"
+
+#include <algorithm>
+#include <array>
+#include <mutex>
+
+namespace stm {
+
+namespace {
+
+constexpr std::size_t endpointLimit = 4096;
+constexpr std::size_t installationLimit = 65536;
+constexpr std::size_t logTail = 600;
+constexpr std::size_t logLimit = 64U << 20;
+constexpr std::size_t receiveChunk = 1U << 20;
+constexpr std::array<Milliseconds, 3> startPauses{Milliseconds{0}, Milliseconds{1000}, Milliseconds{4000}};
+constexpr std::chrono::seconds startForgiven{60};
+constexpr Milliseconds engineStartLimit{60000};
+
+// Counts the starts of this process, so that an engine that dies at once is not started for ever.
+class Starter {
+  public:
+    static Starter& instance() {
+        static Starter starter;
+        return starter;
+    }
+
+    // Starts the engine, or joins a start of another instance that is still under way.
+    void ensureStarted(const Patience& patience) {
+        const std::lock_guard<std::mutex> guard(mutex_);
+        if (child_ && !child_->exitCode()) return;
+        if (Clock::now() - lastStart_ > startForgiven) count_ = 0;
+        if (count_ >= startPauses.size()) {
+            throw EngineError("internal", "The engine stopped " + std::to_string(count_) +
+                                  " times in a row and is not started again for a minute. " + lastWords(), Json::object());
+        }
+        patience.sleep(startPauses[count_], "before it is started again");
+        ++count_;
+        lastStart_ = Clock::now();
+        startNow();
+    }
+
+    // Throws when the engine that was started has failed.
+    void check() {
+        const std::lock_guard<std::mutex> guard(mutex_);
+        if (!child_) return;
+        const auto code = child_->exitCode();
+        if (!code || *code == 0) return;  // 0: another engine was quicker
+        child_.reset();
+        throw EngineError("internal", "The engine could not start. " + lastWords(), Json::object());
+    }
+
+  private:
+    struct Installation {
+        std::string python;
+        std::optional<std::string> root;
+    };
+
+    static std::optional<Installation> described(const std::string& file) {
+        const auto text = platform::readSmallFile(file, installationLimit);
+        if (!text) return std::nullopt;
+        try {
+            const Json about = parseHeader(text->data(), text->size());
+            Installation found{about.at("python").get<std::string>(), std::nullopt};
+            if (about.contains("root") && about["root"].is_string()) found.root = about["root"].get<std::string>();
+            return found;
+        } catch (const std::exception&) {
+            throw EngineError("internal", file + ": The description of the installation cannot be read. Run the installer again.",
+                              Json::object());
+        }
+    }
+
+    // PREFIX of PREFIX/ofx/STM.ofx.bundle/Contents/ARCH/STM.ofx.
+    static std::optional<std::string> ownPrefix() {
+        std::string path = platform::thisLibrary();
+        for (int level = 0; level < 5; ++level) {
+            const std::size_t slash = path.find_last_of("/\\");
+            if (slash == std::string::npos) return std::nullopt;
+            path.erase(slash);
+        }
+        return path;
+    }
+
+    static Installation installation() {
+        if (const auto python = platform::environment("STM_ENGINE_PYTHON")) {
+            return {*python, platform::environment("STM_ENGINE_ROOT")};
+        }
+        std::vector<std::string> prefixes;
+        if (const auto named = platform::environment("STM_PREFIX")) prefixes.push_back(*named);
+        if (const auto own = ownPrefix()) prefixes.push_back(*own);
+        prefixes.push_back(platform::dataFolder());
+        for (const std::string& prefix : prefixes) {
+            if (const auto found = described(prefix + "/engine.json")) return *found;
+        }
+        throw EngineError("internal", "The engine is not installed for this user. Run install.py, or set STM_PREFIX to where it is.",
+                          Json::object());
+    }
+
+    static bool isHostOnly(const std::string& name) {
+        const auto begins = [&name](const char* with) { return name.rfind(with, 0) == 0; };
+        return begins("PYTHON") || begins("DYLD_") || begins("QT_") || begins("QML") || name == "NUKE_PATH" ||
+               name == "OFX_PLUGIN_PATH" || name == "LD_PRELOAD" || name == "LD_LIBRARY_PATH";
+    }
+
+    static std::string lastWords() {
+        const std::string log = platform::runtimeFolder() + "/engine.log";
+        const auto text = platform::readSmallFile(log, logLimit);
+        if (!text || text->empty()) return "Its log would be " + log + ".";
+        return "The end of " + log + ": " + text->substr(text->size() > logTail ? text->size() - logTail : 0);
+    }
+
+    void startNow() {
+        const Installation found = installation();
+        auto variables = platform::wholeEnvironment();
+        for (auto entry = variables.begin(); entry != variables.end();) {
+            entry = isHostOnly(entry->first) ? variables.erase(entry) : std::next(entry);
+        }
+        variables["PYTHONNOUSERSITE"] = "1";
+        if (found.root) variables["PYTHONPATH"] = *found.root;
+        const std::string folder = platform::runtimeFolder();
+        platform::requirePrivateFolder(folder);
+        child_ = platform::start({found.python, "-s", "-m", "stm_plugin.server", "--parent",
+                                  std::to_string(platform::processId())},
+                                 variables, folder);
+    }
+
+    std::mutex mutex_;
+    std::unique_ptr<platform::Child> child_;
+    std::size_t count_ = 0;
+    Clock::time_point lastStart_{};
+};
+
+std::optional<Json> endpoint() {
+    const std::string folder = platform::runtimeFolder();
+    if (!platform::exists(folder)) return std::nullopt;
+    platform::requirePrivateFolder(folder);
+    const auto text = platform::readSmallFile(folder + "/endpoint.json", endpointLimit);
+    if (!text) return std::nullopt;
+    try {
+        return parseHeader(text->data(), text->size());
+    } catch (const FramingError&) {
+        return std::nullopt;  // not an engine's; one that is started replaces it
+    }
+}
+
+platform::Socket connectTo(const Json& found) {
+    try {
+        if (found.at("transport") == "unix") return platform::Socket::connectUnix(found.at("path").get<std::string>());
+        return platform::Socket::connectLoopback(found.at("port").get<int>());
+    } catch (const Json::exception&) {
+        throw ConnectionLost("The engine's endpoint file cannot be read.");
+    }
+}
+
+}  // namespace
+
+std::unique_ptr<Connection> Connection::open(const std::string& client, const Patience& patience) {
+    const auto attempt = [&]() -> std::unique_ptr<Connection> {
+        const auto found = endpoint();
+        if (!found) return nullptr;
+        try {
+            return std::unique_ptr<Connection>(new Connection(connectTo(*found), client, *found, patience));
+        } catch (const ConnectionLost&) {
+            return nullptr;  // a file that an engine left when it was killed
+        }
+    };
+    if (auto connection = attempt()) return connection;
+    try {
+        Starter::instance().ensureStarted(patience);
+        const auto givenUp = Clock::now() + engineStartLimit;
+        while (Clock::now() < givenUp) {
+            if (auto connection = attempt()) return connection;
+            Starter::instance().check();
+            patience.sleep(pollInterval, "to start");
+        }
+    } catch (const EngineError&) {
+        throw;
+    } catch (const DeadlinePassed&) {
+        throw;
+    } catch (const std::runtime_error& error) {
+        throw EngineError("internal", error.what(), Json::object());
+    }
+    throw DeadlinePassed("The engine did not answer within a minute of its start. Its log is " + platform::runtimeFolder() +
+                         "/engine.log.");
+}
+
+Connection::Connection(platform::Socket socket, const std::string& client, const Json& found, const Patience& patience)
+    : socket_(std::move(socket)) {
+    const std::string token = found.at("token").get<std::string>();
+    const std::string answer = found.at("answer").get<std::string>();
+    const Reply reply = request({{"op", "hello"},
+                                 {"protocol", {protocolMajor, protocolMinor}},
+                                 {"token", token},
+                                 {"client", client},
+                                 {"pid", platform::processId()}},
+                                patience);
+    if (reply.header.value("answer", "") != answer) {
+        throw EngineError("token", "What listens in the engine's place is not the engine.", Json::object());
+    }
+    if (reply.header.contains("map_folder") && reply.header["map_folder"].is_string()) {
+        mapFolder_ = reply.header["map_folder"].get<std::string>();
+        mapPrefix_ = reply.header.at("map_prefix").get<std::string>();
+    }
+}
+
+Reply Connection::request(Json header, const Patience& patience) {
+    return exchange(header, nullptr, 0, 0, patience);
+}
+
+Reply Connection::requestWithPixels(Json header, const OutgoingPixels& pixels, const Patience& patience) {
+    if (platform::MappedFile* file = mapped(outgoing_, pixels.bytes)) {
+        pixels.fill(file->data());
+        Json withFile = header;
+        withFile["image"]["mapped"] = {{"name", file->name()}, {"bytes", file->size()}};
+        try {
+            return exchange(withFile, nullptr, 0, 0, patience);
+        } catch (const EngineError& error) {
+            if (error.code != "map") throw;
+            mapFolder_.reset();
+        }
+    }
+    Bytes payload(pixels.bytes);
+    pixels.fill(payload.data());
+    return exchange(header, payload.data(), payload.size(), 0, patience);
+}
+
+Json Connection::requestPixels(Json header, std::size_t bytes, const std::function<void(const std::uint8_t*)>& take,
+                               const Patience& patience) {
+    if (platform::MappedFile* file = mapped(incoming_, bytes)) {
+        Json withFile = header;
+        withFile["into"] = {{"name", file->name()}, {"offset", 0}, {"bytes", file->size()}};
+        try {
+            const Reply reply = exchange(withFile, nullptr, 0, bytes, patience);
+            if (!reply.payload.empty() && reply.payload.size() != bytes) throw FramingError("The engine sent too few pixels.");
+            take(reply.payload.empty() ? file->data() : reply.payload.data());
+            return reply.header;
+        } catch (const EngineError& error) {
+            if (error.code != "map") throw;
+            mapFolder_.reset();
+        }
+    }
+    const Reply reply = exchange(header, nullptr, 0, bytes, patience);
+    if (reply.payload.size() != bytes) throw FramingError("The engine sent too few pixels.");
+    take(reply.payload.data());
+    return reply.header;
+}
+
+Reply Connection::exchange(const Json& header, const std::uint8_t* payload, std::size_t payloadBytes,
+                           std::uint64_t answerBytes, const Patience& patience) {
+    if (broken_) throw ConnectionLost("The connection to the engine was given up.");
+    const std::uint32_t id = ++lastId_;
+    const Bytes head = encoded(Kind::request, id, header, payloadBytes);
+    reader_.setPayloadLimit(std::max<std::uint64_t>(answerBytes, maxPayloadBytes >> 4));
+    try {
+        broken_ = true;  // until all is sent: half a message cannot be taken back
+        sendAll(head.data(), head.size(), patience);
+        sendAll(payload, payloadBytes, patience);
+        broken_ = false;
+        while (true) {
+            Message message = nextMessage(patience);
+            if (message.kind == Kind::error && (message.id == id || message.id == 0)) {
+                if (message.id == 0) broken_ = true;
+                const std::string code = message.header.value("code", "internal");
+                if (code == "shutting_down") throw ConnectionLost("The engine is ending.");
+                throw EngineError(code, message.header.value("text", "The engine reports an error (" + code + ")."),
+                                  message.header.value("details", Json::object()));
+            }
+            if (message.kind == Kind::reply && message.id == id) return {std::move(message.header), std::move(message.payload)};
+            if (message.kind == Kind::request || message.id > id) throw FramingError("The engine answers what nobody asked.");
+            // Anything else answers a request that was given up.
+        }
+    } catch (const FramingError& error) {
+        broken_ = true;
+        throw ConnectionLost(error.what());
+    } catch (const Json::exception&) {
+        broken_ = true;
+        throw ConnectionLost("The engine's answer has an unexpected form.");
+    } catch (const EngineError&) {
+        throw;
+    } catch (...) {
+        // Given up half-way: the engine may still read or write the mapped files. New ones are made for the next request.
+        outgoing_.reset();
+        incoming_.reset();
+        throw;
+    }
+}
+
+Message Connection::nextMessage(const Patience& patience) {
+    Bytes chunk;
+    while (true) {
+        if (auto message = reader_.next()) return std::move(*message);
+        patience.check("for an answer");
+        chunk.resize(std::min(reader_.wanted(), receiveChunk));
+        const std::size_t got = socket_.receive(chunk.data(), chunk.size(), pollInterval);
+        reader_.feed(chunk.data(), got);
+    }
+}
+
+void Connection::sendAll(const std::uint8_t* bytes, std::size_t count, const Patience& patience) {
+    while (count > 0) {
+        patience.check("to take what was sent");
+        const std::size_t sent = socket_.send(bytes, count, pollInterval);
+        bytes += sent;
+        count -= sent;
+    }
+}
+
+platform::MappedFile* Connection::mapped(std::unique_ptr<platform::MappedFile>& slot, std::size_t bytes) {
+    if (!mapFolder_ || bytes == 0 || bytes > maxPayloadBytes) return nullptr;
+    if (slot && slot->size() >= bytes) return slot.get();
+    slot.reset();
+    try {
+        slot = std::make_unique<platform::MappedFile>(*mapFolder_, mapPrefix_ + std::to_string(++mapCount_), bytes);
+        return slot.get();
+    } catch (const std::runtime_error&) {
+        mapFolder_.reset();  // full, or another mount namespace: pixels go through the socket
+        return nullptr;
+    }
+}
+
+}  // namespace stm

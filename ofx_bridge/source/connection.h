@@ -1,0 +1,69 @@
+// One connection to the engine: hello, requests, pixels through mapped files. Starts the engine where there is none.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+
+#include "platform.h"
+#include "protocol.h"
+
+namespace stm {
+
+// The engine's own words about a request that it could not fulfil (PROTOCOL.md, section 6).
+struct EngineError : std::runtime_error {
+    EngineError(std::string errorCode, const std::string& text, Json errorDetails)
+        : std::runtime_error(text), code(std::move(errorCode)), details(std::move(errorDetails)) {}
+    std::string code;
+    Json details;
+};
+
+struct Reply {
+    Json header;
+    Bytes payload;
+};
+
+// Pixels on their way to the engine: `fill` writes exactly `bytes` bytes.
+struct OutgoingPixels {
+    std::size_t bytes = 0;
+    std::function<void(std::uint8_t*)> fill;
+};
+
+// One user at a time; ShotSession holds the lock. After ConnectionLost or FramingError it is of no more use.
+class Connection {
+  public:
+    // Connects to the running engine, or starts one and waits for it. `client` is this host's name and version.
+    static std::unique_ptr<Connection> open(const std::string& client, const Patience& patience);
+
+    // Sends a request and waits for its answer. Throws EngineError, ConnectionLost, Cancelled or DeadlinePassed. A request
+    // that is given up is still carried out; its answer is dropped when it comes.
+    Reply request(Json header, const Patience& patience);
+    // The same with an image: `header["image"]` is completed with where the pixels are.
+    Reply requestWithPixels(Json header, const OutgoingPixels& pixels, const Patience& patience);
+    // The same for an operation that answers `bytes` of pixels; they are handed to `take` before this returns.
+    Json requestPixels(Json header, std::size_t bytes, const std::function<void(const std::uint8_t*)>& take,
+                       const Patience& patience);
+
+  private:
+    Connection(platform::Socket socket, const std::string& client, const Json& endpoint, const Patience& patience);
+
+    Reply exchange(const Json& header, const std::uint8_t* payload, std::size_t payloadBytes, std::uint64_t answerBytes,
+                   const Patience& patience);
+    Message nextMessage(const Patience& patience);
+    void sendAll(const std::uint8_t* bytes, std::size_t count, const Patience& patience);
+    platform::MappedFile* mapped(std::unique_ptr<platform::MappedFile>& slot, std::size_t bytes);
+
+    platform::Socket socket_;
+    MessageReader reader_;
+    std::uint32_t lastId_ = 0;
+    std::optional<std::string> mapFolder_;
+    std::string mapPrefix_;
+    int mapCount_ = 0;
+    std::unique_ptr<platform::MappedFile> outgoing_;
+    std::unique_ptr<platform::MappedFile> incoming_;
+    bool broken_ = false;
+};
+
+}  // namespace stm

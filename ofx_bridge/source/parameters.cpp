@@ -1,0 +1,353 @@
+#include "parameters.h"
+
+#include <algorithm>
+#include <array>
+#include <cctype>
+#include <cmath>
+
+namespace stm {
+
+namespace {
+
+constexpr int stateVersion = 1;
+constexpr int defaultEvery = 5;
+constexpr int defaultWorkingSize = 480;
+constexpr int maxWorkingSize = 4320;
+constexpr int lastRevision = 1 << 30;
+constexpr double farAway = 1 << 20;
+constexpr double defaultRegionSize = 512.0;
+constexpr Frame maxFrame = 1000000000;
+constexpr std::size_t maxKeys = 10000;
+constexpr std::size_t maxNameLength = 64;
+constexpr const char* defaultObject = "matte";
+constexpr std::array<const char*, 4> channels{"A", "R", "G", "B"};       // the order of the choice
+constexpr std::array<const char*, 4> channelsInOrder{"R", "G", "B", "A"};  // several objects
+constexpr std::array<const char*, 3> simpleRules{"first", "previous", "first+previous"};
+
+// Describes parameters with the few words that each needs.
+class Describer {
+  public:
+    Describer(const Host& host, ofx::ParamSet set) : host_(host), set_(set) {}
+
+    Properties define(const char* type, const char* name, const char* label, const char* hint, const char* parent) const {
+        ofx::PropertySet properties = nullptr;
+        if (host_.parameters().define(set_, type, name, &properties) != ofx::status::ok) properties = nullptr;
+        const Properties described(host_, properties);
+        described.set(ofx::prop::label, label);
+        if (*hint != '\0') described.set(ofx::prop::paramHint, hint);
+        if (*parent != '\0') described.set(ofx::prop::paramParent, parent);
+        return described;
+    }
+
+    void group(const char* name, const char* label, bool open) const {
+        define(ofx::value::paramGroup, name, label, "", "").set(ofx::prop::paramGroupOpen, open ? 1 : 0);
+    }
+
+    void button(const char* name, const char* label, const char* hint) const {
+        define(ofx::value::paramPushButton, name, label, hint, "");
+    }
+
+    Properties text(const char* name, const char* label, const char* hint, const char* parent,
+                    const char* mode = ofx::value::stringSingleLine) const {
+        const Properties described = define(ofx::value::paramString, name, label, hint, parent);
+        described.set(ofx::prop::paramStringMode, mode);
+        described.set(ofx::prop::paramDefault, "");
+        described.set(ofx::prop::paramAnimates, 0);
+        return described;
+    }
+
+    void choice(const char* name, const char* label, const char* hint, const char* parent,
+                const std::vector<const char*>& options, int otherwise) const {
+        const Properties described = define(ofx::value::paramChoice, name, label, hint, parent);
+        int index = 0;
+        for (const char* option : options) described.set(ofx::prop::paramChoiceOption, option, index++);
+        described.set(ofx::prop::paramDefault, otherwise);
+        described.set(ofx::prop::paramAnimates, 0);
+    }
+
+    Properties integer(const char* name, const char* label, const char* hint, const char* parent, int otherwise, int low,
+                       int high) const {
+        const Properties described = define(ofx::value::paramInteger, name, label, hint, parent);
+        described.set(ofx::prop::paramDefault, otherwise);
+        for (const char* end : {ofx::prop::paramMin, ofx::prop::paramDisplayMin}) described.set(end, low);
+        for (const char* end : {ofx::prop::paramMax, ofx::prop::paramDisplayMax}) described.set(end, high);
+        described.set(ofx::prop::paramAnimates, 0);
+        return described;
+    }
+
+    void toggle(const char* name, const char* label, const char* hint, const char* parent) const {
+        const Properties described = define(ofx::value::paramBoolean, name, label, hint, parent);
+        described.set(ofx::prop::paramDefault, 0);
+        described.set(ofx::prop::paramAnimates, 0);
+    }
+
+    void point(const char* name, const char* label, const char* hint, const char* parent, double otherwise,
+               double low) const {
+        const Properties described = define(ofx::value::paramDouble2D, name, label, hint, parent);
+        described.set(ofx::prop::paramDoubleType, ofx::value::doubleTypePlain);
+        for (int axis = 0; axis < 2; ++axis) {
+            described.set(ofx::prop::paramDefault, otherwise, axis);
+            for (const char* end : {ofx::prop::paramMin, ofx::prop::paramDisplayMin}) described.set(end, low, axis);
+            for (const char* end : {ofx::prop::paramMax, ofx::prop::paramDisplayMax}) described.set(end, farAway, axis);
+        }
+        described.set(ofx::prop::paramAnimates, 0);
+    }
+
+  private:
+    const Host& host_;
+    ofx::ParamSet set_;
+};
+
+std::string trimmed(const std::string& text) {
+    const auto isSpace = [](char letter) { return std::isspace(static_cast<unsigned char>(letter)) != 0; };
+    const auto first = std::find_if_not(text.begin(), text.end(), isSpace);
+    const auto last = std::find_if_not(text.rbegin(), std::make_reverse_iterator(first), isSpace).base();
+    return {first, last};
+}
+
+std::vector<std::string> listed(const std::string& text) {
+    std::vector<std::string> parts;
+    std::string part;
+    for (const char letter : text + ",") {
+        if (letter != ',' && letter != ';') {
+            part += letter;
+            continue;
+        }
+        part = trimmed(part);
+        if (!part.empty()) parts.push_back(part);
+        part.clear();
+    }
+    return parts;
+}
+
+bool isObjectName(const std::string& name) {
+    const auto isLetter = [](char letter) {
+        return (letter >= 'A' && letter <= 'Z') || (letter >= 'a' && letter <= 'z') || letter == '_';
+    };
+    const auto isRest = [&isLetter](char letter) {
+        return isLetter(letter) || (letter >= '0' && letter <= '9') || letter == '-';
+    };
+    return !name.empty() && name.size() <= maxNameLength && isLetter(name.front()) &&
+           std::all_of(name.begin(), name.end(), isRest);
+}
+
+Frame frameNamed(const std::string& text) {
+    std::size_t used = 0;
+    Frame frame = 0;
+    try {
+        frame = std::stoll(text, &used);
+    } catch (const std::exception&) {
+        used = 0;
+    }
+    if (used != text.size() || std::abs(frame) > maxFrame) {
+        throw UserError("The key frames cannot be read at \"" + text + "\": give frame numbers with commas between them.");
+    }
+    return frame;
+}
+
+}  // namespace
+
+void describeParameters(const Host& host, ofx::Effect effect, bool hasMaskClip) {
+    ofx::ParamSet set = nullptr;
+    if (host.effects().getParamSet(effect, &set) != ofx::status::ok) throw MissingFeature("The host has no parameters.");
+    const Describer add(host, set);
+
+    add.button(param::setKey, "Set key", "Take the mask at this frame as a key: there the matte is exactly your mask.");
+    add.button(param::deleteKey, "Delete key", "Remove the key at this frame.");
+    add.text(param::keyFrames, "Key frames",
+             "The frames whose mask is a key, with commas between them. Set key and Delete key write it.", "");
+    add.button(param::propagateBackward, "Propagate backward", "Compute from this frame to the first one.");
+    add.button(param::propagateForward, "Propagate forward", "Compute from this frame to the last one.");
+    add.button(param::propagateBoth, "Propagate both", "Compute the whole range from all keys, both ways.");
+    add.button(param::stop, "Stop", "Stop what the engine computes for this shot. Finished frames are kept.");
+    const Properties status = add.text(param::status, "Status", "What is done, stale and missing.", "");
+    status.set(ofx::prop::paramEnabled, 0);
+    status.set(ofx::prop::paramEvaluateOnChange, 0);
+    status.set(ofx::prop::paramPersistent, 0);
+
+    add.choice(param::output, "Output",
+               "RGBA: the source with the matte as alpha, not premultiplied. Matte only: the matte in every channel "
+               "(alpha alone where the host allows it). Overlay: the source tinted where the matte is.",
+               "", {"RGBA with matte as alpha", "Matte only", "Overlay"}, 0);
+    add.text(param::outputObject, "Object shown", "The object whose matte is put out; empty: all together.", "");
+    add.choice(param::missingFrames, "Missing frames",
+               "What a render does on a frame without a fresh matte that cannot be computed at once: fail and say why, "
+               "or take the last matte there is.",
+               "", {"Fail", "Hold last matte"}, 0);
+
+    add.group(param::maskGroup, "Masks", true);
+    add.choice(param::maskFrom, "Masks from", "Where the keys' masks are taken.", param::maskGroup,
+               {"Mask input", "Source alpha"}, hasMaskClip ? 0 : 1);
+    add.choice(param::maskChannel, "Mask channel", "The channel of the mask, when there is one object.", param::maskGroup,
+               {"Alpha", "Red", "Green", "Blue"}, 0);
+    add.text(param::objects, "Objects",
+             "The objects in the mask, with commas between them. One: in the mask channel. Several, up to four: in red, "
+             "green, blue and alpha, in this order.",
+             param::maskGroup)
+        .set(ofx::prop::paramDefault, defaultObject);
+
+    add.group(param::shotGroup, "Shot", false);
+    add.text(param::shotStore, "Shot store",
+             "The folder in which this node keeps its shot. A path that ends with .stmshot is the store itself, for "
+             "instance one that the command line made. Empty: a folder of yours.",
+             param::shotGroup, ofx::value::stringDirectory)
+        .set(ofx::prop::paramStringFileExists, 0);
+    add.choice(param::memoryRule, "Memory", "Which earlier frames the network remembers.", param::shotGroup,
+               {"First frame", "Previous frame", "First and previous", "First, previous and every Nth"}, 3);
+    add.integer(param::memoryEvery, "Every", "N, when every Nth frame is remembered.", param::shotGroup, defaultEvery, 1,
+                1000);
+    add.integer(param::workingSize, "Working size", "The short side of the picture that the network sees, in pixels.",
+                param::shotGroup, defaultWorkingSize, 16, maxWorkingSize);
+    add.text(param::colourSpace, "Colour space",
+             "The source's colour space by its OpenColorIO name. Empty: what the host says; else scene-linear for float "
+             "and half, sRGB for integers.",
+             param::shotGroup);
+    add.toggle(param::useRegion, "Use region", "Look only at a part of the picture: more detail for a small object.",
+               param::shotGroup);
+    add.point(param::regionCorner, "Region corner", "The region's lower left corner.", param::shotGroup, 0.0, -farAway);
+    add.point(param::regionSize, "Region size", "The region's width and height.", param::shotGroup, defaultRegionSize, 1.0);
+
+    const Properties state = add.text(param::state, "State", "", "");
+    state.set(ofx::prop::paramSecret, 1);
+    state.set(ofx::prop::paramEvaluateOnChange, 0);
+    add.integer(param::revision, "Revision", "", "", 0, 0, lastRevision).set(ofx::prop::paramSecret, 1);
+}
+
+Parameters::Parameters(const Host& host, ofx::Effect effect) : host_(&host) {
+    if (host.effects().getParamSet(effect, &set_) != ofx::status::ok) set_ = nullptr;
+}
+
+Output Parameters::output() const { return static_cast<Output>(std::clamp(integer(param::output, 0), 0, 2)); }
+
+MissingFrames Parameters::missingFrames() const {
+    return integer(param::missingFrames, 0) == 1 ? MissingFrames::holdLast : MissingFrames::fail;
+}
+
+MaskFrom Parameters::maskFrom() const {
+    return integer(param::maskFrom, 1) == 0 ? MaskFrom::maskClip : MaskFrom::sourceAlpha;
+}
+
+std::string Parameters::outputObject() const { return trimmed(text(param::outputObject)); }
+
+std::vector<MaskChannel> Parameters::maskChannels(int components) const {
+    std::vector<std::string> names = listed(text(param::objects));
+    if (names.empty()) names.emplace_back(defaultObject);
+    for (const std::string& name : names) {
+        if (!isObjectName(name)) {
+            throw UserError("\"" + name + "\" cannot name an object: use letters, digits, _ and -, a letter first.");
+        }
+    }
+    if (names.size() == 1) {
+        const int chosen = std::clamp(integer(param::maskChannel, 0), 0, 3);
+        if (components == 1) return {{names.front(), "A"}};
+        if (components == 3 && chosen == 0) throw UserError("The mask has no alpha channel: choose red, green or blue.");
+        return {{names.front(), channels[static_cast<std::size_t>(chosen)]}};
+    }
+    if (names.size() > static_cast<std::size_t>(components)) {
+        throw UserError("The mask has " + std::to_string(components) + " channels for " + std::to_string(names.size()) +
+                        " objects.");
+    }
+    std::vector<MaskChannel> mapped;
+    for (std::size_t i = 0; i < names.size(); ++i) mapped.push_back({names[i], channelsInOrder[i]});
+    return mapped;
+}
+
+std::set<Frame> Parameters::keyFrames() const {
+    std::set<Frame> frames;
+    for (const std::string& part : listed(text(param::keyFrames))) frames.insert(frameNamed(part));
+    if (frames.size() > maxKeys) throw UserError("There are more than " + std::to_string(maxKeys) + " key frames.");
+    return frames;
+}
+
+std::string Parameters::shotStore() const { return trimmed(text(param::shotStore)); }
+
+std::string Parameters::colourSpace() const { return trimmed(text(param::colourSpace)); }
+
+std::string Parameters::shotId() const {
+    const std::string saved = text(param::state);
+    if (saved.empty()) return {};
+    try {
+        const Json state = parseHeader(saved.data(), saved.size());
+        if (state.at("version").get<int>() > stateVersion) {
+            throw UserError("This node was saved by a newer version of the effect. Update the plug-in.");
+        }
+        const std::string id = state.at("shot").get<std::string>();
+        const bool isId = !id.empty() && id.size() <= maxNameLength && std::all_of(id.begin(), id.end(), [](char letter) {
+            return std::isalnum(static_cast<unsigned char>(letter)) != 0;
+        });
+        if (isId) return id;
+    } catch (const FramingError&) {
+    } catch (const Json::exception&) {
+    }
+    throw UserError("The saved state of this node cannot be read. Delete the node and make a new one.");
+}
+
+Json Parameters::settings(double pixelAspect, int displayTop) const {
+    const int rule = std::clamp(integer(param::memoryRule, 3), 0, 3);
+    Json settings{{"working_size", integer(param::workingSize, defaultWorkingSize)}};
+    settings["memory_rule"] = rule < 3 ? std::string(simpleRules[static_cast<std::size_t>(rule)])
+                                       : "every:" + std::to_string(integer(param::memoryEvery, defaultEvery));
+    settings["region"] = nullptr;
+    if (integer(param::useRegion, 0) != 0) {
+        const auto [x, y] = pair(param::regionCorner);
+        const auto [width, height] = pair(param::regionSize);
+        const Box box = pixelBox({x, y, x + width, y + height}, pixelAspect);
+        if (box.empty()) throw UserError("The region is empty: give it a size.");
+        settings["region"] = toEngineWindow(box, displayTop);
+    }
+    return settings;
+}
+
+void Parameters::setKeyFrames(const std::set<Frame>& frames) const {
+    std::string text;
+    for (const Frame frame : frames) text += (text.empty() ? "" : ", ") + std::to_string(frame);
+    set(param::keyFrames, text);
+}
+
+void Parameters::setShotId(const std::string& id, const std::set<Frame>& keys) const {
+    set(param::state, Json{{"version", stateVersion}, {"shot", id}, {"keys", keys}}.dump());
+}
+
+void Parameters::setStatus(const std::string& text) const { set(param::status, text); }
+
+void Parameters::bumpRevision() const { set(param::revision, (integer(param::revision, 0) + 1) % lastRevision); }
+
+ofx::Param Parameters::handle(const char* name) const {
+    ofx::Param found = nullptr;
+    if (set_ == nullptr || host_->parameters().getHandle(set_, name, &found, nullptr) != ofx::status::ok) return nullptr;
+    return found;
+}
+
+int Parameters::integer(const char* name, int otherwise) const {
+    const ofx::Param found = handle(name);
+    int value = otherwise;
+    if (found == nullptr || host_->parameters().getValue(found, &value) != ofx::status::ok) return otherwise;
+    return value;
+}
+
+std::string Parameters::text(const char* name) const {
+    const ofx::Param found = handle(name);
+    char* value = nullptr;
+    if (found == nullptr || host_->parameters().getValue(found, &value) != ofx::status::ok || value == nullptr) return {};
+    return value;
+}
+
+std::pair<double, double> Parameters::pair(const char* name) const {
+    const ofx::Param found = handle(name);
+    double x = 0;
+    double y = 0;
+    if (found == nullptr || host_->parameters().getValue(found, &x, &y) != ofx::status::ok) return {0.0, 0.0};
+    return {x, y};
+}
+
+void Parameters::set(const char* name, const std::string& text) const {
+    const ofx::Param found = handle(name);
+    if (found != nullptr) host_->parameters().setValue(found, text.c_str());
+}
+
+void Parameters::set(const char* name, int value) const {
+    const ofx::Param found = handle(name);
+    if (found != nullptr) host_->parameters().setValue(found, value);
+}
+
+}  // namespace stm

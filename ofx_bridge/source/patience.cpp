@@ -1,0 +1,21 @@
+#include <algorithm>
+#include <thread>
+
+#include "platform.h"
+
+namespace stm {
+
+void Patience::check(const char* waitingFor) const {
+    if (cancelled_ && cancelled_()) throw Cancelled();
+    if (Clock::now() > deadline_) throw DeadlinePassed(std::string("The engine took too long: ") + waitingFor + ".");
+}
+
+void Patience::sleep(Milliseconds duration, const char* waitingFor) const {
+    const auto end = Clock::now() + duration;
+    while (Clock::now() < end) {
+        check(waitingFor);
+        std::this_thread::sleep_for(std::min<Clock::duration>(pollInterval, end - Clock::now()));
+    }
+}
+
+}  // namespace stm

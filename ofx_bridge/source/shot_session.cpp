@@ -1,0 +1,284 @@
+#include "shot_session.h"
+
+#include <algorithm>
+
+namespace stm {
+
+namespace {
+
+constexpr int attempts = 3;
+constexpr int jobWait = 50;
+const char* const channelLetters[] = {"R", "G", "B", "A"};
+
+Json asJson(const Range& range) { return Json::array({range.first, range.second}); }
+
+// For answers whose form the engine has broken: as bad as no answer.
+template <typename Work>
+auto reading(const Work& work) -> decltype(work()) {
+    try {
+        return work();
+    } catch (const Json::exception&) {
+        throw ConnectionLost("The engine's answer has an unexpected form.");
+    }
+}
+
+}  // namespace
+
+std::vector<Range> rangesOf(const Json& ranges) {
+    std::vector<Range> found;
+    for (const Json& range : ranges) found.emplace_back(range.at(0).get<Frame>(), range.at(1).get<Frame>());
+    return found;
+}
+
+std::string inWords(const std::vector<Range>& ranges) {
+    std::string text;
+    for (const auto& [first, last] : ranges) {
+        if (!text.empty()) text += ", ";
+        text += std::to_string(first);
+        if (last != first) text += "-" + std::to_string(last);
+    }
+    return text;
+}
+
+ShotSession::ShotSession(std::string client) : client_(std::move(client)), owner_(platform::randomHex(16)) {}
+
+void ShotSession::use(const ShotSpec& spec) {
+    const std::lock_guard<std::timed_mutex> guard(mutex_);
+    if (spec.folder != spec_.folder) owning_ = false;
+    spec_ = spec;
+}
+
+bool ShotSession::claim(const Patience& patience) {
+    {
+        const std::lock_guard<std::timed_mutex> guard(mutex_);
+        owning_ = true;
+    }
+    try {
+        withShot(patience, [](Connection&, const std::string&) {});
+        return true;
+    } catch (const EngineError& error) {
+        if (error.code != "shot_open") throw;
+        const std::lock_guard<std::timed_mutex> guard(mutex_);
+        owning_ = false;
+        return false;
+    }
+}
+
+Json ShotSession::status(const std::optional<Range>& frames, const Patience& patience) {
+    Json request{{"op", "status"}};
+    if (frames) request["frames"] = asJson(*frames);
+    return call(std::move(request), patience);
+}
+
+std::map<Frame, std::string> ShotSession::keys(const Patience& patience) {
+    const Json answer = call({{"op", "list_keys"}}, patience);
+    return reading([&answer] {
+        std::map<Frame, std::string> keys;
+        for (const Json& key : answer.at("keys")) {
+            const bool told = key.contains("digest") && key["digest"].is_string();
+            keys[key.at("frame").get<Frame>()] = told ? key["digest"].get<std::string>() : std::string();
+        }
+        return keys;
+    });
+}
+
+std::vector<Range> ShotSession::plateNeeded(const Range& frames, const std::map<Frame, std::string>& digests,
+                                            const Patience& patience) {
+    Json request{{"op", "plate_needed"}, {"frames", asJson(frames)}};
+    if (!digests.empty()) {
+        Json told = Json::object();
+        for (const auto& [frame, digest] : digests) told[std::to_string(frame)] = digest;
+        request["digests"] = told;
+    }
+    const Json answer = call(std::move(request), patience);
+    return reading([&answer] { return rangesOf(answer.at("needed")); });
+}
+
+bool ShotSession::pushPlate(Frame frame, const PushedImage& image, double pixelAspect, const Patience& patience) {
+    bool madeStale = false;
+    withShot(patience, [&](Connection& connection, const std::string& shot) {
+        Json request{{"op", "push_plate"},           {"shot", shot},
+                     {"frame", frame},               {"image", imageHeader(image)},
+                     {"pixel_aspect", pixelAspect},  {"digest", image.digest}};
+        if (spec_.plate.contains("display_window")) request["display_window"] = spec_.plate["display_window"];
+        const OutgoingPixels pixels{image.view.pixelBytes() * static_cast<std::size_t>(image.box.width()) *
+                                        static_cast<std::size_t>(image.box.height()),
+                                    [&image](std::uint8_t* into) { packRows(image.view, image.box, into); }};
+        const Json answer = connection.requestWithPixels(std::move(request), pixels, patience).header;
+        madeStale = reading([&answer] { return !answer.at("dirty").empty(); });
+    });
+    return madeStale;
+}
+
+void ShotSession::pushKey(Frame frame, const PushedImage& mask, const std::vector<MaskChannel>& channels,
+                          const Patience& patience) {
+    Json objects = Json::array();
+    for (const MaskChannel& one : channels) objects.push_back({{"name", one.object}, {"channel", one.channel}});
+    withShot(patience, [&](Connection& connection, const std::string& shot) {
+        Json request{{"op", "push_key"},  {"shot", shot},          {"frame", frame},
+                     {"objects", objects}, {"image", imageHeader(mask)}, {"digest", mask.digest},
+                     {"interrupt", true}};
+        connection.requestWithPixels(std::move(request),
+                                     {mask.view.pixelBytes() * static_cast<std::size_t>(mask.box.width()) *
+                                          static_cast<std::size_t>(mask.box.height()),
+                                      [&mask](std::uint8_t* into) { packRows(mask.view, mask.box, into); }},
+                                     patience);
+    });
+}
+
+void ShotSession::removeKey(Frame frame, const Patience& patience) {
+    call({{"op", "remove_key"}, {"frame", frame}, {"interrupt", true}}, patience);
+}
+
+Json ShotSession::plan(const Range& frames, const std::string& direction, const Patience& patience) {
+    return call({{"op", "plan"}, {"frames", asJson(frames)}, {"direction", direction}}, patience);
+}
+
+std::string ShotSession::propagate(const Range& frames, const std::string& direction, const Patience& patience) {
+    const Json answer = call({{"op", "propagate"}, {"frames", asJson(frames)}, {"direction", direction}}, patience);
+    return reading([&answer] { return answer.at("job").get<std::string>(); });
+}
+
+JobState ShotSession::job(const std::string& job, std::int64_t seen, const Patience& patience) {
+    JobState found;
+    withShot(patience, [&](Connection& connection, const std::string&) {
+        const Json request{{"op", "job"}, {"job", job}, {"wait_ms", jobWait}, {"seen", seen}};
+        const Json answer = connection.request(request, patience).header;
+        found = reading([&answer] {
+            JobState state{answer.at("state").get<std::string>(), answer.at("version").get<std::int64_t>(),
+                           answer.at("done").get<std::int64_t>(), answer.at("total").get<std::int64_t>(),
+                           answer.value("text", ""),              {}};
+            if (answer.contains("error") && answer["error"].is_object()) state.error = answer["error"].value("text", "");
+            return state;
+        });
+    });
+    return found;
+}
+
+void ShotSession::cancel(const std::string& job, const Patience& patience) {
+    withShot(patience, [&](Connection& connection, const std::string&) {
+        connection.request({{"op", "cancel"}, {"job", job}}, patience);
+    });
+}
+
+Matte ShotSession::matte(Frame frame, const Box& box, const std::string& object, bool stale, const Patience& patience) {
+    Matte matte{box, {}};
+    const std::size_t count = static_cast<std::size_t>(box.width()) * static_cast<std::size_t>(box.height());
+    withShot(patience, [&](Connection& connection, const std::string& shot) {
+        Json request{{"op", "get_matte"}, {"shot", shot},    {"frame", frame},  {"window", engineWindow(box)},
+                     {"format", "float"}, {"rows", "up"},    {"stale", stale},  {"wait_ms", jobWait}};
+        if (!object.empty()) request["objects"] = Json::array({object});
+        const auto take = [&matte, count](const std::uint8_t* pixels) {
+            matte.values.resize(count);
+            std::copy_n(pixels, count * sizeof(float), reinterpret_cast<std::uint8_t*>(matte.values.data()));
+        };
+        const Json answer = connection.requestPixels(std::move(request), count * sizeof(float), take, patience);
+        reading([&] {
+            const Json& image = answer.at("image");
+            if (image.at("format") != "float" || image.at("channels").size() != 1 ||
+                image.at("data_window") != Json(engineWindow(box)) || answer.at("frame") != frame) {
+                throw ConnectionLost("The engine sent another matte than the one that was asked for.");
+            }
+            return true;
+        });
+    });
+    return matte;
+}
+
+Json ShotSession::call(Json request, const Patience& patience) {
+    Json answer;
+    withShot(patience, [&](Connection& connection, const std::string& shot) {
+        request["shot"] = shot;
+        answer = connection.request(request, patience).header;
+    });
+    return answer;
+}
+
+void ShotSession::withShot(const Patience& patience, const std::function<void(Connection&, const std::string&)>& work) {
+    std::unique_lock<std::timed_mutex> guard(mutex_, std::defer_lock);
+    while (!guard.try_lock_for(pollInterval)) patience.check("until another call of this node is done");
+    for (int attempt = 1;; ++attempt) {
+        try {
+            ensureOpen(patience);
+            work(*connection_, shot_);
+            return;
+        } catch (const ConnectionLost&) {
+            connection_.reset();
+            opened_.reset();
+            if (attempt == attempts) throw;
+        }
+    }
+}
+
+void ShotSession::ensureOpen(const Patience& patience) {
+    if (!connection_) {
+        opened_.reset();
+        connection_ = Connection::open(client_, patience);
+    }
+    if (opened_ && openedAsOwner_ == owning_ && *opened_ == spec_) return;
+    const bool isOpen = opened_ && openedAsOwner_ == owning_ && opened_->folder == spec_.folder;
+    if (!isOpen || opened_->plate != spec_.plate) openShot(patience);
+    if (spec_.ours) bringSettings(patience);
+    opened_ = spec_;
+}
+
+void ShotSession::openShot(const Patience& patience) {
+    if (opened_ && (opened_->folder != spec_.folder || openedAsOwner_ != owning_)) {
+        connection_->request({{"op", "close_shot"}, {"shot", shot_}}, patience);
+        opened_.reset();
+    }
+    const bool isThere = platform::exists(spec_.folder + "/shot.json");
+    Json request{{"op", "open_shot"}, {"folder", spec_.folder}};
+    if (owning_) request["owner"] = owner_;
+    if (spec_.ours || !isThere) {  // a store of somebody else keeps its own plate
+        request["create"] = true;
+        request["plate"] = spec_.plate;
+    }
+    if (!isThere) request["settings"] = spec_.settings;
+    const Json answer = connection_->request(std::move(request), patience).header;
+    shot_ = reading([&answer] { return answer.at("shot").get<std::string>(); });
+    openedAsOwner_ = owning_;
+    opened_ = spec_;
+    opened_->settings = nullptr;
+}
+
+void ShotSession::bringSettings(const Patience& patience) {
+    const Json answer = connection_->request({{"op", "get_settings"}, {"shot", shot_}}, patience).header;
+    const bool differ = reading([&] {
+        const Json& have = answer.at("settings");
+        return std::any_of(spec_.settings.items().begin(), spec_.settings.items().end(), [&have](const auto& wanted) {
+            return !have.contains(wanted.key()) || have[wanted.key()] != wanted.value();
+        });
+    });
+    if (!differ) return;
+    if (!owning_) {  // changing a store takes the right to it; refused (`shot_open`) when another node has it
+        owning_ = true;
+        try {
+            openShot(patience);
+        } catch (...) {
+            owning_ = false;
+            throw;
+        }
+    }
+    connection_->request({{"op", "set_settings"}, {"shot", shot_}, {"settings", spec_.settings}, {"interrupt", true}}, patience);
+}
+
+Json ShotSession::imageHeader(const PushedImage& image) const {
+    Json channels = Json::array();
+    if (image.view.components == 1) {
+        channels.push_back("A");
+    } else {
+        for (int i = 0; i < image.view.components; ++i) channels.push_back(channelLetters[i]);
+    }
+    return {{"format", engineFormat(image.view.depth)},
+            {"channels", channels},
+            {"data_window", engineWindow(image.box)},
+            {"layout", "interleaved"},
+            {"offset", 0},
+            {"row_bytes", image.view.pixelBytes() * static_cast<std::size_t>(image.box.width())},
+            {"premultiplied", image.premultiplied}};
+}
+
+EngineWindow ShotSession::engineWindow(const Box& box) const { return toEngineWindow(box, spec_.displayTop); }
+
+}  // namespace stm

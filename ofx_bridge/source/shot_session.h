@@ -1,0 +1,106 @@
+// A shot as the effect sees it: the engine's operations, typed, on a connection that heals itself.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "connection.h"
+#include "pixels.h"
+
+namespace stm {
+
+using Frame = std::int64_t;
+using Range = std::pair<Frame, Frame>;  // both ends included
+
+// What identifies and describes the shot. Equal specifications need no word with the engine.
+struct ShotSpec {
+    std::string folder;   // absolute, ends with .stmshot
+    bool ours = false;    // the effect keeps this store for itself: its keys and settings are the effect's
+    Json plate;           // PROTOCOL.md, open_shot
+    Json settings;        // pushed when the store is ours, or new
+    int displayTop = 0;   // pixels, y up: where the engine's y is 0
+    bool operator==(const ShotSpec& other) const {
+        return folder == other.folder && ours == other.ours && plate == other.plate && settings == other.settings;
+    }
+};
+
+struct JobState {
+    std::string state;  // queued, running, finished, cancelled, failed
+    std::int64_t version = 0;
+    std::int64_t done = 0;
+    std::int64_t total = 0;
+    std::string text;
+    std::string error;
+    bool ended() const { return state != "queued" && state != "running"; }
+};
+
+// An image of the host with where it lies in the engine's coordinates.
+struct PushedImage {
+    PixelView view;
+    Box box;  // what of the view is pushed
+    bool premultiplied = false;
+    std::string digest;
+};
+
+struct MaskChannel {
+    std::string object;
+    std::string channel;
+};
+
+// Every operation locks, connects (starting the engine if need be), opens the shot and recovers from an engine that has
+// died. All throw EngineError, ConnectionLost, Cancelled or DeadlinePassed.
+class ShotSession {
+  public:
+    explicit ShotSession(std::string client);
+
+    // Sets what later operations work on. Tells the engine only what has changed.
+    void use(const ShotSpec& spec);
+    // Whether this session is the one that may change the shot's keys and settings. False when another node has it.
+    bool claim(const Patience& patience);
+
+    Json status(const std::optional<Range>& frames, const Patience& patience);
+    std::map<Frame, std::string> keys(const Patience& patience);  // frame -> digest, perhaps empty
+    std::vector<Range> plateNeeded(const Range& frames, const std::map<Frame, std::string>& digests, const Patience& patience);
+    // Tells whether mattes became stale by it.
+    bool pushPlate(Frame frame, const PushedImage& image, double pixelAspect, const Patience& patience);
+    void pushKey(Frame frame, const PushedImage& mask, const std::vector<MaskChannel>& channels, const Patience& patience);
+    void removeKey(Frame frame, const Patience& patience);
+    Json plan(const Range& frames, const std::string& direction, const Patience& patience);
+    std::string propagate(const Range& frames, const std::string& direction, const Patience& patience);
+    JobState job(const std::string& job, std::int64_t seen, const Patience& patience);
+    void cancel(const std::string& job, const Patience& patience);
+    // The matte over `box` (full-size pixels, y up). `object` empty: all objects together.
+    Matte matte(Frame frame, const Box& box, const std::string& object, bool stale, const Patience& patience);
+
+  private:
+    Json call(Json request, const Patience& patience);
+    // Runs `work` on an open shot; once more after each recovery.
+    void withShot(const Patience& patience, const std::function<void(Connection&, const std::string& shot)>& work);
+    void ensureOpen(const Patience& patience);
+    void openShot(const Patience& patience);
+    void bringSettings(const Patience& patience);
+    Json imageHeader(const PushedImage& image) const;
+    EngineWindow engineWindow(const Box& box) const;
+
+    std::timed_mutex mutex_;
+    const std::string client_;
+    const std::string owner_;
+    bool owning_ = false;
+    ShotSpec spec_;
+    std::unique_ptr<Connection> connection_;
+    std::optional<ShotSpec> opened_;  // what the engine knows
+    bool openedAsOwner_ = false;
+    std::string shot_;
+};
+
+// Helpers for answers.
+std::vector<Range> rangesOf(const Json& ranges);
+std::string inWords(const std::vector<Range>& ranges);  // "1001-1010, 1020"
+
+}  // namespace stm
