@@ -100,7 +100,7 @@ def test_every_attribute_of_the_plate_is_kept(tmp_path: Path, matte: FloatArray)
         source = dict(file.header())
     for name in [*attributes, "dataWindow", "displayWindow", "pixelAspectRatio"]:
         assert str(written[name]) == str(source[name]), name
-    assert written["timeCode"][:4] == (10, 20, 30, 4)
+    assert str(written["timeCode"]).startswith("(10, 20, 30, 4")
     for name, value in extra.items():
         assert written[name] == value
     assert not {"view", "chromaticities", "multiView"} & set(written), "what describes the plate's own pixels"
