@@ -675,6 +675,7 @@ class PushedGeometry:
 
     frames: Range
     display_window: Rectangle
+    canvas: Rectangle | None = None
     pixel_aspect: float = 1.0
     fps: float | None = None
     colour_space: str | None = None
@@ -702,6 +703,7 @@ def _plate(value: Any) -> PushedGeometry | PlateFiles:
         read = PushedGeometry(
             frames=fields.take("frames", _range),
             display_window=fields.take("display_window", _window),
+            canvas=fields.take("canvas", _window, None),
             pixel_aspect=fields.take("pixel_aspect", _aspect, 1.0),
             fps=fields.take("fps", _number(1e-3, 1e6), None),
             colour_space=fields.take("colour_space", _text, None),

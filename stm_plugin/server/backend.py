@@ -27,6 +27,8 @@ class PushedFrame:
     pixel_aspect: float | None
     digest: str | None
     metadata: Mapping[str, str | int | float]
+    is_half: bool = False
+    """The host gave half floats, and half floats hold these pixels exactly."""
 
 
 @dataclass(frozen=True)
@@ -165,8 +167,11 @@ class ShotBackend(Protocol):
     def close(self) -> None:
         """Give the store back. No job is at work."""
 
-    def describe_plate(self, plate: PushedGeometry | PlateFiles) -> None:
-        """Take over a changed geometry or range."""
+    def differs(self, plate: PushedGeometry | PlateFiles | None, settings: Mapping[str, Any]) -> bool:
+        """Whether `describe` would change anything."""
+
+    def describe(self, plate: PushedGeometry | PlateFiles | None, settings: Mapping[str, Any]) -> None:
+        """Take over a changed plate and changed settings."""
 
     def plate_needed(self, frames: Range | None, digests: Mapping[int, str]) -> Frames:
         """Frames whose pixels a host must push."""
@@ -218,6 +223,9 @@ class Backend(Protocol):
 
     def information(self) -> Information:
         """What a panel can offer; may take seconds."""
+
+    def locate(self, folder: Path) -> Path:
+        """The folder of a shot store that a host's path means."""
 
     def open(self, folder: Path) -> ShotBackend:
         """Open a shot store that exists."""

@@ -43,7 +43,7 @@ DEFAULT_IDLE_SECONDS: Final = 900.0
 MAX_CONNECTIONS: Final = 64
 _WATCH_SECONDS: Final = 0.5
 _TIDY_SECONDS: Final = 30.0
-_STREAM_LIMIT: Final = 1 << 22
+_STREAM_LIMIT: Final = 1 << 18
 
 
 @dataclass(frozen=True)

@@ -248,30 +248,30 @@ class Service:
             )
         if sum(client in shot.users for shot in self._shots.values()) >= p.MAX_SHOTS:
             raise RequestError("limit", f"More than {p.MAX_SHOTS} shots are open.", hint="Close one.")
-        folder = Path(os.path.realpath(request.folder))
+        engine = await self._backend()
+        folder = Path(os.path.realpath(engine.locate(Path(request.folder))))
         async with self._opening.setdefault(folder, asyncio.Lock()):
             shot = next((one for one in self._shots.values() if one.folder == folder), None)
             if shot is not None:
                 _check_owner(shot, request.owner)
                 created = False
             else:
-                shot, created = await self._open_store(folder, request)
+                shot, created = await self._open_store(engine, folder, request)
             shot.owner = shot.owner or request.owner
             shot.users.add(client)
         try:
-            if not created and request.plate is not None:
-                async with shot.edit:
-                    await self.in_thread(shot.backend.describe_plate, request.plate)
-            if not created and request.settings:
-                await self._edit(shot, False, partial(shot.backend.set_settings, request.settings))
+            if not created and await self.in_thread(shot.backend.differs, request.plate, request.settings):
+                describe = partial(shot.backend.describe, request.plate, request.settings)
+                await self._edit(shot, False, describe)
             status = await self._status(shot, None)
         except BaseException:
             await self._leave_shot(client, shot)
             raise
         return {"shot": shot.handle, "folder": str(folder), "created": created, "status": status}
 
-    async def _open_store(self, folder: Path, request: p.OpenShot) -> tuple[SharedShot, bool]:
-        engine = await self._backend()
+    async def _open_store(
+        self, engine: Backend, folder: Path, request: p.OpenShot
+    ) -> tuple[SharedShot, bool]:
         exists = await self.in_thread(engine.exists, folder)
         if exists:
             backend = await self.in_thread(engine.open, folder)
@@ -313,7 +313,7 @@ class Service:
         except StmError as error:
             log.warning("closing %s: %s", shot.folder, error)
 
-    async def _edit(self, shot: SharedShot, interrupt: bool, work: Callable[[], Change]) -> Change:
+    async def _edit(self, shot: SharedShot, interrupt: bool, work: Callable[[], T]) -> T:
         """Change a shot while no job is at work on it."""
         async with shot.edit:
             jobs = self._working_jobs(shot)
@@ -352,6 +352,7 @@ class Service:
                     pixel_aspect=request.pixel_aspect,
                     digest=request.digest,
                     metadata=request.metadata,
+                    is_half=request.image.format == "half" and not request.image.premultiplied,
                 )
             )
 

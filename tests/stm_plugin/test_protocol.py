@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -108,19 +109,19 @@ def example_of(op: str) -> dict[str, Any]:
     image = dict(LAYOUT, offset=0, plane_bytes=0, premultiplied=False, mapped={"name": "c1-a-b", "bytes": 72})
     shot: dict[str, Any] = {"op": op, "shot": HANDLE}
     examples: dict[str, dict[str, Any]] = {
-        "hello": {"op": op, "protocol": [1, 0], "token": "0" * 64, "client": "test", "pid": 1, "events": True},
+        "hello": {"op": op, "protocol": [1, 0], "token": "0" * 64, "client": "x", "pid": 1, "events": True},
         "ping": {"op": op},
         "info": {"op": op},
         "shutdown": {"op": op},
         "open_shot": {
-            "op": op, "folder": "/a", "create": True, "owner": "n", "settings": {"device": "cpu"}, "objects": ["a"],
+            "op": op, "folder": "/a", "create": True, "owner": "n", "settings": {"a": 1}, "objects": ["a"],
             "plate": {"kind": "pushed", "frames": [1, 2], "display_window": [0, 0, 4, 4], "pixel_aspect": 2,
-                      "fps": 24, "colour_space": "ACEScg"},
+                      "fps": 24, "colour_space": "ACEScg", "canvas": [-1, -1, 6, 6]},
         },
         "close_shot": shot,
         "plate_needed": {**shot, "frames": [1, 2], "digests": {"-1": "abc"}},
-        "push_plate": {**shot, "frame": 1, "image": image, "display_window": [0, 0, 4, 4], "pixel_aspect": 1.0,
-                       "digest": "d", "metadata": {"a": 1, "b": "c"}},
+        "push_plate": {**shot, "frame": 1, "image": image, "display_window": [0, 0, 4, 4],
+                       "pixel_aspect": 1.0, "digest": "d", "metadata": {"a": 1, "b": "c"}},
         "push_key": {**shot, "frame": 1, "objects": [{"name": "hero", "channel": "R"}], "image": image,
                      "digest": "d", "replace": True, "interrupt": False},
         "list_keys": shot,
@@ -135,8 +136,9 @@ def example_of(op: str) -> dict[str, Any]:
                    "detach": True},
         "job": {"op": op, "job": "j1", "wait_ms": 10, "seen": 3},
         "cancel": {"op": op, "job": "j1"},
-        "get_matte": {**shot, "frame": 1, "objects": ["a"], "window": [0, 0, 4, 4], "format": "float", "rows": "up",
-                      "wait_ms": 5, "stale": True, "into": {"name": "c1-a-b", "bytes": 64, "offset": 0}},
+        "get_matte": {**shot, "frame": 1, "objects": ["a"], "window": [0, 0, 4, 4], "format": "float",
+                      "rows": "up", "wait_ms": 5, "stale": True,
+                      "into": {"name": "c1-a-b", "bytes": 64, "offset": 0}},
     }  # fmt: skip
     return examples[op]
 
@@ -295,7 +297,7 @@ def test_a_mask_that_is_not_a_number_is_refused_and_values_beyond_the_range_are_
 def test_a_matte_that_is_written_reads_back_through_its_own_description(
     rows: Any, form: Any, seed: int
 ) -> None:
-    mattes = [one for one in np.random.default_rng(seed).random((2, 3, 5), np.float32)]
+    mattes = list(np.random.default_rng(seed).random((2, 3, 5), np.float32))
     layout, data = pixels.write_mattes(mattes, ("a", "b"), (-1, -2, 5, 3), form, rows)
     read = ImageLayout.read(layout.to_json())
     values = pixels.view_image(read, data)
@@ -307,7 +309,7 @@ def test_a_matte_that_is_written_reads_back_through_its_own_description(
 def test_ranges_name_exactly_the_frames(frames: set[int]) -> None:
     ranges = protocol.ranges_of(frames)
     assert {one for first, last in ranges for one in range(first, last + 1)} == frames
-    assert all(after[0] > before[1] + 1 for before, after in zip(ranges, ranges[1:], strict=False))
+    assert all(after[0] > before[1] + 1 for before, after in pairwise(ranges))
 
 
 def test_an_error_carries_frame_file_and_hint_for_people() -> None:

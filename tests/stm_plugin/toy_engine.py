@@ -1,0 +1,215 @@
+"""A tiny engine behind the server, for tests of the server alone: a matte is the nearest key's mask.
+
+It keeps everything in memory, counts a frame as computed after a short sleep, and stops when told.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stm_plugin.errors import KeyframeError, PropagationCancelled, StmError
+from stm_plugin.protocol import Direction, PlateFiles, PushedGeometry, Range
+from stm_plugin.server import ServeOptions, serve
+from stm_plugin.server.backend import (
+    Cancelled,
+    Change,
+    ExportOrder,
+    FloatArray,
+    Forecast,
+    Frames,
+    Information,
+    KeyState,
+    Matte,
+    NoMatte,
+    Progress,
+    PushedFrame,
+    PushedMasks,
+    Report,
+    ShotState,
+)
+
+FRAME_SECONDS = 0.02
+
+
+class ToyShot:
+    """One shot in memory."""
+
+    def __init__(self, plate: PushedGeometry, objects: Sequence[str]) -> None:
+        self.plate = plate
+        self.objects = list(objects)
+        self.pushed: dict[int, PushedFrame] = {}
+        self.masks: dict[int, PushedMasks] = {}
+        self.done: dict[int, int] = {}
+        self.values: dict[str, Any] = {"speed": 1}
+        self.computing = threading.Lock()
+
+    @property
+    def range(self) -> range:
+        return range(self.plate.frames[0], self.plate.frames[1] + 1)
+
+    def device(self) -> str:
+        return "toy"
+
+    def close(self) -> None:
+        return
+
+    def differs(self, plate: PushedGeometry | PlateFiles | None, settings: Mapping[str, Any]) -> bool:
+        return plate not in (None, self.plate) or any(
+            self.values.get(name) != settings[name] for name in settings
+        )
+
+    def describe(self, plate: PushedGeometry | PlateFiles | None, settings: Mapping[str, Any]) -> None:
+        if isinstance(plate, PushedGeometry):
+            self.plate = plate
+        self.values.update(settings)
+
+    def plate_needed(self, frames: Range | None, digests: Mapping[int, str]) -> Frames:
+        return [
+            frame
+            for frame in self.chosen(frames)
+            if frame not in self.pushed or digests.get(frame) not in (None, self.pushed[frame].digest)
+        ]
+
+    def chosen(self, frames: Range | None) -> list[int]:
+        return [one for one in self.range if frames is None or frames[0] <= one <= frames[1]]
+
+    def push_plate(self, pushed: PushedFrame) -> Change:
+        before = self.pushed.get(pushed.frame)
+        self.pushed[pushed.frame] = pushed
+        changed = before is None or not np.array_equal(before.pixels, pushed.pixels)
+        return Change(changed, [pushed.frame] if changed else [], f"{float(np.nansum(pushed.pixels)):.3f}")
+
+    def push_key(self, pushed: PushedMasks) -> Change:
+        self.masks[pushed.frame] = pushed
+        self.objects += [name for name in pushed.masks if name not in self.objects]
+        self.done.clear()
+        return Change(True, list(self.range))
+
+    def keys(self) -> tuple[KeyState, ...]:
+        return tuple(
+            KeyState(frame, dict.fromkeys(key.masks, "0" * 64), key.digest)
+            for frame, key in sorted(self.masks.items())
+        )
+
+    def remove_key(self, frame: int) -> Change:
+        if frame not in self.masks:
+            raise KeyframeError("There is no key here.", frame=frame)
+        del self.masks[frame]
+        self.done.clear()
+        return Change(True, list(self.range))
+
+    def settings(self) -> dict[str, Any]:
+        return dict(self.values)
+
+    def set_settings(self, settings: Mapping[str, Any]) -> Change:
+        self.values.update(settings)
+        return Change(True, [])
+
+    def set_objects(self, rename: Mapping[str, str], remove: Sequence[str]) -> Change:
+        self.objects = [rename.get(name, name) for name in self.objects if name not in remove]
+        return Change(True, [])
+
+    def state(self, frames: Range | None) -> ShotState:
+        chosen = self.chosen(frames)
+        done = [one for one in chosen if one in self.done or one in self.masks]
+        missing = [one for one in chosen if one not in done]
+        return ShotState(
+            first=self.plate.frames[0],
+            last=self.plate.frames[1],
+            objects=tuple(self.objects),
+            keys=tuple(sorted(self.masks)),
+            done=done,
+            stale=[],
+            missing=missing,
+            plate_missing=[one for one in chosen if one not in self.pushed],
+            reasons=(),
+        )
+
+    def forecast(self, frames: Range | None, direction: Direction) -> Forecast:
+        if not self.masks:
+            raise KeyframeError("There is no key.")
+        todo = [one for one in self.chosen(frames) if one not in self.done and one not in self.masks]
+        needed = [one for one in todo if one not in self.pushed]
+        return Forecast(len(todo), todo, (), needed, None, f"{len(todo)} frames")
+
+    def propagate(
+        self, frames: Range | None, direction: Direction, report: Report, cancelled: Cancelled
+    ) -> None:
+        todo = self.forecast(frames, direction).frames
+        for count, frame in enumerate(todo, 1):
+            if self.values["speed"] == "crash":
+                raise RuntimeError("a bug")
+            if self.values["speed"] == "fail":
+                raise StmError("The toy is broken.", frame=frame)
+            with self.computing:
+                time.sleep(FRAME_SECONDS)
+                self.done[frame] = min(self.masks, key=lambda key: abs(key - frame))
+            report(Progress(count, len(todo), frame, (len(todo) - count) * FRAME_SECONDS, [frame]))
+            if cancelled():
+                raise PropagationCancelled("Stopped.")
+
+    def export_frames(self, order: ExportOrder) -> Frames:
+        return self.chosen(order.frames)
+
+    def export(self, order: ExportOrder, report: Report, cancelled: Cancelled) -> None:
+        for count, frame in enumerate(self.chosen(order.frames), 1):
+            Path(order.pattern % frame).write_bytes(b"matte")
+            report(Progress(count, len(self.range), frame, None, [frame]))
+
+    def matte(self, frame: int, objects: Sequence[str], stale: bool) -> Matte | NoMatte:
+        if frame not in self.range:
+            return NoMatte("outside", "the shot has no such frame")
+        key = frame if frame in self.masks else self.done.get(frame)
+        if key is None:
+            return NoMatte("missing", "it has not been computed")
+        masks = self.masks[key]
+        union: FloatArray = np.clip(sum(masks.masks.values()), 0, 1).astype(np.float32)
+        source: Any = "key" if frame in self.masks else "propagated"
+        return Matte(
+            masks.masks, union, masks.data_window, self.plate.display_window, source, False, f"{frame}-{key}"
+        )
+
+
+class ToyBackend:
+    """Shots that live as long as the process does."""
+
+    def __init__(self) -> None:
+        self.shots: dict[Path, ToyShot] = {}
+
+    def information(self) -> Information:
+        return Information(sys.version, "none", ({"name": "toy", "label": "Toy", "memory": 0},))
+
+    def locate(self, folder: Path) -> Path:
+        return folder
+
+    def exists(self, folder: Path) -> bool:
+        return folder in self.shots
+
+    def open(self, folder: Path) -> ToyShot:
+        return self.shots[folder]
+
+    def create(
+        self,
+        folder: Path,
+        plate: PushedGeometry | PlateFiles,
+        settings: Mapping[str, Any],
+        objects: Sequence[str],
+    ) -> ToyShot:
+        assert isinstance(plate, PushedGeometry)
+        shot = self.shots[folder] = ToyShot(plate, objects)
+        shot.values.update(settings)
+        return shot
+
+
+if __name__ == "__main__":
+    os.umask(0o077)
+    idle, parent = float(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None
+    serve(ServeOptions(idle, parent), ToyBackend)
