@@ -261,15 +261,17 @@ class Shot:
         objects: Sequence[str] | None = None,
         mode: MaskMode = "auto",
         channel: str | None = None,
+        allow_empty: bool = False,
         replace_all: bool = True,
         wait: float | None = 0.0,
     ) -> KeyInfo:
         """Give the masks of one frame.
 
         Args:
-            mask: an image file, or arrays by object name, float32 (h, w) in [0, 1] over `window` (the canvas if
-                None). An empty mask says that the object is not here.
+            mask: an image file, or arrays by object name, float32 (h, w) in [0, 1] over `window` (the canvas
+                if None). An empty mask says that the object is not here.
             objects, mode, channel: how to understand a file (`read_mask`).
+            allow_empty: whether all masks may be empty.
             replace_all: forget objects that the key gave before and that are not in `mask`.
             wait: seconds to wait for another process that holds the shot.
 
@@ -284,7 +286,7 @@ class Shot:
                 frame=frame,
                 hint=f"It has frames {self.plate.frames[0]} to {self.plate.frames[-1]}.",
             )
-        masks, original = self._read_masks(frame, mask, window, objects, mode, channel)
+        masks, original = self._read_masks(frame, mask, window, objects, mode, channel, allow_empty)
         with self._writing(wait) as description:
             known = {one.name: one.id for one in description.objects}
             added, following = list(description.objects), description.next_object
@@ -400,6 +402,14 @@ class Shot:
         with _reading(frame):
             return self._finished(plan, self._results(plan), frame)
 
+    def display(self, frame: int) -> FloatArray:
+        """The plate frame as the network's colours show it: (h, w, 3) sRGB in [0, 1] over its data window.
+
+        Raises:
+            PlateError: the plate frame cannot be read.
+        """
+        return self._frames().load(frame).display
+
     # ---- doing ----
 
     def forecast(self, plan: Plan) -> Fit:
@@ -456,6 +466,8 @@ class Shot:
         try:
             self.refresh()
             self.store.tidy()
+            if writer is not None:
+                writer.tidy(self.plate.frames)
             fit = self._fit(request or Request(), emit)
             for _ in range(MOST_PLANS):
                 if self._walk(request or Request(), emit, cancelled, writer):
@@ -621,17 +633,19 @@ class Shot:
         self, result: FrameResult, window: Window, guide: Callable[[], finishing.Guide]
     ) -> dict[str, FloatArray]:
         geometry, settings = self._geometry(), self.settings.finish
-        mattes: dict[str, FloatArray] = {}
-        for one in self._description.objects:
-            if one.id in result.masks:
-                mattes[one.name] = on_window(result.masks[one.id], geometry.canvas, window)
-            elif one.id in result.probabilities:
-                probability = result.probabilities[one.id]
-                if probability.any():
-                    mattes[one.name] = finishing.finish(probability, guide(), geometry, settings)
-                else:
-                    mattes[one.name] = np.zeros((window.height, window.width), np.float32)
-        return mattes
+        masks = {
+            name: on_window(mask, geometry.canvas, window) for name, mask in result.masks.items()
+        }
+        finished = {
+            name: finishing.finish(probability, guide(), geometry, settings)
+            if probability.any()
+            else np.zeros((window.height, window.width), np.float32)
+            for name, probability in result.probabilities.items()
+        }
+        if len(masks) + len(finished) > 1:
+            finished = fusion.share_pixels(masks, finished)
+        mattes = {**masks, **finished}
+        return {one.name: mattes[one.id] for one in self._description.objects if one.id in mattes}
 
     def _matte_address(self, plan: Plan, results: Results, frame: int) -> str:
         names = self._names()
@@ -800,6 +814,7 @@ class Shot:
         objects: Sequence[str] | None,
         mode: MaskMode,
         channel: str | None,
+        allow_empty: bool,
     ) -> tuple[dict[str, FloatArray], Path | None]:
         """The masks over the canvas, and the artist's file if there is one."""
         canvas = self.plate.canvas
@@ -811,6 +826,12 @@ class Shot:
                         f"The mask of {name} is {values.shape[1]}x{values.shape[0]}, not {place}, or not finite.",
                         frame=frame,
                     )
+            if not allow_empty and not any(values.any() for values in mask.values()):
+                raise MaskError(
+                    "The mask is empty.",
+                    frame=frame,
+                    hint="If the object is not in this frame, say so (allow_empty).",
+                )
             return {
                 name: on_window(np.clip(values, 0, 1).astype(np.float32), place, canvas)
                 for name, values in mask.items()
@@ -824,7 +845,7 @@ class Shot:
             objects=objects,
             mode=mode,
             channel=channel,
-            allow_empty=True,
+            allow_empty=allow_empty,
             frame=frame,
         )
         return dict(image.objects), path

@@ -1,0 +1,59 @@
+"""`stm info`: what a TD asks first: device, versions, weights and their licence, colour configuration."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.table import Table
+
+from stm_plugin.cli.console import output
+from stm_plugin.cli.weights import weights_table
+from stm_plugin.colour import load_config
+from stm_plugin.device import pick_device
+
+_PACKAGES = (
+    "stm-nuke",
+    "torch",
+    "torchvision",
+    "numpy",
+    "OpenImageIO",
+    "opencolorio",
+    "opencv-python-headless",
+)
+
+
+def info(
+    ocio: Annotated[Path | None, typer.Option(help="OCIO config; else $OCIO, else the built-in one.")] = None,
+    spaces: Annotated[bool, typer.Option("--spaces", help="List the colour spaces too.")] = False,
+) -> None:
+    """Device, versions, weights with their licences, and the OCIO config."""
+    table = Table.grid(padding=(0, 2))
+    table.add_row("device", _device())
+    table.add_row("python", f"{platform.python_version()} on {platform.platform()}")
+    for name in _PACKAGES:
+        table.add_row(name, _version(name))
+    config = load_config(ocio)
+    table.add_row("OCIO config", f"{config.name} ({config.source})")
+    output.print(table, highlight=False)
+    output.print(weights_table())
+    if spaces:
+        output.print("\n".join(config.spaces), highlight=False)
+
+
+def _device() -> str:
+    device = pick_device()
+    if device == "cuda":
+        return f"cuda ({torch.cuda.get_device_name()}, {torch.cuda.mem_get_info()[1] >> 30} GiB)"
+    return f"{device} ({torch.get_num_threads()} threads)" if device == "cpu" else device
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed as a package"

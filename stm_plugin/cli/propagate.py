@@ -1,0 +1,216 @@
+"""`stm propagate`: one key in, a matte sequence out."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from model.inference import Precision
+from stm_plugin.cli.console import errors, output, progress_bar
+from stm_plugin.cli.overlay import write_overlays
+from stm_plugin.errors import KeyframeError, SettingsError
+from stm_plugin.events import DamageFound, Event, Notice, PlanMade, PlateChanged
+from stm_plugin.events import Progress as StepDone
+from stm_plugin.mask import MaskMode
+from stm_plugin.plan import Directions
+from stm_plugin.plate import Window
+from stm_plugin.propagate import Summary
+from stm_plugin.propagate import propagate as run
+from stm_plugin.settings import FinishSettings, KeysInMemory, Settings
+
+_KEY = re.compile(r"(-?\d+)=(.+)")
+_RANGE = re.compile(r"(-?\d+)-(-?\d+)|(-?\d+)")
+_WINDOW = re.compile(r"(-?\d+),(-?\d+),(\d+),(\d+)")
+
+KeyOption = Annotated[
+    list[str], typer.Option("--key", help="FRAME=MASK, a key's frame and its mask's file; repeatable.")
+]
+
+
+def propagate(
+    plate: Annotated[
+        str, typer.Argument(help="plate.####.exr, plate.%04d.exr, plate.1001-1100#.exr, a folder or a movie.")
+    ],
+    key: KeyOption,
+    out: Annotated[str, typer.Option("--out", "-o", help="The matte sequence: matte.####.exr.")],
+    frames: Annotated[str | None, typer.Option(help="FIRST-LAST; the whole plate if not given.")] = None,
+    direction: Annotated[Directions, typer.Option(help="From each key.")] = "both",
+    shot: Annotated[Path | None, typer.Option(help="Shot store; beside the mattes if not given.")] = None,
+    objects: Annotated[
+        list[str] | None, typer.Option("--object", help="Name of an object, in the mask's order; repeatable.")
+    ] = None,
+    mask_mode: Annotated[MaskMode, typer.Option(help="How mask files are understood.")] = "auto",
+    mask_channel: Annotated[str | None, typer.Option(help="Channel or layer of the mask files.")] = None,
+    channel: Annotated[str, typer.Option(help="Channel of the matte.")] = "A",
+    layer: Annotated[str | None, typer.Option(help="Layer of the plate.")] = None,
+    view: Annotated[str | None, typer.Option(help="View of a stereo plate.")] = None,
+    start_frame: Annotated[int, typer.Option(help="Number of a movie's first frame.")] = 1,
+    colour_space: Annotated[
+        str | None, typer.Option("--colour-space", "--colorspace", help="Of the plate; else found.")
+    ] = None,
+    ocio: Annotated[str | None, typer.Option(help="OCIO config; else $OCIO, else the built-in one.")] = None,
+    memory: Annotated[str, typer.Option(help="first, previous, first+previous or every:N.")] = "every:5",
+    memory_cap: Annotated[int, typer.Option(help="Stored frames besides the keys.")] = Settings.memory_cap,
+    keys_in_memory: Annotated[KeysInMemory, typer.Option(help="Which keys a pass remembers.")] = "own",
+    working_size: Annotated[
+        int, typer.Option(help="Short side in pixels that the network sees.")
+    ] = Settings.working_size,
+    region: Annotated[str | None, typer.Option(help="X,Y,WIDTH,HEIGHT in plate pixels (y down).")] = None,
+    weights: Annotated[str, typer.Option(help="A shipped name or a file.")] = Settings.weights,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    precision: Annotated[Precision, typer.Option(help="Of the convolutions.")] = "float32",
+    finish: Annotated[bool, typer.Option(help="Edges at plate resolution.")] = True,
+    overlay: Annotated[
+        str | None,
+        typer.Option(
+            help="A folder, overlay.####.jpg or overlay.mp4: pictures to look at, with a contact sheet."
+        ),
+    ] = None,
+) -> None:
+    """Propagate the masks of keys through a plate and write a matte for every frame."""
+    settings = Settings(
+        memory_rule=memory,
+        memory_cap=memory_cap,
+        working_size=working_size,
+        region=parse_region(region),
+        precision=precision,
+        keys_in_memory=keys_in_memory,
+        weights=weights,
+        colour_space=colour_space,
+        ocio_config=ocio,
+        finish=FinishSettings(enabled=finish),
+        channel=channel,
+        device=device,  # type: ignore[arg-type]  # checked by Settings, which also knows cuda:N
+    )
+    keys = parse_keys(key)
+    with EventPrinter() as printer:
+        summary = run(
+            plate,
+            keys,
+            out,
+            settings=settings,
+            shot_folder=shot,
+            frame_range=parse_range(frames),
+            directions=direction,
+            layer=layer,
+            view=view,
+            movie_first_frame=start_frame,
+            objects=objects,
+            mask_mode=mask_mode,
+            mask_channel=mask_channel,
+            on_event=printer,
+        )
+    print_summary(summary)
+    if overlay is not None:
+        for path in write_overlays(summary.shot, overlay, parse_range(frames)):
+            output.print(f"to look at: {path}", highlight=False, soft_wrap=True)
+
+
+class EventPrinter:
+    """Shows what a propagation says: what will be done and why, a bar with the time left, and notices."""
+
+    def __init__(self) -> None:
+        self._bar = progress_bar("steps")
+        self._task = self._bar.add_task("propagate", total=None)
+        self._bar.disable = True
+
+    def __enter__(self) -> EventPrinter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, PlanMade):
+            for dirty in event.plan.dirty:
+                errors.print(str(dirty), highlight=False, markup=False)
+            self._bar.disable = False
+            self._bar.start()
+            self._bar.update(self._task, total=len(event.plan.steps), completed=0)
+        elif isinstance(event, StepDone):
+            self._bar.update(
+                self._task, completed=event.done, total=event.total, description=f"frame {event.frame}"
+            )
+        elif isinstance(event, PlateChanged):
+            numbers = ", ".join(map(str, event.frames))
+            errors.print(f"The plate changed on {numbers}; what depends on it is computed again.")
+        elif isinstance(event, DamageFound):
+            errors.print(f"{event.path}: damaged; it is computed again.", markup=False)
+        elif isinstance(event, Notice):
+            errors.print(event.text, markup=False)
+
+
+def print_summary(summary: Summary) -> None:
+    """What was done, where it is, and how long it took."""
+    done = summary.propagation
+    written = sum(1 for one in summary.files if one.written)
+    table = Table.grid(padding=(0, 2))
+    table.add_row("frames", f"{done.frames} ({written} written, {len(summary.files) - written} were current)")
+    table.add_row("network", f"{done.computed} computed, {done.reused} kept from before, on {done.device}")
+    table.add_row("time", f"{done.seconds:.1f} s" + _per_frame(done.seconds, done.computed))
+    table.add_row("memory", done.forecast)
+    if summary.files:
+        table.add_row("mattes", f"{summary.files[0].path} to {summary.files[-1].path.name}")
+    table.add_row("shot", str(summary.shot))
+    output.print(table, highlight=False, soft_wrap=True)
+
+
+def parse_keys(texts: list[str]) -> dict[int, str]:
+    """FRAME=MASK options by frame.
+
+    Raises:
+        KeyframeError: for text of another form, a frame that is given twice, or a mask that is not there.
+    """
+    keys: dict[int, str] = {}
+    for text in texts:
+        match = _KEY.fullmatch(text)
+        if match is None:
+            raise KeyframeError(f"--key {text!r} cannot be read.", hint="Write --key 1001=mask.exr.")
+        frame, path = int(match[1]), match[2]
+        if frame in keys:
+            raise KeyframeError("There are two keys on one frame.", frame=frame, hint="Give one of them.")
+        if not Path(path).expanduser().is_file():
+            raise KeyframeError(
+                "The mask is not there.", frame=frame, path=path, hint="Check the file's name."
+            )
+        keys[frame] = path
+    return keys
+
+
+def parse_range(text: str | None) -> tuple[int, int] | None:
+    """`1001-1100` or `1001`.
+
+    Raises:
+        SettingsError: for text of another form, or a range that runs backwards.
+    """
+    if text is None:
+        return None
+    match = _RANGE.fullmatch(text.strip())
+    if match is None:
+        raise SettingsError(f"The frame range {text!r} cannot be read.", hint="Write --frames 1001-1100.")
+    first, last = (int(match[3]),) * 2 if match[3] else (int(match[1]), int(match[2]))
+    if last < first:
+        raise SettingsError(f"The frame range {text} runs backwards.", hint=f"Write --frames {last}-{first}.")
+    return first, last
+
+
+def parse_region(text: str | None) -> Window | None:
+    """`X,Y,WIDTH,HEIGHT`.
+
+    Raises:
+        SettingsError: for text of another form.
+    """
+    if text is None:
+        return None
+    match = _WINDOW.fullmatch(text.replace(" ", ""))
+    if match is None:
+        raise SettingsError(f"The region {text!r} cannot be read.", hint="Write --region X,Y,WIDTH,HEIGHT.")
+    return Window(*(int(number) for number in match.groups()))
+
+
+def _per_frame(seconds: float, computed: int) -> str:
+    return f", {seconds / computed:.2f} s per computed frame" if computed else ""

@@ -1,0 +1,206 @@
+"""`stm shot`: the artist's loop in a terminal: keys, status, propagate, look, correct, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from stm_plugin.cli.console import output, progress_bar
+from stm_plugin.cli.overlay import write_overlays
+from stm_plugin.cli.propagate import EventPrinter, parse_range
+from stm_plugin.events import Event, FrameFinished
+from stm_plugin.export import MatteWriter
+from stm_plugin.mask import MaskMode
+from stm_plugin.plan import Directions, Request, State
+from stm_plugin.settings import Settings
+from stm_plugin.shot import Shot, ShotStatus
+from stm_plugin.store import PlateDescription, with_suffix
+
+app = typer.Typer(help="Work on a shot: keys, corrections, cached memory.", no_args_is_help=True)
+key_app = typer.Typer(help="Add and remove keys.", no_args_is_help=True)
+app.add_typer(key_app, name="key")
+
+Folder = Annotated[Path, typer.Argument(help="The shot store, NAME.stmshot.")]
+Frames = Annotated[str | None, typer.Option(help="FIRST-LAST; the whole plate if not given.")]
+Wait = Annotated[float, typer.Option(help="Seconds to wait for another process that holds the shot.")]
+
+
+@app.command()
+def new(
+    shot: Folder,
+    plate: Annotated[str, typer.Argument(help="As `stm propagate` takes it.")],
+    layer: Annotated[str | None, typer.Option(help="Layer of the plate.")] = None,
+    view: Annotated[str | None, typer.Option(help="View of a stereo plate.")] = None,
+    start_frame: Annotated[int, typer.Option(help="Number of a movie's first frame.")] = 1,
+    setting: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE; repeatable.")] = None,
+) -> None:
+    """Make a shot store for a plate."""
+    text = str(Path(plate).expanduser().absolute())
+    description = PlateDescription("files", text, layer=layer, view=view, movie_first_frame=start_frame)
+    with Shot.create(with_suffix(shot), description, parse_settings(Settings(), setting or [])) as made:
+        frames = made.plate.frames
+        output.print(f"{made.folder}: frames {frames[0]}-{frames[-1]}", highlight=False, soft_wrap=True)
+
+
+@key_app.command("add")
+def add_key(
+    shot: Folder,
+    frame: Annotated[int, typer.Argument(help="The key's frame.")],
+    mask: Annotated[Path, typer.Argument(help="An image file.")],
+    objects: Annotated[list[str] | None, typer.Option("--object", help="Names, in the mask's order.")] = None,
+    mask_mode: Annotated[MaskMode, typer.Option(help="How the file is understood.")] = "auto",
+    mask_channel: Annotated[str | None, typer.Option(help="Channel or layer of the mask.")] = None,
+    keep_others: Annotated[bool, typer.Option(help="Keep the key's other objects.")] = False,
+    wait: Wait = 0.0,
+) -> None:
+    """Give the masks of one frame."""
+    with Shot.open(with_suffix(shot)) as opened:
+        key = opened.add_key(
+            frame,
+            mask,
+            objects=objects,
+            mode=mask_mode,
+            channel=mask_channel,
+            replace_all=not keep_others,
+            wait=wait,
+        )
+        output.print(f"key {key.frame}: {', '.join(key.objects)}", highlight=False)
+        _print_dirty(opened.status())
+
+
+@key_app.command("remove")
+def remove_key(
+    shot: Folder, frame: Annotated[int, typer.Argument(help="The key's frame.")], wait: Wait = 0.0
+) -> None:
+    """Take a key away."""
+    with Shot.open(with_suffix(shot)) as opened:
+        opened.remove_key(frame, wait=wait)
+        _print_dirty(opened.status())
+
+
+@app.command("set")
+def set_settings(
+    shot: Folder,
+    settings: Annotated[list[str], typer.Argument(help="NAME=VALUE ...")],
+    wait: Wait = 0.0,
+) -> None:
+    """Change settings; see what becomes stale."""
+    with Shot.open(with_suffix(shot)) as opened:
+        opened.set_settings(parse_settings(opened.settings, settings), wait=wait)
+        _print_dirty(opened.status())
+
+
+@app.command()
+def status(shot: Folder) -> None:
+    """What is done, stale and missing, and why: the plan, before it runs."""
+    with Shot.open(with_suffix(shot)) as opened:
+        found = opened.status()
+        table = Table.grid(padding=(0, 2))
+        for key in found.keys:
+            table.add_row(f"key {key.frame}", ", ".join(key.objects))
+        for state in State:
+            if found.count(state):
+                table.add_row(state.value, f"{found.count(state)} frames")
+        table.add_row("to run", f"{found.network_frames} frames through the network")
+        table.add_row("on disk", str(found.size))
+        if found.holder is not None:
+            table.add_row("held by", str(found.holder))
+        output.print(table, highlight=False, soft_wrap=True)
+        _print_dirty(found)
+
+
+@app.command()
+def propagate(
+    shot: Folder,
+    frames: Frames = None,
+    direction: Annotated[Directions, typer.Option(help="From each key.")] = "both",
+    wait: Wait = 0.0,
+) -> None:
+    """Compute what is not done, and nothing else."""
+    first, last = parse_range(frames) or (None, None)
+    with Shot.open(with_suffix(shot)) as opened, EventPrinter() as printer:
+        done = opened.propagate(Request(first, last, direction), on_event=printer, wait=wait)
+    output.print(f"{done.computed} computed, {done.reused} kept, {done.seconds:.1f} s", highlight=False)
+
+
+@app.command()
+def export(
+    shot: Folder,
+    out: Annotated[str, typer.Argument(help="The matte sequence: matte.####.exr.")],
+    frames: Frames = None,
+) -> None:
+    """Write the mattes of frames that are done."""
+    first, last = parse_range(frames) or (None, None)
+    with Shot.open(with_suffix(shot)) as opened, progress_bar() as bar:
+        writer = MatteWriter(out, opened.plate, channel=opened.settings.channel)
+        task = bar.add_task("export", total=None)
+
+        def on_event(event: Event) -> None:
+            if isinstance(event, FrameFinished):
+                bar.advance(task)
+
+        opened.export(writer, Request(first, last), on_event=on_event)
+    files = sorted(writer.written, key=lambda one: one.frame)
+    output.print(
+        f"{len(files)} frames: {files[0].path} to {files[-1].path.name}", highlight=False, soft_wrap=True
+    )
+
+
+@app.command()
+def overlay(
+    shot: Folder,
+    out: Annotated[str, typer.Argument(help="A folder, overlay.####.jpg or overlay.mp4.")],
+    frames: Frames = None,
+) -> None:
+    """Pictures to look at: the matte over the plate, and a contact sheet."""
+    for path in write_overlays(with_suffix(shot), out, parse_range(frames)):
+        output.print(f"to look at: {path}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def clean(
+    shot: Folder,
+    results: Annotated[bool, typer.Option(help="Delete results that no key needs any more too.")] = False,
+    wait: Wait = 0.0,
+) -> None:
+    """Delete what can be computed again."""
+    with Shot.open(with_suffix(shot)) as opened:
+        freed = opened.clean(results=results, wait=wait)
+        output.print(f"freed: {freed}", highlight=False)
+
+
+def parse_settings(settings: Settings, texts: list[str]) -> Settings:
+    """`settings` with NAME=VALUE texts over them; `finish.radius=6` and the like for what is inside a group.
+
+    Raises:
+        SettingsError: for a name or a value that cannot be used.
+    """
+    values = settings.to_json()
+    for text in texts:
+        name, _, value = text.partition("=")
+        *groups, last = name.strip().split(".")
+        inside = values
+        for group in groups:
+            inside = inside.setdefault(group, {})
+        inside[last] = _plain(value.strip())
+    return Settings.from_json(values)
+
+
+def _plain(text: str) -> str | int | float | bool | None:
+    words: dict[str, bool | None] = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _print_dirty(found: ShotStatus) -> None:
+    for dirty in found.dirty:
+        output.print(str(dirty), highlight=False, markup=False)

@@ -1,0 +1,56 @@
+"""`stm weights`: list, convert and export weights files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from model.recipe import export as export_run
+from model.weights import Manifest, convert_published, read_manifest, shipped_weights
+from stm_plugin.cli.console import output
+
+app = typer.Typer(help="List, convert and export weights.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_weights() -> None:
+    """The weights that come with the plug-in."""
+    output.print(weights_table())
+
+
+@app.command()
+def convert(
+    pth: Annotated[Path, typer.Argument(help="STM_weights.pth, as the authors of STM released it.")],
+    out: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+) -> None:
+    """Turn the released STM weights into a safetensors file; code inside the .pth is never run."""
+    manifest = convert_published(pth, out)
+    output.print(f"{out}: {manifest.architecture}, {manifest.licence}")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
+    out: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+    name: Annotated[str, typer.Option(help="Name shown to people.")],
+    licence: Annotated[str, typer.Option(help="Under which the weights may be used, in words.")],
+    data: Annotated[list[str], typer.Option(help="A training set with its licence. May be repeated.")],
+    recipe: Annotated[str, typer.Option(help="How they were trained, in words.")] = "",
+) -> None:
+    """Write the averaged weights of a training run as a weights file (fp16)."""
+    stated = Manifest(name=name, architecture="", licence=licence, data=tuple(data), recipe=recipe)
+    manifest = export_run(run, stated, out)
+    output.print(f"{out}: {manifest.architecture}, sha256 {manifest.sha256}")
+
+
+def weights_table() -> Table:
+    """The shipped weights, for people."""
+    table = Table("weights", "architecture", "licence", "scores", "sha256")
+    for path in shipped_weights():
+        manifest = read_manifest(path)
+        scores = "\n".join(f"{name} {value:.3f}" for name, value in manifest.scores.items())
+        table.add_row(path.stem, manifest.architecture, manifest.licence, scores, manifest.sha256[:12])
+    return table
