@@ -17,7 +17,7 @@ import safetensors.torch
 from torch import Tensor
 
 from stm_plugin.errors import StoreError
-from stm_plugin.files import DamagedFileError, read_sealed, write_sealed
+from stm_plugin.files import SEAL_BYTES, DamagedFileError, read_sealed, write_sealed
 
 Tensors = dict[str, Tensor]
 
@@ -77,15 +77,16 @@ class DiskCache:
 
     def put(self, key: str, body: bytes) -> None:
         """Keep bytes. StoreError where the disk does not take them."""
-        if len(body) > self.budget:
+        size = len(body) + SEAL_BYTES
+        if size > self.budget:
             return
         sizes = self._known()
-        while sizes and self.bytes + len(body) > self.budget:
-            self.drop(next(iter(sizes)))
         self._forget(key)
+        while sizes and self.bytes + size > self.budget:
+            self.drop(next(iter(sizes)))
         write_sealed(self._path(key), body, durable=False)
-        sizes[key] = len(body)
-        self.bytes += len(body)
+        sizes[key] = size
+        self.bytes += size
 
     def has(self, key: str) -> bool:
         """Whether the entry was there when last looked at."""

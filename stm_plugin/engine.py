@@ -25,7 +25,7 @@ from stm_plugin.device import device_errors
 from stm_plugin.errors import PropagationCancelled, StoreError
 from stm_plugin.events import Event, FrameComputed, Progress
 from stm_plugin.frames import FrameLoader
-from stm_plugin.fusion import fuse, share_pixels
+from stm_plugin.fusion import fuse
 from stm_plugin.plan import (
     ComputeStep,
     Direction,
@@ -327,9 +327,7 @@ class Results:
             else:
                 geometry = self._bench.geometry
                 fused[name] = np.zeros((geometry.height, geometry.width), np.float32)
-        geometry = self._bench.geometry
-        given = {name: to_working(mask, geometry.canvas, geometry) for name, mask in masks.items()}
-        return FrameResult(frame, self.address(plan, frame), masks, share_pixels(given, fused))
+        return FrameResult(frame, self.address(plan, frame), masks, fused)
 
     def address(self, plan: Plan, frame: int) -> str:
         """The address of a fused frame."""

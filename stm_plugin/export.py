@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import glob
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from stm_plugin.shot import FinishedFrame
 
 ADDRESS_ATTRIBUTE = "stm:address"
+LEFTOVER = ".part.exr"
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,13 @@ class MatteWriter:
                         path=self.sequence.path(frame),
                         hint="Give another name or folder for the mattes.",
                     )
+
+    def tidy(self, frames: Iterable[int]) -> None:
+        """Remove the temporary files of mattes that a killed process left."""
+        for frame in frames:
+            path = self.sequence.path(frame)
+            for leftover in path.parent.glob(f".{glob.escape(path.stem)}.*{LEFTOVER}"):
+                leftover.unlink(missing_ok=True)
 
     def is_current(self, frame: int, address: str) -> bool:
         """Whether the file of a frame is whole and was made from exactly this."""

@@ -17,6 +17,9 @@ from stm_plugin.errors import StoreError
 
 _MAGIC = b"STMSEAL1"
 _HEADER = struct.Struct("<8sQ32s")  # magic, length of the body in bytes, sha256 of the body
+SEAL_BYTES = _HEADER.size
+"""How much longer a sealed file is than its body."""
+
 TEMPORARY_SUFFIX = ".part"
 
 

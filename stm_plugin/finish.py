@@ -2,8 +2,8 @@
 
 A guided filter (He, Sun, Tang: Guided Image Filtering, 2010; Fast Guided Filter, 2015) is fitted at working
 size, with the working picture as its guide, and its local linear model is applied to the plate's own pixels:
-edges land where the plate has them. It counts as far as it explains the probability (its coefficient of
-determination): where the plate shows no edge it would only blur, and the plain enlargement stays. Then the
+edges land where the plate has them. It counts as far as the plate explains the probability's detail: where the
+plate shows no edge it would only blur, and the plain enlargement stays. Then the
 transition, which the network spreads over its stride, is made steeper. Only a band around unsure pixels is
 touched; elsewhere the matte is exactly 0 or 1.
 """
@@ -23,8 +23,8 @@ VERSION = 1
 """Enters the address of every matte; raise it when the same probabilities give another matte."""
 
 
-_LEAST_VARIANCE = 1e-3
-"""Of the probability in a window: below it there is no edge worth explaining."""
+_LEAST_DETAIL = 1e-4
+"""Squared detail of the probability in a window below which there is no edge worth explaining."""
 
 
 @dataclass(frozen=True)
@@ -141,15 +141,17 @@ def _mean(values: FloatArray, radius: int) -> FloatArray:
 
 
 def _explained(model: FloatArray, guide: FloatArray, values: FloatArray, radius: int) -> FloatArray:
-    """(h, w) in [0, 1]: the share of the local variance of `values` that the model explains.
+    """(h, w) in [0, 1]: the share of the local detail of `values` that the guide explains.
 
-    It is 0 away from edges, so that the model touches nothing there.
+    Detail is what a blur of the model's size loses. Away from edges there is none, and the share is 0, so that
+    the model touches nothing there.
     """
     fitted = model[..., 3] + sum(model[..., channel] * guide[..., channel] for channel in range(3))
-    moments = _mean(np.dstack([values, values * values, np.square(np.clip(fitted, 0, 1) - values)]), radius)
-    variance = moments[..., 1] - np.square(moments[..., 0])
-    share = 1.0 - moments[..., 2] / np.maximum(variance, np.float32(_LEAST_VARIANCE))
-    trusted: FloatArray = np.where(variance > 0, np.clip(share, 0.0, 1.0), 0.0).astype(np.float32)
+    blurred = _mean(_mean(values, radius), radius)
+    errors = np.dstack([np.square(np.clip(fitted, 0, 1) - values), np.square(blurred - values)])
+    unexplained = _mean(errors, radius)
+    share = 1.0 - unexplained[..., 0] / np.maximum(unexplained[..., 1], np.float32(_LEAST_DETAIL))
+    trusted: FloatArray = np.where(unexplained[..., 1] > 0, np.clip(share, 0.0, 1.0), 0.0).astype(np.float32)
     return trusted
 
 

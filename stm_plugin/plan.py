@@ -290,7 +290,7 @@ def make_plan(
         history: the last finished state of each frame, to tell stale from missing.
 
     Raises:
-        KeyframeError: there is no key, or a key is not on a frame of the plate.
+        KeyframeError: there is no key, all are empty, or one is not on a frame of the plate.
         PlateError: the range holds no frame of the plate.
     """
     _check(facts)
@@ -409,6 +409,12 @@ def frame_address(
 def _check(facts: Facts) -> None:
     if not facts.keys:
         raise KeyframeError("The shot has no key.", hint="Give the mask of at least one frame.")
+    if not any(key.visible(facts.objects) for key in facts.keys):
+        raise KeyframeError(
+            "The masks of all keys are empty.",
+            frame=facts.keys[0].frame,
+            hint="An empty mask says that the object is not here; give one frame on which it is.",
+        )
     places = set(facts.frames)
     for key in facts.keys:
         if key.frame not in places:

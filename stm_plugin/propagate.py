@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,17 +62,18 @@ def propagate(
 ) -> Summary:
     """Propagate the keys through the plate and write a matte for every frame of the range.
 
-    Every matte is on disk, whole, as soon as it is final. Called again with the same `out` (or `shot_folder`), it
-    computes what has changed and goes on where it was interrupted.
+    Every matte is on disk, whole, as soon as it is final. Called again with the same `out` (or `shot_folder`),
+    it computes what has changed and goes on where it was interrupted.
 
     Args:
         plate: the sequence in any form that people write.
-        keys: the masks by frame: an image file, or arrays by object name over the plate's canvas. They are the
-            only keys: those of an earlier run that are not named are forgotten.
+        keys: the masks by frame: an image file, or arrays by object name over the plate's canvas. They are
+            the only keys: those of an earlier run that are not named are forgotten.
         out: the matte sequence (`matte.####.exr`).
         shot_folder: where the shot is kept; beside the mattes if None.
         frame_range: first and last frame to compute; the whole plate if None. Keys may lie outside.
-        objects, mask_mode, mask_channel: how mask files are understood (`read_mask`).
+        objects, mask_mode, mask_channel: how mask files are understood (`read_mask`). With several keys a
+            mask may be empty: the object is not there.
 
     Raises:
         StmError: what happened, on which frame and file, and what to do; finished mattes stay valid.
@@ -90,7 +92,14 @@ def propagate(
             for frame in {key.frame for key in shot.keys} - set(keys):
                 shot.remove_key(frame)
             for frame, mask in keys.items():
-                shot.add_key(frame, mask, objects=objects, mode=mask_mode, channel=mask_channel)
+                shot.add_key(
+                    frame,
+                    mask,
+                    objects=objects,
+                    mode=mask_mode,
+                    channel=mask_channel,
+                    allow_empty=len(keys) > 1,
+                )
             first, last = frame_range or (None, None)
             summary = shot.propagate(
                 Request(first, last, directions), on_event=on_event, cancelled=cancelled, writer=writer
@@ -103,7 +112,7 @@ def propagate(
 def default_shot_folder(out: str | Path) -> Path:
     """Where the shot of a matte sequence is kept: beside it, under its name without the frame number."""
     first = output_sequence(out).path(1)
-    stem = Path(str(out)).name.split(".")[0].rstrip("#%@_-") or first.parent.name
+    stem = re.sub(r"[._-]*\d+$", "", first.stem) or "mattes"
     return first.parent / f"{stem}{SUFFIX}"
 
 

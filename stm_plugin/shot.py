@@ -633,9 +633,7 @@ class Shot:
         self, result: FrameResult, window: Window, guide: Callable[[], finishing.Guide]
     ) -> dict[str, FloatArray]:
         geometry, settings = self._geometry(), self.settings.finish
-        masks = {
-            name: on_window(mask, geometry.canvas, window) for name, mask in result.masks.items()
-        }
+        masks = {name: on_window(mask, geometry.canvas, window) for name, mask in result.masks.items()}
         finished = {
             name: finishing.finish(probability, guide(), geometry, settings)
             if probability.any()

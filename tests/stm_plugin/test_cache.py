@@ -1,0 +1,86 @@
+"""Cached features come back bit for bit, within their budgets."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from stm_plugin.cache import DiskCache, FeatureCache, RamCache
+
+
+def tensors(value: float, count: int = 25) -> dict[str, torch.Tensor]:
+    return {"a": torch.full((count,), float(value))}
+
+
+def test_ram_lets_the_least_recently_used_go_first() -> None:
+    cache = RamCache(250)
+    cache.put("one", tensors(1))
+    cache.put("two", tensors(2))
+    assert cache.get("one") is not None
+    cache.put("three", tensors(3))
+    assert cache.get("two") is None
+    assert cache.get("one") is not None and cache.get("three") is not None
+    assert cache.bytes == 200
+    cache.put("huge", tensors(4, 1000))
+    assert cache.get("huge") is None and cache.bytes == 200
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_features_come_back_from_disk_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> None:
+    value = {"key": torch.randn(3, 5).to(dtype), "value": torch.randn(2, 7).T.to(dtype)}
+    FeatureCache(0, tmp_path, 10_000).put("x", value)
+    back = FeatureCache(10_000, tmp_path, 10_000).get("x")
+    assert back is not None
+    assert all(torch.equal(back[name], value[name]) and back[name].dtype == dtype for name in value)
+
+
+def test_disk_keeps_its_budget_over_several_runs(tmp_path: Path) -> None:
+    body = bytes(100)
+    first = DiskCache(tmp_path, 1000)
+    for name in "abc":
+        first.put(name, body)
+        os.utime(tmp_path / f"{name}.cache", (1000 + ord(name), 1000 + ord(name)))
+    second = DiskCache(tmp_path, 500)
+    assert second.get("a") == body  # used now, so `b` is the oldest
+    second.put("d", body)
+    second.put("e", body)
+    assert second.get("b") is None
+    assert second.get("a") == body
+    assert sum(path.stat().st_size for path in tmp_path.glob("*.cache")) <= 500
+
+
+def test_a_damaged_feature_counts_as_not_there(tmp_path: Path) -> None:
+    cache = FeatureCache(0, tmp_path, 10_000)
+    cache.put("x", tensors(1))
+    path = tmp_path / "x.cache"
+    path.write_bytes(path.read_bytes()[:-3])
+    assert cache.get("x") is None
+    cache.put("x", tensors(1))
+    assert cache.get("x") is not None
+
+
+def test_features_may_be_deleted_at_any_time(tmp_path: Path) -> None:
+    cache = FeatureCache(0, tmp_path, 10_000)
+    cache.put("x", tensors(1))
+    (tmp_path / "x.cache").unlink()
+    assert cache.get("x") is None
+
+
+def test_a_full_disk_turns_the_disk_layer_off_and_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    cache = FeatureCache(10_000, tmp_path, 10_000, said.append)
+
+    def full(source: object, target: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    cache.put("x", tensors(1))
+    cache.put("y", tensors(2))
+    assert len(said) == 1 and "The disk is full" in said[0]
+    assert cache.get("x") is not None and cache.get("y") is not None

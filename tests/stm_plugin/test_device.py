@@ -1,0 +1,81 @@
+"""A run says what memory it needs, is made to fit, or refuses in words."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.config import network_config
+from model.inference import FastNetwork
+from model.memory import MemoryRule
+from model.network import SpaceTimeMemoryNetwork
+from stm_plugin.device import device_errors, fit_memory, free_memory, pick_device, predict_memory
+from stm_plugin.errors import DeviceError
+
+LITE = network_config("stm-lite")
+GIBIBYTE = 1 << 30
+
+
+def test_a_device_that_is_not_there_is_refused_in_words() -> None:
+    assert pick_device("cpu") == "cpu"
+    assert pick_device() in ("cpu", "cuda", "mps")
+    with pytest.raises(DeviceError, match=r"cuda:99 is not there.*Use auto"):
+        pick_device("cuda:99")
+
+
+def test_free_memory_is_a_plausible_number() -> None:
+    assert 64 << 20 < free_memory("cpu") < 1 << 50
+
+
+def test_the_predicted_bank_is_what_the_network_reserves() -> None:
+    fast = FastNetwork(SpaceTimeMemoryNetwork(LITE).eval())
+    entry = fast.encode_memory(torch.zeros(3, 50, 70), torch.zeros(2, 50, 70))
+    bank = fast.new_bank(MemoryRule.parse("every:5"), entry, capacity=6, permanent=2)
+    forecast = predict_memory(LITE, height=50, width=70, objects=2, memory_cap=6, further_keys=2)
+    assert forecast.bank == bank.nbytes
+
+
+@given(
+    objects=st.integers(1, 16),
+    cap=st.integers(4, 100),
+    height=st.integers(100, 1000),
+    available=st.integers(GIBIBYTE // 2, 64 * GIBIBYTE),
+)
+def test_a_run_fits_says_what_was_lowered_or_refuses(
+    objects: int, cap: int, height: int, available: int
+) -> None:
+    try:
+        fit = fit_memory(LITE, available, height=height, width=2 * height, objects=objects, memory_cap=cap)
+    except DeviceError as error:
+        assert "needs at least" in str(error) and "smaller region" in str(error)
+        return
+    assert fit.forecast.total <= available
+    lowered = fit.memory_cap < cap or fit.working_scale < 1
+    assert lowered == bool(fit.reason)
+    assert fit.memory_cap <= cap
+
+
+def test_the_cap_is_lowered_before_the_picture() -> None:
+    asked = {"height": 480, "width": 854, "objects": 4}
+    need = predict_memory(LITE, memory_cap=100, **asked).total
+    fit = fit_memory(LITE, need, memory_cap=100, **asked)
+    assert fit.memory_cap < 100 and fit.working_scale == 1.0
+    assert fit.reason.startswith("the memory cap was lowered from 100 to")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("can't allocate memory: 9")],
+)
+def test_running_out_of_memory_is_a_named_error_with_a_way_on(error: Exception) -> None:
+    with pytest.raises(DeviceError, match=r"frame 1010: The memory of cpu did not suffice.*are kept"):
+        with device_errors("cpu", 1010):
+            raise error
+
+
+def test_a_failing_device_is_named() -> None:
+    with pytest.raises(DeviceError, match=r"frame 7: The device cpu failed: broken"):
+        with device_errors("cpu", 7):
+            raise RuntimeError("broken\nwith a long trace")

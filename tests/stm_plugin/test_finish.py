@@ -1,0 +1,105 @@
+"""Finished mattes are soft where the plate is, exact where the network is sure, and end where the plate ends."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+
+from stm_plugin.finish import Guide, finish
+from stm_plugin.plate import FloatArray, Window
+from stm_plugin.settings import FinishSettings
+from stm_plugin.working import WorkingGeometry, inside_region, to_plate, to_working, working_geometry
+
+WINDOW = Window(-8, -6, 400, 300)
+SETTINGS = FinishSettings()
+
+
+def soft_disc(softness: float, centre: tuple[float, float] = (200, 150), radius: float = 80) -> FloatArray:
+    """(300, 400): 1 inside, 0 outside, over an edge of `softness` pixels."""
+    rows, columns = np.mgrid[0:300, 0:400].astype(np.float32)
+    distance = np.hypot(columns - centre[0], rows - centre[1]) - radius
+    return np.clip(0.5 - distance / softness, 0, 1).astype(np.float32)
+
+
+def scene(alpha: FloatArray) -> FloatArray:
+    """A bright thing with some texture before a dark gradient."""
+    rows, columns = np.mgrid[0:300, 0:400].astype(np.float32)
+    front = 0.7 + 0.05 * np.sin(columns / 9)[..., None] * np.array([1, 0.5, -0.5], np.float32)
+    back = np.stack([columns / 2000, rows / 1500, np.full_like(rows, 0.1)], axis=-1)
+    return np.ascontiguousarray(alpha[..., None] * front + (1 - alpha[..., None]) * back, dtype=np.float32)
+
+
+def prepared(
+    alpha: FloatArray, working_size: int = 100, region: Window | None = None
+) -> tuple[FloatArray, Guide, WorkingGeometry]:
+    """What the network would give for `alpha` (spread over its stride), the guide, and the geometry."""
+    geometry = working_geometry(WINDOW, 1.0, working_size, region)
+    picture = scene(alpha)
+    guide = Guide(to_working(picture, WINDOW, geometry), picture, WINDOW)
+    probability = cv2.GaussianBlur(to_working(alpha, WINDOW, geometry), (0, 0), 1.5)
+    return np.asarray(probability, np.float32), guide, geometry
+
+
+@pytest.mark.parametrize("softness", [1.0, 2.0, 6.0])
+def test_edges_land_where_the_plate_has_them(softness: float) -> None:
+    alpha = soft_disc(softness)
+    probability, guide, geometry = prepared(alpha)
+    finished = finish(probability, guide, geometry, SETTINGS)
+    plain = to_plate(probability, WINDOW, geometry)
+    assert np.abs(finished - alpha).mean() < 0.5 * np.abs(plain - alpha).mean()
+    assert np.count_nonzero((finished > 0.5) != (alpha > 0.5)) < 0.01 * np.count_nonzero(alpha > 0.5)
+
+
+def test_a_wide_soft_edge_stays_soft() -> None:
+    alpha = soft_disc(40.0)
+    finished = finish(*prepared(alpha), replace(SETTINGS, sharpness=1.0))
+    unsure = (finished > 0.1) & (finished < 0.9)
+    assert np.count_nonzero(unsure) > 0.6 * np.count_nonzero((alpha > 0.1) & (alpha < 0.9))
+    assert np.abs(finished - alpha).max() < 0.3
+
+
+def test_sure_pixels_are_exactly_zero_or_one_and_there_is_no_halo() -> None:
+    alpha = soft_disc(2.0)
+    finished = finish(*prepared(alpha), SETTINGS)
+    reach = 4 * (2 * SETTINGS.radius + 6)  # in plate pixels, at a scale of 3: well beyond the edge
+    far_out = cv2.dilate(alpha, np.ones((reach, reach), np.uint8)) == 0
+    far_in = cv2.erode(alpha, np.ones((reach, reach), np.uint8)) == 1
+    assert (finished[far_out] == 0).all() and far_out.any()
+    assert (finished[far_in] == 1).all() and far_in.any()
+    assert finished.min() >= 0 and finished.max() <= 1 and finished.dtype == np.float32
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.01, 0.99])
+def test_a_sure_frame_is_flat(value: float) -> None:
+    probability, guide, geometry = prepared(soft_disc(2.0))
+    finished = finish(np.full_like(probability, value), guide, geometry, SETTINGS)
+    assert (finished == round(value)).all()
+
+
+def test_a_flat_plate_changes_nothing_but_the_contrast() -> None:
+    probability, guide, geometry = prepared(soft_disc(2.0))
+    grey = Guide(np.full_like(guide.working, 0.5), np.full_like(guide.plate, 0.5), WINDOW)
+    finished = finish(probability, grey, geometry, replace(SETTINGS, sharpness=1.0, sure=0.0))
+    assert np.abs(finished - to_plate(probability, WINDOW, geometry)).max() < 0.02
+
+
+def test_finishing_follows_the_data_window_and_the_region() -> None:
+    alpha = soft_disc(2.0)
+    region = Window(100, 50, 150, 150)
+    probability, guide, geometry = prepared(alpha, region=region)
+    whole = finish(probability, guide, geometry, SETTINGS)
+    assert not (whole != inside_region(whole, WINDOW, geometry)).any() and whole.any()
+
+    data = Window(60, 40, 200, 180)
+    part = np.s_[data.y - WINDOW.y : data.bottom - WINDOW.y, data.x - WINDOW.x : data.right - WINDOW.x]
+    cropped = Guide(guide.working, guide.plate[part], data)
+    assert np.allclose(finish(probability, cropped, geometry, SETTINGS), whole[part], atol=1e-4)
+
+
+def test_finishing_can_be_turned_off() -> None:
+    probability, guide, geometry = prepared(soft_disc(2.0))
+    plain = finish(probability, guide, geometry, replace(SETTINGS, enabled=False, sure=0.0))
+    assert np.allclose(plain, to_plate(probability, WINDOW, geometry), atol=1e-6)

@@ -1,0 +1,101 @@
+"""The working picture shows the region in square pixels, and values find their way back to their place."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stm_plugin.errors import SettingsError
+from stm_plugin.plate import FloatArray, Window
+from stm_plugin.working import inside_region, to_plate, to_working, working_geometry
+
+
+def ramp(window: Window) -> FloatArray:
+    """Each pixel holds the x and y of its centre."""
+    x = np.arange(window.x, window.right) + 0.5
+    y = np.arange(window.y, window.bottom) + 0.5
+    return np.stack(np.meshgrid(x, y), axis=-1).astype(np.float32)
+
+
+def test_the_short_side_has_the_working_size_and_nothing_is_enlarged() -> None:
+    wide = working_geometry(Window(0, 0, 2048, 1556), 1.0, 480)
+    assert (wide.width, wide.height) == (632, 480)
+    small = working_geometry(Window(0, 0, 320, 200), 1.0, 480)
+    assert (small.width, small.height) == (320, 200)
+
+
+def test_anamorphic_plates_are_seen_in_square_pixels() -> None:
+    geometry = working_geometry(Window(0, 0, 1828, 1556), 2.0, 480)
+    assert (geometry.width, geometry.height) == (round(1828 * 2 * 480 / 1556), 480)
+    small = working_geometry(Window(0, 0, 100, 100), 2.0, 480)
+    assert (small.width, small.height) == (200, 100)
+
+
+def test_a_region_is_cut_to_the_canvas_and_must_lie_on_it() -> None:
+    canvas = Window(-10, -10, 120, 100)
+    assert working_geometry(canvas, 1.0, 480, Window(50, 0, 500, 40)).region == Window(50, 0, 60, 40)
+    with pytest.raises(SettingsError, match="outside the plate"):
+        working_geometry(canvas, 1.0, 480, Window(500, 0, 10, 10))
+
+
+@given(
+    x=st.integers(-50, 50),
+    y=st.integers(-50, 50),
+    width=st.integers(40, 200),
+    height=st.integers(40, 200),
+    aspect=st.sampled_from([0.5, 1.0, 2.0]),
+    size=st.integers(16, 60),
+)
+def test_working_pixels_go_back_to_where_they_came_from(
+    x: int, y: int, width: int, height: int, aspect: float, size: int
+) -> None:
+    canvas = Window(x, y, width, height)
+    region = Window(x + 5, y + 7, width - 12, height - 9)
+    geometry = working_geometry(canvas, aspect, size, region)
+    back = to_plate(to_working(ramp(canvas), canvas, geometry), canvas, geometry)
+    scale = max(geometry.scale_x, geometry.scale_y)
+    margin = int(scale) + 2
+    inner = Window(
+        region.x + margin, region.y + margin, region.width - 2 * margin, region.height - 2 * margin
+    )
+    if inner.width < 1 or inner.height < 1:
+        return
+    part = np.s_[inner.y - y : inner.bottom - y, inner.x - x : inner.right - x]
+    assert np.abs(back[part] - ramp(canvas)[part]).max() < 0.1 + scale / 50
+
+
+def test_a_part_of_the_working_picture_lands_in_its_place() -> None:
+    window = Window(-3, 4, 90, 70)
+    geometry = working_geometry(window, 1.0, 30)
+    values = to_working(ramp(window), window, geometry)
+    whole = to_plate(values, window, geometry)
+    target = Window(30, 30, 12, 10)
+    part = to_plate(values[5:25, 8:33], target, geometry, (8, 5))
+    expected = whole[target.y - window.y :, target.x - window.x :][: target.height, : target.width]
+    assert np.allclose(part, expected, atol=1e-3)
+
+
+def test_thin_things_are_averaged_not_lost() -> None:
+    window = Window(0, 0, 512, 512)
+    pixels = np.zeros((512, 512), np.float32)
+    pixels[:, ::8] = 1.0
+    working = to_working(pixels, window, working_geometry(window, 1.0, 64))
+    assert np.allclose(working, 1 / 8, atol=1e-4)
+
+
+def test_pixels_outside_the_data_window_are_black() -> None:
+    canvas, data = Window(0, 0, 64, 64), Window(16, 16, 32, 32)
+    geometry = working_geometry(canvas, 1.0, 32)
+    working = to_working(np.ones((32, 32), np.float32), data, geometry)
+    assert working[16, 16] == 1.0
+    assert working[:7].max() == 0.0 and working.sum() == pytest.approx(256)
+
+
+def test_mattes_are_zero_outside_the_region() -> None:
+    canvas = Window(0, 0, 20, 20)
+    geometry = working_geometry(canvas, 1.0, 10, Window(5, 5, 10, 10))
+    matte = inside_region(np.ones((20, 20), np.float32), canvas, geometry)
+    assert matte.sum() == 100 and matte[5:15, 5:15].all()
+    assert not inside_region(np.ones((2, 2), np.float32), Window(0, 0, 2, 2), geometry).any()
