@@ -37,6 +37,8 @@ FloatArray = npt.NDArray[np.float32]
 _HEADER_THREADS = 8
 """Headers are tiny and mostly wait for a file server."""
 _ASPECT_TOLERANCE = 1e-4
+_LEAST_ASPECT = 0.05
+"""A header that says less than this, more than its inverse, or NaN (an unset DPX field) says nothing."""
 _MAX_SIDE = 65536
 _RED_GREEN_BLUE = (("r", "red"), ("g", "green"), ("b", "blue"))
 _GREY = ("y", "l", "luminance", "grey", "gray")
@@ -469,7 +471,7 @@ def _read_header(path: Path, frame: int, layer: str | None, view: str | None) ->
         channels=chosen.picture(),
         data_window=data,
         display_window=display,
-        pixel_aspect=aspect if aspect > 0 else 1.0,
+        pixel_aspect=aspect if _LEAST_ASPECT <= aspect <= 1 / _LEAST_ASPECT else 1.0,
         spec=spec,
     )
 

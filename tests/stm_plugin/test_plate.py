@@ -244,6 +244,12 @@ def test_a_change_of_format_in_mid_plate_is_a_named_error(tmp_path: Path, noise:
         Plate.open(tmp_path / "p.#.exr")
 
 
+@pytest.mark.parametrize("said", [0.0, -1.0, float("inf"), float("nan"), 4e9])
+def test_a_senseless_pixel_aspect_is_taken_as_square(tmp_path: Path, noise: FloatArray, said: float) -> None:
+    write_image(tmp_path / "p.1.dpx", noise, "uint8", attributes={"PixelAspectRatio": said})
+    assert Plate.open(tmp_path / "p.1.dpx").pixel_aspect == 1.0
+
+
 def test_a_file_that_changes_after_opening_is_an_error(tmp_path: Path, noise: FloatArray) -> None:
     write_image(tmp_path / "p.1.exr", noise)
     plate = Plate.open(tmp_path / "p.#.exr")
