@@ -580,7 +580,7 @@ class EngineStep(Step):
         own = ["--no-index", "--no-deps", "--no-build-isolation", "--force-reinstall", "--no-cache-dir"]
         at.pip("install", *own, copy)
         try:
-            at.run([at.stm, "info"])
+            at.run([at.stm, "info"], OCIO="")  # the studio's own config is not what is being looked at
         except (OSError, ProgramError) as error:
             said = error.output if isinstance(error, ProgramError) else str(error)
             raise InstallError(

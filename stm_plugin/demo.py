@@ -12,7 +12,7 @@ import argparse
 import csv
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,14 +26,13 @@ from model.metrics import region_similarity
 from stm_plugin.colour import ColourTransform, find_input_space, load_config
 from stm_plugin.demo_plate import PLATE_SPACE, DemoPlate, PlateSettings, build_plate, frame_path
 from stm_plugin.errors import StmError
-from stm_plugin.events import Event, Progress
-from stm_plugin.export import MatteWriter
+from stm_plugin.events import Event, PlanMade, Progress
 from stm_plugin.matte import read_matte
 from stm_plugin.overlay import contact_sheet, overlay_picture, pick_frames, write_picture
 from stm_plugin.plate import FloatArray, Plate
+from stm_plugin.propagate import propagate
 from stm_plugin.settings import Settings
-from stm_plugin.shot import Shot
-from stm_plugin.store import PlateDescription
+from stm_plugin.shot import NetworkFactory
 
 OBJECT = "cup"
 VISIBLE = 0.5  # where the true matte is above it, the cup counts as seen
@@ -85,15 +84,17 @@ class Round:
 def run_demo(
     out: Path,
     plate_settings: PlateSettings | None = None,
-    shot_settings: Settings | None = None,
+    settings: Settings | None = None,
     console: Console | None = None,
+    network: NetworkFactory | None = None,
 ) -> tuple[Round, Round]:
     """Build the plate, make its mattes from one key, correct the worst frame, and make them again.
 
     Args:
         out: the folder for everything; what an earlier demo left there is replaced.
-        plate_settings, shot_settings: the defaults if None.
+        plate_settings, settings: of the plate and of the shot; the defaults if None.
         console: where progress and results are told.
+        network: gives the network; the one of the settings' weights if None.
 
     Returns:
         The round with one key and the round with two.
@@ -104,53 +105,75 @@ def run_demo(
     console = console or Console()
     console.print("Building a plate with a known true matte ...")
     built = build_plate(out, plate_settings)
-    frames = built.settings.frames
+    frames = built.frames
     console.print(f"  {built.plate} {frames[0]}-{frames[-1]}, {PLATE_SPACE}, with overscan")
-    folder = out / f"{OBJECT}.stmshot"
-    if (folder / "shot.json").is_file():
-        shutil.rmtree(folder)
-    with Shot.create(folder, PlateDescription("files", text=built.plate), shot_settings) as shot:
-        shot.add_key(frames[0], built.key, objects=[OBJECT])
-        console.print(f"One key on {frames[0]}")
-        one = _propagate(shot, built, out / "one_key", console)
-        worst = one.worst.frame
-        shot.add_key(worst, frame_path(built.truth, worst), objects=[OBJECT])
-        console.print(
-            f"A correction key on {worst}, the frame that came out worst (J {one.worst.region:.3f})"
-        )
-        for dirty in shot.status().dirty:
-            console.print(f"  {dirty}")
-        two = _propagate(shot, built, out / "two_keys", console)
+    shot = out / f"{OBJECT}.stmshot"
+    if (shot / "shot.json").is_file():
+        shutil.rmtree(shot)
+    job = Job(built, shot, settings or Settings(), network, console)
+    keys = {frames[0]: built.key}
+    console.print(f"One key on {frames[0]}")
+    one = job.run(keys, out / "one_key")
+    worst = one.worst
+    keys[worst.frame] = frame_path(built.truth, worst.frame)
+    console.print(f"A correction key on {worst.frame}, the frame that came out worst (J {worst.region:.3f})")
+    two = job.run(keys, out / "two_keys")
     scores = out / "scores.csv"
     _write_scores(scores, one, two)
     _tell(console, one, two, scores)
     return one, two
 
 
-def _propagate(shot: Shot, built: DemoPlate, folder: Path, console: Console) -> Round:
-    """Propagate from the shot's keys, write mattes and a contact sheet, and score them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    pattern = str(folder / "matte.####.exr")
-    columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with ProgressBar(*columns, console=console) as bar:
-        task = bar.add_task("propagating", total=None)
+@dataclass(frozen=True)
+class Job:
+    """What is the same for every round."""
 
-        def show(event: Event) -> None:
-            if isinstance(event, Progress):
-                bar.update(task, completed=event.done, total=event.total)
+    built: DemoPlate
+    shot: Path
+    settings: Settings
+    network: NetworkFactory | None
+    console: Console
 
-        summary = shot.propagate(on_event=show, writer=MatteWriter(pattern, shot.plate))
-    keys = tuple(key.frame for key in shot.keys)
-    result = Round(
-        keys=keys,
-        mattes=pattern,
-        sheet=folder / "contact_sheet.png",
-        network_frames=summary.computed,
-        seconds=summary.seconds,
-        scores=tuple(_score(built, pattern, frame, frame in keys) for frame in built.settings.frames),
-    )
-    _draw_sheet(built, result)
-    return result
+    def run(self, keys: Mapping[int, Path], folder: Path) -> Round:
+        """Propagate from the keys, write mattes and a contact sheet, and score them."""
+        folder.mkdir(parents=True, exist_ok=True)
+        pattern = str(folder / "matte.####.exr")
+        columns = (
+            TextColumn("  {task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        with ProgressBar(*columns, console=self.console) as bar:
+            task = bar.add_task("propagating", total=None)
+
+            def show(event: Event) -> None:
+                if isinstance(event, PlanMade):
+                    for dirty in event.plan.dirty:
+                        bar.console.print(f"  {dirty}", highlight=False)
+                elif isinstance(event, Progress):
+                    bar.update(task, completed=event.done, total=event.total)
+
+            summary = propagate(
+                self.built.plate,
+                keys,
+                pattern,
+                settings=self.settings,
+                shot_folder=self.shot,
+                objects=[OBJECT],
+                on_event=show,
+                network=self.network,
+            ).propagation
+        result = Round(
+            keys=tuple(keys),
+            mattes=pattern,
+            sheet=folder / "contact_sheet.png",
+            network_frames=summary.computed,
+            seconds=summary.seconds,
+            scores=tuple(_score(self.built, pattern, frame, frame in keys) for frame in self.built.frames),
+        )
+        _draw_sheet(self.built, result)
+        return result
 
 
 def _score(built: DemoPlate, pattern: str, frame: int, is_key: bool) -> FrameScore:
@@ -177,7 +200,7 @@ def _draw_sheet(built: DemoPlate, result: Round) -> None:
     config = load_config()
     transform: ColourTransform | None = None
     pictures = {}
-    for frame in pick_frames(tuple(built.settings.frames), result.keys):
+    for frame in pick_frames(tuple(built.frames), result.keys):
         read = plate.read(frame)
         transform = transform or ColourTransform(config, find_input_space(read, config).name)
         matte = _read_alpha(frame_path(result.mattes, frame), frame)

@@ -94,6 +94,11 @@ class DemoPlate:
     key: Path
     settings: PlateSettings
 
+    @property
+    def frames(self) -> range:
+        """The host's frame numbers."""
+        return self.settings.frames
+
 
 def build_plate(folder: Path, settings: PlateSettings | None = None) -> DemoPlate:
     """Render the plate and its true mattes as EXR sequences.
@@ -115,8 +120,13 @@ def build_plate(folder: Path, settings: PlateSettings | None = None) -> DemoPlat
         key=folder / "keys" / f"cup.{settings.first_frame}.exr",
         settings=settings,
     )
-    for name in ("plate", "truth", "keys"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
+    try:
+        for name in ("plate", "truth", "keys"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PlateError(
+            f"The folder cannot be made: {error.strerror}.", path=folder, hint="Choose another one."
+        ) from error
     scene = Scene(settings)
     for index, frame in enumerate(settings.frames):
         picture, alpha = scene.frame(index)
@@ -230,7 +240,7 @@ def photograph(name: str) -> Array:
         from skimage import data
     except ImportError as error:
         raise PlateError(
-            "the demo's photographs are missing: scikit-image is not installed.",
+            "The demo's photographs are missing: scikit-image is not installed.",
             hint="`python3 install.py --demo` installs it.",
         ) from error
     pixels: Array = np.asarray(getattr(data, name)(), np.float32) / 255.0
@@ -352,10 +362,10 @@ def write_exr(
         spec.attribute("chromaticities", oiio.TypeDesc("float[8]"), ACESCG_CHROMATICITIES)
     output = oiio.ImageOutput.create(str(path))
     if output is None:
-        raise PlateError(f"cannot be written: {oiio.geterror()}", path=path)
+        raise PlateError(f"The file cannot be written: {oiio.geterror()}.", frame=frame, path=path)
     written = output.open(str(path), spec) and output.write_image(np.ascontiguousarray(pixels))
     if not written or not output.close():
-        raise PlateError(f"cannot be written: {output.geterror()}", frame=frame, path=path)
+        raise PlateError(f"The file cannot be written: {output.geterror()}.", frame=frame, path=path)
 
 
 def timecode(frame: int, fps: int) -> tuple[int, int]:
