@@ -21,7 +21,7 @@ from model.inference import FastNetwork
 from model.memory import MemoryRule
 from model.network import SpaceTimeMemoryNetwork
 from model.train import Batch, Losses, Trainer, TrainingConfig, collate, propagate_clip
-from model.trunks import EfficientNetLite0Trunk, SameConv2d
+from model.trunks import EfficientNetLite0Trunk
 from model.weights import Manifest, load_network, save_network
 
 Stage = Literal["stills", "video"]
@@ -84,6 +84,7 @@ def initial_state(config: TrainingConfig, source: str | None) -> dict[str, Tenso
     network = SpaceTimeMemoryNetwork(network_config(config.network))
     if source == IMAGENET:
         _load_imagenet(network)
+        _begin_with_matching_keys(network)
     elif source is not None and (Path(source) / "checkpoint.pt").is_file():
         checkpoint = torch.load(Path(source) / "checkpoint.pt", map_location="cpu", weights_only=True)
         network.load_state_dict(checkpoint["average"])
@@ -116,10 +117,23 @@ def _load_imagenet(network: SpaceTimeMemoryNetwork) -> None:
     for encoder in (network.query_encoder, network.memory_encoder):
         assert isinstance(encoder.trunk, EfficientNetLite0Trunk)
         encoder.trunk.load_imagenet(state)
+
+
+_MASK_STEM_SHARE = 0.3
+"""Of the usual random size: the mask must be seen, without hiding what ImageNet taught the trunk."""
+
+
+@torch.no_grad()
+def _begin_with_matching_keys(network: SpaceTimeMemoryNetwork) -> None:
+    """Both encoders begin with the same trunk; with the same key layer too, a position of the query matches
+    itself in memory from the first step on (on a clip never trained on: 93 % of positions within one, against
+    10 % after 500 steps from unequal random keys)."""
+    network.memory_key_value.key.load_state_dict(network.query_key_value.key.state_dict())
     for stem in (network.memory_encoder.mask_stem, network.memory_encoder.others_stem):
-        # the trunk's own first convolution already brings the bias of the folded BatchNorm
-        if isinstance(stem, SameConv2d) and stem.bias is not None:
-            torch.nn.init.zeros_(stem.bias)
+        assert isinstance(stem, torch.nn.Conv2d)
+        stem.weight.mul_(_MASK_STEM_SHARE)
+        if stem.bias is not None:
+            stem.bias.zero_()  # the trunk's own first convolution brings the bias of the folded BatchNorm
 
 
 @dataclass(frozen=True)

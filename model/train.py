@@ -53,7 +53,9 @@ class TrainingConfig:
     """Largest number of frames left out between neighbours: at the start and at the end of the run."""
     learning_rate: float = 4e-4
     trunk_learning_rate: float = 1e-4
-    """Of layers that begin from ImageNet."""
+    """Of the trunks, which begin from ImageNet, and of the keys: fast keys saturate the read's softmax before
+    it has learnt to match, and then no gradient comes back (seen: scores of +-150, matches no better than
+    chance)."""
     warmup: int = 100
     final_learning_rate_share: float = 0.1
     """Cosine decay to this share of the learning rate at the last step."""
@@ -226,11 +228,17 @@ def learning_rate_share(config: TrainingConfig, step: int) -> float:
 
 
 def _parameter_groups(network: SpaceTimeMemoryNetwork, config: TrainingConfig) -> list[dict[str, Any]]:
-    trunk = [p for e in (network.query_encoder, network.memory_encoder) for p in e.trunk.parameters()]
-    known = {id(p) for p in trunk}
+    careful = (
+        network.query_encoder.trunk,
+        network.memory_encoder.trunk,
+        network.query_key_value.key,
+        network.memory_key_value.key,
+    )
+    slow = [p for module in careful for p in module.parameters()]
+    known = {id(p) for p in slow}
     rest = [p for p in network.parameters() if id(p) not in known]
     return [
-        {"params": trunk, "base": config.trunk_learning_rate},
+        {"params": slow, "base": config.trunk_learning_rate},
         {"params": rest, "base": config.learning_rate},
     ]
 
