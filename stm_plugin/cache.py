@@ -48,6 +48,10 @@ class RamCache:
         while self.bytes > self.budget:
             self.drop(next(iter(self._entries)))
 
+    def has(self, key: str) -> bool:
+        """Whether the entry is there; its place in the order of use does not change."""
+        return key in self._entries
+
     def drop(self, key: str) -> None:
         """Forget an entry, if it is there."""
         value = self._entries.pop(key, None)
@@ -156,6 +160,10 @@ class FeatureCache:
                 value = safetensors.torch.load(body)
                 self.ram.put(key, value)
         return value
+
+    def has(self, key: str) -> bool:
+        """Whether `get` would find something, as far as can be told without reading."""
+        return self.ram.has(key) or (self.disk is not None and self.disk.has(key))
 
     def put(self, key: str, value: Mapping[str, Tensor], *, on_disk: bool = True) -> None:
         """Keep tensors; those of another device are copied to the CPU."""

@@ -236,9 +236,9 @@ class Results:
     # ---- features ----
 
     def has_query(self, frame: int) -> bool:
-        """Whether the features of a frame are in RAM, so that its pixels are not needed."""
+        """Whether the features of a frame are cached, so that its pixels are not needed."""
         hash_ = self.facts.plate.get(frame)
-        return hash_ is not None and self._bench.cache.ram.get(self._feature_key("query", hash_)) is not None
+        return hash_ is not None and self._bench.cache.has(self._feature_key("query", hash_))
 
     def query(self, frame: int) -> Query:
         """The query features of a frame, from the cache or the network."""

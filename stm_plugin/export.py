@@ -6,15 +6,12 @@ import glob
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from stm_plugin.errors import MatteError
 from stm_plugin.matte import MetadataValue, read_matte, write_matte
 from stm_plugin.plate import Plate, PlateSource
 from stm_plugin.sequence import FrameSequence, output_sequence
-
-if TYPE_CHECKING:
-    from stm_plugin.shot import FinishedFrame
+from stm_plugin.workshop import FinishedFrame
 
 ADDRESS_ATTRIBUTE = "stm:address"
 LEFTOVER = ".part.exr"

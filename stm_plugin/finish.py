@@ -2,10 +2,10 @@
 
 A guided filter (He, Sun, Tang: Guided Image Filtering, 2010; Fast Guided Filter, 2015) is fitted at working
 size, with the working picture as its guide, and its local linear model is applied to the plate's own pixels:
-edges land where the plate has them. It counts as far as the plate explains the probability's detail: where the
-plate shows no edge it would only blur, and the plain enlargement stays. Then the
-transition, which the network spreads over its stride, is made steeper. Only a band around unsure pixels is
-touched; elsewhere the matte is exactly 0 or 1.
+edges land where the plate has them. It counts as far as the plate explains the probability's detail: where
+the plate shows no edge it would only blur, and the plain enlargement stays. Then the transition, which the
+network spreads over its stride, is made steeper. Only a band around unsure pixels is touched; elsewhere the
+matte is exactly 0 or 1.
 """
 
 from __future__ import annotations
@@ -143,8 +143,8 @@ def _mean(values: FloatArray, radius: int) -> FloatArray:
 def _explained(model: FloatArray, guide: FloatArray, values: FloatArray, radius: int) -> FloatArray:
     """(h, w) in [0, 1]: the share of the local detail of `values` that the guide explains.
 
-    Detail is what a blur of the model's size loses. Away from edges there is none, and the share is 0, so that
-    the model touches nothing there.
+    Detail is what a blur of the model's size loses. Away from edges there is none, and the share is 0, so
+    that the model touches nothing there.
     """
     fitted = model[..., 3] + sum(model[..., channel] * guide[..., channel] for channel in range(3))
     blurred = _mean(_mean(values, radius), radius)

@@ -35,10 +35,14 @@ class Transform(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class LoadedFrame:
-    """One plate frame with everything that is derived from it, each computed at most once."""
+    """One plate frame with everything that is derived from it, each computed at most once.
+
+    `signature` is the file's before it was read: if the file changed since, it no longer fits.
+    """
 
     plate_frame: PlateFrame
     hash: str
+    signature: str | None
     transform: Transform
     geometry: WorkingGeometry
 
@@ -58,7 +62,7 @@ class FrameLoader:
     """Reads plate frames, the next one ahead of time in a thread of its own. Several threads may ask.
 
     Args:
-        noticed: is told of every content hash that is read.
+        noticed: is told of every frame that is read.
     """
 
     def __init__(
@@ -66,7 +70,7 @@ class FrameLoader:
         plate: PlateSource,
         transform: Transform,
         geometry: WorkingGeometry,
-        noticed: Callable[[int, str], None] = lambda frame, hash_: None,
+        noticed: Callable[[LoadedFrame], None] = lambda loaded: None,
     ) -> None:
         self.plate, self.transform, self.geometry = plate, transform, geometry
         self._noticed = noticed
@@ -76,12 +80,13 @@ class FrameLoader:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="stm-plate")
 
     def load(self, frame: int) -> LoadedFrame:
-        """One frame. PlateError where it cannot be read."""
+        """One frame as it is now. PlateError where it cannot be read."""
         with self._mutex:
             future = self._ahead.pop(frame, None)
             if future is not None:
                 self._hold(frame, future.result())
-            if frame not in self._held:
+            held = self._held.get(frame)
+            if held is None or held.signature != signature_of(self.plate, frame):
                 self._hold(frame, self._read(frame))
             self._held.move_to_end(frame)
             return self._held[frame]
@@ -89,7 +94,9 @@ class FrameLoader:
     def read_ahead(self, frame: int) -> None:
         """Begin to read a frame that will be asked for next. Its errors come out of `load`."""
         with self._mutex:
-            if frame in self._held or frame in self._ahead:
+            held = self._held.get(frame)
+            current = held is not None and held.signature == signature_of(self.plate, frame)
+            if current or frame in self._ahead:
                 return
             for waiting in list(self._ahead):
                 self._ahead.pop(waiting).cancel()
@@ -109,8 +116,10 @@ class FrameLoader:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _read(self, frame: int) -> LoadedFrame:
+        signature = signature_of(self.plate, frame)
         plate_frame = self.plate.read(frame)
-        return LoadedFrame(plate_frame, plate_frame.content_hash(), self.transform, self.geometry)
+        hash_ = plate_frame.content_hash()
+        return LoadedFrame(plate_frame, hash_, signature, self.transform, self.geometry)
 
     def _read_whole(self, frame: int) -> LoadedFrame:
         loaded = self._read(frame)
@@ -118,7 +127,7 @@ class FrameLoader:
         return loaded
 
     def _hold(self, frame: int, loaded: LoadedFrame) -> None:
-        self._noticed(frame, loaded.hash)
+        self._noticed(loaded)
         self._held[frame] = loaded
         while len(self._held) > _FRAMES_HELD:
             self._held.popitem(last=False)

@@ -20,8 +20,8 @@ from stm_plugin.shot import (
     NetworkFactory,
     PropagationSummary,
     Shot,
-    _never,
-    _silent,
+    never,
+    silent,
 )
 from stm_plugin.store import SUFFIX, PlateDescription, with_suffix
 
@@ -55,15 +55,15 @@ def propagate(
     objects: Sequence[str] | None = None,
     mask_mode: MaskMode = "auto",
     mask_channel: str | None = None,
-    on_event: Emit = _silent,
-    cancelled: Cancelled = _never,
+    on_event: Emit = silent,
+    cancelled: Cancelled = never,
     wait: float | None = 0.0,
     network: NetworkFactory | None = None,
 ) -> Summary:
     """Propagate the keys through the plate and write a matte for every frame of the range.
 
-    Every matte is on disk, whole, as soon as it is final. Called again with the same `out` (or `shot_folder`),
-    it computes what has changed and goes on where it was interrupted.
+    Every matte is on disk, whole, as soon as it is final. Called again with the same `out` (or
+    `shot_folder`), it computes what has changed and goes on where it was interrupted.
 
     Args:
         plate: the sequence in any form that people write.
@@ -72,8 +72,8 @@ def propagate(
         out: the matte sequence (`matte.####.exr`).
         shot_folder: where the shot is kept; beside the mattes if None.
         frame_range: first and last frame to compute; the whole plate if None. Keys may lie outside.
-        objects, mask_mode, mask_channel: how mask files are understood (`read_mask`). With several keys a
-            mask may be empty: the object is not there.
+        objects, mask_mode, mask_channel: how mask files are understood (`read_mask`). With several keys
+            a mask may be empty: the object is not there.
 
     Raises:
         StmError: what happened, on which frame and file, and what to do; finished mattes stay valid.

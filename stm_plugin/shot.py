@@ -1,9 +1,9 @@
 """A shot: a plate, the artist's keys, settings, and everything that has been computed for it.
 
-    shot = Shot.create("chair", FilePlate("plate.####.exr"))
+    shot = Shot.create("chair", PlateDescription("files", "plate.####.exr"))
     shot.add_key(1001, Path("mask.exr"))
     shot.propagate(on_event=print)
-    shot.export("matte.####.exr")
+    shot.export(MatteWriter("matte.####.exr", shot.plate))
 
 Reading (`status`, `plan`, `matte`) is free at any time; what changes the shot takes the store's lock.
 """
@@ -18,40 +18,28 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from model.config import network_config
-from model.memory import MemoryRule
-from stm_plugin import finish as finishing
-from stm_plugin import fusion
-from stm_plugin.address import address_of
-from stm_plugin.cache import FeatureCache
-from stm_plugin.colour import ColourTransform, find_input_space, load_config
-from stm_plugin.device import Fit, fit_memory, free_memory, pick_device
-from stm_plugin.engine import Bench, Execution, FrameResult, Network, PlateMovedOn, Results, on_window
+from stm_plugin.device import Fit, pick_device
+from stm_plugin.engine import Execution, PlateMovedOn, Results, on_window
 from stm_plugin.errors import KeyframeError, MaskError, MatteError, PlateError, SettingsError
-from stm_plugin.events import DamageFound, Event, FrameFinished, Notice, PlanMade, PlateChanged
+from stm_plugin.events import (
+    DamageFound,
+    Event,
+    FrameComputed,
+    FrameFinished,
+    Notice,
+    PlanMade,
+    PlateChanged,
+)
 from stm_plugin.export import MatteWriter
 from stm_plugin.files import DamagedFileError
-from stm_plugin.frames import FrameLoader, LoadedFrame, signature_of
+from stm_plugin.frames import signature_of
 from stm_plugin.lock import Holder
 from stm_plugin.mask import MaskMode, read_mask
-from stm_plugin.networks import ready_network, weights_manifest
-from stm_plugin.plan import (
-    DirtyRange,
-    Facts,
-    Key,
-    Plan,
-    Request,
-    State,
-    frames_in_range,
-    make_plan,
-    position_in,
-    record_of,
-)
-from stm_plugin.plate import FloatArray, Plate, PlateFrame, PlateSource, Window
+from stm_plugin.plan import DirtyRange, Plan, Request, State, frames_in_range, make_plan, record_of
+from stm_plugin.plate import FloatArray, Plate, PlateSource, Window
 from stm_plugin.pushed import PushedPlate
 from stm_plugin.settings import MAX_OBJECTS, Settings
 from stm_plugin.store import (
@@ -62,27 +50,22 @@ from stm_plugin.store import (
     StoredKey,
     StoreSize,
 )
-from stm_plugin.working import WorkingGeometry, working_geometry
-
-if TYPE_CHECKING:
-    from stm_plugin.matte import MetadataValue
-
-_MAYBE = 0.05
-"""Probability above which an object may be on a pixel, for the confidence of a frame."""
+from stm_plugin.workshop import FinishedFrame as FinishedFrame
+from stm_plugin.workshop import NetworkFactory as NetworkFactory
+from stm_plugin.workshop import Workshop, not_done
 
 MOST_PLANS = 20
 """How often one propagation starts anew because the plate changed under it or a result was damaged."""
 
 Emit = Callable[[Event], None]
 Cancelled = Callable[[], bool]
-NetworkFactory = Callable[[Settings, str], Network]
 
 
-def _silent(event: Event) -> None:
+def silent(event: Event) -> None:
     """Nobody listens."""
 
 
-def _never() -> bool:
+def never() -> bool:
     """Nobody cancels."""
     return False
 
@@ -121,25 +104,6 @@ class ShotStatus:
         return Counter(self.states.values())[state]
 
 
-@dataclass(frozen=True, eq=False)
-class FinishedFrame:
-    """One frame as it goes to the artist.
-
-    Attributes:
-        mattes: by object name, float32 (h, w) in [0, 1] over the plate frame's data window.
-        address: of everything that made it, finishing included.
-        is_key: the mattes are the artist's own masks.
-        confidence: mean sureness of the unsure region, in [0, 1]; 1 on a key.
-    """
-
-    frame: int
-    mattes: Mapping[str, FloatArray]
-    plate_frame: PlateFrame
-    address: str
-    is_key: bool
-    confidence: float
-
-
 @dataclass(frozen=True)
 class PropagationSummary:
     """What a propagation did."""
@@ -158,19 +122,15 @@ class Shot:
 
     Args:
         store, plate: what `create` and `open` found.
-        network: gives the network for settings and device; the shipped ones by default.
+        network: gives the network for settings and device; that of the settings' weights by default.
     """
 
     def __init__(self, store: ShotStore, plate: PlateSource, network: NetworkFactory | None = None) -> None:
         self.store, self.plate = store, plate
         self._description = store.description()
-        self._network = network or _default_network
-        self._manifest_of = weights_manifest if network is None else None
-        self._transform: tuple[tuple[str | None, str | None], ColourTransform] | None = None
-        self._loader: FrameLoader | None = None
-        self._cache: FeatureCache | None = None
-        self._notices: list[str] = []
-        self._read_before: dict[int, dict[str, str | int | None]] = {}
+        self._network = network
+        self._workshop: Workshop | None = None
+        self._hear: Emit = silent
         self._mutex = threading.RLock()
 
     # ---- life ----
@@ -206,9 +166,9 @@ class Shot:
     def close(self) -> None:
         """Give back threads and memory. Everything is on disk already."""
         with self._mutex:
-            if self._loader is not None:
-                self._loader.close()
-            self._loader = self._cache = None
+            if self._workshop is not None:
+                self._workshop.close()
+            self._workshop = None
 
     def __enter__(self) -> Shot:
         return self
@@ -236,7 +196,7 @@ class Shot:
     @property
     def keys(self) -> tuple[KeyInfo, ...]:
         """The keys, ascending."""
-        names = self._names()
+        names = self._description.names
         return tuple(
             KeyInfo(
                 key.frame,
@@ -248,7 +208,11 @@ class Shot:
 
     def refresh(self) -> None:
         """Read again what other processes may have changed."""
-        self._description = self.store.description()
+        before, now = self._description, self.store.description()
+        self._description = now
+        if (before.plate, before.settings) != (now.plate, now.settings):
+            self.plate = _open_plate(self.store, now.plate, now.settings)
+            self.close()
 
     # ---- changing it ----
 
@@ -352,8 +316,10 @@ class Shot:
         if settings == self.settings:
             return
         with self._writing(wait) as description:
+            opened = _open_plate(self.store, description.plate, settings)
             self._save(replace(description, settings=settings))
-        self.close()
+            self.plate = opened
+            self.close()
 
     def set_plate(self, plate: PlateDescription, *, wait: float | None = 0.0) -> None:
         """Describe the plate anew (another range, other files). Frames with the same content stay done."""
@@ -362,14 +328,14 @@ class Shot:
             if plate != description.plate:
                 self._save(replace(description, plate=plate))
             self.plate = opened
-        self._transform = None
-        self.close()
+            self.close()
 
     # ---- looking at it ----
 
     def plan(self, request: Request | None = None) -> Plan:
         """What a propagation would do now. KeyframeError where there is no key."""
-        return make_plan(self._facts(), request or Request(), self.store.has, self.store.history())
+        facts = self._working.facts(self._description)
+        return make_plan(facts, request or Request(), self.store.has, self.store.history())
 
     def status(self, request: Request | None = None) -> ShotStatus:
         """What is done, stale and missing, and why. Without keys everything is missing."""
@@ -400,7 +366,7 @@ class Shot:
         """
         plan = self.plan(Request(frame, frame))
         with _reading(frame):
-            return self._finished(plan, self._results(plan), frame)
+            return self._working.finished(self._description, plan, self._results(plan), frame)
 
     def display(self, frame: int) -> FloatArray:
         """The plate frame as the network's colours show it: (h, w, 3) sRGB in [0, 1] over its data window.
@@ -408,33 +374,20 @@ class Shot:
         Raises:
             PlateError: the plate frame cannot be read.
         """
-        return self._frames().load(frame).display
+        return self._working.frames.load(frame).display
 
     # ---- doing ----
 
     def forecast(self, plan: Plan) -> Fit:
-        """The memory that a plan will need, and what had to be lowered to fit. DeviceError if nothing fits."""
-        device = pick_device(self.settings.device)
-        geometry = self._geometry()
-        architecture = self._architecture()
-        return fit_memory(
-            network_config(architecture),
-            free_memory(device),
-            height=geometry.height,
-            width=geometry.width,
-            objects=max((len(one.objects) for one in plan.passes), default=1),
-            memory_cap=self.settings.memory_cap,
-            further_keys=max((len(one.memory_keys) for one in plan.passes), default=0),
-            precision=self.settings.precision,
-            device=device,
-        )
+        """The memory that a plan will need, and what must be lowered to fit. DeviceError if nothing fits."""
+        return self._working.forecast(plan)
 
     def propagate(
         self,
         request: Request | None = None,
         *,
-        on_event: Emit = _silent,
-        cancelled: Cancelled = _never,
+        on_event: Emit = silent,
+        cancelled: Cancelled = never,
         writer: MatteWriter | None = None,
         wait: float | None = 0.0,
     ) -> PropagationSummary:
@@ -452,17 +405,17 @@ class Shot:
         """
         started = time.monotonic()
         counts = Counter[str]()
-        self._notices.clear()
+        notices: list[str] = []
 
         def emit(event: Event) -> None:
             counts[type(event).__name__] += 1
-            if getattr(event, "reused", False):
-                counts["reused"] += 1
+            counts["reused"] += isinstance(event, FrameComputed) and event.reused
             if isinstance(event, Notice):
-                self._notices.append(event.text)
+                notices.append(event.text)
             on_event(event)
 
         self.store.lock.acquire(wait, cancelled)
+        self._hear = emit
         try:
             self.refresh()
             self.store.tidy()
@@ -479,6 +432,7 @@ class Shot:
                     hint="Wait until it is rendered, and run again: finished frames are kept.",
                 )
         finally:
+            self._hear = silent
             self.store.lock.release()
         return PropagationSummary(
             frames=len(frames_in_range(tuple(self.plate.frames), request or Request())),
@@ -487,7 +441,7 @@ class Shot:
             seconds=time.monotonic() - started,
             device=pick_device(self.settings.device),
             forecast=str(fit.forecast),
-            notices=tuple(self._notices),
+            notices=tuple(notices),
         )
 
     def export(
@@ -495,8 +449,8 @@ class Shot:
         writer: MatteWriter,
         request: Request | None = None,
         *,
-        on_event: Emit = _silent,
-        cancelled: Cancelled = _never,
+        on_event: Emit = silent,
+        cancelled: Cancelled = never,
     ) -> None:
         """Write the mattes of a range that is done.
 
@@ -508,7 +462,7 @@ class Shot:
         waiting = {step.frame for step in plan.compute_steps}
         for one in plan.frames:
             if one.state in (State.MISSING, State.UNREACHED) or one.frame in waiting:
-                raise _not_done(one.frame, one.why)
+                raise not_done(one.frame, one.why)
         for one in plan.frames:
             if cancelled():
                 return
@@ -519,21 +473,20 @@ class Shot:
     def clean(self, *, memory: bool = True, results: bool = True, wait: float | None = 0.0) -> StoreSize:
         """Delete what can be computed again (`memory`), and results that no key needs any more (`results`).
 
+        Results of frames whose plate is not known right now are kept: whether they are needed cannot be said.
+
         Returns:
             The bytes that were freed.
         """
         before = self.store.size()
-        with self._writing(wait):
+        with self._writing(wait) as description:
             self.store.tidy()
+            if results and description.keys:
+                addresses = [one for row in self.plan().addresses.values() for one in row]
+                if None not in addresses:
+                    self.store.remove_results_except({one for one in addresses if one is not None})
             if memory:
                 self.close()
-                # The index of the plate says which results are still needed: keep it until they are sorted out.
-            if results and self._description.keys:
-                plan = self.plan()
-                kept = {one for row in plan.addresses.values() for one in row if one is not None}
-                if all(one is not None for row in plan.addresses.values() for one in row):
-                    self.store.remove_results_except(kept)
-            if memory:
                 self.store.clear_memory()
         after = self.store.size()
         return StoreSize(
@@ -545,11 +498,29 @@ class Shot:
 
     # ---- inside ----
 
+    @property
+    def _working(self) -> Workshop:
+        """The workshop for the plate and the settings as they are."""
+        with self._mutex:
+            if self._workshop is None:
+                self._workshop = Workshop(
+                    self.store,
+                    self.plate,
+                    self.settings,
+                    self._network,
+                    lambda text: self._hear(Notice(text)),
+                )
+            return self._workshop
+
+    def _results(self, plan: Plan) -> Results:
+        return Results(self._working.bench(), plan.facts)
+
     def _walk(self, request: Request, emit: Emit, cancelled: Cancelled, writer: MatteWriter | None) -> bool:
         """Plan and execute once; False where a new plan is needed."""
+        workshop = self._working
         plan = self.plan(request)
-        self._check_plate(plan)
-        signatures = self._signatures(plan)
+        workshop.check_plate(plan)
+        signatures = workshop.signatures(plan)
         emit(PlanMade(plan))
 
         def deliver(frame: int) -> None:
@@ -561,248 +532,59 @@ class Shot:
             self.store.record(record_of(results.facts, frame, plan.by_frame[frame].sources, address))
             emit(FrameFinished(frame, address))
 
-        execution = Execution(self._bench(), plan, emit, cancelled, deliver)
+        execution = Execution(workshop.bench(), plan, emit, cancelled, deliver)
         try:
             execution.run()
         except PlateMovedOn as moved:
             emit(PlateChanged((moved.frame,)))
             return False
         except DamagedFileError as damaged:
-            if damaged.path.suffix == ".mask":
-                raise MaskError(
-                    "The stored mask of a key is damaged.",
-                    path=damaged.path,
-                    hint="Give the key's mask again (your own file is kept beside it).",
-                ) from damaged
-            damaged.path.unlink(missing_ok=True)
+            self._remove_damaged(damaged.path)
             emit(DamageFound(str(damaged.path)))
             return False
         changed = tuple(
-            frame for frame, signature in signatures.items() if signature_of(self.plate, frame) != signature
+            frame for frame, sign in signatures.items() if signature_of(self.plate, frame) != sign
         )
         if changed:
-            self._frames().forget()
             emit(PlateChanged(changed))
         return not changed
 
+    def _remove_damaged(self, path: Path) -> None:
+        """A damaged result can be computed again; a damaged mask only the artist can bring back."""
+        if path.parent == self.store.folder / "keys":
+            raise MaskError(
+                "The stored mask of a key is damaged.",
+                path=path,
+                hint="Give the key's mask again (a copy of your own file lies beside it).",
+            )
+        path.unlink(missing_ok=True)
+
     def _fit(self, request: Request, emit: Emit) -> Fit:
-        """Make the run fit into the memory there is; what has to be lowered stays lowered for this shot, so
-        that it does not become stale with every change of the free memory."""
+        """Make the run fit into the memory there is.
+
+        What has to be lowered stays lowered for this shot: it must not become stale with every change of the
+        free memory.
+        """
         fit = self.forecast(self.plan(request))
         if fit.reason:
-            settings = replace(
+            lowered = replace(
                 self.settings,
                 memory_cap=fit.memory_cap,
                 working_size=max(16, round(self.settings.working_size * fit.working_scale)),
             )
-            self._save(replace(self._description, settings=settings))
+            self._save(replace(self._description, settings=lowered))
             self.close()
             emit(Notice(f"{fit.reason[0].upper()}{fit.reason[1:]}."))
         return fit
 
     def _write(self, plan: Plan, results: Results, frame: int, writer: MatteWriter) -> None:
-        address = self._matte_address(plan, results, frame)
+        workshop, description = self._working, self._description
+        address = workshop.matte_address(description, plan, results, frame)
         if writer.is_current(frame, address):
             writer.skip(frame)
             return
-        finished = self._finished(plan, results, frame)
-        writer.write(finished, finished.address, self._metadata(plan, finished))
-
-    def _finished(self, plan: Plan, results: Results, frame: int) -> FinishedFrame:
-        one = plan.by_frame[frame]
-        loaded = self._frames().load(frame)
-        if results.plate_hash(frame) != loaded.hash:
-            raise PlateMovedOn(frame)
-        if one.state is State.UNREACHED:
-            raise _not_done(frame, one.why)
-        for passed in plan.passes:  # of a plan for many frames, those that this one needs
-            names = [name for name, source in one.sources.items() if passed.serves(source)]
-            if names and not self.store.has(results.pass_address(passed, position_in(passed, frame))):
-                raise _not_done(frame, one.why, self._names()[names[0]])
-        result = results.frame_result(plan, frame)
-        return FinishedFrame(
-            frame=frame,
-            mattes=self._mattes(result, loaded.plate_frame.data_window, lambda: _guide(loaded)),
-            plate_frame=loaded.plate_frame,
-            address=self._matte_address(plan, results, frame),
-            is_key=not result.probabilities,
-            confidence=_confidence(result),
-        )
-
-    def _mattes(
-        self, result: FrameResult, window: Window, guide: Callable[[], finishing.Guide]
-    ) -> dict[str, FloatArray]:
-        geometry, settings = self._geometry(), self.settings.finish
-        masks = {name: on_window(mask, geometry.canvas, window) for name, mask in result.masks.items()}
-        finished = {
-            name: finishing.finish(probability, guide(), geometry, settings)
-            if probability.any()
-            else np.zeros((window.height, window.width), np.float32)
-            for name, probability in result.probabilities.items()
-        }
-        if len(masks) + len(finished) > 1:
-            finished = fusion.share_pixels(masks, finished)
-        mattes = {**masks, **finished}
-        return {one.name: mattes[one.id] for one in self._description.objects if one.id in mattes}
-
-    def _matte_address(self, plan: Plan, results: Results, frame: int) -> str:
-        names = self._names()
-        return address_of(
-            "matte",
-            results.address(plan, frame),
-            results.plate_hash(frame),
-            self.settings.id("finish"),
-            self.settings.id("export"),
-            [names[one] for one in plan.by_frame[frame].sources],
-            fusion.VERSION,
-            finishing.VERSION,
-            str(self._geometry().canvas),
-        )
-
-    def _metadata(self, plan: Plan, finished: FinishedFrame) -> dict[str, MetadataValue]:
-        values: dict[str, MetadataValue] = {
-            "stm:keys": " ".join(str(key.frame) for key in self.keys),
-            "stm:frame": "key" if finished.is_key else "propagated",
-            "stm:confidence": round(finished.confidence, 4),
-            "stm:memory_rule": self.settings.memory_rule,
-            "stm:working_size": self.settings.working_size,
-            "stm:colour_space": self._colour().input_space,
-        }
-        if self._manifest_of is not None:
-            manifest = self._manifest_of(self.settings.weights)
-            values |= {
-                "stm:weights": manifest.name,
-                "stm:weights_sha256": manifest.sha256,
-                "stm:weights_licence": manifest.licence,
-                "stm:architecture": manifest.architecture,
-            }
-        return values
-
-    def _facts(self) -> Facts:
-        description = self._description
-        objects = tuple(one.id for one in description.objects)
-        keys = tuple(Key(key.frame, key.masks) for key in description.keys)
-        base = {**self._features_base(), "memory settings": self.settings.id("memory")}
-        return Facts(
-            frames=tuple(self.plate.frames),
-            objects=objects,
-            keys=keys,
-            base=base,
-            plate=self._known_plate(),
-            keys_in_memory=self.settings.keys_in_memory,
-        )
-
-    def _features_base(self) -> dict[str, str]:
-        geometry = self._geometry()
-        weights = self._manifest_of(self.settings.weights).id if self._manifest_of else self.settings.weights
-        return {
-            "weights": weights,
-            "picture settings": self.settings.id("picture"),
-            "colour transform": self._colour().id,
-            "canvas": f"{geometry.canvas} region {geometry.region} as {geometry.width}x{geometry.height}",
-        }
-
-    def _known_plate(self) -> dict[int, str]:
-        """Content hashes of the frames that have not changed since they were last read."""
-        known = {}
-        frames = set(self.plate.frames)
-        for frame, entry in self.store.plate_index.load().items():
-            if frame in frames and entry["signature"] == signature_of(self.plate, frame):
-                known[frame] = entry["hash"]
-        return known
-
-    def _noticed(self, frame: int, hash_: str) -> None:
-        """A plate frame was read: remember its hash, so that the next plan need not read it."""
-        signature = signature_of(self.plate, frame)
-        entry = {"frame": frame, "signature": signature, "hash": hash_}
-        if self._read_before.get(frame) != entry:
-            self._read_before[frame] = entry
-            if self.store.lock.held:
-                self.store.plate_index.append(entry)
-
-    def _signatures(self, plan: Plan) -> dict[int, str | None]:
-        frames = {one.frame for one in plan.frames}
-        for passed in plan.passes:
-            frames |= {passed.key, *passed.memory_keys, *passed.frames}
-        return {frame: signature_of(self.plate, frame) for frame in sorted(frames)}
-
-    def _check_plate(self, plan: Plan) -> None:
-        """Everything that the plan needs of the plate must be there before anything is computed."""
-        needed = {step.frame for step in plan.steps}
-        for step in plan.compute_steps:
-            needed |= {step.passed.key, *step.passed.memory_keys}
-        gone = sorted(needed & set(self.plate.missing))
-        if gone:
-            sequence = self.plate.sequence if isinstance(self.plate, Plate) else None
-            raise PlateError(
-                f"{len(gone)} frame{'s' if len(gone) > 1 else ''} of the plate "
-                f"{'are' if len(gone) > 1 else 'is'} missing, this one first.",
-                frame=gone[0],
-                path=None if sequence is None else sequence.path(gone[0]),
-                hint="Bring the frames, or give a range without them.",
-            )
-
-    def _bench(self) -> Bench:
-        settings = self.settings
-        device = pick_device(settings.device)
-        loaded: list[Network] = []
-
-        def network() -> Network:
-            if not loaded:
-                loaded.append(self._network(settings, device))
-            return loaded[0]
-
-        with self._mutex:
-            if self._cache is None:
-                self._cache = FeatureCache(
-                    settings.ram_budget,
-                    self.store.memory_folder,
-                    settings.disk_budget,
-                    self._notices.append,
-                )
-            return Bench(
-                store=self.store,
-                cache=self._cache,
-                loader=self._frames(),
-                network=network,
-                geometry=self._geometry(),
-                rule=MemoryRule.parse(settings.memory_rule),
-                memory_cap=settings.memory_cap,
-                features_base=self._features_base(),
-            )
-
-    def _results(self, plan: Plan) -> Results:
-        return Results(self._bench(), plan.facts)
-
-    def _colour(self) -> ColourTransform:
-        """The transform from the plate's colour space; the space is found on the first frame that is there."""
-        stated = (self.settings.ocio_config, self.settings.colour_space)
-        with self._mutex:
-            if self._transform is None or self._transform[0] != stated:
-                config = load_config(self.settings.ocio_config)
-                present = [frame for frame in self.plate.frames if frame not in set(self.plate.missing)]
-                if not present:
-                    raise PlateError(
-                        "No frame of the plate is there.", path=self._description.plate.text or self.folder
-                    )
-                space = find_input_space(self.plate.read(present[0]), config, self.settings.colour_space)
-                self._transform = (stated, ColourTransform(config, space.name))
-            return self._transform[1]
-
-    def _geometry(self) -> WorkingGeometry:
-        plate, settings = self.plate, self.settings
-        return working_geometry(plate.canvas, plate.pixel_aspect, settings.working_size, settings.region)
-
-    def _frames(self) -> FrameLoader:
-        with self._mutex:
-            if self._loader is None:
-                self._loader = FrameLoader(self.plate, self._colour(), self._geometry(), self._noticed)
-            return self._loader
-
-    def _architecture(self) -> str:
-        if self._manifest_of is None:
-            return "stm-lite"
-        return self._manifest_of(self.settings.weights).architecture
+        finished = workshop.finished(description, plan, results, frame)
+        writer.write(finished, address, workshop.metadata(description, finished))
 
     def _read_masks(
         self,
@@ -819,11 +601,11 @@ class Shot:
         if isinstance(mask, Mapping):
             place = window or canvas
             for name, values in mask.items():
-                if values.shape != (place.height, place.width) or not np.isfinite(values).all():
-                    raise MaskError(
-                        f"The mask of {name} is {values.shape[1]}x{values.shape[0]}, not {place}, or not finite.",
-                        frame=frame,
-                    )
+                if values.shape != (place.height, place.width):
+                    size = f"{values.shape[1]}x{values.shape[0]}"
+                    raise MaskError(f"The mask of {name} is {size} and does not fill {place}.", frame=frame)
+                if not np.isfinite(values).all():
+                    raise MaskError(f"The mask of {name} holds NaN or Inf.", frame=frame)
             if not allow_empty and not any(values.any() for values in mask.values()):
                 raise MaskError(
                     "The mask is empty.",
@@ -847,9 +629,6 @@ class Shot:
             frame=frame,
         )
         return dict(image.objects), path
-
-    def _names(self) -> dict[str, str]:
-        return {one.id: one.name for one in self._description.objects}
 
     def _object_id(self, name: str) -> str:
         for one in self._description.objects:
@@ -905,25 +684,6 @@ def _open_files(plate: PlateDescription, settings: Settings) -> Plate:
     )
 
 
-def _default_network(settings: Settings, device: str) -> Network:
-    return ready_network(settings.weights, device, settings.precision)
-
-
-def _guide(loaded: LoadedFrame) -> finishing.Guide:
-    working = np.ascontiguousarray(loaded.picture.transpose(1, 2, 0).astype(np.float32))  # (h, w, 3)
-    return finishing.Guide(working, loaded.display, loaded.plate_frame.data_window)
-
-
-def _confidence(result: FrameResult) -> float:
-    """Mean sureness where an object may be; 1 on a key and where there is nothing."""
-    sureness = [
-        float(fusion.confidence(one[one > _MAYBE]).mean())
-        for one in result.probabilities.values()
-        if (one > _MAYBE).any()
-    ]
-    return min(sureness, default=1.0)
-
-
 @contextmanager
 def _reading(frame: int) -> Iterator[None]:
     """What reading a matte may find out, in words."""
@@ -942,12 +702,3 @@ def _reading(frame: int) -> Iterator[None]:
             path=damaged.path,
             hint="Run `stm shot propagate` again: it is computed anew.",
         ) from damaged
-
-
-def _not_done(frame: int, why: str, name: str | None = None) -> MatteError:
-    which = f"The matte of {name}" if name else "The matte"
-    return MatteError(
-        f"{which} is not done{f' ({why})' if why else ''}.",
-        frame=frame,
-        hint="Run `stm shot propagate` first.",
-    )

@@ -99,6 +99,11 @@ class ShotDescription:
     keys: tuple[StoredKey, ...] = ()
     next_object: int = 1
 
+    @property
+    def names(self) -> dict[str, str]:
+        """Names of the objects by id."""
+        return {one.id: one.name for one in self.objects}
+
     def to_json(self) -> dict[str, Any]:
         keys = [
             {

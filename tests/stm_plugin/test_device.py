@@ -58,9 +58,8 @@ def test_a_run_fits_says_what_was_lowered_or_refuses(
 
 
 def test_the_cap_is_lowered_before_the_picture() -> None:
-    asked = {"height": 480, "width": 854, "objects": 4}
-    need = predict_memory(LITE, memory_cap=100, **asked).total
-    fit = fit_memory(LITE, need, memory_cap=100, **asked)
+    need = predict_memory(LITE, height=480, width=854, objects=4, memory_cap=100).total
+    fit = fit_memory(LITE, need, height=480, width=854, objects=4, memory_cap=100)
     assert fit.memory_cap < 100 and fit.working_scale == 1.0
     assert fit.reason.startswith("the memory cap was lowered from 100 to")
 
@@ -70,12 +69,12 @@ def test_the_cap_is_lowered_before_the_picture() -> None:
     [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("can't allocate memory: 9")],
 )
 def test_running_out_of_memory_is_a_named_error_with_a_way_on(error: Exception) -> None:
-    with pytest.raises(DeviceError, match=r"frame 1010: The memory of cpu did not suffice.*are kept"):
-        with device_errors("cpu", 1010):
-            raise error
+    said = r"frame 1010: The memory of cpu did not suffice.*are kept"
+    with pytest.raises(DeviceError, match=said), device_errors("cpu", 1010):
+        raise error
 
 
 def test_a_failing_device_is_named() -> None:
-    with pytest.raises(DeviceError, match=r"frame 7: The device cpu failed: broken"):
-        with device_errors("cpu", 7):
-            raise RuntimeError("broken\nwith a long trace")
+    said = r"frame 7: The device cpu failed: broken"
+    with pytest.raises(DeviceError, match=said), device_errors("cpu", 7):
+        raise RuntimeError("broken\nwith a long trace")

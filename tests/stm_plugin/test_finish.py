@@ -1,4 +1,4 @@
-"""Finished mattes are soft where the plate is, exact where the network is sure, and end where the plate ends."""
+"""Finished mattes are soft where the plate is and exact where the network is sure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def soft_disc(softness: float, centre: tuple[float, float] = (200, 150), radius:
     """(300, 400): 1 inside, 0 outside, over an edge of `softness` pixels."""
     rows, columns = np.mgrid[0:300, 0:400].astype(np.float32)
     distance = np.hypot(columns - centre[0], rows - centre[1]) - radius
-    return np.clip(0.5 - distance / softness, 0, 1).astype(np.float32)
+    alpha: FloatArray = np.clip(0.5 - distance / softness, 0, 1).astype(np.float32)
+    return alpha
 
 
 def scene(alpha: FloatArray) -> FloatArray:

@@ -1,0 +1,243 @@
+"""One call from plate and keys to matte files; whatever interrupts it, what is written is whole and right."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import OpenImageIO as oiio
+import pytest
+
+from stm_plugin.errors import KeyframeError, MaskError, MatteError, PropagationCancelled, StoreError
+from stm_plugin.events import Event, FrameFinished
+from stm_plugin.matte import read_matte
+from stm_plugin.propagate import Summary, default_shot_folder, propagate
+from stm_plugin.settings import Settings
+from tests.stm_plugin.small_network import WORKING_SIZE, CountingNetwork
+
+SETTINGS = Settings(working_size=WORKING_SIZE, memory_rule="every:3", colour_space="lin_rec709_scene")
+FRAMES = range(1001, 1011)
+MakePlate = Callable[..., str]
+KILLS = int(os.environ.get("STM_TEST_KILLS", "10"))
+"""How often the suite kills a propagation; 50 and more for a thorough run."""
+
+
+class Order:
+    """A plate with its masks, and where the mattes go."""
+
+    def __init__(self, folder: Path, plate: str) -> None:
+        self.folder, self.plate = folder, plate
+        self.out = str(folder / "out" / "matte.####.exr")
+        self.network = CountingNetwork()
+
+    def mask(self, frame: int) -> str:
+        return self.plate.replace("####.exr", f"mask.{frame}.png")
+
+    def run(self, *keys: int, **options: object) -> Summary:
+        self.network.calls.clear()
+        chosen: dict[str, object] = {"settings": SETTINGS, **options}
+        return propagate(
+            self.plate,
+            {frame: self.mask(frame) for frame in keys},
+            self.out,
+            network=self.network.factory,
+            **chosen,  # type: ignore[arg-type]
+        )
+
+    def files(self) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in (self.folder / "out").glob("*.exr")}
+
+
+@pytest.fixture
+def order(tmp_path: Path, make_plate: MakePlate) -> Order:
+    attributes = {"smpte:TimeCode": "01:00:00:00", "FramesPerSecond": 24.0, "artist": "someone"}
+    return Order(tmp_path, make_plate(frames=FRAMES, overscan=3, attributes=attributes))
+
+
+def test_every_frame_gets_a_matte_that_fits_its_plate(order: Order) -> None:
+    summary = order.run(1004)
+    assert [one.frame for one in summary.files] == list(FRAMES)
+    assert all(one.written for one in summary.files)
+    assert summary.propagation.computed == 9
+    plate = oiio.ImageBuf(order.plate.replace("####", "1007")).spec()
+    matte = read_matte(summary.files[6].path)
+    assert (matte.data_window.x, matte.data_window.width) == (plate.x, plate.width) == (-3, 70)
+    assert matte.metadata.getattribute("artist") == "someone"
+    assert matte.metadata.getattribute("stm:keys") == "1004"
+    assert matte.metadata.getattribute("stm:source") == "propagated"
+
+
+def test_on_a_key_the_file_holds_the_mask(order: Order) -> None:
+    summary = order.run(1004)
+    matte = read_matte(summary.files[3].path)
+    pixels = oiio.ImageBuf(order.mask(1004)).get_pixels(oiio.FLOAT)
+    assert pixels is not None
+    given = pixels[..., 0]
+    assert np.array_equal(matte.channels["A"][3:-3, 3:-3], given.astype(np.float16).astype(np.float32))
+    assert matte.metadata.getattribute("stm:source") == "key"
+
+
+def test_running_again_computes_and_writes_nothing(order: Order) -> None:
+    order.run(1004)
+    before = order.files()
+    summary = order.run(1004)
+    assert not order.network.calls
+    assert not any(one.written for one in summary.files)
+    assert order.files() == before
+
+
+def test_files_that_were_lost_or_damaged_are_written_again(order: Order) -> None:
+    order.run(1004)
+    before = order.files()
+    (order.folder / "out" / "matte.1006.exr").unlink()
+    damaged = order.folder / "out" / "matte.1008.exr"
+    damaged.write_bytes(damaged.read_bytes()[:-200])
+    summary = order.run(1004)
+    assert [one.frame for one in summary.files if one.written] == [1006, 1008]
+    assert not order.network.calls
+    assert order.files() == before
+
+
+def test_a_correction_writes_only_what_it_changes(order: Order) -> None:
+    order.run(1001, 1005, 1010)
+    summary = order.run(1001, 1005, 1008, 1010)
+    assert [one.frame for one in summary.files if one.written] == [1006, 1007, 1008, 1009]
+    assert order.network.calls["read and decode"] == 3
+
+
+def test_a_key_that_is_no_longer_given_is_forgotten(order: Order) -> None:
+    order.run(1001)
+    before = order.files()
+    order.run(1001, 1008)
+    assert order.files() != before
+    order.run(1001)
+    assert {name: data for name, data in order.files().items() if "1001" not in name} == {
+        name: data for name, data in before.items() if "1001" not in name
+    }
+
+
+def test_mattes_are_whole_as_soon_as_they_are_final(order: Order) -> None:
+    seen: list[int] = []
+
+    def look(event: Event) -> None:
+        if isinstance(event, FrameFinished):
+            assert read_matte(order.out.replace("####", str(event.frame))).channels
+            seen.append(event.frame)
+
+    with pytest.raises(PropagationCancelled):
+        order.run(1001, on_event=look, cancelled=lambda: len(seen) >= 4)
+    assert seen == [1001, 1002, 1003, 1004]
+    assert len(order.files()) == 4
+
+
+def test_two_objects_get_a_layer_each(order: Order) -> None:
+    left = np.zeros((54, 70), np.float32)
+    left[10:40, 5:25] = 1
+    summary = propagate(
+        order.plate,
+        {1001: {"chair": left, "cup": left[:, ::-1].copy()}},
+        order.out,
+        settings=SETTINGS,
+        network=order.network.factory,
+    )
+    channels = read_matte(summary.files[2].path).channels
+    assert set(channels) == {"A", "chair.A", "cup.A"}
+
+
+def test_a_range_and_a_direction_limit_what_is_written(order: Order) -> None:
+    summary = order.run(1004, frame_range=(1003, 1006))
+    assert [one.frame for one in summary.files] == [1003, 1004, 1005, 1006]
+    forward = order.run(1004, directions="forward")
+    assert [one.frame for one in forward.files] == list(range(1004, 1011))
+
+
+def test_the_shot_is_kept_beside_the_mattes_or_where_it_is_told(order: Order, tmp_path: Path) -> None:
+    assert order.run(1004).shot == tmp_path / "out" / "matte.stmshot"
+    other = order.run(1004, shot_folder=tmp_path / "elsewhere")
+    assert other.shot == tmp_path / "elsewhere.stmshot"
+    assert default_shot_folder(tmp_path / "beauty_v003.%04d.exr").name == "beauty_v003.stmshot"
+
+
+def test_wrong_input_is_named(order: Order) -> None:
+    with pytest.raises(KeyframeError, match="--key FRAME=MASK"):
+        order.run()
+    with pytest.raises(KeyframeError, match="frame 1050"):
+        propagate(
+            order.plate, {1050: order.mask(1001)}, order.out, settings=SETTINGS, network=order.network.factory
+        )
+    with pytest.raises(MaskError, match=r"frame 1001.*nothing\.png"):
+        propagate(
+            order.plate,
+            {1001: order.folder / "nothing.png"},
+            order.out,
+            settings=SETTINGS,
+            network=order.network.factory,
+        )
+    with pytest.raises(MatteError, match="overwrite the plate"):
+        propagate(
+            order.plate,
+            {1001: order.mask(1001)},
+            order.plate,
+            settings=SETTINGS,
+            shot_folder=order.folder / "x",
+            network=order.network.factory,
+        )
+
+
+def test_a_full_disk_stops_in_words_and_the_next_run_goes_on(
+    order: Order, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = Order(tmp_path / "other", order.plate)
+    undisturbed.run(1004)
+    real, left = os.fsync, [12]
+
+    def fills_up(descriptor: int) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(28, "No space left on device")
+        real(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fills_up)
+        with pytest.raises((StoreError, MatteError), match=r"disk is full"):
+            order.run(1004)
+    for name, data in order.files().items():
+        assert data == undisturbed.files()[name]
+    order.run(1004)
+    assert order.files() == undisturbed.files()
+
+
+# ---- kill -9 ----
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the killing helper forks")
+def test_killed_at_random_points_it_ends_with_the_same_bytes(order: Order) -> None:
+    """A helper process forks propagations and kills them; each dies somewhere else."""
+    helper = Path(__file__).with_name("kill_rounds.py")
+    seed = random.randrange(1 << 30)
+    arguments = [order.plate, order.mask(1003), order.mask(1008), str(order.folder / "kills"), KILLS, seed]
+    done = subprocess.run(
+        [sys.executable, str(helper), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=800,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+            "OMP_NUM_THREADS": "1",
+        },
+        check=False,
+    )
+    assert done.returncode == 0, f"seed {seed}\n{done.stdout}\n{done.stderr}"
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["kills"] >= KILLS
+    assert told["finished"] >= 1
+    assert told["died_with_work_done"] >= KILLS // 4, "the kills came too early to prove anything"
+    assert -signal.SIGKILL in told["statuses"]
