@@ -1,0 +1,141 @@
+"""What scripts do with STM nodes: the panel's verbs as functions that wait for their end and raise on
+failure.
+
+Every function takes a node or its name, and works in the first view unless told another. Not for a script
+that runs
+inside Nuke's window while an artist works: there, waiting would hold up the window; use `stm_nuke.verbs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Callable, Union
+
+import nuke
+from stm_nuke import cache, knobs, node, verbs
+from stm_nuke.errors import CacheError, UsageError
+from stm_nuke.frames import Range, in_words
+from stm_nuke.node import StmNode
+from stm_nuke.tasks import Task
+
+NodeOrName = Union[StmNode, nuke.Node, str]
+
+
+def find(name: str) -> StmNode:
+    """The STM node of this name. Raises NoNodeError."""
+    return node.find(name)
+
+
+def find_all() -> list[StmNode]:
+    """Every STM node of the script, by name."""
+    return node.find_all()
+
+
+def create(plate: nuke.Node | None = None, mask: nuke.Node | None = None) -> StmNode:
+    """A new STM node."""
+    return node.create(plate, mask)
+
+
+def list_keys(which: NodeOrName, view: str | None = None) -> list[int]:
+    """The frames of its keys."""
+    found = _node(which)
+    return [key.frame for key in found.keys_of(view or found.view())]
+
+
+def set_key(
+    which: NodeOrName, frame: int, mask_file: str | Path | None = None, view: str | None = None
+) -> None:
+    """Set a key from the mask input, or from an image file.
+
+    Raises:
+        StmNodeError: of the kind that says what is wrong, with its `exit_code`.
+    """
+    found = _node(which)
+    file = None if mask_file is None else Path(mask_file)
+    _waited(lambda ended: verbs.set_key(found, frame, view or found.view(), file, ended))
+
+
+def set_keys_from_files(which: NodeOrName, masks: Mapping[int, str | Path], view: str | None = None) -> None:
+    """Set several keys: frame -> mask file."""
+    for frame, path in sorted(masks.items()):
+        set_key(which, frame, path, view)
+
+
+def delete_key(which: NodeOrName, frame: int, view: str | None = None) -> None:
+    """Forget a key. Raises KeyframeError where there is none."""
+    found = _node(which)
+    _waited(lambda ended: verbs.delete_key(found, frame, view or found.view(), ended))
+
+
+def update_keys(which: NodeOrName, view: str | None = None) -> None:
+    """Take over the masks of keys whose mask input has changed."""
+    found = _node(which)
+    _waited(lambda ended: verbs.update_keys(found, view or found.view(), ended))
+
+
+def check_plate(which: NodeOrName, view: str | None = None) -> None:
+    """Render the plate again; frames whose content differs become stale."""
+    found = _node(which)
+    _waited(lambda ended: verbs.check_plate(found, view or found.view(), ended))
+
+
+def propagate(
+    which: NodeOrName,
+    frames: Range | None = None,
+    direction: verbs.Direction = "both",
+    view: str | None = None,
+) -> list[int]:
+    """Make the mattes of `frames` (default: all); the frames whose matte file is ready then.
+
+    Raises:
+        StmNodeError: of the kind that says what is wrong; what was finished is kept.
+    """
+    found = _node(which)
+    _waited(lambda ended: verbs.propagate(found, view or found.view(), frames, direction, ended))
+    first, last = frames or found.frames
+    return sorted(cache.fresh_mattes(found.cache, view or found.view(), range(first, last + 1)))
+
+
+def status(which: NodeOrName, view: str | None = None) -> str:
+    """The status line, asked of the engine anew."""
+    found = _node(which)
+    _waited(lambda ended: verbs.refresh(found, view or found.view(), ended))
+    return str(found[knobs.STATUS])
+
+
+def bake(which: NodeOrName, folder: str | Path, frames: Range | None = None, view: str | None = None) -> Path:
+    """Copy the mattes out of the cache, to hand them on; the path with `%04d`.
+
+    Raises:
+        CacheError: a frame has no fresh matte, or the folder cannot be written.
+    """
+    found = _node(which)
+    shown = view or found.view()
+    first, last = frames or found.frames
+    fresh = cache.fresh_mattes(found.cache, shown, range(first, last + 1))
+    lacking = [frame for frame in range(first, last + 1) if frame not in fresh]
+    if lacking:
+        raise CacheError(f"{found.name} has no fresh matte at {in_words(lacking)}.", hint="Propagate first.")
+    for frame in range(first, last + 1):
+        source = cache.matte_path(found.cache, shown, frame)
+        cache.copy_whole(source, Path(folder) / source.name)
+    return Path(folder) / f"matte.{shown}.%04d.exr"
+
+
+def _node(which: NodeOrName) -> StmNode:
+    if isinstance(which, StmNode):
+        return which
+    return node.find(which) if isinstance(which, str) else StmNode(which)
+
+
+def _waited(act: Callable[[Callable[[Task], None]], object]) -> None:
+    """Carry out a verb, which in a terminal has ended when it returns, and raise its error."""
+    if nuke.GUI:
+        raise UsageError(
+            "stm_nuke waits for its work and would hold up Nuke's window.", hint="Use stm_nuke.verbs."
+        )
+    ended: list[Task] = []
+    act(ended.append)
+    if ended[0].error is not None:
+        raise ended[0].error

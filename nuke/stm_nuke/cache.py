@@ -1,0 +1,211 @@
+"""Where a node's keyframes, shot stores and mattes live, and how a copied node gets a place of its own.
+
+    STM_<id>/
+      keys/<digest>.exr               masks of keyframes, by content
+      mattes/matte.<view>.####.exr    what the Read inside the node reads; a file that is there is fresh
+      mattes/keys.<view>.txt          the keys that these mattes come from
+      mattes/stale.json               frames whose file was kept although it is out of date (an option)
+      shot.<view>.stmshot/            the engine's shot store
+
+A copy takes over everything by hard links: it costs no time, and since every file is replaced as a whole,
+what one
+node writes the other never sees.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+
+from stm_nuke.errors import CacheError
+
+ID_LETTERS = 12
+CACHE_VARIABLE = "STM_CACHE"
+"""Environment variable: the folder for caches of scripts that have not been saved yet."""
+
+_SMALL_OR_GROWING = (".jsonl", ".json", ".txt")
+"""Copied, not linked: journals are appended to in place."""
+_NOT_COPIED = ("LOCK",)
+_STALE_LIST = "stale.json"
+
+
+def new_id() -> str:
+    """An id that no other node has."""
+    return uuid.uuid4().hex[:ID_LETTERS]
+
+
+def place_for(node_id: str, script: str, chosen: str) -> Path:
+    """The cache folder of a node.
+
+    Args:
+        script: path of the script, or empty where it has not been saved.
+        chosen: the folder that the artist chose, or empty for "next to the script".
+    """
+    if chosen:
+        parent = Path(chosen)
+    elif script:
+        parent = Path(script).parent / "stm"
+    else:
+        given = os.environ.get(CACHE_VARIABLE)
+        parent = Path(given) if given else Path.home() / ".stm-for-nuke" / "unsaved"
+    return parent / f"STM_{node_id}"
+
+
+def make(cache: Path) -> None:
+    """Make the folder.
+
+    Raises:
+        CacheError: it cannot be written.
+    """
+    try:
+        for name in ("keys", "mattes"):
+            (cache / name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _refused(cache, error) from error
+
+
+def fork(source: Path, target: Path) -> None:
+    """Give `target` everything that `source` has, without either ever seeing what the other writes later.
+
+    Raises:
+        CacheError: it cannot be written.
+    """
+    make(target)
+    try:
+        for folder, _, names in os.walk(source):
+            into = target / Path(folder).relative_to(source)
+            into.mkdir(parents=True, exist_ok=True)
+            for name in names:
+                if name not in _NOT_COPIED and not name.startswith("."):
+                    _link_or_copy(Path(folder) / name, into / name)
+    except OSError as error:
+        raise _refused(target, error) from error
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    if target.exists():
+        return
+    with contextlib.suppress(FileNotFoundError):  # deleted while we look
+        if source.suffix not in _SMALL_OR_GROWING:
+            try:
+                os.link(source, target)
+                return
+            except OSError:  # another disk, or a file system without links
+                pass
+        shutil.copy2(source, target)
+
+
+def matte_path(cache: Path, view: str, frame: int) -> Path:
+    """The matte file of a frame, as Nuke writes `%04d`."""
+    return cache / "mattes" / f"matte.{view}.{frame:04d}.exr"
+
+
+def store_folder(cache: Path, view: str) -> Path:
+    """The engine's shot store for a view."""
+    return cache / f"shot.{view}.stmshot"
+
+
+def fresh_mattes(cache: Path, view: str, frames: Iterable[int]) -> set[int]:
+    """The frames whose matte file is there and not known to be out of date."""
+    stale = stale_mattes(cache, view)
+    return {frame for frame in frames if frame not in stale and matte_path(cache, view, frame).is_file()}
+
+
+def stale_mattes(cache: Path, view: str) -> set[int]:
+    """The frames whose file was kept although it is out of date."""
+    try:
+        listed = json.loads((cache / "mattes" / _STALE_LIST).read_text("utf-8"))
+        return {int(frame) for frame in listed.get(view, [])}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return set()
+
+
+def retire_mattes(cache: Path, view: str, frames: Iterable[int], keep: bool) -> list[int]:
+    """Take mattes out of use that are out of date: remove the files, or only note them down.
+
+    Returns:
+        The frames that had a fresh file before.
+
+    Raises:
+        CacheError: a file cannot be removed, so that a stale matte would be rendered.
+    """
+    fresh = sorted(fresh_mattes(cache, view, frames))
+    if keep:
+        if fresh:
+            _note_stale(cache, view, stale_mattes(cache, view) | set(fresh))
+        return fresh
+    try:
+        for frame in set(frames):
+            matte_path(cache, view, frame).unlink(missing_ok=True)
+    except OSError as error:
+        raise _refused(cache, error) from error
+    stale = stale_mattes(cache, view)
+    if stale & set(frames):
+        _note_stale(cache, view, stale - set(frames))
+    return fresh
+
+
+def renew_mattes(cache: Path, view: str, frames: Iterable[int]) -> None:
+    """Note that these frames have a new file."""
+    stale = stale_mattes(cache, view)
+    if stale & set(frames):
+        _note_stale(cache, view, stale - set(frames))
+
+
+def copy_whole(source: Path, target: Path) -> None:
+    """Copy a file; anyone sees the old one or the new one, never a part.
+
+    CacheError where it cannot be written.
+    """
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, temporary)
+        os.replace(temporary, target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _refused(target.parent, error) from error
+
+
+def note_keys(cache: Path, view: str, keys: str) -> None:
+    """Note which keys the mattes that are there come from. CacheError where it cannot be written."""
+    _replace_text(cache / "mattes" / f"keys.{view}.txt", keys)
+
+
+def noted_keys(cache: Path, view: str) -> str | None:
+    """What `note_keys` noted last; None before."""
+    try:
+        return (cache / "mattes" / f"keys.{view}.txt").read_text("utf-8")
+    except OSError:
+        return None
+
+
+def _note_stale(cache: Path, view: str, frames: set[int]) -> None:
+    path = cache / "mattes" / _STALE_LIST
+    try:
+        listed = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        listed = {}
+    listed[view] = sorted(frames)
+    _replace_text(path, json.dumps(listed))
+
+
+def _replace_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        temporary.write_text(text, "utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise _refused(path.parent, error) from error
+
+
+def _refused(cache: Path, error: OSError) -> CacheError:
+    return CacheError(
+        f"The cache folder {cache} cannot be written: {error.strerror or error}.",
+        hint="Choose another folder in the Settings tab.",
+    )

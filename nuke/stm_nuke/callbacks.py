@@ -1,0 +1,148 @@
+"""What Nuke calls: a node was made, a knob changed, the script is saved or closed, a render begins.
+
+Every callback looks for STM nodes first and leaves at once where there is none: scripts are full of other
+groups.
+The rest of the package is imported when it is needed, so that Nuke starts as fast as without it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import nuke
+from stm_nuke import knobs
+
+if TYPE_CHECKING:
+    from stm_nuke.node import StmNode
+
+_RANGE_KNOBS = frozenset((knobs.FIRST, knobs.LAST))
+_is_busy = False
+"""Our own changes to knobs call `knobChanged` too, in newer releases."""
+_is_installed = False
+
+
+def install() -> None:
+    """Tell Nuke, once."""
+    global _is_installed
+    if _is_installed:
+        return
+    _is_installed = True
+    nuke.addOnCreate(on_create, nodeClass="Group")
+    nuke.addKnobChanged(on_knob_changed, nodeClass="Group")
+    nuke.addOnScriptSave(on_script_save)
+    nuke.addOnScriptClose(on_script_close)
+    nuke.addBeforeRender(before_render, nodeClass="Write")
+
+
+def on_create() -> None:
+    """A node was pasted, read from a script, or made.
+
+    A copy gets a cache of its own before anything can happen.
+    """
+    node = nuke.thisNode()
+    if not knobs.is_stm_node(node) or not nuke.GUI:
+        return
+    from stm_nuke.errors import StmNodeError
+    from stm_nuke.node import StmNode
+
+    found = StmNode(node)
+    try:
+        if found.id and found.twin() is not None:
+            found.claim()
+    except StmNodeError as error:
+        found.set(knobs.STATUS, str(error))
+
+
+def on_knob_changed() -> None:
+    """The range was changed, the panel was opened, an input was connected."""
+    global _is_busy
+    node, knob = nuke.thisNode(), nuke.thisKnob()
+    name = knob.name()
+    if _is_busy or name not in _LISTENED or not knobs.is_stm_node(node):
+        return
+    from stm_nuke import verbs
+    from stm_nuke.errors import StmNodeError
+    from stm_nuke.node import StmNode
+
+    found = StmNode(node)
+    _is_busy = True
+    try:
+        if name in _RANGE_KNOBS:
+            found.claim()
+        elif name == "inputChange" and found.frames == (0, 0) and found.plate is not None:
+            found.take_range_from_input()
+            found.claim()
+        elif name == "showPanel":
+            verbs.show_keys(found, found.view())
+    except StmNodeError as error:
+        verbs.tell(found, str(error))
+    finally:
+        _is_busy = False
+
+
+_LISTENED = _RANGE_KNOBS | {"inputChange", "showPanel"}
+
+
+def on_script_save() -> None:
+    """A cache of an unsaved script moves next to it; one of another script is left to that script."""
+    if not nuke.GUI:
+        return
+    from stm_nuke.errors import StmNodeError
+    from stm_nuke.node import find_all
+
+    for node in find_all():
+        try:
+            node.settle_after_save()
+        except StmNodeError as error:
+            nuke.tprint(f"STM for Nuke: {node.name}: {error}")
+
+
+def on_script_close() -> None:
+    """The nodes are going: stop what is at work for them."""
+    from stm_nuke import tasks
+
+    tasks.stop_all()
+
+
+def before_render() -> None:
+    """Refuse to render what would be wrong in silence.
+
+    Raises:
+        RuntimeError: an STM node above the Write shows its overlay, or has mattes of other keys or another
+        plate.
+    """
+    from stm_nuke import capture
+
+    if capture.is_capturing():
+        return
+    from stm_nuke import fingerprint
+    from stm_nuke.node import StmNode
+
+    write = nuke.thisNode()
+    for node in fingerprint.depends_on(write):
+        if knobs.is_stm_node(node):
+            problem = what_is_wrong(StmNode(node))
+            if problem:
+                raise RuntimeError(problem)
+
+
+def what_is_wrong(node: StmNode) -> str:
+    """Why this node must not be rendered now; empty where it may."""
+    from stm_nuke import cache
+    from stm_nuke.keys import format_keys
+
+    if node[knobs.OVERLAY]:
+        return f"{node.name} shows its overlay. Switch it off to render."
+    if not node.id:
+        return f"{node.name} has no matte yet. Set a keyframe and propagate."
+    for view in nuke.views():
+        noted = cache.noted_keys(node.cache, view)
+        if noted is not None and noted != format_keys(node.keys_of(view)):
+            return f"The keyframes of {node.name} have changed since its mattes were made. Propagate again."
+    print_ = str(node[knobs.PLATE_PRINT])
+    if nuke.GUI and node[knobs.STRICT] and print_ and print_ != node.plate_print():
+        return (
+            f"Nodes or files above the plate of {node.name} have changed since its mattes were made. Press "
+            "Check plate (frames that look the same stay), then propagate."
+        )
+    return ""

@@ -1,0 +1,237 @@
+"""Pixels from the node's inputs, as they are: full range, linear float, at full size, overscan included.
+
+A Write that lives for one frame renders the input into a scratch file, which is read and removed. Nuke gives
+Python
+no other way to a picture that is exact (`sample` filters, a Viewer's capture has the look of the Viewer).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import cast
+
+import nuke
+from stm_nuke import exr, group
+from stm_nuke.errors import KeyframeError, PlateError, StmNodeError, Stopped
+from stm_nuke.exr import Picture
+from stm_nuke.node import MaskObject, StmNode
+
+PLATE_CHANNELS = ("R", "G", "B")
+MASK_CHANNELS = ("R", "G", "B", "A")
+_RGBA = ("rgba.red", "rgba.green", "rgba.blue", "rgba.alpha")
+
+_LARGEST_OVERSCAN = 8.0
+"""Times the area of the format. A bounding box beyond it is a mistake upstream and would fill the disk."""
+_WRITE_KNOBS = {
+    "file_type": "exr",
+    "raw": True,
+    "datatype": "32 bit float",
+    "compression": "none",
+    "autocrop": False,
+    "metadata": "all metadata",
+    "interleave": "channels, layers and views",
+    "create_directories": False,
+}
+"""In this order: those of the file type exist once it is chosen. What a release does not know is left out;
+the file
+itself is checked when it is read."""
+
+_is_capturing = False
+
+
+def is_capturing() -> bool:
+    """Whether a render that is going on is one of ours."""
+    return _is_capturing
+
+
+def plate(node: StmNode, frame: int, view: str) -> Picture:
+    """One frame of the plate input: R, G and B.
+
+    Raises:
+        PlateError: it cannot be rendered; Stopped.
+    """
+    source = node.connected_plate()
+    _check_size(source, node.name)
+    try:
+        with _inside(node.group) as inputs:
+            return _render(inputs[group.PLATE], "rgb", frame, view, PLATE_CHANNELS)
+    except _RenderError as error:
+        raise PlateError(f"The plate of {node.name} cannot be rendered: {error}.", frame=frame) from error
+
+
+def masks(node: StmNode, frame: int, view: str) -> Picture:
+    """One frame of the mask input: a channel for each object, by the object's name.
+
+    Raises:
+        KeyframeError: it cannot be rendered, lacks a channel or has another format than the plate; Stopped.
+    """
+    source = node.connected_mask()
+    _check_mask(source, node.connected_plate(), node.objects, node.name)
+    try:
+        with _inside(node.group) as inputs:
+            return _masks_of(inputs[group.MASK], node.objects, frame, view)
+    except _RenderError as error:
+        raise KeyframeError(f"The mask of {node.name} cannot be rendered: {error}.", frame=frame) from error
+
+
+def masks_from_file(
+    node: StmNode, path: Path, objects: Sequence[MaskObject], frame: int, view: str
+) -> Picture:
+    """The masks in an image file, read by Nuke, raw.
+
+    Raises:
+        KeyframeError: it cannot be read, lacks a channel or has another format than the plate.
+    """
+    try:
+        with _inside(node.group):
+            read = nuke.nodes.Read(file=path.as_posix(), raw=True, on_error="error")
+            try:
+                has = read.channels()
+                if len(objects) == 1 and objects[0].channel not in has and "rgba.red" in has:
+                    objects = [MaskObject(objects[0].name, "rgba.red")]  # a grey picture
+                _check_mask(read, node.connected_plate(), objects, path.name)
+                return _masks_of(read, objects, frame, view)
+            finally:
+                nuke.delete(read)
+    except _RenderError as error:
+        raise KeyframeError(f"The mask file {path} cannot be read: {error}.", frame=frame) from error
+
+
+def _masks_of(source: nuke.Node, objects: Sequence[MaskObject], frame: int, view: str) -> Picture:
+    planes: dict[str, exr.Bytes] = {}
+    found: Picture | None = None
+    for start in range(0, len(objects), len(_RGBA)):
+        some = objects[start : start + len(_RGBA)]
+        copy = nuke.nodes.Copy()
+        try:
+            for number in range(len(_RGBA)):
+                copy[f"from{number}"].setValue(some[number].channel if number < len(some) else "none")
+                copy[f"to{number}"].setValue(_RGBA[number] if number < len(some) else "none")
+            copy.setInput(0, source)
+            copy.setInput(1, source)
+            found = _render(copy, "rgba", frame, view, MASK_CHANNELS)
+        finally:
+            nuke.delete(copy)
+        for one, channel in zip(some, MASK_CHANNELS):
+            planes[one.name] = found.planes[channel]
+    assert found is not None, "a node has at least one object"
+    return Picture(found.format, planes, found.data_window, found.display_window, found.pixel_aspect)
+
+
+def _check_size(source: nuke.Node, name: str) -> None:
+    box, whole = source.bbox(), source.format()
+    if box.w() * box.h() > _LARGEST_OVERSCAN * whole.width() * whole.height():
+        raise PlateError(
+            f"The plate of {name} has a bounding box of {box.w():.0f} x {box.h():.0f} pixels around "
+            f"a format of {whole.width()} x {whole.height()}.",
+            hint="Put a Crop above the STM node.",
+        )
+
+
+def _check_mask(source: nuke.Node, plate_source: nuke.Node, objects: Sequence[MaskObject], name: str) -> None:
+    has = set(source.channels())
+    for one in objects:
+        if one.channel not in has:
+            raise KeyframeError(
+                f"The mask of {name} has no channel {one.channel} for the object {one.name}.",
+                hint=f"It has {', '.join(sorted(has)) or 'no channels'}. Change the objects knob.",
+            )
+    mask_format, plate_format = source.format(), plate_source.format()
+    if (mask_format.width(), mask_format.height()) != (plate_format.width(), plate_format.height()):
+        raise KeyframeError(
+            f"The mask of {name} is {mask_format.width()} x {mask_format.height()}, the plate is "
+            f"{plate_format.width()} x {plate_format.height()}.",
+            hint="Put a Reformat on the mask, or connect the plate to the Roto's background.",
+        )
+
+
+class _RenderError(Exception):
+    """Nuke could not render a frame, or the file is not what was ordered."""
+
+
+def _render(source: nuke.Node, channels: str, frame: int, view: str, expected: Sequence[str]) -> Picture:
+    """Render one frame of a node of the current group through a Write, and read it."""
+    with tempfile.TemporaryDirectory(prefix="stm-") as scratch:
+        path = Path(scratch) / "frame.exr"
+        write = nuke.nodes.Write(file=path.as_posix(), channels=channels)
+        try:
+            write.setInput(0, source)
+            for name, value in _WRITE_KNOBS.items():
+                knob = write.knob(name)
+                if knob is not None:
+                    knob.setValue(value)
+            _execute(write, frame, view)
+        finally:
+            nuke.delete(write)
+        try:
+            found = exr.read(path)
+        except (exr.ExrError, OSError) as error:
+            raise _RenderError(f"the rendered file cannot be used: {error}") from error
+    missing = [name for name in expected if name not in found.planes]
+    if missing and set(missing) != {"A"}:
+        raise _RenderError(f"it has no channel {missing[0]}")
+    if missing:
+        blank: Mapping[str, exr.Bytes] = {"A": bytes(len(found.planes[expected[0]]))}
+        return Picture(
+            found.format,
+            {**found.planes, **blank},
+            found.data_window,
+            found.display_window,
+            found.pixel_aspect,
+            found.time_code,
+        )
+    return found
+
+
+def _execute(write: nuke.Node, frame: int, view: str) -> None:
+    global _is_capturing
+    _is_capturing = True
+    try:
+        with _full_size():
+            nuke.execute(write, frame, frame, 1, [view])
+    except nuke.CancelledError as error:
+        raise Stopped() from error
+    except RuntimeError as error:
+        if "cancel" in str(error).lower():
+            raise Stopped() from error
+        raise _RenderError(str(error).strip().rstrip(".") or "Nuke gives no reason") from error
+    finally:
+        _is_capturing = False
+
+
+@contextlib.contextmanager
+def _full_size() -> Iterator[None]:
+    """Proxy mode off meanwhile: a matte of the proxy would have another size and another cache."""
+    proxy = nuke.root().knob("proxy")
+    if proxy is None or not proxy.value():
+        yield
+        return
+    proxy.setValue(False)
+    try:
+        yield
+    finally:
+        proxy.setValue(True)
+
+
+@contextlib.contextmanager
+def _inside(parent: nuke.Group) -> Iterator[list[nuke.Node]]:
+    """Work in the group, leaving no trace: nothing to undo, the script as modified as it was.
+
+    Gives the group's Input nodes by number.
+    """
+    root = nuke.root()
+    was_modified = root.modified()
+    nuke.Undo.disable()
+    parent.begin()
+    try:
+        found = [node for node in parent.nodes() if node.Class() == "Input"]
+        if len(found) != 2:
+            raise StmNodeError(f"{parent.fullName()} has lost its inputs.", hint="Make a new STM node.")
+        yield sorted(found, key=lambda node: cast(int, node["number"].value()))
+    finally:
+        parent.end()
+        nuke.Undo.enable()
+        root.setModified(was_modified)

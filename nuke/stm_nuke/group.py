@@ -1,0 +1,139 @@
+"""The inside of an STM node: native nodes only, so that a saved script renders where the plug-in is missing.
+
+plate ---------------------------+--> to_channel --> objects_1..4 --+--> overlay_switch --> output
+mask (looked at by the panel)    |    |                             |    |
+matte (Read) --> matte_range ----+----+--> overlay_matte --> overlay_tint
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import nuke
+from stm_nuke import knobs
+
+PLATE, MASK = 0, 1
+"""Numbers of the group's inputs."""
+
+MATTE_READ = "matte"
+MATTE_RANGE = "matte_range"
+TO_CHANNEL = "to_channel"
+OBJECTS_PER_COPY = 4
+OBJECT_COPIES = tuple(f"objects_{number}" for number in range(1, 5))
+
+_ALWAYS_FIRST, _ALWAYS_LAST = -1000000, 1000000
+"""The Read is told that it has every frame: a frame outside the range, too, fails for want of its file.
+Within a
+range of its own a Read would hold or loop its ends, or give black."""
+_TINT = ("r*(1-0.5*a)+0.5*a", "g*(1-0.5*a)", "b*(1-0.5*a)")
+_STEP = 60
+
+
+def build(name: str = "STM") -> nuke.Group:
+    """A new STM node with its knobs and nodes, connected to nothing; it has no id and no cache yet."""
+    group = cast(nuke.Group, nuke.createNode("Group", inpanel=False))
+    group.setName(name)
+    for knob in knobs.all_knobs():
+        group.addKnob(knob)
+    group.begin()
+    try:
+        _build_inside()
+    finally:
+        group.end()
+    channel = nuke.Link_Knob(knobs.CHANNEL, "output channel")
+    channel.makeLink(TO_CHANNEL, "to0")
+    channel.setTooltip("The channel of the output that gets the matte.")
+    group.addKnob(channel)
+    group["help"].setValue("Makes a matte for the whole shot from a mask on one or a few keyframes.")
+    return group
+
+
+def _build_inside() -> None:
+    plate = _node("Input", "plate", [], 0, 0)
+    mask = _node("Input", "mask", [], 300, 0)
+    mask["number"].setValue(MASK)
+    plate["number"].setValue(PLATE)
+    matte = _node("Read", MATTE_READ, [], -300, 0)
+    matte["on_error"].setValue("error")
+    matte["raw"].setValue(True)
+    for knob in ("first", "origfirst"):
+        matte[knob].setValue(_ALWAYS_FIRST)
+    for knob in ("last", "origlast"):
+        matte[knob].setValue(_ALWAYS_LAST)
+    matte_range = _node("FrameRange", MATTE_RANGE, [matte], -300, 1)
+    to_channel = _node("Copy", TO_CHANNEL, [plate, matte_range], 0, 2)
+    to_channel["from0"].setValue("rgba.alpha")
+    to_channel["to0"].setValue("rgba.alpha")
+    last = to_channel
+    for row, name in enumerate(OBJECT_COPIES, 3):
+        last = _node("Copy", name, [last, matte_range], 0, row)
+        for number in range(OBJECTS_PER_COPY):
+            last[f"from{number}"].setValue("none")
+            last[f"to{number}"].setValue("none")
+    overlay = _node("Copy", "overlay_matte", [plate, matte_range], -150, 7)
+    overlay["from0"].setValue("rgba.alpha")
+    overlay["to0"].setValue("rgba.alpha")
+    tint = _node("Expression", "overlay_tint", [overlay], -150, 8)
+    for number, expression in enumerate(_TINT):
+        tint[f"expr{number}"].setValue(expression)
+    switch = _node("Switch", "overlay_switch", [last, tint], 0, 9)
+    switch["which"].setExpression(f"parent.{knobs.OVERLAY}")
+    _node("Output", "Output1", [switch], 0, 10)
+
+
+def _node(class_name: str, name: str, inputs: Sequence[nuke.Node], x: int, row: int) -> nuke.Node:
+    node = getattr(nuke.nodes, class_name)()
+    node.setName(name)
+    for number, one in enumerate(inputs):
+        node.setInput(number, one)
+    node.setXYpos(x, row * _STEP)
+    return cast(nuke.Node, node)
+
+
+def inner(group: nuke.Group, name: str) -> nuke.Node:
+    """A node of the inside. LookupError where somebody has removed it."""
+    node = group.node(name)
+    if node is None:
+        raise LookupError(f"{group.fullName()} has lost its inner node {name}. Make a new STM node.")
+    return node
+
+
+def matte_pattern(cache: Path) -> str:
+    """The matte sequence in a node's cache, as the Read has it."""
+    return (cache / "mattes" / "matte.%V.%04d.exr").as_posix()
+
+
+def point_to(group: nuke.Group, cache: Path, first: int, last: int) -> None:
+    """Let the matte come from this cache, and report this frame range."""
+    read, shown = inner(group, MATTE_READ), inner(group, MATTE_RANGE)
+    pattern = matte_pattern(cache)
+    if read["file"].value() != pattern:
+        read["file"].setValue(pattern)
+        for knob, frame in (("first", _ALWAYS_FIRST), ("last", _ALWAYS_LAST)):
+            read[knob].setValue(frame)
+    shown["first_frame"].setValue(first)
+    shown["last_frame"].setValue(last)
+
+
+def reload_matte(group: nuke.Group) -> None:
+    """Let Nuke look at the matte files again."""
+    cast(nuke.Script_Knob, inner(group, MATTE_READ)["reload"]).execute()
+
+
+def offer_objects(group: nuke.Group, names: Sequence[str]) -> None:
+    """Give each object a layer of its own in the output.
+
+    With a single object there is none beside the channel.
+    """
+    layered = list(names) if len(names) > 1 else []
+    for name in layered:
+        nuke.Layer(name, [f"{name}.alpha"])
+    places = [(copy, number) for copy in OBJECT_COPIES for number in range(OBJECTS_PER_COPY)]
+    for index, (copy, number) in enumerate(places):
+        channel = f"{layered[index]}.alpha" if index < len(layered) else "none"
+        node = inner(group, copy)
+        for knob in (f"from{number}", f"to{number}"):
+            if node[knob].value() != channel:
+                node[knob].setValue(channel)

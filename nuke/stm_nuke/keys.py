@@ -1,0 +1,76 @@
+"""The keys of a node as its hidden knob keeps them, so that undo, copy-paste and saving carry them along.
+
+One entry per view and frame: `VIEW/FRAME/DIGEST/PRINT`, blank between entries. DIGEST names the mask file in
+the
+cache's keys folder by its content; PRINT is the fingerprint of the mask input when the mask was taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from stm_nuke.exr import Picture
+
+DIGEST_LETTERS = 32
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key. `digest` names its mask, `print_` what the mask input looked like when it was taken."""
+
+    view: str
+    frame: int
+    digest: str
+    print_: str
+
+
+def parse_keys(text: str) -> tuple[Key, ...]:
+    """The keys in a knob's text, by view and frame. Entries that cannot be read are left out."""
+    found = {}
+    for entry in text.split():
+        parts = entry.split("/")
+        if len(parts) == 4 and parts[1].lstrip("-").isdigit():
+            key = Key(parts[0], int(parts[1]), parts[2], parts[3])
+            found[key.view, key.frame] = key
+    return tuple(found[place] for place in sorted(found))
+
+
+def format_keys(keys: Iterable[Key]) -> str:
+    """The text that `parse_keys` reads back."""
+    ordered = sorted(keys, key=lambda key: (key.view, key.frame))
+    return " ".join(f"{key.view}/{key.frame}/{key.digest}/{key.print_}" for key in ordered)
+
+
+def with_key(keys: Iterable[Key], new: Key) -> tuple[Key, ...]:
+    """`keys` with `new` in the place of any key of its view and frame."""
+    return (*without_key(keys, new.view, new.frame), new)
+
+
+def without_key(keys: Iterable[Key], view: str, frame: int) -> tuple[Key, ...]:
+    """`keys` less the one of this view and frame."""
+    return tuple(key for key in keys if (key.view, key.frame) != (view, frame))
+
+
+def digest_of(mask: Picture) -> str:
+    """The name of a mask by what is in it: objects, windows and every value."""
+    found = hashlib.sha256(repr((mask.format, mask.data_window, mask.display_window)).encode())
+    for name in sorted(mask.planes):
+        found.update(name.encode() + b"\0")
+        found.update(mask.planes[name])
+    return found.hexdigest()[:DIGEST_LETTERS]
+
+
+def mask_path(cache: Path, digest: str) -> Path:
+    """Where the mask of this digest lives."""
+    return cache / "keys" / f"{digest}.exr"
+
+
+def neighbours(frames: Iterable[int], frame: int) -> tuple[int | None, int | None]:
+    """The nearest of `frames` before and after `frame`."""
+    ordered = sorted(frames)
+    before = [one for one in ordered if one < frame]
+    after = [one for one in ordered if one > frame]
+    return (before[-1] if before else None), (after[0] if after else None)

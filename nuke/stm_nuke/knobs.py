@@ -1,0 +1,224 @@
+"""Every knob of the STM node: its name, its label, its default and why it is there.
+
+All state that matters lives in these knobs, so that undo, copy-paste, save and script merging carry it along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import nuke
+
+NODE_ID = "stm_id"
+"""Who this node is: the owner of its cache. Never two nodes with one id."""
+HOME = "stm_home"
+"""The script that claimed the cache; another script that comes with the same id gets a cache of its own."""
+KEYS = "stm_keys"
+CANVAS = "stm_canvas"
+"""x y width height (y down): holds the data window of every plate frame seen so far."""
+PLATE_PRINT = "stm_plate_print"
+"""Fingerprint of the graph above the plate input when its pixels were last looked at."""
+
+STATUS = "status"
+KEY_LIST = "key_list"
+OBJECTS = "objects"
+FIRST, LAST = "first", "last"
+OVERLAY = "overlay"
+KEEP_STALE = "keep_stale"
+STRICT = "strict_render"
+CHANNEL = "channel"
+MEMORY_RULE, MEMORY_STEP, MEMORY_CAP = "memory_rule", "memory_step", "memory_cap"
+KEYS_IN_MEMORY = "keys_in_memory"
+WORKING_SIZE = "working_size"
+USE_REGION, REGION = "use_region", "region"
+COLOUR_SPACE, OCIO_CONFIG = "colour_space", "ocio_config"
+DEVICE, WEIGHTS = "device", "weights"
+CACHE_PLACE, CACHE_FOLDER, CACHE_PATH = "cache_place", "cache_folder", "cache_path"
+
+NEXT_TO_SCRIPT, CHOSEN_FOLDER = "next to the script", "chosen folder"
+EVERY = "first, previous and every Nth"
+RULES = {"first": "first", "previous": "previous", "first and previous": "first+previous"}
+"""By the words in the panel: the engine's names of the rules without a number."""
+SCRIPT_COLOUR = "script"
+DEFAULT_OBJECTS = "matte = rgba.alpha"
+
+_BUTTON = """\
+try:
+    import stm_nuke.panel
+except ImportError:
+    nuke.message("STM for Nuke is not installed on this machine. The matte still renders from its files.")
+else:
+    stm_nuke.panel.press(nuke.thisNode(), "{verb}")
+"""
+
+
+def is_stm_node(node: nuke.Node) -> bool:
+    """Whether it is an STM group."""
+    return node.Class() == "Group" and node.knob(NODE_ID) is not None
+
+
+def all_knobs() -> Iterator[nuke.Knob]:
+    """New knobs for a new node, in the panel's order.
+
+    The output channel is a link and is added with the graph.
+    """
+    yield nuke.Tab_Knob("stm_tab", "STM")
+    yield quiet(
+        nuke.Text_Knob(STATUS, "status", "No key yet. Connect plate and mask, go to a frame, Set key.")
+    )
+    yield _section("keyframes")
+    yield _button("set_key", "Set key", "Take the mask at the current frame as a keyframe.", new_line=True)
+    yield _button("delete_key", "Delete key", "Forget the keyframe at the current frame.")
+    yield _button("previous_key", "< Key", "Go to the keyframe before the current frame.")
+    yield _button("next_key", "Key >", "Go to the keyframe after the current frame.")
+    yield _button(
+        "go_to_advised", "Go to advised frame", "Go to the frame where a further keyframe helps most."
+    )
+    yield quiet(nuke.Text_Knob(KEY_LIST, "keyframes", "none"))
+    yield _button(
+        "update_keys",
+        "Update changed keys",
+        "Look at the mask input on every keyframe again, and take over the masks that differ.",
+        new_line=True,
+    )
+    yield _tip(
+        _text(OBJECTS, "objects", DEFAULT_OBJECTS, multiline=True),
+        "One object a line: NAME = CHANNEL of the mask input. Several objects get a layer each.",
+    )
+    yield _section("propagate")
+    yield _button("backward", "< Backward", "From the current frame to the first.", new_line=True)
+    yield _button("both", "Both ways", "The whole range, from both sides of every keyframe.")
+    yield _button("forward", "Forward >", "From the current frame to the last.")
+    yield _button("span", "This span", "Only between the keyframes around the current frame.")
+    yield _button("stop", "Stop", "Stop within the time of one frame. What is finished is kept.")
+    yield _button(
+        "refresh", "Refresh status", "Ask the engine what is done, stale and missing.", new_line=True
+    )
+    yield _button(
+        "check_plate",
+        "Check plate",
+        "Render the plate again and compare by content; changed frames become stale.",
+    )
+    yield _integer(FIRST, "range", 0, "First frame of the shot.")
+    yield _same_line(_integer(LAST, "to", 0, "Last frame of the shot."))
+    yield _button("range_from_input", "From input", "Take the frame range of the plate input.")
+    yield _section("look")
+    yield _switch(
+        OVERLAY, "overlay", False, "Show the matte as a red tint. Rendering is refused while it is on."
+    )
+    yield _switch(
+        KEEP_STALE,
+        "keep stale mattes",
+        False,
+        "Off: a frame whose matte is out of date fails. On: the last matte stays until there is a new one.",
+    )
+
+    yield nuke.Tab_Knob("stm_settings", "Settings")
+    yield _menu(
+        MEMORY_RULE,
+        "memory rule",
+        [EVERY, *RULES],
+        "Which earlier frames are remembered. The first is the best.",
+    )
+    yield _integer(MEMORY_STEP, "N", 5, "Every how many frames one is remembered.")
+    yield _integer(
+        MEMORY_CAP, "memory cap", 20, "How many frames are remembered at most, beside the keyframes."
+    )
+    yield _menu(
+        KEYS_IN_MEMORY,
+        "keys in memory",
+        ["own", "span", "all"],
+        "Which keyframes a pass remembers beside its own.",
+    )
+    yield _integer(
+        WORKING_SIZE, "working size", 480, "Short side in pixels of the picture that the network sees."
+    )
+    yield _switch(
+        USE_REGION, "use region", False, "Look at a part of the picture only: small objects get finer."
+    )
+    yield _tip(nuke.BBox_Knob(REGION, "region"), "The part of the picture to look at.")
+    yield _tip(
+        _text(COLOUR_SPACE, "colour space", SCRIPT_COLOUR),
+        "Colour space of the plate input. 'script': the working space of this script.",
+    )
+    yield _tip(nuke.File_Knob(OCIO_CONFIG, "OCIO config"), "Empty: the script's, or $OCIO.")
+    yield _menu(DEVICE, "device", ["auto", "cuda", "mps", "cpu"], "Where the network runs.")
+    yield _tip(_text(WEIGHTS, "weights", "stm-lite"), "Name of shipped weights, or a .safetensors file.")
+    yield _switch(
+        STRICT,
+        "refuse a changed plate",
+        True,
+        "Refuse to render when nodes above the plate have changed since.",
+    )
+    yield _section("cache")
+    yield _menu(
+        CACHE_PLACE, "cache is", [NEXT_TO_SCRIPT, CHOSEN_FOLDER], "Where keyframes and mattes are kept."
+    )
+    yield _tip(nuke.File_Knob(CACHE_FOLDER, "chosen folder"), "Used where the cache is in a chosen folder.")
+    yield _read_only(_text(CACHE_PATH, "this node's cache", ""))
+    yield _button("move_cache", "Move cache there", "Move this node to a cache at the place chosen above.")
+    for name in (NODE_ID, HOME, KEYS, CANVAS, PLATE_PRINT):
+        yield _hidden(_text(name, name, ""))
+
+
+def quiet(knob: nuke.Knob) -> nuke.Knob:
+    """Mark a knob whose changes are none of the artist's doing: not to be undone."""
+    knob.setFlag(nuke.NO_UNDO)
+    return knob
+
+
+def _section(title: str) -> nuke.Knob:
+    return nuke.Text_Knob(f"about_{title}", title)
+
+
+def _button(verb: str, label: str, tip: str, new_line: bool = False) -> nuke.Knob:
+    knob = nuke.PyScript_Knob(verb, label, _BUTTON.format(verb=verb))
+    if new_line:
+        knob.setFlag(nuke.STARTLINE)
+    return _tip(knob, tip)
+
+
+def _text(name: str, label: str, value: str, multiline: bool = False) -> nuke.Knob:
+    knob: nuke.Knob
+    knob = nuke.Multiline_Eval_String_Knob(name, label) if multiline else nuke.String_Knob(name, label)
+    knob.setValue(value)
+    return knob
+
+
+def _integer(name: str, label: str, value: int, tip: str) -> nuke.Knob:
+    knob = nuke.Int_Knob(name, label)
+    knob.setValue(value)
+    knob.setFlag(nuke.NO_ANIMATION)
+    return _tip(knob, tip)
+
+
+def _switch(name: str, label: str, value: bool, tip: str) -> nuke.Knob:
+    knob = nuke.Boolean_Knob(name, label)
+    knob.setValue(value)
+    knob.setFlag(nuke.NO_ANIMATION)
+    knob.setFlag(nuke.STARTLINE)
+    return _tip(knob, tip)
+
+
+def _menu(name: str, label: str, choices: list[str], tip: str) -> nuke.Knob:
+    return _tip(nuke.Enumeration_Knob(name, label, choices), tip)
+
+
+def _tip(knob: nuke.Knob, tip: str) -> nuke.Knob:
+    knob.setTooltip(tip)
+    return knob
+
+
+def _same_line(knob: nuke.Knob) -> nuke.Knob:
+    knob.clearFlag(nuke.STARTLINE)
+    return knob
+
+
+def _read_only(knob: nuke.Knob) -> nuke.Knob:
+    knob.setEnabled(False)
+    return knob
+
+
+def _hidden(knob: nuke.Knob) -> nuke.Knob:
+    knob.setFlag(nuke.INVISIBLE)
+    return knob

@@ -1,0 +1,443 @@
+"""An STM node seen from Python: what its knobs say, in types, and who owns its cache."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import nuke
+from stm_nuke import cache, fingerprint, group, knobs, scriptcolour
+from stm_nuke.errors import CacheError, KeyframeError, NoNodeError, PlateError, UsageError
+from stm_nuke.frames import Range
+from stm_nuke.keys import Key, format_keys, parse_keys
+from stm_nuke.wire import Window
+
+MAX_OBJECTS = 16
+_OBJECT = re.compile(r"([A-Za-z_][A-Za-z0-9_-]{0,63})\s*(?:=\s*([^\s=]+))?")
+_RESERVED = frozenset(
+    [
+        "rgba",
+        "rgb",
+        "alpha",
+        "depth",
+        "mask",
+        "rotopaint_mask",
+        "forward",
+        "backward",
+        "motion",
+        "disparity",
+        "none",
+        "all",
+    ]
+)
+"""Layers that Nuke gives a meaning of its own."""
+_UNSAVED = f"unsaved:{secrets.token_hex(8)}"
+"""The home of nodes in a script that this session has not saved."""
+
+
+@dataclass(frozen=True)
+class MaskObject:
+    """One thing being matted, and the channel of the mask input that shows it on a key."""
+
+    name: str
+    channel: str
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that a background task may know of a node; taken in the main thread, valid for ever.
+
+    Attributes:
+        display_window, canvas: x, y, width, height; y down.
+        settings: by the engine's names.
+    """
+
+    node_id: str
+    name: str
+    view: str
+    cache: Path
+    frames: Range
+    objects: tuple[MaskObject, ...]
+    keys: tuple[Key, ...]
+    settings: dict[str, Any]
+    display_window: Window
+    canvas: Window
+    pixel_aspect: float
+    fps: float
+    keep_stale: bool
+
+    def opening(self) -> dict[str, Any]:
+        """The fields of `open_shot`."""
+        return {
+            "folder": str(cache.store_folder(self.cache, self.view)),
+            "create": True,
+            "owner": f"{self.node_id} in process {os.getpid()}",
+            "plate": {
+                "kind": "pushed",
+                "frames": list(self.frames),
+                "display_window": list(self.display_window),
+                "canvas": list(self.canvas),
+                "pixel_aspect": self.pixel_aspect,
+                "fps": self.fps,
+            },
+            "settings": self.settings,
+        }
+
+
+class StmNode:
+    """An STM group. Everything here is for Nuke's main thread."""
+
+    def __init__(self, node: nuke.Node) -> None:
+        """Raises NoNodeError where it is no STM node."""
+        if not knobs.is_stm_node(node):
+            raise NoNodeError(f"{node.fullName()} is not an STM node.")
+        self.group = cast(nuke.Group, node)
+
+    # ---- what it is
+
+    @property
+    def name(self) -> str:
+        """As people know it, with the groups that it is in."""
+        return str(self.group.fullName())
+
+    @property
+    def id(self) -> str:
+        """Who it is; empty before `claim`."""
+        return str(self[knobs.NODE_ID])
+
+    @property
+    def cache(self) -> Path:
+        """Its cache folder."""
+        return Path(str(self[knobs.CACHE_PATH]))
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """Its keys in all views."""
+        return parse_keys(str(self[knobs.KEYS]))
+
+    def set_keys(self, keys: Sequence[Key]) -> None:
+        """Change the keys: a change that can be undone."""
+        self.set(knobs.KEYS, format_keys(keys))
+
+    def keys_of(self, view: str) -> tuple[Key, ...]:
+        """The keys of one view."""
+        return tuple(key for key in self.keys if key.view == view)
+
+    @property
+    def frames(self) -> Range:
+        """The frame range of the shot; (0, 0) before it is known."""
+        first, last = self[knobs.FIRST], self[knobs.LAST]
+        if last < first:
+            raise UsageError(f"The range {first} to {last} of {self.name} runs backwards.")
+        return int(first), int(last)
+
+    @property
+    def objects(self) -> tuple[MaskObject, ...]:
+        """What is being matted.
+
+        Raises:
+            UsageError: the objects knob cannot be understood.
+        """
+        found: list[MaskObject] = []
+        for line in str(self[knobs.OBJECTS]).splitlines():
+            if line.strip():
+                found.append(self._object_of(line.strip()))
+        names = [one.name for one in found]
+        if not found or len(names) > MAX_OBJECTS or len(set(names)) != len(names):
+            raise UsageError(
+                f"{self.name} has {len(names)} objects: {', '.join(names) or 'none'}.",
+                hint=f"Give 1 to {MAX_OBJECTS} different names under objects, one a line.",
+            )
+        return tuple(found)
+
+    def _object_of(self, line: str) -> MaskObject:
+        match = _OBJECT.fullmatch(line)
+        if match is None or match[1].lower() in _RESERVED:
+            raise UsageError(
+                f"{self.name}: the object {line!r} cannot be used.",
+                hint="Write NAME = CHANNEL, for example hero = rgba.alpha; NAME is no layer of Nuke's own.",
+            )
+        channel = match[2] or "rgba.alpha"
+        return MaskObject(match[1], channel if "." in channel else f"rgba.{channel}")
+
+    @property
+    def plate(self) -> nuke.Node | None:
+        """What is connected to `plate`."""
+        return self.group.input(group.PLATE)
+
+    @property
+    def mask(self) -> nuke.Node | None:
+        """What is connected to `mask`."""
+        return self.group.input(group.MASK)
+
+    def connected_plate(self) -> nuke.Node:
+        """What is connected to `plate`. PlateError where nothing is."""
+        plate = self.plate
+        if plate is None:
+            raise PlateError(f"{self.name} has no plate.", hint="Connect the picture to its plate input.")
+        return plate
+
+    def connected_mask(self) -> nuke.Node:
+        """What is connected to `mask`. KeyframeError where nothing is."""
+        mask = self.mask
+        if mask is None:
+            raise KeyframeError(
+                f"{self.name} has no mask.", hint="Connect a Roto, RotoPaint or Read to its mask input."
+            )
+        return mask
+
+    def view(self) -> str:
+        """The view that is being worked on."""
+        if nuke.GUI:
+            viewer = nuke.activeViewer()
+            if viewer is not None:
+                return str(viewer.view())
+        return str(nuke.views()[0])
+
+    def plate_print(self) -> str:
+        """The fingerprint of the graph above the plate."""
+        return fingerprint.print_of(self.plate)
+
+    def mask_print(self) -> str:
+        """The fingerprint of the graph above the mask."""
+        return fingerprint.print_of(self.mask)
+
+    def __getitem__(self, knob: str) -> Any:
+        return self.group[knob].value()
+
+    def set(self, knob: str, value: Any) -> None:
+        """Set a knob if that changes it."""
+        if self.group[knob].value() != value:
+            self.group[knob].setValue(value)
+
+    # ---- its range, its settings
+
+    def take_range_from_input(self) -> Range:
+        """Make the plate input's frame range that of the shot."""
+        found = self.connected_plate().frameRange()
+        first, last = int(found.first()), int(found.last())
+        self.set(knobs.FIRST, first)
+        self.set(knobs.LAST, last)
+        return first, last
+
+    def settings(self) -> dict[str, Any]:
+        """The engine's settings as the panel has them."""
+        step = int(self[knobs.MEMORY_STEP])
+        rule = str(self[knobs.MEMORY_RULE])
+        own_space, own_config = (
+            str(self[knobs.COLOUR_SPACE]).strip(),
+            str(self[knobs.OCIO_CONFIG] or "").strip(),
+        )
+        if own_space and own_space != knobs.SCRIPT_COLOUR:
+            space = scriptcolour.WorkingSpace(own_space, own_config or None)
+        else:
+            found = scriptcolour.working_space()
+            space = scriptcolour.WorkingSpace(found.colour_space, own_config or found.ocio_config)
+        return {
+            "memory_rule": knobs.RULES.get(rule, f"every:{step}"),
+            "memory_cap": int(self[knobs.MEMORY_CAP]),
+            "keys_in_memory": str(self[knobs.KEYS_IN_MEMORY]),
+            "working_size": int(self[knobs.WORKING_SIZE]),
+            "region": self._region(),
+            "colour_space": space.colour_space,
+            "ocio_config": space.ocio_config,
+            "device": str(self[knobs.DEVICE]),
+            "weights": str(self[knobs.WEIGHTS]).strip(),
+        }
+
+    def _region(self) -> dict[str, int] | None:
+        """The region in the engine's sense: y down from the top of the format."""
+        if not self[knobs.USE_REGION]:
+            return None
+        left, bottom, right, top = (round(one) for one in self[knobs.REGION])
+        height = self.connected_plate().format().height()
+        if right <= left or top <= bottom:
+            raise UsageError(f"The region of {self.name} is empty.", hint="Draw it, or switch it off.")
+        return {"x": left, "y": height - top, "width": right - left, "height": top - bottom}
+
+    def snapshot(self, view: str) -> Snapshot:
+        """What a task needs to know. Claims the cache first."""
+        self.claim()
+        frames = self.frames
+        if frames == (0, 0):
+            frames = self.take_range_from_input()
+        plate_format = self.connected_plate().format()
+        display: Window = (0, 0, plate_format.width(), plate_format.height())
+        return Snapshot(
+            node_id=self.id,
+            name=self.name,
+            view=view,
+            cache=self.cache,
+            frames=frames,
+            objects=self.objects,
+            keys=self.keys_of(view),
+            settings=self.settings(),
+            display_window=display,
+            canvas=self._canvas(display),
+            pixel_aspect=float(plate_format.pixelAspect()),
+            fps=float(nuke.root()["fps"].value()),
+            keep_stale=bool(self[knobs.KEEP_STALE]),
+        )
+
+    def _canvas(self, display: Window) -> Window:
+        numbers = [int(one) for one in str(self[knobs.CANVAS]).split()]
+        known = display if len(numbers) != 4 else (numbers[0], numbers[1], numbers[2], numbers[3])
+        return union(display, known)
+
+    def grow_canvas(self, window: Window) -> Window:
+        """Remember that a plate frame reaches this far; the canvas that holds everything seen so far."""
+        plate_format = self.connected_plate().format()
+        canvas = union(self._canvas((0, 0, plate_format.width(), plate_format.height())), window)
+        self.set(knobs.CANVAS, " ".join(str(one) for one in canvas))
+        return canvas
+
+    # ---- whose cache it is
+
+    def claim(self) -> None:
+        """Make sure that this node, in this script, is the only one that writes into its cache.
+
+        A node that came by copy-paste, or with a script that was saved under another name, gets a cache of
+        its own
+        with everything that the other has. Where there is no artist (a farm works on copies of scripts)
+        nothing is
+        moved, and two nodes with one cache are refused.
+
+        Raises:
+            CacheError: the cache cannot be written, or another node of this script has it.
+        """
+        twin = self.twin()
+        if not self.id:
+            self._settle(cache.new_id(), None)
+        elif twin is not None:
+            if not nuke.GUI:
+                raise CacheError(
+                    f"{self.name} and {twin.name} have one cache.",
+                    hint="Open the script in Nuke, press Set key or Propagate in one of them, and save.",
+                )
+            self._settle(cache.new_id(), self.cache)
+        elif nuke.GUI and self._came_from_another_script():
+            self._settle(cache.new_id(), self.cache)
+        elif nuke.GUI:
+            self.set(knobs.HOME, script_path() or _UNSAVED)
+        cache.make(self.cache)
+        self._show_matte()
+
+    def twin(self) -> StmNode | None:
+        """Another node of this script with the same id."""
+        mine = self.group.fullName()
+        for other in find_all():
+            if other.id == self.id and other.group.fullName() != mine:
+                return other
+        return None
+
+    def _came_from_another_script(self) -> bool:
+        home = str(self[knobs.HOME])
+        if home in ("", script_path(), _UNSAVED):
+            return False
+        # A script that was renamed or moved takes its cache along; one that is still there keeps it.
+        return home.startswith("unsaved:") or os.path.isfile(home)
+
+    def settle_after_save(self) -> None:
+        """The script is being saved: a cache without a script moves next to it, another script's is left."""
+        script = script_path()
+        if not script or not self.id or self[knobs.HOME] == script:
+            return
+        chosen = self[knobs.CACHE_PLACE] == knobs.CHOSEN_FOLDER
+        if self._came_from_another_script():
+            self._settle(cache.new_id(), self.cache)
+        elif str(self[knobs.HOME]) == _UNSAVED and not chosen:
+            self._settle(self.id, self.cache)
+        else:
+            self.set(knobs.HOME, script)
+
+    def move_cache(self) -> Path:
+        """Go to the place that the Settings tab names, taking everything along."""
+        self.claim()
+        self._settle(self.id, self.cache)
+        return self.cache
+
+    def _settle(self, node_id: str, source: Path | None) -> None:
+        chosen = str(self[knobs.CACHE_FOLDER] or "") if self[knobs.CACHE_PLACE] == knobs.CHOSEN_FOLDER else ""
+        place = cache.place_for(node_id, script_path(), chosen)
+        if source is None or not source.is_dir():
+            cache.make(place)
+        elif place != source:
+            cache.fork(source, place)
+        self.set(knobs.NODE_ID, node_id)
+        self.set(knobs.HOME, script_path() or _UNSAVED)
+        self.set(knobs.CACHE_PATH, place.as_posix())
+        self._show_matte()
+
+    def _show_matte(self) -> None:
+        first, last = self.frames
+        group.point_to(self.group, self.cache, first, last)
+
+
+def create(plate: nuke.Node | None = None, mask: nuke.Node | None = None) -> StmNode:
+    """A new STM node with a cache of its own, connected as told."""
+    built = group.build()
+    for number, source in ((group.PLATE, plate), (group.MASK, mask)):
+        if source is not None:
+            built.setInput(number, source)
+    node = StmNode(built)
+    node.claim()
+    if plate is not None:
+        node.take_range_from_input()
+        node.claim()
+    return node
+
+
+def find_all() -> list[StmNode]:
+    """Every STM node of the script, in groups too, by name."""
+    found = [StmNode(node) for node in _every_node(nuke.root()) if knobs.is_stm_node(node)]
+    return sorted(found, key=lambda node: node.name)
+
+
+def _every_node(parent: nuke.Group) -> Iterator[nuke.Node]:
+    for node in parent.nodes():
+        yield node
+        if isinstance(node, nuke.Group) and not knobs.is_stm_node(node):
+            yield from _every_node(node)
+
+
+def find(name: str) -> StmNode:
+    """The STM node of this name.
+
+    Raises:
+        NoNodeError: there is none.
+    """
+    node = nuke.toNode(name)
+    if node is None or not knobs.is_stm_node(node):
+        names = [one.name for one in find_all()]
+        raise NoNodeError(
+            f"There is no STM node {name}.",
+            hint=f"There {'is' if len(names) == 1 else 'are'} {', '.join(names) or 'none'}.",
+        )
+    return StmNode(node)
+
+
+def find_by_id(node_id: str) -> StmNode:
+    """The node of this id. NoNodeError where it has been deleted."""
+    for node in find_all():
+        if node.id == node_id:
+            return node
+    raise NoNodeError("The STM node has been deleted.")
+
+
+def script_path() -> str:
+    """The path of the open script, with forward slashes; empty where it has not been saved."""
+    name = str(nuke.root().name())
+    return "" if name in ("", "Root", nuke.untitled) else Path(name).as_posix()
+
+
+def union(one: Window, other: Window) -> Window:
+    """The smallest window that holds both."""
+    left, top = min(one[0], other[0]), min(one[1], other[1])
+    right = max(one[0] + one[2], other[0] + other[2])
+    bottom = max(one[1] + one[3], other[1] + other[3])
+    return left, top, right - left, bottom - top

@@ -1,0 +1,114 @@
+"""What the buttons of the panel do: a verb each, with its error said in words."""
+
+from __future__ import annotations
+
+from typing import Callable
+
+import nuke
+from stm_nuke import tasks, verbs
+from stm_nuke.errors import StmNodeError, Stopped
+from stm_nuke.node import StmNode
+
+
+def press(node: nuke.Node, button: str) -> None:
+    """Carry out what a button is for. Errors are shown, in a dialog where there is one."""
+    if not nuke.GUI:
+        _BUTTONS[button](StmNode(node))
+        return
+    try:
+        _BUTTONS[button](StmNode(node))
+    except Stopped:
+        verbs.tell(StmNode(node), "Stopped.")
+    except (StmNodeError, LookupError) as error:
+        text = str(error)
+        verbs.tell(StmNode(node), text)
+        nuke.message(text)
+
+
+def _set_key(node: StmNode) -> None:
+    verbs.set_key(node, nuke.frame(), node.view())
+    verbs.show_keys(node, node.view())
+
+
+def _delete_key(node: StmNode) -> None:
+    verbs.delete_key(node, nuke.frame(), node.view())
+    verbs.show_keys(node, node.view())
+
+
+def _previous_key(node: StmNode) -> None:
+    nuke.frame(verbs.neighbouring_key(node, nuke.frame(), node.view(), -1))
+
+
+def _next_key(node: StmNode) -> None:
+    nuke.frame(verbs.neighbouring_key(node, nuke.frame(), node.view(), 1))
+
+
+def _go_to_advised(node: StmNode) -> None:
+    nuke.frame(verbs.advised_frame(node))
+
+
+def _update_keys(node: StmNode) -> None:
+    verbs.update_keys(node, node.view())
+
+
+def _backward(node: StmNode) -> None:
+    verbs.propagate(node, node.view(), (_range(node)[0], nuke.frame()), "backward")
+
+
+def _both(node: StmNode) -> None:
+    verbs.propagate(node, node.view())
+
+
+def _forward(node: StmNode) -> None:
+    verbs.propagate(node, node.view(), (nuke.frame(), _range(node)[1]), "forward")
+
+
+def _span(node: StmNode) -> None:
+    verbs.propagate(node, node.view(), verbs.span_around(node, nuke.frame(), node.view()))
+
+
+def _range(node: StmNode) -> tuple[int, int]:
+    return node.snapshot(node.view()).frames
+
+
+def _stop(node: StmNode) -> None:
+    verbs.tell(node, "Stopping." if verbs.stop(node) else "Nothing is at work.")
+
+
+def _refresh(node: StmNode) -> None:
+    verbs.refresh(node, node.view())
+
+
+def _check_plate(node: StmNode) -> None:
+    verbs.check_plate(node, node.view())
+
+
+def _range_from_input(node: StmNode) -> None:
+    first, last = node.take_range_from_input()
+    node.claim()
+    verbs.tell(node, f"The range is {first}-{last}.")
+
+
+def _move_cache(node: StmNode) -> None:
+    if tasks.running(node.id) is not None:
+        raise StmNodeError(f"{node.name} is at work.", hint="Stop it first.")
+    verbs.tell(node, f"The cache is {node.move_cache()}.")
+
+
+_BUTTONS: dict[str, Callable[[StmNode], None]] = {
+    "set_key": _set_key,
+    "delete_key": _delete_key,
+    "previous_key": _previous_key,
+    "next_key": _next_key,
+    "go_to_advised": _go_to_advised,
+    "update_keys": _update_keys,
+    "backward": _backward,
+    "both": _both,
+    "forward": _forward,
+    "span": _span,
+    "stop": _stop,
+    "refresh": _refresh,
+    "check_plate": _check_plate,
+    "range_from_input": _range_from_input,
+    "move_cache": _move_cache,
+}

@@ -1,0 +1,64 @@
+"""The working space of the open script, as the engine is told of it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stm_nuke.errors import PlateError
+
+import nuke
+
+ENGINE_CONFIG = "ocio://studio-config-v2.2.0_aces-v1.3_ocio-v2.4"
+"""What Nuke's own colour management (no OCIO) is understood with."""
+NUKE_LINEAR = "Linear Rec.709 (sRGB)"
+"""Nuke's own working space, whatever $OCIO says."""
+_CONFIG_FOLDER = Path("plugins") / "OCIOConfigs" / "configs"
+
+
+@dataclass(frozen=True)
+class WorkingSpace:
+    """A colour space and the config that knows it: the engine's settings of the same names."""
+
+    colour_space: str
+    ocio_config: str | None
+
+
+def working_space(executable: str = "") -> WorkingSpace:
+    """What the script's pixels between nodes are.
+
+    Raises:
+        PlateError: the script's OCIO config cannot be found.
+    """
+    if _root("colorManagement") != "OCIO":
+        return WorkingSpace(NUKE_LINEAR, ENGINE_CONFIG)
+    return WorkingSpace(str(_root("workingSpaceLUT") or "scene_linear"), _config_of_script(executable))
+
+
+def _config_of_script(executable: str) -> str | None:
+    if os.environ.get("OCIO"):
+        return None  # the engine looks there itself
+    name = str(_root("OCIO_config") or "")
+    if name in ("", "custom"):
+        path = str(_root("customOCIOConfigPath") or "")
+        if path:
+            return path
+        raise PlateError(
+            "The script's OCIO config has no path.",
+            hint="Set it in Project Settings, or in the STM node's Settings.",
+        )
+    folder = Path(executable or nuke.EXE_PATH).parent / _CONFIG_FOLDER
+    for file in (folder / f"{name}.ocio", folder / name / "config.ocio"):
+        if file.is_file():
+            return str(file)
+    raise PlateError(
+        f"The script's OCIO config {name} is not in {folder}.",
+        hint="Name the file under OCIO config in the STM node's Settings.",
+    )
+
+
+def _root(name: str) -> Any:
+    knob = nuke.root().knob(name)
+    return None if knob is None else knob.value()

@@ -1,0 +1,201 @@
+"""A node's shot in the engine, brought to what the node's knobs say.
+
+No `nuke` here: it runs in any thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, Callable
+
+from stm_nuke import cache, exr
+from stm_nuke.client import Engine, Shot
+from stm_nuke.errors import CacheError, KeyframeError
+from stm_nuke.exr import Picture
+from stm_nuke.frames import Range, frames_of
+from stm_nuke.keys import Key, mask_path
+from stm_nuke.node import Snapshot
+from stm_nuke.wire import Aborted, EngineError, EngineGoneError, Header, Window
+
+DIGESTS_AT_ONCE = 5000
+GONE_CODES = frozenset(("gone", "unknown_job", "unknown_shot"))
+"""What a client hears of an engine that has died and been replaced."""
+
+_engine: Engine | None = None
+_lock = threading.Lock()
+
+
+def engine(host: str) -> Engine:
+    """The engine as this process sees it. Nothing is started before the first call."""
+    global _engine
+    with _lock:
+        if _engine is None:
+            _engine = Engine(host)
+        return _engine
+
+
+def leave_engine() -> None:
+    """Close the connection; the engine lives on for others."""
+    global _engine
+    with _lock:
+        if _engine is not None:
+            _engine.close()
+        _engine = None
+
+
+def is_gone(error: EngineError) -> bool:
+    """Whether the engine has died, so that it is worth trying again with a new one."""
+    return isinstance(error, EngineGoneError) or error.code in GONE_CODES
+
+
+class Session:
+    """A shot that is open in the engine for as long as a task needs it."""
+
+    def __init__(self, snapshot: Snapshot, host: str, aborted: Aborted) -> None:
+        self.snapshot = snapshot
+        self.dirty: set[int] = set()
+        """Frames whose matte has become out of date by what this session has told the engine."""
+        self._engine = engine(host)
+        self._shot: Shot = self._engine.shot(snapshot.opening())
+        self._aborted = aborted
+
+    @classmethod
+    @contextlib.contextmanager
+    def opened(cls, snapshot: Snapshot, host: str, aborted: Aborted) -> Iterator[Session]:
+        """Open the shot, and give it back at the end, so that other programs may use it."""
+        session = cls(snapshot, host, aborted)
+        try:
+            session._shot.open(aborted)
+            yield session
+        finally:
+            with contextlib.suppress(EngineError):
+                session._shot.close()
+
+    # ---- bringing it to what the node says
+
+    def sync(self) -> Header:
+        """Objects and keys as the node has them; the status afterwards.
+
+        Raises:
+            KeyframeError: the mask of a key is gone. EngineError.
+        """
+        snapshot = self.snapshot
+        wanted = {key.frame: key for key in snapshot.keys}
+        names = {one.name for one in snapshot.objects}
+        for found in self._shot.list_keys():
+            if int(found["frame"]) not in wanted:
+                self._note(self._shot.remove_key(int(found["frame"]), interrupt=True), int(found["frame"]))
+        present = {int(found["frame"]): found for found in self._shot.list_keys()}
+        for frame, key in sorted(wanted.items()):
+            self._sync_key(key, present.get(frame), names)
+        gone = [name for name in self._shot.status()["objects"] if name not in names]
+        if gone:
+            reply = self._shot.set_objects(remove=gone, interrupt=True)
+            self.dirty.update(frames_of(reply["dirty"]))
+        return self.status()
+
+    def _sync_key(self, key: Key, present: Mapping[str, Any] | None, names: set[str]) -> None:
+        in_engine = set() if present is None else {str(one["name"]) for one in present["objects"]}
+        if present is not None and present["digest"] == key.digest and in_engine <= names:
+            return
+        mask = self._mask_of(key)
+        objects = {name: name for name in mask.planes if name in names}
+        if not objects:
+            raise KeyframeError(
+                "The keyframe has none of the objects any more.",
+                frame=key.frame,
+                hint="Set it again, or delete it, or restore the object's name.",
+            )
+        reply = self._shot.push_key(
+            key.frame,
+            mask.image(list(objects)),
+            objects,
+            self._aborted,
+            digest=key.digest,
+            replace=True,
+            interrupt=True,
+        )
+        self._note(reply, key.frame)
+
+    def _mask_of(self, key: Key) -> Picture:
+        path = mask_path(self.snapshot.cache, key.digest)
+        try:
+            return exr.read(path)
+        except (OSError, exr.ExrError) as error:
+            raise KeyframeError(
+                f"The mask of the keyframe is gone: {path}.", frame=key.frame, hint="Set the keyframe again."
+            ) from error
+
+    def _note(self, reply: Mapping[str, Any], frame: int) -> None:
+        self.dirty.update(frames_of(reply.get("dirty", [])))
+        if reply.get("changed", True):
+            self.dirty.add(frame)
+
+    # ---- the plate
+
+    def plate_needed(self, frames: Range, print_: str) -> list[int]:
+        """The plate frames that the engine lacks, or has from another state of the graph above the plate."""
+        needed: set[int] = set()
+        every = range(self.snapshot.frames[0], self.snapshot.frames[1] + 1)
+        for start in range(0, len(every), DIGESTS_AT_ONCE):
+            digests = dict.fromkeys(every[start : start + DIGESTS_AT_ONCE], print_)
+            asked = set(frames_of(self._shot.plate_needed(frames, digests)))
+            needed |= asked if len(every) <= DIGESTS_AT_ONCE else asked & set(digests)
+        return sorted(needed)
+
+    def grow_canvas(self, canvas: Window) -> None:
+        """Tell the engine that a frame reaches beyond the canvas."""
+        if canvas != self.snapshot.canvas:
+            self.snapshot = replace(self.snapshot, canvas=canvas)
+            self._shot.close()
+            self._shot = self._engine.shot(self.snapshot.opening())
+            self._shot.open(self._aborted)
+
+    def push_plate(self, frame: int, picture: Picture, print_: str, metadata: Mapping[str, Any]) -> bool:
+        """Give one frame to the engine; whether its content was new to it."""
+        reply = self._shot.push_plate(
+            frame,
+            picture.image(("R", "G", "B")),
+            self._aborted,
+            display_window=list(picture.display_window),
+            pixel_aspect=picture.pixel_aspect,
+            digest=print_,
+            metadata=dict(metadata) or None,
+        )
+        self.dirty.update(frames_of(reply["dirty"]))
+        return bool(reply["changed"])
+
+    # ---- asking and computing
+
+    def status(self) -> Header:
+        """What is done, stale, missing."""
+        return self._shot.status()
+
+    def plan(self, frames: Range, direction: str) -> Header:
+        """What a propagation would do."""
+        return self._shot.plan(frames, direction)
+
+    def propagate(self, frames: Range, direction: str, on_progress: Callable[[Header], None]) -> None:
+        """Compute what is not done."""
+        job = self._shot.propagate(frames, direction)
+        self._engine.wait(job, on_progress=on_progress, aborted=self._aborted)
+
+    def export(self, frames: Iterable[Range], on_progress: Callable[[Header], None]) -> None:
+        """Write the matte files that the node's Read reads.
+
+        CacheError where a file is not there afterwards.
+        """
+        folder, view = self.snapshot.cache, self.snapshot.view
+        pattern = str(cache.matte_path(folder, view, 0)).replace(".0000.", ".%04d.")
+        objects = [one.name for one in self.snapshot.objects]
+        for first, last in frames:
+            known = self._shot.status((first, last))["objects"]
+            job = self._shot.export(pattern, (first, last), "A", [name for name in objects if name in known])
+            self._engine.wait(job, on_progress=on_progress)
+            for frame in range(first, last + 1):
+                if not cache.matte_path(folder, view, frame).is_file():
+                    raise CacheError("The matte file was not written.", frame=frame)
+            cache.renew_mattes(folder, view, range(first, last + 1))

@@ -1,0 +1,161 @@
+"""Work beside the artist: one task per node, in a thread where there is a panel to look at, at once in a
+terminal.
+
+Nuke may be touched in its main thread only; `in_main` brings a call there and its result, or its error, back.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import Any, Callable, TypeVar
+
+import nuke
+from stm_nuke.errors import EngineFailure, StmNodeError, Stopped
+from stm_nuke.frames import counted
+from stm_nuke.wire import AbortedError, EngineError
+
+T = TypeVar("T")
+
+
+class Task:
+    """One piece of work for one node.
+
+    Attributes:
+        error: what it ended with, if it failed.
+    """
+
+    def __init__(self, node_id: str, title: str, work: Callable[[Task], None]) -> None:
+        self.node_id = node_id
+        self.title = title
+        self.error: StmNodeError | None = None
+        self._work = work
+        self._stopped = threading.Event()
+        self._ended = threading.Event()
+        self._panel: Any = None
+        self._told: tuple[str, int] = ("", -1)
+
+    def stop(self) -> None:
+        """Ask it to end soon."""
+        self._stopped.set()
+
+    def stopped(self) -> bool:
+        """Whether somebody has asked: by `stop`, or by the Cancel of the progress bar."""
+        if not self._stopped.is_set() and self._panel is not None and self._panel.isCancelled():
+            self._stopped.set()
+        return self._stopped.is_set()
+
+    def check(self) -> None:
+        """Raises Stopped if somebody has asked."""
+        if self.stopped():
+            raise Stopped()
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait for its end; whether it has ended. Not for the main thread while the task needs it."""
+        return self._ended.wait(seconds)
+
+    def tell(self, message: str, done: int = 0, total: int = 0, frame: int | None = None) -> None:
+        """Say how far it is."""
+        percent = 0 if total <= 0 else min(100, 100 * done // total)
+        if (message, percent) == self._told:
+            return
+        self._told = message, percent
+        if self._panel is not None:
+            self._panel.setMessage(message)
+            self._panel.setProgress(percent)
+        elif not nuke.GUI:
+            if frame is not None:
+                print(f"Frame {frame} ({done} of {total})", flush=True)
+            print(f"{message}\nProgress: {percent}%", flush=True)
+
+    def run(self) -> None:
+        """Do the work here; its error is kept, never raised."""
+        try:
+            if nuke.GUI:
+                self._panel = nuke.ProgressTask(self.title)
+            self._work(self)
+        except StmNodeError as error:
+            self.error = error
+        except AbortedError:
+            self.error = Stopped()
+        except EngineError as error:
+            self.error = EngineFailure(str(error), frame=None)
+        except Exception as error:  # a bug: the thread must not die without a word
+            self.error = StmNodeError(f"STM for Nuke has failed: {type(error).__name__}: {error}")
+            sys.excepthook(*sys.exc_info())
+        finally:
+            self._panel = None  # closes the progress bar
+            self._ended.set()
+
+
+_running: dict[str, Task] = {}
+_lock = threading.Lock()
+
+
+def running(node_id: str) -> Task | None:
+    """The task at work for a node."""
+    with _lock:
+        task = _running.get(node_id)
+    return None if task is None or task.wait(0) else task
+
+
+def start(task: Task, ended: Callable[[Task], None]) -> Task:
+    """Begin a task; one that is at work for the same node is stopped first.
+
+    `ended` is called in the main thread.
+    """
+    with _lock:
+        before = _running.get(task.node_id)
+        _running[task.node_id] = task
+
+    def run() -> None:
+        if before is not None:
+            before.stop()
+            before.wait()
+        task.run()
+        in_main(ended, task)
+
+    if nuke.GUI:
+        threading.Thread(target=run, name=f"STM {task.title}", daemon=True).start()
+    else:
+        run()
+    return task
+
+
+def stop_all() -> int:
+    """Ask every task to end; how many were at work."""
+    with _lock:
+        tasks = [task for task in _running.values() if not task.wait(0)]
+    for task in tasks:
+        task.stop()
+    return len(tasks)
+
+
+def in_main(call: Callable[..., T], *arguments: Any) -> T:
+    """Call it in Nuke's main thread and wait. What it raises is raised here."""
+    if threading.current_thread() is threading.main_thread():
+        return call(*arguments)
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:  # Nuke swallows what a call raises: carry it over
+        try:
+            results.append(call(*arguments))
+        except BaseException as error:
+            errors.append(error)
+
+    nuke.executeInMainThreadWithResult(work)  # type: ignore[no-untyped-call]
+    if errors:
+        raise errors[0]
+    if not results:
+        raise StmNodeError("Nuke is closing: the work was not done.")
+    return results[0]
+
+
+def time_left(seconds: float | None) -> str:
+    """`, about 2 minutes left`, or nothing."""
+    if seconds is None:
+        return ""
+    if seconds < 90:
+        return f", about {counted(max(1, round(seconds)), 'second')} left"
+    return f", about {counted(round(seconds / 60), 'minute')} left"

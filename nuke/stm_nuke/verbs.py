@@ -1,0 +1,489 @@
+"""What an artist, or a script, does with an STM node: one function per verb. Buttons and the batch API call
+these.
+
+The knobs are the truth: a verb changes them in Nuke's main thread (one undo each), and a task brings the
+engine to
+what they say. So undo, and an engine that has died, need no special care: the next verb puts everything
+right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Callable, Literal, Optional
+
+import nuke
+from stm_nuke import cache, capture, exr, group, knobs, session, tasks
+from stm_nuke.errors import KeyframeError, PlateError, StmNodeError, UsageError
+from stm_nuke.exr import Picture
+from stm_nuke.frames import Range, counted, frames_of, in_words, ranges_of
+from stm_nuke.keys import Key, digest_of, format_keys, mask_path, neighbours, with_key, without_key
+from stm_nuke.node import Snapshot, StmNode, find_by_id
+from stm_nuke.session import Session
+from stm_nuke.tasks import Task, in_main
+from stm_nuke.wire import EngineError, Header
+
+Direction = Literal["forward", "backward", "both"]
+Ended = Optional[Callable[[Task], None]]
+
+ENGINE_TRIES = 3
+"""How often a propagation is taken up again after the engine has died."""
+
+
+# ---- keys
+
+
+def set_key(node: StmNode, frame: int, view: str, mask_file: Path | None = None, ended: Ended = None) -> Key:
+    """Take the mask at `frame` as a keyframe: from the mask input, or from an image file.
+
+    Raises:
+        KeyframeError, PlateError, CacheError, UsageError, Stopped.
+    """
+    snapshot = node.snapshot(view)
+    first, last = snapshot.frames
+    if not first <= frame <= last:
+        raise KeyframeError(
+            f"The frame is not in the range {first}-{last} of {node.name}.",
+            frame=frame,
+            hint="Go to a frame inside, or change the range.",
+        )
+    key, is_empty = _take_mask(node, frame, view, mask_file)
+    with _undo(f"Set STM key {frame}"):
+        node.set_keys(with_key(node.keys, key))
+        group.offer_objects(node.group, [one.name for one in snapshot.objects])
+    cache.retire_mattes(snapshot.cache, view, [frame], snapshot.keep_stale)
+    note = " Its mask is empty: the object is taken as not there." if is_empty else ""
+    _sync_task(node, view, f"Keyframe {frame} is set.{note}", ended, [frame])
+    return key
+
+
+def _take_mask(node: StmNode, frame: int, view: str, mask_file: Path | None) -> tuple[Key, bool]:
+    """Render a mask, keep it in the cache; its key, and whether it is empty everywhere."""
+    if mask_file is None:
+        picture = capture.masks(node, frame, view)
+        print_ = node.mask_print()
+    else:
+        picture = capture.masks_from_file(node, mask_file, node.objects, frame, view)
+        print_ = "file"
+    digest = digest_of(picture)
+    path = mask_path(node.cache, digest)
+    if not path.is_file():
+        exr.write(path, picture)
+    return Key(view, frame, digest, print_), not any(any(plane) for plane in picture.planes.values())
+
+
+def delete_key(node: StmNode, frame: int, view: str, ended: Ended = None) -> None:
+    """Forget the keyframe at `frame`. KeyframeError where there is none."""
+    if frame not in {key.frame for key in node.keys_of(view)}:
+        raise KeyframeError(
+            f"{node.name} has no keyframe here.", frame=frame, hint=_keys_in_words(node, view)
+        )
+    with _undo(f"Delete STM key {frame}"):
+        node.set_keys(without_key(node.keys, view, frame))
+    cache.retire_mattes(node.cache, view, [frame], bool(node[knobs.KEEP_STALE]))
+    _sync_task(node, view, f"Keyframe {frame} is deleted.", ended, [frame])
+
+
+def neighbouring_key(node: StmNode, frame: int, view: str, step: int) -> int:
+    """The frame of the next (`step` 1) or previous (-1) key. KeyframeError where there is none."""
+    before, after = neighbours((key.frame for key in node.keys_of(view)), frame)
+    found = after if step > 0 else before
+    if found is None:
+        where = "after" if step > 0 else "before"
+        raise KeyframeError(f"There is no keyframe {where} frame {frame}.", hint=_keys_in_words(node, view))
+    return found
+
+
+def changed_keys(node: StmNode, view: str) -> dict[int, Key]:
+    """The keys whose mask input gives another mask now, with what it gives: compared by content.
+
+    Keys from files are never among them. Only keys whose mask input has been touched since are rendered.
+    """
+    now = node.mask_print()
+    found = {}
+    untouched: list[Key] = []
+    for key in node.keys_of(view):
+        if key.print_ not in (now, "file"):
+            taken, _ = _take_mask(node, key.frame, view, None)
+            if taken.digest != key.digest:
+                found[key.frame] = taken
+            else:
+                untouched.append(taken)
+    if untouched:
+        keys = node.keys
+        for key in untouched:
+            keys = with_key(keys, key)
+        node.set_keys(keys)
+    return found
+
+
+def update_keys(node: StmNode, view: str, ended: Ended = None) -> list[int]:
+    """Take over the masks of keys whose mask input has changed; their frames."""
+    node.snapshot(view)
+    found = changed_keys(node, view)
+    with _undo("Update STM keys"):
+        keys = node.keys
+        for key in found.values():
+            keys = with_key(keys, key)
+        node.set_keys(keys)
+    cache.retire_mattes(node.cache, view, found, bool(node[knobs.KEEP_STALE]))
+    words = f"Keyframes {in_words(found)} are updated." if found else "No mask has changed."
+    _sync_task(node, view, words, ended, sorted(found))
+    return sorted(found)
+
+
+def rename_object(node: StmNode, old: str, new: str, view: str, ended: Ended = None) -> None:
+    """Give an object another name, in its keys too. UsageError where that cannot be."""
+    names = [one.name for one in node.objects]
+    if old not in names or new in names:
+        raise UsageError(f"{old} cannot become {new}: the objects are {', '.join(names)}.")
+    lines = [f"{new if one.name == old else one.name} = {one.channel}" for one in node.objects]
+    renamed = []
+    for key in node.keys:
+        mask = exr.read(mask_path(node.cache, key.digest))
+        planes = {new if name == old else name: plane for name, plane in mask.planes.items()}
+        picture = Picture(mask.format, planes, mask.data_window, mask.display_window, mask.pixel_aspect)
+        digest = digest_of(picture)
+        exr.write(mask_path(node.cache, digest), picture)
+        renamed.append(Key(key.view, key.frame, digest, key.print_))
+    with _undo(f"Rename STM object {old}"):
+        node.set(knobs.OBJECTS, "\n".join(lines))
+        node.set_keys(renamed)
+        group.offer_objects(node.group, [one.name for one in node.objects])
+    _sync_task(node, view, f"{old} is called {new} now.", ended)
+
+
+def _keys_in_words(node: StmNode, view: str) -> str:
+    frames = [key.frame for key in node.keys_of(view)]
+    return f"It has keyframes at {in_words(frames)}." if frames else "It has no keyframe yet."
+
+
+# ---- propagating
+
+
+def span_around(node: StmNode, frame: int, view: str) -> Range:
+    """From the key before `frame` (or the first frame) to the key after it (or the last)."""
+    first, last = node.frames
+    frames = [key.frame for key in node.keys_of(view)]
+    before, after = neighbours(frames, frame)
+    if frame in frames and before is not None and after is None:
+        return before, frame
+    start = frame if frame in frames else before
+    return (first if start is None else start), (last if after is None else after)
+
+
+def propagate(
+    node: StmNode, view: str, frames: Range | None = None, direction: Direction = "both", ended: Ended = None
+) -> Task:
+    """Make the mattes of `frames` (default: all) in a task: plate, network, files.
+
+    Raises:
+        KeyframeError: there is no key. PlateError, CacheError, UsageError.
+    """
+    snapshot = node.snapshot(view)
+    if not snapshot.keys:
+        raise KeyframeError(
+            f"{node.name} has no keyframe.", hint="Go to a frame with a good mask and press Set key."
+        )
+    group.offer_objects(node.group, [one.name for one in snapshot.objects])
+    wanted = _within(snapshot.frames, frames or snapshot.frames)
+    work = _Propagation(snapshot, wanted, direction, node.plate_print())
+    return tasks.start(Task(snapshot.node_id, f"STM {snapshot.name}", work), _then(view, ended))
+
+
+def check_plate(node: StmNode, view: str, ended: Ended = None) -> Task:
+    """Render the whole plate again and compare by content; frames that differ become stale."""
+    snapshot = node.snapshot(view)
+    work = _PlateCheck(snapshot, node.plate_print())
+    return tasks.start(Task(snapshot.node_id, f"STM {snapshot.name}: plate", work), _then(view, ended))
+
+
+def refresh(node: StmNode, view: str, ended: Ended = None) -> Task:
+    """Ask the engine what is done, stale and missing, and say it in the panel."""
+    return _sync_task(node, view, "", ended)
+
+
+def stop(node: StmNode) -> bool:
+    """Stop what is at work for this node; whether anything was."""
+    task = tasks.running(node.id)
+    if task is not None:
+        task.stop()
+    return task is not None
+
+
+def _within(shot: Range, frames: Range) -> Range:
+    first, last = max(shot[0], frames[0]), min(shot[1], frames[1])
+    if last < first:
+        raise UsageError(
+            f"The frames {frames[0]}-{frames[1]} are not in the range {shot[0]}-{shot[1]} of the shot."
+        )
+    return first, last
+
+
+class _Work:
+    """What tasks have in common: the engine brought to the node's knobs, and another try when it has died."""
+
+    title = "Asking the engine"
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+
+    def __call__(self, task: Task) -> None:
+        task.tell(self.title)
+        for attempt in range(1, ENGINE_TRIES + 1):
+            try:
+                self._try(task)
+                return
+            except EngineError as error:
+                if not session.is_gone(error) or attempt == ENGINE_TRIES:
+                    self._doubt()
+                    raise
+                task.tell("The engine has stopped. Starting it again; finished frames are kept.")
+            except StmNodeError:
+                self._doubt()
+                raise
+
+    def _try(self, task: Task) -> None:
+        with Session.opened(self.snapshot, host_name(), task.stopped) as opened:
+            status = opened.sync()
+            self._retire(opened, status)
+            self._do(opened, status, task)
+            self._report(opened.status())
+
+    def _do(self, opened: Session, status: Header, task: Task) -> None:
+        """What this work is for, once keys and objects are right."""
+
+    def _retire(self, opened: Session, status: Mapping[str, Any]) -> None:
+        """Take mattes out of use that are not what the engine would give now."""
+        first, last = self.snapshot.frames
+        done = set(frames_of(status["done"])) - opened.dirty
+        out_of_date = [frame for frame in range(first, last + 1) if frame not in done]
+        cache.retire_mattes(self.snapshot.cache, self.snapshot.view, out_of_date, self.snapshot.keep_stale)
+        opened.dirty.clear()
+
+    def _doubt(self) -> None:
+        """It has failed: take out of use what may be out of date without the engine having said so."""
+
+    def _report(self, status: Header) -> None:
+        cache.note_keys(self.snapshot.cache, self.snapshot.view, format_keys(self.snapshot.keys))
+        in_main(_show_status, self.snapshot, status)
+
+
+class _Sync(_Work):
+    """Keys and objects into the engine, the status out of it."""
+
+    def __init__(self, snapshot: Snapshot, edited: Sequence[int]) -> None:
+        """`edited`: the keys that were changed, set or deleted just now."""
+        super().__init__(snapshot)
+        self.edited = edited
+
+    def _doubt(self) -> None:
+        """The engine could not be asked what the edit makes stale: all that it could is taken out of use."""
+        first, last = self.snapshot.frames
+        for frame in self.edited:
+            if self.snapshot.settings["keys_in_memory"] == "all":
+                before, after = None, None
+            else:
+                before, after = neighbours((key.frame for key in self.snapshot.keys), frame)
+            around = range(first if before is None else before + 1, last + 1 if after is None else after)
+            cache.retire_mattes(self.snapshot.cache, self.snapshot.view, around, self.snapshot.keep_stale)
+
+
+class _PlateWork(_Work):
+    """Work that brings plate frames to the engine."""
+
+    def __init__(self, snapshot: Snapshot, print_: str) -> None:
+        super().__init__(snapshot)
+        self.print_ = print_
+
+    def _push(self, opened: Session, frames: Sequence[int], task: Task) -> list[int]:
+        """Render plate frames and give them to the engine; those whose content was new."""
+        changed = []
+        for number, frame in enumerate(frames, 1):
+            task.check()
+            task.tell(f"Reading the plate, {number} of {len(frames)}", number - 1, len(frames))
+            picture, metadata, canvas = in_main(self._capture, frame)
+            opened.grow_canvas(canvas)
+            if opened.push_plate(frame, picture, self.print_, metadata):
+                changed.append(frame)
+            if opened.dirty:
+                self._retire(opened, opened.status())
+        return changed
+
+    def _capture(self, frame: int) -> tuple[Picture, dict[str, Any], tuple[int, int, int, int]]:
+        node = find_by_id(self.snapshot.node_id)
+        picture = capture.plate(node, frame, self.snapshot.view)
+        if picture.display_window[2:] != self.snapshot.display_window[2:]:
+            raise PlateError(
+                f"The plate is {picture.display_window[2]} x {picture.display_window[3]} here, and "
+                f"{self.snapshot.display_window[2]} x {self.snapshot.display_window[3]} elsewhere.",
+                frame=frame,
+                hint="Put a Reformat above the STM node.",
+            )
+        return (
+            picture,
+            _metadata(node, frame, self.snapshot.view, picture),
+            node.grow_canvas(picture.data_window),
+        )
+
+    def _remember_print(self) -> None:
+        node = find_by_id(self.snapshot.node_id)
+        node.set(knobs.PLATE_PRINT, self.print_)
+
+
+class _PlateCheck(_PlateWork):
+    """All frames rendered again and compared."""
+
+    title = "Checking the plate"
+
+    def _do(self, opened: Session, status: Header, task: Task) -> None:
+        first, last = self.snapshot.frames
+        self._push(opened, range(first, last + 1), task)
+        in_main(self._remember_print)
+
+
+class _Propagation(_PlateWork):
+    """Plate frames that are lacking, then the network, then matte files."""
+
+    title = "Starting the engine"
+
+    def __init__(self, snapshot: Snapshot, frames: Range, direction: Direction, print_: str) -> None:
+        super().__init__(snapshot, print_)
+        self.frames = frames
+        self.direction = direction
+
+    def _do(self, opened: Session, status: Header, task: Task) -> None:
+        self._push(opened, opened.plate_needed(self.frames, self.print_), task)
+        in_main(self._remember_print)
+        task.tell(str(opened.plan(self.frames, self.direction)["text"]))
+
+        def on_progress(state: Header) -> None:
+            left = tasks.time_left(state["seconds_left"])
+            frame = state["frame"]
+            task.tell(f"{state['text']}{left}", int(state["done"]), int(state["total"]), frame)
+
+        try:
+            opened.propagate(self.frames, self.direction, on_progress)
+        except EngineError as error:
+            if not session.is_gone(error):
+                self._export(opened, task)  # what is finished is shown, also after Stop
+            raise
+        self._export(opened, task)
+
+    def _export(self, opened: Session, task: Task) -> None:
+        done = set(frames_of(opened.status()["done"])) & set(range(self.frames[0], self.frames[1] + 1))
+        missing = done - cache.fresh_mattes(self.snapshot.cache, self.snapshot.view, done)
+
+        def on_progress(state: Header) -> None:
+            task.tell("Writing mattes", int(state["done"]), int(state["total"]), state["frame"])
+
+        opened.export(ranges_of(missing), on_progress)
+
+
+def _metadata(node: StmNode, frame: int, view: str, picture: Picture) -> dict[str, Any]:
+    """What the plate says of itself: plain values only."""
+    found: dict[str, Any] = node.connected_plate().metadata(float(frame), view) or {}
+    plain = {name: value for name, value in found.items() if isinstance(value, (str, int, float))}
+    time_code = picture.time_code or plain.get("input/timecode")
+    if isinstance(time_code, str):
+        plain["smpte:TimeCode"] = time_code
+    return plain
+
+
+# ---- showing
+
+
+def _sync_task(node: StmNode, view: str, words: str, ended: Ended, edited: Sequence[int] = ()) -> Task:
+    task = Task(node.id, f"STM {node.name}", _Sync(node.snapshot(view), edited))
+    if words:
+        tell(node, words)
+    return tasks.start(task, _then(view, ended))
+
+
+def _then(view: str, ended: Ended) -> Callable[[Task], None]:
+    """What happens in the main thread when a task has ended."""
+
+    def finish(task: Task) -> None:
+        try:
+            node = find_by_id(task.node_id)
+        except StmNodeError:
+            return  # deleted meanwhile
+        group.reload_matte(node.group)
+        show_keys(node, view)
+        if task.error is not None:
+            tell(node, str(task.error))
+        if ended is not None:
+            ended(task)
+
+    return finish
+
+
+def tell(node: StmNode, words: str) -> None:
+    """Say it in the status line, without making the script look changed."""
+    _quietly(node, knobs.STATUS, words)
+
+
+def show_keys(node: StmNode, view: str) -> None:
+    """The list of keys: frame, objects, and whether the mask input has been touched since."""
+    now = node.mask_print()
+    lines = []
+    for key in node.keys_of(view):
+        state = (
+            "from a file" if key.print_ == "file" else "fresh" if key.print_ == now else "mask input changed"
+        )
+        lines.append(f"{key.frame}  {state}")
+    _quietly(node, knobs.KEY_LIST, "\n".join(lines) or "none")
+
+
+def _show_status(snapshot: Snapshot, status: Header) -> None:
+    node = find_by_id(snapshot.node_id)
+    advice = status.get("advice")
+    _advised[snapshot.node_id] = None if advice is None else int(advice["frame"])
+    words = (
+        str(status["text"])
+        if snapshot.keys
+        else "No key yet. Go to a frame with a good mask and press Set key."
+    )
+    if advice is not None:
+        words += f". Next key: {advice['text']}"
+    first, last = snapshot.frames
+    ready = cache.fresh_mattes(snapshot.cache, snapshot.view, range(first, last + 1))
+    words += f". {counted(len(ready), 'matte file')} of {last - first + 1} ready."
+    tell(node, words)
+
+
+_advised: dict[str, int | None] = {}
+
+
+def advised_frame(node: StmNode) -> int:
+    """Where the next key would help most, as the engine said last. KeyframeError where it has not."""
+    frame = _advised.get(node.id)
+    if frame is None:
+        raise KeyframeError("There is no advice.", hint="Propagate first, or press Refresh status.")
+    return frame
+
+
+def _quietly(node: StmNode, knob: str, words: str) -> None:
+    root = nuke.root()
+    was_modified = root.modified()
+    node.set(knob, words)
+    root.setModified(was_modified)
+
+
+def host_name() -> str:
+    """How the engine knows this program."""
+    return f"nuke {nuke.NUKE_VERSION_STRING}"
+
+
+class _undo:
+    """All that happens inside is one step of undo."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        nuke.Undo.begin(self._name)
+
+    def __exit__(self, *error: object) -> None:
+        nuke.Undo.end()
