@@ -1,7 +1,7 @@
 """Build STM.ofx.bundle without CMake: `python ofx_bridge/build.py --output DIR [--target TARGET]`.
 
-Needs Python 3.9 or newer, the package `nlohmann-json` (or the system's headers) and a C++17 compiler: the one in
-the package `ziglang`, which also compiles for other systems, else c++, g++ or clang++.
+Needs Python 3.9 or newer, the package `nlohmann-json` (or the system's headers) and a C++17 compiler: the
+one in the package `ziglang`, which also compiles for other systems, else c++, g++ or clang++.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,33 +136,32 @@ def find_json_headers() -> Path:
     raise BuildError("The JSON headers are missing: pip install nlohmann-json")
 
 
-def compile_sources(
-    compiler: Compiler, sources: Iterable[Path], folder: Path, options: Sequence[str], jobs: int = 1
-) -> list[Path]:
-    """Compile each source to an object file in `folder`.
+def compile_together(
+    compiler: Compiler, sources: Iterable[Path], result: Path, options: Sequence[str]
+) -> Path:
+    """Compile sources as one unit (the JSON headers are read once) into the object file `result`.
 
     Raises:
         BuildError: the compiler refuses; its words are in the text.
     """
-    headers = find_json_headers()
-
-    def compile_one(source: Path) -> Path:
-        target = folder / (source.stem + ".o")
-        language = ("-std=c++17", "-fvisibility=hidden", "-fvisibility-inlines-hidden", *WARNINGS)
-        _run((*compiler.command, *language, *options, "-isystem", str(headers), "-c", str(source), "-o", str(target)))
-        return target
-
-    with ThreadPoolExecutor(max_workers=jobs) as pool:
-        return list(pool.map(compile_one, sources))
+    unit = result.with_suffix(".cpp")
+    unit.write_text("".join(f'#include "{source.as_posix()}"\n' for source in sources), encoding="utf-8")
+    language = ("-std=c++17", "-fvisibility=hidden", "-fvisibility-inlines-hidden", *WARNINGS)
+    headers = ("-isystem", str(find_json_headers()))
+    _run((*compiler.command, *language, *options, *headers, "-c", str(unit), "-o", str(result)))
+    return result
 
 
-def build(output: Path, target: Target | None = None, jobs: int = 1, options: Sequence[str] = ()) -> Path:
+def build(
+    output: Path, target: Target | None = None, options: Sequence[str] = (), compiler: Compiler | None = None
+) -> Path:
     """Build the bundle, or add one system to a bundle that is there.
 
     Args:
         output: the folder that is to hold STM.ofx.bundle.
         target: what to build for; this machine if None.
         options: more options for the compiler and the linker.
+        compiler: what to build with; `find_compiler` if None.
 
     Returns:
         The bundle.
@@ -172,18 +170,18 @@ def build(output: Path, target: Target | None = None, jobs: int = 1, options: Se
         BuildError: it cannot be built.
     """
     target = target or host_target()
-    compiler = find_compiler(target)
+    compiler = compiler or find_compiler(target)
     bundle = output / BUNDLE_NAME
     binary = bundle / "Contents" / target.folder / BINARY_NAME
     position = () if target.folder == "Win64" else ("-fPIC",)
     with tempfile.TemporaryDirectory(prefix="stm-ofx-") as name:
-        folder = Path(name)
+        linked = Path(name) / BINARY_NAME
         sources = [BRIDGE / "source" / one for one in (*COMMON_SOURCES, *target.sources)]
-        objects = compile_sources(compiler, sources, folder, ("-O2", *position, *options), jobs)
-        linked = folder / BINARY_NAME
-        static = () if compiler.is_zig or target.folder == "MacOS" else ("-static-libstdc++", "-static-libgcc")
+        unit = compile_together(compiler, sources, Path(name) / "effect.o", ("-O2", *position, *options))
+        own_runtime = ("-static-libstdc++", "-static-libgcc")
+        static = () if compiler.is_zig or target.folder == "MacOS" else own_runtime
         strip = ("-s",) if target.folder != "MacOS" and not options else ()
-        _run((*compiler.command, *map(str, objects), *target.link, *static, *strip, *options, "-o", str(linked)))
+        _run((*compiler.command, str(unit), *target.link, *static, *strip, *options, "-o", str(linked)))
         binary.parent.mkdir(parents=True, exist_ok=True)
         fresh = binary.with_name(BINARY_NAME + ".new")
         shutil.copyfile(linked, fresh)
@@ -216,13 +214,13 @@ def _run(command: Sequence[str]) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Build from the command line; 0 if the bundle is there, 1 if not."""
     parser = argparse.ArgumentParser(description="Build STM.ofx.bundle.")
-    parser.add_argument("--output", type=Path, default=BRIDGE.parent / "build" / "ofx", help="the folder for the bundle")
-    parser.add_argument("--target", choices=sorted(TARGETS), help="the system to build for (default: this one)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="compilations at a time")
+    default = BRIDGE.parent / "build" / "ofx"
+    parser.add_argument("--output", type=Path, default=default, help="the folder for the bundle")
+    parser.add_argument("--target", choices=sorted(TARGETS), help="the system to build for (this one)")
     given = parser.parse_args(arguments)
     try:
         target = TARGETS[given.target] if given.target else host_target()
-        bundle = build(given.output, target, given.jobs)
+        bundle = build(given.output, target)
     except BuildError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1

@@ -31,7 +31,7 @@ struct ShotSpec {
 };
 
 struct JobState {
-    std::string state;  // queued, running, finished, cancelled, failed
+    std::string state = "queued";  // queued, running, finished, cancelled, failed
     std::int64_t version = 0;
     std::int64_t done = 0;
     std::int64_t total = 0;

@@ -1,0 +1,116 @@
+"""The effect's protocol reader and pixel arithmetic, with address and undefined-behaviour sanitizers."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from tests.hosts.ofx_fixtures import REPOSITORY, load_build
+from tests.hosts.ofx_sanitizers import SANITIZE, sanitizing_compiler
+
+FUZZ_SECONDS = 8.0
+FUZZ_SEED = 20190404
+SECTION = re.compile(r"## 11\. Vectors.*?```\n(.*?)```", re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The driver program, sanitized."""
+    compiler = sanitizing_compiler()
+    build, folder = load_build(), tmp_path_factory.mktemp("shim")
+    sources = [REPOSITORY / "ofx_bridge" / "source" / name for name in ("protocol.cpp", "pixels.cpp")]
+    sources.append(REPOSITORY / "tests" / "ofx_bridge" / "shim_driver.cpp")
+    options = ("-O1", "-g1", *SANITIZE, f"-I{REPOSITORY / 'ofx_bridge' / 'source'}")
+    unit = build.compile_together(build.Compiler((compiler,)), sources, folder / "driver.o", options)
+    program = folder / "driver"
+    subprocess.run([compiler, str(unit), *SANITIZE, "-o", str(program)], check=True)
+    return program
+
+
+def drive(driver: Path, *arguments: str, given: bytes) -> bytes:
+    """What the driver says; a sanitizer's finding fails the test."""
+    done = subprocess.run([str(driver), *arguments], input=given, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode(errors="replace")
+    assert done.stderr == b"", done.stderr.decode(errors="replace")
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def vectors() -> dict[str, str]:
+    """The protocol's own vectors: name -> hex."""
+    found = SECTION.search((REPOSITORY / "ofx_bridge" / "PROTOCOL.md").read_text("utf-8"))
+    assert found is not None
+    return dict(line.split(" ", 1) for line in found[1].strip().splitlines())
+
+
+def test_reader_judges_every_vector_of_the_protocol(driver: Path, vectors: dict[str, str]) -> None:
+    lines = "".join(f"{name} {hexadecimal}\n" for name, hexadecimal in vectors.items()).encode()
+    told = dict(line.split(" ", 1) for line in drive(driver, "vectors", given=lines).decode().splitlines())
+    assert told.keys() == vectors.keys()
+    for name, verdict in told.items():
+        assert verdict.startswith("ok " if name.startswith("ok-") else "framing "), f"{name}: {verdict}"
+    assert told["ok-reply-with-payload"] == 'ok 2 7 4 {"frame":-3}'
+
+
+def test_reader_and_pixels_survive_fuzzing(driver: Path, vectors: dict[str, str]) -> None:
+    lines = "".join(f"{name} {hexadecimal}\n" for name, hexadecimal in vectors.items()).encode()
+    told = drive(driver, "fuzz", str(FUZZ_SEED), str(FUZZ_SECONDS), given=lines).decode()
+    rounds, messages, refused = map(int, re.findall(r"\d+", told))
+    assert rounds > 0 and messages > 0 and refused > 0, told
+
+
+def test_every_half_becomes_the_float_that_numpy_says(driver: Path) -> None:
+    halves = np.arange(1 << 16, dtype=np.uint16)
+    floats = np.frombuffer(drive(driver, "from-half", given=halves.tobytes()), np.float32)
+    np.testing.assert_array_equal(floats, halves.view(np.float16).astype(np.float32))
+
+
+def test_floats_become_the_half_that_numpy_says(driver: Path, rng: np.random.Generator) -> None:
+    bits = rng.integers(0, 1 << 32, 200_000, dtype=np.uint32)
+    near = (np.arange(-400, 400, dtype=np.float32) / 64).view(np.uint32)
+    ties = (np.arange(0, 1 << 15, 7, dtype=np.uint32) << 13) + 0x38001000
+    floats: npt.NDArray[np.float32] = np.concatenate([bits, near, ties.astype(np.uint32)]).view(np.float32)
+    halves = np.frombuffer(drive(driver, "to-half", given=floats.tobytes()), np.float16)
+    with np.errstate(over="ignore"):
+        expected = floats.astype(np.float16)
+    numbers = ~np.isnan(floats)
+    np.testing.assert_array_equal(halves[numbers].view(np.uint16), expected[numbers].view(np.uint16))
+    assert np.isnan(halves[~numbers]).all()
+
+
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="cmake is not installed")
+def test_cmake_builds_what_the_build_script_builds() -> None:
+    build = load_build()
+    text = (REPOSITORY / "ofx_bridge" / "CMakeLists.txt").read_text("utf-8")
+    library = re.search(r"add_library\(STM MODULE(.*?)\)", text, re.DOTALL)
+    assert library is not None
+    assert sorted(re.findall(r"source/(\S+\.cpp)", library[1])) == sorted(build.COMMON_SOURCES)
+    assert all(flag in text for flag in build.WARNINGS)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="cmake is not installed")
+def test_cmake_build_is_free_of_warnings(tmp_path: Path) -> None:
+    headers = load_build().find_json_headers()
+    environment = {**os.environ, "CMAKE_BUILD_PARALLEL_LEVEL": "1"}
+    configure = [
+        "cmake",
+        "-S",
+        str(REPOSITORY / "ofx_bridge"),
+        "-B",
+        str(tmp_path),
+        f"-DNLOHMANN_JSON_INCLUDE={headers}",
+    ]
+    for command in (configure, ["cmake", "--build", str(tmp_path)]):
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "warning" not in (done.stdout + done.stderr).lower()
+    assert (tmp_path / "STM.ofx.bundle" / "Contents" / "Info.plist").is_file()
+    assert list((tmp_path / "STM.ofx.bundle" / "Contents").glob("*/STM.ofx"))
