@@ -12,7 +12,7 @@ import argparse
 import csv
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,15 +65,10 @@ class Round:
     seconds: float
     scores: tuple[FrameScore, ...]
 
-    @property
-    def region(self) -> float:
-        """Mean J over the frames that are no keys."""
-        return float(np.mean([score.region for score in self.scores if not score.is_key]))
-
-    @property
-    def error(self) -> float:
-        """Mean error over the frames that are no keys."""
-        return float(np.mean([score.error for score in self.scores if not score.is_key]))
+    def means(self, without: Collection[int]) -> tuple[float, float]:
+        """Mean J and mean error, leaving out some frames (the keys, so that rounds can be compared)."""
+        kept = [score for score in self.scores if score.frame not in without]
+        return float(np.mean([one.region for one in kept])), float(np.mean([one.error for one in kept]))
 
     @property
     def worst(self) -> FrameScore:
@@ -195,7 +190,7 @@ def _read_alpha(path: Path, frame: int) -> FloatArray:
 
 
 def _draw_sheet(built: DemoPlate, result: Round) -> None:
-    """Draw the mattes over the plate as the network saw it, frame by frame."""
+    """Draw the mattes over the plate as the network saw it, and below it each matte by itself."""
     plate = Plate.open(built.plate)
     config = load_config()
     transform: ColourTransform | None = None
@@ -204,7 +199,9 @@ def _draw_sheet(built: DemoPlate, result: Round) -> None:
         read = plate.read(frame)
         transform = transform or ColourTransform(config, find_input_space(read, config).name)
         matte = _read_alpha(frame_path(result.mattes, frame), frame)
-        pictures[frame] = overlay_picture(transform.to_display(read.pixels), {OBJECT: matte})
+        overlay = overlay_picture(transform.to_display(read.pixels), {OBJECT: matte})
+        grey = np.repeat(np.round(matte * 255).astype(np.uint8)[..., None], 3, axis=2)
+        pictures[frame] = np.vstack([overlay, grey])
     write_picture(result.sheet, contact_sheet(pictures, result.keys))
 
 
@@ -220,15 +217,16 @@ def _write_scores(path: Path, one: Round, two: Round) -> None:
 
 def _tell(console: Console, one: Round, two: Round, scores: Path) -> None:
     """The scores side by side, and where everything is."""
-    table = Table(title="Against the true matte (frames that are no keys)")
+    table = Table(title="Against the true matte, on the frames that are never keys")
     for heading in ("keys", "mean J", "worst J", "mean abs. error", "network frames", "seconds"):
         table.add_column(heading, justify="right")
     for result in (one, two):
+        region, error = result.means(without=two.keys)
         table.add_row(
             ", ".join(str(key) for key in result.keys),
-            f"{result.region:.3f}",
+            f"{region:.3f}",
             f"{result.worst.region:.3f} ({result.worst.frame})",
-            f"{result.error:.3f}",
+            f"{error:.3f}",
             str(result.network_frames),
             f"{result.seconds:.0f}",
         )
