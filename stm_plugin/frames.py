@@ -89,7 +89,9 @@ class FrameLoader:
             if held is None or held.signature != signature_of(self.plate, frame):
                 self._hold(frame, self._read(frame))
             self._held.move_to_end(frame)
-            return self._held[frame]
+            loaded = self._held[frame]
+            self._noticed(loaded)  # again: the first time it may have been read without the store's lock
+            return loaded
 
     def read_ahead(self, frame: int) -> None:
         """Begin to read a frame that will be asked for next. Its errors come out of `load`."""
