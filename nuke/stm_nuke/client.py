@@ -24,6 +24,7 @@ from stm_nuke.launch import (
     Endpoint,
     Installation,
     Launcher,
+    reap,
     runtime_folder,
     try_to_connect,
 )
@@ -244,7 +245,7 @@ class Engine:
             if self._connection is not None:
                 self._connection.close()
             self._connection = None
-            self._launcher.reap()
+            reap()
 
 
 class Shot:
@@ -342,7 +343,7 @@ class Shot:
         result: Header = self._with_recovery(op, once, aborted)
         return result
 
-    def keys(self) -> list[Header]:
+    def list_keys(self) -> list[Header]:
         """The keys, ascending."""
         keys: list[Header] = self.call("list_keys")["keys"]
         return keys

@@ -171,7 +171,6 @@ class Launcher:
         self.die_with_host = die_with_host
         self._failures = 0
         self._started_at = -HEALTHY_SECONDS
-        self._process: subprocess.Popen[bytes] | None = None
 
     def connect(self, folder: Path, aborted: Aborted) -> socket.socket:
         """A connection to the running engine, started if there is none.
@@ -179,6 +178,7 @@ class Launcher:
         Raises:
             EngineStartError: it does not start; AbortedError: `aborted` said so.
         """
+        reap()
         connection = try_to_connect(folder)
         if connection is not None:
             return connection
@@ -205,7 +205,7 @@ class Launcher:
             command += ["--parent", str(os.getpid())]
         with _log_of(folder) as log:
             try:
-                self._process = subprocess.Popen(
+                process = subprocess.Popen(
                     command + self.arguments,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
@@ -221,20 +221,25 @@ class Launcher:
                     f"The engine's Python cannot be started: {installation.python}: {error.strerror}. "
                     "Run install.py again."
                 ) from error
+        _started.append(process)
         end = time.monotonic() + START_SECONDS
         while time.monotonic() < end:
             connection = try_to_connect(folder)
             if connection is not None:
                 return connection
-            if self._process.poll() not in (None, 0):  # 0: another engine was first
+            if process.poll() not in (None, 0):  # 0: another engine was first
                 return None
             _sleep(ABORT_SECONDS, aborted)
         return None
 
-    def reap(self) -> None:
-        """Collect the exit code of an engine that has ended, so that no zombie stays."""
-        if self._process is not None:
-            self._process.poll()
+
+_started: list[subprocess.Popen[bytes]] = []
+"""Engines that this process has started and whose exit codes it has not collected."""
+
+
+def reap() -> None:
+    """Collect the exit codes of engines that have ended, so that no zombies stay."""
+    _started[:] = [process for process in _started if process.poll() is None]
 
 
 def try_to_connect(folder: Path) -> socket.socket | None:

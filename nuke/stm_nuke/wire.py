@@ -21,6 +21,7 @@ from typing import Any, Callable, Union
 
 VERSION = (1, 0)
 CALL_SECONDS = 60.0
+HELLO_SECONDS = 20.0
 ABORT_SECONDS = 0.05
 MAPPED_FROM_BYTES = 1 << 16
 """Smaller images go through the socket: a mapped file costs more than it saves."""
@@ -235,13 +236,16 @@ class Connection:
             "events": events,
         }
         try:
-            hello, _ = self.call(request)
+            hello, _ = self.call(request, seconds=HELLO_SECONDS)
             if hello.get("answer") != answer:
-                raise EngineError("token", "Something else answers in the engine's place. Restart the host.")
+                raise EngineError(
+                    "impostor", "Something else answers in the engine's place. Restart the host."
+                )
         except EngineError:
             self.close()
             raise
         self.engine = str(hello.get("engine", ""))
+        self.engine_pid = int(hello.get("pid", 0))
         self._map_folder = hello.get("map_folder")
         self._map_prefix = str(hello.get("map_prefix", ""))
 
