@@ -837,6 +837,7 @@ class PushKey(ShotRequest):
     image: ImageLayout = field(default=cast(ImageLayout, None))
     digest: str | None = None
     replace: bool = False
+    allow_empty: bool = False
     interrupt: bool = False
 
     @classmethod
@@ -848,6 +849,7 @@ class PushKey(ShotRequest):
             image=fields.take("image", ImageLayout.read),
             digest=fields.take("digest", _digest, None),
             replace=fields.take("replace", _boolean, False),
+            allow_empty=fields.take("allow_empty", _boolean, False),
             interrupt=fields.take("interrupt", _boolean, False),
         )
         names = [one.name for one in read.objects]

@@ -182,13 +182,14 @@ class Launcher:
         connection = try_to_connect(folder)
         if connection is not None:
             return connection
+        installation = Installation.find()
         if time.monotonic() - self._started_at > HEALTHY_SECONDS:
             self._failures = 0
         while self._failures < len(START_DELAYS):
             _sleep(START_DELAYS[self._failures], aborted)
             self._failures += 1
             self._started_at = time.monotonic()
-            connection = self._start(folder, aborted)
+            connection = self._start(installation, folder, aborted)
             if connection is not None:
                 return connection
         raise EngineStartError(
@@ -196,8 +197,7 @@ class Launcher:
             f"The end of its log, {folder / LOG_NAME}:\n{last_lines(folder / LOG_NAME)}"
         )
 
-    def _start(self, folder: Path, aborted: Aborted) -> socket.socket | None:
-        installation = Installation.find()
+    def _start(self, installation: Installation, folder: Path, aborted: Aborted) -> socket.socket | None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         check_private(folder)
         command = [installation.python, "-s", "-m", "stm_plugin.server"]

@@ -40,6 +40,7 @@ class PushedMasks:
     data_window: Rectangle
     digest: str | None
     replace: bool
+    allow_empty: bool
 
 
 @dataclass(frozen=True)

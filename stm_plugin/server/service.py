@@ -376,7 +376,14 @@ class Service:
                 for one in request.objects
             }
             return shot.backend.push_key(
-                PushedMasks(request.frame, masks, request.image.data_window, request.digest, request.replace)
+                PushedMasks(
+                    frame=request.frame,
+                    masks=masks,
+                    data_window=request.image.data_window,
+                    digest=request.digest,
+                    replace=request.replace,
+                    allow_empty=request.allow_empty,
+                )
             )
 
         change = await self._edit(shot, request.interrupt, push)

@@ -118,6 +118,7 @@ class EngineShot:
     def __init__(self, shot: Shot) -> None:
         self._shot = shot
         self._reading = threading.RLock()
+        self._is_computing = False
         self._given_out = _GivenOut(GIVEN_OUT_BYTES)
         self._key_digests = Journal(shot.folder / "keys" / "digests.jsonl", "frame")
 
@@ -129,11 +130,16 @@ class EngineShot:
         """Give back threads and memory."""
         self._shot.close()
 
+    def _refresh(self) -> None:
+        """Take over what other processes changed. While a job holds the shot's lock there can be nothing."""
+        if not self._is_computing:
+            self._shot.refresh()
+
     # ---- plate
 
     def differs(self, plate: PushedGeometry | PlateFiles | None, settings: Mapping[str, Any]) -> bool:
         """Whether `describe` would change anything."""
-        self._shot.refresh()
+        self._refresh()
         wanted = self._wanted_settings(plate, settings)
         if plate is not None and _description(plate) != self._shot.store.description().plate:
             return True
@@ -208,7 +214,13 @@ class EngineShot:
 
         def add() -> None:
             window = Window(*pushed.data_window)
-            self._shot.add_key(pushed.frame, pushed.masks, window=window, replace_all=pushed.replace)
+            self._shot.add_key(
+                pushed.frame,
+                pushed.masks,
+                window=window,
+                allow_empty=pushed.allow_empty,
+                replace_all=pushed.replace,
+            )
 
         change = self._edit(add)
         if pushed.digest is not None:
@@ -219,7 +231,7 @@ class EngineShot:
 
     def keys(self) -> tuple[KeyState, ...]:
         """All keys, ascending."""
-        self._shot.refresh()
+        self._refresh()
         digests = self._key_digests.load()
         states = []
         for frame, content in sorted(self._key_contents().items()):
@@ -234,7 +246,7 @@ class EngineShot:
 
     def settings(self) -> dict[str, Any]:
         """All settings as plain values, by the names of `describe_settings`."""
-        self._shot.refresh()
+        self._refresh()
         return _flat_settings(self._shot.settings)
 
     def set_settings(self, settings: Mapping[str, Any]) -> Change:
@@ -256,7 +268,7 @@ class EngineShot:
     def _edit(self, work: Callable[[], Any]) -> Change:
         """Do `work`; what it made stale is what was done before and is not afterwards."""
         with self._reading:
-            self._shot.refresh()
+            self._refresh()
             before, done_before = self._shot.store.description(), self._done()
             work()
             changed = self._shot.store.description() != before
@@ -278,7 +290,7 @@ class EngineShot:
         """What is done, stale, missing, and why."""
         shot = self._shot
         with self._reading:
-            shot.refresh()
+            self._refresh()
             plate_missing = sorted(set(shot.plate.missing))
             chosen = frames_in_range(tuple(shot.plate.frames), _plan_range(frames))
             states: dict[int, State] = dict.fromkeys(chosen, State.MISSING)
@@ -308,7 +320,7 @@ class EngineShot:
         """What `propagate` would do."""
         shot = self._shot
         with self._reading:
-            shot.refresh()
+            self._refresh()
             plan = self._plan(frames, direction)
             missing = set(shot.plate.missing)
             needed = sorted(_frames_read(plan) & missing)
@@ -354,10 +366,13 @@ class EngineShot:
         self, frames: Range | None, direction: Direction, report: Report, cancelled: Cancelled
     ) -> None:
         """Compute what is not done."""
-        teller = _Teller(report)
-        self._shot.propagate(
-            _plan_range(frames, direction), on_event=teller.hear, cancelled=cancelled, wait=0.0
-        )
+        self._refresh()
+        self._is_computing = True
+        try:
+            teller = _Teller(report)
+            self._shot.propagate(_plan_range(frames, direction), on_event=teller.hear, cancelled=cancelled)
+        finally:
+            self._is_computing = False
 
     def export_frames(self, order: ExportOrder) -> Frames:
         """The frames that `export` would write."""
@@ -391,7 +406,7 @@ class EngineShot:
     def matte(self, frame: int, objects: Sequence[str], stale: bool) -> Matte | NoMatte:
         """The matte of one frame, if it is there."""
         with self._reading:
-            self._shot.refresh()
+            self._refresh()
             none = self._why_no_matte(frame)
             if none is None:
                 try:

@@ -320,6 +320,11 @@ def test_what_cannot_be_is_told_in_words(engine: Engine, tmp_path: Path, clip: C
         assert caught.value.code == code, str(caught.value)
         assert str(caught.value)
     assert list(tmp_path.glob("m.*")) == []
+    nothing = Image("byte", ("A",), (0, 0, WIDTH, HEIGHT), bytes(WIDTH * HEIGHT))
+    with pytest.raises(EngineError, match="empty") as caught:
+        shot.push_key(1005, nothing, {"chair": "A"})
+    assert caught.value.code == "mask"
+    assert shot.push_key(1005, nothing, {"chair": "A"}, allow_empty=True)["changed"] is True
     wanted = {"finish.radius": 6, "region": [0, 0, 64, 48]}
     shot.set_settings(wanted)
     settings = shot.settings()

@@ -123,7 +123,7 @@ def example_of(op: str) -> dict[str, Any]:
         "push_plate": {**shot, "frame": 1, "image": image, "display_window": [0, 0, 4, 4],
                        "pixel_aspect": 1.0, "digest": "d", "metadata": {"a": 1, "b": "c"}},
         "push_key": {**shot, "frame": 1, "objects": [{"name": "hero", "channel": "R"}], "image": image,
-                     "digest": "d", "replace": True, "interrupt": False},
+                     "digest": "d", "replace": True, "allow_empty": True, "interrupt": False},
         "list_keys": shot,
         "remove_key": {**shot, "frame": 1, "interrupt": True},
         "get_settings": shot,
