@@ -48,6 +48,12 @@ class RamCache:
         while self.bytes > self.budget:
             self.drop(next(iter(self._entries)))
 
+    def limit(self, budget: int) -> None:
+        """Change the budget; what no longer fits leaves."""
+        self.budget = budget
+        while self.bytes > self.budget:
+            self.drop(next(iter(self._entries)))
+
     def has(self, key: str) -> bool:
         """Whether the entry is there; its place in the order of use does not change."""
         return key in self._entries

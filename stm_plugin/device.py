@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from model.config import STRIDE, NetworkConfig
 from stm_plugin.errors import DeviceError
+from stm_plugin.frames import FRAMES_HELD
 
 _MEBIBYTE = 1 << 20
 _SPARE = 0.85
@@ -20,11 +21,41 @@ _LEAST_CAP = 4
 _SCALES = (1.0, 0.75, 0.5)
 """Working sizes to try, as parts of the asked one, when even the smallest cap does not fit."""
 
-# Measured peaks of one call, in float32 values per padded pixel (benchmarks of both networks at 480p):
-# the memory encoder and decoder once per object, the query encoder once, plus the weights themselves.
-_VALUES_PER_PIXEL = {"efficientnet_lite0": (48.0, 34.0), "resnet50": (170.0, 120.0)}
-_RUNTIME_BYTES = {"cuda": 600 * _MEBIBYTE, "mps": 400 * _MEBIBYTE, "cpu": 350 * _MEBIBYTE}
+# Measured peaks of one call at 480x864 beyond what was there before, in float32 values per padded pixel, on
+# the CPU: a part that does not depend on the objects, and a part for each. Half types take a little more than
+# half.
+_VALUES_PER_PIXEL = {"efficientnet_lite0": (30.0, 66.0), "resnet50": (60.0, 95.0)}
+_WORKING_BYTES = {"float32": 4.0, "bfloat16": 2.4, "float16": 2.4}
+_WEIGHTS_BYTES = {"efficientnet_lite0": 20 * _MEBIBYTE, "resnet50": 260 * _MEBIBYTE}
+_PROGRAM_BYTES = {"cuda": 600 * _MEBIBYTE, "mps": 400 * _MEBIBYTE, "cpu": 780 * _MEBIBYTE}
 _VALUE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_PLATE_FRAME_BYTES = 24  # per pixel: as read and as displayed, three float32 each
+
+
+@dataclass(frozen=True)
+class Run:
+    """The sizes of a run, from which its memory follows.
+
+    Args:
+        height, width: of the working picture.
+        objects: in one pass.
+        memory_cap: stored frames beside keys.
+        further_keys: other keys in every pass's memory.
+        frames: that the network looks at; their features are kept within `ram_budget` bytes.
+        plate_pixels: of one plate frame.
+    """
+
+    config: NetworkConfig
+    height: int
+    width: int
+    objects: int
+    memory_cap: int
+    further_keys: int = 0
+    precision: str = "float32"
+    device: str = "cpu"
+    frames: int = 0
+    ram_budget: int = 0
+    plate_pixels: int = 0
 
 
 @dataclass(frozen=True)
@@ -34,32 +65,46 @@ class Forecast:
     Attributes:
         bank: the space-time memory, reserved at once; it does not grow.
         working: the largest working space of one call.
-        fixed: program, weights.
+        features: of frames, kept in case they are needed again (in the machine's own memory).
+        fixed: program, weights and the plate frames at hand.
     """
 
     bank: int
     working: int
+    features: int
     fixed: int
 
     @property
     def total(self) -> int:
-        return self.bank + self.working + self.fixed
+        return self.bank + self.working + self.features + self.fixed
 
     def __str__(self) -> str:
         return (
             f"{_in_words(self.total)}: {_in_words(self.bank)} for the frames in memory, "
-            f"{_in_words(self.working)} to work in, {_in_words(self.fixed)} for program and weights"
+            f"{_in_words(self.working)} to work in, {_in_words(self.features)} for cached features, "
+            f"{_in_words(self.fixed)} for program, weights and plate"
         )
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What a run can afford: the memory cap and the working size that fit, and why they were lowered."""
+    """What a run can afford.
 
-    memory_cap: int
+    Attributes:
+        run: with its budget, cap and size lowered as far as it must be.
+        working_scale: the working size as a part of the asked one.
+        reason: why cap or size were lowered, in words; empty if they were not. (A smaller budget for features
+            costs time alone, and is not worth a word.)
+    """
+
+    run: Run
     working_scale: float
     forecast: Forecast
     reason: str = ""
+
+    @property
+    def memory_cap(self) -> int:
+        return self.run.memory_cap
 
 
 def pick_device(wanted: str = "auto") -> str:
@@ -100,77 +145,59 @@ def free_memory(device: str) -> int:
     return _free_system_memory()
 
 
-def predict_memory(
-    config: NetworkConfig,
-    *,
-    height: int,
-    width: int,
-    objects: int,
-    memory_cap: int,
-    further_keys: int = 0,
-    precision: str = "float32",
-    device: str = "cpu",
-    weights_bytes: int = 0,
-) -> Forecast:
-    """The memory of a run, from its sizes alone.
-
-    Args:
-        height, width: of the working picture.
-        objects: in one pass.
-        memory_cap: stored frames beside keys.
-        further_keys: keys of others in every pass's memory.
-    """
-    value_bytes = _VALUE_BYTES[precision]
-    rows, columns = -(-height // STRIDE), -(-width // STRIDE)
-    positions = rows * columns
-    per_entry = objects * positions * (4 * config.key_channels + value_bytes * config.value_channels)
-    slots = memory_cap + further_keys + 3  # the key, the previous frame, and one that arrives
-    pixels = positions * STRIDE * STRIDE
+def predict_memory(run: Run) -> Forecast:
+    """The memory of a run, from its sizes alone."""
+    config, value_bytes = run.config, _VALUE_BYTES[run.precision]
+    positions = -(-run.height // STRIDE) * -(-run.width // STRIDE)
+    per_entry = run.objects * positions * (4 * config.key_channels + value_bytes * config.value_channels)
+    slots = run.memory_cap + run.further_keys + 3  # the key, the previous frame, and one that arrives
     once, per_object = _VALUES_PER_PIXEL[config.trunk]
-    working = round(pixels * value_bytes * (once + per_object * objects))
-    fixed = _RUNTIME_BYTES[device.split(":")[0]] + weights_bytes
-    return Forecast(bank=slots * per_entry, working=working, fixed=fixed)
+    pixels = positions * STRIDE * STRIDE
+    on_cpu = run.device == "cpu"
+    fixed = _PROGRAM_BYTES[run.device.split(":")[0]] + _WEIGHTS_BYTES[config.trunk]
+    return Forecast(
+        bank=slots * per_entry,
+        working=round(pixels * _WORKING_BYTES[run.precision] * (once + per_object * run.objects)),
+        features=min(run.ram_budget, run.frames * (_feature_bytes(run) + per_entry)) if on_cpu else 0,
+        fixed=fixed + (FRAMES_HELD * _PLATE_FRAME_BYTES * run.plate_pixels if on_cpu else 0),
+    )
 
 
-def fit_memory(
-    config: NetworkConfig,
-    available: int,
-    *,
-    height: int,
-    width: int,
-    objects: int,
-    memory_cap: int,
-    further_keys: int = 0,
-    precision: str = "float32",
-    device: str = "cpu",
-    weights_bytes: int = 0,
-) -> Fit:
-    """The largest cap, then the largest working size, that fits in `available` bytes.
+def fit_memory(wanted: Run, available: int) -> Fit:
+    """Make a run fit into `available` bytes: fewer cached features, then a lower cap, then a smaller picture.
 
     Raises:
-        DeviceError: not even the smallest does.
+        DeviceError: not even the smallest fits.
     """
     budget = int(available * _SPARE)
-    forecast = None
+    forecast = predict_memory(wanted)
     for scale in _SCALES:
-        for cap in _caps(memory_cap):
-            forecast = predict_memory(
-                config,
-                height=round(height * scale),
-                width=round(width * scale),
-                objects=objects,
+        for cap in _caps(wanted.memory_cap):
+            run = replace(
+                wanted,
+                height=round(wanted.height * scale),
+                width=round(wanted.width * scale),
                 memory_cap=cap,
-                further_keys=further_keys,
-                precision=precision,
-                device=device,
-                weights_bytes=weights_bytes,
             )
+            without_features = predict_memory(replace(run, ram_budget=0)).total
+            run = replace(run, ram_budget=max(0, min(run.ram_budget, budget - without_features)))
+            forecast = predict_memory(run)
             if forecast.total <= budget:
-                return Fit(cap, scale, forecast, _why(memory_cap, cap, scale, available))
+                return Fit(run, scale, forecast, _why(wanted.memory_cap, cap, scale, available))
     raise DeviceError(
-        f"The run needs at least {forecast}, but {device} has {_in_words(available)} free.",
+        f"The run needs at least {forecast}, but {wanted.device} has {_in_words(available)} free.",
         hint="Give a smaller region or working size, fewer objects, or use another device.",
     )
+
+
+def _feature_bytes(run: Run) -> int:
+    """Of one frame: the query's features and the working picture in half floats."""
+    config, value_bytes = run.config, _VALUE_BYTES[run.precision]
+    pixels = run.height * run.width
+    _, middle, fine = config.decoder_channels
+    coarse_bytes = 4 * config.key_channels + value_bytes * config.value_channels
+    per_pixel = coarse_bytes / STRIDE**2 + value_bytes * (middle / 8**2 + fine / 4**2) + 3 * 2
+    return round(pixels * per_pixel)
 
 
 @contextmanager

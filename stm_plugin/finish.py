@@ -106,31 +106,27 @@ def linear_model(guide: FloatArray, values: FloatArray, radius: int, epsilon: fl
     def mean(x: FloatArray) -> FloatArray:
         return _mean(x, radius)
 
-    red, green, blue = guide[..., 0], guide[..., 1], guide[..., 2]
-    products = np.dstack([red * red, red * green, red * blue, green * green, green * blue, blue * blue])
-    means, mean_products = mean(np.ascontiguousarray(guide)), mean(products)
-    mean_value, mean_guided = mean(values), mean(guide * values[..., None])
-
-    r, g, b = means[..., 0], means[..., 1], means[..., 2]
-    # The symmetric covariance matrix of the guide, (h, w) each
-    rr = mean_products[..., 0] - r * r + epsilon
-    rg = mean_products[..., 1] - r * g
-    rb = mean_products[..., 2] - r * b
-    gg = mean_products[..., 3] - g * g + epsilon
-    gb = mean_products[..., 4] - g * b
-    bb = mean_products[..., 5] - b * b + epsilon
-    covariance = mean_guided - means * mean_value[..., None]  # of the guide with the values, (h, w, 3)
-    cr, cg, cb = covariance[..., 0], covariance[..., 1], covariance[..., 2]
+    red, green, blue = (np.ascontiguousarray(guide[..., channel]) for channel in range(3))  # (h, w) each
+    r, g, b, value = mean(red), mean(green), mean(blue), mean(values)
+    # The symmetric covariance matrix of the guide, and the guide's covariance with the values
+    rr, rg, rb = mean(red * red) - r * r + epsilon, mean(red * green) - r * g, mean(red * blue) - r * b
+    gg, gb = mean(green * green) - g * g + epsilon, mean(green * blue) - g * b
+    bb = mean(blue * blue) - b * b + epsilon
+    rv, gv, bv = (
+        mean(red * values) - r * value,
+        mean(green * values) - g * value,
+        mean(blue * values) - b * value,
+    )
 
     # slope = inverse(covariance matrix) . covariance, by cofactors
     i_rr, i_rg, i_rb = gg * bb - gb * gb, gb * rb - rg * bb, rg * gb - gg * rb
     i_gg, i_gb, i_bb = rr * bb - rb * rb, rb * rg - rr * gb, rr * gg - rg * rg
     scale = 1.0 / np.maximum(rr * i_rr + rg * i_rg + rb * i_rb, np.float32(epsilon**3))
-    slope_r = (i_rr * cr + i_rg * cg + i_rb * cb) * scale
-    slope_g = (i_rg * cr + i_gg * cg + i_gb * cb) * scale
-    slope_b = (i_rb * cr + i_gb * cg + i_bb * cb) * scale
-    offset = mean_value - slope_r * r - slope_g * g - slope_b * b
-    return mean(np.dstack([slope_r, slope_g, slope_b, offset]))
+    slope_r = (i_rr * rv + i_rg * gv + i_rb * bv) * scale
+    slope_g = (i_rg * rv + i_gg * gv + i_gb * bv) * scale
+    slope_b = (i_rb * rv + i_gb * gv + i_bb * bv) * scale
+    offset = value - slope_r * r - slope_g * g - slope_b * b
+    return np.asarray(cv2.merge([mean(slope_r), mean(slope_g), mean(slope_b), mean(offset)]), np.float32)
 
 
 def _mean(values: FloatArray, radius: int) -> FloatArray:

@@ -18,7 +18,7 @@ from stm_plugin.errors import PlateError
 from stm_plugin.plate import FloatArray, Plate, PlateFrame, PlateSource
 from stm_plugin.working import WorkingGeometry, to_working
 
-_FRAMES_HELD = 3
+FRAMES_HELD = 3
 """The frame at work, the one that is being read ahead, and the last one, which is often finished late."""
 
 PictureArray = npt.NDArray[np.float16]
@@ -131,7 +131,7 @@ class FrameLoader:
     def _hold(self, frame: int, loaded: LoadedFrame) -> None:
         self._noticed(loaded)
         self._held[frame] = loaded
-        while len(self._held) > _FRAMES_HELD:
+        while len(self._held) > FRAMES_HELD:
             self._held.popitem(last=False)
 
 

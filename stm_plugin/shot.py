@@ -575,6 +575,7 @@ class Shot:
             self._save(replace(self._description, settings=lowered))
             self.close()
             emit(Notice(f"{fit.reason[0].upper()}{fit.reason[1:]}."))
+        self._working.limit_ram(fit.run.ram_budget)
         return fit
 
     def _write(self, plan: Plan, results: Results, frame: int, writer: MatteWriter) -> None:

@@ -20,7 +20,7 @@ from stm_plugin import fusion
 from stm_plugin.address import address_of
 from stm_plugin.cache import FeatureCache
 from stm_plugin.colour import ColourTransform, find_input_space, load_config
-from stm_plugin.device import Fit, fit_memory, free_memory, pick_device
+from stm_plugin.device import Fit, Run, fit_memory, free_memory, pick_device
 from stm_plugin.engine import Bench, FrameResult, Network, PlateMovedOn, Results, on_window
 from stm_plugin.errors import MatteError, PlateError
 from stm_plugin.frames import FrameLoader, LoadedFrame, signature_of
@@ -83,6 +83,7 @@ class Workshop:
         self._colour: ColourTransform | None = None
         self._loader: FrameLoader | None = None
         self._cache: FeatureCache | None = None
+        self._ram_budget = settings.ram_budget
         self._noted: dict[int, tuple[str | None, str]] = {}
 
     def close(self) -> None:
@@ -141,7 +142,7 @@ class Workshop:
         with self._mutex:
             if self._cache is None:
                 folder = self.store.memory_folder
-                self._cache = FeatureCache(settings.ram_budget, folder, settings.disk_budget, self._warn)
+                self._cache = FeatureCache(self._ram_budget, folder, settings.disk_budget, self._warn)
             return Bench(
                 store=self.store,
                 cache=self._cache,
@@ -196,9 +197,8 @@ class Workshop:
         """The memory that a plan will need, and what must be lowered to fit. DeviceError if nothing fits."""
         device = pick_device(self.settings.device)
         manifest = self.manifest()
-        return fit_memory(
-            network_config("stm-lite" if manifest is None else manifest.architecture),
-            free_memory(device),
+        run = Run(
+            config=network_config("stm-lite" if manifest is None else manifest.architecture),
             height=self.geometry.height,
             width=self.geometry.width,
             objects=max((len(one.objects) for one in plan.passes), default=1),
@@ -206,7 +206,22 @@ class Workshop:
             further_keys=max((len(one.memory_keys) for one in plan.passes), default=0),
             precision=self.settings.precision,
             device=device,
+            frames=len({step.frame for step in plan.compute_steps}),
+            ram_budget=self.settings.ram_budget,
+            plate_pixels=self.plate.canvas.width * self.plate.canvas.height,
         )
+        return fit_memory(run, free_memory(device) + self._ram_held())
+
+    def limit_ram(self, budget: int) -> None:
+        """Keep cached features within this many bytes."""
+        with self._mutex:
+            self._ram_budget = budget
+            if self._cache is not None:
+                self._cache.ram.limit(budget)
+
+    def _ram_held(self) -> int:
+        """Bytes of cached features that would make room."""
+        return 0 if self._cache is None else self._cache.ram.bytes
 
     # ---- finished frames ----
 
