@@ -40,6 +40,7 @@ HANDED_OVER = "STM_INSTALL_HANDED_OVER"  # set when an older Python has passed t
 ENGINE, DEMO, TEST = "engine", "demo", "test"
 GROUPS = (ENGINE, DEMO, TEST)  # what can be installed, each with a requirements file
 REQUIREMENTS = {ENGINE: "requirements.txt", DEMO: "requirements-demo.txt", TEST: "requirements-test.txt"}
+ALONE = {TEST: "requirements-test-alone.txt"}  # installed without what they ask for; the file says why
 CONSTRAINTS = "constraints.txt"
 TORCH_CONSTRAINTS = "constraints-torch.txt"
 TORCH_PACKAGES = ("torch", "torchvision")
@@ -215,7 +216,9 @@ class Installation:
     def environment(self) -> Path:
         """The environment of this Python and this torch. Another torch is another folder, so that an update
         that fails leaves the working environment as it was."""
-        torch = [line for line in self.pins(ENGINE) if re.split("[=<>! ]", line)[0] in TORCH_PACKAGES]
+        torch = [
+            line for line in self.pins(REQUIREMENTS[ENGINE]) if re.split("[=<>! ]", line)[0] in TORCH_PACKAGES
+        ]
         parts = [version_words(THIS_PYTHON), self.torch_index, *torch]
         return self.prefix / f"env-{digest(part.encode() for part in parts)}"
 
@@ -241,10 +244,14 @@ class Installation:
 
     # what it should be made of
 
-    def pins(self, group: str) -> List[str]:
-        """The requirement lines of a group."""
-        lines = (self.source / REQUIREMENTS[group]).read_text(encoding="utf-8").splitlines()
+    def pins(self, file: str) -> List[str]:
+        """The lines of a requirements file that are requirements."""
+        lines = (self.source / file).read_text(encoding="utf-8").splitlines()
         return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+    def alone(self) -> List[str]:
+        """The requirements files whose packages are installed without what they ask for."""
+        return [ALONE[group] for group in self.groups if group in ALONE]
 
     def pip_files(self) -> List[str]:
         """The arguments that name every requirements and constraints file of this installation."""
@@ -537,6 +544,7 @@ class DependenciesStep(Step):
 
     def stamp(self, at: Installation) -> str:
         files = [Path(argument) for argument in at.pip_files() if not argument.startswith("-")]
+        files += [at.source / name for name in at.alone()]
         parts = [at.torch_index.encode()]
         for file in files:
             parts += [file.name.encode(), file.read_bytes()]
@@ -548,8 +556,24 @@ class DependenciesStep(Step):
     def do(self, at: Installation) -> None:
         clear_broken_packages(at.site_packages)
         index = ["--extra-index-url", at.torch_index] if at.torch_index else []
-        at.pip("install", "--only-binary=:all:", "--progress-bar=off", *index, *at.pip_files())
-        at.pip("check")
+        plain = ["install", "--only-binary=:all:", "--progress-bar=off"]
+        at.pip(*plain, *index, *at.pip_files())
+        for name in at.alone():
+            at.pip(*plain, "--no-deps", "-r", at.source / name)
+        self.check(at)
+
+    def check(self, at: Installation) -> None:
+        """Raise InstallError if a package lacks what it asks for and is not meant to."""
+        try:
+            at.run([at.python, "-m", "pip", "check"])
+        except ProgramError as error:
+            excused = tuple(pin.partition("==")[0] + " " for name in at.alone() for pin in at.pins(name))
+            lacking = [line for line in error.output.splitlines() if not line.startswith(excused or ("\n",))]
+            if lacking:
+                raise InstallError(
+                    "The packages that were installed do not fit together:\n    " + "\n    ".join(lacking),
+                    "`python3 install.py --repair` installs them again.",
+                ) from error
 
     def undo(self, at: Installation) -> None:
         """The packages lie in the environment and go with it."""

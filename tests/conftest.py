@@ -53,7 +53,7 @@ def shared_data() -> Path:
     named = os.environ.get(SHARED_DATA_VARIABLE)
     folder = Path(named) if named else REPOSITORY.parent / "shared" / "data"
     if not (folder / "clips").is_dir():
-        pytest.skip(f"no given footage at {folder}; {SHARED_DATA_VARIABLE} may name the folder that holds clips/")
+        pytest.skip(f"no given footage at {folder} (${SHARED_DATA_VARIABLE} may name the folder of clips/)")
     return folder
 
 

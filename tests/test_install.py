@@ -28,11 +28,12 @@ INSTALLER = Path(install.__file__).resolve()
 TIMEOUT = 120
 
 
-def write_wheel(folder: str, name: str, files: dict[str, str], entry: str = "") -> str:
+def write_wheel(folder: str, name: str, files: dict[str, str], entry: str = "", needs: str = "") -> str:
     """Write a wheel NAME-1.0 of text files; its file name. This source is also the miniature's backend."""
     info = f"{name}-1.0.dist-info"
     files = dict(files)
-    files[f"{info}/METADATA"] = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n"
+    needed = f"Requires-Dist: {needs}\n" if needs else ""
+    files[f"{info}/METADATA"] = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n{needed}"
     files[f"{info}/WHEEL"] = (
         "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     )
@@ -143,8 +144,10 @@ def make_miniature(folder: Path) -> Miniature:
     (checkout / "requirements.txt").write_text("# comment\ntiny==1.0\n")
     (checkout / "requirements-demo.txt").touch()
     (checkout / "requirements-test.txt").write_text("ruff==1.0\nmypy==1.0\npytest==1.0\n")
+    (checkout / "requirements-test-alone.txt").write_text("lonely==1.0\n")
     (checkout / "constraints.txt").touch()
     (checkout / "constraints-torch.txt").touch()
+    write_wheel(str(wheels), "lonely", {"lonely.py": ""}, needs="absent")
     write_wheel(str(wheels), "tiny", {"tiny/__init__.py": "VALUE = 'works'\n"})
     for name in ("ruff", "mypy", "pytest"):
         write_wheel(
@@ -249,6 +252,7 @@ def test_the_checkout_stays_as_it_was(shared: Miniature) -> None:
         "requirements.txt",
         "requirements-demo.txt",
         "requirements-test.txt",
+        "requirements-test-alone.txt",
         "constraints.txt",
         "constraints-torch.txt",
         "model/__init__.py",
@@ -273,6 +277,17 @@ def test_groups_once_installed_stay(shared: Miniature) -> None:
     assert shared.run("--test").returncode == 0
     assert "Nothing to do." in shared.run().stdout
     assert json.loads((shared.prefix / "install.json").read_text())["groups"] == ["engine", "demo", "test"]
+
+
+def test_packages_that_do_not_fit_together_are_named_unless_they_are_meant_to(shared: Miniature) -> None:
+    assert shared.run("--test").returncode == 0, "what stands alone may lack what it asks for"
+    site = site_packages(shared)
+    metadata = site / "tiny-1.0.dist-info" / "METADATA"
+    with changed(metadata, metadata.read_text() + "Requires-Dist: missing-friend\n"):
+        at = install.Installation(install.Options(shared.prefix, install.GROUPS, source=shared.checkout))
+        with pytest.raises(install.InstallError, match=r"tiny 1\.0 requires missing-friend") as caught:
+            install.DependenciesStep().check(at)
+        assert "lonely" not in str(caught.value)
 
 
 # --- repairing ----------------------------------------------------------------------------------------------
@@ -531,7 +546,8 @@ def test_the_checks_run_all_and_one_failure_fails(shared: Miniature) -> None:
 
 def test_every_pin_is_exact_and_named_once(repository: Path) -> None:
     names = []
-    for file in [*install.REQUIREMENTS.values(), install.CONSTRAINTS, install.TORCH_CONSTRAINTS]:
+    constraints = (install.CONSTRAINTS, install.TORCH_CONSTRAINTS)
+    for file in [*install.REQUIREMENTS.values(), *install.ALONE.values(), *constraints]:
         for line in (repository / file).read_text().splitlines():
             if line and not line.startswith("#"):
                 name, exact, version = line.partition("==")
@@ -561,7 +577,7 @@ def test_installed_versions_are_the_pinned_ones(repository: Path) -> None:
     from importlib.metadata import PackageNotFoundError, version
 
     different = {}
-    for file in install.REQUIREMENTS.values():
+    for file in [*install.REQUIREMENTS.values(), *install.ALONE.values()]:
         for line in (repository / file).read_text().splitlines():
             if line and not line.startswith("#"):
                 name, _, pinned = line.partition("==")
