@@ -82,12 +82,14 @@ def _refined(
     working, values = guide.working[inside], clean[inside]
     model = linear_model(working, values, settings.radius, settings.epsilon)
     trust = _explained(model, working, values, settings.radius)
-    large = to_plate(np.dstack([model * trust[..., None], trust]), target, geometry, (box.x, box.y))
-    pixels = guide.plate[_slices(target, guide.window)]
-    refined = plain * (1.0 - large[..., 4])
-    refined += large[..., 3]
-    for channel in range(3):
-        refined += large[..., channel] * pixels[..., channel]
+
+    def enlarged(values: FloatArray) -> FloatArray:
+        return to_plate(values, target, geometry, (box.x, box.y))  # (H, W)
+
+    pixels = cv2.split(guide.plate[_slices(target, guide.window)])  # red, green, blue, (H, W) each
+    refined = plain * (1.0 - enlarged(trust)) + enlarged(model[3] * trust)
+    for slope, channel in zip(model[:3], pixels, strict=True):
+        refined += enlarged(slope * trust) * channel
     return refined
 
 
@@ -100,7 +102,7 @@ def linear_model(guide: FloatArray, values: FloatArray, radius: int, epsilon: fl
         epsilon: variance of the guide below which a window counts as flat.
 
     Returns:
-        (h, w, 4): the slopes of the three channels and the offset, averaged over the windows at each pixel.
+        (4, h, w): the slopes of the three channels and the offset, averaged over the windows at each pixel.
     """
 
     def mean(x: FloatArray) -> FloatArray:
@@ -126,7 +128,7 @@ def linear_model(guide: FloatArray, values: FloatArray, radius: int, epsilon: fl
     slope_g = (i_rg * rv + i_gg * gv + i_gb * bv) * scale
     slope_b = (i_rb * rv + i_gb * gv + i_bb * bv) * scale
     offset = value - slope_r * r - slope_g * g - slope_b * b
-    return np.asarray(cv2.merge([mean(slope_r), mean(slope_g), mean(slope_b), mean(offset)]), np.float32)
+    return np.stack([mean(slope_r), mean(slope_g), mean(slope_b), mean(offset)])
 
 
 def _mean(values: FloatArray, radius: int) -> FloatArray:
@@ -142,20 +144,21 @@ def _explained(model: FloatArray, guide: FloatArray, values: FloatArray, radius:
     Detail is what a blur of the model's size loses. Away from edges there is none, and the share is 0, so
     that the model touches nothing there.
     """
-    fitted = model[..., 3] + sum(model[..., channel] * guide[..., channel] for channel in range(3))
+    fitted = model[3] + sum(model[channel] * guide[..., channel] for channel in range(3))
     blurred = _mean(_mean(values, radius), radius)
-    errors = np.dstack([np.square(np.clip(fitted, 0, 1) - values), np.square(blurred - values)])
-    unexplained = _mean(errors, radius)
-    share = 1.0 - unexplained[..., 0] / np.maximum(unexplained[..., 1], np.float32(_LEAST_DETAIL))
-    trusted: FloatArray = np.where(unexplained[..., 1] > 0, np.clip(share, 0.0, 1.0), 0.0).astype(np.float32)
+    unexplained = _mean(np.square(np.clip(fitted, 0, 1) - values), radius)
+    detail = _mean(np.square(blurred - values), radius)
+    share = 1.0 - unexplained / np.maximum(detail, np.float32(_LEAST_DETAIL))
+    trusted: FloatArray = np.where(detail > 0, np.clip(share, 0.0, 1.0), 0.0).astype(np.float32)
     return trusted
 
 
 def _steeper(values: FloatArray, sharpness: float, sure: float) -> FloatArray:
     """Contrast around 0.5; what is within `sure` of 0 or 1 becomes exactly 0 or 1."""
-    stretch = np.float32(max(sharpness, 1.0) / (1.0 - 2.0 * sure))
-    steep: FloatArray = np.clip((values - np.float32(0.5)) * stretch + np.float32(0.5), 0.0, 1.0)
-    return steep
+    stretch = np.float32(sharpness / (1.0 - 2.0 * sure))
+    steep: FloatArray = values * stretch
+    steep += np.float32(0.5) - np.float32(0.5) * stretch
+    return np.clip(steep, 0.0, 1.0, out=steep)
 
 
 def _box_around(clean: FloatArray, radius: int) -> Window | None:

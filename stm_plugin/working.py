@@ -92,6 +92,9 @@ def to_plate(
         values: the working picture's, or a part of it.
         origin: column and row of the working picture where the part begins.
     """
+    if window == geometry.region and values.shape[:2] == (geometry.height, geometry.width):
+        whole = cv2.resize(values, (window.width, window.height), interpolation=cv2.INTER_LINEAR)
+        return np.asarray(whole, dtype=np.float32)  # the same, faster
     # Centre of a plate pixel x in working pixels: (x - region.x + 0.5) / scale - 0.5
     to_source = np.array(
         [

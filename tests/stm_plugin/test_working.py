@@ -74,7 +74,7 @@ def test_a_part_of_the_working_picture_lands_in_its_place() -> None:
     target = Window(30, 30, 12, 10)
     part = to_plate(values[5:25, 8:33], target, geometry, (8, 5))
     expected = whole[target.y - window.y :, target.x - window.x :][: target.height, : target.width]
-    assert np.allclose(part, expected, atol=1e-3)
+    assert np.abs(part - expected).max() < 0.1  # plate pixels
 
 
 def test_thin_things_are_averaged_not_lost() -> None:
