@@ -93,7 +93,7 @@ def serve(options: ServeOptions, load_backend: Callable[[], Backend] | None = No
             if endpoint.is_published(folder):
                 (folder / ENDPOINT_NAME).unlink(missing_ok=True)
                 (folder / SOCKET_NAME).unlink(missing_ok=True)
-            maps.remove("")
+            maps.close()
             log.info("the engine has ended")
 
 

@@ -44,6 +44,12 @@ class MapFolder:
                     with contextlib.suppress(OSError):
                         os.unlink(entry.path)
 
+    def close(self) -> None:
+        """Remove the folder and all that is in it."""
+        self.remove("")
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
+
     def read(self, mapped: MappedPixels, prefix: str) -> bytearray:
         """The first `mapped.bytes` bytes of a client's file.
 
