@@ -145,6 +145,7 @@ def save_network(
         for k, v in network.state_dict().items()
     }
     _save_state(state, manifest, path)
+    path.chmod(0o644)  # safetensors makes it private; installed weights are for every user of a machine
     manifest = replace(manifest, sha256=_sha256(path))
     path.with_suffix(".json").write_text(json.dumps(manifest.to_dict(), indent=2) + "\n")
     return manifest
