@@ -85,8 +85,6 @@ _LISTENED = _RANGE_KNOBS | {"inputChange", "showPanel"}
 
 def on_script_save() -> None:
     """A cache of an unsaved script moves next to it; one of another script is left to that script."""
-    if not nuke.GUI:
-        return
     from stm_nuke.errors import StmNodeError
     from stm_nuke.node import find_all
 

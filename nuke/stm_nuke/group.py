@@ -31,9 +31,9 @@ _TINT = ("r*(1-0.5*a)+0.5*a", "g*(1-0.5*a)", "b*(1-0.5*a)")
 _STEP = 60
 
 
-def build(name: str = "STM") -> nuke.Group:
+def build(name: str = "STM1") -> nuke.Group:
     """A new STM node with its knobs and nodes, connected to nothing; it has no id and no cache yet."""
-    group = cast(nuke.Group, nuke.createNode("Group", inpanel=False))
+    group = cast(nuke.Group, nuke.nodes.Group())
     group.setName(name)
     for knob in knobs.all_knobs():
         group.addKnob(knob)

@@ -18,6 +18,8 @@ from stm_nuke.keys import Key, format_keys, parse_keys
 from stm_nuke.wire import Window
 
 MAX_OBJECTS = 16
+_BELOW = 100
+"""Where a new node is put in the node graph, from its plate."""
 _OBJECT = re.compile(r"([A-Za-z_][A-Za-z0-9_-]{0,63})\s*(?:=\s*([^\s=]+))?")
 _RESERVED = frozenset(
     [
@@ -347,6 +349,8 @@ class StmNode:
         script = script_path()
         if not script or not self.id or self[knobs.HOME] == script:
             return
+        if not nuke.GUI and self[knobs.HOME] != _UNSAVED:
+            return  # a farm saves copies, which are no scripts of their own
         chosen = self[knobs.CACHE_PLACE] == knobs.CHOSEN_FOLDER
         if self._came_from_another_script():
             self._settle(cache.new_id(), self.cache)
@@ -384,6 +388,8 @@ def create(plate: nuke.Node | None = None, mask: nuke.Node | None = None) -> Stm
     for number, source in ((group.PLATE, plate), (group.MASK, mask)):
         if source is not None:
             built.setInput(number, source)
+    if plate is not None:
+        built.setXYpos(plate.xpos(), plate.ypos() + _BELOW)
     node = StmNode(built)
     node.claim()
     if plate is not None:

@@ -59,14 +59,15 @@ class Task:
         percent = 0 if total <= 0 else min(100, 100 * done // total)
         if (message, percent) == self._told:
             return
+        before = self._told[1]
         self._told = message, percent
         if self._panel is not None:
             self._panel.setMessage(message)
             self._panel.setProgress(percent)
         elif not nuke.GUI:
-            if frame is not None:
-                print(f"Frame {frame} ({done} of {total})", flush=True)
-            print(f"{message}\nProgress: {percent}%", flush=True)
+            print(message if frame is None else f"Frame {frame} ({done} of {total})", flush=True)
+            if percent != before:
+                print(f"Progress: {percent}%", flush=True)
 
     def run(self) -> None:
         """Do the work here; its error is kept, never raised."""

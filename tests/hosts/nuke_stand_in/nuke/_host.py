@@ -1,0 +1,128 @@
+"""The state of the one stand-in host: what is open, who listens, what can be undone, what waits.
+
+Tests look in here; the code under test sees only what `nuke` offers.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ._graph import Group, Node, Root
+    from ._knobs import Knob
+
+
+@dataclass
+class Listener:
+    """Something that was given to an `add...` function."""
+
+    call: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    node_class: str
+
+
+@dataclass
+class Host:
+    """Everything that a Nuke process knows."""
+
+    root: Root | None = None
+    groups: list[Group] = field(default_factory=list)
+    """The group that new nodes go into is the last one."""
+    this_node: list[Node] = field(default_factory=list)
+    this_knob: list[Knob] = field(default_factory=list)
+    listeners: dict[str, list[Listener]] = field(default_factory=dict)
+    undo_steps: list[tuple[str, list[tuple[Knob, Any]]]] = field(default_factory=list)
+    redo_steps: list[tuple[str, list[tuple[Knob, Any]]]] = field(default_factory=list)
+    open_undo: list[tuple[str, list[tuple[Knob, Any]]]] = field(default_factory=list)
+    undo_disabled: int = 0
+    frame: int = 1
+    viewer_view: str = "main"
+    views: list[str] = field(default_factory=lambda: ["main"])
+    layers: dict[str, list[str]] = field(default_factory=dict)
+    messages: list[str] = field(default_factory=list)
+    progress: list[str] = field(default_factory=list)
+    cancel_progress: bool = False
+    clipboard: str = ""
+    executed: list[tuple[str, int, str]] = field(default_factory=list)
+    """Every frame that a Write has written: its full name, frame and view."""
+    executing: bool = False
+    cancel_execute: bool = False
+    calls: queue.Queue[tuple[Callable[[], None], threading.Event]] = field(default_factory=queue.Queue)
+
+    def listen(self, event: str, call: Any, args: Any, kwargs: Any, node_class: str) -> None:
+        self.listeners.setdefault(event, []).append(
+            Listener(call, tuple(args), dict(kwargs or {}), node_class)
+        )
+
+    def forget(self, event: str, call: Any) -> None:
+        self.listeners[event] = [one for one in self.listeners.get(event, []) if one.call is not call]
+
+    def tell(self, event: str, node: Node, knob: Knob | None = None) -> None:
+        """Call all who listen for this event of this node."""
+        for one in list(self.listeners.get(event, [])):
+            if one.node_class in ("*", node.Class()):
+                with self.about(node, knob):
+                    one.call(*one.args, **one.kwargs)
+
+    @contextmanager
+    def about(self, node: Node, knob: Knob | None = None) -> Iterator[None]:
+        """`thisNode` and `thisKnob` meanwhile."""
+        self.this_node.append(node)
+        if knob is not None:
+            self.this_knob.append(knob)
+        try:
+            yield
+        finally:
+            self.this_node.pop()
+            if knob is not None:
+                self.this_knob.pop()
+
+    def will_change(self, knob: Knob, before: Any) -> None:
+        """Note for undo that a knob is about to change."""
+        if self.undo_disabled:
+            return
+        if self.open_undo:
+            self.open_undo[-1][1].append((knob, before))
+        else:
+            self.undo_steps.append((knob.name(), [(knob, before)]))
+        self.redo_steps.clear()
+
+    def in_main(self, call: Callable[[], Any], wait: bool) -> Any:
+        """Have the main thread call it when `pump` comes by."""
+        done = threading.Event()
+        results: list[Any] = []
+
+        def work() -> None:
+            try:
+                results.append(call())
+            except Exception:  # the host swallows it, as Nuke does
+                pass
+            finally:
+                done.set()
+
+        self.calls.put((work, done))
+        if not wait:
+            return None
+        done.wait()
+        return results[0] if results else None
+
+    def pump(self, until: Callable[[], bool], seconds: float = 300.0) -> None:
+        """Be the host's event loop until something has come true."""
+        end = time.monotonic() + seconds
+        while not until() or not self.calls.empty():
+            assert time.monotonic() < end, "it does not come to an end"
+            try:
+                work, _ = self.calls.get(timeout=0.01)
+            except queue.Empty:
+                continue
+            work()
+
+
+host = Host()

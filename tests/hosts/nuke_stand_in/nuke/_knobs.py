@@ -1,0 +1,482 @@
+"""Knobs: values with a name, a label and flags, saved and undone."""
+
+# Methods differ from those they override just as the published stubs say that they do.
+# mypy: disable-error-code="override"
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ._host import host
+from ._text import quote
+
+if TYPE_CHECKING:
+    from ._graph import Node
+
+NO_ANIMATION = 0x00000100
+INVISIBLE = 0x00000400
+DISABLED = 0x00000080
+STARTLINE = 0x00001000
+NO_UNDO = 0x00080000
+
+_EXPRESSION = re.compile(r"(parent\.)?(\w+)")
+
+
+class Knob:
+    _type: int = 0
+    _default: Any = ""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._name = str(args[0])
+        self._label = str(args[1]) if len(args) > 1 and args[1] is not None else self._name
+        self._value: Any = self._default
+        self._original: Any = self._default
+        self._flags = 0
+        self._cleared = 0
+        self._tooltip = ""
+        self._expression = ""
+        self._owner: Node | None = None
+        self._is_user = False
+
+    # ---- what it is
+
+    def Class(self) -> str:
+        return type(self).__name__
+
+    def name(self) -> str:
+        return self._name
+
+    def label(self) -> str:
+        return self._label
+
+    def setLabel(self, label: str) -> None:
+        self._label = label
+
+    def tooltip(self) -> str:
+        return self._tooltip
+
+    def setTooltip(self, tooltip: str) -> None:
+        self._tooltip = tooltip
+
+    def node(self) -> Node:
+        assert self._owner is not None, "the knob is on no node"
+        return self._owner
+
+    def fullyQualifiedName(self, channel: int = -1) -> str:
+        return f"{self.node().fullName()}.{self._name}"
+
+    def setFlag(self, flag: int) -> None:
+        self._flags |= flag
+        self._cleared &= ~flag
+
+    def clearFlag(self, flag: int) -> None:
+        self._flags &= ~flag
+        self._cleared |= flag
+
+    def getFlag(self, flag: int) -> bool:
+        return bool(self._flags & flag)
+
+    def setEnabled(self, enabled: bool) -> None:
+        (self.clearFlag if enabled else self.setFlag)(DISABLED)
+
+    def enabled(self) -> bool:
+        return not self.getFlag(DISABLED)
+
+    def setVisible(self, visible: bool) -> None:
+        (self.clearFlag if visible else self.setFlag)(INVISIBLE)
+
+    def visible(self) -> bool:
+        return not self.getFlag(INVISIBLE)
+
+    # ---- its value
+
+    def value(self, index: int = 0) -> Any:
+        return self._evaluated()
+
+    def getValue(self, channel: int = 0) -> Any:
+        return self._evaluated()
+
+    def setValue(self, val: Any, chan: int = 0) -> bool:
+        return self._change(self._accept(val))
+
+    def setExpression(self, expression: str, index: int = -1, view: str | None = None) -> bool:
+        if _EXPRESSION.fullmatch(expression) is None:
+            raise RuntimeError(f"the stand-in does not know the expression {expression}")
+        self._expression = expression
+        return True
+
+    def hasExpression(self, index: int = -1) -> bool:
+        return bool(self._expression)
+
+    def toScript(self, quote: bool = True, context: Any = None) -> str:
+        return "{{" + self._expression + "}}" if self._expression else self._saved()
+
+    def fromScript(self, script: str) -> None:
+        match = re.fullmatch(r"\{\{?(.*?)\}?\}", script)
+        if match and _EXPRESSION.fullmatch(match[1]) and not isinstance(self, String_Knob):
+            self._expression = match[1]
+        else:
+            self._change(self._read(script))
+
+    def _evaluated(self) -> Any:
+        if self._expression:
+            match = _EXPRESSION.fullmatch(self._expression)
+            assert match is not None
+            node = self.node().parent() if match[1] else self.node()
+            return self._accept(node[match[2]].value())
+        return self._value
+
+    def _change(self, value: Any) -> bool:
+        if value == self._value:
+            return False
+        owner = self._owner
+        if owner is not None and not self._flags & NO_UNDO:
+            host.will_change(self, self._value)
+        self._value = value
+        if owner is not None:
+            owner._changed(self)
+        return True
+
+    def _accept(self, value: Any) -> Any:
+        return value
+
+    def _saved(self) -> str:
+        return quote(str(self._value))
+
+    def _read(self, text: str) -> Any:
+        return self._accept(text)
+
+    def _is_default(self) -> bool:
+        return not self._expression and bool(self._value == self._original)
+
+    def _extra(self) -> str:
+        """What a user knob of this kind has in its own line beside label, tooltip and flags."""
+        return ""
+
+
+class Array_Knob(Knob):
+    _type = 7
+    _default: Any = 0.0
+
+    def setValue(self, *args: Any, **kwargs: Any) -> Any:
+        return self._change(self._accept(args[0]))
+
+    def value(self, *args: Any, **kwargs: Any) -> Any:
+        return self._evaluated()
+
+    def setExpression(self, expression: Any, channel: Any = -1, view: Any = None) -> bool:
+        return Knob.setExpression(self, expression)
+
+    def _accept(self, value: Any) -> Any:
+        return float(value)
+
+
+class Double_Knob(Array_Knob):
+    pass
+
+
+class Int_Knob(Array_Knob):
+    _type = 3
+    _default = 0
+
+    def setValue(self, val: Any) -> bool:
+        return self._change(self._accept(val))
+
+    def value(self) -> int:
+        return int(self._evaluated())
+
+    def _accept(self, value: Any) -> Any:
+        return int(value)
+
+
+class Boolean_Knob(Array_Knob):
+    _type = 6
+    _default = False
+
+    def setValue(self, b: Any) -> bool:
+        return self._change(self._accept(b))
+
+    def value(self) -> bool:
+        return bool(self._evaluated())
+
+    def _accept(self, value: Any) -> Any:
+        return value not in ("false", "0") if isinstance(value, str) else bool(value)
+
+    def _saved(self) -> str:
+        return "true" if self._value else "false"
+
+
+class BBox_Knob(Array_Knob):
+    _type = 15
+    _default = (0.0, 0.0, 0.0, 0.0)
+
+    def value(self, *args: Any, **kwargs: Any) -> Any:
+        return list(self._value)
+
+    def _accept(self, value: Any) -> Any:
+        if isinstance(value, str):
+            value = value.split()
+        return tuple(float(one) for one in value)
+
+    def _saved(self) -> str:
+        return "{" + " ".join(f"{one:g}" for one in self._value) + "}"
+
+
+class AColor_Knob(BBox_Knob):
+    """In the real thing it descends from Color_Knob; four numbers here."""
+
+    _type = 19
+
+    def value(self, *args: Any, **kwargs: Any) -> Any:
+        return list(self._value)
+
+
+class Unsigned_Knob(Array_Knob):
+    _default = 0
+
+    def setValue(self, val: Any) -> bool:
+        return self._change(self._accept(val))
+
+    def value(self) -> int:
+        return int(self._evaluated())
+
+
+class Enumeration_Knob(Unsigned_Knob):
+    _type = 4
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args[:2])
+        self._choices = [str(one) for one in args[2]]
+        self._value = self._original = self._choices[0] if self._choices else ""
+
+    def value(self) -> Any:
+        return self._value
+
+    def values(self) -> Any:
+        return list(self._choices)
+
+    def numValues(self) -> int:
+        return len(self._choices)
+
+    def setValue(self, *args: Any, **kwargs: Any) -> Any:
+        return self._change(self._accept(args[0]))
+
+    def _accept(self, value: Any) -> Any:
+        if isinstance(value, (int, float)):
+            return self._choices[int(value)]
+        if value not in self._choices:
+            raise TypeError(f"{self._name}: there is no choice {value!r} among {self._choices}")
+        return value
+
+    def _extra(self) -> str:
+        return " M {" + " ".join(quote(one) for one in self._choices) + "}"
+
+
+class Channel_Knob(Knob):
+    _type = 24
+    _default = "none"
+
+    def setValue(self, name: Any) -> None:
+        self._change(self._accept(name))
+
+    def value(self) -> str:
+        return str(self._evaluated())
+
+    def _accept(self, value: Any) -> Any:
+        return str(value)
+
+
+class String_Knob(Knob):
+    _type = 1
+
+    def setValue(self, val: Any, view: Any = None) -> None:
+        self._change(str(val))
+
+    def value(self, oc: Any = None) -> str:
+        return str(self._value)
+
+    def getText(self, oc: Any = None) -> str:
+        return str(self._value)
+
+
+class EvalString_Knob(String_Knob):
+    pass
+
+
+class Multiline_Eval_String_Knob(EvalString_Knob):
+    _type = 43
+
+
+class File_Knob(EvalString_Knob):
+    _type = 2
+
+    def setValue(self, *args: Any, **kwargs: Any) -> Any:
+        self._change(str(args[0]))
+
+    def value(self, *args: Any, **kwargs: Any) -> Any:
+        return self._value or None
+
+
+class Text_Knob(Knob):
+    _type = 26
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args[:2])
+        self._value = self._original = str(args[2]) if len(args) > 2 else ""
+
+    def setValue(self, *args: Any, **kwargs: Any) -> Any:
+        return self._change(str(args[0]))
+
+    def value(self, *args: Any, **kwargs: Any) -> Any:
+        return self._value
+
+    def _extra(self) -> str:
+        return f" T {quote(self._value)}" if self._value else ""
+
+
+class Tab_Knob(Knob):
+    _type = 20
+
+    def setValue(self, *args: Any, **kwargs: Any) -> Any:
+        return None
+
+    def value(self, *args: Any, **kwargs: Any) -> Any:
+        return None
+
+
+class Script_Knob(String_Knob):
+    _type = 32
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args[:2])
+        self._value = self._original = str(args[2]) if len(args) > 2 else ""
+
+    def command(self) -> str:
+        return str(self._value)
+
+    def setCommand(self, cmd: Any) -> None:
+        self._change(str(cmd))
+
+    def setValue(self, cmd: Any) -> None:
+        self._change(str(cmd))
+
+    def value(self) -> str:
+        return str(self._value)
+
+    def execute(self) -> None:
+        """A native button: `reload`. The stand-in looks at the files every time as it is."""
+
+    def _extra(self) -> str:
+        return f" T {quote(self._value)}"
+
+
+class PyScript_Knob(Script_Knob):
+    _type = 22
+
+    def execute(self) -> None:
+        import nuke
+
+        with host.about(self.node(), self):
+            exec(self._value, {"nuke": nuke})
+
+
+class Link_Knob(Knob):
+    _type = 41
+
+    def makeLink(self, s: Any, t: Any) -> None:
+        self._value = f"{s}.{t}"
+
+    def setLink(self, s: Any) -> None:
+        self._value = str(s)
+
+    def setValue(self) -> None:
+        return None
+
+    def getLinkedKnob(self) -> Knob:
+        from ._graph import Group
+
+        node_name, knob_name = str(self._value).rsplit(".", 1)
+        group = self.node()
+        assert isinstance(group, Group)
+        found = group.node(node_name)
+        assert found is not None
+        return found[knob_name]
+
+    def value(self) -> str:
+        return str(self.getLinkedKnob().value())
+
+    def _extra(self) -> str:
+        return f" T {self._value}"
+
+
+class Format_Knob(Knob):
+    def setValue(self, *args: Any, **kwargs: Any) -> Any:
+        return self._change(args[0])
+
+    def value(self, *args: Any, **kwargs: Any) -> Any:
+        return self._value
+
+    def _saved(self) -> str:
+        one = self._value
+        return quote(
+            f"{one.width()} {one.height()} 0 0 {one.r()} {one.t()} {one.pixelAspect():g} {one.name()}"
+        )
+
+    def _read(self, text: str) -> Any:
+        from ._graph import Format
+
+        width, height, _, _, _, _, aspect, *name = text.split()
+        return Format(int(width), int(height), 0, 0, int(width), int(height), float(aspect), " ".join(name))
+
+
+_BY_TYPE: dict[int, type[Knob]] = {
+    one._type: one
+    for one in (
+        Double_Knob, Int_Knob, Boolean_Knob, BBox_Knob, Enumeration_Knob, Channel_Knob, String_Knob,
+        File_Knob, Multiline_Eval_String_Knob, Text_Knob, Tab_Knob, PyScript_Knob, Link_Knob,
+    )
+}  # fmt: skip
+_FLAGS = {"STARTLINE": STARTLINE, "INVISIBLE": INVISIBLE, "DISABLED": DISABLED}
+
+
+def user_knob_line(knob: Knob) -> str:
+    """`addUserKnob {...}` as a script has it."""
+    line = f"{knob._type} {knob._name}"
+    if knob._label != knob._name:
+        line += f" l {quote(knob._label)}"
+    if knob._tooltip:
+        line += f" t {quote(knob._tooltip)}"
+    line += knob._extra()
+    for name, flag in _FLAGS.items():
+        line += f" +{name}" if knob._flags & flag else f" -{name}" if knob._cleared & flag else ""
+    return "addUserKnob {" + line + "}"
+
+
+def knob_from_line(words: Sequence[str]) -> Knob:
+    """The knob that `user_knob_line` described."""
+    from ._text import words_of
+
+    kind, name = _BY_TYPE[int(words[0])], words[1]
+    given: dict[str, str] = {}
+    flags: list[str] = []
+    rest = list(words[2:])
+    while rest:
+        word = rest.pop(0)
+        if word[0] in "+-" and word[1:] in _FLAGS:
+            flags.append(word)
+        else:
+            given[word] = rest.pop(0)
+    arguments: list[Any] = [name, given.get("l")]
+    if kind is Enumeration_Knob:
+        arguments.append(words_of(given["M"]))
+    elif kind in (Text_Knob, PyScript_Knob):
+        arguments.append(given.get("T", ""))
+    knob = kind(*arguments)
+    if isinstance(knob, Link_Knob):
+        knob.setLink(given["T"])
+    knob.setTooltip(given.get("t", ""))
+    for word in flags:
+        (knob.setFlag if word[0] == "+" else knob.clearFlag)(_FLAGS[word[1:]])
+    return knob

@@ -1,0 +1,66 @@
+"""Small comps for tests: a plate and a mask in files, and the nodes that read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import OpenImageIO as oiio
+
+FIRST = 1001
+
+
+def small_clip(
+    footage: Path, folder: Path, count: int, size: tuple[int, int] = (160, 90), step: int = 3
+) -> None:
+    """Every `step`th frame of a given clip, made small: `plate.####.png` and `mask.####.png` from 1001 on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = sorted((footage / "JPEGImages").iterdir())[: count * step : step]
+    assert len(pictures) == count, f"{footage} has too few frames"
+    whole = oiio.ROI(0, size[0], 0, size[1])
+    for frame, picture in enumerate(pictures, FIRST):
+        plate = oiio.ImageBufAlgo.resize(oiio.ImageBuf(str(picture)), roi=whole)
+        assert plate.write(str(folder / f"plate.{frame}.png"), "uint8"), plate.geterror()
+        labels = oiio.ImageBuf(str(footage / "Annotations" / f"{picture.stem}.png")).get_pixels("float")
+        assert labels is not None
+        inside = np.ascontiguousarray(
+            (labels.max(axis=-1, keepdims=True) > 0).astype(np.float32)
+        )  # (h, w, 1)
+        mask = oiio.ImageBufAlgo.resize(oiio.ImageBuf(inside), roi=whole)
+        assert mask.write(str(folder / f"mask.{frame}.png"), "uint8"), mask.geterror()
+
+
+def read_node(nuke: Any, pattern: str, frames: Sequence[int], raw: bool = False) -> Any:
+    """A Read of a sequence."""
+    return nuke.nodes.Read(file=pattern, first=frames[0], last=frames[-1], raw=raw)
+
+
+def stm_comp(nuke: Any, folder: Path, count: int, working_size: int = 96) -> Any:
+    """An STM node on a small clip, with a key of its object possible on every frame."""
+    import stm_nuke
+
+    frames = range(FIRST, FIRST + count)
+    plate = read_node(nuke, (folder / "plate.%04d.png").as_posix(), frames)
+    mask = read_node(nuke, (folder / "mask.%04d.png").as_posix(), frames, raw=True)
+    node = stm_nuke.create(plate, mask)
+    node.set("objects", "chair = rgba.red")
+    node.set("working_size", working_size)
+    return node
+
+
+def write_of(nuke: Any, node: Any, folder: Path, name: str = "out") -> Any:
+    """A Write behind a node: float RGBA."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pattern = (folder / f"{name}.%04d.exr").as_posix()
+    write = nuke.nodes.Write(
+        file=pattern, channels="rgba", file_type="exr", datatype="32 bit float", raw=True
+    )
+    write.setInput(0, node.group)
+    return write
+
+
+def pixels(path: Path) -> Any:
+    """An image file as float32 (h, w, C)."""
+    return oiio.ImageBuf(str(path)).get_pixels("float")
