@@ -25,10 +25,10 @@ class Starter {
         return starter;
     }
 
-    // Starts the engine, or joins a start of another instance that is still under way.
-    void ensureStarted(const Patience& patience) {
+    // Starts the engine, or joins a start that is still under way. Tells whether it has started one.
+    bool ensureStarted(const Patience& patience) {
         const std::lock_guard<std::mutex> guard(mutex_);
-        if (child_ && !child_->exitCode()) return;
+        if (child_ && folder_ == platform::runtimeFolder() && !child_->exitCode()) return false;
         if (Clock::now() - lastStart_ > startForgiven) count_ = 0;
         if (count_ >= startPauses.size()) {
             throw EngineError("internal", "The engine stopped " + std::to_string(count_) +
@@ -38,16 +38,20 @@ class Starter {
         ++count_;
         lastStart_ = Clock::now();
         startNow();
+        return true;
     }
 
-    // Throws when the engine that was started has failed.
-    void check() {
+    // Whether the engine that was started last has ended badly. (Ended well: another engine was quicker.)
+    bool hasFailed() {
         const std::lock_guard<std::mutex> guard(mutex_);
-        if (!child_) return;
-        const auto code = child_->exitCode();
-        if (!code || *code == 0) return;  // 0: another engine was quicker
-        child_.reset();
-        throw EngineError("internal", "The engine could not start. " + lastWords(), Json::object());
+        return child_ && child_->exitCode().value_or(0) != 0;
+    }
+
+    static std::string lastWords() {
+        const std::string log = platform::runtimeFolder() + "/engine.log";
+        const auto text = platform::readSmallFile(log, logLimit);
+        if (!text || text->empty()) return "Its log would be " + log + ".";
+        return "The end of " + log + ": " + text->substr(text->size() > logTail ? text->size() - logTail : 0);
     }
 
   private:
@@ -102,13 +106,6 @@ class Starter {
                name == "OFX_PLUGIN_PATH" || name == "LD_PRELOAD" || name == "LD_LIBRARY_PATH";
     }
 
-    static std::string lastWords() {
-        const std::string log = platform::runtimeFolder() + "/engine.log";
-        const auto text = platform::readSmallFile(log, logLimit);
-        if (!text || text->empty()) return "Its log would be " + log + ".";
-        return "The end of " + log + ": " + text->substr(text->size() > logTail ? text->size() - logTail : 0);
-    }
-
     void startNow() {
         const Installation found = installation();
         auto variables = platform::wholeEnvironment();
@@ -117,15 +114,16 @@ class Starter {
         }
         variables["PYTHONNOUSERSITE"] = "1";
         if (found.root) variables["PYTHONPATH"] = *found.root;
-        const std::string folder = platform::runtimeFolder();
-        platform::requirePrivateFolder(folder);
+        folder_ = platform::runtimeFolder();
+        platform::requirePrivateFolder(folder_);
         child_ = platform::start({found.python, "-s", "-m", "stm_plugin.server", "--parent",
                                   std::to_string(platform::processId())},
-                                 variables, folder);
+                                 variables, folder_);
     }
 
     std::mutex mutex_;
     std::unique_ptr<platform::Child> child_;
+    std::string folder_;  // that the child serves
     std::size_t count_ = 0;
     Clock::time_point lastStart_{};
 };
@@ -166,11 +164,15 @@ std::unique_ptr<Connection> Connection::open(const std::string& client, const Pa
     };
     if (auto connection = attempt()) return connection;
     try {
-        Starter::instance().ensureStarted(patience);
+        Starter& starter = Starter::instance();
+        bool started = starter.ensureStarted(patience);
         const auto givenUp = Clock::now() + engineStartLimit;
         while (Clock::now() < givenUp) {
             if (auto connection = attempt()) return connection;
-            Starter::instance().check();
+            if (starter.hasFailed()) {
+                if (started) throw EngineError("internal", "The engine could not start. " + Starter::lastWords(), Json::object());
+                started = starter.ensureStarted(patience);  // what was dying when we came is dead now
+            }
             patience.sleep(pollInterval, "to start");
         }
     } catch (const EngineError&) {

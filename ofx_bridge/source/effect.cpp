@@ -17,6 +17,7 @@ constexpr Frame unknownLastFrame = 99999;
 constexpr double frameLimit = 1e9;
 constexpr double frameSlack = 1e-6;
 constexpr std::size_t shotIdBytes = 8;
+constexpr const char* displaySpace = "srgb_rec709_scene";
 constexpr const char* storeSuffix = ".stmshot";
 constexpr Rgba overlayTint{1.0F, 0.1F, 0.1F, 1.0F};
 constexpr float overlayStrength = 0.5F;
@@ -302,6 +303,15 @@ std::string EffectInstance::storeFolder(const std::string& shotId) const {
     return folder + "/ofx-" + shotId + storeSuffix;
 }
 
+// Empty: the engine decides, which takes float pixels for scene-linear ones.
+std::string EffectInstance::colourSpace() const {
+    const std::string chosen = parameters_.colourSpace();
+    if (!chosen.empty()) return chosen;
+    if (const auto told = source_.colourSpace(); told && !told->empty()) return *told;
+    const std::string depth = source_.pixelDepth().value_or("");
+    return depth == ofx::value::depthByte || depth == ofx::value::depthShort ? displaySpace : "";
+}
+
 ShotSpec EffectInstance::describedShot(Frame frame) const {
     const std::string id = parameters_.shotId();
     ShotSpec spec;
@@ -315,9 +325,7 @@ ShotSpec EffectInstance::describedShot(Frame frame) const {
                   {"canvas", toEngineWindow(plate.canvas, plate.display.y2)},
                   {"pixel_aspect", plate.pixelAspect}};
     if (const auto rate = source_.frameRate(); rate && *rate >= 1e-3 && *rate <= 1e6) spec.plate["fps"] = *rate;
-    const std::string chosen = parameters_.colourSpace();
-    const std::string space = chosen.empty() ? source_.colourSpace().value_or("") : chosen;
-    if (!space.empty()) spec.plate["colour_space"] = space;
+    if (const std::string space = colourSpace(); !space.empty()) spec.plate["colour_space"] = space;
     spec.settings = parameters_.settings(plate.pixelAspect, plate.display.y2);
     return spec;
 }
@@ -493,7 +501,8 @@ Matte EffectInstance::obtainMatte(const RenderRequest& request, Frame frame, con
         } catch (const EngineError& error) {
             if (error.code == "timeout") continue;  // it is being made
             if (!isNoMatteYet(error)) throw;
-            if (mayCompute && !computed) {
+            const bool isKey = parameters_.keyFrames().count(frame) != 0;  // needs no network, only to be taken over
+            if ((mayCompute || isKey) && !computed) {
                 computeForward(frame, patience);
                 computed = true;
                 continue;

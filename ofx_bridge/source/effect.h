@@ -55,6 +55,7 @@ class EffectInstance {
 
     // The shot
     ShotSpec describedShot(Frame frame) const;
+    std::string colourSpace() const;
     Geometry geometry(Frame frame) const;
     std::string storeFolder(const std::string& shotId) const;
     void useShot(Frame frame);

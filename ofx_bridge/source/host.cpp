@@ -215,6 +215,11 @@ std::optional<std::string> ClipView::colourSpace() const {
     return about ? about->text(ofx::prop::clipColourspace) : std::nullopt;
 }
 
+std::optional<std::string> ClipView::pixelDepth() const {
+    const auto about = properties();
+    return about ? about->text(ofx::prop::pixelDepth) : std::nullopt;
+}
+
 std::optional<std::pair<double, double>> ClipView::frameRange() const {
     const auto about = properties();
     if (!about) return std::nullopt;

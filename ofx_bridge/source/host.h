@@ -118,6 +118,7 @@ class ClipView {
     double pixelAspect() const;
     std::optional<double> frameRate() const;
     std::optional<std::string> colourSpace() const;
+    std::optional<std::string> pixelDepth() const;
     std::optional<std::pair<double, double>> frameRange() const;
     std::optional<ofx::RectD> regionOfDefinition(double time) const;
     // Nothing when the host has no image there.

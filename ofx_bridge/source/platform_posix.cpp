@@ -139,7 +139,7 @@ class PosixChild : public Child {
     usual.sa_handler = SIG_DFL;
     for (const int signal : {SIGPIPE, SIGCHLD, SIGINT, SIGTERM, SIGHUP}) ::sigaction(signal, &usual, nullptr);
     sigset_t none;
-    ::sigemptyset(&none);
+    sigemptyset(&none);  // a macro on some systems
     ::sigprocmask(SIG_SETMASK, &none, nullptr);
     ::execve(arguments[0], arguments, variables);
     ::_exit(127);

@@ -1,0 +1,240 @@
+"""What the effect does when the thing that answers it is broken, mute, or not the engine at all.
+
+The engine here is a script: what a broken engine says cannot be had from the real one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import struct
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.hosts.ofx_fixtures import FIRST, WIDTH, EngineHome, Rig, make_rig
+from tests.hosts.ofx_host import OK, OfxHost, nodes_of
+
+TOKEN, ANSWER = "1" * 64, "2" * 64
+PREFIX = struct.Struct("<4sB3xIIQ")
+MAGIC = b"STM\x01"
+REPLY, ERROR = 2, 3
+
+Conversation = Callable[[socket.socket, int, dict[str, Any]], None]
+
+
+def message(kind: int, number: int, header: object, payload: bytes = b"") -> bytes:
+    """The bytes of a message; `header` may be bytes that are no JSON."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return PREFIX.pack(MAGIC, kind, number, len(text), len(payload)) + text + payload
+
+
+def receive(link: socket.socket, count: int) -> bytes:
+    """Exactly `count` bytes."""
+    data = b""
+    while len(data) < count:
+        part = link.recv(count - len(data))
+        if not part:
+            raise ConnectionError
+        data += part
+    return data
+
+
+class ScriptedEngine:
+    """Greets properly and then follows a script; without one it greets with `greeting`."""
+
+    def __init__(self, folder: Path, script: Conversation, answer: str = ANSWER) -> None:
+        self._script, self._answer = script, answer
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        path = folder / "engine.sock"
+        self._listener.bind(str(path))
+        self._listener.listen()
+        self.asked: list[str] = []
+        endpoint = {"protocol": [1, 0], "transport": "unix", "path": str(path), "port": 0, "token": TOKEN}
+        endpoint |= {"answer": ANSWER, "pid": os.getpid(), "engine": "script"}
+        (folder / "endpoint.json").write_text(json.dumps(endpoint))
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                link, _ = self._listener.accept()
+                threading.Thread(target=self._talk, args=(link,), daemon=True).start()
+
+    def _talk(self, link: socket.socket) -> None:
+        with link, contextlib.suppress(OSError, ConnectionError):
+            while True:
+                _, kind, number, header_bytes, payload_bytes = PREFIX.unpack(receive(link, PREFIX.size))
+                assert kind == 1
+                header = json.loads(receive(link, header_bytes))
+                receive(link, payload_bytes)
+                self.asked.append(header["op"])
+                if header["op"] == "hello":
+                    greeting = {"protocol": [1, 0], "answer": self._answer, "map_folder": None}
+                    link.sendall(message(REPLY, number, greeting))
+                else:
+                    self._script(link, number, header)
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._listener.close()
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch, engine: EngineHome) -> Iterator[Callable[..., ScriptedEngine]]:
+    """A function that puts a scripted engine in the engine's place. None that is real can be started."""
+    folder = Path(tempfile.mkdtemp(prefix="stm-", dir="/tmp"))
+    monkeypatch.setenv("STM_RUNTIME_DIR", str(folder))
+    monkeypatch.setenv("STM_ENGINE_PYTHON", "/bin/false")
+    engines = []
+
+    def put(script: Conversation, answer: str = ANSWER) -> ScriptedEngine:
+        engines.append(ScriptedEngine(folder, script, answer))
+        return engines[-1]
+
+    yield put
+    for one in engines:
+        one.close()
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+
+
+def answering(reply: Callable[[int, dict[str, Any]], bytes]) -> Conversation:
+    """A script that answers every request with the bytes that `reply` gives."""
+
+    def talk(link: socket.socket, number: int, header: dict[str, Any]) -> None:
+        link.sendall(reply(number, header))
+
+    return talk
+
+
+def hang_up(link: socket.socket, number: int, header: dict[str, Any]) -> None:
+    """Close in mid-request."""
+    link.shutdown(socket.SHUT_RDWR)
+
+
+def half_a_message(link: socket.socket, number: int, header: dict[str, Any]) -> None:
+    """Say a part of an answer and close."""
+    link.sendall(message(REPLY, number, {"shot": "s1"})[:30])
+    link.shutdown(socket.SHUT_RDWR)
+
+
+WHOLE: dict[str, Any] = {
+    "open_shot": {"shot": "s1"},
+    "get_settings": {"settings": {}},
+    "set_settings": {"settings": {}},
+    "list_keys": {"keys": []},
+    "plate_needed": {"needed": []},
+}
+
+
+def black_hole(number: int, header: dict[str, Any]) -> bytes:
+    """A good engine until a matte is asked for; then another frame's matte, of the wrong size."""
+    if header["op"] in WHOLE:
+        return message(REPLY, number, WHOLE[header["op"]])
+    image = {"format": "float", "channels": ["A"], "data_window": [0, 0, 1, 1]}
+    return message(REPLY, number, {"frame": header.get("frame", 0), "image": image}, b"\0" * 4)
+
+
+SCRIPTS: dict[str, Conversation] = {
+    "hangs up": hang_up,
+    "half a message": half_a_message,
+    "no magic": answering(lambda number, header: b"GET / HTTP/1.1\r\n\r\n" * 4),
+    "no JSON": answering(lambda number, header: message(REPLY, number, b"{nonsense")),
+    "repeated names": answering(lambda number, header: message(REPLY, number, b'{"shot":"a","shot":"b"}')),
+    "bad UTF-8": answering(lambda number, header: message(REPLY, number, b'{"shot":"\xff"}')),
+    "deep nesting": answering(
+        lambda number, header: message(REPLY, number, b'{"shot":' + b"[" * 100_000 + b"]" * 100_000 + b"}")
+    ),
+    "other types": answering(lambda number, header: message(REPLY, number, {"shot": 7, "status": []})),
+    "nothing in it": answering(lambda number, header: message(REPLY, number, {})),
+    "huge header": answering(lambda number, header: PREFIX.pack(MAGIC, REPLY, number, 1 << 31, 0)),
+    "huge payload": answering(lambda number, header: PREFIX.pack(MAGIC, REPLY, number, 2, 1 << 40)),
+    "answers to nobody": answering(lambda number, header: message(REPLY, number + 1, {"shot": "s1"})),
+    "a wrong matte": answering(black_hole),
+    "an unknown error": answering(
+        lambda number, header: message(ERROR, number, {"code": "moon", "text": "It is 100% full."})
+    ),
+    "an error without words": answering(lambda number, header: message(ERROR, number, {})),
+}
+
+
+def rig_with_a_key(host: OfxHost, folder: Path) -> Rig:
+    """A node that knows its store and a key, as from a script."""
+    rig = make_rig(host)
+    rig.node.set("shotStore", str(folder / "scripted.stmshot"))
+    rig.node.set("keyFrames", str(FIRST))
+    return rig
+
+
+@pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS.keys())
+def test_a_hostile_engine_gives_a_failed_render_in_words(
+    host: OfxHost, scripted: Callable[..., ScriptedEngine], script: Conversation, tmp_path: Path
+) -> None:
+    engine = scripted(script)
+    rig = rig_with_a_key(host, tmp_path)
+    with nodes_of(host, rig.node):
+        status, image = rig.node.render(FIRST)
+        assert status != OK
+        assert rig.node.persistent is not None and rig.node.persistent.startswith("STM: ")
+        assert (image.memory == 0xCD).all()
+        assert "open_shot" in engine.asked
+
+
+def test_a_mute_hostile_engine_does_not_hold_up_an_abort(
+    host: OfxHost, scripted: Callable[..., ScriptedEngine], tmp_path: Path
+) -> None:
+    engine = scripted(lambda link, number, header: None)
+    rig = rig_with_a_key(host, tmp_path)
+    calls = iter(range(1000))
+    rig.node.abort_answer = lambda: int(next(calls) > 6)
+    with nodes_of(host, rig.node):
+        assert rig.node.render(FIRST)[0] != OK
+        assert host.messages == []
+        assert next(calls) < 20, "it went on asking after the host had said stop"
+        assert engine.asked == ["hello", "open_shot"]
+
+
+def test_a_hostile_impostor_gets_nothing(
+    host: OfxHost, scripted: Callable[..., ScriptedEngine], tmp_path: Path
+) -> None:
+    engine = scripted(hang_up, answer="3" * 64)
+    rig = rig_with_a_key(host, tmp_path)
+    with nodes_of(host, rig.node):
+        assert rig.node.render(FIRST)[0] != OK
+        assert rig.node.persistent is not None and "not the engine" in rig.node.persistent
+        assert set(engine.asked) == {"hello"}
+
+
+def test_a_runtime_folder_that_is_open_to_others_is_refused(
+    host: OfxHost, engine: EngineHome, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "hostile"
+    folder.mkdir()
+    folder.chmod(0o755)
+    monkeypatch.setenv("STM_RUNTIME_DIR", str(folder))
+    rig = make_rig(host)
+    with nodes_of(host, rig.node):
+        assert rig.node.press("setKey", FIRST) != OK
+        assert rig.node.persistent is not None and "closed to others" in rig.node.persistent
+
+
+def test_an_installation_that_is_not_there_is_said_in_words(
+    host: OfxHost, engine: EngineHome, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("STM_ENGINE_PYTHON")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("STM_RUNTIME_DIR", str(tmp_path / "run"))
+    rig = make_rig(host)
+    rig.node.set("workingSize", WIDTH)
+    with nodes_of(host, rig.node):
+        assert rig.node.press("setKey", FIRST) != OK
+        assert rig.node.persistent is not None and "install.py" in rig.node.persistent
