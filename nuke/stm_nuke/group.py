@@ -33,7 +33,7 @@ _STEP = 60
 
 def build(name: str = "STM1") -> nuke.Group:
     """A new STM node with its knobs and nodes, connected to nothing; it has no id and no cache yet."""
-    group = cast(nuke.Group, nuke.nodes.Group())
+    group = nuke.nodes.Group()
     group.setName(name)
     for knob in knobs.all_knobs():
         group.addKnob(knob)

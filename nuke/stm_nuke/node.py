@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
@@ -295,7 +296,8 @@ class StmNode:
         """Remember that a plate frame reaches this far; the canvas that holds everything seen so far."""
         plate_format = self.connected_plate().format()
         canvas = union(self._canvas((0, 0, plate_format.width(), plate_format.height())), window)
-        self.set(knobs.CANVAS, " ".join(str(one) for one in canvas))
+        with unrecorded():
+            self.set(knobs.CANVAS, " ".join(str(one) for one in canvas))
         return canvas
 
     # ---- whose cache it is
@@ -325,9 +327,11 @@ class StmNode:
         elif nuke.GUI and self._came_from_another_script():
             self._settle(cache.new_id(), self.cache)
         elif nuke.GUI:
-            self.set(knobs.HOME, script_path() or _UNSAVED)
+            with unrecorded():
+                self.set(knobs.HOME, script_path() or _UNSAVED)
         cache.make(self.cache)
-        self._show_matte()
+        with unrecorded():
+            self._show_matte()
 
     def twin(self) -> StmNode | None:
         """Another node of this script with the same id."""
@@ -357,7 +361,8 @@ class StmNode:
         elif str(self[knobs.HOME]) == _UNSAVED and not chosen:
             self._settle(self.id, self.cache)
         else:
-            self.set(knobs.HOME, script)
+            with unrecorded():
+                self.set(knobs.HOME, script)
 
     def move_cache(self) -> Path:
         """Go to the place that the Settings tab names, taking everything along."""
@@ -372,14 +377,25 @@ class StmNode:
             cache.make(place)
         elif place != source:
             cache.fork(source, place)
-        self.set(knobs.NODE_ID, node_id)
-        self.set(knobs.HOME, script_path() or _UNSAVED)
-        self.set(knobs.CACHE_PATH, place.as_posix())
-        self._show_matte()
+        with unrecorded():
+            self.set(knobs.NODE_ID, node_id)
+            self.set(knobs.HOME, script_path() or _UNSAVED)
+            self.set(knobs.CACHE_PATH, place.as_posix())
+            self._show_matte()
 
     def _show_matte(self) -> None:
         first, last = self.frames
         group.point_to(self.group, self.cache, first, last)
+
+
+@contextlib.contextmanager
+def unrecorded() -> Iterator[None]:
+    """What is changed meanwhile is none of the artist's doing: undo passes it over."""
+    nuke.Undo.disable()
+    try:
+        yield
+    finally:
+        nuke.Undo.enable()
 
 
 def create(plate: nuke.Node | None = None, mask: nuke.Node | None = None) -> StmNode:

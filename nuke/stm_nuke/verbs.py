@@ -19,7 +19,7 @@ from stm_nuke.errors import KeyframeError, PlateError, StmNodeError, UsageError
 from stm_nuke.exr import Picture
 from stm_nuke.frames import Range, counted, frames_of, in_words, ranges_of
 from stm_nuke.keys import Key, digest_of, format_keys, mask_path, neighbours, with_key, without_key
-from stm_nuke.node import Snapshot, StmNode, find_by_id
+from stm_nuke.node import Snapshot, StmNode, find_by_id, unrecorded
 from stm_nuke.session import Session
 from stm_nuke.tasks import Task, in_main
 from stm_nuke.wire import EngineError, Header
@@ -114,7 +114,8 @@ def changed_keys(node: StmNode, view: str) -> dict[int, Key]:
         keys = node.keys
         for key in untouched:
             keys = with_key(keys, key)
-        node.set_keys(keys)
+        with unrecorded():
+            node.set_keys(keys)
     return found
 
 
@@ -329,7 +330,8 @@ class _PlateWork(_Work):
 
     def _remember_print(self) -> None:
         node = find_by_id(self.snapshot.node_id)
-        node.set(knobs.PLATE_PRINT, self.print_)
+        with unrecorded():
+            node.set(knobs.PLATE_PRINT, self.print_)
 
 
 class _PlateCheck(_PlateWork):
@@ -467,7 +469,8 @@ def advised_frame(node: StmNode) -> int:
 def _quietly(node: StmNode, knob: str, words: str) -> None:
     root = nuke.root()
     was_modified = root.modified()
-    node.set(knob, words)
+    with unrecorded():
+        node.set(knob, words)
     root.setModified(was_modified)
 
 

@@ -12,12 +12,10 @@ import OpenImageIO as oiio
 FIRST = 1001
 
 
-def small_clip(
-    footage: Path, folder: Path, count: int, size: tuple[int, int] = (160, 90), step: int = 3
-) -> None:
-    """Every `step`th frame of a given clip, made small: `plate.####.png` and `mask.####.png` from 1001 on."""
+def small_clip(footage: Path, folder: Path, count: int, size: tuple[int, int] = (320, 180)) -> None:
+    """The first frames of a given clip, made small: `plate.####.png` and `mask.####.png` from 1001 on."""
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = sorted((footage / "JPEGImages").iterdir())[: count * step : step]
+    pictures = sorted((footage / "JPEGImages").iterdir())[:count]
     assert len(pictures) == count, f"{footage} has too few frames"
     whole = oiio.ROI(0, size[0], 0, size[1])
     for frame, picture in enumerate(pictures, FIRST):
@@ -37,7 +35,7 @@ def read_node(nuke: Any, pattern: str, frames: Sequence[int], raw: bool = False)
     return nuke.nodes.Read(file=pattern, first=frames[0], last=frames[-1], raw=raw)
 
 
-def stm_comp(nuke: Any, folder: Path, count: int, working_size: int = 96) -> Any:
+def stm_comp(nuke: Any, folder: Path, count: int, working_size: int = 180) -> Any:
     """An STM node on a small clip, with a key of its object possible on every frame."""
     import stm_nuke
 

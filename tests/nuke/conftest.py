@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 HOSTS = Path(__file__).resolve().parents[1] / "hosts" / "nuke_stand_in"
+ENGINE_END_SECONDS = 60.0
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -44,20 +45,32 @@ def _forget_modules() -> dict[str, ModuleType]:
     return {name: sys.modules.pop(name) for name in mine}
 
 
-@pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The real engine, started by whoever needs it, with a runtime folder of its own; ended afterwards."""
+@pytest.fixture(scope="module")
+def runtime_folder() -> Iterator[Path]:
+    """Where the engine of a module's tests lives; it is ended after the last of them."""
     folder = Path(tempfile.mkdtemp(prefix="stm-", dir="/tmp"))  # short: the name of a socket is limited
-    monkeypatch.setenv("STM_RUNTIME_DIR", str(folder))
-    monkeypatch.setenv("STM_ENGINE_PYTHON", sys.executable)
-    monkeypatch.setenv("STM_ENGINE_ROOT", str(REPOSITORY))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     yield folder
-    _end_engine(folder)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("STM_RUNTIME_DIR", str(folder))
+        _end_engine()
+    from stm_nuke import launch
+
+    for process in launch._started:
+        process.wait(ENGINE_END_SECONDS)
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _end_engine(folder: Path) -> None:
+@pytest.fixture
+def engine(runtime_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The real engine, started by whoever needs it first, with a runtime folder of its own."""
+    monkeypatch.setenv("STM_RUNTIME_DIR", str(runtime_folder))
+    monkeypatch.setenv("STM_ENGINE_PYTHON", sys.executable)
+    monkeypatch.setenv("STM_ENGINE_ROOT", str(REPOSITORY))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return runtime_folder
+
+
+def _end_engine() -> None:
     from stm_nuke.client import Engine
     from stm_nuke.wire import EngineError
 

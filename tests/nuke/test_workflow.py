@@ -1,0 +1,553 @@
+"""What artists and farms do with the node, from the first key to the render: the real engine, a real clip."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import nkparser
+import numpy as np
+import pytest
+
+from tests.nuke.comps import FIRST, pixels, small_clip, stm_comp, write_of
+
+COUNT = 7
+LAST = FIRST + COUNT - 1
+FRAMES = range(FIRST, LAST + 1)
+REPOSITORY = Path(__file__).resolve().parents[2]
+STAND_IN = REPOSITORY / "tests" / "hosts" / "nuke_stand_in"
+
+
+@pytest.fixture(scope="module")
+def original_clip(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clip")
+    small_clip(shared_data / "clips" / "chair", folder, COUNT)
+    return folder
+
+
+@pytest.fixture
+def clip(original_clip: Path, tmp_path: Path) -> Path:
+    """A few small frames of a real clip with its masks; a test may paint on them."""
+    shutil.copytree(original_clip, tmp_path / "clip")
+    return tmp_path / "clip"
+
+
+@pytest.fixture
+def node(nuke: Any, engine: Path, clip: Path, tmp_path: Path) -> Iterator[Any]:
+    """A saved comp with an STM node on the clip."""
+    import stm_nuke.callbacks
+    from stm_nuke import session
+
+    stm_nuke.callbacks.install()
+    made = stm_comp(nuke, clip, COUNT)
+    nuke.scriptSave(str(tmp_path / "shot.nk"))
+    yield made
+    session.leave_engine()
+
+
+def ready(node: Any) -> set[int]:
+    from stm_nuke import cache
+
+    found: set[int] = cache.fresh_mattes(node.cache, "main", FRAMES)
+    return found
+
+
+def matte(node: Any, frame: int) -> Any:
+    from stm_nuke import cache
+
+    return pixels(cache.matte_path(node.cache, "main", frame))[..., 0]
+
+
+def overlap(one: Any, other: Any) -> float:
+    return float(np.minimum(one, other).sum() / np.maximum(one, other).sum())
+
+
+def mask(clip: Path, frame: int) -> Any:
+    """The artist's mask as a matte file can hold it."""
+    return pixels(clip / f"mask.{frame}.png")[..., 0].astype(np.float16)
+
+
+def run_to_end(nuke: Any, node: Any) -> Any:
+    """Be Nuke's window until the node's task has ended; the task."""
+    from stm_nuke import tasks
+
+    task = tasks._running[node.id]
+    nuke._host.pump(lambda: task.wait(0))
+    return task
+
+
+def test_key_propagate_correct_save_reopen_render(nuke: Any, node: Any, clip: Path, tmp_path: Path) -> None:
+    import stm_nuke
+
+    # One key, the whole shot.
+    stm_nuke.set_key(node, FIRST)
+    assert stm_nuke.propagate(node) == list(FRAMES)
+    assert f"{COUNT} frames done" in node["status"]
+    np.testing.assert_array_equal(matte(node, FIRST), mask(clip, FIRST))
+    assert overlap(matte(node, FIRST + 1), mask(clip, FIRST + 1)) > 0.3
+
+    # A correction in the middle: what it touches is taken out of use at once.
+    kept = {frame: matte(node, frame) for frame in FRAMES}
+    middle = FIRST + 3
+    stm_nuke.set_key(node, middle)
+    stale = set(FRAMES) - ready(node)
+    assert middle in stale
+    assert FIRST not in stale
+    rendered = len(nuke._host.executed)
+    assert stm_nuke.propagate(node) == list(FRAMES)
+    assert len(nuke._host.executed) == rendered, "the engine has the plate already"
+    np.testing.assert_array_equal(matte(node, middle), mask(clip, middle))
+    assert any(not np.array_equal(kept[frame], matte(node, frame)) for frame in range(middle + 1, LAST + 1))
+
+    # Save, and render in a process that has nothing of ours.
+    write_of(nuke, node, tmp_path / "render").setName("Out")
+    nuke.scriptSave()
+    script = str(tmp_path / "shot.nk")
+    render = f"import nuke; nuke.scriptOpen({script!r}); nuke.execute('Out', {FIRST}, {LAST}, 1)"
+    environment = {**os.environ, "PYTHONPATH": str(STAND_IN)}
+    subprocess.run([sys.executable, "-c", render], env=environment, cwd=tmp_path, check=True)
+    for frame in FRAMES:
+        np.testing.assert_array_equal(
+            pixels(tmp_path / "render" / f"out.{frame}.exr")[..., 3], matte(node, frame)
+        )
+
+    # Reopened in a fresh process with the plug-in, everything is as it was and nothing has to be computed.
+    again = (
+        "import nuke, stm_nuke\n"
+        f"nuke.scriptOpen({str(tmp_path / 'shot.nk')!r})\n"
+        "print(stm_nuke.list_keys('STM1'), stm_nuke.status('STM1'))\n"
+        "print('rendered', len(nuke._host.executed), stm_nuke.propagate('STM1') == list(range(%d, %d)))\n"
+        "print('rendered', len(nuke._host.executed))\n"
+    ) % (FIRST, LAST + 1)
+    environment["PYTHONPATH"] = os.pathsep.join([str(STAND_IN), str(REPOSITORY / "nuke")])
+    from stm_nuke import session
+
+    session.leave_engine()  # the first process ends
+    done = subprocess.run(
+        [sys.executable, "-c", again],
+        env=environment,
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert f"[{FIRST}, {middle}] {COUNT} frames done" in done.stdout
+    assert "rendered 0 True" in done.stdout
+    assert done.stdout.rstrip().endswith("rendered 0")
+
+
+def test_the_saved_script_is_understood_by_an_independent_parser(
+    nuke: Any, node: Any, tmp_path: Path
+) -> None:
+    import stm_nuke
+
+    stm_nuke.set_key(node, FIRST)
+    node.set("objects", "chair = rgba.red\nodd_one = layer.x")
+    write_of(nuke, node, tmp_path).setName("Out")
+    nuke.scriptSave()
+    script = nkparser.Script.from_string((tmp_path / "shot.nk").read_text("utf-8"))
+    errors = [str(one) for one in script.diagnostics if one.severity is nkparser.DiagnosticSeverity.ERROR]
+    # This parser wants `end_group` within the braces of the group's knobs, where Nuke never writes it.
+    assert [one for one in errors if "end_group" not in one] == []
+    found = {one.name: one for one in script.all_nodes()}
+    # It counts inputs from the bottom of the stack, where Nuke takes input 0 from the top.
+    assert [one.name for one in found["STM1"].inputs if one is not None] == ["Read2", "Read1"]
+    assert found["matte"].get_string("file") == f"{node.cache.as_posix()}/mattes/matte.%V.%04d.exr"
+    assert found["matte"].get("raw") == "true"
+    assert found["to_channel"].inputs == [found["matte_range"], found["plate"]]
+    assert found["overlay_switch"].get("which") == "{{parent.overlay}}"
+    assert found["STM1"].get_string("stm_keys").startswith(f"main/{FIRST}/")
+    assert found["STM1"].get_string("stm_id") == node.id
+
+
+def test_the_saved_script_is_read_by_tcl_itself_as_native_nodes_only(
+    nuke: Any, node: Any, tmp_path: Path
+) -> None:
+    tkinter = pytest.importorskip("tkinter", reason="this Python has no Tcl")
+    import stm_nuke
+
+    stm_nuke.set_key(node, FIRST)
+    node.set("objects", 'chair = rgba.red\nodd_one = layer."x"')
+    nuke.scriptSave()
+    tcl = tkinter.Tcl()
+    commands: list[tuple[str, ...]] = []
+    tcl.createcommand("record", lambda *words: commands.append(words))
+    tcl.eval("proc unknown args { record {*}$args }; proc stack n { return [expr {$n + 1}] }")
+    tcl.eval((tmp_path / "shot.nk").read_text("utf-8"))
+    classes = [one[0] for one in commands]
+    assert set(classes) - {"push", "version", "end_group", "add_layer", "Root"} == {
+        "Read", "Group", "Input", "Output", "Copy", "FrameRange", "Expression", "Switch"
+    }  # fmt: skip
+    assert classes.count("Group") == classes.count("end_group") == 1
+    body = next(one[1] for one in commands if one[0] == "Group")
+    knobs = {one[0]: one[1] for one in _tcl_commands(tcl, body) if one[0] != "addUserKnob"}
+    added = [tcl.splitlist(one[1])[1] for one in _tcl_commands(tcl, body) if one[0] == "addUserKnob"]
+    assert knobs["stm_id"] == node.id
+    assert knobs["objects"] == 'chair = rgba.red\nodd_one = layer."x"'
+    assert {"set_key", "status", "channel", "stm_keys", "region"} <= set(added)
+
+
+def _tcl_commands(tcl: Any, body: str) -> list[tuple[str, ...]]:
+    """The commands of a script, as Tcl divides it into lines and words."""
+    commands, line = [], ""
+    for part in body.split("\n"):
+        line = f"{line}\n{part}" if line else part
+        if tcl.call("info", "complete", line):
+            words = tcl.splitlist(line)
+            if words:
+                commands.append(words)
+            line = ""
+    return commands
+
+
+def test_undo_takes_a_key_back_and_redo_sets_it_again(nuke: Any, node: Any, tmp_path: Path) -> None:
+    import stm_nuke
+
+    stm_nuke.set_key(node, FIRST)
+    stm_nuke.set_key(node, LAST)
+    stm_nuke.propagate(node)
+    both = {frame: matte(node, frame) for frame in FRAMES}
+    write = write_of(nuke, node, tmp_path)
+    stm_nuke.set_key(node, FIRST + 3)
+    stm_nuke.propagate(node)
+    nuke.undo()
+    assert stm_nuke.list_keys(node) == [FIRST, LAST]
+    with pytest.raises(RuntimeError, match="keyframes of STM1 have changed since its mattes were made"):
+        nuke.execute(write, FIRST, FIRST, 1)
+    stm_nuke.propagate(node)
+    for frame in FRAMES:
+        np.testing.assert_array_equal(matte(node, frame), both[frame])
+    nuke.redo()
+    assert stm_nuke.list_keys(node) == [FIRST, FIRST + 3, LAST]
+    stm_nuke.delete_key(node, FIRST + 3)
+    assert stm_nuke.list_keys(node) == [FIRST, LAST]
+
+
+def test_a_grade_above_the_plate_makes_exactly_the_frames_stale_that_it_changes(
+    nuke: Any, node: Any, clip: Path
+) -> None:
+    import stm_nuke
+
+    stm_nuke.set_key(node, FIRST)
+    stm_nuke.propagate(node)
+    before = {frame: matte(node, frame) for frame in FRAMES}
+
+    # A node that changes nothing: the plate is looked at again, and not one frame is computed or written.
+    grade = nuke.nodes.Grade()
+    grade.setInput(0, node.plate)
+    node.group.setInput(0, grade)
+    stm_nuke.check_plate(node)
+    assert ready(node) == set(FRAMES)
+
+    # Another picture from the fifth frame on.
+    changed = FIRST + 4
+    for frame in range(changed, LAST + 1):
+        brighter = np.clip(pixels(clip / f"plate.{frame}.png") * 0.5, 0, 1).astype(np.float32)
+        _write_png(clip / f"plate.{frame}.png", brighter)
+    stm_nuke.check_plate(node)
+    assert ready(node) == set(range(FIRST, changed))
+    stm_nuke.propagate(node)
+    for frame in range(FIRST, changed):
+        np.testing.assert_array_equal(matte(node, frame), before[frame])
+
+
+def _write_png(path: Path, values: Any) -> None:
+    import OpenImageIO as oiio
+
+    buffer = oiio.ImageBuf(np.ascontiguousarray(values))
+    assert buffer.write(str(path), "uint8"), buffer.geterror()
+
+
+def test_an_artist_in_the_window_sees_progress_and_the_window_stays_alive(nuke: Any, node: Any) -> None:
+    import threading
+
+    nuke.GUI = True
+    nuke.frame(FIRST)
+    node.group["set_key"].execute()
+    run_to_end(nuke, node)
+    assert f"{FIRST}  fresh" in node["key_list"]
+    node.group["both"].execute()
+    task = run_to_end(nuke, node)
+    assert task.error is None
+    assert ready(node) == set(FRAMES)
+    assert any("Reading the plate" in one for one in nuke._host.progress)
+    assert any("frame 100" in one for one in nuke._host.progress)
+    assert nuke._host.messages == []
+    nuke.frame(LAST)
+    node.group["previous_key"].execute()
+    assert nuke.frame() == FIRST
+    assert threading.active_count() < 20
+
+
+def test_forward_backward_and_span_compute_their_frames_only(nuke: Any, node: Any) -> None:
+    nuke.GUI = True
+    middle = FIRST + 3
+    nuke.frame(middle)
+    node.group["set_key"].execute()
+    run_to_end(nuke, node)
+    node.group["forward"].execute()
+    run_to_end(nuke, node)
+    assert ready(node) == set(range(middle, LAST + 1))
+    node.group["backward"].execute()
+    run_to_end(nuke, node)
+    assert ready(node) == set(FRAMES)
+    nuke.frame(LAST)
+    node.group["set_key"].execute()
+    run_to_end(nuke, node)
+    nuke.frame(middle + 1)
+    node.group["span"].execute()
+    run_to_end(nuke, node)
+    assert ready(node) == set(FRAMES)
+
+
+@pytest.mark.parametrize("how", ["stop", "cancel"])
+def test_stop_and_cancel_keep_what_is_finished(nuke: Any, node: Any, how: str) -> None:
+    nuke.GUI = True
+    nuke.frame(FIRST)
+    node.group["set_key"].execute()
+    run_to_end(nuke, node)
+    node.group["both"].execute()
+    nuke._host.pump(lambda: any("Reading the plate, 3" in one for one in nuke._host.progress))
+    if how == "stop":
+        node.group["stop"].execute()
+    else:
+        nuke._host.cancel_progress = True
+    task = run_to_end(nuke, node)
+    assert str(task.error) == "Stopped. What was finished is kept."
+    assert node["status"] == str(task.error)
+    nuke._host.cancel_progress = False
+    rendered = len(nuke._host.executed)
+    node.group["both"].execute()
+    assert run_to_end(nuke, node).error is None
+    assert ready(node) == set(FRAMES)
+    assert len(nuke._host.executed) - rendered < COUNT, (
+        "plate frames that the engine has are not rendered again"
+    )
+
+
+def test_an_engine_that_is_killed_in_mid_propagation_is_started_again_and_nothing_is_lost(
+    nuke: Any, node: Any, kill_engine: Callable[[], None]
+) -> None:
+    import stm_nuke
+
+    stm_nuke.set_key(node, FIRST)
+    nuke.GUI = True
+    node.group["both"].execute()
+    nuke._host.pump(lambda: any(f"frame {FIRST + 1}" in one for one in nuke._host.progress))
+    kill_engine()
+    task = run_to_end(nuke, node)
+    assert task.error is None, str(task.error)
+    assert ready(node) == set(FRAMES)
+    assert any("The engine has stopped" in one for one in nuke._host.progress)
+
+
+def test_a_frozen_engine_does_not_hold_up_the_window_and_stop_still_stops(
+    nuke: Any, node: Any, engine: Path
+) -> None:
+    import stm_nuke
+
+    from tests.nuke.conftest import engine_pid
+
+    stm_nuke.set_key(node, FIRST)
+    nuke.GUI = True
+    process = engine_pid(engine)
+    os.kill(process, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        node.group["both"].execute()
+        node.group["refresh"].execute()
+        node.group["stop"].execute()
+        assert time.monotonic() - began < 10, "a button waited for the engine"
+        assert run_to_end(nuke, node).error is not None
+    finally:
+        os.kill(process, signal.SIGCONT)
+
+
+def test_two_nodes_on_one_plate_work_at_the_same_time_each_in_its_own_cache(
+    nuke: Any, node: Any, clip: Path
+) -> None:
+    from stm_nuke import tasks
+    from stm_nuke.node import find_all
+
+    nuke.GUI = True
+    nuke.frame(FIRST)
+    node.group["set_key"].execute()
+    run_to_end(nuke, node)
+    node.group.setSelected(True)
+    nuke.nodeCopy("%clipboard%")
+    nuke.nodePaste("%clipboard%")
+    first: Any
+    second: Any
+    first, second = find_all()
+    second.group.setInput(0, first.plate)
+    second.group.setInput(1, first.mask)
+    nuke.frame(LAST)
+    second.group["set_key"].execute()
+    run_to_end(nuke, second)
+    first.group["both"].execute()
+    second.group["both"].execute()
+    running = [tasks._running[one.id] for one in (first, second)]
+    nuke._host.pump(lambda: all(task.wait(0) for task in running))
+    assert [task.error for task in running] == [None, None]
+    assert ready(first) == ready(second) == set(FRAMES)
+    assert [key.frame for key in first.keys] == [FIRST]
+    assert [key.frame for key in second.keys] == [FIRST, LAST]
+    np.testing.assert_array_equal(matte(second, LAST), mask(clip, LAST))
+    assert not np.array_equal(matte(first, LAST), matte(second, LAST))
+
+
+def test_a_repainted_mask_is_noticed_and_taken_over_on_demand(nuke: Any, node: Any, clip: Path) -> None:
+    import stm_nuke
+    from stm_nuke import verbs
+
+    stm_nuke.set_key(node, FIRST)
+    stm_nuke.set_key(node, LAST)
+    stm_nuke.propagate(node)
+    assert node["key_list"] == f"{FIRST}  fresh\n{LAST}  fresh"
+    painted = np.zeros_like(pixels(clip / f"mask.{LAST}.png"))
+    painted[20:60, 30:90] = 1.0
+    _write_png(clip / f"mask.{LAST}.png", painted)
+    verbs.show_keys(node, "main")
+    assert f"{LAST}  mask input changed" in node["key_list"]
+    stm_nuke.update_keys(node)
+    assert node["key_list"] == f"{FIRST}  fresh\n{LAST}  fresh"
+    assert FIRST in ready(node)
+    assert LAST not in ready(node)
+    stm_nuke.propagate(node)
+    np.testing.assert_array_equal(matte(node, LAST), painted[..., 0])
+
+
+def test_two_objects_have_a_layer_each_and_can_be_renamed(
+    nuke: Any, node: Any, clip: Path, tmp_path: Path
+) -> None:
+    import stm_nuke
+    from stm_nuke import verbs
+
+    node.set("objects", "left = rgba.red\nright = rgba.green")
+    for frame in (FIRST, LAST):
+        whole = pixels(clip / f"mask.{frame}.png")[..., 0]
+        halves = np.zeros((*whole.shape, 3), np.float32)
+        halves[:, :160, 0], halves[:, 160:, 1] = whole[:, :160], whole[:, 160:]
+        _write_png(clip / f"mask.{frame}.png", halves)
+        stm_nuke.set_key(node, frame)
+    stm_nuke.propagate(node)
+    write = write_of(nuke, node, tmp_path)
+    write["channels"].setValue("all")
+    nuke.execute(write, FIRST + 2, FIRST + 2, 1)
+    assert {"left.alpha", "right.alpha"} <= set(node.group.channels())
+    ended: list[Any] = []
+    verbs.rename_object(node, "left", "door", "main", ended.append)
+    assert ended[0].error is None
+    stm_nuke.propagate(node)
+    assert {"door.alpha", "right.alpha"} <= set(node.group.channels())
+    assert "left.alpha" not in node.group.channels()
+
+
+def test_keys_may_come_from_files_and_mattes_go_to_a_folder(
+    nuke: Any, node: Any, clip: Path, tmp_path: Path
+) -> None:
+    import stm_nuke
+
+    masks = {frame: clip / f"mask.{frame}.png" for frame in (FIRST, LAST)}
+    stm_nuke.set_keys_from_files(node, masks)
+    with pytest.raises(stm_nuke.StmNodeError, match="no fresh matte"):
+        stm_nuke.bake(node, tmp_path / "baked")
+    stm_nuke.propagate(node, (FIRST, FIRST + 2))
+    baked = stm_nuke.bake(node, tmp_path / "baked", (FIRST, FIRST + 2))
+    assert str(baked) == str(tmp_path / "baked" / "matte.main.%04d.exr")
+    assert sorted(one.name for one in (tmp_path / "baked").iterdir()) == [
+        f"matte.main.{frame}.exr" for frame in range(FIRST, FIRST + 3)
+    ]
+
+
+# ---- the command line
+
+
+class Batch:
+    """Runs `nuke -t stm_batch.py` with the stand-in in Nuke's place."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PYTHONPATH": str(STAND_IN)}
+        script = str(REPOSITORY / "nuke" / "stm_batch.py")
+        return subprocess.run(
+            [sys.executable, script, *arguments],
+            env=environment,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+        )
+
+
+def test_a_farm_does_a_whole_comp_from_the_command_line(
+    nuke: Any, node: Any, clip: Path, tmp_path: Path
+) -> None:
+    from stm_nuke import session
+
+    write_of(nuke, node, tmp_path / "render").setName("Out")
+    nuke.scriptSave()
+    session.leave_engine()
+    done = Batch(tmp_path)(
+        "--script", "shot.nk", "--node", "STM1", f"--key={FIRST}={clip / f'mask.{FIRST}.png'}",
+        f"--frames={FIRST}-{LAST}", "--bake", "baked", "--write", "Out", "--save",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Error:" not in done.stdout + done.stderr
+    assert f"Frame {LAST} (" in done.stdout
+    assert "Progress: 100%" in done.stdout
+    assert len(list((tmp_path / "baked").iterdir())) == COUNT
+    assert len(list((tmp_path / "render").iterdir())) == COUNT
+    again = Batch(tmp_path)("--script", "shot.nk")
+    assert again.returncode == 0, again.stderr
+    assert f"{COUNT} mattes ready" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--node", "STM1"], 2, "--script"),
+        (["--script", "shot.nk", "--frames=1001,1005"], 2, "is not a frame range"),
+        (["--script", "shot.nk", "--frames=1005-1001"], 2, "runs backwards"),
+        (["--script", "gone.nk"], 3, "There is no script gone.nk"),
+        (["--script", "shot.nk", "--node", "STM9"], 4, "There is no STM node STM9"),
+        (["--script", "shot.nk"], 5, "STM1 has no keyframe"),
+        (["--script", "shot.nk", "--key-from-input", "5"], 5, "not in the range"),
+        (
+            ["--script", "shot.nk", "--key-from-input", "1001"],
+            6,
+            "frame 1004: The plate of STM1 cannot be rendered",
+        ),
+    ],
+)
+def test_every_failure_has_its_exit_code_and_its_words(
+    nuke: Any, node: Any, clip: Path, tmp_path: Path, arguments: list[str], code: int, words: str
+) -> None:
+    from stm_nuke import session
+
+    session.leave_engine()
+    if code == 6:
+        (clip / "plate.1004.png").unlink()
+    done = Batch(tmp_path)(*arguments)
+    assert done.returncode == code, done.stderr
+    assert f"Error: {words}" in done.stderr or words in done.stderr
+    assert done.stderr.startswith("Error: ")
+
+
+def test_an_engine_that_cannot_be_started_is_exit_code_7(
+    nuke: Any, node: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("STM_ENGINE_PYTHON")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("STM_RUNTIME_DIR", str(tmp_path / "run"))
+    done = Batch(tmp_path)("--script", "shot.nk", "--key-from-input", str(FIRST))
+    assert done.returncode == 7, done.stderr
+    assert "not installed" in done.stderr
