@@ -10,8 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch import Tensor
 
+from model.inference import Query
+from model.memory import MemoryBank
 from stm_plugin.errors import (
+    DeviceError,
     KeyframeError,
     MaskError,
     MatteError,
@@ -25,13 +29,14 @@ from stm_plugin.events import (
     Event,
     FrameComputed,
     FrameFinished,
+    Notice,
     PlanMade,
     PlateChanged,
     Progress,
 )
 from stm_plugin.plan import Request, State
 from stm_plugin.plate import FloatArray, Window
-from stm_plugin.settings import Settings
+from stm_plugin.settings import KeysInMemory, Settings
 from stm_plugin.shot import Shot
 from stm_plugin.store import PlateDescription
 from tests.stm_plugin.small_network import WORKING_SIZE, CountingNetwork
@@ -294,6 +299,38 @@ def test_the_memory_folder_may_be_deleted_for_time_alone(desk: Desk) -> None:
     assert before.items() <= desk.results().items()
 
 
+@pytest.mark.parametrize("mode", ["span", "all"])
+def test_other_keys_in_memory_resume_to_the_same_bytes(
+    desk: Desk, tmp_path: Path, mode: KeysInMemory
+) -> None:
+    other = Desk(tmp_path / "undisturbed", desk.plate)
+    for one in (desk, other):
+        one.shot.set_settings(replace(SETTINGS, keys_in_memory=mode))
+        for frame, given in ((1002, LEFT), (1007, MIDDLE), (1011, RIGHT)):
+            one.shot.add_key(frame, {"chair": given})
+    other.run()
+    for last in (1004, 1009, 1012):
+        desk.run(Request(1001, last))
+        desk.reopen()
+        desk.shot.store.clear_memory()
+    assert desk.results() == other.results()
+    other.shot.close()
+
+
+def test_the_store_ends_the_same_whichever_of_two_runs_did_the_work(desk: Desk) -> None:
+    desk.shot.add_key(1004, {"chair": LEFT})
+    shots = [Shot.open(desk.folder, network=desk.network.factory) for _ in range(2)]
+    workers = [threading.Thread(target=shot.propagate, kwargs={"wait": 60.0}) for shot in shots]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+    for shot in shots:
+        shot.close()
+    assert desk.network.calls["read and decode"] == 11, "the second found everything done"
+    assert not desk.shot.status().dirty
+
+
 def test_long_passes_keep_a_bounded_memory_and_resume_to_the_same_bytes(
     tmp_path: Path, make_plate: MakePlate
 ) -> None:
@@ -415,6 +452,44 @@ def test_wrong_input_is_named(desk: Desk) -> None:
     desk.shot.add_key(1001, {"chair": LEFT})
     with pytest.raises(MatteError, match=r"frame 1004: .*not done \(not computed yet\)"):
         desk.shot.matte(1004)
+
+
+class FailingNetwork(CountingNetwork):
+    """Runs out of memory on the fourth frame."""
+
+    def segment(self, query: Query, bank: MemoryBank) -> Tensor:
+        if self.calls["read and decode"] == 3:
+            raise MemoryError
+        return super().segment(query, bank)
+
+
+def test_a_device_without_memory_keeps_what_is_done_and_names_a_way_on(desk: Desk) -> None:
+    desk.shot.add_key(1001, {"chair": LEFT})
+    failing = FailingNetwork()
+    said = pytest.raises(DeviceError, match=r"frame 1005: The memory of cpu did not suffice.*lower")
+    with Shot.open(desk.folder, network=failing.factory) as shot, said:
+        shot.propagate()
+    assert desk.run()["read and decode"] == 8
+
+
+def test_too_little_memory_lowers_the_cap_with_a_word_and_keeps_it_lowered(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.shot.add_key(1001, {"chair": LEFT})
+    needed = desk.shot.forecast(desk.shot.plan()).forecast
+    short = int((needed.fixed + needed.working + needed.bank * 0.8) / 0.85)
+    monkeypatch.setattr("stm_plugin.workshop.free_memory", lambda device: short)
+    summary = desk.shot.propagate(on_event=desk.events.append)
+    assert "The memory cap was lowered from 20 to" in summary.notices[0]
+    assert any(isinstance(event, Notice) for event in desk.events)
+    monkeypatch.undo()
+    desk.reopen()
+    assert desk.shot.settings.memory_cap < 20
+    assert desk.shot.status().network_frames == 0
+
+    monkeypatch.setattr("stm_plugin.workshop.free_memory", lambda device: 1 << 20)
+    with pytest.raises(DeviceError, match="needs at least"):
+        desk.run()
 
 
 # ---- several at once ----
