@@ -20,6 +20,9 @@ from stm_plugin.plate import FloatArray, PlateFrame, Window
 
 MetadataValue = str | int | float
 
+TIME_CODE = "smpte:TimeCode"
+"""Metadata of this name, as `hh:mm:ss:ff`, becomes the file's time code; OpenImageIO drops it as a string."""
+
 _MISSING_HINT = "The host must push this frame again."
 
 
@@ -163,7 +166,10 @@ class PushedPlate:
     ) -> PlateFrame:
         spec = oiio.ImageSpec(data_window.width, data_window.height, 3, "float")
         for name, value in metadata.items():
-            spec.attribute(name, value)
+            if name == TIME_CODE and isinstance(value, str):
+                _set_time_code(spec, value)
+            else:
+                spec.attribute(name, value)
         if self.fps:
             spec.attribute("FramesPerSecond", self.fps)
         return PlateFrame(frame, None, pixels, data_window, self.display_window, self.pixel_aspect, spec)
@@ -189,6 +195,17 @@ class PushedPlate:
 
     def _path(self, hash_: str) -> Path:
         return self._folder / f"{hash_}.frame"
+
+
+def _set_time_code(spec: oiio.ImageSpec, text: str) -> None:
+    """SMPTE 12M: binary coded decimals, frames in the lowest byte. Text of another kind says nothing."""
+    parts = text.replace(";", ":").split(":")
+    if len(parts) != 4 or not all(part.isdigit() and len(part) <= 2 for part in parts):
+        return
+    packed = sum(
+        (int(part) // 10 << 4 | int(part) % 10) << 8 * place for place, part in enumerate(parts[::-1])
+    )
+    spec.attribute(TIME_CODE, oiio.TypeDesc("timecode"), (packed, 0))
 
 
 def _record_from(entry: Mapping[str, Any]) -> PushedRecord:

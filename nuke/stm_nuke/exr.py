@@ -26,6 +26,8 @@ _SAMPLE_FORMATS = {1: "half", 2: "float"}
 _LINES_PER_BLOCK = {0: 1, 2: 1, 3: 16}
 """By compression: none, ZIP of one scanline, ZIP of 16."""
 _NO_COMPRESSION = 0
+_HEADER_BYTES = 1 << 16
+"""Enough for the header of any matte, whatever metadata the plate has."""
 
 Bytes = Union[bytes, bytearray, memoryview]
 
@@ -71,6 +73,17 @@ def read(path: Path) -> Picture:
         return _read(data)
     except (struct.error, IndexError, ValueError, zlib.error) as error:
         raise ExrError(f"{path.name} is damaged or truncated") from error
+
+
+def number_attribute(path: Path, name: str) -> float | None:
+    """A float of a file's header; None where it has none, or cannot be read. The pixels are not looked at."""
+    try:
+        with open(path, "rb") as stream:
+            data = memoryview(stream.read(_HEADER_BYTES))
+        value = _read_header(data, 8)[0].get(name)
+        return None if value is None else float(struct.unpack("<f", value)[0])
+    except (OSError, struct.error, IndexError, ValueError):
+        return None
 
 
 def write(path: Path, picture: Picture) -> None:

@@ -253,7 +253,7 @@ class StmNode:
             "weights": str(self[knobs.WEIGHTS]).strip(),
         }
 
-    def _region(self) -> dict[str, int] | None:
+    def _region(self) -> list[int] | None:
         """The region in the engine's sense: y down from the top of the format."""
         if not self[knobs.USE_REGION]:
             return None
@@ -261,7 +261,7 @@ class StmNode:
         height = self.connected_plate().format().height()
         if right <= left or top <= bottom:
             raise UsageError(f"The region of {self.name} is empty.", hint="Draw it, or switch it off.")
-        return {"x": left, "y": height - top, "width": right - left, "height": top - bottom}
+        return [left, height - top, right - left, top - bottom]
 
     def snapshot(self, view: str) -> Snapshot:
         """What a task needs to know. Claims the cache first."""

@@ -11,7 +11,15 @@ import threading
 from typing import Any, Callable, TypeVar
 
 import nuke
-from stm_nuke.errors import EngineFailure, StmNodeError, Stopped
+from stm_nuke.errors import (
+    CacheError,
+    EngineFailure,
+    KeyframeError,
+    PlateError,
+    StmNodeError,
+    Stopped,
+    UsageError,
+)
 from stm_nuke.frames import counted
 from stm_nuke.wire import AbortedError, EngineError
 
@@ -80,7 +88,7 @@ class Task:
         except AbortedError:
             self.error = Stopped()
         except EngineError as error:
-            self.error = EngineFailure(str(error), frame=None)
+            self.error = _as_node_error(error)
         except Exception as error:  # a bug: the thread must not die without a word
             self.error = StmNodeError(f"STM for Nuke has failed: {type(error).__name__}: {error}")
             sys.excepthook(*sys.exc_info())
@@ -88,6 +96,28 @@ class Task:
             self._panel = None  # closes the progress bar
             self._ended.set()
 
+
+def _as_node_error(error: EngineError) -> StmNodeError:
+    """The same words, with the exit code of what they are about. They name the frame already."""
+    found = _KINDS.get(error.code, EngineFailure)(str(error))
+    found.frame = error.frame
+    return found
+
+
+_KINDS: dict[str, type[StmNodeError]] = {
+    "key": KeyframeError,
+    "mask": KeyframeError,
+    "plate": PlateError,
+    "plate_missing": PlateError,
+    "colour": PlateError,
+    "matte": CacheError,
+    "store": CacheError,
+    "store_busy": CacheError,
+    "shot_open": CacheError,
+    "settings": UsageError,
+    "bad_request": UsageError,
+}
+"""By the protocol's codes; all others are the engine's own failures."""
 
 _running: dict[str, Task] = {}
 _lock = threading.Lock()

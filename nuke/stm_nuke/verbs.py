@@ -9,7 +9,7 @@ right.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Callable, Literal, Optional
 
@@ -27,6 +27,9 @@ from stm_nuke.wire import EngineError, Header
 Direction = Literal["forward", "backward", "both"]
 Ended = Optional[Callable[[Task], None]]
 
+CONFIDENCE_ATTRIBUTE = "stm:confidence"
+SURE = 0.999
+"""From here on a matte needs no further key; keys themselves are at 1."""
 ENGINE_TRIES = 3
 """How often a propagation is taken up again after the engine has died."""
 
@@ -440,7 +443,9 @@ def show_keys(node: StmNode, view: str) -> None:
 
 def _show_status(snapshot: Snapshot, status: Header) -> None:
     node = find_by_id(snapshot.node_id)
-    advice = status.get("advice")
+    first, last = snapshot.frames
+    ready = cache.fresh_mattes(snapshot.cache, snapshot.view, range(first, last + 1))
+    advice = status.get("advice") or _least_sure(snapshot, ready)
     _advised[snapshot.node_id] = None if advice is None else int(advice["frame"])
     words = (
         str(status["text"])
@@ -449,10 +454,22 @@ def _show_status(snapshot: Snapshot, status: Header) -> None:
     )
     if advice is not None:
         words += f". Next key: {advice['text']}"
-    first, last = snapshot.frames
-    ready = cache.fresh_mattes(snapshot.cache, snapshot.view, range(first, last + 1))
     words += f". {counted(len(ready), 'matte file')} of {last - first + 1} ready."
     tell(node, words)
+
+
+def _least_sure(snapshot: Snapshot, frames: Iterable[int]) -> Mapping[str, Any] | None:
+    """Where the network was least sure of its matte, by what the matte files say."""
+    found = {}
+    for frame in frames:
+        path = cache.matte_path(snapshot.cache, snapshot.view, frame)
+        confidence = exr.number_attribute(path, CONFIDENCE_ATTRIBUTE)
+        if confidence is not None and confidence < SURE:
+            found[frame] = confidence
+    if not found:
+        return None
+    frame = min(found, key=lambda one: (found[one], one))
+    return {"frame": frame, "text": f"{frame}, where the matte is least sure ({found[frame]:.2f} of 1)"}
 
 
 _advised: dict[str, int | None] = {}

@@ -413,7 +413,7 @@ def test_objects_that_cannot_be_are_refused_in_words(nuke: Any, comp: Any, text:
 def test_the_region_is_told_to_the_engine_from_the_top(nuke: Any, comp: Any) -> None:
     comp.set("use_region", True)
     comp.set("region", [10.0, 4.0, 42.0, 20.0])
-    assert comp.settings()["region"] == {"x": 10, "y": 28, "width": 32, "height": 16}
+    assert comp.settings()["region"] == [10, 28, 32, 16]
 
 
 def test_the_scripts_working_space_is_the_default_colour_space(
@@ -477,6 +477,13 @@ def test_the_menu_makes_a_node_behind_the_selected_plate_and_mask(
     assert (node.plate, node.mask) == (plate, mask)
     assert node.frames == (1001, 1003)
     assert node.group.shown()
+
+
+def test_arguments_are_found_whatever_nuke_has_made_of_them(nuke: Any) -> None:
+    from stm_nuke.commandline import own_arguments
+
+    raw = ["/opt/Nuke15.1", "-t", "/plug/stm_batch.py", "--script", "a.nk", "--frames=1001-1100", "1001-1100"]
+    assert own_arguments(raw) == ["--script", "a.nk", "--frames=1001-1100", "1001-1100"]
 
 
 # ---- threads

@@ -16,7 +16,7 @@ import nkparser
 import numpy as np
 import pytest
 
-from tests.nuke.comps import FIRST, pixels, small_clip, stm_comp, write_of
+from tests.nuke.comps import FIRST, pixels, read_node, small_clip, stm_comp, write_of
 
 COUNT = 7
 LAST = FIRST + COUNT - 1
@@ -284,6 +284,79 @@ def test_an_artist_in_the_window_sees_progress_and_the_window_stays_alive(nuke: 
     node.group["previous_key"].execute()
     assert nuke.frame() == FIRST
     assert threading.active_count() < 20
+
+
+def test_the_frame_that_is_advised_for_the_next_key_is_the_least_sure_one(nuke: Any, node: Any) -> None:
+    import OpenImageIO as oiio
+    from stm_nuke import cache
+
+    nuke.GUI = True
+    nuke.frame(FIRST)
+    node.group["go_to_advised"].execute()
+    assert "There is no advice" in nuke._host.messages.pop()
+    node.group["set_key"].execute()
+    run_to_end(nuke, node)
+    node.group["both"].execute()
+    run_to_end(nuke, node)
+    confidence = {}
+    for frame in FRAMES:
+        header = oiio.ImageBuf(str(cache.matte_path(node.cache, "main", frame))).spec()
+        confidence[frame] = header.get_float_attribute("stm:confidence")
+    least = min(confidence, key=lambda frame: confidence[frame])
+    assert f"Next key: {least}" in node["status"]
+    node.group["go_to_advised"].execute()
+    assert nuke.frame() == least
+
+
+def test_the_matte_keeps_the_plates_windows_aspect_and_time_code_even_when_overscan_grows(
+    nuke: Any, engine: Path, make_plate: Any, tmp_path: Path
+) -> None:
+    import OpenImageIO as oiio
+    import stm_nuke
+    from stm_nuke import cache
+
+    frames = range(FIRST, FIRST + 3)
+    code = (0x10590723, 0)
+    for count, overscan in ((3, 4), (2, 0)):  # the last frame reaches further than the others
+        plate = make_plate(
+            frames[:count], size=(96, 64), overscan=overscan, attributes={"PixelAspectRatio": 2.0}
+        )
+    for frame in frames:
+        path = plate.replace("####", str(frame))
+        picture = oiio.ImageBuf(path)
+        picture.specmod().attribute("smpte:TimeCode", oiio.TypeDesc("timecode"), code)
+        assert picture.write(path, "half"), picture.geterror()
+    node = stm_nuke.create(
+        read_node(nuke, plate, frames),
+        read_node(nuke, plate.replace("####", "mask.%04d").replace(".exr", ".png"), frames),
+    )
+    node.set("objects", "disc = rgba.red")
+    node.set("working_size", 64)
+    nuke.scriptSave(str(tmp_path / "shot.nk"))
+    stm_nuke.set_key(node, FIRST)
+    stm_nuke.propagate(node)
+    for frame in frames:
+        expected = oiio.ImageBuf(plate.replace("####", str(frame))).spec()
+        found = oiio.ImageBuf(str(cache.matte_path(node.cache, "main", frame))).spec()
+        for name in ("x", "y", "width", "height", "full_x", "full_y", "full_width", "full_height"):
+            assert getattr(found, name) == getattr(expected, name), (frame, name)
+        assert found.get_float_attribute("PixelAspectRatio") == 2.0
+        assert found.getattribute("smpte:TimeCode") == expected.getattribute("smpte:TimeCode")
+    assert found.x == -4
+
+
+def test_two_views_have_their_own_keys_and_mattes(nuke: Any, node: Any) -> None:
+    import stm_nuke
+    from stm_nuke import cache
+
+    nuke.addView("right")
+    stm_nuke.set_key(node, FIRST)
+    stm_nuke.set_key(node, LAST, view="right")
+    assert stm_nuke.propagate(node, (FIRST, FIRST + 1)) == [FIRST, FIRST + 1]
+    assert stm_nuke.propagate(node, (LAST - 1, LAST), view="right") == [LAST - 1, LAST]
+    assert stm_nuke.list_keys(node) == [FIRST]
+    assert stm_nuke.list_keys(node, view="right") == [LAST]
+    assert cache.fresh_mattes(node.cache, "right", FRAMES) == {LAST - 1, LAST}
 
 
 def test_forward_backward_and_span_compute_their_frames_only(nuke: Any, node: Any) -> None:

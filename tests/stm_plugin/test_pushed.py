@@ -41,7 +41,7 @@ def test_frames_come_back_as_they_were_pushed(tmp_path: Path, rng: np.random.Gen
     assert np.array_equal(third.pixels, part)
     assert third.data_window == Window(3, -2, 10, 12) and third.display_window == FORMAT
     assert first.pixel_aspect == 2.0
-    assert first.metadata.getattribute("smpte:TimeCode") == "01:00:00:00"
+    assert first.metadata.get_string_attribute("smpte:TimeCode") == "01:00:00:00"
     assert again.missing == (1002, 1004)
     assert again.signature(1001) == first.content_hash()
     assert again.records[1003].digest == "abc"
