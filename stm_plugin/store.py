@@ -166,7 +166,7 @@ class ShotStore:
         self.memory_folder = folder / "memory"
         self.plate_folder = folder / "plate"
         self.finished = Journal(folder / "mattes" / "frames.jsonl", "frame")
-        self.plate_index = Journal(folder / "memory" / "plate.jsonl", "frame")
+        self.plate_index = Journal(folder / "plate.jsonl", "frame")
 
     @classmethod
     def create(cls, folder: str | Path, description: ShotDescription) -> ShotStore:
