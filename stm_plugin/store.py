@@ -4,6 +4,7 @@
     keys/       the masks of keys: the artist's own files byte for byte, and the decoded masks
     mattes/     probabilities of every pass and frame by content address, and what was finished when
     memory/     features that can be computed again; may be deleted at any time
+    plate.jsonl content hashes of plate files that were read, so that they need not be read again
     plate/      frames that a host pushed (only for such plates)
     LOCK        held by the one process that writes
 
