@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from vos_benchmark.benchmark import VideoEvaluator  # type: ignore[import-untyped]
+from vos_benchmark.benchmark import VideoEvaluator
 
 from model.davis import Labels, find_sequences, read_labels, write_labels
 from model.evaluate import NetworkSegmenter, evaluate_network, evaluate_results

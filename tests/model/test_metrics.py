@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
-from vos_benchmark.evaluator import Evaluator  # type: ignore[import-untyped]
+from vos_benchmark.evaluator import Evaluator
 
 import model.metrics
 from model.davis import read_labels
