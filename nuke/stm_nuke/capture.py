@@ -17,7 +17,7 @@ import nuke
 from stm_nuke import exr, group
 from stm_nuke.errors import KeyframeError, PlateError, StmNodeError, Stopped
 from stm_nuke.exr import Picture
-from stm_nuke.node import MaskObject, StmNode
+from stm_nuke.node import MaskObject, StmNode, full_size
 
 PLATE_CHANNELS = ("R", "G", "B")
 MASK_CHANNELS = ("R", "G", "B", "A")
@@ -53,8 +53,8 @@ def plate(node: StmNode, frame: int, view: str) -> Picture:
     Raises:
         PlateError: it cannot be rendered; Stopped.
     """
-    source = node.connected_plate()
-    _check_size(source, node.name)
+    with full_size():
+        _check_size(node.connected_plate(), node.name)
     try:
         with _inside(node.group) as inputs:
             return _render(inputs[group.PLATE], "rgb", frame, view, PLATE_CHANNELS)
@@ -68,8 +68,8 @@ def masks(node: StmNode, frame: int, view: str) -> Picture:
     Raises:
         KeyframeError: it cannot be rendered, lacks a channel or has another format than the plate; Stopped.
     """
-    source = node.connected_mask()
-    _check_mask(source, node.connected_plate(), node.objects, node.name)
+    with full_size():
+        _check_mask(node.connected_mask(), node.connected_plate(), node.objects, node.name)
     try:
         with _inside(node.group) as inputs:
             return _masks_of(inputs[group.MASK], node.objects, frame, view)
@@ -190,7 +190,7 @@ def _execute(write: nuke.Node, frame: int, view: str) -> None:
     global _is_capturing
     _is_capturing = True
     try:
-        with _full_size():
+        with full_size():
             nuke.execute(write, frame, frame, 1, [view])
     except nuke.CancelledError as error:
         raise Stopped() from error
@@ -200,20 +200,6 @@ def _execute(write: nuke.Node, frame: int, view: str) -> None:
         raise _RenderError(str(error).strip().rstrip(".") or "Nuke gives no reason") from error
     finally:
         _is_capturing = False
-
-
-@contextlib.contextmanager
-def _full_size() -> Iterator[None]:
-    """Proxy mode off meanwhile: a matte of the proxy would have another size and another cache."""
-    proxy = nuke.root().knob("proxy")
-    if proxy is None or not proxy.value():
-        yield
-        return
-    proxy.setValue(False)
-    try:
-        yield
-    finally:
-        proxy.setValue(True)
 
 
 @contextlib.contextmanager

@@ -104,7 +104,7 @@ def _lines(node: nuke.Node) -> Iterator[str]:
         yield f"node {one.Class()}\n"
         for knob_name, knob in sorted(one.knobs().items()):
             if knob_name not in _NOT_PICTURE and knob.Class() not in _NOT_PICTURE_CLASSES:
-                yield f"{knob_name} {knob.toScript()}\n"
+                yield f"{knob_name} {_value_of(knob)}\n"
                 if knob.Class() == "File_Knob":
                     yield from _files(str(knob.value() or ""))
         if isinstance(one, nuke.Group):
@@ -115,6 +115,14 @@ def _lines(node: nuke.Node) -> Iterator[str]:
             yield f"input {number} {None if above is None else number_of(above)}\n"
         for above in sorted(one.dependencies(_INPUTS_OF_ALL_KINDS), key=lambda found: found.fullName()):
             yield f"needs {number_of(above)}\n"
+
+
+def _value_of(knob: nuke.Knob) -> str:
+    """A knob as a script has it. Some kinds have no such text: they are told by their value."""
+    try:
+        return str(knob.toScript())
+    except (RuntimeError, TypeError, ValueError, AttributeError):
+        return repr(knob.value())
 
 
 def _files(text: str) -> Iterator[str]:
@@ -136,11 +144,13 @@ def _files(text: str) -> Iterator[str]:
 
 
 def depends_on(node: nuke.Node) -> list[nuke.Node]:
-    """Every node above `node`, each once, those inside groups left to their groups."""
+    """Every node above `node`, each once, and all that is in the groups among them."""
     found: dict[str, nuke.Node] = {}
     waiting = [node]
     while waiting:
-        for one in waiting.pop().dependencies(_INPUTS_OF_ALL_KINDS):
+        last = waiting.pop()
+        inside = last.nodes() if isinstance(last, nuke.Group) else []
+        for one in (*last.dependencies(_INPUTS_OF_ALL_KINDS), *inside):
             if one.fullName() not in found:
                 found[one.fullName()] = one
                 waiting.append(one)

@@ -58,6 +58,8 @@ def _build_inside() -> None:
     matte = _node("Read", MATTE_READ, [], -300, 0)
     matte["on_error"].setValue("error")
     matte["raw"].setValue(True)
+    if matte.knob("localizationPolicy") is not None:
+        matte["localizationPolicy"].setValue("off")  # a local copy may be an old one
     for knob in ("first", "origfirst"):
         matte[knob].setValue(_ALWAYS_FIRST)
     for knob in ("last", "origlast"):

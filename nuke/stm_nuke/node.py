@@ -258,7 +258,8 @@ class StmNode:
         if not self[knobs.USE_REGION]:
             return None
         left, bottom, right, top = (round(one) for one in self[knobs.REGION])
-        height = self.connected_plate().format().height()
+        with full_size():
+            height = self.connected_plate().format().height()
         if right <= left or top <= bottom:
             raise UsageError(f"The region of {self.name} is empty.", hint="Draw it, or switch it off.")
         return [left, height - top, right - left, top - bottom]
@@ -269,7 +270,8 @@ class StmNode:
         frames = self.frames
         if frames == (0, 0):
             frames = self.take_range_from_input()
-        plate_format = self.connected_plate().format()
+        with full_size():
+            plate_format = self.connected_plate().format()
         display: Window = (0, 0, plate_format.width(), plate_format.height())
         return Snapshot(
             node_id=self.id,
@@ -292,10 +294,9 @@ class StmNode:
         known = display if len(numbers) != 4 else (numbers[0], numbers[1], numbers[2], numbers[3])
         return union(display, known)
 
-    def grow_canvas(self, window: Window) -> Window:
-        """Remember that a plate frame reaches this far; the canvas that holds everything seen so far."""
-        plate_format = self.connected_plate().format()
-        canvas = union(self._canvas((0, 0, plate_format.width(), plate_format.height())), window)
+    def grow_canvas(self, display: Window, window: Window) -> Window:
+        """Remember that a plate frame reaches as far as `window`; what holds everything seen so far."""
+        canvas = union(self._canvas(display), window)
         with unrecorded():
             self.set(knobs.CANVAS, " ".join(str(one) for one in canvas))
         return canvas
@@ -386,6 +387,24 @@ class StmNode:
     def _show_matte(self) -> None:
         first, last = self.frames
         group.point_to(self.group, self.cache, first, last)
+
+
+@contextlib.contextmanager
+def full_size() -> Iterator[None]:
+    """Proxy mode off meanwhile: a matte of the proxy would have another size and another cache."""
+    proxy = nuke.root().knob("proxy")
+    if proxy is None or not proxy.value():
+        yield
+        return
+    was_modified = nuke.root().modified()
+    with unrecorded():
+        proxy.setValue(False)
+    try:
+        yield
+    finally:
+        with unrecorded():
+            proxy.setValue(True)
+        nuke.root().setModified(was_modified)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ right.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Callable, Literal, Optional
@@ -328,7 +329,7 @@ class _PlateWork(_Work):
         return (
             picture,
             _metadata(node, frame, self.snapshot.view, picture),
-            node.grow_canvas(picture.data_window),
+            node.grow_canvas(self.snapshot.display_window, picture.data_window),
         )
 
     def _remember_print(self) -> None:
@@ -388,7 +389,9 @@ class _Propagation(_PlateWork):
 
 def _metadata(node: StmNode, frame: int, view: str, picture: Picture) -> dict[str, Any]:
     """What the plate says of itself: plain values only."""
-    found: dict[str, Any] = node.connected_plate().metadata(float(frame), view) or {}
+    found: dict[str, Any] = {}
+    with contextlib.suppress(RuntimeError, TypeError, ValueError):  # it is worth no failed propagation
+        found = node.connected_plate().metadata(float(frame), view) or {}
     plain = {name: value for name, value in found.items() if isinstance(value, (str, int, float))}
     time_code = picture.time_code or plain.get("input/timecode")
     if isinstance(time_code, str):

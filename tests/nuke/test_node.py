@@ -87,6 +87,15 @@ def test_a_render_is_refused_while_the_overlay_is_on(nuke: Any, comp: Any, tmp_p
     comp.group["overlay"].setValue(True)
     with pytest.raises(RuntimeError, match="STM1 shows its overlay"):
         nuke.execute(write_of(nuke, comp, tmp_path), 1001, 1001, 1)
+    outer = nuke.nodes.Group()
+    with outer:
+        inside = nuke.nodes.Input()
+        nuke.nodes.Output().setInput(0, inside)
+    outer.setInput(0, comp.group)
+    write = write_of(nuke, comp, tmp_path)
+    write.setInput(0, outer)
+    with pytest.raises(RuntimeError, match="STM1 shows its overlay"):
+        nuke.execute(write, 1001, 1001, 1)
     nuke._host.listeners.clear()  # as the Viewer looks at it
     nuke.execute(write_of(nuke, comp, tmp_path, "seen"), 1001, 1001, 1)
     seen, plate = pixels(tmp_path / "seen.1001.exr"), pixels(tmp_path / "plate.1001.exr")

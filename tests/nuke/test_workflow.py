@@ -345,6 +345,19 @@ def test_the_matte_keeps_the_plates_windows_aspect_and_time_code_even_when_overs
     assert found.x == -4
 
 
+def test_proxy_mode_changes_neither_the_size_nor_the_cache(nuke: Any, node: Any) -> None:
+    import stm_nuke
+
+    stm_nuke.set_key(node, FIRST)
+    stm_nuke.propagate(node, (FIRST, FIRST + 1))
+    whole = matte(node, FIRST + 1)
+    nuke.root()["proxy"].setValue(True)
+    stm_nuke.check_plate(node)
+    assert ready(node) == {FIRST, FIRST + 1}
+    stm_nuke.propagate(node)
+    assert matte(node, LAST).shape == whole.shape == (180, 320)
+
+
 def test_two_views_have_their_own_keys_and_mattes(nuke: Any, node: Any) -> None:
     import stm_nuke
     from stm_nuke import cache

@@ -36,6 +36,7 @@ _NATIVE: dict[str, tuple[int, tuple[tuple[str, Any, Any], ...]]] = {
         ("before", k.Enumeration_Knob, ["hold", "loop", "bounce", "black"]),
         ("after", k.Enumeration_Knob, ["hold", "loop", "bounce", "black"]),
         ("on_error", k.Enumeration_Knob, ["error", "black", "checkerboard", "nearest frame"]),
+        ("localizationPolicy", k.Enumeration_Knob, ["fromAutoLocalizePath", "on", "onDemand", "off"]),
         ("raw", k.Boolean_Knob, False), ("auto_alpha", k.Boolean_Knob, False), ("reload", k.Script_Knob, ""),
     )),
     "Write": (1, (
