@@ -2,14 +2,11 @@
 
     nuke -t stm_batch.py --script shot.nk --node STM1 --frames=1001-1100
 
-Write --frames= in one word and never last but one number: Nuke takes a last argument that is a number or a
-range for
-itself. (What it took is found again all the same, and refused with a word if it is in doubt.)
+Write --frames= in one word: a last argument that is a bare number or range Nuke takes for itself.
 
 Progress goes to standard output as `Frame 1013 (12 of 53)` and `Progress: 22%`. Exit codes: 0 done, 1 failed,
 2 bad arguments, 3 the script, 4 no such node, 5 keyframes, 6 plate, 7 engine, 8 stopped, 9 cache; 100 is
-Nuke's
-own for a missing licence.
+Nuke's own for a missing licence.
 """
 
 import sys

@@ -2,8 +2,8 @@
 failure.
 
 Every function takes a node or its name, and works in the first view unless told another. Not for a script
-that runs
-inside Nuke's window while an artist works: there, waiting would hold up the window; use `stm_nuke.verbs`.
+that runs inside Nuke's window while an artist works: there, waiting would hold up the window; use
+`stm_nuke.verbs`.
 """
 
 from __future__ import annotations

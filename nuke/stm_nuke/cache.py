@@ -8,8 +8,7 @@
       shot.<view>.stmshot/            the engine's shot store
 
 A copy takes over everything by hard links: it costs no time, and since every file is replaced as a whole,
-what one
-node writes the other never sees.
+what one node writes the other never sees.
 """
 
 from __future__ import annotations

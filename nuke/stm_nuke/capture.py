@@ -1,8 +1,8 @@
 """Pixels from the node's inputs, as they are: full range, linear float, at full size, overscan included.
 
 A Write that lives for one frame renders the input into a scratch file, which is read and removed. Nuke gives
-Python
-no other way to a picture that is exact (`sample` filters, a Viewer's capture has the look of the Viewer).
+Python no other way to a picture that is exact (`sample` filters, a Viewer's capture has the look of the
+Viewer).
 """
 
 from __future__ import annotations
@@ -36,8 +36,7 @@ _WRITE_KNOBS = {
     "create_directories": False,
 }
 """In this order: those of the file type exist once it is chosen. What a release does not know is left out;
-the file
-itself is checked when it is read."""
+the file itself is checked when it is read."""
 
 _is_capturing = False
 

@@ -1,8 +1,8 @@
 """Raw pixels from and to OpenEXR files, with the standard library only.
 
 Only what a Write node is told to make is read: one part, scanlines, all channels half or all float,
-uncompressed
-or ZIP. Everything else is refused by name. Windows are x, y, width, height with y DOWN, as in the protocol.
+uncompressed or ZIP. Everything else is refused by name. Windows are x, y, width, height with y DOWN, as in
+the protocol.
 """
 
 from __future__ import annotations

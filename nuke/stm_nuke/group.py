@@ -25,8 +25,7 @@ OBJECT_COPIES = tuple(f"objects_{number}" for number in range(1, 5))
 
 _ALWAYS_FIRST, _ALWAYS_LAST = -1000000, 1000000
 """The Read is told that it has every frame: a frame outside the range, too, fails for want of its file.
-Within a
-range of its own a Read would hold or loop its ends, or give black."""
+Within a range of its own a Read would hold or loop its ends, or give black."""
 _TINT = ("r*(1-0.5*a)+0.5*a", "g*(1-0.5*a)", "b*(1-0.5*a)")
 _STEP = 60
 

@@ -307,10 +307,8 @@ class StmNode:
         """Make sure that this node, in this script, is the only one that writes into its cache.
 
         A node that came by copy-paste, or with a script that was saved under another name, gets a cache of
-        its own
-        with everything that the other has. Where there is no artist (a farm works on copies of scripts)
-        nothing is
-        moved, and two nodes with one cache are refused.
+        its own with everything that the other has. Where there is no artist (a farm works on copies of
+        scripts) nothing is moved, and two nodes with one cache are refused.
 
         Raises:
             CacheError: the cache cannot be written, or another node of this script has it.

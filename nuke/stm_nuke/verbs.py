@@ -2,9 +2,8 @@
 these.
 
 The knobs are the truth: a verb changes them in Nuke's main thread (one undo each), and a task brings the
-engine to
-what they say. So undo, and an engine that has died, need no special care: the next verb puts everything
-right.
+engine to what they say. So undo, and an engine that has died, need no special care: the next verb puts
+everything right.
 """
 
 from __future__ import annotations
@@ -253,6 +252,7 @@ class _Work:
         with Session.opened(self.snapshot, host_name(), task.stopped) as opened:
             status = opened.sync()
             self._retire(opened, status)
+            cache.note_keys(self.snapshot.cache, self.snapshot.view, format_keys(self.snapshot.keys))
             self._do(opened, status, task)
             self._report(opened.status())
 
@@ -271,7 +271,6 @@ class _Work:
         """It has failed: take out of use what may be out of date without the engine having said so."""
 
     def _report(self, status: Header) -> None:
-        cache.note_keys(self.snapshot.cache, self.snapshot.view, format_keys(self.snapshot.keys))
         in_main(_show_status, self.snapshot, status)
 
 

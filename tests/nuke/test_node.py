@@ -115,6 +115,8 @@ def test_a_saved_script_renders_in_a_process_without_the_plug_in(
         f"nuke.scriptOpen({str(tmp_path / 'shot_v001.nk')!r})\n"
         "nuke.execute('Out', 1001, 1003, 1)\n"
         "try:\n    import stm_nuke\nexcept ImportError:\n    print('no plug-in')\n"
+        "nuke.toNode('STM1')['set_key'].execute()\n"
+        "print(nuke._host.messages)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(HOSTS)}
     done = subprocess.run(
@@ -126,6 +128,7 @@ def test_a_saved_script_renders_in_a_process_without_the_plug_in(
         check=True,
     )
     assert "no plug-in" in done.stdout
+    assert "STM for Nuke is not installed on this machine" in done.stdout
     assert pixels(tmp_path / "out.1003.exr")[10, 10, 3] == 0.5
 
 

@@ -358,6 +358,41 @@ def test_proxy_mode_changes_neither_the_size_nor_the_cache(nuke: Any, node: Any)
     assert matte(node, LAST).shape == whole.shape == (180, 320)
 
 
+def test_stale_mattes_stay_only_where_the_artist_asks_for_it_and_are_made_anew(nuke: Any, node: Any) -> None:
+    import stm_nuke
+    from stm_nuke import cache
+
+    stm_nuke.set_key(node, FIRST)
+    stm_nuke.propagate(node)
+    node.set("keep_stale", True)
+    stm_nuke.set_key(node, LAST)
+    stale = set(FRAMES) - ready(node)
+    assert stale == set(range(FIRST + 1, LAST + 1))
+    assert all(cache.matte_path(node.cache, "main", frame).is_file() for frame in stale)
+    stm_nuke.propagate(node)
+    assert ready(node) == set(FRAMES)
+
+
+def test_a_deleted_cache_costs_time_and_nothing_else(nuke: Any, node: Any, clip: Path) -> None:
+    import stm_nuke
+    from stm_nuke import cache
+
+    stm_nuke.set_key(node, FIRST)
+    stm_nuke.propagate(node)
+    before = {frame: matte(node, frame) for frame in FRAMES}
+    shutil.rmtree(cache.store_folder(node.cache, "main"))
+    shutil.rmtree(node.cache / "mattes")
+    assert stm_nuke.propagate(node) == list(FRAMES)
+    for frame in FRAMES:
+        np.testing.assert_array_equal(matte(node, frame), before[frame])
+    shutil.rmtree(node.cache / "keys")
+    shutil.rmtree(cache.store_folder(node.cache, "main"))
+    with pytest.raises(
+        stm_nuke.StmNodeError, match=f"frame {FIRST}: The mask of the keyframe is gone.*again"
+    ):
+        stm_nuke.propagate(node)
+
+
 def test_two_views_have_their_own_keys_and_mattes(nuke: Any, node: Any) -> None:
     import stm_nuke
     from stm_nuke import cache
