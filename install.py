@@ -2,6 +2,8 @@
 """Installs STM for Nuke into a private environment of its own; nothing of it enters Nuke's Python.
 
     python3 install.py              install, update or repair; quick when there is nothing to do
+    python3 install.py --nuke       the same, and let Nuke find the node through ~/.nuke/init.py
+    python3 install.py --ofx        the same, and build the effect for OpenFX hosts
     python3 install.py --demo       install, then build a short plate and make mattes of it
     python3 install.py --test       install, then run every check of the project
     python3 install.py --doctor     say what is in order and what is not; changes nothing
@@ -28,7 +30,7 @@ from pathlib import Path
 from typing import Dict, Iterable, Iterator, List, NamedTuple, NoReturn, Optional, Sequence, Tuple
 
 PRODUCT = "STM for Nuke"
-FOLDER_NAME = "stm-nuke"
+FOLDER_NAME = "stm-for-nuke"  # where folder names have neither spaces nor capitals
 SOURCE = Path(__file__).resolve().parent
 
 THIS_PYTHON = (sys.version_info[0], sys.version_info[1])
@@ -37,26 +39,39 @@ NEWEST_PYTHON = (3, 14)
 WANTED_PYTHONS = ("python3.11", "python3.12", "python3.13", "python3.14", "python3", "python")
 HANDED_OVER = "STM_INSTALL_HANDED_OVER"  # set when an older Python has passed the work on
 
-ENGINE, DEMO, TEST = "engine", "demo", "test"
-GROUPS = (ENGINE, DEMO, TEST)  # what can be installed, each with a requirements file
-REQUIREMENTS = {ENGINE: "requirements.txt", DEMO: "requirements-demo.txt", TEST: "requirements-test.txt"}
+ENGINE, DEMO, OFX, TEST, NUKE = "engine", "demo", "ofx", "test", "nuke"
+GROUPS = (ENGINE, DEMO, OFX, TEST)  # what can be installed, each with a requirements file
+HOSTS = (NUKE, OFX)  # what is set up only when asked for, and is kept up from then on
+REQUIREMENTS = {
+    ENGINE: "requirements.txt",
+    DEMO: "requirements-demo.txt",
+    OFX: "requirements-ofx.txt",
+    TEST: "requirements-test.txt",
+}
 ALONE = {TEST: "requirements-test-alone.txt"}  # installed without what they ask for; the file says why
 CONSTRAINTS = "constraints.txt"
 TORCH_CONSTRAINTS = "constraints-torch.txt"
 TORCH_PACKAGES = ("torch", "torchvision")
 ENGINE_SOURCES = ("pyproject.toml", "model", "stm_plugin")  # what is copied and built, and nothing else
+NUKE_SOURCES = ("nuke",)
+OFX_SOURCES = ("ofx_bridge/build.py", "ofx_bridge/source", "ofx_bridge/bundle")
+OFX_BUNDLE = "STM.ofx.bundle"
 IGNORED_SOURCES = ("__pycache__", "*.pyc", "*.egg-info")
 
 GIGABYTE = 10**9
 ROOM_CUDA_TORCH = 9 * GIGABYTE  # Linux: 5.6 GB installed, and 3 GB of downloads while installing
 ROOM_SMALL_TORCH = 3 * GIGABYTE
-LOG_TAIL = 25  # lines of pip's output that are shown when it fails
+LOG_TAIL = 25  # lines of a program's output that are shown when it fails
 
-RECORD = "install.json"  # where the engine is, for the hosts' sides to read; also marks a folder as ours
+BLOCK_START = b"# >>> STM for Nuke >>>"  # of the lines in ~/.nuke/init.py that are the installer's
+BLOCK_END = b"# <<< STM for Nuke <<<"
+
+RECORD = "engine.json"  # where the engine is, for the hosts' sides to read; also marks a folder as ours
 RECORD_SCHEMA = 1
 LOG = "install.log"
 LOCK = ".lock"
 STAMPS = "stamps"
+HOST_DATA = ("shots", "run")  # what hosts keep in the default prefix, whether or not anything is installed
 ON_WINDOWS = os.name == "nt"
 SCRIPTS = "Scripts" if ON_WINDOWS else "bin"
 EXE = ".exe" if ON_WINDOWS else ""
@@ -135,14 +150,13 @@ def ensure_python(arguments: Sequence[str]) -> None:
 
 
 def default_prefix() -> Path:
-    """Where this user's installation goes when nothing is said."""
+    """Where this user's installation goes when nothing is said, and where the hosts' sides look for it."""
     if ON_WINDOWS:
         local = os.environ.get("LOCALAPPDATA")
-        return Path(local or Path.home() / "AppData" / "Local") / FOLDER_NAME
+        return Path(local or Path.home() / "AppData" / "Local") / PRODUCT
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / FOLDER_NAME
-    data = os.environ.get("XDG_DATA_HOME")
-    return Path(data or Path.home() / ".local" / "share") / FOLDER_NAME
+        return Path.home() / "Library" / "Application Support" / PRODUCT
+    return Path.home() / ".local" / "share" / FOLDER_NAME
 
 
 def default_link_folder() -> Optional[Path]:
@@ -150,11 +164,21 @@ def default_link_folder() -> Optional[Path]:
     return None if ON_WINDOWS else Path.home() / ".local" / "bin"
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small text file so that a reader sees the old one or the new one, never half of it."""
+def machine_ofx_folder() -> Path:
+    """Where the OpenFX hosts of every user of this machine look for effects."""
+    if ON_WINDOWS:
+        common = os.environ.get("COMMONPROGRAMFILES")
+        return Path(common or r"C:\Program Files\Common Files") / "OFX" / "Plugins"
+    return Path("/Library/OFX/Plugins" if sys.platform == "darwin" else "/usr/OFX/Plugins")
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a small file so that a reader sees the old one or the new one, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
+    partial.write_bytes(content)
+    if path.exists():
+        shutil.copymode(str(path), str(partial))
     os.replace(str(partial), str(path))
 
 
@@ -174,6 +198,15 @@ def remove_tree(path: Path) -> None:
         shutil.rmtree(str(path))
 
 
+def copy_files(files: Iterable[Path], root: Path, target: Path) -> None:
+    """Copy files below `root` to the same places below `target`, which is made anew."""
+    remove_tree(target)
+    for file in files:
+        copy = target / file.relative_to(root)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(str(file), str(copy))
+
+
 # --- one installation ---------------------------------------------------------------------------------------
 
 
@@ -185,6 +218,9 @@ class Options(NamedTuple):
     torch_index: str = ""
     link_folder: Optional[Path] = None
     source: Path = SOURCE
+    hosts: Tuple[str, ...] = ()  # to be set up, besides those that are
+    dropped: Tuple[str, ...] = ()  # hosts that are not to be set up any more
+    ofx_folder: Optional[Path] = None  # to be given a link to the bundle
 
 
 class Installation:
@@ -196,9 +232,14 @@ class Installation:
         self.link_folder = options.link_folder
         record = self.read_record()
         self.torch_index = options.torch_index or str(record.get("torch_index", ""))
-        known = record.get("groups", [])
-        wanted = set(options.groups) | set(known if isinstance(known, list) else [])
+        hosts = (set(options.hosts) | set(self.listed("hosts"))) - set(options.dropped)
+        self.hosts = tuple(host for host in HOSTS if host in hosts)
+        wanted = set(options.groups) | set(self.listed("groups")) | ({OFX} & hosts)
         self.groups = tuple(group for group in GROUPS if group in wanted)
+        linked = record.get("ofx_link")
+        self.ofx_link = Path(linked) if isinstance(linked, str) else None
+        if options.ofx_folder is not None:
+            self.ofx_link = options.ofx_folder / OFX_BUNDLE
         self.lock_descriptor: Optional[int] = None
 
     # where things are
@@ -242,7 +283,25 @@ class Installation:
             return self.environment / "Lib" / "site-packages"
         return self.environment / "lib" / f"python{version_words(THIS_PYTHON)}" / "site-packages"
 
+    @property
+    def nuke(self) -> Path:
+        """What goes on Nuke's plug-in path."""
+        return self.prefix / "nuke"
+
+    @property
+    def ofx(self) -> Path:
+        """What goes on OFX_PLUGIN_PATH."""
+        return self.prefix / "ofx"
+
     # what it should be made of
+
+    @property
+    def version(self) -> str:
+        """The version of the sources."""
+        import tomllib
+
+        project = tomllib.loads((self.source / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        return str(project["version"])
 
     def pins(self, file: str) -> List[str]:
         """The lines of a requirements file that are requirements."""
@@ -263,10 +322,10 @@ class Installation:
             arguments += ["-c", str(self.source / TORCH_CONSTRAINTS)]
         return arguments
 
-    def sources(self) -> List[Path]:
-        """Every file that the engine is built from, in a fixed order."""
+    def files(self, names: Sequence[str]) -> List[Path]:
+        """The files of the checkout behind names of files and folders, in a fixed order."""
         files = []  # type: List[Path]
-        for name in ENGINE_SOURCES:
+        for name in names:
             path = self.source / name
             files += [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
         ignored = shutil.ignore_patterns(*IGNORED_SOURCES)
@@ -276,6 +335,13 @@ class Installation:
             if not any(ignored("", [part]) for part in file.relative_to(self.source).parts)
         ]
         return sorted(kept, key=lambda file: file.relative_to(self.source).as_posix())
+
+    def content(self, names: Sequence[str]) -> str:
+        """A hash of what is in those files, and of what they are called."""
+        parts = []  # type: List[bytes]
+        for file in self.files(names):
+            parts += [file.relative_to(self.source).as_posix().encode(), file.read_bytes()]
+        return digest(parts)
 
     # the record
 
@@ -288,9 +354,22 @@ class Installation:
         return record if isinstance(record, dict) else {}
 
     def write_record(self, **changes: object) -> None:
-        """Write the record; it names where the engine is only once the engine works."""
+        """Write the record; it names the engine only once that works. None takes a field away."""
         record = dict(self.read_record(), schema=RECORD_SCHEMA, **changes)
-        write_atomically(self.prefix / RECORD, json.dumps(record, indent=2, sort_keys=True) + "\n")
+        kept = {name: value for name, value in record.items() if value is not None}
+        text = json.dumps(kept, indent=2, sort_keys=True) + "\n"
+        write_atomically(self.prefix / RECORD, text.encode("utf-8"))
+
+    def listed(self, name: str) -> List[str]:
+        """The words of a list in the record; none if it is not there."""
+        found = self.read_record().get(name)
+        return [word for word in found if isinstance(word, str)] if isinstance(found, list) else []
+
+    def record_host(self, host: str, is_set_up: bool) -> None:
+        """Note that a host is kept up from now on, or is not."""
+        hosts = set(self.listed("hosts"))
+        if (host in hosts) != is_set_up:
+            self.write_record(hosts=sorted(hosts ^ {host}))
 
     # running programs
 
@@ -366,6 +445,11 @@ class ProgramError(Exception):
         super().__init__("{} ended with status {}".format(" ".join(command), status))
         self.status = status
         self.output = output
+
+
+def beginning(output: str) -> str:
+    """The first lines of what a program said; a compiler's first error is the one that counts."""
+    return "\n".join("    " + line for line in output.splitlines()[:LOG_TAIL])
 
 
 class Progress:
@@ -452,6 +536,10 @@ class Step:
         """The folder that the step's stamp lies in: it goes away together with what the step made."""
         return at.environment
 
+    def wanted(self, _at: Installation) -> bool:
+        """Whether it belongs to this installation; what is not wanted is undone."""
+        return True
+
     def stamp(self, at: Installation) -> str:
         """What the result depends on."""
         raise NotImplementedError
@@ -483,7 +571,7 @@ class Step:
 
     def remember(self, at: Installation) -> None:
         """Write the stamp of what was just done."""
-        write_atomically(self.home(at) / STAMPS / self.name, self.stamp(at))
+        write_atomically(self.home(at) / STAMPS / self.name, self.stamp(at).encode("utf-8"))
 
 
 class EnvironmentStep(Step):
@@ -586,21 +674,14 @@ class EngineStep(Step):
     words = "engine"
 
     def stamp(self, at: Installation) -> str:
-        parts = []  # type: List[bytes]
-        for file in at.sources():
-            parts += [file.relative_to(at.source).as_posix().encode(), file.read_bytes()]
-        return digest(parts)
+        return at.content(ENGINE_SOURCES)
 
     def intact(self, at: Installation) -> bool:
         return at.stm.exists() and (at.site_packages / "stm_plugin").is_dir()
 
     def do(self, at: Installation) -> None:
         copy = at.temporary / "engine"
-        remove_tree(copy)
-        for file in at.sources():
-            target = copy / file.relative_to(at.source)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(str(file), str(target))
+        copy_files(at.files(ENGINE_SOURCES), at.source, copy)
         own = ["--no-index", "--no-deps", "--no-build-isolation", "--force-reinstall", "--no-cache-dir"]
         at.pip("install", *own, copy)
         try:
@@ -616,21 +697,25 @@ class EngineStep(Step):
         """The engine lies in the environment and goes with it."""
 
 
-class CommandStep(Step):
+class PrefixStep(Step):
+    """A step whose result lies in the prefix and outlives a change of environments."""
+
+    def home(self, at: Installation) -> Path:
+        return at.prefix
+
+
+class CommandStep(PrefixStep):
     """The `stm` command at a fixed address, a link to it on the user's PATH, and the record for the hosts."""
 
     name = "command"
     words = "stm command"
-
-    def home(self, at: Installation) -> Path:
-        return at.prefix
 
     def link(self, at: Installation) -> Optional[Path]:
         return None if at.link_folder is None else at.link_folder / "stm"
 
     def stamp(self, at: Installation) -> str:
         groups = ",".join(at.groups)
-        parts = [str(at.stm), str(self.link(at)), at.torch_index, groups, str(at.source)]
+        parts = [str(at.stm), str(self.link(at)), at.torch_index, groups, str(at.source), at.version]
         return digest(part.encode() for part in parts)
 
     def intact(self, at: Installation) -> bool:
@@ -641,11 +726,12 @@ class CommandStep(Step):
     def do(self, at: Installation) -> None:
         at.launcher.parent.mkdir(parents=True, exist_ok=True)
         if ON_WINDOWS:
-            write_atomically(at.launcher, f'@"{at.stm}" %*\r\n')
+            write_atomically(at.launcher, f'@"{at.stm}" %*\r\n'.encode())
         else:
             replace_link(at.launcher, at.stm)
         at.write_record(
             python=str(at.python),
+            version=at.version,
             command=str(at.launcher),
             torch_index=at.torch_index,
             groups=list(at.groups),
@@ -667,12 +753,291 @@ class CommandStep(Step):
         link = default_link_folder() if at.link_folder is None else at.link_folder
         if link is not None:
             path = link / "stm"
-            if path.is_symlink() and os.readlink(str(path)) == str(at.launcher):
+            if leads_to(path, at.launcher):
                 path.unlink()
         remove_tree(at.launcher.parent)
 
 
-STEPS = (EnvironmentStep(), DependenciesStep(), EngineStep(), CommandStep())  # type: Tuple[Step, ...]
+class NukeStep(PrefixStep):
+    """The folder for Nuke's plug-in path, beside the record that it finds the engine by."""
+
+    name = "nuke"
+    words = "folder for Nuke"
+
+    def stamp(self, at: Installation) -> str:
+        return at.content(NUKE_SOURCES)
+
+    def intact(self, at: Installation) -> bool:
+        for file in at.files(NUKE_SOURCES):
+            copy = at.prefix / file.relative_to(at.source)
+            if not copy.is_file() or copy.read_bytes() != file.read_bytes():
+                return False
+        return True
+
+    def do(self, at: Installation) -> None:
+        copy = at.temporary / "nuke"
+        copy_files(at.files(NUKE_SOURCES), at.source, copy)
+        remove_tree(at.nuke)
+        os.replace(str(copy / "nuke"), str(at.nuke))
+
+    def undo(self, at: Installation) -> None:
+        remove_tree(at.nuke)
+
+
+class NukeInitStep(PrefixStep):
+    """A block of lines in ~/.nuke/init.py that puts the folder on Nuke's plug-in path; the rest of the file
+    stays as it is, byte for byte."""
+
+    name = "nuke-init"
+    words = "lines in ~/.nuke/init.py"
+
+    def wanted(self, at: Installation) -> bool:
+        return NUKE in at.hosts
+
+    def file(self) -> Path:
+        return Path.home() / ".nuke" / "init.py"
+
+    def folder(self, at: Installation) -> bytes:
+        """The folder in Python: ASCII, since the file may be in any encoding."""
+        return ascii(at.nuke.as_posix()).encode("ascii")
+
+    def lines(self, at: Installation) -> List[bytes]:
+        """The block: it does nothing where the folder is gone."""
+        return [
+            BLOCK_START,
+            b"# Kept by install.py of STM for Nuke; --no-nuke and --uninstall take these lines out again.",
+            b"import os",
+            b"import nuke",
+            b"if os.path.isdir(%b):" % self.folder(at),
+            b"    nuke.pluginAddPath(%b)" % self.folder(at),
+            BLOCK_END,
+        ]
+
+    def stamp(self, at: Installation) -> str:
+        return digest([str(self.file()).encode("utf-8", "surrogateescape"), *self.lines(at)])
+
+    def intact(self, at: Installation) -> bool:
+        try:
+            content = self.file().read_bytes().replace(b"\r\n", b"\n")
+        except OSError:
+            return False
+        return content.count(BLOCK_START) == 1 and b"\n".join(self.lines(at)) in content
+
+    def do(self, at: Installation) -> None:
+        file = self.file()
+        previous = self.recorded(at)
+        if previous is not None and previous != file:
+            self.undo(at)
+        made = {*self.made(at), *(str(path) for path in (file.parent, file) if not path.exists())}
+        at.write_record(nuke_init=str(file), nuke_init_made=sorted(made))
+        try:
+            content = file.read_bytes() if file.exists() else b""
+            self.write(file, with_block(content, self.lines(at)))
+        except OSError as error:
+            raise InstallError(
+                f"{file} cannot be changed: {error.strerror}. Everything else is installed and works.",
+                f"NUKE_PATH={at.nuke} in the environment of Nuke does the same as those lines.",
+            ) from error
+        except BlockError as error:
+            raise InstallError(
+                f"{file}: {error} Everything else is installed and works.",
+                "Delete what is left of those lines by hand, then run this again.",
+            ) from error
+        at.record_host(NUKE, True)
+
+    def undo(self, at: Installation) -> None:
+        file = self.recorded(at)
+        if file is not None:
+            try:
+                self.take_out(at, file)
+            except (OSError, BlockError) as error:  # the lines do nothing once the folder is gone
+                why = error.strerror if isinstance(error, OSError) else error
+                print(f"    {file} was left as it is: {why}")
+            at.write_record(nuke_init=None, nuke_init_made=None)
+        at.record_host(NUKE, False)
+
+    def take_out(self, at: Installation, file: Path) -> None:
+        """Remove our block from a file; then the file and its folder, if we made them and they are empty."""
+        if file.is_file():
+            content = file.read_bytes()
+            found = find_block(content)
+            if found is not None and self.folder(at) in content[found[0] : found[1]]:  # not another prefix's
+                rest = without_block(content)
+                self.write(file, rest)
+                if not rest and str(file) in self.made(at):
+                    file.unlink()
+        if str(file.parent) in self.made(at):
+            with contextlib.suppress(OSError):  # something else lies in it by now
+                file.parent.rmdir()
+
+    def recorded(self, at: Installation) -> Optional[Path]:
+        """The file that holds our lines, if any does."""
+        found = at.read_record().get("nuke_init")
+        return Path(found) if isinstance(found, str) else None
+
+    def made(self, at: Installation) -> List[str]:
+        """What was not there before we came."""
+        return at.listed("nuke_init_made")
+
+    def write(self, file: Path, content: bytes) -> None:
+        """Write the file where it really is, if its owner lets it be written."""
+        real = Path(os.path.realpath(str(file)))
+        if real.exists() and not os.access(str(real), os.W_OK):
+            raise PermissionError(errno.EACCES, "it is read-only", str(real))
+        write_atomically(real, content)
+
+
+class BlockError(Exception):
+    """The lines that mark our block are not in pairs."""
+
+
+def find_block(content: bytes) -> Optional[Tuple[int, int]]:
+    """Where our block begins and ends, with the line break before it, which is ours as well.
+
+    Raises:
+        BlockError: it has no end.
+    """
+    start = content.find(BLOCK_START)
+    if start < 0:
+        return None
+    end = content.find(BLOCK_END, start)
+    if end < 0 or content.find(BLOCK_START, start + 1, end) >= 0:
+        line = content.count(b"\n", 0, start) + 1
+        start_words, end_words = BLOCK_START.decode(), BLOCK_END.decode()
+        raise BlockError(f"line {line} has `{start_words}`, and no `{end_words}` follows it.")
+    end += len(BLOCK_END)
+    line_break = b"\r\n" if content.startswith(b"\r\n", start + len(BLOCK_START)) else b"\n"
+    if content.startswith(line_break, end):
+        end += len(line_break)
+    if content.endswith(line_break, 0, start):
+        start -= len(line_break)
+    return start, end
+
+
+def without_block(content: bytes) -> bytes:
+    """A file without our block, however often it is in there."""
+    found = find_block(content)
+    if found is None:
+        return content
+    head, tail = content[: found[0]], without_block(content[found[1] :])
+    between = b"\n" if head and tail and not head.endswith(b"\n") else b""
+    return head + between + tail
+
+
+def with_block(content: bytes, lines: Sequence[bytes]) -> bytes:
+    """A file with our block: where it was, else at the end, in the file's own kind of line breaks."""
+    found = find_block(content)
+    start, end = (len(content), len(content)) if found is None else found
+    head, tail = content[:start], without_block(content[end:])
+    line_break = b"\r\n" if b"\r\n" in head + tail else b"\n"
+    return line_break.join((head, *lines, tail))
+
+
+class OfxStep(PrefixStep):
+    """The effect for OpenFX hosts, compiled on this machine."""
+
+    name = "ofx"
+    words = "OpenFX effect"
+
+    def wanted(self, at: Installation) -> bool:
+        return OFX in at.hosts
+
+    def binaries(self, at: Installation) -> List[Path]:
+        return sorted(at.ofx.glob(f"{OFX_BUNDLE}/Contents/*/*.ofx"))
+
+    def stamp(self, at: Installation) -> str:
+        parts = [at.content(OFX_SOURCES), *at.pins(REQUIREMENTS[OFX])]
+        return digest(part.encode() for part in parts)
+
+    def intact(self, at: Installation) -> bool:
+        return any(binary.stat().st_size for binary in self.binaries(at))
+
+    def do(self, at: Installation) -> None:
+        cache = os.environ.get("ZIG_GLOBAL_CACHE_DIR", str(at.temporary / "zig"))
+        local = os.environ.get("ZIG_LOCAL_CACHE_DIR", str(at.temporary / "zig-local"))
+        build = at.source / OFX_SOURCES[0]
+        try:
+            at.run(
+                [at.python, "-B", build, "--output", at.ofx],
+                ZIG_GLOBAL_CACHE_DIR=cache,
+                ZIG_LOCAL_CACHE_DIR=local,
+            )
+        except ProgramError as error:
+            raise InstallError(
+                "The effect for OpenFX hosts could not be built. Everything else is installed and works.",
+                f"All that the compiler said is in {at.log}. Its beginning:\n{beginning(error.output)}",
+            ) from error
+        for binary in self.binaries(at):
+            os.utime(str(binary))  # a host that once failed to load it looks again only if its time changes
+        at.record_host(OFX, True)
+
+    def undo(self, at: Installation) -> None:
+        remove_tree(at.ofx)
+        at.record_host(OFX, False)
+
+
+class OfxLinkStep(PrefixStep):
+    """A link to the effect in a folder that hosts look into by themselves."""
+
+    name = "ofx-link"
+    words = "link to the OpenFX effect"
+
+    def wanted(self, at: Installation) -> bool:
+        return OFX in at.hosts and at.ofx_link is not None
+
+    def stamp(self, at: Installation) -> str:
+        return digest([str(at.ofx_link).encode("utf-8", "surrogateescape")])
+
+    def intact(self, at: Installation) -> bool:
+        return at.ofx_link is not None and leads_to(at.ofx_link, at.ofx / OFX_BUNDLE)
+
+    def do(self, at: Installation) -> None:
+        link = at.ofx_link
+        assert link is not None, "only done when wanted"
+        self.undo(at)
+        if (link.exists() or link.is_symlink()) and not is_our_link(link):
+            raise InstallError(
+                f"{link} is something else and was left as it is. Everything else is installed and works.",
+                f"Move it away and run this again, or set OFX_PLUGIN_PATH={at.ofx}",
+            )
+        try:
+            link.parent.mkdir(parents=True, exist_ok=True)
+            replace_link(link, at.ofx / OFX_BUNDLE)
+        except OSError as error:
+            raise InstallError(
+                f"No link could be made at {link}: {error.strerror}. Everything else is installed and works.",
+                f"Someone who may write there can link {at.ofx / OFX_BUNDLE} to it; or set "
+                f"OFX_PLUGIN_PATH={at.ofx}",
+            ) from error
+        at.write_record(ofx_link=str(link))
+
+    def undo(self, at: Installation) -> None:
+        recorded = at.read_record().get("ofx_link")
+        if not isinstance(recorded, str):
+            return
+        try:
+            if leads_to(Path(recorded), at.ofx / OFX_BUNDLE):
+                Path(recorded).unlink()
+        except OSError as error:
+            print(f"    {recorded} could not be removed: {error.strerror}.")
+        at.write_record(ofx_link=None)
+
+
+STEPS = (
+    EnvironmentStep(),
+    DependenciesStep(),
+    EngineStep(),
+    CommandStep(),
+    NukeStep(),
+    NukeInitStep(),
+    OfxStep(),
+    OfxLinkStep(),
+)  # type: Tuple[Step, ...]
+
+
+def leads_to(link: Path, target: Path) -> bool:
+    """Whether `link` is a symbolic link to exactly that."""
+    return link.is_symlink() and os.readlink(str(link)) == str(target)
 
 
 def replace_link(link: Path, target: Path) -> None:
@@ -685,7 +1050,7 @@ def replace_link(link: Path, target: Path) -> None:
 
 
 def is_our_link(link: Path) -> bool:
-    """Whether an existing `stm` is a link into an installation of this product, or leads nowhere."""
+    """Whether what exists there is a link into an installation of this product, or leads nowhere."""
     if not link.is_symlink():
         return False
     target = Path(os.path.join(str(link.parent), os.readlink(str(link))))
@@ -727,6 +1092,12 @@ def clear_broken_packages(site_packages: Path) -> None:
 # --- the verbs ----------------------------------------------------------------------------------------------
 
 
+def foreign(at: Installation) -> List[str]:
+    """What lies in a prefix that holds no installation and should not be there."""
+    known = (LOCK, *HOST_DATA) if at.prefix == default_prefix() else (LOCK,)
+    return sorted(item.name for item in at.prefix.iterdir() if item.name not in known)
+
+
 def open_prefix(at: Installation) -> None:
     """Make the prefix and mark it as ours.
 
@@ -735,10 +1106,10 @@ def open_prefix(at: Installation) -> None:
     """
     try:
         at.prefix.mkdir(parents=True, exist_ok=True)
-        foreign = [item.name for item in at.prefix.iterdir() if item.name != LOCK]
-        if foreign and not (at.prefix / RECORD).is_file():
+        others = foreign(at)
+        if others and not (at.prefix / RECORD).is_file():
             raise InstallError(
-                f"{at.prefix} holds other files ({', '.join(sorted(foreign)[:3])}) and no installation.",
+                f"{at.prefix} holds other files ({', '.join(others[:3])}) and no installation.",
                 "Name an empty or a new folder with --prefix.",
             )
         at.write_record()
@@ -799,29 +1170,47 @@ def install(at: Installation, repair: bool = False) -> None:
         open_prefix(at)
         at.log.write_text("", encoding="utf-8")
         print(f"{PRODUCT}: installing into {at.prefix}", flush=True)
-        did = False
-        for number, step in enumerate(STEPS, start=1):
-            label = f"[{number}/{len(STEPS)}] {step.words}"
-            if step.ready(at) and not (repair and step.name != EnvironmentStep.name):
-                print(f"  {label}: ready", flush=True)
-                continue
-            print(f"  {label} ...", flush=True)
-            at_step = time.monotonic()
-            step.forget(at)
-            step.do(at)
-            step.remember(at)
-            did = True
-            print(f"  {label}: done in {time.monotonic() - at_step:.0f} s", flush=True)
-        for folder in at.prefix.glob("env-*"):
-            if folder != at.environment:
-                remove_tree(folder)
-        remove_tree(at.temporary)
+        try:
+            did = run_steps(at, repair)
+        finally:
+            if CommandStep().ready(at):  # nothing leads to the environments of earlier ones any more
+                for folder in at.prefix.glob("env-*"):
+                    if folder != at.environment:
+                        remove_tree(folder)
+                remove_tree(at.temporary)
     print(f"Installed in {time.monotonic() - started:.0f} s." if did else "Nothing to do.")
     print_where(at)
 
 
+def run_steps(at: Installation, repair: bool) -> bool:
+    """Do every step that is wanted and not done, and undo those that are not wanted; whether any was."""
+    did = False
+    for step in reversed(STEPS):
+        if not step.wanted(at):
+            was_there = (step.home(at) / STAMPS / step.name).exists()
+            step.undo(at)
+            step.forget(at)
+            if was_there:
+                did = True
+                print(f"  {step.words}: removed", flush=True)
+    steps = [step for step in STEPS if step.wanted(at)]
+    for number, step in enumerate(steps, start=1):
+        label = f"[{number}/{len(steps)}] {step.words}"
+        if step.ready(at) and not (repair and step.name != EnvironmentStep.name):
+            print(f"  {label}: ready", flush=True)
+            continue
+        print(f"  {label} ...", flush=True)
+        at_step = time.monotonic()
+        step.forget(at)
+        step.do(at)
+        step.remember(at)
+        did = True
+        print(f"  {label}: done in {time.monotonic() - at_step:.0f} s", flush=True)
+    return did
+
+
 def print_where(at: Installation) -> None:
-    """Say how the command is called from now on."""
+    """Say how the command is called from now on, and how hosts find their sides."""
     link = CommandStep().link(at)
     shown = link if link is not None and link.exists() and is_our_link(link) else at.launcher
     folders = os.environ.get("PATH", "").split(os.pathsep)
@@ -831,12 +1220,23 @@ def print_where(at: Installation) -> None:
             f"  {shown.parent} is not on PATH: add it there, or call the command by its full name.",
             flush=True,
         )
+    if NUKE in at.hosts:
+        print(f"Nuke finds the node at its next start: {NukeInitStep().file()} names {at.nuke}", flush=True)
+    else:
+        print(
+            f"For Nuke: run this again with --nuke (lines in ~/.nuke/init.py), or set NUKE_PATH={at.nuke}",
+            flush=True,
+        )
+    if OFX in at.hosts:
+        print(f"For OpenFX hosts: OFX_PLUGIN_PATH={at.ofx}", flush=True)
 
 
 def doctor(at: Installation) -> int:
     """Say for every step whether it is in order; 0 if all are."""
     status = 0
     for step in STEPS:
+        if not step.wanted(at):
+            continue
         good = step.ready(at)
         status = status if good else 1
         print("  {}: {}".format(step.words, "in order" if good else "not in order"))
@@ -852,7 +1252,7 @@ def doctor(at: Installation) -> int:
 
 def uninstall(at: Installation) -> None:
     """Take away everything that the steps made; shot stores, caches and pip's own cache stay."""
-    if not at.prefix.exists():
+    if not at.prefix.exists() or not foreign(at):
         print(f"{PRODUCT} is not installed at {at.prefix}.")
         return
     if not (at.prefix / RECORD).is_file():
@@ -868,7 +1268,7 @@ def uninstall(at: Installation) -> None:
         left = sorted(item.name for item in at.prefix.iterdir() if item.name != LOCK)
         (at.prefix / LOCK).unlink()
     if left:
-        print(f"Uninstalled. Not ours and left in {at.prefix}: {', '.join(left)}")
+        print(f"Uninstalled. Left in {at.prefix}, since no installer made it: {', '.join(left)}")
     else:
         at.prefix.rmdir()
         print(f"Uninstalled from {at.prefix}. Shot stores and caches are yours and were not touched.")
@@ -921,6 +1321,22 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--link-dir", type=Path, help="link the stm command here (default: ~/.local/bin, without --prefix)"
     )
+    nuke = parser.add_mutually_exclusive_group()
+    nuke.add_argument(
+        "--nuke", action="store_true", help="keep lines in ~/.nuke/init.py that let Nuke find the node"
+    )
+    nuke.add_argument("--no-nuke", action="store_true", help="take those lines out again")
+    ofx = parser.add_mutually_exclusive_group()
+    ofx.add_argument("--ofx", action="store_true", help="build the effect for OpenFX hosts")
+    ofx.add_argument(
+        "--ofx-link",
+        type=Path,
+        nargs="?",
+        const=machine_ofx_folder(),
+        metavar="FOLDER",
+        help=f"build it, and link it into a folder that hosts look into (default: {machine_ofx_folder()})",
+    )
+    ofx.add_argument("--no-ofx", action="store_true", help="take the effect away again")
     parser.add_argument(
         "--torch-index", default="", metavar="URL", help="package index with another build of torch"
     )
@@ -936,13 +1352,24 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def options_of(asked: argparse.Namespace) -> Options:
     """What the command line means for an installation."""
-    groups = (ENGINE, DEMO, TEST) if asked.test else (ENGINE, DEMO) if asked.demo else (ENGINE,)
+    groups = GROUPS if asked.test else (ENGINE, DEMO) if asked.demo else (ENGINE,)
     own = asked.prefix is None
     prefix = default_prefix() if own else Path(os.path.abspath(str(asked.prefix.expanduser())))
     link = (
         asked.link_dir.expanduser().absolute() if asked.link_dir else default_link_folder() if own else None
     )
-    return Options(prefix=prefix, groups=groups, torch_index=asked.torch_index, link_folder=link)
+    ofx_folder = asked.ofx_link.expanduser().absolute() if asked.ofx_link else None
+    hosts = {NUKE: asked.nuke, OFX: asked.ofx or ofx_folder is not None}
+    dropped = {NUKE: asked.no_nuke, OFX: asked.no_ofx}
+    return Options(
+        prefix=prefix,
+        groups=groups,
+        torch_index=asked.torch_index,
+        link_folder=link,
+        hosts=tuple(host for host in HOSTS if hosts[host]),
+        dropped=tuple(host for host in HOSTS if dropped[host]),
+        ofx_folder=ofx_folder,
+    )
 
 
 def stop(_signal: int, _frame: object) -> NoReturn:

@@ -19,6 +19,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from stm_nuke import launch
 
 import install
 
@@ -92,6 +95,19 @@ sys.exit(int({name!r} in os.environ.get("MINIATURE_FAILS", "")))
 """
 
 
+BUILD = """
+import os, pathlib, sys
+if "MINIATURE_COMPILER_SAYS" in os.environ:
+    print("Error: c++ effect.cpp", os.environ["MINIATURE_COMPILER_SAYS"], sep="\\n")
+    sys.exit(1)
+assert sys.argv[1] == "--output"
+binary = pathlib.Path(sys.argv[2], "STM.ofx.bundle", "Contents", "Linux-x86-64", "STM.ofx")
+binary.parent.mkdir(parents=True, exist_ok=True)
+binary.write_bytes(pathlib.Path(__file__).with_name("source").joinpath("effect.cpp").read_bytes())
+os.utime(binary, (1, 1))
+"""
+
+
 class Miniature(NamedTuple):
     """A checkout with little in it, and a home and a package index to install it with."""
 
@@ -107,6 +123,17 @@ class Miniature(NamedTuple):
     @property
     def requirements(self) -> Path:
         return self.checkout / "requirements.txt"
+
+    @property
+    def init(self) -> Path:
+        """The home's ~/.nuke/init.py."""
+        return Path(self.environment["HOME"], ".nuke", "init.py")
+
+    @property
+    def record(self) -> dict[str, object]:
+        """What engine.json says."""
+        read: dict[str, object] = json.loads((self.prefix / "engine.json").read_text())
+        return read
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run its install.py to the end."""
@@ -143,11 +170,19 @@ def make_miniature(folder: Path) -> Miniature:
     (checkout / "stm_plugin" / "cli.py").write_text(CLI)
     (checkout / "requirements.txt").write_text("# comment\ntiny==1.0\n")
     (checkout / "requirements-demo.txt").touch()
+    (checkout / "requirements-ofx.txt").write_text("compiler==1.0\n")
+    (checkout / "nuke" / "stm_nuke").mkdir(parents=True)
+    (checkout / "nuke" / "init.py").write_text("LOADED = True\n")
+    (checkout / "nuke" / "stm_nuke" / "client.py").write_text("# the client\n")
+    (checkout / "ofx_bridge" / "source").mkdir(parents=True)
+    (checkout / "ofx_bridge" / "build.py").write_text(BUILD)
+    (checkout / "ofx_bridge" / "source" / "effect.cpp").write_text("effect")
     (checkout / "requirements-test.txt").write_text("ruff==1.0\nmypy==1.0\npytest==1.0\n")
     (checkout / "requirements-test-alone.txt").write_text("lonely==1.0\n")
     (checkout / "constraints.txt").touch()
     (checkout / "constraints-torch.txt").touch()
     write_wheel(str(wheels), "lonely", {"lonely.py": ""}, needs="absent")
+    write_wheel(str(wheels), "compiler", {"compiler.py": ""})
     write_wheel(str(wheels), "tiny", {"tiny/__init__.py": "VALUE = 'works'\n"})
     for name in ("ruff", "mypy", "pytest"):
         write_wheel(
@@ -209,10 +244,10 @@ def site_packages(miniature: Miniature) -> Path:
 
 def test_the_command_works_and_the_record_says_where_the_engine_is(shared: Miniature) -> None:
     assert shared.stm() == "miniature works hello"
-    record = json.loads((shared.prefix / "install.json").read_text())
+    record = shared.record
     assert record["command"] == str(shared.prefix / "bin" / "stm")
     asked = subprocess.run(
-        [record["python"], "-c", "import stm_plugin; print(stm_plugin.__file__)"],
+        [str(record["python"]), "-c", "import stm_plugin; print(stm_plugin.__file__)"],
         capture_output=True,
         text=True,
         check=True,
@@ -251,6 +286,7 @@ def test_the_checkout_stays_as_it_was(shared: Miniature) -> None:
         "pyproject.toml",
         "requirements.txt",
         "requirements-demo.txt",
+        "requirements-ofx.txt",
         "requirements-test.txt",
         "requirements-test-alone.txt",
         "constraints.txt",
@@ -259,6 +295,10 @@ def test_the_checkout_stays_as_it_was(shared: Miniature) -> None:
         "stm_plugin/__init__.py",
         "stm_plugin/backend.py",
         "stm_plugin/cli.py",
+        "nuke/init.py",
+        "nuke/stm_nuke/client.py",
+        "ofx_bridge/build.py",
+        "ofx_bridge/source/effect.cpp",
     }
 
 
@@ -276,7 +316,7 @@ def test_the_hosts_python_settings_do_not_reach_the_engine(shared: Miniature, tm
 def test_groups_once_installed_stay(shared: Miniature) -> None:
     assert shared.run("--test").returncode == 0
     assert "Nothing to do." in shared.run().stdout
-    assert json.loads((shared.prefix / "install.json").read_text())["groups"] == ["engine", "demo", "test"]
+    assert shared.record["groups"] == ["engine", "demo", "ofx", "test"]
 
 
 def test_packages_that_do_not_fit_together_are_named_unless_they_are_meant_to(shared: Miniature) -> None:
@@ -327,7 +367,7 @@ def test_a_killed_installer_is_repaired_by_the_next_run(miniature: Miniature) ->
     child.wait()
     child.stdout.close()
     assert not (miniature.links / "stm").exists()
-    assert "command" not in json.loads((miniature.prefix / "install.json").read_text())
+    assert "command" not in miniature.record
     done = miniature.run()
     assert done.returncode == 0, done.stdout + done.stderr
     assert "pinned packages: ready" in done.stdout
@@ -365,15 +405,267 @@ def test_sigterm_stops_pip_too_and_says_how_to_go_on(shared: Miniature) -> None:
     assert shared.run().returncode == 0
 
 
+# --- where hosts look ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("system", ["linux", "darwin", "win32"])
+def test_the_default_prefix_is_where_the_hosts_look(system: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(install, "ON_WINDOWS", system == "win32")
+    monkeypatch.setenv("LOCALAPPDATA", "/local")
+    monkeypatch.setenv("XDG_DATA_HOME", "/elsewhere")
+    assert install.default_prefix() == launch.default_prefix()
+    monkeypatch.delenv("LOCALAPPDATA")
+    assert install.default_prefix() == launch.default_prefix()
+
+
+def test_the_client_reads_the_record(shared: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("STM_ENGINE_PYTHON", raising=False)
+    monkeypatch.setenv("STM_PREFIX", str(shared.prefix))
+    python = str(next(shared.prefix.glob("env-*/bin/python")))
+    assert launch.Installation.find() == launch.Installation(python=python, version="1.0", root=None)
+
+
+def test_a_new_version_is_recorded(shared: Miniature) -> None:
+    project = shared.checkout / "pyproject.toml"
+    with changed(project, project.read_text().replace("1.0", "1.1")):
+        assert shared.run().returncode == 0
+        assert shared.record["version"] == "1.1"
+    assert shared.run().returncode == 0
+
+
+def test_the_client_in_the_prefix_finds_its_engine(repository: Path, tmp_path: Path) -> None:
+    at = install.Installation(install.Options(prefix=tmp_path / "prefix", source=repository))
+    at.write_record(python="/the/python", version="7")
+    install.NukeStep().do(at)
+    assert install.NukeStep().intact(at)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("STM_", "PYTHON"))}
+    found = subprocess.run(
+        [sys.executable, "-c", "from stm_nuke.launch import Installation as i; print(i.find())"],
+        env={**kept, "HOME": str(tmp_path), "PYTHONPATH": str(at.nuke)},
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    ).stdout
+    assert "'/the/python'" in found and "'7'" in found
+
+
+def test_what_hosts_keep_in_the_default_prefix_is_in_nobodys_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    at = install.Installation(install.Options(prefix=install.default_prefix()))
+    shot = at.prefix / "shots" / "a.stmshot"
+    shot.mkdir(parents=True)
+    for _ in range(2):
+        install.uninstall(at)
+        assert "is not installed" in capsys.readouterr().out
+        install.open_prefix(at)
+        install.uninstall(at)
+        assert "shots" in capsys.readouterr().out
+        assert shot.is_dir() and [path.name for path in at.prefix.iterdir()] == ["shots"]
+
+
+# --- Nuke ---------------------------------------------------------------------------------------------------
+
+OWN_INIT = b"# -*- coding: latin-1 -*-\nname = '\xe9'\n"
+
+
+def add_paths(file: Path) -> list[str]:
+    """What an init.py adds to the plug-in path of a Nuke that runs it."""
+    (file.parent.parent / "nuke.py").write_text("def pluginAddPath(path): print(path)\n")
+    call = [sys.executable, "-s", str(file)]
+    environment = {**os.environ, "PYTHONPATH": str(file.parent.parent)}
+    done = subprocess.run(call, env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+def test_the_folder_for_nuke_is_there_and_is_repaired(shared: Miniature) -> None:
+    client = shared.prefix / "nuke" / "stm_nuke" / "client.py"
+    assert client.read_text() == "# the client\n"
+    client.write_text("")
+    (shared.prefix / "nuke" / "old.py").touch()
+    assert shared.run("--doctor").returncode == 1
+    done = shared.run()
+    assert "folder for Nuke: done" in done.stdout and "engine: ready" in done.stdout
+    assert client.read_text() == "# the client\n" and not (shared.prefix / "nuke" / "old.py").exists()
+
+
+def test_without_being_asked_nukes_own_folder_is_not_touched(shared: Miniature) -> None:
+    done = shared.run()
+    assert "run this again with --nuke (lines in ~/.nuke/init.py), or " in done.stdout
+    assert f"set NUKE_PATH={shared.prefix}/nuke\n" in done.stdout
+    assert not shared.init.parent.exists()
+
+
+def test_nuke_finds_the_folder_and_the_rest_of_init_stays_byte_for_byte(shared: Miniature) -> None:
+    shared.init.parent.mkdir(parents=True)
+    shared.init.write_bytes(OWN_INIT)
+    shared.init.chmod(0o600)
+    assert shared.run("--nuke").returncode == 0
+    assert add_paths(shared.init) == [str(shared.prefix / "nuke")]
+    assert shared.init.stat().st_mode & 0o777 == 0o600
+
+    whole = shared.init.read_bytes()
+    assert whole.startswith(OWN_INIT)
+    assert "Nothing to do." in shared.run("--nuke").stdout
+    shared.init.write_bytes(whole.replace(b"    nuke.pluginAddPath", b"    pass  # ") + b"mine = 1\n")
+    assert shared.run("--doctor").returncode == 1
+    assert "init.py: done" in shared.run().stdout, "it is kept up without being asked for again"
+    assert shared.init.read_bytes() == whole + b"mine = 1\n"
+
+    assert shared.run("--no-nuke").returncode == 0
+    assert shared.init.read_bytes() == OWN_INIT + b"mine = 1\n"
+    assert "Nothing to do." in shared.run().stdout
+    shutil.rmtree(shared.init.parent)
+
+
+def test_a_prefix_that_was_deleted_does_not_stop_nuke(shared: Miniature, tmp_path: Path) -> None:
+    at = install.Installation(install.Options(prefix=tmp_path / "gone", source=shared.checkout))
+    file = tmp_path / ".nuke" / "init.py"
+    file.parent.mkdir()
+    file.write_bytes(install.with_block(b"", install.NukeInitStep().lines(at)))
+    assert add_paths(file) == []
+    at.nuke.mkdir(parents=True)
+    assert add_paths(file) == [str(at.nuke)]
+
+
+def test_a_link_to_an_init_elsewhere_stays_one_and_a_read_only_one_is_said(shared: Miniature) -> None:
+    real = shared.init.parent.parent / "dotfiles" / "init.py"
+    for folder in (shared.init.parent, real.parent):
+        folder.mkdir(parents=True)
+    real.write_text("mine = 1\n")
+    shared.init.symlink_to(real)
+    at = install.Installation(install.Options(shared.prefix, source=shared.checkout))
+    step = install.NukeInitStep()
+    step.write(shared.init, install.with_block(real.read_bytes(), step.lines(at)))
+    assert shared.init.is_symlink() and install.BLOCK_START in real.read_bytes()
+    real.write_text("mine = 1\n")
+    with pytest.MonkeyPatch.context() as patch:  # root may write anything
+        patch.setattr(os, "access", lambda _path, _mode: False)
+        patch.setenv("HOME", str(shared.init.parent.parent))
+        with pytest.raises(install.InstallError, match="read-only") as caught:
+            step.do(at)
+    assert f"NUKE_PATH={shared.prefix}" in caught.value.hint and real.read_text() == "mine = 1\n"
+    shutil.rmtree(shared.init.parent)
+    assert "Nothing to do." in shared.run().stdout
+
+
+def test_half_a_block_is_left_to_its_owner(shared: Miniature) -> None:
+    shared.init.parent.mkdir(parents=True)
+    half = b"a = 1\n" + install.BLOCK_START + b"\nimport nuke\n"
+    shared.init.write_bytes(half)
+    done = shared.run("--nuke")
+    assert done.returncode == 1
+    assert "line 2 has `# >>> STM for Nuke >>>`" in done.stderr and "by hand" in done.stderr
+    assert shared.init.read_bytes() == half
+    assert shared.stm() == "miniature works hello"
+    shared.init.write_bytes(b"a = 1\n")
+    assert shared.run("--no-nuke").returncode == 0
+    assert shared.init.read_bytes() == b"a = 1\n"
+    shutil.rmtree(shared.init.parent)
+
+
+def test_of_two_prefixes_the_latter_has_the_lines(shared: Miniature, tmp_path: Path) -> None:
+    file, step = tmp_path / ".nuke" / "init.py", install.NukeInitStep()
+    both = [
+        install.Installation(install.Options(tmp_path / name, source=shared.checkout))
+        for name in ("one", "two")
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path))
+        for at in both:
+            step.do(at)
+            at.nuke.mkdir(parents=True)
+    assert add_paths(file) == [str(both[1].nuke)]
+    step.undo(both[0])
+    assert add_paths(file) == [str(both[1].nuke)]
+
+
+LINES = (install.BLOCK_START, b"import nuke", install.BLOCK_END)
+TEXTS = st.lists(st.sampled_from([b"a = 1", b" ", b"\n", b"\r\n", b"\r", b"\xe9", b"# <", b"\\"]), max_size=8)
+
+
+@given(TEXTS.map(b"".join), TEXTS.map(b"".join))
+def test_a_block_comes_and_goes_without_a_trace(text: bytes, after: bytes) -> None:
+    whole = install.with_block(text, LINES)
+    assert install.without_block(whole) == text
+    assert install.with_block(whole, LINES) == whole
+    assert install.without_block(whole + whole) in (text + text, text + b"\n" + text)
+    assert install.without_block(whole + after).split() == (text + b"\n" + after).split()
+
+
+# --- OpenFX -------------------------------------------------------------------------------------------------
+
+
+def test_the_effect_is_built_when_asked_for_and_kept_up_from_then_on(shared: Miniature) -> None:
+    bundle = shared.prefix / "ofx" / "STM.ofx.bundle"
+    binary = bundle / "Contents" / "Linux-x86-64" / "STM.ofx"
+    assert "OFX" not in shared.run().stdout and not bundle.exists()
+    done = shared.run("--ofx")
+    assert done.returncode == 0, done.stderr
+    assert f"OFX_PLUGIN_PATH={shared.prefix}/ofx\n" in done.stdout
+    assert binary.read_text() == "effect"
+    assert binary.stat().st_mtime > 1, "a host that shunned it looks at it again"
+    assert (site_packages(shared) / "compiler.py").exists()
+    assert "Nothing to do." in shared.run().stdout
+
+    with changed(shared.checkout / "ofx_bridge" / "source" / "effect.cpp", "better"):
+        broken = shared.run(MINIATURE_COMPILER_SAYS="effect.cpp:7: error: no such thing")
+        assert broken.returncode == 1
+        assert "could not be built. Everything else is installed" in broken.stderr
+        assert "effect.cpp:7: error: no such thing" in broken.stderr
+        assert shared.stm() == "miniature works hello"
+        assert binary.read_text() == "effect", "the one that was there stays"
+        assert "OpenFX effect: done" in shared.run().stdout
+        assert binary.read_text() == "better"
+
+    assert shared.run("--no-ofx").returncode == 0
+    assert not bundle.parent.exists()
+    assert "Nothing to do." in shared.run().stdout
+
+
+def test_an_effect_that_never_could_be_built_does_not_stop_later_runs(shared: Miniature) -> None:
+    assert shared.run("--ofx", MINIATURE_COMPILER_SAYS="there is no compiler").returncode == 1
+    assert shared.run(MINIATURE_COMPILER_SAYS="there is no compiler").returncode == 0
+
+
+def test_the_effect_is_linked_where_it_is_asked_for_and_nothing_else_is_replaced(
+    shared: Miniature, tmp_path: Path
+) -> None:
+    link = tmp_path / "Plugins" / "STM.ofx.bundle"
+    assert shared.run("--ofx-link", str(link.parent)).returncode == 0
+    assert link.resolve() == shared.prefix / "ofx" / "STM.ofx.bundle"
+    link.unlink()
+    assert shared.run("--doctor").returncode == 1
+    assert shared.run().returncode == 0 and link.is_symlink()
+
+    other = tmp_path / "Other" / "STM.ofx.bundle"
+    other.mkdir(parents=True)
+    done = shared.run("--ofx-link", str(other.parent))
+    assert done.returncode == 1
+    assert "is something else" in done.stderr and other.is_dir() and not other.is_symlink()
+    (tmp_path / "file").touch()
+    assert "No link could be made" in shared.run("--ofx-link", str(tmp_path / "file" / "Plugins")).stderr
+
+    assert shared.run("--ofx-link", str(link.parent)).returncode == 0
+    assert shared.run("--no-ofx").returncode == 0
+    assert not link.is_symlink()
+
+
 # --- uninstalling -------------------------------------------------------------------------------------------
 
 
 def test_uninstall_leaves_nothing(miniature: Miniature) -> None:
-    assert miniature.run().returncode == 0
+    assert miniature.run("--nuke", "--ofx-link", str(miniature.links)).returncode == 0
+    assert add_paths(miniature.init) == [str(miniature.prefix / "nuke")]
+    assert len(list(miniature.links.iterdir())) == 2
     done = miniature.run("--uninstall")
     assert done.returncode == 0, done.stderr
     assert not miniature.prefix.exists()
     assert list(miniature.links.iterdir()) == []
+    assert not miniature.init.parent.exists()
     assert "is not installed" in miniature.run("--uninstall").stdout
 
 
@@ -556,6 +848,38 @@ def test_every_pin_is_exact_and_named_once(repository: Path) -> None:
     assert len(names) == len(set(names))
 
 
+def test_everything_the_tests_import_is_pinned(repository: Path) -> None:
+    """A test that imports what no requirements file names would fail on the next machine."""
+    from importlib.metadata import packages_distributions
+
+    pinned = {
+        line.partition("==")[0].lower().replace("_", "-")
+        for file in [*install.REQUIREMENTS.values(), *install.ALONE.values()]
+        for line in (repository / file).read_text().splitlines()
+    }
+    packages = packages_distributions()
+    own = {"install", "model", "nuke", "stm_batch", "stm_nuke", "stm_plugin", "tests", "tiny"}
+    unpinned = {}
+    for folder in ("model", "stm_plugin", "tests", "benchmarks"):
+        for file in (repository / folder).rglob("*.py"):
+            for module in imported(file) - own - sys.stdlib_module_names:
+                names = {name.lower().replace("_", "-") for name in [module, *packages.get(module, [])]}
+                if not names & pinned and not (file.parent / f"{module}.py").exists():
+                    unpinned[module] = file.relative_to(repository).as_posix()
+    assert unpinned == {}
+
+
+def imported(file: Path) -> set[str]:
+    """The first parts of the names of the modules that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {name.name.partition(".")[0] for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.partition(".")[0])
+    return found
+
+
 def test_everything_the_project_declares_is_pinned(repository: Path) -> None:
     import tomllib
 
@@ -564,6 +888,7 @@ def test_everything_the_project_declares_is_pinned(repository: Path) -> None:
     for group, declared in (
         ("engine", project["dependencies"]),
         ("demo", extras["demo"]),
+        ("ofx", extras["ofx"]),
         ("test", extras["test"]),
     ):
         pins = (repository / install.REQUIREMENTS[group]).read_text().lower()
