@@ -135,7 +135,7 @@ def what_is_wrong(node: StmNode) -> str:
         return f"{node.name} has no matte yet. Set a keyframe and propagate."
     for view in nuke.views():
         noted = cache.noted_keys(node.cache, view)
-        if noted is not None and noted != format_keys(node.keys_of(view)):
+        if noted is not None and noted != format_keys(node.keys_in_range(view)):
             return f"The keyframes of {node.name} have changed since its mattes were made. Propagate again."
     print_ = str(node[knobs.PLATE_PRINT])
     if nuke.GUI and node[knobs.STRICT] and print_ and print_ != node.plate_print():

@@ -32,7 +32,7 @@ KEYS_IN_MEMORY = "keys_in_memory"
 WORKING_SIZE = "working_size"
 USE_REGION, REGION = "use_region", "region"
 COLOUR_SPACE, OCIO_CONFIG = "colour_space", "ocio_config"
-DEVICE, WEIGHTS = "device", "weights"
+DEVICE, WEIGHTS, WEIGHTS_INFO = "device", "weights", "weights_info"
 CACHE_PLACE, CACHE_FOLDER, CACHE_PATH = "cache_place", "cache_folder", "cache_path"
 
 NEXT_TO_SCRIPT, CHOSEN_FOLDER = "next to the script", "chosen folder"
@@ -144,6 +144,7 @@ def all_knobs() -> Iterator[nuke.Knob]:
     yield _tip(nuke.File_Knob(OCIO_CONFIG, "OCIO config"), "Empty: the script's, or $OCIO.")
     yield _menu(DEVICE, "device", ["auto", "cuda", "mps", "cpu"], "Where the network runs.")
     yield _tip(_text(WEIGHTS, "weights", "stm-lite"), "Name of shipped weights, or a .safetensors file.")
+    yield quiet(nuke.Text_Knob(WEIGHTS_INFO, "", " "))
     yield _switch(
         STRICT,
         "refuse a changed plate",

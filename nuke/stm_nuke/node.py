@@ -13,7 +13,14 @@ from typing import Any, cast
 
 import nuke
 from stm_nuke import cache, fingerprint, group, knobs, scriptcolour
-from stm_nuke.errors import CacheError, KeyframeError, NoNodeError, PlateError, UsageError
+from stm_nuke.errors import (
+    CacheError,
+    KeyframeError,
+    NoNodeError,
+    PlateError,
+    StmNodeError,
+    UsageError,
+)
 from stm_nuke.frames import Range
 from stm_nuke.keys import Key, format_keys, parse_keys
 from stm_nuke.wire import Window
@@ -130,6 +137,11 @@ class StmNode:
     def keys_of(self, view: str) -> tuple[Key, ...]:
         """The keys of one view."""
         return tuple(key for key in self.keys if key.view == view)
+
+    def keys_in_range(self, view: str) -> tuple[Key, ...]:
+        """The keys of one view that count: a key outside the range stays, and is asleep."""
+        first, last = self.frames
+        return tuple(key for key in self.keys_of(view) if first <= key.frame <= last)
 
     @property
     def frames(self) -> Range:
@@ -280,7 +292,7 @@ class StmNode:
             cache=self.cache,
             frames=frames,
             objects=self.objects,
-            keys=self.keys_of(view),
+            keys=self.keys_in_range(view),
             settings=self.settings(),
             display_window=display,
             canvas=self._canvas(display),
@@ -424,10 +436,13 @@ def create(plate: nuke.Node | None = None, mask: nuke.Node | None = None) -> Stm
     if plate is not None:
         built.setXYpos(plate.xpos(), plate.ypos() + _BELOW)
     node = StmNode(built)
-    node.claim()
-    if plate is not None:
-        node.take_range_from_input()
+    try:
+        if plate is not None:
+            node.take_range_from_input()
         node.claim()
+    except StmNodeError:
+        nuke.delete(built)  # half a node would give black
+        raise
     return node
 
 

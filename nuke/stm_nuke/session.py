@@ -16,7 +16,7 @@ from stm_nuke.client import Engine, Shot
 from stm_nuke.errors import CacheError, KeyframeError
 from stm_nuke.exr import Picture
 from stm_nuke.frames import Range, frames_of
-from stm_nuke.keys import Key, mask_path
+from stm_nuke.keys import Key, mask_path, parse_keys
 from stm_nuke.node import Snapshot
 from stm_nuke.wire import Aborted, EngineError, EngineGoneError, Header, Window
 
@@ -68,11 +68,26 @@ class Session:
         """Open the shot, and give it back at the end, so that other programs may use it."""
         session = cls(snapshot, host, aborted)
         try:
-            session._shot.open(aborted)
+            session._open()
             yield session
         finally:
             with contextlib.suppress(EngineError):
                 session._shot.close()
+
+    def _open(self) -> None:
+        """Open the shot. Keys outside a range that has shrunk leave it first: it has no place for them."""
+        first, last = self.snapshot.frames
+        noted = parse_keys(cache.noted_keys(self.snapshot.cache, self.snapshot.view) or "")
+        outside = {key.frame for key in noted if not first <= key.frame <= last}
+        folder = cache.store_folder(self.snapshot.cache, self.snapshot.view)
+        if outside and folder.is_dir():
+            as_it_was = {name: self._shot.opening[name] for name in ("folder", "owner")}
+            shot = self._engine.shot(as_it_was)
+            for found in shot.list_keys():
+                if int(found["frame"]) in outside:
+                    self._note(shot.remove_key(int(found["frame"]), interrupt=True), int(found["frame"]))
+            shot.close()
+        self._shot.open(self._aborted)
 
     # ---- bringing it to what the node says
 
@@ -173,6 +188,17 @@ class Session:
     def status(self) -> Header:
         """What is done, stale, missing."""
         return self._shot.status()
+
+    def weights_in_words(self) -> str:
+        """What the weights in use are, what they were trained on and their licence."""
+        name = self.snapshot.settings["weights"]
+        for one in self._engine.info(self._aborted)["weights"]:
+            if name in (one["name"], one["id"]):
+                return (
+                    f"{one['name']} ({one['architecture']}), {str(one['id'])[:12]}. "
+                    f"Licence: {one['licence']}. Trained on {one['training_data']}."
+                )
+        return f"{name}: what these weights are is in their file."
 
     def plan(self, frames: Range, direction: str) -> Header:
         """What a propagation would do."""

@@ -253,6 +253,7 @@ class _Work:
             status = opened.sync()
             self._retire(opened, status)
             cache.note_keys(self.snapshot.cache, self.snapshot.view, format_keys(self.snapshot.keys))
+            self._show_weights(opened)
             self._do(opened, status, task)
             self._report(opened.status())
 
@@ -269,6 +270,13 @@ class _Work:
 
     def _doubt(self) -> None:
         """It has failed: take out of use what may be out of date without the engine having said so."""
+
+    def _show_weights(self, opened: Session) -> None:
+        """What the weights are and may be used for, once for each kind."""
+        name = str(self.snapshot.settings["weights"])
+        if name not in _weights_in_words:
+            _weights_in_words[name] = opened.weights_in_words()
+        in_main(_show_in, self.snapshot.node_id, knobs.WEIGHTS_INFO, _weights_in_words[name])
 
     def _report(self, status: Header) -> None:
         in_main(_show_status, self.snapshot, status)
@@ -434,13 +442,24 @@ def tell(node: StmNode, words: str) -> None:
 def show_keys(node: StmNode, view: str) -> None:
     """The list of keys: frame, objects, and whether the mask input has been touched since."""
     now = node.mask_print()
+    first, last = node.frames
     lines = []
     for key in node.keys_of(view):
-        state = (
-            "from a file" if key.print_ == "file" else "fresh" if key.print_ == now else "mask input changed"
-        )
+        if not first <= key.frame <= last:
+            state = "outside the range"
+        elif key.print_ == "file":
+            state = "from a file"
+        else:
+            state = "fresh" if key.print_ == now else "mask input changed"
         lines.append(f"{key.frame}  {state}")
     _quietly(node, knobs.KEY_LIST, "\n".join(lines) or "none")
+
+
+_weights_in_words: dict[str, str] = {}
+
+
+def _show_in(node_id: str, knob: str, words: str) -> None:
+    _quietly(find_by_id(node_id), knob, words)
 
 
 def _show_status(snapshot: Snapshot, status: Header) -> None:

@@ -254,6 +254,19 @@ def test_a_cache_folder_that_cannot_be_written_is_said_in_words(nuke: Any, comp:
         comp.move_cache()
 
 
+def test_a_node_that_can_have_no_cache_is_not_made_at_all(
+    nuke: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    import stm_nuke
+    from stm_nuke.errors import CacheError
+
+    (tmp_path / "full").write_text("no folder")
+    monkeypatch.setenv("STM_CACHE", str(tmp_path / "full"))
+    with pytest.raises(CacheError):
+        stm_nuke.create()
+    assert stm_nuke.find_all() == []
+
+
 # ---- pixels
 
 

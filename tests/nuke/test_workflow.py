@@ -393,6 +393,30 @@ def test_a_deleted_cache_costs_time_and_nothing_else(nuke: Any, node: Any, clip:
         stm_nuke.propagate(node)
 
 
+def test_a_key_outside_a_smaller_range_sleeps_until_the_range_is_larger_again(nuke: Any, node: Any) -> None:
+    import stm_nuke
+
+    stm_nuke.set_key(node, FIRST)
+    stm_nuke.set_key(node, LAST)
+    node.set("last", LAST - 2)
+    assert stm_nuke.propagate(node) == list(range(FIRST, LAST - 1))
+    assert f"{LAST}  outside the range" in node["key_list"]
+    node.set("last", LAST)
+    assert stm_nuke.propagate(node) == list(FRAMES)
+    assert stm_nuke.list_keys(node) == [FIRST, LAST]
+
+
+def test_the_panel_says_what_the_weights_are_and_their_licence(nuke: Any, node: Any) -> None:
+    import stm_nuke
+
+    from model.weights import load_network
+
+    stm_nuke.status(node)
+    _, manifest = load_network("stm-lite")
+    assert node["weights_info"].startswith("stm-lite (")
+    assert manifest.licence in node["weights_info"]
+
+
 def test_two_views_have_their_own_keys_and_mattes(nuke: Any, node: Any) -> None:
     import stm_nuke
     from stm_nuke import cache
