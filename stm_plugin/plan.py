@@ -653,9 +653,6 @@ def _reason(
         return "it comes from other keys than before"
     path = _path(facts, frame, used)
     plates = [one for one in path if one in history and history[one].plate != facts.plate.get(one)]
-    unread = [one for one in plates if one not in facts.plate]
-    if plates and plates == unread:
-        return f"the plate has to be read again on {_list(unread)} to know whether it changed"
     if plates:
         return f"the plate changed on {_list(plates)}"
     return "a result that it depends on is no longer there or has changed"
