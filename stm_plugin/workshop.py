@@ -157,11 +157,13 @@ class Workshop:
     # ---- what a plan is made from ----
 
     def facts(self, description: ShotDescription) -> Facts:
-        """Everything that a plan depends on, as it is now."""
+        """Everything that a plan depends on, as it is now. Keys outside the plate's range sleep: they are kept and
+        count again when the range comes back."""
+        frames = frozenset(self.plate.frames)
         return Facts(
             frames=tuple(self.plate.frames),
             objects=tuple(one.id for one in description.objects),
-            keys=tuple(Key(key.frame, key.masks) for key in description.keys),
+            keys=tuple(Key(key.frame, key.masks) for key in description.keys if key.frame in frames),
             base={**self._features_base(), "memory settings": self.settings.id("memory")},
             plate=self._known_plate(),
             keys_in_memory=self.settings.keys_in_memory,

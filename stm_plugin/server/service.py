@@ -674,7 +674,7 @@ def _range_words(frames: Sequence[int]) -> str:
 
 
 def _state_words(done: Sequence[int], stale: Sequence[int], missing: Sequence[int]) -> str:
-    parts = [f"{len(done)} frames done"]
+    parts = [f"{len(done)} frames done" if len(done) != 1 else "1 frame done"]
     if stale:
         parts.append(f"{len(stale)} stale: {_range_words(stale)}")
     if missing:

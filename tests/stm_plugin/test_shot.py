@@ -542,3 +542,22 @@ def test_cleaning_frees_what_no_key_needs(desk: Desk) -> None:
     assert freed.memory > 0 and freed.mattes > 0
     assert len(desk.results()) == needed
     assert desk.run()["read and decode"] == 0
+
+
+def test_a_key_outside_a_shortened_range_sleeps_until_the_range_comes_back(
+    tmp_path: Path, make_plate: MakePlate
+) -> None:
+    desk = Desk(tmp_path / "range", make_plate(frames=FRAMES))
+    for frame, values in ((1003, LEFT), (1011, RIGHT)):
+        desk.shot.add_key(frame, {"one": values})
+    desk.run()
+    whole = PlateDescription("files", desk.plate)
+    desk.shot.set_plate(replace(whole, frame_range=(1001, 1008)))
+    desk.reopen()
+    assert max(desk.shot.status().states) == 1008
+    desk.run()
+    assert np.array_equal(desk.shot.matte(1003).mattes["one"], LEFT)
+    desk.shot.set_plate(whole)
+    desk.reopen()
+    assert np.array_equal(desk.shot.matte(1011).mattes["one"], RIGHT)
+    assert not desk.shot.plan().compute_steps
