@@ -157,8 +157,10 @@ class Workshop:
     # ---- what a plan is made from ----
 
     def facts(self, description: ShotDescription) -> Facts:
-        """Everything that a plan depends on, as it is now. Keys outside the plate's range sleep: they are kept and
-        count again when the range comes back."""
+        """Everything that a plan depends on, as it is now.
+
+        Keys outside the plate's range sleep: they are kept, and count again when the range comes back.
+        """
         frames = frozenset(self.plate.frames)
         return Facts(
             frames=tuple(self.plate.frames),
