@@ -29,19 +29,16 @@ Stage = Literal["stills", "video"]
 STAGES: dict[Stage, TrainingConfig] = {
     # Half the size first: the network learns to follow a mask long before it learns edges.
     "stills": TrainingConfig(
-        steps=2400,
-        learning_rate=5e-4,
-        trunk_learning_rate=1.5e-4,
-        final_learning_rate_share=0.2,
-        clip=ClipOptions(size=256, still_share=1.0, scale=(0.5, 1.1)),
+        steps=1000,
+        final_learning_rate_share=0.4,
+        clip=ClipOptions(size=256, still_share=1.0, scale=(0.4, 1.2), region_chance=0.15),
     ),
     "video": TrainingConfig(
-        steps=2400,
-        learning_rate=6e-4,
-        trunk_learning_rate=2e-4,
-        final_learning_rate_share=0.05,
+        steps=1000,
+        trunk_learning_rate=1.2e-4,
+        final_learning_rate_share=0.03,
         skip_curriculum=(0, 25),
-        clip=ClipOptions(size=320, still_share=0.5, scale=(0.4, 1.4)),
+        clip=ClipOptions(size=336, still_share=0.45, scale=(0.5, 1.35), region_chance=0.12),
     ),
 }
 
