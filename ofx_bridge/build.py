@@ -65,7 +65,8 @@ class Target:
 
 
 _EXPORTS = f"-Wl,--version-script={BRIDGE / 'bundle' / 'exports.map'}"
-_ELF_LINK = ("-shared", _EXPORTS, "-Wl,--no-undefined", "-ldl", "-lpthread")
+# nodelete: a host that closes the effect before it exits must not jump into memory that is gone.
+_ELF_LINK = ("-shared", _EXPORTS, "-Wl,--no-undefined", "-Wl,-z,nodelete", "-ldl", "-lpthread")
 _WINDOWS = ("platform_windows.cpp",)
 _POSIX = ("platform_posix.cpp",)
 _GLIBC = ".".join(map(str, GLIBC_FLOOR))
@@ -75,8 +76,8 @@ TARGETS = {
         Target("linux-x86-64", "Linux-x86-64", f"x86_64-linux-gnu.{_GLIBC}", _POSIX, _ELF_LINK, tried=True),
         Target("linux-aarch64", "Linux-aarch64", f"aarch64-linux-gnu.{_GLIBC}", _POSIX, _ELF_LINK),
         Target("windows-x86-64", "Win64", "x86_64-windows-gnu", _WINDOWS, ("-shared", "-lws2_32")),
-        Target("macos-aarch64", "MacOS", "aarch64-macos", _POSIX, ("-bundle",)),
-        Target("macos-x86-64", "MacOS", "x86_64-macos", _POSIX, ("-bundle",)),
+        Target("macos-aarch64", "MacOS", "aarch64-macos", _POSIX, ("-shared",)),
+        Target("macos-x86-64", "MacOS", "x86_64-macos", _POSIX, ("-shared",)),
     )
 }
 

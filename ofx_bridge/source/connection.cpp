@@ -21,7 +21,7 @@ constexpr Milliseconds engineStartLimit{60000};
 class Starter {
   public:
     static Starter& instance() {
-        static Starter starter;
+        static Starter& starter = *new Starter;  // never destroyed: see plugin.cpp
         return starter;
     }
 
@@ -29,6 +29,7 @@ class Starter {
     bool ensureStarted(const Patience& patience) {
         const std::lock_guard<std::mutex> guard(mutex_);
         if (child_ && folder_ == platform::runtimeFolder() && !child_->exitCode()) return false;
+        const Installation found = installation();  // first: without one, waiting and trying again are no use
         if (Clock::now() - lastStart_ > startForgiven) count_ = 0;
         if (count_ >= startPauses.size()) {
             throw EngineError("internal", "The engine stopped " + std::to_string(count_) +
@@ -37,7 +38,7 @@ class Starter {
         patience.sleep(startPauses[count_], "before it is started again");
         ++count_;
         lastStart_ = Clock::now();
-        startNow();
+        start(found);
         return true;
     }
 
@@ -106,11 +107,14 @@ class Starter {
                name == "OFX_PLUGIN_PATH" || name == "LD_PRELOAD" || name == "LD_LIBRARY_PATH";
     }
 
-    void startNow() {
-        const Installation found = installation();
+    void start(const Installation& found) {
         auto variables = platform::wholeEnvironment();
         for (auto entry = variables.begin(); entry != variables.end();) {
             entry = isHostOnly(entry->first) ? variables.erase(entry) : std::next(entry);
+        }
+        // MLT 7.41 sets this when there is no $OCIO; no OpenColorIO knows such a name.
+        if (const auto ocio = variables.find("OCIO"); ocio != variables.end() && ocio->second.rfind("ocio://ocio://", 0) == 0) {
+            variables.erase(ocio);
         }
         variables["PYTHONNOUSERSITE"] = "1";
         if (found.root) variables["PYTHONPATH"] = *found.root;

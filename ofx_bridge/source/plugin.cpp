@@ -9,10 +9,11 @@
 namespace stm {
 namespace {
 
-std::unique_ptr<Host> theHost;
+// Never destroyed: nothing of ours may be left to run when the process exits, perhaps after the host has closed us.
+Host* theHost = nullptr;
 
 Host& host() {
-    if (!theHost) throw MissingFeature("The host has not introduced itself.");
+    if (theHost == nullptr) throw MissingFeature("The host has not introduced itself.");
     return *theHost;
 }
 
@@ -212,13 +213,13 @@ ofx::Status mainEntry(const char* action, const void* handle, ofx::PropertySet i
         text = error.what();
     }
     const bool hasNode = std::strcmp(action, ofx::action::render) == 0 || std::strcmp(action, ofx::action::instanceChanged) == 0;
-    if (hasNode && theHost) theHost->showError(effect, "STM: " + text);
+    if (hasNode && theHost != nullptr) theHost->showError(effect, "STM: " + text);
     return ofx::status::failed;
 }
 
 void setHost(ofx::Host* given) {
-    if (given == nullptr || (theHost && theHost->isSame(given))) return;  // instances refer to the host that they know
-    theHost = std::make_unique<Host>(given);
+    if (given == nullptr || (theHost != nullptr && theHost->isSame(given))) return;
+    theHost = new Host(given);  // nodes refer to the host that they were made with: an earlier one stays
 }
 
 ofx::Plugin plugin{ofx::value::imageEffectApi, 1, identifier, majorVersion, minorVersion, setHost, mainEntry};

@@ -230,11 +230,11 @@ void ShotSession::openShot(const Patience& patience) {
     const bool isThere = platform::exists(spec_.folder + "/shot.json");
     Json request{{"op", "open_shot"}, {"folder", spec_.folder}};
     if (owning_) request["owner"] = owner_;
-    if (spec_.ours || !isThere) {  // a store of somebody else keeps its own plate
+    if (spec_.ours) {  // a store of somebody else keeps its own plate and settings
         request["create"] = true;
         request["plate"] = spec_.plate;
+        if (!isThere) request["settings"] = spec_.settings;
     }
-    if (!isThere) request["settings"] = spec_.settings;
     const Json answer = connection_->request(std::move(request), patience).header;
     shot_ = reading([&answer] { return answer.at("shot").get<std::string>(); });
     openedAsOwner_ = owning_;

@@ -23,7 +23,7 @@ struct ShotSpec {
     std::string folder;   // absolute, ends with .stmshot
     bool ours = false;    // the effect keeps this store for itself: its keys and settings are the effect's
     Json plate;           // PROTOCOL.md, open_shot
-    Json settings;        // pushed when the store is ours, or new
+    Json settings;        // pushed when the store is ours
     int displayTop = 0;   // pixels, y up: where the engine's y is 0
     bool operator==(const ShotSpec& other) const {
         return folder == other.folder && ours == other.ours && plate == other.plate && settings == other.settings;

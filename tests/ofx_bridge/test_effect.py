@@ -82,6 +82,29 @@ def test_describing_is_repeatable_and_starts_nothing(effect_binary: Path, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+CLOSED_AND_LEFT = """
+import _ctypes, sys
+from pathlib import Path
+from tests.hosts.ofx_fixtures import *
+from tests.hosts.ofx_host import *
+
+host = OfxHost(Path(sys.argv[1]))
+rig = make_rig(host)
+rig.node.set("shotStore", "relative")
+assert rig.node.press("setKey", FIRST) != OK
+rig.node.destroy()
+host.unload()
+assert host.violations == [], host.violations
+_ctypes.dlclose(host.library._handle)
+"""
+
+
+def test_a_host_that_closes_the_library_can_exit(effect_binary: Path, engine: EngineHome) -> None:
+    command = [sys.executable, "-c", CLOSED_AND_LEFT, str(effect_binary)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_mask_input_is_offered_in_the_general_context_only(host: OfxHost) -> None:
     assert set(host.describe(GENERAL).clips) == {"Source", "Mask", "Output"}
     assert set(host.describe(FILTER).clips) == {"Source", "Output"}
@@ -505,6 +528,17 @@ def test_a_mask_that_is_not_there_is_said_in_words(host: OfxHost, engine: Engine
             assert node.press("setKey", FIRST) != OK
             assert node.persistent is not None and "no mask" in node.persistent
             assert node.value("keyFrames") == ""
+
+
+def test_a_store_that_is_not_there_is_said_and_not_made(
+    host: OfxHost, engine: EngineHome, tmp_path: Path
+) -> None:
+    rig = make_rig(host)
+    rig.node.set("shotStore", str(tmp_path / "typo.stmshot"))
+    with nodes_of(host, rig.node):
+        assert rig.node.render(FIRST)[0] != OK
+        assert rig.node.persistent is not None and "typo.stmshot" in rig.node.persistent
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_masks_can_come_in_the_sources_alpha(host: OfxHost, engine: EngineHome) -> None:

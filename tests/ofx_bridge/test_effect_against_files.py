@@ -50,7 +50,8 @@ def test_a_real_clip_gets_the_mattes_of_the_command_line(
         write_exr(tmp_path / f"plate.{frame}.exr", pixels)
     settings = Settings(working_size=HEIGHT)
     mattes = str(tmp_path / "matte.####.exr")
-    propagate(str(tmp_path / "plate.####.exr"), {FRAMES[0]: {"matte": mask}}, mattes, settings=settings)
+    keys = {FRAMES[0]: {"matte": mask}}
+    made = propagate(str(tmp_path / "plate.####.exr"), keys, mattes, settings=settings)
 
     def opaque(frame: int) -> FloatArray:
         return np.dstack([frames[frame - FRAMES[0]], np.ones_like(mask)])
@@ -79,6 +80,14 @@ def test_a_real_clip_gets_the_mattes_of_the_command_line(
             assert status == OK, node.persistent
             np.testing.assert_allclose(image.picture()[..., 3], from_file, atol=HALF_STEP, err_msg=f"{frame}")
             areas.append(from_file.mean())
+        # The other way: a node without keys of its own shows what the command line has computed.
+        node.set("shotStore", str(made.shot))
+        node.set("keyFrames", "")
+        node.set("state", "")
+        status, image = node.render(FRAMES[-1])
+        assert status == OK, node.persistent
+        from_file = read_alpha(tmp_path / f"matte.{FRAMES[-1]}.exr")
+        np.testing.assert_allclose(image.picture()[..., 3], from_file, atol=HALF_STEP)
         assert min(areas) > 0.3 * areas[0], "the clip's mattes vanish: nothing would be compared"
 
 

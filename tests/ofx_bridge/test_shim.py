@@ -114,3 +114,14 @@ def test_cmake_build_is_free_of_warnings(tmp_path: Path) -> None:
         assert "warning" not in (done.stdout + done.stderr).lower()
     assert (tmp_path / "STM.ofx.bundle" / "Contents" / "Info.plist").is_file()
     assert list((tmp_path / "STM.ofx.bundle" / "Contents").glob("*/STM.ofx"))
+
+
+def test_bundle_has_the_standards_layout_and_the_old_glibc(effect_binary: Path) -> None:
+    build = load_build()
+    contents = effect_binary.parents[1]
+    assert contents.parent.name == "STM.ofx.bundle" and contents.name == "Contents"
+    assert effect_binary.parent.name == build.host_target().folder
+    assert (contents / "Info.plist").is_file()
+    assert (contents / "Resources" / "org.stm-for-nuke.STM.png").is_file()
+    if build.find_compiler(build.host_target()).is_zig:
+        assert (2, 2) <= build.glibc_needed(effect_binary) <= (2, 17)
