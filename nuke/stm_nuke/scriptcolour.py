@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stm_nuke.errors import PlateError
-
 import nuke
+from stm_nuke.errors import PlateError
 
 ENGINE_CONFIG = "ocio://studio-config-v2.2.0_aces-v1.3_ocio-v2.4"
 """What Nuke's own colour management (no OCIO) is understood with."""
