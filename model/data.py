@@ -13,17 +13,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from model import augment
 from model.augment import Generator
-
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
-IGNORED_PALETTE_LABEL = 255
-"""DAVIS and YouTube-VOS mark void pixels so; they count as background here."""
-
+from model.davis import ANNOTATION_FOLDER, PICTURE_FOLDER, find_sequences
+from model.pictures import PICTURE_SUFFIXES, read_labels, read_picture
 
 @dataclass(frozen=True)
 class ClipSource:
@@ -77,50 +73,25 @@ class ClipOptions:
     reverse_chance: float = 0.5
 
 
-def read_picture(path: Path) -> Tensor:
-    """(3, H, W) float RGB in [0, 1]."""
-    with Image.open(path) as image:
-        array = np.array(image.convert("RGB"))
-    return torch.from_numpy(array).permute(2, 0, 1).float().div_(255)
-
-
-def read_labels(path: Path) -> Tensor:
-    """(H, W) int64 labels of a PNG: palette and one-bit images by index, grey ones by value (0/255 means
-    0/1)."""
-    with Image.open(path) as image:
-        array = np.array(image if image.mode in ("P", "1", "L") else image.convert("L")).astype(np.int64)
-        mode = image.mode
-    if mode not in ("P", "1") and array.max(initial=0) == 255:
-        array = (array > 127).astype(np.int64)
-    array[array == IGNORED_PALETTE_LABEL] = 0
-    return torch.from_numpy(array)
-
-
 def davis_sources(root: Path, *, leave_out: Sequence[str] = (), only: Sequence[str] = ()) -> list[ClipSource]:
-    """Videos in DAVIS or YouTube-VOS layout: JPEGImages[/480p]/NAME and Annotations[/480p]/NAME.
-
-    Only frames that have an annotation are used.
+    """Videos in DAVIS or YouTube-VOS layout (`model.davis.find_sequences`); their annotated frames.
 
     Raises:
-        FileNotFoundError: if the folders are not there.
+        FileNotFoundError: if there are no pictures or no annotations, or if a video of `only` is not there.
+        ValueError: if an annotation has no picture.
     """
-    pictures, annotations = root / "JPEGImages", root / "Annotations"
-    if (pictures / "480p").is_dir():
-        pictures, annotations = pictures / "480p", annotations / "480p"
-    if not pictures.is_dir() or not annotations.is_dir():
-        raise FileNotFoundError(
-            f"{root}: no JPEGImages and Annotations folders; give the root of a DAVIS-style data set"
-        )
     sources = []
-    for folder in sorted(annotations.iterdir()):
-        if not folder.is_dir() or folder.name in leave_out or (only and folder.name not in only):
-            continue
-        by_stem = {
-            p.stem: p for p in (pictures / folder.name).iterdir() if p.suffix.lower() in PICTURE_SUFFIXES
-        }
-        labels = [p for p in sorted(folder.glob("*.png")) if p.stem in by_stem]
-        if labels:
-            sources.append(ClipSource(folder.name, tuple(by_stem[p.stem] for p in labels), tuple(labels)))
+    for sequence in find_sequences(root, only):
+        if not sequence.pictures:
+            raise FileNotFoundError(
+                f"{root}: no pictures of {sequence.name}. Training needs {PICTURE_FOLDER} and "
+                f"{ANNOTATION_FOLDER}; give the root of a DAVIS-style data set."
+            )
+        if sequence.name not in leave_out:
+            frames = sequence.annotated_frames
+            pictures = tuple(sequence.pictures[frame] for frame in frames)
+            annotations = tuple(sequence.annotations[frame] for frame in frames)
+            sources.append(ClipSource(sequence.name, pictures, annotations))
     return sources
 
 
@@ -201,7 +172,10 @@ class ClipDataset:
         source; else the object is placed anywhere at any size, to be pasted."""
         options = self.options
         indices = _frame_indices(rng, len(source.pictures), options)
-        loaded = {i: (read_picture(source.pictures[i]), read_labels(source.labels[i])) for i in set(indices)}
+        loaded = {
+            i: (read_picture(source.pictures[i]), torch.from_numpy(read_labels(source.labels[i])).long())
+            for i in set(indices)
+        }
         if source.is_still and fill and rng.random() < options.region_chance:
             picture = loaded[indices[0]][0]
             loaded = {indices[0]: (picture, _random_region(rng, picture))}

@@ -1,4 +1,4 @@
-"""Videos with annotations in DAVIS or YouTube-VOS layout: what is in a folder, and its label pictures."""
+"""Videos with annotations in DAVIS or YouTube-VOS layout: what is in a folder, and when its objects enter."""
 
 from __future__ import annotations
 
@@ -8,13 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
-from model import data
-
-Labels = NDArray[np.uint8]
-"""(H, W): 0 is background, k is the object with label k."""
+from model.pictures import PICTURE_SUFFIXES, Labels, read_labels
 
 PICTURE_FOLDER, ANNOTATION_FOLDER = "JPEGImages", "Annotations"
 RESOLUTION_FOLDERS = ("480p", "Full-Resolution", "1080p")
@@ -100,33 +95,6 @@ def read_split(path: Path) -> list[str]:
     return list(names)
 
 
-def read_labels(path: Path) -> Labels:
-    """The labels (H, W) of an annotation or a result PNG.
-
-    Palette and one-bit pictures give their indices, grey ones their values; grey pictures that reach 255 are
-    masks of one object, cut at one half.
-
-    Raises:
-        ValueError: if the picture has colours but no palette, so that labels cannot be told.
-        OSError: if the file is not there or is no picture.
-    """
-    with Image.open(path) as image:
-        colours = np.asarray(image.convert("RGB")) if image.mode in ("RGB", "RGBA") else None
-    if colours is not None and (colours != colours[..., :1]).any():
-        raise ValueError(
-            f"{path} has colours but no palette. Save it with a palette, or grey with the labels as values."
-        )
-    return data.read_labels(path).numpy().astype(np.uint8)
-
-
-def write_labels(path: Path, labels: Labels) -> None:
-    """Writes labels as a PNG with DAVIS's palette, and the folders above it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.fromarray(labels)
-    image.putpalette(_davis_palette())
-    image.save(path)
-
-
 def first_frames(sequence: VideoSequence) -> dict[int, str]:
     """Each object's label and the first frame on which it is annotated, by label."""
     first: dict[int, str] = {}
@@ -163,7 +131,7 @@ def _sequence(name: str, annotation_folder: Path, picture_folder: Path) -> Video
     annotations = {path.stem: path for path in annotation_folder.glob("*.png")}
     pictures: dict[str, Path] = {}
     if picture_folder.is_dir():
-        pictures = {p.stem: p for p in picture_folder.iterdir() if p.suffix.lower() in data.PICTURE_SUFFIXES}
+        pictures = {p.stem: p for p in picture_folder.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES}
         without = sorted(set(annotations) - set(pictures))
         if without:
             raise ValueError(f"{picture_folder}: no picture for the annotation of frame {without[0]}.")
@@ -174,14 +142,3 @@ def _sequence(name: str, annotation_folder: Path, picture_folder: Path) -> Video
 def _natural_order(frame: str) -> list[tuple[int, str]]:
     """Sorts by the numbers in a name, so that frame 10 follows frame 9."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", frame)]
-
-
-def _davis_palette() -> list[int]:
-    """The palette of DAVIS and PASCAL VOC: the label's bits, spread over the high bits of the channels."""
-    palette = []
-    for label in range(256):
-        for channel in range(3):
-            bits = (label >> channel) & 0b001001001
-            spread = (bits & 1) << 7 | (bits >> 3 & 1) << 6 | (bits >> 6 & 1) << 5
-            palette.append(spread)
-    return palette

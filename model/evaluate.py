@@ -1,7 +1,8 @@
 """Scores of result pictures, or of a network that is run, against annotations in DAVIS or YouTube-VOS layout.
 
 `model.davis.find_sequences` lists what is there, `evaluate_results` or `evaluate_network` measures it, and an
-`Evaluation` gives the scores as text and CSV. The paper's tables are made of these in `model.tables`.
+`Evaluation` gives the scores as text and CSV. The paper's tables are made of these in `model.tables`. Where
+others keep the masks, `write_submission` writes what their server wants.
 
 Two protocols say which frames count for an object:
 
@@ -13,38 +14,39 @@ Two protocols say which frames count for an object:
 from __future__ import annotations
 
 import csv
+import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model import data
 from model.davis import (
     ANNOTATION_FOLDER,
     PICTURE_FOLDER,
-    Labels,
     VideoSequence,
     entering_masks,
     first_frames,
-    read_labels,
     resolution_folder,
-    write_labels,
 )
-from model.inference import FastNetwork
+from model.inference import FastNetwork, Query
 from model.memory import DEFAULT_CAPACITY, MemoryBank, MemoryEntry, MemoryRule
 from model.metrics import Statistics, contour_accuracy, mean_statistics, region_similarity, statistics
 from model.network import soft_aggregate
+from model.pictures import Labels, read_labels, read_picture, write_labels
 
 EvaluationProtocol = Literal["davis", "youtube-vos"]
 
 SCORE_COLUMNS = ("J&F", "J mean", "J recall", "J decay", "F mean", "F recall", "F decay")
+
+Progress = Callable[[str, int, int], None]
+"""Called with (sequence, frames done, frames in all) after every frame of a run."""
 
 WORKING_SHORT_SIDE = 480
 """Short side at which the network sees a picture; smaller ones are not enlarged (paper section 4: 480p)."""
@@ -158,6 +160,28 @@ class Evaluation:
             ),
             write_table(folder / "per_frame.csv", [("sequence", "object", "frame", "J", "F"), *frames]),
         ]
+
+
+def read_scores(folder: Path) -> Evaluation:
+    """The evaluation that `Evaluation.write_csv` wrote to a folder, to six decimals.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    with (folder / "global.csv").open(newline="", encoding="utf-8") as file:
+        overall = next(csv.DictReader(file))
+    frames: dict[tuple[str, int], list[tuple[str, float, float]]] = {}
+    with (folder / "per_frame.csv").open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            values = frames.setdefault((row["sequence"], int(row["object"])), [])
+            values.append((row["frame"], float(row["J"]), float(row["F"])))
+    objects = []
+    for (sequence, label), values in frames.items():
+        names, region, contour = zip(*values, strict=True)
+        objects.append(ObjectScores(sequence, label, names, region, contour))
+    protocol: EvaluationProtocol = "davis" if overall["protocol"] == "davis" else "youtube-vos"
+    seconds = float(overall["seconds per frame"]) if overall["seconds per frame"] else None
+    return Evaluation(protocol, tuple(objects), seconds_per_frame=seconds)
 
 
 def write_table(path: Path, rows: Iterable[Sequence[object]]) -> Path:
@@ -274,12 +298,24 @@ class VideoSegmenter(Protocol):
 
 
 @dataclass
-class _Group:
+class ObjectGroup:
     """Objects that entered on the same picture, and their memory. `first` is that picture's number."""
 
     labels: list[int]
     first: int
     bank: MemoryBank
+
+
+class Step(NamedTuple):
+    """One picture of a run, while the memory is still as the picture read it.
+
+    labels (H, W); query: of the picture, or None where there was nothing to read yet; groups: all objects
+    that entered before, whose banks change when the run goes on.
+    """
+
+    labels: Labels
+    query: Query | None
+    groups: Sequence[ObjectGroup]
 
 
 @dataclass(frozen=True)
@@ -299,14 +335,19 @@ class NetworkSegmenter:
     capacity: int = DEFAULT_CAPACITY
 
     def __call__(self, pictures: Iterable[Tensor], given: Mapping[int, Labels]) -> Iterator[Labels]:
-        groups: list[_Group] = []
+        return (step.labels for step in self.steps(pictures, given))
+
+    def steps(self, pictures: Iterable[Tensor], given: Mapping[int, Labels]) -> Iterator[Step]:
+        """The same run, with what each picture read from."""
+        groups: list[ObjectGroup] = []
         for number, picture in enumerate(pictures):
             size = picture.shape[-2:]
-            working = _scaled(picture, self.short_side)
+            working = working_picture(picture, self.short_side)
             labels = [label for group in groups for label in group.labels]
             inside = working.shape[-2:]
             objects = torch.zeros((0, *inside), device=self.engine.device)  # (K, h, w), in the groups' order
             result = np.zeros(size, dtype=np.uint8)
+            query: Query | None = None
             if groups:
                 query = self.engine.encode_query(working)
                 alone = torch.cat([self.engine.segment_alone(query, group.bank) for group in groups])
@@ -320,16 +361,16 @@ class NetworkSegmenter:
                 masks = F.interpolate(masks[None], inside, mode="area")[0].to(objects.device)  # (k, h, w)
                 objects = torch.cat([objects * (1 - masks.sum(dim=0).clamp(0, 1)), masks])
                 labels = [*labels, *entering]
+            yield Step(result, query, groups)
             if number in given or any(self._reads_again(number - group.first) for group in groups):
                 entry = self.engine.encode_memory(working, objects)
                 self._write(groups, entry, number, labels)
-            yield result
 
     def _reads_again(self, step: int) -> bool:
         """Whether a later picture reads the one at `step` from the beginning of a group."""
         return step in self.rule.steps_in_memory(step + 1, self.capacity)
 
-    def _write(self, groups: list[_Group], entry: MemoryEntry, number: int, labels: list[int]) -> None:
+    def _write(self, groups: list[ObjectGroup], entry: MemoryEntry, number: int, labels: list[int]) -> None:
         """Writes each group's part of the entry to its bank; objects without a group begin one."""
         start = 0
         for group in groups:
@@ -339,7 +380,7 @@ class NetworkSegmenter:
             begin = _part(entry, start, len(labels))
             bank = self.engine.new_bank(self.rule, begin, capacity=self.capacity)
             bank.write(0, begin)
-            groups.append(_Group(labels[start:], number, bank))
+            groups.append(ObjectGroup(labels[start:], number, bank))
 
 
 def evaluate_network(
@@ -348,7 +389,7 @@ def evaluate_network(
     protocol: EvaluationProtocol = "davis",
     *,
     results: Path | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Evaluation:
     """Runs a network from each sequence's first annotated frame on, and measures it.
 
@@ -359,34 +400,95 @@ def evaluate_network(
         segmenter: the network; `NetworkSegmenter`, or anything of its kind.
         protocol: which frames count.
         results: a folder for the predictions, as `results/NAME/FRAME.png`.
-        progress: called with (sequence, frames done, frames in all) after every frame.
+        progress: called after every frame.
 
     Raises:
         ValueError: if a sequence has no pictures or no object, or if nothing could be measured.
     """
-    parts, seconds, segmented = [], 0.0, 0
+    parts, spent = [], _Spent()
     for sequence in sequences:
         predictions: dict[str, Labels] = {}
         annotated = set(sequence.annotated_frames)
-        given = entering_masks(sequence)
-        frames = sequence.frames[min(given) :]
-        pictures = _TimedPictures([_picture_path(sequence, frame) for frame in frames])
-        started = time.perf_counter()
-        run = segmenter(iter(pictures), {number - min(given): labels for number, labels in given.items()})
-        outside = 0.0  # time between the yields, which is not the network's
-        for frame, labels in zip(frames, run, strict=True):
-            paused = time.perf_counter()
+        for frame, labels in _run(sequence, segmenter, progress, spent):
             if frame in annotated:
                 predictions[frame] = labels
             if results is not None:
                 write_labels(results / sequence.name / f"{frame}.png", labels)
-            if progress is not None:
-                progress(sequence.name, frames.index(frame) + 1, len(frames))
-            outside += time.perf_counter() - paused
-        seconds += time.perf_counter() - started - outside - pictures.seconds
-        segmented += len(frames) - 1
         parts.append(evaluate_sequence(sequence, predictions.__getitem__, protocol))
-    return _joined(protocol, parts, seconds / segmented if segmented else None)
+    return _joined(protocol, parts, spent.seconds / spent.frames if spent.frames else None)
+
+
+def write_submission(
+    sequences: Sequence[VideoSequence],
+    segmenter: VideoSegmenter,
+    folder: Path,
+    *,
+    frames: Mapping[str, Collection[str]] | None = None,
+    progress: Progress | None = None,
+) -> int:
+    """Runs a network and writes `folder/NAME/FRAME.png`, without measuring: for data whose masks are secret.
+
+    Args:
+        sequences: pictures, and the annotation of each object's first frame.
+        segmenter: as of `evaluate_network`.
+        folder: of the results.
+        frames: names of the frames to write, by sequence (`submission_frames`); all if None. The others are
+            segmented too.
+        progress: called after every frame.
+
+    Returns:
+        how many label pictures were written.
+
+    Raises:
+        ValueError: if a sequence has no pictures or no object, or if `frames` does not know it.
+    """
+    unknown = [sequence.name for sequence in sequences if frames is not None and sequence.name not in frames]
+    if unknown:
+        raise ValueError(f"{unknown[0]}: not among the videos whose frames are to be submitted.")
+    written = 0
+    for sequence in sequences:
+        for frame, labels in _run(sequence, segmenter, progress, _Spent()):
+            if frames is None or frame in frames[sequence.name]:
+                write_labels(folder / sequence.name / f"{frame}.png", labels)
+                written += 1
+    return written
+
+
+def submission_frames(meta: Path) -> dict[str, set[str]]:
+    """The frames of each video that has objects there in a YouTube-VOS `meta.json`: its server asks for these."""
+    videos = json.loads(meta.read_text(encoding="utf-8"))["videos"]
+    return {
+        name: {frame for thing in video["objects"].values() for frame in thing["frames"]}
+        for name, video in videos.items()
+    }
+
+
+@dataclass
+class _Spent:
+    """The network's time over one or several sequences, and for how many segmented frames."""
+
+    seconds: float = 0.0
+    frames: int = 0
+
+
+def _run(
+    sequence: VideoSequence, segmenter: VideoSegmenter, progress: Progress | None, spent: _Spent
+) -> Iterator[tuple[str, Labels]]:
+    """Frame names and labels from the first annotated frame on; the network's time is added to `spent`."""
+    given = entering_masks(sequence)
+    frames = sequence.frames[min(given) :]
+    pictures = _TimedPictures([picture_path(sequence, frame) for frame in frames])
+    started = time.perf_counter()
+    run = segmenter(iter(pictures), {number - min(given): labels for number, labels in given.items()})
+    outside = 0.0  # time between the yields, which is not the network's
+    for done, (frame, labels) in enumerate(zip(frames, run, strict=True), start=1):
+        paused = time.perf_counter()
+        yield frame, labels
+        if progress is not None:
+            progress(sequence.name, done, len(frames))
+        outside += time.perf_counter() - paused
+    spent.seconds += time.perf_counter() - started - outside - pictures.seconds
+    spent.frames += len(frames) - 1
 
 
 class _TimedPictures:
@@ -399,12 +501,17 @@ class _TimedPictures:
     def __iter__(self) -> Iterator[Tensor]:
         for path in self.paths:
             started = time.perf_counter()
-            picture = data.read_picture(path)
+            picture = read_picture(path)
             self.seconds += time.perf_counter() - started
             yield picture
 
 
-def _picture_path(sequence: VideoSequence, frame: str) -> Path:
+def picture_path(sequence: VideoSequence, frame: str) -> Path:
+    """The picture of a frame.
+
+    Raises:
+        ValueError: if there is none.
+    """
     try:
         return sequence.pictures[frame]
     except KeyError:
@@ -413,7 +520,9 @@ def _picture_path(sequence: VideoSequence, frame: str) -> Path:
         ) from None
 
 
-def _scaled(picture: Tensor, short_side: int | None) -> Tensor:
+def working_picture(picture: Tensor, short_side: int | None) -> Tensor:
+    """The picture (3, H, W) as the network sees it: scaled down to a short side, or as it is where that is
+    None or the picture is no larger."""
     height, width = picture.shape[-2:]
     if short_side is None or min(height, width) <= short_side:
         return picture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -63,3 +63,25 @@ def space_time_read(
         raise ValueError("the memory is empty: write the key's entry before reading")
     normalised: Tensor = result / total
     return normalised
+
+
+def read_weights(query_key: Tensor, memory_keys: Sequence[Tensor]) -> Tensor:
+    """How much each query position takes from each memory position: the softmax of `space_time_read`, kept.
+
+    For a look at few query positions (paper figure 5): all weights are held at once.
+
+    Args:
+        query_key: (Ck, N) for N query positions, any float type.
+        memory_keys: keys (K, P, Ck) of each of T memory frames.
+
+    Returns:
+        (K, T, P, N) in fp32, in [0, 1]; for each object and query position the sum over all T * P is 1.
+
+    Raises:
+        ValueError: if the memory is empty.
+    """
+    if not memory_keys:
+        raise ValueError("the memory is empty: write the key's entry before reading")
+    query = query_key.float() / query_key.shape[0] ** 0.5  # (Ck, N)
+    scores = torch.stack([keys.float() @ query for keys in memory_keys], dim=1)  # (K, T, P, N)
+    return scores.flatten(1, 2).softmax(dim=1).reshape(scores.shape)

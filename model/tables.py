@@ -1,15 +1,19 @@
-"""The paper's tables 1, 4 and 5 and its figure 7, for our weights and any annotated videos."""
+"""The paper's tables 1, 4 and 5 and its figure 7, for our weights and any annotated videos.
+
+Tables 2 and 3 are `model.evaluate` on DAVIS-2016 and 2017; figure 5 is `model.reading`.
+"""
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 
 from model.davis import VideoSequence
 from model.evaluate import (
@@ -19,11 +23,16 @@ from model.evaluate import (
     EvaluationProtocol,
     NetworkSegmenter,
     ObjectScores,
+    Progress,
     evaluate_network,
+    read_scores,
     write_table,
 )
 from model.inference import FastNetwork
 from model.memory import MemoryRule
+from model.plots import line_chart
+
+TABLE_FILE = "table.csv"
 
 TABLE_5_RULES = ("first", "previous", "first+previous", "every:5")
 
@@ -91,13 +100,45 @@ class Comparison:
     def write_curves(self, folder: Path) -> tuple[Path, Path]:
         """Figure 7: J of all frames of all objects, sorted, as `sorted_j.csv` and `sorted_j.png`."""
         folder.mkdir(parents=True, exist_ok=True)
-        percent = range(101)
-        curves = {name: _percentiles(row.sorted_region()) for name, row in self.rows.items()}
-        rows = [(p, *(float(curve[p]) for curve in curves.values())) for p in percent]
+        curves = {name: _percentiles(row.sorted_region()).tolist() for name, row in self.rows.items()}
+        rows = [(percent, *(curve[percent] for curve in curves.values())) for percent in range(101)]
         table = write_table(folder / "sorted_j.csv", [("percentile", *curves), *rows])
         picture = folder / "sorted_j.png"
-        _draw_curves(curves).save(picture)
+        line_chart(
+            {name: list(enumerate(curve)) for name, curve in curves.items()},
+            x_label="percentile of frames",
+            y_label="J",
+            x_range=(0, 100),
+            y_range=(0, 1),
+        ).save(picture)
         return table, picture
+
+    def write(self, folder: Path) -> list[Path]:
+        """Writes `table.csv`, the curves of figure 7, and the CSV files of each row in a folder of its own.
+
+        Returns:
+            the files.
+        """
+        files = [self.write_csv(folder / TABLE_FILE), *self.write_curves(folder)]
+        for name, row in self.rows.items():
+            files += row.write_csv(row_folder(folder, name))
+        return files
+
+    @classmethod
+    def read(cls, folder: Path) -> Comparison:
+        """What `write` wrote.
+
+        Raises:
+            FileNotFoundError: if there is none.
+        """
+        with (folder / TABLE_FILE).open(newline="", encoding="utf-8") as file:
+            title, *names = [row[0] for row in csv.reader(file)]
+        return cls(title, {name: read_scores(row_folder(folder, name)) for name in names})
+
+
+def row_folder(folder: Path, row: str) -> Path:
+    """Where the scores and predictions of one row lie below a comparison's folder."""
+    return folder / _folder_name(row)
 
 
 def compare_memory_rules(
@@ -107,14 +148,16 @@ def compare_memory_rules(
     protocol: EvaluationProtocol = "davis",
     *,
     short_side: int | None = WORKING_SHORT_SIDE,
-    progress: Callable[[str, int, int], None] | None = None,
+    out: Path | None = None,
+    progress: Progress | None = None,
 ) -> Comparison:
-    """Table 5: the same weights under each memory rule, with the time per frame."""
-    rows = {}
-    for rule in rules:
-        segmenter = NetworkSegmenter(engine, MemoryRule.parse(rule), short_side)
-        rows[rule] = evaluate_network(sequences, segmenter, protocol, progress=progress)
-    return Comparison("memory rule", rows)
+    """Table 5: the same weights under each memory rule, with the time per frame.
+
+    Args:
+        out: folder for what `Comparison.write` writes and each row's predictions (`OUT/ROW/NAME/FRAME.png`).
+    """
+    segmenters = {rule: NetworkSegmenter(engine, MemoryRule.parse(rule), short_side) for rule in rules}
+    return _compare("memory rule", sequences, segmenters, protocol, out, progress)
 
 
 def compare_weights(
@@ -124,14 +167,39 @@ def compare_weights(
     protocol: EvaluationProtocol = "davis",
     *,
     short_side: int | None = WORKING_SHORT_SIDE,
-    progress: Callable[[str, int, int], None] | None = None,
+    out: Path | None = None,
+    progress: Progress | None = None,
 ) -> Comparison:
-    """Table 4: several weights (pre-training only, main training only, full, cross) under one memory rule."""
-    rows = {}
-    for name, engine in engines.items():
-        segmenter = NetworkSegmenter(engine, MemoryRule.parse(rule), short_side)
-        rows[name] = evaluate_network(sequences, segmenter, protocol, progress=progress)
-    return Comparison("weights", rows)
+    """Table 4: several weights (pre-training only, main training only, full, cross) under one memory rule.
+
+    Args:
+        out: as of `compare_memory_rules`.
+    """
+    memory = MemoryRule.parse(rule)
+    segmenters = {name: NetworkSegmenter(engine, memory, short_side) for name, engine in engines.items()}
+    return _compare("weights", sequences, segmenters, protocol, out, progress)
+
+
+def _compare(
+    title: str,
+    sequences: Sequence[VideoSequence],
+    segmenters: Mapping[str, NetworkSegmenter],
+    protocol: EvaluationProtocol,
+    out: Path | None,
+    progress: Progress | None,
+) -> Comparison:
+    rows: dict[str, Evaluation] = {}
+    for name, segmenter in segmenters.items():
+
+        def row_progress(sequence: str, done: int, count: int, row: str = name) -> None:
+            if progress is not None:
+                progress(f"{row}: {sequence}", done, count)
+
+        results = row_folder(out, name) if out is not None else None
+        rows[name] = evaluate_network(sequences, segmenter, protocol, results=results, progress=row_progress)
+        if out is not None:  # after every row, so that a long run that is stopped has something to show
+            Comparison(title, rows).write(out)
+    return Comparison(title, rows)
 
 
 def _percentiles(values: Sequence[float]) -> NDArray[np.float64]:
@@ -139,35 +207,6 @@ def _percentiles(values: Sequence[float]) -> NDArray[np.float64]:
     return np.percentile(np.asarray(values, dtype=np.float64), np.arange(101))
 
 
-_CURVE_SIZE = (720, 480)
-_CURVE_MARGIN = 48
-_CURVE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-
-
-def _draw_curves(curves: Mapping[str, NDArray[np.float64]]) -> Image.Image:
-    width, height = _CURVE_SIZE
-    left, right, top, bottom = _CURVE_MARGIN, width - 16, 16, height - _CURVE_MARGIN
-    image = Image.new("RGB", _CURVE_SIZE, "white")
-    draw = ImageDraw.Draw(image)
-
-    def point(percent: float, value: float) -> tuple[float, float]:
-        return left + (right - left) * percent / 100, bottom - (bottom - top) * value
-
-    for tenth in range(0, 11, 2):
-        draw.line([point(0, tenth / 10), point(100, tenth / 10)], fill="#dddddd")
-        draw.line([point(tenth * 10, 0), point(tenth * 10, 1)], fill="#dddddd")
-        x, y = point(0, tenth / 10)
-        draw.text((x - 8, y), f"{tenth / 10:.1f}", fill="black", anchor="rm")
-        x, y = point(tenth * 10, 0)
-        draw.text((x, y + 8), str(tenth * 10), fill="black", anchor="mt")
-    draw.text(((left + right) / 2, height - 8), "percentile of frames", fill="black", anchor="mb")
-    draw.text((left + 6, top + 2), "J", fill="black")
-    for number, (name, curve) in enumerate(curves.items()):
-        colour = _CURVE_COLOURS[number % len(_CURVE_COLOURS)]
-        draw.line(
-            [point(p, float(value)) for p, value in enumerate(curve)], fill=colour, width=2, joint="curve"
-        )
-        x, y = right - 150, bottom - 20 * (len(curves) - number)
-        draw.line([(x - 26, y), (x - 6, y)], fill=colour, width=2)
-        draw.text((x, y), name, fill="black", anchor="lm")
-    return image
+def _folder_name(row: str) -> str:
+    """A row's name as every file system takes it: `every:5` is `every-5`."""
+    return re.sub(r"[^\w.+-]", "-", row)

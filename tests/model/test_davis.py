@@ -1,4 +1,4 @@
-"""DAVIS- and YouTube-VOS-style folders are found, and labels come out of pictures as they are."""
+"""DAVIS- and YouTube-VOS-style folders are found, with the frames on which their objects enter."""
 
 from __future__ import annotations
 
@@ -8,15 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.davis import (
-    Labels,
-    entering_masks,
-    find_sequences,
-    first_frames,
-    read_labels,
-    read_split,
-    write_labels,
-)
+from model.davis import entering_masks, find_sequences, first_frames, read_split
+from model.pictures import Labels, write_labels
 
 LABELS: Labels = np.repeat(np.array([[0, 1, 2], [3, 0, 1]], dtype=np.uint8), 6, axis=1)
 
@@ -24,47 +17,6 @@ LABELS: Labels = np.repeat(np.array([[0, 1, 2], [3, 0, 1]], dtype=np.uint8), 6, 
 def touch_picture(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (18, 2)).save(path)
-
-
-@pytest.mark.parametrize("bits", [2, 4, 8])
-def test_palette_pictures_give_their_indices_at_any_depth(tmp_path: Path, bits: int) -> None:
-    image = Image.fromarray(LABELS)
-    image.putpalette([0, 0, 0, 200, 0, 0, 0, 200, 0, 0, 0, 200])
-    image.save(tmp_path / "labels.png", bits=bits)
-    assert np.array_equal(read_labels(tmp_path / "labels.png"), LABELS)
-
-
-def test_grey_labels_give_their_values(tmp_path: Path) -> None:
-    Image.fromarray(LABELS).save(tmp_path / "labels.png")
-    assert np.array_equal(read_labels(tmp_path / "labels.png"), LABELS)
-
-
-def test_masks_of_one_object_give_one_label(tmp_path: Path) -> None:
-    Image.fromarray(LABELS > 0).save(tmp_path / "one_bit.png")
-    Image.fromarray((LABELS > 0).astype(np.uint8) * 255).save(tmp_path / "grey.png")
-    Image.fromarray((LABELS > 0).astype(np.uint8) * 255).convert("RGB").save(tmp_path / "rgb.png")
-    for name in ("one_bit.png", "grey.png", "rgb.png"):
-        assert np.array_equal(read_labels(tmp_path / name), LABELS > 0), name
-
-
-def test_colours_without_a_palette_are_refused(tmp_path: Path) -> None:
-    write_labels(tmp_path / "palette.png", LABELS)
-    with Image.open(tmp_path / "palette.png") as image:
-        image.convert("RGB").save(tmp_path / "colours.png")
-    with pytest.raises(ValueError, match="colours but no palette"):
-        read_labels(tmp_path / "colours.png")
-
-
-def test_labels_are_written_with_the_palette_of_davis(tmp_path: Path) -> None:
-    write_labels(tmp_path / "deep" / "labels.png", LABELS)
-    with Image.open(tmp_path / "deep" / "labels.png") as image:
-        assert image.mode == "P"
-        palette = image.getpalette()
-        colours = image.convert("RGB")
-    assert palette is not None
-    assert palette[:12] == [0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0]
-    assert colours.getpixel((6, 0)) == (128, 0, 0)
-    assert np.array_equal(read_labels(tmp_path / "deep" / "labels.png"), LABELS)
 
 
 @pytest.mark.parametrize("resolution", ["", "480p"])

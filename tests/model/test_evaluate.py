@@ -13,10 +13,11 @@ from PIL import Image
 from torch import Tensor
 from vos_benchmark.benchmark import VideoEvaluator
 
-from model.davis import Labels, find_sequences, read_labels, write_labels
+from model.davis import find_sequences
 from model.evaluate import NetworkSegmenter, evaluate_network, evaluate_results
 from model.inference import FastNetwork
 from model.memory import MemoryRule
+from model.pictures import Labels, read_labels, write_labels
 from tests.reference.samples import FRAMES, HEIGHT, WIDTH, first_masks, lively_network, texture
 from tests.reference.samples import PlainModules as Plain
 from tests.reference.stm import propagate

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from vos_benchmark.evaluator import Evaluator
 
 import model.metrics
-from model.davis import read_labels
 from model.metrics import (
     BoolArray,
     contour,
@@ -22,6 +21,7 @@ from model.metrics import (
     region_similarity,
     statistics,
 )
+from model.pictures import read_labels
 
 
 def square(top: int, left: int, size: int, shape: tuple[int, int] = (100, 100)) -> BoolArray:

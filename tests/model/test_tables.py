@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.davis import find_sequences, write_labels
+from model.davis import find_sequences
 from model.evaluate import Evaluation, ObjectScores
 from model.inference import FastNetwork
+from model.pictures import write_labels
 from model.tables import (
     TABLE_5_RULES,
     Comparison,

@@ -1,0 +1,97 @@
+"""Pictures and label pictures as files: the one place where training and evaluation read and write them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+Labels = NDArray[np.uint8]
+"""(H, W): 0 is background, k is the object with label k."""
+
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+VOID_LABEL = 255
+"""DAVIS and YouTube-VOS mark pixels that belong to nothing so; they count as background here."""
+
+
+def read_picture(path: Path) -> Tensor:
+    """(3, H, W) float RGB in [0, 1].
+
+    Raises:
+        OSError: if the file is not there or is no picture.
+    """
+    with Image.open(path) as image:
+        array = np.array(image.convert("RGB"))
+    return torch.from_numpy(array).permute(2, 0, 1).float().div_(255)
+
+
+def read_labels(path: Path) -> Labels:
+    """The labels (H, W) of an annotation, a mask or a result.
+
+    - Palette pictures give their indices, 255 being void; one-bit pictures give 0 and 1.
+    - Grey pictures (of 8 or 16 bits, or RGB with three equal channels) that reach white are the mask of one
+      object, cut at one half; others give their values. Alpha is not looked at.
+    - Colours without a palette are refused: to take their luminance would make labels up, and the two objects
+      of a picture could become one without a word.
+
+    Raises:
+        ValueError: if labels cannot be told: colours without a palette, or values that are too large.
+        OSError: if the file is not there or is no picture.
+    """
+    with Image.open(path) as image:
+        mode = image.mode
+        if mode in ("P", "1"):
+            labels = np.array(image, dtype=np.uint8)
+            labels[labels == VOID_LABEL] = 0
+            return labels
+        if mode.startswith("I"):
+            grey, white = np.asarray(image), np.iinfo(np.uint16).max
+        elif mode in ("L", "LA"):
+            grey, white = np.asarray(image.getchannel("L")), np.iinfo(np.uint8).max
+        else:
+            colours = np.asarray(image.convert("RGB"))
+            if (colours != colours[..., :1]).any():
+                raise ValueError(
+                    f"{path} has colours but no palette, so its labels cannot be told. "
+                    "Save it with a palette, or grey with the labels as values."
+                )
+            grey, white = colours[..., 0], np.iinfo(np.uint8).max
+    highest = int(grey.max(initial=0))
+    if highest == white:
+        return (grey > white // 2).astype(np.uint8)
+    if highest >= VOID_LABEL:
+        raise ValueError(
+            f"{path} has grey values up to {highest}: neither labels (0 to {VOID_LABEL - 1}) nor a mask "
+            f"of one object, which reaches white ({white})."
+        )
+    return grey.astype(np.uint8)
+
+
+def write_labels(path: Path, labels: Labels) -> None:
+    """Writes labels as a PNG with DAVIS's palette, and the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(labels)
+    image.putpalette(_davis_palette())
+    image.save(path)
+
+
+def label_colour(label: int) -> tuple[int, int, int]:
+    """The RGB colour of a label in DAVIS's palette, each channel in [0, 255]."""
+    red, green, blue = _davis_palette()[3 * label : 3 * label + 3]
+    return red, green, blue
+
+
+def _davis_palette() -> list[int]:
+    """The palette of DAVIS and PASCAL VOC: the label's bits, spread over the high bits of the channels."""
+    palette = []
+    for label in range(256):
+        for channel in range(3):
+            bits = (label >> channel) & 0b001001001
+            spread = (bits & 1) << 7 | (bits >> 3 & 1) << 6 | (bits >> 6 & 1) << 5
+            palette.append(spread)
+    return palette
