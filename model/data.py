@@ -21,6 +21,7 @@ from model.augment import Generator
 from model.davis import ANNOTATION_FOLDER, PICTURE_FOLDER, find_sequences
 from model.pictures import PICTURE_SUFFIXES, read_labels, read_picture
 
+
 @dataclass(frozen=True)
 class ClipSource:
     """One video (several frames) or one still (a single frame) with a label image for each frame."""
@@ -32,8 +33,35 @@ class ClipSource:
     """Labels are parts of one whole (clothing tags): the whole, or some parts, become objects."""
 
     @property
-    def is_still(self) -> bool:
-        return len(self.pictures) == 1
+    def count(self) -> int:
+        """Number of frames."""
+        return len(self.pictures)
+
+    def frame(self, index: int) -> tuple[Tensor, Tensor]:
+        """Picture (3, H, W) and labels (H, W) of one frame."""
+        labels = torch.from_numpy(read_labels(self.labels[index])).long()
+        return read_picture(self.pictures[index]), labels
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedSource:
+    """The same from memory: picture (3, H, W) in [0, 1] and labels (H, W) of each frame."""
+
+    name: str
+    frames: tuple[tuple[Tensor, Tensor], ...]
+    parts: bool = False
+
+    @property
+    def count(self) -> int:
+        """Number of frames."""
+        return len(self.frames)
+
+    def frame(self, index: int) -> tuple[Tensor, Tensor]:
+        """Picture (3, H, W) and labels (H, W) of one frame."""
+        return self.frames[index]
+
+
+Source = ClipSource | LoadedSource
 
 
 class Clip(NamedTuple):
@@ -124,8 +152,8 @@ class ClipDataset:
         seed: of the whole run.
     """
 
-    videos: Sequence[ClipSource]
-    stills: Sequence[Sequence[ClipSource]]
+    videos: Sequence[Source]
+    stills: Sequence[Sequence[Source]]
     """One list per still set; a set is drawn by `still_weights`."""
     options: ClipOptions = field(default_factory=ClipOptions)
     seed: int = 0
@@ -160,23 +188,21 @@ class ClipDataset:
             pictures = augment.motion_blur(pictures, rng)
         return Clip(pictures, labels, objects)
 
-    def _choose(self, rng: Generator) -> ClipSource:
+    def _choose(self, rng: Generator) -> Source:
         if not self.videos or (self.stills and rng.random() < self.options.still_share):
             weights = np.array(self.still_weights or [len(s) for s in self.stills], dtype=np.float64)
             group = self.stills[int(rng.choice(len(self.stills), p=weights / weights.sum()))]
             return group[int(rng.integers(len(group)))]
         return self.videos[int(rng.integers(len(self.videos)))]
 
-    def _draw(self, rng: Generator, source: ClipSource, *, fill: bool) -> tuple[Tensor, Tensor]:
+    def _draw(self, rng: Generator, source: Source, *, fill: bool) -> tuple[Tensor, Tensor]:
         """Frames (T, 3, S, S) and labels (T, S, S) of one source. `fill`: the crop covers a good part of the
         source; else the object is placed anywhere at any size, to be pasted."""
         options = self.options
-        indices = _frame_indices(rng, len(source.pictures), options)
-        loaded = {
-            i: (read_picture(source.pictures[i]), torch.from_numpy(read_labels(source.labels[i])).long())
-            for i in set(indices)
-        }
-        if source.is_still and fill and rng.random() < options.region_chance:
+        indices = _frame_indices(rng, source.count, options)
+        loaded = {i: source.frame(i) for i in set(indices)}
+        still = source.count == 1
+        if still and fill and rng.random() < options.region_chance:
             picture = loaded[indices[0]][0]
             loaded = {indices[0]: (picture, _random_region(rng, picture))}
             chosen = None
@@ -206,8 +232,7 @@ class ClipDataset:
         aspect = float(np.exp(rng.uniform(-0.1, 0.1)))
         flip = bool(rng.random() < 0.5)
         angle = float(rng.normal(0, 6 if fill else 15))
-        synthetic = source.is_still
-        motion = options.still_motion if synthetic else 0.12
+        motion = options.still_motion if still else 0.12
         drift = rng.normal(0, 0.05 * motion, size=2)
         pictures, labels = [], []
         for step, i in enumerate(indices):
@@ -223,7 +248,7 @@ class ClipDataset:
                 flip=flip,
             )
             grid = augment.affine_grid(matrix, options.size, options.size)
-            if synthetic:
+            if still:
                 strength = 0.035 * options.still_motion
                 grid = (
                     grid
@@ -235,7 +260,7 @@ class ClipDataset:
         return torch.stack(pictures), torch.stack(labels)
 
     def _paste(
-        self, rng: Generator, pictures: Tensor, labels: Tensor, source: ClipSource
+        self, rng: Generator, pictures: Tensor, labels: Tensor, source: Source
     ) -> tuple[Tensor, Tensor]:
         """Puts a source's object in front: as a further object, or as a passer-by that only covers."""
         other_pictures, other_labels = self._draw(rng, source, fill=False)

@@ -116,9 +116,13 @@ def collate(clips: list[Clip]) -> Batch:
     )
 
 
-def propagate_clip(network: SpaceTimeMemoryNetwork, batch: Batch) -> Tensor:
+def propagate_clip(network: SpaceTimeMemoryNetwork, batch: Batch, *, through_memory: bool = True) -> Tensor:
     """Runs a batch of clips as training does: the first frame's mask is given, every later frame is
     predicted, and its soft output joins the memory.
+
+    Args:
+        through_memory: whether a later frame's loss reaches an earlier output through the memory encoder;
+            without it that encoder keeps nothing for the backward pass.
 
     Returns:
         log-probabilities (B, T - 1, K + 1, H, W) after soft aggregation, background first.
@@ -142,6 +146,8 @@ def propagate_clip(network: SpaceTimeMemoryNetwork, batch: Batch) -> Tensor:
         log_probabilities = soft_aggregate_log(network.decode(read, query) * exists)
         outputs.append(log_probabilities)
         masks = log_probabilities[:, 1:].exp() * exists
+        if not through_memory:
+            masks = masks.detach()
     return torch.stack(outputs, dim=1)
 
 

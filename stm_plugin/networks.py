@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import threading
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 
+from model.adapt import with_adaptation
 from model.inference import FastNetwork, Precision
+from model.network import SpaceTimeMemoryNetwork
 from model.weights import Manifest, WeightsFileError, find_weights, load_network, read_manifest
+from stm_plugin.adapt import read_adaptation
 from stm_plugin.device import device_errors
 from stm_plugin.errors import WeightsError
 
@@ -32,17 +36,34 @@ def weights_manifest(name: str) -> Manifest:
         raise _weights_error(name, error) from error
 
 
-def ready_network(name: str, device: str, precision: Precision) -> FastNetwork:
+def ready_network(
+    name: str, device: str, precision: Precision, adaptation: Path | None = None
+) -> FastNetwork:
     """The network of a weights file on a device.
 
+    Args:
+        adaptation: file of what it learnt from a shot (`stm_plugin.adapt`).
+
     Raises:
-        WeightsError: the file is not there or cannot be used.
+        WeightsError: a file is not there or cannot be used.
         DeviceError: the device does not take it.
     """
     try:
         path = find_weights(name).resolve()
         with _loading:
-            return _network(str(path), path.stat().st_mtime_ns, device, precision)
+            return _network(str(path), path.stat().st_mtime_ns, device, precision, adaptation)
+    except (WeightsFileError, OSError) as error:
+        raise _weights_error(name, error) from error
+
+
+def base_network(name: str) -> SpaceTimeMemoryNetwork:
+    """The network of a weights file, to be trained further.
+
+    Raises:
+        WeightsError: the file is not there or cannot be used.
+    """
+    try:
+        return load_network(name)[0]
     except (WeightsFileError, OSError) as error:
         raise _weights_error(name, error) from error
 
@@ -53,8 +74,19 @@ def _manifest(path: str, changed: int) -> Manifest:
 
 
 @lru_cache(maxsize=_NETWORKS_HELD)
-def _network(path: str, changed: int, device: str, precision: Precision) -> FastNetwork:
+def _network(
+    path: str, changed: int, device: str, precision: Precision, adaptation: Path | None
+) -> FastNetwork:
     network, _ = load_network(path)
+    if adaptation is not None:
+        try:
+            network = with_adaptation(network, read_adaptation(adaptation))
+        except ValueError as error:
+            raise WeightsError(
+                f"The adaptation does not fit these weights: {error}.",
+                path=adaptation,
+                hint="Run `stm adapt` again, or go on without: `stm shot set SHOT adapt=false`.",
+            ) from error
     if device.startswith("cuda"):
         # A resumed run must give the bytes of an undisturbed one.
         torch.backends.cudnn.deterministic = True

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stm_plugin.errors import KeyframeError
+from stm_plugin.events import Notice
 from stm_plugin.export import MatteWriter, Written
 from stm_plugin.mask import MaskMode
 from stm_plugin.plan import Directions, Request
@@ -55,6 +56,7 @@ def propagate(
     objects: Sequence[str] | None = None,
     mask_mode: MaskMode = "auto",
     mask_channel: str | None = None,
+    adapt: bool = False,
     on_event: Emit = silent,
     cancelled: Cancelled = never,
     wait: float | None = 0.0,
@@ -74,6 +76,7 @@ def propagate(
         frame_range: first and last frame to compute; the whole plate if None. Keys may lie outside.
         objects, mask_mode, mask_channel: how mask files are understood (`read_mask`). With several keys
             a mask may be empty: the object is not there.
+        adapt: let the network learn from the keys first, unless it has learnt from just these before.
 
     Raises:
         StmError: what happened, on which frame and file, and what to do; finished mattes stay valid.
@@ -100,6 +103,8 @@ def propagate(
                     channel=mask_channel,
                     allow_empty=len(keys) > 1,
                 )
+            if adapt:
+                _adapted(shot, cancelled, on_event)
             first, last = frame_range or (None, None)
             summary = shot.propagate(
                 Request(first, last, directions), on_event=on_event, cancelled=cancelled, writer=writer
@@ -114,6 +119,16 @@ def default_shot_folder(out: str | Path) -> Path:
     first = output_sequence(out).path(1)
     stem = re.sub(r"[._-]*\d+$", "", first.stem) or "mattes"
     return first.parent / f"{stem}{SUFFIX}"
+
+
+def _adapted(shot: Shot, cancelled: Cancelled, on_event: Emit) -> None:
+    """Switch on what the network learnt from the keys; learn it where they are not the same any more."""
+    on = replace(shot.settings, adapt=True)
+    if shot.adaptation_fits:
+        shot.set_settings(on)
+        return
+    on_event(Notice("The network learns from the keys first."))
+    shot.adapt(cancelled=cancelled)
 
 
 def _opened(

@@ -117,6 +117,10 @@ class Settings:
     weights: str = field(
         default="stm-lite", metadata=_about("identity", "ships with the plug-in and runs on a CPU")
     )
+    adapt: bool = field(
+        default=False,
+        metadata=_about("identity", "weights as they are; true uses what `stm adapt` learnt from the keys"),
+    )
     colour_space: str | None = field(
         default=None, metadata=_about("identity", "found from the file and the config")
     )

@@ -21,9 +21,12 @@ from types import TracebackType
 
 import numpy as np
 
+from model.adapt import AdaptOptions, AdaptStep
+from model.weights import Manifest
+from stm_plugin import adapt as adapting
 from stm_plugin.device import Fit, pick_device
 from stm_plugin.engine import Execution, PlateMovedOn, Results, on_window
-from stm_plugin.errors import KeyframeError, MaskError, MatteError, PlateError, SettingsError
+from stm_plugin.errors import KeyframeError, MaskError, MatteError, PlateError, SettingsError, StmError
 from stm_plugin.events import (
     DamageFound,
     Event,
@@ -38,11 +41,13 @@ from stm_plugin.files import DamagedFileError
 from stm_plugin.frames import signature_of
 from stm_plugin.lock import Holder
 from stm_plugin.mask import MaskMode, read_mask
-from stm_plugin.plan import DirtyRange, Plan, Request, State, frames_in_range, make_plan, record_of
+from stm_plugin.networks import base_network, weights_manifest
+from stm_plugin.plan import DirtyRange, Key, Plan, Request, State, frames_in_range, make_plan, record_of
 from stm_plugin.plate import FloatArray, Plate, PlateSource, Window
 from stm_plugin.pushed import PushedPlate
 from stm_plugin.settings import MAX_OBJECTS, Settings
 from stm_plugin.store import (
+    AdaptationRecord,
     PlateDescription,
     ShotDescription,
     ShotObject,
@@ -89,6 +94,8 @@ class ShotStatus:
         network_frames: how often the network would run.
         plate_missing: frames of the plate that are not there.
         holder: who is working on the shot now, if anyone else is.
+        adapted: the adaptation that the shot uses.
+        advice: what might be done about the shot, in sentences.
     """
 
     keys: tuple[KeyInfo, ...]
@@ -99,6 +106,8 @@ class ShotStatus:
     plate_missing: tuple[int, ...]
     size: StoreSize
     holder: Holder | None
+    adapted: AdaptationRecord | None = None
+    advice: tuple[str, ...] = ()
 
     def count(self, state: State) -> int:
         return Counter(self.states.values())[state]
@@ -189,6 +198,16 @@ class Shot:
         return self._description.settings
 
     @property
+    def adaptation(self) -> AdaptationRecord | None:
+        """What the network learnt from the keys, used or not."""
+        return self._description.adaptation
+
+    @property
+    def adaptation_fits(self) -> bool:
+        """Whether the network has learnt from just these keys, beginning from the settings' weights."""
+        return self.adaptation is not None and not self._advice(self.adaptation)
+
+    @property
     def objects(self) -> tuple[str, ...]:
         """Names of the objects in their order."""
         return tuple(one.name for one in self._description.objects)
@@ -210,6 +229,8 @@ class Shot:
         """Read again what other processes may have changed."""
         before, now = self._description, self.store.description()
         self._description = now
+        if before.adaptation != now.adaptation:
+            self.close()
         if (before.plate, before.settings) != (now.plate, now.settings):
             self.plate = _open_plate(self.store, now.plate, now.settings)
             self.close()
@@ -316,6 +337,8 @@ class Shot:
         if settings == self.settings:
             return
         with self._writing(wait) as description:
+            if settings.adapt:
+                adapting.check_adaptation(description.adaptation, self._base_manifest(settings))
             opened = _open_plate(self.store, description.plate, settings)
             self._save(replace(description, settings=settings))
             self.plate = opened
@@ -355,6 +378,8 @@ class Shot:
             plate_missing=tuple(self.plate.missing),
             size=self.store.size(),
             holder=self.store.lock.held_by_another(),
+            adapted=self.adaptation if self.settings.adapt else None,
+            advice=self._advice(self.adaptation) if self.settings.adapt else (),
         )
 
     def matte(self, frame: int) -> FinishedFrame:
@@ -374,7 +399,7 @@ class Shot:
         Raises:
             PlateError: the plate frame cannot be read.
         """
-        return self._working.frames.load(frame).display
+        return self._working.frames.load(frame).display()
 
     # ---- doing ----
 
@@ -444,6 +469,53 @@ class Shot:
             notices=tuple(notices),
         )
 
+    def adapt(
+        self,
+        options: AdaptOptions | None = None,
+        *,
+        seconds: float = adapting.DEFAULT_SECONDS,
+        on_step: Callable[[AdaptStep], None] = lambda step: None,
+        cancelled: Cancelled = never,
+        wait: float | None = 0.0,
+    ) -> AdaptationRecord:
+        """Let the network learn from the shot's keys, keep that in the shot, and switch it on.
+
+        Every matte becomes stale, once. `adapt` = false in the settings brings the earlier ones back.
+        It begins from the settings' weights each time: what was learnt before does not count.
+
+        Args:
+            seconds: stop after this time with what is learnt by then.
+            on_step: gets every step, in this thread.
+            cancelled: asked after every step; then nothing changes.
+
+        Raises:
+            KeyframeError: no key, or none that shows enough of an object.
+            SettingsError: the shot's network was brought along and has no weights file.
+            StoreBusyError, StoreError: the shot is held, or cannot be written.
+            PropagationCancelled: `cancelled` said so.
+        """
+        with self._writing(wait) as description:
+            base = self._base_manifest(self.settings)
+            if base is None:
+                raise SettingsError("Only a network with a weights file can be adapted.")
+            bench = self._working.bench()
+            facts = self._working.facts(description)
+            chosen = options or adapting.default_options(self.settings)
+            learnt = adapting.learn(
+                base_network(self.settings.weights),
+                Results(bench, facts),
+                chosen,
+                device=pick_device(self.settings.device),
+                seconds=seconds,
+                on_step=on_step,
+                cancelled=cancelled,
+            )
+            record = adapting.keep(self.folder, learnt, base, facts, chosen)
+            settings = replace(self.settings, adapt=True)
+            self._save(replace(description, adaptation=record, settings=settings))
+            self.close()
+            return record
+
     def export(
         self,
         writer: MatteWriter,
@@ -485,6 +557,9 @@ class Shot:
                 addresses = [one for row in self.plan().addresses.values() for one in row]
                 if None not in addresses:
                     self.store.remove_results_except({one for one in addresses if one is not None})
+            if results:
+                used = description.adaptation
+                self.store.remove_adaptations_except(None if used is None else used.id)
             if memory:
                 self.close()
                 self.store.clear_memory()
@@ -509,8 +584,25 @@ class Shot:
                     self.settings,
                     self._network,
                     lambda text: self._hear(Notice(text)),
+                    self.adaptation,
                 )
             return self._workshop
+
+    def _base_manifest(self, settings: Settings) -> Manifest | None:
+        """Of the weights that the settings name; None where a network was brought along."""
+        return weights_manifest(settings.weights) if self._network is None else None
+
+    def _advice(self, record: AdaptationRecord | None) -> tuple[str, ...]:
+        """Why the shot might be adapted again; empty if there is no reason."""
+        try:
+            record = adapting.check_adaptation(record, self._base_manifest(self.settings))
+            adapting.read_adaptation(adapting.adaptation_path(self.folder, record.id))
+        except StmError as error:
+            return (str(error),)
+        frames = set(self.plate.frames)
+        keys = [Key(key.frame, key.masks) for key in self._description.keys if key.frame in frames]
+        changed = adapting.advice(record, keys)
+        return (changed,) if changed else ()
 
     def _results(self, plan: Plan) -> Results:
         return Results(self._working.bench(), plan.facts)

@@ -3,6 +3,7 @@
     shot.json   what the shot is: schema version, plate, objects, keys, settings (`ShotDescription`)
     keys/       the masks of keys: the artist's own files byte for byte, and the decoded masks
     mattes/     probabilities of every pass and frame by content address, and what was finished when
+    adapted/    what the network learnt from the keys (`stm adapt`), by content
     memory/     features that can be computed again; may be deleted at any time
     plate.jsonl content hashes of plate files that were read, so that they need not be read again
     plate/      frames that a host pushed (only for such plates)
@@ -74,6 +75,26 @@ class StoredKey:
 
 
 @dataclass(frozen=True)
+class AdaptationRecord:
+    """Weights adapted to this shot (`stm_plugin.adapt`).
+
+    Attributes:
+        id: sha256 of the file under adapted/.
+        base, base_name: the weights that it began from, by sha256 and by name.
+        licence: of the base, under which what came of it stands too.
+        keys: what it learnt from: hash of the masks by frame.
+        steps: taken.
+    """
+
+    id: str
+    base: str
+    base_name: str
+    licence: str
+    keys: Mapping[int, str]
+    steps: int
+
+
+@dataclass(frozen=True)
 class PlateDescription:
     """Where the plate comes from: files (`text` and how to read them), or pixels that a host pushes."""
 
@@ -99,6 +120,7 @@ class ShotDescription:
     objects: tuple[ShotObject, ...] = ()
     keys: tuple[StoredKey, ...] = ()
     next_object: int = 1
+    adaptation: AdaptationRecord | None = None
 
     @property
     def names(self) -> dict[str, str]:
@@ -121,6 +143,7 @@ class ShotDescription:
             "objects": [asdict(one) for one in self.objects],
             "keys": keys,
             "next_object": self.next_object,
+            "adaptation": None if self.adaptation is None else asdict(self.adaptation),
         }
 
     @classmethod
@@ -145,6 +168,7 @@ class ShotDescription:
             objects=tuple(ShotObject(**one) for one in values["objects"]),
             keys=keys,
             next_object=values["next_object"],
+            adaptation=_adaptation(values.get("adaptation")),
         )
 
 
@@ -322,6 +346,12 @@ class ShotStore:
                 removed += 1
         return removed
 
+    def remove_adaptations_except(self, kept: str | None) -> None:
+        """Delete adapted weights that the shot has replaced."""
+        for path in (self.folder / "adapted").glob("*.safetensors"):
+            if path.stem != kept:
+                path.unlink(missing_ok=True)
+
     def size(self) -> StoreSize:
         """Bytes on disk."""
         return StoreSize(
@@ -362,6 +392,12 @@ def dequantise(stored: ProbabilityArray) -> FloatArray:
     """float32 in [0, 1] from what is stored."""
     values: FloatArray = stored.astype(np.float32) / np.float32(FULL_SCALE)
     return values
+
+
+def _adaptation(values: Mapping[str, Any] | None) -> AdaptationRecord | None:
+    if values is None:
+        return None
+    return AdaptationRecord(**{**values, "keys": {int(key): one for key, one in values["keys"].items()}})
 
 
 def _pack(**arrays: npt.NDArray[Any]) -> bytes:

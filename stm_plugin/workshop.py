@@ -17,6 +17,7 @@ from model.memory import MemoryRule
 from model.weights import Manifest
 from stm_plugin import finish as finishing
 from stm_plugin import fusion
+from stm_plugin.adapt import adaptation_path, check_adaptation
 from stm_plugin.address import address_of
 from stm_plugin.cache import FeatureCache
 from stm_plugin.colour import ColourTransform, find_input_space, load_config
@@ -29,7 +30,7 @@ from stm_plugin.networks import ready_network, weights_manifest
 from stm_plugin.plan import Facts, Key, Plan, State, position_in
 from stm_plugin.plate import FloatArray, Plate, PlateFrame, PlateSource
 from stm_plugin.settings import Settings
-from stm_plugin.store import ShotDescription, ShotStore
+from stm_plugin.store import AdaptationRecord, ShotDescription, ShotStore
 from stm_plugin.working import WorkingGeometry, working_geometry
 
 NetworkFactory = Callable[[Settings, str], Network]
@@ -63,6 +64,7 @@ class Workshop:
     Args:
         network: gives the network for settings and device; that of the settings' weights if None.
         warn: gets a sentence for people.
+        adaptation: what the network learnt from the shot's keys, if the settings ask for it.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Workshop:
         settings: Settings,
         network: NetworkFactory | None,
         warn: Callable[[str], None],
+        adaptation: AdaptationRecord | None = None,
     ) -> None:
         self.store, self.plate, self.settings = store, plate, settings
         self.geometry: WorkingGeometry = working_geometry(
@@ -79,6 +82,7 @@ class Workshop:
         )
         self._network = network
         self._warn = warn
+        self._adaptation = adaptation
         self._mutex = threading.RLock()
         self._colour: ColourTransform | None = None
         self._loader: FrameLoader | None = None
@@ -126,6 +130,14 @@ class Workshop:
         """What the weights say of themselves; None where a network was brought along."""
         return weights_manifest(self.settings.weights) if self._network is None else None
 
+    def adapted(self) -> AdaptationRecord | None:
+        """The adaptation that is in use; None without.
+
+        Raises:
+            SettingsError, WeightsError: the settings ask for one, and there is none for these weights.
+        """
+        return check_adaptation(self._adaptation, self.manifest()) if self.settings.adapt else None
+
     def bench(self) -> Bench:
         """What an execution works with. The network is loaded when it is first asked for."""
         settings = self.settings
@@ -136,7 +148,9 @@ class Workshop:
             if not loaded and self._network is not None:
                 loaded.append(self._network(settings, device))
             elif not loaded:
-                loaded.append(ready_network(settings.weights, device, settings.precision))
+                record = self.adapted()
+                file = None if record is None else adaptation_path(self.store.folder, record.id)
+                loaded.append(ready_network(settings.weights, device, settings.precision, file))
             return loaded[0]
 
         with self._mutex:
@@ -296,6 +310,13 @@ class Workshop:
                 "stm:weights_licence": manifest.licence,
                 "stm:architecture": manifest.architecture,
             }
+        record = self._adaptation if settings.adapt else None
+        if record is not None:
+            values |= {
+                "stm:adaptation": record.id,
+                "stm:adaptation_keys": " ".join(str(key) for key in sorted(record.keys)),
+                "stm:adaptation_steps": record.steps,
+            }
         return values
 
     def _mattes(
@@ -320,12 +341,15 @@ class Workshop:
     def _features_base(self) -> dict[str, str]:
         """What the features of a frame depend on besides its pixels, by the names that people know."""
         geometry, manifest = self.geometry, self.manifest()
-        return {
+        base = {
             "weights": self.settings.weights if manifest is None else manifest.id,
             "picture settings": self.settings.id("picture"),
             "colour transform": self.colour.id,
             "canvas": f"{geometry.canvas} region {geometry.region} as {geometry.width}x{geometry.height}",
         }
+        if self.settings.adapt:  # without, the addresses are those of a shot that was never adapted
+            base["adaptation to the keys"] = "none" if self._adaptation is None else self._adaptation.id
+        return base
 
     def _known_plate(self) -> dict[int, str]:
         """Content hashes of the frames that have not changed since they were last read."""

@@ -11,10 +11,12 @@ import torch
 import typer
 from rich.table import Table
 
+from stm_plugin.cli.adapt import describe_adaptation
 from stm_plugin.cli.console import output
 from stm_plugin.cli.weights import weights_table
 from stm_plugin.colour import load_config
 from stm_plugin.device import pick_device
+from stm_plugin.store import ShotStore
 
 _PACKAGES = (
     "stm-nuke",
@@ -29,6 +31,7 @@ _PACKAGES = (
 
 def info(
     ocio: Annotated[Path | None, typer.Option(help="OCIO config; else $OCIO, else the built-in one.")] = None,
+    shot: Annotated[Path | None, typer.Option(help="A shot: say what its weights were adapted to.")] = None,
     spaces: Annotated[bool, typer.Option("--spaces", help="List the colour spaces too.")] = False,
 ) -> None:
     """Device, versions, weights with their licences, and the OCIO config."""
@@ -41,6 +44,11 @@ def info(
     table.add_row("OCIO config", f"{config.name} ({config.source})")
     output.print(table, highlight=False)
     output.print(weights_table())
+    if shot is not None:
+        description = ShotStore.open(shot).description()
+        record, used = description.adaptation, description.settings.adapt
+        said = "not adapted" if record is None else describe_adaptation(record)
+        output.print(f"{shot}: {said}{'' if used or record is None else ' (switched off)'}", highlight=False)
     if spaces:
         output.print("\n".join(config.spaces), highlight=False)
 

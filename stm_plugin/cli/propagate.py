@@ -63,6 +63,9 @@ def propagate(
     weights: Annotated[str, typer.Option(help="A shipped name or a file.")] = Settings.weights,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     precision: Annotated[Precision, typer.Option(help="Of the convolutions.")] = "float32",
+    adapt: Annotated[
+        bool, typer.Option("--adapt", help="Let the network learn from the keys first (`stm adapt`).")
+    ] = False,
     finish: Annotated[bool, typer.Option(help="Edges at plate resolution.")] = True,
     overlay: Annotated[
         str | None,
@@ -102,6 +105,7 @@ def propagate(
             objects=objects,
             mask_mode=mask_mode,
             mask_channel=mask_channel,
+            adapt=adapt,
             on_event=printer,
         )
     print_summary(summary)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from stm_plugin.cli.adapt import describe_adaptation
 from stm_plugin.cli.console import output, progress_bar
 from stm_plugin.cli.overlay import write_overlays
 from stm_plugin.cli.propagate import EventPrinter, parse_range
@@ -108,8 +109,12 @@ def status(shot: Folder) -> None:
         table.add_row("on disk", str(found.size))
         if found.holder is not None:
             table.add_row("held by", str(found.holder))
+        if found.adapted is not None:
+            table.add_row("weights", describe_adaptation(found.adapted))
         output.print(table, highlight=False, soft_wrap=True)
         _print_dirty(found)
+        for sentence in found.advice:
+            output.print(sentence, highlight=False, markup=False)
 
 
 @app.command()

@@ -1,0 +1,69 @@
+"""`stm adapt`: let the network learn from a shot's keys."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from model.adapt import AdaptStep
+from stm_plugin.adapt import DEFAULT_SECONDS, default_options
+from stm_plugin.cli.console import output, progress_bar
+from stm_plugin.shot import Shot
+from stm_plugin.store import AdaptationRecord, with_suffix
+
+
+def adapt(
+    shot: Annotated[Path, typer.Argument(help="The shot store, NAME.stmshot.")],
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="How long to learn; the default is measured.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed and keys give the same weights.")] = 0,
+    seconds: Annotated[
+        float, typer.Option(min=1, help="Stop after this time at the latest.")
+    ] = DEFAULT_SECONDS,
+    wait: Annotated[
+        float, typer.Option(help="Seconds to wait for another process that holds the shot.")
+    ] = 0.0,
+) -> None:
+    """Let the network learn from the shot's keys, and use that from now on. Every matte is computed again.
+
+    `stm shot set SHOT adapt=false` goes back to the weights as they are, and `adapt=true` here again.
+    """
+    with Shot.open(with_suffix(shot)) as opened:
+        options = default_options(opened.settings)
+        options = replace(options, seed=seed, steps=steps or options.steps)
+        with AdaptPrinter(options.steps) as printer:
+            record = opened.adapt(options, seconds=seconds, on_step=printer, wait=wait)
+        output.print(describe_adaptation(record), highlight=False, soft_wrap=True)
+        for dirty in opened.status().dirty:
+            output.print(str(dirty), highlight=False, markup=False)
+
+
+class AdaptPrinter:
+    """Shows the steps of adapting."""
+
+    def __init__(self, steps: int) -> None:
+        self._bar = progress_bar("steps")
+        self._task = self._bar.add_task("adapt", total=steps)
+
+    def __enter__(self) -> AdaptPrinter:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, step: AdaptStep) -> None:
+        self._bar.update(self._task, completed=step.step, description=f"adapt: loss {step.loss:.3f}")
+
+
+def describe_adaptation(record: AdaptationRecord) -> str:
+    """An adaptation in one line for people, with the licence that it stands under."""
+    keys = ", ".join(str(key) for key in sorted(record.keys))
+    return (
+        f"{record.base_name} adapted to the keys {keys} in {record.steps} steps ({record.id[:12]}); "
+        f"licence: {record.licence}"
+    )
