@@ -8,7 +8,7 @@ import sys
 import typer
 
 from model.weights import WeightsFileError
-from stm_plugin.cli import evaluate, info, propagate, serve, shot, train, weights
+from stm_plugin.cli import adapt, evaluate, info, propagate, serve, shot, train, weights
 from stm_plugin.cli.console import errors
 from stm_plugin.errors import StmError
 
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 app.command("propagate")(propagate.propagate)
 app.add_typer(shot.app, name="shot")
+app.command("adapt")(adapt.adapt)
 app.command("serve")(serve.serve)
 app.command("info")(info.info)
 app.command("eval")(evaluate.evaluate)
