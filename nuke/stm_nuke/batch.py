@@ -15,7 +15,7 @@ from typing import Callable, Union
 import nuke
 from stm_nuke import cache, knobs, node, verbs
 from stm_nuke.errors import CacheError, UsageError
-from stm_nuke.frames import Range, in_words
+from stm_nuke.frames import Range, in_words, whole
 from stm_nuke.node import StmNode
 from stm_nuke.tasks import Task
 
@@ -51,9 +51,9 @@ def set_key(
     Raises:
         StmNodeError: of the kind that says what is wrong, with its `exit_code`.
     """
-    found = _node(which)
+    found, at = _node(which), whole(frame)
     file = None if mask_file is None else Path(mask_file)
-    _waited(lambda ended: verbs.set_key(found, frame, view or found.view(), file, ended))
+    _waited(lambda ended: verbs.set_key(found, at, view or found.view(), file, ended))
 
 
 def set_keys_from_files(which: NodeOrName, masks: Mapping[int, str | Path], view: str | None = None) -> None:
@@ -64,8 +64,8 @@ def set_keys_from_files(which: NodeOrName, masks: Mapping[int, str | Path], view
 
 def delete_key(which: NodeOrName, frame: int, view: str | None = None) -> None:
     """Forget a key. Raises KeyframeError where there is none."""
-    found = _node(which)
-    _waited(lambda ended: verbs.delete_key(found, frame, view or found.view(), ended))
+    found, at = _node(which), whole(frame)
+    _waited(lambda ended: verbs.delete_key(found, at, view or found.view(), ended))
 
 
 def update_keys(which: NodeOrName, view: str | None = None) -> None:
@@ -91,9 +91,9 @@ def propagate(
     Raises:
         StmNodeError: of the kind that says what is wrong; what was finished is kept.
     """
-    found = _node(which)
-    _waited(lambda ended: verbs.propagate(found, view or found.view(), frames, direction, ended))
-    first, last = frames or found.frames
+    found, wanted = _node(which), _whole_range(frames)
+    _waited(lambda ended: verbs.propagate(found, view or found.view(), wanted, direction, ended))
+    first, last = wanted or found.frames
     return sorted(cache.fresh_mattes(found.cache, view or found.view(), range(first, last + 1)))
 
 
@@ -112,7 +112,7 @@ def bake(which: NodeOrName, folder: str | Path, frames: Range | None = None, vie
     """
     found = _node(which)
     shown = view or found.view()
-    first, last = frames or found.frames
+    first, last = _whole_range(frames) or found.frames
     fresh = cache.fresh_mattes(found.cache, shown, range(first, last + 1))
     lacking = [frame for frame in range(first, last + 1) if frame not in fresh]
     if lacking:
@@ -127,6 +127,10 @@ def _node(which: NodeOrName) -> StmNode:
     if isinstance(which, StmNode):
         return which
     return node.find(which) if isinstance(which, str) else StmNode(which)
+
+
+def _whole_range(frames: Range | None) -> Range | None:
+    return None if frames is None else (whole(frames[0]), whole(frames[1]))
 
 
 def _waited(act: Callable[[Callable[[Task], None]], object]) -> None:

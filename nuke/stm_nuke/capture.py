@@ -68,12 +68,17 @@ def masks(node: StmNode, frame: int, view: str) -> Picture:
         KeyframeError: it cannot be rendered, lacks a channel or has another format than the plate; Stopped.
     """
     with full_size():
-        _check_mask(node.connected_mask(), node.connected_plate(), node.objects, node.name)
+        has_channels = bool(node.connected_mask().channels())
+        if has_channels:  # without any it is in error; rendering it says which
+            _check_mask(node.connected_mask(), node.connected_plate(), node.objects, node.name)
     try:
         with _inside(node.group) as inputs:
-            return _masks_of(inputs[group.MASK], node.objects, frame, view)
+            found = _masks_of(inputs[group.MASK], node.objects, frame, view)
     except _RenderError as error:
         raise KeyframeError(f"The mask of {node.name} cannot be rendered: {error}.", frame=frame) from error
+    if not has_channels:
+        raise KeyframeError(f"The mask of {node.name} has no channels.", frame=frame)
+    return found
 
 
 def masks_from_file(

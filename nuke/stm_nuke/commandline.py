@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 import nuke
-from stm_nuke import batch, session
-from stm_nuke.errors import ScriptError, StmNodeError, UsageError
+from stm_nuke import batch, session, tasks
+from stm_nuke.errors import ScriptError, StmNodeError, Stopped, UsageError
 from stm_nuke.frames import Range, in_words, parse_range
 from stm_nuke.node import StmNode
 
@@ -26,9 +28,10 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line says; the exit code."""
     try:
-        return _run(
-            _parser().parse_args(own_arguments(nuke.rawArgs) if arguments is None else list(arguments))
-        )
+        with _stopping_on_signals():
+            return _run(
+                _parser().parse_args(own_arguments(nuke.rawArgs) if arguments is None else list(arguments))
+            )
     except StmNodeError as error:
         print(f"Error: {error}", file=sys.stderr, flush=True)
         return error.exit_code
@@ -38,6 +41,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     finally:
         session.leave_engine()
+
+
+@contextlib.contextmanager
+def _stopping_on_signals() -> Iterator[None]:
+    """Ctrl-C, and a farm that takes its task back, stop as the Stop button does: in order, in words."""
+
+    def stop(number: int, frame: object) -> None:
+        if not tasks.stop_all():
+            raise Stopped()
+
+    before = {one: signal.signal(one, stop) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, signal.SIG_DFL if handler is None else handler)
 
 
 def own_arguments(raw: Sequence[str]) -> list[str]:
@@ -93,13 +112,14 @@ def _run(options: argparse.Namespace) -> int:
         raise UsageError(f"There is no STM node in {options.script}.")
     if (masks or options.key_from_input) and len(nodes) > 1:
         raise UsageError("--key needs one --node.")
+    writes = [_write(name) for name in options.write]
     for node in nodes:
         for view in options.view or _views(node):
             _do_node(node, view, frames, masks, options)
-    for name in options.write:
-        _render(name, frames)
+    for write in writes:
+        _render(write, frames)
     if options.save:
-        nuke.scriptSave(options.script)
+        _save(options.script)
     return 0
 
 
@@ -138,15 +158,29 @@ def _open(script: str) -> None:
         raise ScriptError(f"{script} cannot be opened: {error}.") from error
 
 
-def _render(name: str, frames: Range | None) -> None:
+def _write(name: str) -> nuke.Node:
+    """A Write by its name: looked for before hours are spent on what it is to render."""
     write = nuke.toNode(name)
     if write is None:
         raise UsageError(f"There is no Write {name}.")
+    return write
+
+
+def _render(write: nuke.Node, frames: Range | None) -> None:
     first, last = frames or (int(nuke.root().firstFrame()), int(nuke.root().lastFrame()))
     try:
         nuke.execute(write, first, last, 1)
+    except nuke.CancelledError as error:
+        raise Stopped() from error
     except RuntimeError as error:
-        raise StmNodeError(f"{name} cannot be rendered: {error}.") from error
+        raise StmNodeError(f"{write.fullName()} cannot be rendered: {error}.") from error
+
+
+def _save(script: str) -> None:
+    try:
+        nuke.scriptSave(script)
+    except (RuntimeError, OSError) as error:
+        raise ScriptError(f"{script} cannot be saved: {error}.") from error
 
 
 def _mask(text: str) -> tuple[int, Path]:

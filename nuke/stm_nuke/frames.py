@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 
@@ -28,6 +29,32 @@ def parse_range(text: str) -> Range:
     if last < first:
         raise UsageError(f"The range {text} runs backwards.", hint=f"Write {last}-{first}.")
     return first, last
+
+
+def whole(frame: float) -> int:
+    """A frame number that is whole.
+
+    Raises:
+        UsageError: it lies between two frames, where there is neither a mask nor a matte.
+    """
+    if not math.isfinite(frame) or frame != math.floor(frame):
+        raise UsageError(
+            f"{frame:g} is not a whole frame, and keyframes and mattes are on whole frames only.",
+            hint="Go to a whole frame. A retime belongs above the STM node.",
+        )
+    return int(frame)
+
+
+def whole_within(first: float, last: float) -> Range:
+    """The whole frames from `first` to `last`, which need not be whole: a retime may begin anywhere.
+
+    Raises:
+        UsageError: there is none.
+    """
+    inside = math.ceil(first), math.floor(last)
+    if inside[1] < inside[0]:
+        raise UsageError(f"There is no whole frame from {first:g} to {last:g}.")
+    return inside
 
 
 def ranges_of(frames: Iterable[int]) -> list[Range]:

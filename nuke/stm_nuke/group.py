@@ -2,7 +2,11 @@
 
 plate ---------------------------+--> to_channel --> objects_1..4 --+--> overlay_switch --> output
 mask (looked at by the panel)    |    |                             |    |
-matte (Read) --> matte_range ----+----+--> overlay_matte --> overlay_tint
+matte (Read) --> matte_range --> whole_frames --+--> overlay_matte --> overlay_tint
+                    between_frames ^
+
+Between two frames there is no matte: there `whole_frames` takes `between_frames`, a Read whose file is never
+there and whose name says why.
 """
 
 from __future__ import annotations
@@ -19,6 +23,9 @@ PLATE, MASK = 0, 1
 
 MATTE_READ = "matte"
 MATTE_RANGE = "matte_range"
+WHOLE_FRAMES, BETWEEN_FRAMES = "whole_frames", "between_frames"
+BETWEEN_FRAMES_FILE = "NO MATTE BETWEEN TWO FRAMES - retime above the STM node or take the nearest frame.exr"
+"""No file: what Nuke says of it tells what to do."""
 TO_CHANNEL = "to_channel"
 OBJECTS_PER_COPY = 4
 OBJECT_COPIES = tuple(f"objects_{number}" for number in range(1, 5))
@@ -64,16 +71,21 @@ def _build_inside() -> None:
     for knob in ("last", "origlast"):
         matte[knob].setValue(_ALWAYS_LAST)
     matte_range = _node("FrameRange", MATTE_RANGE, [matte], -300, 1)
-    to_channel = _node("Copy", TO_CHANNEL, [plate, matte_range], 0, 2)
+    between = _node("Read", BETWEEN_FRAMES, [], -450, 0)
+    between["on_error"].setValue("error")
+    between["file"].setValue(BETWEEN_FRAMES_FILE)
+    shown = _node("Switch", WHOLE_FRAMES, [matte_range, between], -300, 2)
+    shown["which"].setExpression("frame != floor(frame)")
+    to_channel = _node("Copy", TO_CHANNEL, [plate, shown], 0, 2)
     to_channel["from0"].setValue("rgba.alpha")
     to_channel["to0"].setValue("rgba.alpha")
     last = to_channel
     for row, name in enumerate(OBJECT_COPIES, 3):
-        last = _node("Copy", name, [last, matte_range], 0, row)
+        last = _node("Copy", name, [last, shown], 0, row)
         for number in range(OBJECTS_PER_COPY):
             last[f"from{number}"].setValue("none")
             last[f"to{number}"].setValue("none")
-    overlay = _node("Copy", "overlay_matte", [plate, matte_range], -150, 7)
+    overlay = _node("Copy", "overlay_matte", [plate, shown], -150, 7)
     overlay["from0"].setValue("rgba.alpha")
     overlay["to0"].setValue("rgba.alpha")
     tint = _node("Expression", "overlay_tint", [overlay], -150, 8)

@@ -68,7 +68,7 @@ def mask_path(cache: Path, digest: str) -> Path:
     return cache / "keys" / f"{digest}.exr"
 
 
-def neighbours(frames: Iterable[int], frame: int) -> tuple[int | None, int | None]:
+def neighbours(frames: Iterable[int], frame: float) -> tuple[int | None, int | None]:
     """The nearest of `frames` before and after `frame`."""
     ordered = sorted(frames)
     before = [one for one in ordered if one < frame]

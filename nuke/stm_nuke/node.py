@@ -21,7 +21,7 @@ from stm_nuke.errors import (
     StmNodeError,
     UsageError,
 )
-from stm_nuke.frames import Range
+from stm_nuke.frames import Range, whole, whole_within
 from stm_nuke.keys import Key, format_keys, parse_keys
 from stm_nuke.wire import Window
 
@@ -233,9 +233,9 @@ class StmNode:
     # ---- its range, its settings
 
     def take_range_from_input(self) -> Range:
-        """Make the plate input's frame range that of the shot."""
+        """Make the plate input's frame range that of the shot: its whole frames."""
         found = self.connected_plate().frameRange()
-        first, last = int(found.first()), int(found.last())
+        first, last = whole_within(found.first(), found.last())
         self.set(knobs.FIRST, first)
         self.set(knobs.LAST, last)
         return first, last
@@ -444,6 +444,16 @@ def create(plate: nuke.Node | None = None, mask: nuke.Node | None = None) -> Stm
         nuke.delete(built)  # half a node would give black
         raise
     return node
+
+
+def current_time() -> float:
+    """Where the script's time is: mostly, but not always, on a whole frame."""
+    return float(nuke.root()["frame"].value())
+
+
+def current_frame() -> int:
+    """The frame that is being looked at. UsageError between two frames."""
+    return whole(current_time())
 
 
 def find_all() -> list[StmNode]:

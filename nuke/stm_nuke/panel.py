@@ -7,7 +7,7 @@ from typing import Callable
 import nuke
 from stm_nuke import tasks, verbs
 from stm_nuke.errors import StmNodeError, Stopped
-from stm_nuke.node import StmNode
+from stm_nuke.node import StmNode, current_frame, current_time
 
 
 def press(node: nuke.Node, button: str) -> None:
@@ -26,21 +26,21 @@ def press(node: nuke.Node, button: str) -> None:
 
 
 def _set_key(node: StmNode) -> None:
-    verbs.set_key(node, nuke.frame(), node.view())
+    verbs.set_key(node, current_frame(), node.view())
     verbs.show_keys(node, node.view())
 
 
 def _delete_key(node: StmNode) -> None:
-    verbs.delete_key(node, nuke.frame(), node.view())
+    verbs.delete_key(node, current_frame(), node.view())
     verbs.show_keys(node, node.view())
 
 
 def _previous_key(node: StmNode) -> None:
-    nuke.frame(verbs.neighbouring_key(node, nuke.frame(), node.view(), -1))
+    nuke.frame(verbs.neighbouring_key(node, current_time(), node.view(), -1))
 
 
 def _next_key(node: StmNode) -> None:
-    nuke.frame(verbs.neighbouring_key(node, nuke.frame(), node.view(), 1))
+    nuke.frame(verbs.neighbouring_key(node, current_time(), node.view(), 1))
 
 
 def _go_to_advised(node: StmNode) -> None:
@@ -52,7 +52,7 @@ def _update_keys(node: StmNode) -> None:
 
 
 def _backward(node: StmNode) -> None:
-    verbs.propagate(node, node.view(), (_range(node)[0], nuke.frame()), "backward")
+    verbs.propagate(node, node.view(), (_range(node)[0], current_frame()), "backward")
 
 
 def _both(node: StmNode) -> None:
@@ -60,11 +60,11 @@ def _both(node: StmNode) -> None:
 
 
 def _forward(node: StmNode) -> None:
-    verbs.propagate(node, node.view(), (nuke.frame(), _range(node)[1]), "forward")
+    verbs.propagate(node, node.view(), (current_frame(), _range(node)[1]), "forward")
 
 
 def _span(node: StmNode) -> None:
-    verbs.propagate(node, node.view(), verbs.span_around(node, nuke.frame(), node.view()))
+    verbs.propagate(node, node.view(), verbs.span_around(node, current_frame(), node.view()))
 
 
 def _range(node: StmNode) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Callable
@@ -18,9 +19,12 @@ from stm_nuke.exr import Picture
 from stm_nuke.frames import Range, frames_of
 from stm_nuke.keys import Key, mask_path, parse_keys
 from stm_nuke.node import Snapshot
-from stm_nuke.wire import Aborted, EngineError, EngineGoneError, Header, Window
+from stm_nuke.wire import Aborted, AbortedError, EngineError, EngineGoneError, Header, Window
 
 DIGESTS_AT_ONCE = 5000
+STOP_SECONDS = 60.0
+"""How long a job that was told to stop may need for its last frame."""
+STOP_STEP_MS = 200
 GONE_CODES = frozenset(("gone", "unknown_job", "unknown_shot"))
 """What a client hears of an engine that has died and been replaced."""
 
@@ -207,7 +211,18 @@ class Session:
     def propagate(self, frames: Range, direction: str, on_progress: Callable[[Header], None]) -> None:
         """Compute what is not done."""
         job = self._shot.propagate(frames, direction)
-        self._engine.wait(job, on_progress=on_progress, aborted=self._aborted)
+        try:
+            self._engine.wait(job, on_progress=on_progress, aborted=self._aborted)
+        except AbortedError:
+            self._wait_until_stopped(job)
+            raise
+
+    def _wait_until_stopped(self, job: str) -> None:
+        """A job that was cancelled ends its frame first; until then the shot takes nothing else."""
+        end = time.monotonic() + STOP_SECONDS
+        state = self._engine.job(job)
+        while state["state"] in ("queued", "running") and time.monotonic() < end:
+            state = self._engine.job(job, wait_ms=STOP_STEP_MS, seen=state["version"])
 
     def export(self, frames: Iterable[Range], on_progress: Callable[[Header], None]) -> None:
         """Write the matte files that the node's Read reads.

@@ -99,6 +99,8 @@ class Task:
 
 def _as_node_error(error: EngineError) -> StmNodeError:
     """The same words, with the exit code of what they are about. They name the frame already."""
+    if error.code == "cancelled":
+        return Stopped()
     found = _KINDS.get(error.code, EngineFailure)(str(error))
     found.frame = error.frame
     return found
@@ -120,7 +122,7 @@ _KINDS: dict[str, type[StmNodeError]] = {
 """By the protocol's codes; all others are the engine's own failures."""
 
 _running: dict[str, Task] = {}
-_lock = threading.Lock()
+_lock = threading.RLock()  # a signal's handler may come in between
 
 
 def running(node_id: str) -> Task | None:

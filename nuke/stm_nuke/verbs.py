@@ -88,13 +88,13 @@ def delete_key(node: StmNode, frame: int, view: str, ended: Ended = None) -> Non
     _sync_task(node, view, f"Keyframe {frame} is deleted.", ended, [frame])
 
 
-def neighbouring_key(node: StmNode, frame: int, view: str, step: int) -> int:
+def neighbouring_key(node: StmNode, frame: float, view: str, step: int) -> int:
     """The frame of the next (`step` 1) or previous (-1) key. KeyframeError where there is none."""
     before, after = neighbours((key.frame for key in node.keys_of(view)), frame)
     found = after if step > 0 else before
     if found is None:
         where = "after" if step > 0 else "before"
-        raise KeyframeError(f"There is no keyframe {where} frame {frame}.", hint=_keys_in_words(node, view))
+        raise KeyframeError(f"There is no keyframe {where} frame {frame:g}.", hint=_keys_in_words(node, view))
     return found
 
 

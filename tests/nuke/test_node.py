@@ -313,6 +313,140 @@ def test_a_retimed_plate_gives_the_frame_that_is_seen(nuke: Any, comp: Any, tmp_
     np.testing.assert_array_equal(np.frombuffer(bytes(found.planes["R"]), "<f4").reshape(56, 72), expected)
 
 
+# ---- frames that are not whole
+
+
+def retimed(nuke: Any, comp: Any, **knobs: Any) -> Any:
+    """The plate at another speed, connected to the node."""
+    retime = nuke.nodes.Retime(filter="none")
+    for name, value in knobs.items():
+        retime[name.replace("_", ".")].setValue(value)
+    retime.setInput(0, comp.plate)
+    comp.group.setInput(0, retime)
+    return retime
+
+
+def plane_of(picture: Any) -> Any:
+    return np.frombuffer(bytes(picture.planes["R"]), "<f4").reshape(56, 72)
+
+
+def test_a_retime_above_that_reads_between_frames_gives_every_whole_frame(
+    nuke: Any, comp: Any, tmp_path: Path
+) -> None:
+    from stm_nuke import capture
+
+    retimed(nuke, comp, speed=0.5, input_first=1001.0, output_first=1001.0)
+    assert comp.take_range_from_input() == (1001, 1005)
+    for frame, source in ((1001, 1001), (1002, 1001), (1003, 1002), (1005, 1003)):
+        expected = pixels(tmp_path / f"plate.{source}.exr")[..., 0].astype(np.float32)
+        np.testing.assert_array_equal(plane_of(capture.plate(comp, frame, "main")), expected)
+
+
+def test_a_time_warp_above_gives_the_frame_that_its_curve_says(nuke: Any, comp: Any, tmp_path: Path) -> None:
+    from stm_nuke import capture
+
+    warp = nuke.nodes.TimeWarp(filter="nearest")
+    warp["lookup"].setExpression("(frame - 1001) * 0.75 + 1001")
+    warp.setInput(0, comp.plate)
+    comp.group.setInput(0, warp)
+    expected = pixels(tmp_path / "plate.1002.exr")[..., 0].astype(np.float32)
+    np.testing.assert_array_equal(plane_of(capture.plate(comp, 1002, "main")), expected)
+
+
+def test_a_range_that_begins_between_two_frames_is_that_of_its_whole_frames(nuke: Any, comp: Any) -> None:
+    from stm_nuke.errors import UsageError
+    from stm_nuke.frames import whole_within
+
+    retimed(nuke, comp, input_first=1001.0, output_first=1000.5)
+    first, last = comp.take_range_from_input()
+    assert (first, last) == (comp["first"], comp["last"])
+    assert whole_within(1000.5, 1003.5) == (1001, 1003)
+    assert whole_within(-0.5, 0.25) == (0, 0)
+    with pytest.raises(UsageError, match=r"no whole frame from 1000.25 to 1000.75"):
+        whole_within(1000.25, 1000.75)
+
+
+def test_a_render_between_two_frames_fails_in_words_and_is_neither_black_nor_the_frame_beside_it(
+    nuke: Any, comp: Any, tmp_path: Path
+) -> None:
+    make_mattes(comp, FRAMES)
+    slow = nuke.nodes.Retime(filter="none", speed=0.5)
+    slow["input.first"].setValue(1001)
+    slow["output.first"].setValue(1001)
+    slow.setInput(0, comp.group)
+    write = write_of(nuke, comp, tmp_path)
+    write.setInput(0, slow)
+    nuke.execute(write, 1003, 1003, 1)
+    assert pixels(tmp_path / "out.1003.exr")[10, 10, 3] == 0.5
+    with pytest.raises(
+        RuntimeError, match=r"STM1\.between_frames: .*NO MATTE BETWEEN TWO FRAMES - retime above"
+    ):
+        nuke.execute(write, 1002, 1002, 1)
+    assert not (tmp_path / "out.1002.exr").exists()
+    slow["filter"].setValue("nearest")  # one that takes whole frames is as good as any
+    nuke.execute(write, 1002, 1002, 1)
+
+
+def test_a_saved_script_fails_between_two_frames_without_the_plug_in_too(
+    nuke: Any, comp: Any, tmp_path: Path
+) -> None:
+    make_mattes(comp, FRAMES)
+    write_of(nuke, comp, tmp_path).setName("Out")
+    nuke.scriptSave()
+    nuke.scriptOpen(str(tmp_path / "shot_v001.nk"))
+    assert "which {{frame != floor(frame)}}" in (tmp_path / "shot_v001.nk").read_text("utf-8")
+    group = nuke.toNode("STM1")
+    group.node("whole_frames")["which"].setValue(0)
+    nuke.execute("Out", 1001, 1001, 1)
+    group.node("whole_frames")["which"].setExpression("frame == floor(frame)")
+    with pytest.raises(RuntimeError, match="BETWEEN TWO FRAMES"):
+        nuke.execute("Out", 1001, 1001, 1)
+
+
+@pytest.mark.parametrize("button", ["set_key", "delete_key", "forward", "backward", "span"])
+def test_a_button_at_the_current_frame_is_refused_between_two_frames(
+    nuke: Any, comp: Any, button: str
+) -> None:
+    nuke.GUI = True
+    nuke.root()["frame"].setValue(1001.5)
+    comp.group[button].execute()
+    (words,) = nuke._host.messages
+    assert words.startswith("1001.5 is not a whole frame")
+    assert "retime belongs above the STM node" in words
+    assert comp.keys == ()
+
+
+def test_the_next_key_is_found_from_between_two_frames(nuke: Any, comp: Any) -> None:
+    from stm_nuke.keys import Key
+
+    nuke.GUI = True
+    comp.set_keys([Key("main", frame, "digest", "file") for frame in (1001, 1002)])
+    nuke.root()["frame"].setValue(1001.5)
+    comp.group["next_key"].execute()
+    assert nuke.frame() == 1002
+    nuke.root()["frame"].setValue(1001.5)
+    comp.group["previous_key"].execute()
+    assert nuke.frame() == 1001
+
+
+def test_scripts_are_refused_keys_and_ranges_between_two_frames(nuke: Any, comp: Any) -> None:
+    import stm_nuke
+
+    nan: Any = float("nan")
+    half: Any = 1001.5
+    for act in (
+        lambda: stm_nuke.set_key(comp, half),
+        lambda: stm_nuke.delete_key(comp, half),
+        lambda: stm_nuke.propagate(comp, (1001, half)),
+        lambda: stm_nuke.bake(comp, "nowhere", (half, 1002)),
+        lambda: stm_nuke.set_key(comp, nan),
+    ):
+        with pytest.raises(stm_nuke.StmNodeError, match="is not a whole frame") as caught:
+            act()
+        assert caught.value.exit_code == 2
+    assert comp.keys == ()
+
+
 def test_each_view_is_rendered_as_that_view(nuke: Any, comp: Any) -> None:
     from stm_nuke import capture
 

@@ -341,7 +341,7 @@ def execute(
 def frame(f: int | None = None) -> int:
     if f is not None:
         _host.frame = int(f)
-    return _host.frame
+    return int(_host.frame)
 
 
 def views() -> list[str]:

@@ -19,6 +19,8 @@ _METADATA = [
     "all metadata except input/*",
     "all metadata",
 ]
+_TIME_FILTERS = ["none", "nearest"]
+"""Those of the real ones' that blend no frames."""
 _INTERLEAVE = ["channels, layers and views", "channels and layers", "channels"]
 _COMMON = (
     ("name", k.String_Knob, ""), ("help", k.Multiline_Eval_String_Knob, ""),
@@ -52,6 +54,11 @@ _NATIVE: dict[str, tuple[int, tuple[tuple[str, Any, Any], ...]]] = {
     "Expression": (1, tuple((f"expr{number}", k.EvalString_Knob, "") for number in range(4))),
     "Grade": (1, (("multiply", k.Double_Knob, 1.0), ("add", k.Double_Knob, 0.0))),
     "TimeOffset": (1, (("time_offset", k.Int_Knob, 0),)),
+    "TimeWarp": (1, (("lookup", k.Double_Knob, 0.0), ("filter", k.Enumeration_Knob, _TIME_FILTERS))),
+    "Retime": (1, (
+        ("input.first", k.Double_Knob, 1.0), ("output.first", k.Double_Knob, 1.0),
+        ("speed", k.Double_Knob, 1.0), ("filter", k.Enumeration_Knob, _TIME_FILTERS),
+    )),
     "Crop": (1, (("box", k.BBox_Knob, (0.0, 0.0, 0.0, 0.0)),)),
     "NoOp": (1, ()),
     "Dot": (1, ()),
@@ -308,7 +315,7 @@ class Node:
 
         key = next((one for one in args if isinstance(one, str) and "/" in one), None)
         times = [one for one in args if isinstance(one, (int, float))]
-        frame = int(times[0]) if times else host.frame
+        frame = times[0] if times else host.frame
         found = dict(render(self, frame, host.viewer_view).metadata)
         return found if key is None else found.get(key)
 
@@ -346,6 +353,17 @@ class Group(Node):
         return found.node(rest) if rest and isinstance(found, Group) else None if rest else found
 
 
+class _TimeKnob(k.Double_Knob):
+    """Where the script's time is. Not undone, and no change to the script."""
+
+    def setValue(self, *args: Any, **kwargs: Any) -> Any:
+        host.frame = float(args[0])
+        return True
+
+    def _evaluated(self, frame: float | None = None) -> Any:
+        return float(host.frame)
+
+
 class Root(Group):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__("Root", None)
@@ -356,7 +374,7 @@ class Root(Group):
             ("proxy", k.Boolean_Knob, False), ("colorManagement", k.Enumeration_Knob, ["Nuke", "OCIO"]),
             ("OCIO_config", k.Enumeration_Knob, ["nuke-default", "aces_1.2", "custom"]),
             ("customOCIOConfigPath", k.File_Knob, ""), ("workingSpaceLUT", k.String_Knob, "linear"),
-            ("views", k.String_Knob, "main"),
+            ("views", k.String_Knob, "main"), ("frame", _TimeKnob, 1.0),
         ):  # fmt: skip
             self._add_native(name, kind, default)
 

@@ -42,7 +42,8 @@ class Host:
     redo_steps: list[tuple[str, list[tuple[Knob, Any]]]] = field(default_factory=list)
     open_undo: list[tuple[str, list[tuple[Knob, Any]]]] = field(default_factory=list)
     undo_disabled: int = 0
-    frame: int = 1
+    frame: float = 1
+    """Where the time of the script is; it may be between two frames."""
     viewer_view: str = "main"
     views: list[str] = field(default_factory=lambda: ["main"])
     layers: dict[str, list[str]] = field(default_factory=dict)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,14 @@ DISABLED = 0x00000080
 STARTLINE = 0x00001000
 NO_UNDO = 0x00080000
 
-_EXPRESSION = re.compile(r"(parent\.)?(\w+)")
+_LINK = re.compile(r"(?:([A-Za-z_]\w*)\.)?([A-Za-z_]\w*)")
+"""Another knob: of this node, of `parent`, or of a node beside it."""
+_OF_FRAME = re.compile(r"(?=.*\bframe\b)(?:frame|floor|int|[\s\d.()+*/<>=!-])+")
+"""Arithmetic on the frame."""
+
+
+def _is_expression(text: str) -> bool:
+    return bool(_LINK.fullmatch(text) or _OF_FRAME.fullmatch(text))
 
 
 class Knob:
@@ -102,7 +110,7 @@ class Knob:
         return self._change(self._accept(val))
 
     def setExpression(self, expression: str, index: int = -1, view: str | None = None) -> bool:
-        if _EXPRESSION.fullmatch(expression) is None:
+        if not _is_expression(expression):
             raise RuntimeError(f"the stand-in does not know the expression {expression}")
         self._expression = expression
         return True
@@ -115,18 +123,29 @@ class Knob:
 
     def fromScript(self, script: str) -> None:
         match = re.fullmatch(r"\{\{?(.*?)\}?\}", script)
-        if match and _EXPRESSION.fullmatch(match[1]) and not isinstance(self, String_Knob):
+        if match and _is_expression(match[1]) and not isinstance(self, (String_Knob, BBox_Knob)):
             self._expression = match[1]
         else:
             self._change(self._read(script))
 
-    def _evaluated(self) -> Any:
-        if self._expression:
-            match = _EXPRESSION.fullmatch(self._expression)
-            assert match is not None
-            node = self.node().parent() if match[1] else self.node()
-            return self._accept(node[match[2]].value())
-        return self._value
+    def _evaluated(self, frame: float | None = None) -> Any:
+        """The value, at a frame or at the one that the script is at."""
+        if not self._expression:
+            return self._value
+        match = _LINK.fullmatch(self._expression)
+        if match is None or self._expression == "frame":
+            names = {"frame": host.frame if frame is None else frame, "floor": math.floor, "int": int}
+            return self._accept(eval(self._expression, {"__builtins__": {}}, names))
+        beside = self.node().parent()
+        node = beside if match[1] == "parent" else beside.node(match[1]) if match[1] else self.node()
+        knob = None if node is None else node.knob(match[2])
+        if knob is None:
+            raise RuntimeError(f"{self.fullyQualifiedName()}: Nothing is named {self._expression!r}")
+        return self._accept(knob._number(frame))
+
+    def _number(self, frame: float | None = None) -> Any:
+        """What an expression that links to this knob gets."""
+        return self._evaluated(frame)
 
     def _change(self, value: Any) -> bool:
         if value == self._value:
@@ -269,6 +288,9 @@ class Enumeration_Knob(Unsigned_Knob):
         if value not in self._choices:
             raise TypeError(f"{self._name}: there is no choice {value!r} among {self._choices}")
         return value
+
+    def _number(self, frame: float | None = None) -> Any:
+        return self._choices.index(self._value)
 
     def _extra(self) -> str:
         return " M {" + " ".join(quote(one) for one in self._choices) + "}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -59,7 +60,7 @@ class Picture:
         return replace(self, planes=planes, window=window)
 
 
-def render(node: Node, frame: int, view: str) -> Picture:
+def render(node: Node, frame: float, view: str) -> Picture:
     """The picture of a node. RuntimeError where Nuke would fail."""
     if node["disable"].value() and node.Class() != "Read":
         return _input(node, 0, frame, view)
@@ -78,7 +79,7 @@ def _above(node: Node, number: int) -> Node | None:
     return node.input(number)
 
 
-def _input(node: Node, number: int, frame: int, view: str) -> Picture:
+def _input(node: Node, number: int, frame: float, view: str) -> Picture:
     above = _above(node, number)
     if above is None:
         whole = _root_format()
@@ -93,11 +94,11 @@ def _root_format() -> Format:
     return found
 
 
-def _pass(node: Node, frame: int, view: str) -> Picture:
+def _pass(node: Node, frame: float, view: str) -> Picture:
     return _input(node, 0, frame, view)
 
 
-def _read(node: Node, frame: int, view: str) -> Picture:
+def _read(node: Node, frame: float, view: str) -> Picture:
     first, last = node["first"].value(), node["last"].value()
     ends = {"hold": first if frame < first else last, "black": None, "loop": None, "bounce": None}
     if not first <= frame <= last:
@@ -152,8 +153,9 @@ def _nuke_name(name: str) -> str:
     return f"{layer or 'rgba'}.{_TO_NUKE.get(channel, channel)}"
 
 
-def file_of(text: str, frame: int, view: str) -> str:
-    """The file of a frame, from a name with `%V`, `%04d` or `####`."""
+def file_of(text: str, frame: float, view: str) -> str:
+    """The file of a frame, from a name with `%V`, `%04d` or `####`. Files are of whole frames."""
+    frame = math.floor(frame)
     text = text.replace("%V", view).replace("%v", view[:1])
     text = re.sub(r"%0?(\d*)d", lambda match: f"{frame:0{int(match[1] or 1)}d}", text)
     return re.sub(r"#+", lambda match: f"{frame:0{len(match[0])}d}", text)
@@ -167,7 +169,7 @@ def _halved(picture: Picture) -> Picture:
     return Picture(planes, (x // 2, y // 2, (width + 1) // 2, (height + 1) // 2), half, picture.metadata)
 
 
-def _copy(node: Node, frame: int, view: str) -> Picture:
+def _copy(node: Node, frame: float, view: str) -> Picture:
     base, other = _input(node, 0, frame, view), _input(node, 1, frame, view)
     planes = dict(base.planes)
     shown = other.over(base.window)
@@ -178,11 +180,12 @@ def _copy(node: Node, frame: int, view: str) -> Picture:
     return replace(base, planes=planes)
 
 
-def _switch(node: Node, frame: int, view: str) -> Picture:
-    return _input(node, int(node["which"].value()), frame, view)
+def _switch(node: Node, frame: float, view: str) -> Picture:
+    which = int(node["which"]._evaluated(frame))
+    return _input(node, max(0, min(which, node.inputs() - 1)), frame, view)
 
 
-def _expression(node: Node, frame: int, view: str) -> Picture:
+def _expression(node: Node, frame: float, view: str) -> Picture:
     above = _input(node, 0, frame, view)
     letters = {letter: above.plane(f"rgba.{name}") for letter, name in zip("rgba", _TO_FILE, strict=True)}
     planes = dict(above.planes)
@@ -193,18 +196,31 @@ def _expression(node: Node, frame: int, view: str) -> Picture:
     return replace(above, planes=planes)
 
 
-def _grade(node: Node, frame: int, view: str) -> Picture:
+def _grade(node: Node, frame: float, view: str) -> Picture:
     above = _input(node, 0, frame, view)
     scale, offset = np.float32(node["multiply"].value()), np.float32(node["add"].value())
     planes = {name: plane * scale + offset for name, plane in above.planes.items()}
     return replace(above, planes=planes)
 
 
-def _time_offset(node: Node, frame: int, view: str) -> Picture:
+def _time_offset(node: Node, frame: float, view: str) -> Picture:
     return _input(node, 0, frame - int(node["time_offset"].value()), view)
 
 
-def _crop(node: Node, frame: int, view: str) -> Picture:
+def _time_warp(node: Node, frame: float, view: str) -> Picture:
+    return _input(node, 0, _filtered(node, node["lookup"]._evaluated(frame)), view)
+
+
+def _retime(node: Node, frame: float, view: str) -> Picture:
+    begin, speed = node["output.first"].value(), node["speed"].value()
+    return _input(node, 0, _filtered(node, node["input.first"].value() + (frame - begin) * speed), view)
+
+
+def _filtered(node: Node, frame: float) -> float:
+    return float(round(frame)) if node["filter"].value() == "nearest" else frame
+
+
+def _crop(node: Node, frame: float, view: str) -> Picture:
     above = _input(node, 0, frame, view)
     left, bottom, right, top = (round(one) for one in node["box"].value())
     return above.over((left, above.format.height() - top, right - left, top - bottom))
@@ -212,11 +228,11 @@ def _crop(node: Node, frame: int, view: str) -> Picture:
 
 _RENDER = {
     "Read": _read, "Copy": _copy, "Switch": _switch, "Expression": _expression, "Grade": _grade,
-    "TimeOffset": _time_offset, "Crop": _crop,
+    "TimeOffset": _time_offset, "Crop": _crop, "TimeWarp": _time_warp, "Retime": _retime,
 }  # fmt: skip
 
 
-def format_of(node: Node, frame: int, view: str) -> Format:
+def format_of(node: Node, frame: float, view: str) -> Format:
     """The format of a node's picture: a Read has that of its first file, whatever the frame."""
     source = _source_of(node)
     if source is None:
@@ -230,7 +246,7 @@ def format_of(node: Node, frame: int, view: str) -> Format:
     return _root_format()
 
 
-def channels_of(node: Node, frame: int, view: str) -> list[str]:
+def channels_of(node: Node, frame: float, view: str) -> list[str]:
     """The channels of a node's picture; of its first frame where the present one cannot be had."""
     for one in (frame, range_of(node)[0]):
         try:
@@ -240,7 +256,7 @@ def channels_of(node: Node, frame: int, view: str) -> list[str]:
     return []
 
 
-def range_of(node: Node) -> tuple[int, int]:
+def range_of(node: Node) -> tuple[float, float]:
     """The frame range that a node reports."""
     assert host.root is not None
     if node.Class() == "Read":
@@ -253,6 +269,9 @@ def range_of(node: Node) -> tuple[int, int]:
     if above is None:
         return host.root.firstFrame(), host.root.lastFrame()
     first, last = range_of(above)
+    if node.Class() == "Retime":
+        begin = node["output.first"].value()
+        return begin, begin + (last - node["input.first"].value()) / node["speed"].value()
     offset = int(node["time_offset"].value()) if node.Class() == "TimeOffset" else 0
     return first + offset, last + offset
 
@@ -269,7 +288,7 @@ def _source_of(node: Node) -> Node | None:
     return node
 
 
-def write(node: Node, frame: int, view: str) -> None:
+def write(node: Node, frame: float, view: str) -> None:
     """What a Write does for one frame."""
     picture = _input(node, 0, frame, view)
     names = _channels_to_write(str(node["channels"].value()), picture)
