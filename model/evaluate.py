@@ -455,7 +455,7 @@ def write_submission(
 
 
 def submission_frames(meta: Path) -> dict[str, set[str]]:
-    """The frames of each video that has objects there in a YouTube-VOS `meta.json`: its server asks for these."""
+    """The frames that a YouTube-VOS `meta.json` names for each video: those that its server asks for."""
     videos = json.loads(meta.read_text(encoding="utf-8"))["videos"]
     return {
         name: {frame for thing in video["objects"].values() for frame in thing["frames"]}

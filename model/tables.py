@@ -80,6 +80,17 @@ class Comparison:
     title: str
     rows: Mapping[str, Evaluation]
 
+    def only(self, names: Sequence[str]) -> Comparison:
+        """The rows of these names, in this order; all if empty.
+
+        Raises:
+            ValueError: if there is no row of a name.
+        """
+        unknown = [name for name in names if name not in self.rows]
+        if unknown:
+            raise ValueError(f"{self.title} {unknown[0]}: there is only {', '.join(self.rows)}.")
+        return Comparison(self.title, {name: self.rows[name] for name in names or self.rows})
+
     def table(self) -> str:
         """For a terminal: scores in percent, seconds per frame where they were measured."""
         width = max(len(self.title), *(len(name) for name in self.rows))

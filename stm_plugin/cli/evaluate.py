@@ -1,60 +1,350 @@
-"""`stm eval`: J, F and J&F over a DAVIS-style folder."""
+"""`stm eval`: J and F over a DAVIS-style folder, and the paper's tables and figures."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import TaskID
+from typer.core import TyperGroup
 
-from model.davis import find_sequences, read_split
-from model.evaluate import EvaluationProtocol, NetworkSegmenter, evaluate_network, evaluate_results
+from model.davis import VideoSequence, find_sequences, read_split
+from model.evaluate import (
+    WORKING_SHORT_SIDE,
+    EvaluationProtocol,
+    NetworkSegmenter,
+    Progress,
+    evaluate_network,
+    evaluate_results,
+    submission_frames,
+    write_submission,
+)
 from model.inference import FastNetwork, Precision
 from model.memory import MemoryRule
-from model.weights import load_network
+from model.reading import Point, capture, draw, read_from, write_reading
+from model.tables import (
+    TABLE_5_RULES,
+    TABLE_FILE,
+    Comparison,
+    by_group,
+    category_groups,
+    compare_memory_rules,
+    compare_weights,
+    overall_of_groups,
+)
+from model.weights import DEFAULT_WEIGHTS, load_network
 from stm_plugin.cli.console import errors, output, progress_bar
 from stm_plugin.device import pick_device
 
+DEFAULT_COMMAND = "scores"
 
-def evaluate(
-    folder: Annotated[Path, typer.Argument(help="JPEGImages/ and Annotations/ of DAVIS or YouTube-VOS.")],
-    sequences: Annotated[list[str] | None, typer.Option("--sequence", help="Only these; repeatable.")] = None,
-    split: Annotated[Path | None, typer.Option(help="A DAVIS ImageSets file with names.")] = None,
+
+class DefaultCommandGroup(TyperGroup):
+    """`stm eval DATASET` is `stm eval scores DATASET`; a data set named like a command is `./NAME`."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+            args = [DEFAULT_COMMAND, *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=DefaultCommandGroup,
+    no_args_is_help=True,
+    help="Measure results or a network: `stm eval DATASET` gives J and F (the paper's tables 2 and 3). "
+    "Its other tables and figures are commands of their own.",
+)
+
+Dataset = Annotated[
+    Path, typer.Argument(help="Folder with JPEGImages/ and Annotations/ of DAVIS or YouTube-VOS.")
+]
+Sequences = Annotated[list[str] | None, typer.Option("--sequence", help="Only these; repeatable.")]
+Split = Annotated[Path | None, typer.Option(help="A DAVIS ImageSets file with names.")]
+Weights = Annotated[str, typer.Option(help="A shipped name or a file.")]
+Rule = Annotated[str, typer.Option(help="first, previous, first+previous or every:N.")]
+Rules = Annotated[list[str] | None, typer.Option("--rule", help="Memory rule; repeatable.")]
+ShortSide = Annotated[int, typer.Option(help="Working size in pixels.")]
+ProtocolOption = Annotated[EvaluationProtocol, typer.Option("--protocol", help="Which frames count.")]
+PrecisionOption = Annotated[Precision, typer.Option("--precision", help="Of the convolutions.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Out = Annotated[Path | None, typer.Option(help="Folder for predictions, CSV tables and curves.")]
+
+DEFAULT_RULE = TABLE_5_RULES[-1]
+
+
+@app.command(DEFAULT_COMMAND)
+def scores(
+    folder: Dataset,
+    sequences: Sequences = None,
+    split: Split = None,
     results: Annotated[
         Path | None, typer.Option(help="Measure the PNGs in this folder instead of running the network.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for predictions and CSV tables.")] = None,
-    weights: Annotated[str, typer.Option(help="A shipped name or a file.")] = "stm-lite",
-    rule: Annotated[str, typer.Option(help="first, previous, first+previous or every:N.")] = "every:5",
-    short_side: Annotated[int, typer.Option(help="Working size in pixels.")] = 480,
-    protocol: Annotated[EvaluationProtocol, typer.Option(help="Which frames count.")] = "davis",
-    precision: Annotated[Precision, typer.Option(help="Of the convolutions.")] = "float32",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    weights: Weights = DEFAULT_WEIGHTS,
+    rule: Rule = DEFAULT_RULE,
+    short_side: ShortSide = WORKING_SHORT_SIDE,
+    protocol: ProtocolOption = "davis",
+    precision: PrecisionOption = "float32",
+    device: Device = "auto",
 ) -> None:
-    """J, F and J&F with the DAVIS definitions: of the network, or of results that are there already."""
-    names = [*(sequences or ()), *(read_split(split) if split else ())]
+    """J, F and J&F with the DAVIS definitions: of the network, or of results that are there already.
+
+    Tables 2 and 3 of the paper, on DAVIS-2016 and 2017.
+    """
+    found = _find(folder, sequences, split)
     if results is not None:
-        scores = evaluate_results(find_sequences(folder, names), results, protocol)
+        measured = evaluate_results(found, results, protocol)
     else:
-        network, manifest = load_network(weights)
-        errors.print(
-            f"{manifest.name} ({manifest.architecture}); licence: {manifest.licence}", highlight=False
-        )
-        engine = FastNetwork(network, device=pick_device(device), precision=precision)
-        segmenter = NetworkSegmenter(engine, MemoryRule.parse(rule), short_side)
-        with progress_bar() as bar:
-            tasks: dict[str, TaskID] = {}
-
-            def progress(name: str, done: int, total: int) -> None:
-                if name not in tasks:
-                    tasks[name] = bar.add_task(name, total=total)
-                bar.update(tasks[name], completed=done)
-
-            scores = evaluate_network(
-                find_sequences(folder, names), segmenter, protocol, results=out, progress=progress
-            )
-    output.print(scores.table(), highlight=False)
+        segmenter = NetworkSegmenter(_engine(weights, device, precision), MemoryRule.parse(rule), short_side)
+        with _progress() as progress:
+            measured = evaluate_network(found, segmenter, protocol, results=out, progress=progress)
+    output.print(measured.table(), highlight=False)
     if out is not None:
-        for path in scores.write_csv(out):
-            output.print(f"written: {path}", highlight=False)
+        _say_written(measured.write_csv(out))
+
+
+@app.command()
+def submission(
+    folder: Dataset,
+    out: Annotated[Path, typer.Argument(help="Folder for NAME/FRAME.png, to be packed and sent in.")],
+    meta: Annotated[
+        Path | None, typer.Option(help="meta.json of YouTube-VOS: only the frames that it names.")
+    ] = None,
+    sequences: Sequences = None,
+    split: Split = None,
+    weights: Weights = DEFAULT_WEIGHTS,
+    rule: Rule = DEFAULT_RULE,
+    short_side: ShortSide = WORKING_SHORT_SIDE,
+    precision: PrecisionOption = "float32",
+    device: Device = "auto",
+) -> None:
+    """Results for a benchmark's server, where only each object's first mask is known.
+
+    YouTube-VOS validation, DAVIS-2017 test.
+    """
+    found = _find(folder, sequences, split)
+    frames = submission_frames(meta) if meta else None
+    segmenter = NetworkSegmenter(_engine(weights, device, precision), MemoryRule.parse(rule), short_side)
+    with _progress() as progress:
+        written = write_submission(found, segmenter, out, frames=frames, progress=progress)
+    output.print(f"written: {written} label pictures of {len(found)} sequences to {out}", highlight=False)
+
+
+@app.command()
+def table1(
+    folder: Dataset,
+    meta: Annotated[Path, typer.Option(help="meta.json of the sequences that are measured.")],
+    training_meta: Annotated[Path, typer.Option(help="meta.json of what the weights were trained on.")],
+    results: Annotated[
+        Path | None, typer.Option(help="Measure the PNGs in this folder instead of running the network.")
+    ] = None,
+    sequences: Sequences = None,
+    split: Split = None,
+    out: Out = None,
+    weights: Weights = DEFAULT_WEIGHTS,
+    rule: Rule = DEFAULT_RULE,
+    short_side: ShortSide = WORKING_SHORT_SIDE,
+    precision: PrecisionOption = "float32",
+    device: Device = "auto",
+) -> None:
+    """YouTube-VOS: J and F of seen and unseen categories, and the mean of the four."""
+    groups = category_groups(meta, training_meta)
+    found = _find(folder, sequences, split)
+    if results is not None:
+        measured = evaluate_results(found, results, "youtube-vos")
+    else:
+        segmenter = NetworkSegmenter(_engine(weights, device, precision), MemoryRule.parse(rule), short_side)
+        with _progress() as progress:
+            measured = evaluate_network(found, segmenter, "youtube-vos", results=out, progress=progress)
+    parts = by_group(measured, groups)
+    comparison = Comparison("categories", parts)
+    output.print(comparison.table(), highlight=False)
+    output.print(f"overall {100 * overall_of_groups(parts):.1f}", highlight=False)
+    if out is not None:
+        _say_written([*measured.write_csv(out), comparison.write_csv(out / TABLE_FILE)])
+
+
+@app.command()
+def table4(
+    folder: Dataset,
+    weights: Annotated[
+        list[str],
+        typer.Option(help="NAME=WEIGHTS of a row, such as full=stm-lite or pre-training=FILE; repeatable."),
+    ],
+    sequences: Sequences = None,
+    split: Split = None,
+    out: Out = None,
+    rule: Rule = DEFAULT_RULE,
+    short_side: ShortSide = WORKING_SHORT_SIDE,
+    protocol: ProtocolOption = "davis",
+    precision: PrecisionOption = "float32",
+    device: Device = "auto",
+) -> None:
+    """Several weights on one data set: pre-training only, main training only, full, cross."""
+    named = dict(_named(text) for text in weights)
+    found = _find(folder, sequences, split)
+    engines = {name: _engine(file, device, precision) for name, file in named.items()}
+    with _progress() as progress:
+        comparison = compare_weights(
+            found, engines, rule, protocol, short_side=short_side, out=out, progress=progress
+        )
+    _show(comparison, out)
+
+
+@app.command()
+def table5(
+    folder: Dataset,
+    rules: Rules = None,
+    sequences: Sequences = None,
+    split: Split = None,
+    out: Out = None,
+    weights: Weights = DEFAULT_WEIGHTS,
+    short_side: ShortSide = WORKING_SHORT_SIDE,
+    protocol: ProtocolOption = "davis",
+    precision: PrecisionOption = "float32",
+    device: Device = "auto",
+) -> None:
+    """Memory rules, with J, F and time per frame: first, previous, both, every fifth frame."""
+    found = _find(folder, sequences, split)
+    with _progress() as progress:
+        comparison = compare_memory_rules(
+            found,
+            _engine(weights, device, precision),
+            tuple(rules or TABLE_5_RULES),
+            protocol,
+            short_side=short_side,
+            out=out,
+            progress=progress,
+        )
+    _show(comparison, out)
+
+
+@app.command()
+def figure5(
+    folder: Dataset,
+    out: Annotated[Path, typer.Option(help="The PNG to write; a CSV of the same name goes beside it.")],
+    sequence: Annotated[str | None, typer.Option(help="The first one if not given.")] = None,
+    frame: Annotated[
+        str | None, typer.Option(help="The query's name or number; else the middle one.")
+    ] = None,
+    object_label: Annotated[int | None, typer.Option("--object", help="Label; else the lowest one.")] = None,
+    points: Annotated[
+        list[str] | None,
+        typer.Option("--point", help="X,Y in the query picture; repeatable. Else one inside the object."),
+    ] = None,
+    weights: Weights = DEFAULT_WEIGHTS,
+    rule: Rule = DEFAULT_RULE,
+    short_side: ShortSide = WORKING_SHORT_SIDE,
+    precision: PrecisionOption = "float32",
+    device: Device = "auto",
+) -> None:
+    """Where a query reads from: the read's weights over the frames in memory, as a picture.
+
+    One block for the whole object, and one for each point.
+    """
+    chosen = [_point(text) for text in points or ()]
+    video = find_sequences(folder, [sequence] if sequence else [])[0]
+    name = video.frames[len(video.frames) // 2] if frame is None else _frame_name(video, frame)
+    segmenter = NetworkSegmenter(_engine(weights, device, precision), MemoryRule.parse(rule), short_side)
+    with _progress() as progress:
+        read = capture(video, segmenter, name, object_label, progress=progress)
+    if read.query.mask.any():
+        readings = [read_from(read), *(read_from(read, p) for p in chosen or [read.inner_point()])]
+    else:  # an object that is hidden on the query frame has no block, but its memory can be asked by points
+        readings = [read_from(read, point) for point in chosen] or [read_from(read)]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draw(read, readings).save(out)
+    _say_written([out, write_reading(out.with_suffix(".csv"), read, readings)])
+
+
+@app.command()
+def figure7(
+    folder: Annotated[
+        Path, typer.Argument(help="A data set; or the --out of table4 or table5, and nothing is run again.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for sorted_j.csv and sorted_j.png.")],
+    rules: Rules = None,
+    sequences: Sequences = None,
+    split: Split = None,
+    weights: Weights = DEFAULT_WEIGHTS,
+    short_side: ShortSide = WORKING_SHORT_SIDE,
+    protocol: ProtocolOption = "davis",
+    precision: PrecisionOption = "float32",
+    device: Device = "auto",
+) -> None:
+    """J of all frames, sorted, for several memory rules (or whatever table4 or table5 compared)."""
+    if (folder / TABLE_FILE).is_file():
+        comparison = Comparison.read(folder).only(rules or ())
+        _say_written(comparison.write_curves(out))
+        return
+    table5(folder, rules, sequences, split, out, weights, short_side, protocol, precision, device)
+
+
+def _find(folder: Path, names: Sequence[str] | None, split: Path | None) -> list[VideoSequence]:
+    return find_sequences(folder, [*(names or ()), *(read_split(split) if split else ())])
+
+
+def _engine(weights: str, device: str, precision: Precision) -> FastNetwork:
+    network, manifest = load_network(weights)
+    errors.print(f"{manifest.name} ({manifest.architecture}); licence: {manifest.licence}", highlight=False)
+    return FastNetwork(network, device=pick_device(device), precision=precision)
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """One bar that shows the sequence at hand."""
+    with progress_bar() as bar:
+        task = bar.add_task("", total=None)
+
+        def progress(name: str, done: int, count: int) -> None:
+            if done == 1:
+                bar.reset(task, description=name, total=count)
+            bar.update(task, completed=done)
+
+        yield progress
+
+
+def _show(comparison: Comparison, out: Path | None) -> None:
+    output.print(comparison.table(), highlight=False)
+    if out is not None:
+        _say_written(comparison.write(out))
+
+
+def _say_written(files: Sequence[Path]) -> None:
+    for path in files:
+        output.print(f"written: {path}", highlight=False, soft_wrap=True)
+
+
+def _named(text: str) -> tuple[str, str]:
+    """NAME and WEIGHTS of `NAME=WEIGHTS`; the file's name where none is given."""
+    name, equals, weights = text.partition("=")
+    return (name, weights) if equals else (Path(text).stem, text)
+
+
+def _point(text: str) -> Point:
+    try:
+        x, y = (float(number) for number in text.split(","))
+    except ValueError:
+        raise ValueError(f"--point {text}: write it as X,Y in pixels, such as --point 320,200") from None
+    return x, y
+
+
+def _frame_name(sequence: VideoSequence, text: str) -> str:
+    """The frame of that name, or with that number at the end of its name.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if text in sequence.frames:
+        return text
+    if text.isdigit():
+        for name in sequence.frames:
+            digits = name[len(name.rstrip("0123456789")) :]
+            if digits and int(digits) == int(text):
+                return name
+    raise ValueError(
+        f"{sequence.name} has no frame {text}: its frames are {sequence.frames[0]} to {sequence.frames[-1]}."
+    )

@@ -26,7 +26,7 @@ app.add_typer(shot.app, name="shot")
 app.command("adapt")(adapt.adapt)
 app.command("serve")(serve.serve)
 app.command("info")(info.info)
-app.command("eval")(evaluate.evaluate)
+app.add_typer(evaluate.app, name="eval")
 app.add_typer(train.app, name="train")
 app.add_typer(weights.app, name="weights")
 
