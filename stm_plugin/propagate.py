@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from model.adapt import AdaptOptions
 from stm_plugin.errors import KeyframeError
 from stm_plugin.events import Notice
 from stm_plugin.export import MatteWriter, Written
@@ -57,6 +58,7 @@ def propagate(
     mask_mode: MaskMode = "auto",
     mask_channel: str | None = None,
     adapt: bool = False,
+    adapt_options: AdaptOptions | None = None,
     on_event: Emit = silent,
     cancelled: Cancelled = never,
     wait: float | None = 0.0,
@@ -77,6 +79,7 @@ def propagate(
         objects, mask_mode, mask_channel: how mask files are understood (`read_mask`). With several keys
             a mask may be empty: the object is not there.
         adapt: let the network learn from the keys first, unless it has learnt from just these before.
+        adapt_options: how; the measured defaults if None.
 
     Raises:
         StmError: what happened, on which frame and file, and what to do; finished mattes stay valid.
@@ -104,7 +107,7 @@ def propagate(
                     allow_empty=len(keys) > 1,
                 )
             if adapt:
-                _adapted(shot, cancelled, on_event)
+                _adapted(shot, adapt_options, cancelled, on_event)
             first, last = frame_range or (None, None)
             summary = shot.propagate(
                 Request(first, last, directions), on_event=on_event, cancelled=cancelled, writer=writer
@@ -121,14 +124,14 @@ def default_shot_folder(out: str | Path) -> Path:
     return first.parent / f"{stem}{SUFFIX}"
 
 
-def _adapted(shot: Shot, cancelled: Cancelled, on_event: Emit) -> None:
+def _adapted(shot: Shot, options: AdaptOptions | None, cancelled: Cancelled, on_event: Emit) -> None:
     """Switch on what the network learnt from the keys; learn it where they are not the same any more."""
     on = replace(shot.settings, adapt=True)
     if shot.adaptation_fits:
         shot.set_settings(on)
         return
     on_event(Notice("The network learns from the keys first."))
-    shot.adapt(cancelled=cancelled)
+    shot.adapt(options, cancelled=cancelled)
 
 
 def _opened(

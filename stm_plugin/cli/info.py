@@ -48,7 +48,8 @@ def info(
         description = ShotStore.open(shot).description()
         record, used = description.adaptation, description.settings.adapt
         said = "not adapted" if record is None else describe_adaptation(record)
-        output.print(f"{shot}: {said}{'' if used or record is None else ' (switched off)'}", highlight=False)
+        off = "" if used or record is None else " (switched off)"
+        output.print(f"{shot}: {said}{off}", highlight=False, soft_wrap=True)
     if spaces:
         output.print("\n".join(config.spaces), highlight=False)
 
