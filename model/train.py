@@ -17,7 +17,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,12 +37,27 @@ from model.network import (
     soft_aggregate_log,
 )
 
+CHECKPOINT_FILE = "checkpoint.pt"
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """All that decides a run; written into its folder and into every checkpoint."""
+    """All that decides a run; written into its folder and into every checkpoint.
+
+    Paths are as the command was given them; they may be others where a run is continued.
+    """
 
     network: str = "stm-lite"
+    start: str = "random"
+    """What the run begins from: `random`, `imagenet` (trunks), a run's folder, or weights by file or name."""
+    videos: tuple[str, ...] = ()
+    """Roots in DAVIS or YouTube-VOS layout."""
+    stills: tuple[str, ...] = ()
+    """Folders of `images/` with `masks/` or `labels/`."""
+    still_weights: tuple[float, ...] = ()
+    """How often each folder of stills is drawn, relative to the others; evenly if empty."""
+    leave_out: tuple[str, ...] = ()
+    """Names of videos that are never trained on."""
     steps: int = 4000
     batch: int = 4
     """Clips of one step, over all processes."""
@@ -85,7 +100,37 @@ class TrainingConfig:
             unknown = set(given) - {f.name for f in known}
             if unknown:
                 raise ValueError(f"unknown training options: {', '.join(sorted(unknown))}")
+        for name in ("videos", "stills", "leave_out"):
+            if isinstance(values.get(name), str):
+                raise ValueError(f'training option {name} is a list: write {name} = ["{values[name]}"]')
         return cls(clip=ClipOptions(**_tuples(clip)), **_tuples(values))
+
+
+def saved_config(folder: Path) -> TrainingConfig | None:
+    """The configuration in a run's checkpoint, or None if there is none yet."""
+    path = folder / CHECKPOINT_FILE
+    if not path.exists():
+        return None
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return TrainingConfig.from_dict(checkpoint["config"])
+
+
+def continued_config(folder: Path, config: TrainingConfig) -> TrainingConfig:
+    """The configuration with which a run goes on: that of its checkpoint, if there is one.
+
+    Of the given one count the length, if it is the longer one, and the folders of the data, which may lie
+    elsewhere now; videos that it leaves out are left out as well.
+    """
+    saved = saved_config(folder)
+    if saved is None:
+        return config
+    return replace(
+        saved,
+        steps=max(config.steps, saved.steps),
+        videos=config.videos or saved.videos,
+        stills=config.stills or saved.stills,
+        leave_out=tuple(dict.fromkeys((*saved.leave_out, *config.leave_out))),
+    )
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:
@@ -254,7 +299,7 @@ class Trainer:
 
     Args:
         folder: of the run; an existing checkpoint in it is resumed exactly.
-        config: of the run; ignored where the folder holds a checkpoint, except for `steps`.
+        config: of the run; where the folder holds a checkpoint, what `continued_config` makes of it.
         clips: the training data.
         initial: state dict to begin from (ImageNet trunks, or an earlier stage's weights).
         device: where to train.
@@ -271,7 +316,8 @@ class Trainer:
         device: str = "cpu",
         workers: int = 1,
     ) -> None:
-        self.folder, self.config, self.clips, self.workers = folder, config, clips, workers
+        self.folder, self.clips, self.workers = folder, clips, workers
+        self.config = config = continued_config(folder, config)
         self.device = torch.device(device)
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.processes = dist.get_world_size() if dist.is_initialized() else 1
@@ -300,7 +346,7 @@ class Trainer:
 
     @property
     def checkpoint(self) -> Path:
-        return self.folder / "checkpoint.pt"
+        return self.folder / CHECKPOINT_FILE
 
     def run(self, after_step: Callable[[Trainer, Losses], None] | None = None) -> None:
         """Trains to the last step, writing a checkpoint every `checkpoint_every` steps and at the end.
@@ -378,10 +424,6 @@ class Trainer:
 
     def _resume(self) -> None:
         state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
-        saved = TrainingConfig.from_dict(state["config"])
-        self.config = TrainingConfig.from_dict(
-            {**saved.to_dict(), "steps": max(self.config.steps, saved.steps)}
-        )
         self.network.load_state_dict(state["network"])
         self.average = state["average"]
         self.optimizer.load_state_dict(state["optimizer"])
