@@ -4,27 +4,38 @@ A guided filter (He, Sun, Tang: Guided Image Filtering, 2010; Fast Guided Filter
 size, with the working picture as its guide, and its local linear model is applied to the plate's own pixels:
 edges land where the plate has them. It counts as far as the plate explains the probability's detail: where
 the plate shows no edge it would only blur, and the plain enlargement stays. Then the transition, which the
-network spreads over its stride, is made steeper. Only a band around unsure pixels is touched; elsewhere the
-matte is exactly 0 or 1.
+network spreads over its stride, is made steeper. Only a band around unsure pixels is looked at, in the plate
+too: its colours are asked for pixel by pixel. Elsewhere the matte is exactly 0 or 1.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from stm_plugin.plate import FloatArray, Window
 from stm_plugin.settings import FinishSettings
-from stm_plugin.working import WorkingGeometry, inside_region, to_plate
+from stm_plugin.working import WorkingGeometry, inside_region, to_plate, to_working_points
 
-VERSION = 1
+VERSION = 2
 """Enters the address of every matte; raise it when the same probabilities give another matte."""
 
 
 _LEAST_DETAIL = 1e-4
 """Squared detail of the probability in a window below which there is no edge worth explaining."""
+
+
+_REACH = 3
+"""Radii that a refined pixel looks far: its model, the model's average, and the trust in it."""
+_POINTS_ABREAST = 1024
+"""OpenCV looks up points that are laid out as a picture; this is its width."""
+
+Places = npt.NDArray[np.intp]
+"""Pixels of a picture as places in its flat array, (N,)."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +44,12 @@ class Guide:
 
     Attributes:
         working: (h, w, 3), the working picture.
-        plate: (H, W, 3), the plate's pixels over `window`.
+        colours: gives the plate's colours (N, 3) at places of `window`.
         window: the frame's data window.
     """
 
     working: FloatArray
-    plate: FloatArray
+    colours: Callable[[Places], FloatArray]
     window: Window
 
 
@@ -55,102 +66,141 @@ def finish(
     """
     clean = _steeper(probability, 1.0, settings.sure)
     matte = to_plate(clean, guide.window, geometry)
-    if settings.enabled:
-        box = _box_around(clean, settings.radius)
-        target = None if box is None else guide.window.intersection(_on_plate(box, geometry))
-        if box is not None and target is not None:
-            part = _slices(target, guide.window)
-            refined = _refined(clean, matte[part], box, target, guide, geometry, settings)
-            matte[part] = _steeper(refined, settings.sharpness, settings.sure)
+    unsure = _unsure(clean) if settings.enabled else None
+    if unsure is not None and unsure.any():
+        reach = _REACH * settings.radius + 1
+        places = _places(_dilated(unsure, reach), guide.window, geometry)
+        box = _box_around(unsure, 2 * reach)
+        band = _dilated(unsure, reach + settings.radius)[box]
+        model, trust = trusted_model(guide.working[box], clean[box], band, settings.radius, settings.epsilon)
+        flat = matte.reshape(-1)
+        corner = (box[1].start, box[0].start)
+        refined = _refined(flat[places], model, trust, corner, places, guide, geometry)
+        flat[places] = _steeper(refined, settings.sharpness, settings.sure)
     return inside_region(matte, guide.window, geometry)
 
 
 def _refined(
-    clean: FloatArray,
     plain: FloatArray,
-    box: Window,
-    target: Window,
+    slopes_and_offset: FloatArray,
+    trust: FloatArray,
+    corner: tuple[int, int],
+    places: Places,
     guide: Guide,
     geometry: WorkingGeometry,
-    settings: FinishSettings,
 ) -> FloatArray:
-    """The matte over the plate pixels of `target`, from the working pixels of `box`.
+    """The matte at `places` (N,) of the plate: the local model of its colours there, as far as it is trusted.
 
-    `plain` is the plain enlargement there.
+    Args:
+        plain: (N,), the plain enlargement.
+        slopes_and_offset, trust: (4, h, w) and (h, w) of a part of the working picture.
+        corner: column and row where that part begins.
     """
-    inside = _slices(box, Window(0, 0, geometry.width, geometry.height))
-    working, values = guide.working[inside], clean[inside]
-    model = linear_model(working, values, settings.radius, settings.epsilon)
-    trust = _explained(model, working, values, settings.radius)
-
-    def enlarged(values: FloatArray) -> FloatArray:
-        return to_plate(values, target, geometry, (box.x, box.y))  # (H, W)
-
-    pixels = cv2.split(guide.plate[_slices(target, guide.window)])  # red, green, blue, (H, W) each
-    refined = plain * (1.0 - enlarged(trust)) + enlarged(model[3] * trust)
-    for slope, channel in zip(model[:3], pixels, strict=True):
-        refined += enlarged(slope * trust) * channel
-    return refined
+    if not places.size:
+        return plain
+    rows, columns = np.divmod(places, guide.window.width)
+    x, y = to_working_points(columns, rows, guide.window, geometry)
+    x, y = x - corner[0], y - corner[1]
+    model = _looked_up(cv2.merge(list(slopes_and_offset)), x, y)  # (N, 4)
+    refined = plain * (1.0 - _looked_up(trust, x, y)) + model[:, 3]
+    refined += np.einsum("nc,nc->n", model[:, :3], guide.colours(places))
+    return np.asarray(refined, dtype=np.float32)
 
 
-def linear_model(guide: FloatArray, values: FloatArray, radius: int, epsilon: float) -> FloatArray:
-    """The guided filter's local model: values ~ slope . guide + offset in every window of the given radius.
+def _looked_up(values: FloatArray, x: FloatArray, y: FloatArray) -> FloatArray:
+    """Working values (h, w[, C]) at the points x, y (N,), bilinear; those of the border go on beyond it."""
+    count = x.size
+    padding = (0, -count % _POINTS_ABREAST)
+    across, down = (np.pad(one, padding).reshape(-1, _POINTS_ABREAST) for one in (x, y))
+    found = cv2.remap(values, across, down, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(found, dtype=np.float32).reshape(-1, *values.shape[2:])[:count]
+
+
+def trusted_model(
+    guide: FloatArray, values: FloatArray, band: npt.NDArray[np.uint8], radius: int, epsilon: float
+) -> tuple[FloatArray, FloatArray]:
+    """The guided filter's local model, values ~ slopes . guide + offset, and how far it may be trusted.
+
+    The model of a window is fitted to it and averaged over all windows that a pixel lies in. The trust is the
+    share of the local detail of `values` that the guide explains; detail is what a blur of the model's size
+    loses. Away from edges there is none, and the trust is 0, so that the model touches nothing there.
+
+    Window means are taken everywhere, as that is fast; the rest on the band alone.
 
     Args:
         guide: (h, w, 3) in [0, 1].
         values: (h, w).
+        band: (h, w), not 0 where the answer is wanted and `radius` around it.
         epsilon: variance of the guide below which a window counts as flat.
 
     Returns:
-        (4, h, w): the slopes of the three channels and the offset, averaged over the windows at each pixel.
+        (4, h, w): the slopes of the three channels and the offset, times the trust; (h, w): the trust in
+        [0, 1]. Both 0 off the band.
     """
+    places = np.flatnonzero(band)
+    means = np.stack([_mean(one, radius) for one in _moments(guide, values)])  # (13, h, w)
+    coefficients = _on_band(_fitted(_at(means, places), epsilon), places, band.shape)
+    model = _at(np.stack([_mean(one, radius) for one in coefficients]), places)  # (4, N)
 
-    def mean(x: FloatArray) -> FloatArray:
-        return _mean(x, radius)
+    target = values.reshape(-1)[places]
+    fitted = model[3] + np.einsum("nc,cn->n", guide.reshape(-1, 3)[places], model[:3])
+    errors = _on_band(np.square(np.clip(fitted, 0, 1) - target)[None], places, band.shape)[0]
+    unexplained = _mean(errors, radius).reshape(-1)[places]
+    blurred = _mean(means[_VALUE], radius)
+    detail = _mean(np.square(blurred - values), radius).reshape(-1)[places]
+    share = 1.0 - unexplained / np.maximum(detail, np.float32(_LEAST_DETAIL))
+    trust = np.where(detail > 0, np.clip(share, 0.0, 1.0), np.float32(0.0))
+    model *= trust
+    return _on_band(model, places, band.shape), _on_band(trust[None], places, band.shape)[0]
 
-    red, green, blue = (np.ascontiguousarray(guide[..., channel]) for channel in range(3))  # (h, w) each
-    r, g, b, value = mean(red), mean(green), mean(blue), mean(values)
+
+_VALUE = 3
+"""Place of the values among `_moments`."""
+
+
+def _moments(guide: FloatArray, values: FloatArray) -> tuple[FloatArray, ...]:
+    """13 pictures (h, w): the guide's r, g, b; the values v; rr, rg, rb, gg, gb, bb; rv, gv, bv."""
+    r, g, b = cv2.split(guide)
+    moments = (r, g, b, values, r * r, r * g, r * b, g * g, g * b, b * b, r * values, g * values, b * values)
+    return tuple(np.asarray(one, dtype=np.float32) for one in moments)
+
+
+def _fitted(means: FloatArray, epsilon: float) -> FloatArray:
+    """(4, N): slopes and offset of the least-squares fit, from the means (13, N) of `_moments`."""
+    r, g, b, value = means[:4]
     # The symmetric covariance matrix of the guide, and the guide's covariance with the values
-    rr, rg, rb = mean(red * red) - r * r + epsilon, mean(red * green) - r * g, mean(red * blue) - r * b
-    gg, gb = mean(green * green) - g * g + epsilon, mean(green * blue) - g * b
-    bb = mean(blue * blue) - b * b + epsilon
-    rv, gv, bv = (
-        mean(red * values) - r * value,
-        mean(green * values) - g * value,
-        mean(blue * values) - b * value,
-    )
-
+    rr, rg, rb = means[4] - r * r + epsilon, means[5] - r * g, means[6] - r * b
+    gg, gb, bb = means[7] - g * g + epsilon, means[8] - g * b, means[9] - b * b + epsilon
+    rv, gv, bv = means[10] - r * value, means[11] - g * value, means[12] - b * value
     # slope = inverse(covariance matrix) . covariance, by cofactors
     i_rr, i_rg, i_rb = gg * bb - gb * gb, gb * rb - rg * bb, rg * gb - gg * rb
     i_gg, i_gb, i_bb = rr * bb - rb * rb, rb * rg - rr * gb, rr * gg - rg * rg
     scale = 1.0 / np.maximum(rr * i_rr + rg * i_rg + rb * i_rb, np.float32(epsilon**3))
-    slope_r = (i_rr * rv + i_rg * gv + i_rb * bv) * scale
-    slope_g = (i_rg * rv + i_gg * gv + i_gb * bv) * scale
-    slope_b = (i_rb * rv + i_gb * gv + i_bb * bv) * scale
-    offset = value - slope_r * r - slope_g * g - slope_b * b
-    return np.stack([mean(slope_r), mean(slope_g), mean(slope_b), mean(offset)])
+    fitted = np.empty((4, r.size), np.float32)
+    fitted[0] = (i_rr * rv + i_rg * gv + i_rb * bv) * scale
+    fitted[1] = (i_rg * rv + i_gg * gv + i_gb * bv) * scale
+    fitted[2] = (i_rb * rv + i_gb * gv + i_bb * bv) * scale
+    fitted[3] = value - fitted[0] * r - fitted[1] * g - fitted[2] * b
+    return fitted
+
+
+def _at(pictures: FloatArray, places: Places) -> FloatArray:
+    """(C, N): pictures (C, h, w) at places."""
+    return pictures.reshape(len(pictures), -1).take(places, axis=1)
+
+
+def _on_band(values: FloatArray, places: Places, shape: tuple[int, ...]) -> FloatArray:
+    """(C, h, w): values (C, N) at their places, 0 elsewhere."""
+    pictures = np.zeros((len(values), shape[0] * shape[1]), np.float32)
+    pictures[:, places] = values
+    return pictures.reshape(len(values), *shape)
 
 
 def _mean(values: FloatArray, radius: int) -> FloatArray:
-    """Means over square windows, (h, w[, C])."""
+    """Means over square windows, (h, w)."""
     side = (2 * radius + 1, 2 * radius + 1)
     means = cv2.boxFilter(np.ascontiguousarray(values), cv2.CV_32F, side, borderType=cv2.BORDER_REFLECT)
     return np.asarray(means, dtype=np.float32)
-
-
-def _explained(model: FloatArray, guide: FloatArray, values: FloatArray, radius: int) -> FloatArray:
-    """(h, w) in [0, 1]: the share of the local detail of `values` that the guide explains.
-
-    Detail is what a blur of the model's size loses. Away from edges there is none, and the share is 0, so
-    that the model touches nothing there.
-    """
-    fitted = model[3] + sum(model[channel] * guide[..., channel] for channel in range(3))
-    blurred = _mean(_mean(values, radius), radius)
-    unexplained = _mean(np.square(np.clip(fitted, 0, 1) - values), radius)
-    detail = _mean(np.square(blurred - values), radius)
-    share = 1.0 - unexplained / np.maximum(detail, np.float32(_LEAST_DETAIL))
-    trusted: FloatArray = np.where(detail > 0, np.clip(share, 0.0, 1.0), 0.0).astype(np.float32)
-    return trusted
 
 
 def _steeper(values: FloatArray, sharpness: float, sure: float) -> FloatArray:
@@ -161,29 +211,42 @@ def _steeper(values: FloatArray, sharpness: float, sure: float) -> FloatArray:
     return np.clip(steep, 0.0, 1.0, out=steep)
 
 
-def _box_around(clean: FloatArray, radius: int) -> Window | None:
-    """The working pixels from which everything near an unsure pixel is refined; None where all are sure."""
-    unsure = cv2.morphologyEx(clean, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
-    rows, columns = np.flatnonzero(unsure.any(axis=1)), np.flatnonzero(unsure.any(axis=0))
-    if not rows.size:
-        return None
-    height, width = clean.shape
-    spare = 3 * radius + 1  # model, its average, and its trust each look `radius` far
-    top, bottom = max(0, int(rows[0]) - spare), min(height, int(rows[-1]) + 1 + spare)
-    left, right = max(0, int(columns[0]) - spare), min(width, int(columns[-1]) + 1 + spare)
-    return Window(left, top, right - left, bottom - top)
+def _unsure(clean: FloatArray) -> npt.NDArray[np.uint8]:
+    """(h, w): 1 where a working pixel is not exactly as its neighbours are, else 0."""
+    gradient = cv2.morphologyEx(clean, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
+    return (np.asarray(gradient) > 0).view(np.uint8)
 
 
-def _on_plate(box: Window, geometry: WorkingGeometry) -> Window:
+def _dilated(band: npt.NDArray[np.uint8], reach: int) -> npt.NDArray[np.uint8]:
+    """A band (h, w), wider by some pixels on either side."""
+    return np.asarray(cv2.dilate(band, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)), dtype=np.uint8)
+
+
+def _box_around(band: npt.NDArray[np.uint8], spare: int) -> tuple[slice, slice]:
+    """Rows and columns that hold a band, with some to spare."""
+    left, top, width, height = cv2.boundingRect(band)
+    rows = slice(max(0, top - spare), min(band.shape[0], top + height + spare))
+    columns = slice(max(0, left - spare), min(band.shape[1], left + width + spare))
+    return rows, columns
+
+
+def _places(band: npt.NDArray[np.uint8], window: Window, geometry: WorkingGeometry) -> Places:
+    """The plate pixels of `window` that lie on a band of working pixels."""
+    left, top, width, height = cv2.boundingRect(band)
+    target = window.intersection(_on_plate(left, top, width, height, geometry))
+    if target is None:
+        return np.zeros(0, np.intp)
+    rows = (np.arange(target.y, target.bottom) - geometry.region.y + 0.5) / geometry.scale_y
+    columns = (np.arange(target.x, target.right) - geometry.region.x + 0.5) / geometry.scale_x
+    lines = band.take(rows.astype(np.intp), axis=0, mode="clip")
+    chosen = np.flatnonzero(lines.take(columns.astype(np.intp), axis=1, mode="clip"))
+    down, across = np.divmod(chosen, target.width)
+    places: Places = (down + (target.y - window.y)) * window.width + (across + (target.x - window.x))
+    return places
+
+
+def _on_plate(left: int, top: int, width: int, height: int, geometry: WorkingGeometry) -> Window:
     """The plate pixels whose centres lie in a box of working pixels."""
-    left = geometry.region.x + round(box.x * geometry.scale_x)
-    right = geometry.region.x + round((box.x + box.width) * geometry.scale_x)
-    top = geometry.region.y + round(box.y * geometry.scale_y)
-    bottom = geometry.region.y + round((box.y + box.height) * geometry.scale_y)
-    return Window(left, top, right - left, bottom - top)
-
-
-def _slices(inner: Window, outer: Window) -> tuple[slice, slice]:
-    """Rows and columns of `inner` in an array over `outer`."""
-    top, left = inner.y - outer.y, inner.x - outer.x
-    return slice(top, top + inner.height), slice(left, left + inner.width)
+    x, y = round(left * geometry.scale_x), round(top * geometry.scale_y)
+    right, bottom = round((left + width) * geometry.scale_x), round((top + height) * geometry.scale_y)
+    return Window(geometry.region.x + x, geometry.region.y + y, right - x, bottom - y)

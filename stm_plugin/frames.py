@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stm_plugin.errors import PlateError
-from stm_plugin.plate import FloatArray, Plate, PlateFrame, PlateSource
+from stm_plugin.plate import CONTENT_HASH, FloatArray, PixelArray, Plate, PlateFrame, PlateSource
 from stm_plugin.working import WorkingGeometry, to_working
 
 FRAMES_HELD = 3
@@ -30,7 +30,7 @@ class Transform(Protocol):
     @property
     def id(self) -> str: ...
 
-    def to_display(self, pixels: FloatArray) -> FloatArray: ...
+    def to_display(self, pixels: PixelArray) -> FloatArray: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,15 +47,24 @@ class LoadedFrame:
     geometry: WorkingGeometry
 
     @cached_property
+    def picture(self) -> PictureArray:
+        """(3, h, w) at working size. Half floats, computed or from a cache alike: so both give the same.
+
+        Colour comes before the size: the highlights are bent before they are averaged, as in the pictures
+        that the network learnt from.
+        """
+        frame = self.plate_frame
+        small = to_working(frame.pixels, frame.data_window, self.geometry, self.transform.to_display)
+        return np.ascontiguousarray(small.astype(np.float16).transpose(2, 0, 1))  # (3, h, w)
+
     def display(self) -> FloatArray:
         """(H, W, 3) over the data window, display-referred sRGB in [0, 1]."""
         return self.transform.to_display(self.plate_frame.pixels)
 
-    @cached_property
-    def picture(self) -> PictureArray:
-        """(3, h, w) at working size. Half floats, computed or from a cache alike: so both give the same."""
-        small = to_working(self.display, self.plate_frame.data_window, self.geometry)  # (h, w, 3)
-        return np.ascontiguousarray(small.astype(np.float16).transpose(2, 0, 1))
+    def display_at(self, places: npt.NDArray[np.intp]) -> FloatArray:
+        """(N, 3): the display-referred colours of single pixels, given as places in the flat data window."""
+        pixels = self.plate_frame.pixels.reshape(-1, 3)[places]  # (N, 3)
+        return self.transform.to_display(pixels[:, None])[:, 0]
 
 
 class FrameLoader:
@@ -148,7 +157,7 @@ def signature_of(plate: PlateSource, frame: int) -> str | None:
             status = path.stat()
         except OSError:
             return None
-        return f"{path}|{plate.layer}|{plate.view}|{status.st_size}|{status.st_mtime_ns}"
+        return f"{CONTENT_HASH}|{path}|{plate.layer}|{plate.view}|{status.st_size}|{status.st_mtime_ns}"
     signature: Any = getattr(plate, "signature", None)
     if signature is None:
         raise PlateError("This plate cannot say whether its frames have changed.", frame=frame)

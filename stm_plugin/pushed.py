@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import OpenImageIO as oiio
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from stm_plugin.errors import PlateError
 from stm_plugin.files import DamagedFileError, Journal, looks_whole, read_sealed, write_sealed
-from stm_plugin.plate import FloatArray, PlateFrame, Window
+from stm_plugin.plate import CONTENT_HASH, PixelArray, PlateFrame, Window
 
 MetadataValue = str | int | float
 
@@ -36,6 +35,7 @@ class PushedRecord:
     data_window: Window
     digest: str | None = None
     metadata: Mapping[str, MetadataValue] = field(default_factory=dict)
+    hash_by: str = CONTENT_HASH
 
 
 class PushedPlate:
@@ -73,7 +73,11 @@ class PushedPlate:
         self.fps = fps
         self._folder, self._budget = folder, budget
         self._journal = Journal(folder / "frames.jsonl", "frame")
-        self._records = {int(frame): _record_from(entry) for frame, entry in self._journal.load().items()}
+        self._records = {
+            int(frame): _record_from(entry)
+            for frame, entry in self._journal.load().items()
+            if entry.get("hash_by") == CONTENT_HASH
+        }
 
     @property
     def missing(self) -> tuple[int, ...]:
@@ -93,7 +97,7 @@ class PushedPlate:
     def push(
         self,
         frame: int,
-        pixels: npt.NDArray[np.float32] | npt.NDArray[np.float16],
+        pixels: PixelArray,
         data_window: Window,
         *,
         digest: str | None = None,
@@ -119,8 +123,7 @@ class PushedPlate:
                 frame=frame,
                 hint="Describe the plate with a larger canvas first.",
             )
-        whole = self._as_frame(frame, pixels.astype(np.float32, copy=False), data_window, metadata or {})
-        hash_ = whole.content_hash()
+        hash_ = self._as_frame(frame, pixels, data_window, metadata or {}).content_hash()
         path = self._path(hash_)
         if not looks_whole(path):
             write_sealed(path, save_arrays({"pixels": np.ascontiguousarray(pixels)}), durable=False)
@@ -158,11 +161,10 @@ class PushedPlate:
                 path=path,
                 hint=_MISSING_HINT,
             )
-        pixels = load_arrays(body)["pixels"].astype(np.float32, copy=False)
-        return self._as_frame(frame, pixels, record.data_window, record.metadata)
+        return self._as_frame(frame, load_arrays(body)["pixels"], record.data_window, record.metadata)
 
     def _as_frame(
-        self, frame: int, pixels: FloatArray, data_window: Window, metadata: Mapping[str, MetadataValue]
+        self, frame: int, pixels: PixelArray, data_window: Window, metadata: Mapping[str, MetadataValue]
     ) -> PlateFrame:
         spec = oiio.ImageSpec(data_window.width, data_window.height, 3, "float")
         for name, value in metadata.items():

@@ -6,13 +6,19 @@ side has the working size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from stm_plugin.errors import SettingsError
-from stm_plugin.plate import FloatArray, Window, cut, place
+from stm_plugin.plate import FloatArray, PixelArray, Window, place, slices_of
+
+_BLOCK_ELEMENTS = 100_000
+"""Values that are converted and narrowed together: they stay in the second-level cache."""
 
 
 @dataclass(frozen=True)
@@ -66,51 +72,48 @@ def working_geometry(
     return WorkingGeometry(canvas, inside, height, width)
 
 
-def to_working(pixels: FloatArray, window: Window, geometry: WorkingGeometry) -> FloatArray:
+def as_floats(pixels: PixelArray) -> FloatArray:
+    """The same values as float32."""
+    return pixels.astype(np.float32, copy=False)
+
+
+def to_working(
+    pixels: PixelArray,
+    window: Window,
+    geometry: WorkingGeometry,
+    convert: Callable[[PixelArray], FloatArray] = as_floats,
+) -> FloatArray:
     """Pixels (h, w[, C]) over `window` as working pixels (height, width[, C]), antialiased.
 
     Where the region is not covered by `window` it is 0, as everywhere outside an EXR's data window.
-    """
-    if window == geometry.region:
-        inside = pixels
-    elif window == geometry.canvas:
-        inside = cut(pixels, geometry.canvas, geometry.region)
-    else:
-        inside = place(pixels, window, geometry.region)
-    across = _resized(inside, geometry.width, inside.shape[0])
-    return _resized(across, geometry.width, geometry.height)
-
-
-def to_plate(
-    values: FloatArray, window: Window, geometry: WorkingGeometry, origin: tuple[int, int] = (0, 0)
-) -> FloatArray:
-    """Working values (h, w[, C]) enlarged to the plate pixels of `window`, bilinear.
-
-    Beyond the given values those of their border go on; `inside_region` cuts a matte off there.
 
     Args:
-        values: the working picture's, or a part of it.
-        origin: column and row of the working picture where the part begins.
+        convert: what is done to each pixel before: its colour. It gets some rows at a time.
     """
-    if window == geometry.region and values.shape[:2] == (geometry.height, geometry.width):
+    if not window.contains(geometry.region):
+        pixels, convert = place(convert(pixels), window, geometry.region), as_floats
+    else:
+        pixels = pixels[slices_of(geometry.region, window)]
+    height = pixels.shape[0]
+    narrow = np.empty((height, geometry.width, *pixels.shape[2:]), np.float32)
+    step = max(1, _BLOCK_ELEMENTS // (pixels.size // height))
+    for top in range(0, height, step):
+        rows = convert(pixels[top : top + step])
+        narrow[top : top + step] = _resized(rows, geometry.width, rows.shape[0])
+    return _resized(narrow, geometry.width, geometry.height)
+
+
+def to_plate(values: FloatArray, window: Window, geometry: WorkingGeometry) -> FloatArray:
+    """Working values (height, width[, C]) enlarged to the plate pixels of `window`, bilinear.
+
+    Beyond the working picture its border goes on; `inside_region` cuts a matte off there.
+    """
+    if window == geometry.region:
         whole = cv2.resize(values, (window.width, window.height), interpolation=cv2.INTER_LINEAR)
         return np.asarray(whole, dtype=np.float32)  # the same, faster
-    # Centre of a plate pixel x in working pixels: (x - region.x + 0.5) / scale - 0.5
-    to_source = np.array(
-        [
-            [
-                1 / geometry.scale_x,
-                0,
-                (window.x - geometry.region.x + 0.5) / geometry.scale_x - 0.5 - origin[0],
-            ],
-            [
-                0,
-                1 / geometry.scale_y,
-                (window.y - geometry.region.y + 0.5) / geometry.scale_y - 0.5 - origin[1],
-            ],
-        ],
-        dtype=np.float64,
-    )
+    step_x, step_y = 1 / geometry.scale_x, 1 / geometry.scale_y
+    first_x, first_y = to_working_points(np.zeros(1), np.zeros(1), window, geometry)
+    to_source = np.array([[step_x, 0, first_x[0]], [0, step_y, first_y[0]]], dtype=np.float64)
     enlarged = cv2.warpAffine(
         np.ascontiguousarray(values, dtype=np.float32),
         to_source,
@@ -121,6 +124,22 @@ def to_plate(
     return np.asarray(enlarged, dtype=np.float32)
 
 
+def to_working_points(
+    columns: npt.NDArray[Any],
+    rows: npt.NDArray[Any],
+    window: Window,
+    geometry: WorkingGeometry,
+) -> tuple[FloatArray, FloatArray]:
+    """Where plate pixels lie in the working picture: x and y (N,), pixel centres at whole numbers.
+
+    Args:
+        columns, rows: (N,), of the array over `window`.
+    """
+    x = (columns + (window.x - geometry.region.x + 0.5)) / geometry.scale_x - 0.5
+    y = (rows + (window.y - geometry.region.y + 0.5)) / geometry.scale_y - 0.5
+    return x.astype(np.float32), y.astype(np.float32)
+
+
 def inside_region(matte: FloatArray, window: Window, geometry: WorkingGeometry) -> FloatArray:
     """A matte (h, w) over `window`, with 0 outside the region."""
     region = geometry.region
@@ -129,7 +148,7 @@ def inside_region(matte: FloatArray, window: Window, geometry: WorkingGeometry) 
     common = region.intersection(window)
     if common is None:
         return np.zeros_like(matte)
-    return place(cut(matte, window, common), common, window)
+    return place(matte[slices_of(common, window)], common, window)
 
 
 def _resized(pixels: FloatArray, width: int, height: int) -> FloatArray:

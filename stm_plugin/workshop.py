@@ -327,7 +327,7 @@ class Workshop:
         finished: dict[str, FloatArray] = {}
         for name, probability in result.probabilities.items():
             if probability.any():
-                guide = finishing.Guide(_channels_last(loaded), loaded.display, window)
+                guide = finishing.Guide(_channels_last(loaded), loaded.display_at, window)
                 finished[name] = finishing.finish(probability, guide, self.geometry, self.settings.finish)
             else:
                 finished[name] = np.zeros((window.height, window.width), np.float32)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 
-from stm_plugin.finish import Guide, finish
+from stm_plugin.finish import Guide, Places, finish
 from stm_plugin.plate import FloatArray, Window
 from stm_plugin.settings import FinishSettings
 from stm_plugin.working import WorkingGeometry, inside_region, to_plate, to_working, working_geometry
@@ -33,13 +34,18 @@ def scene(alpha: FloatArray) -> FloatArray:
     return np.ascontiguousarray(alpha[..., None] * front + (1 - alpha[..., None]) * back, dtype=np.float32)
 
 
+def colours_of(picture: FloatArray) -> Callable[[Places], FloatArray]:
+    """A plate of these display-referred colours."""
+    return lambda places: picture.reshape(-1, 3)[places]
+
+
 def prepared(
     alpha: FloatArray, working_size: int = 100, region: Window | None = None
 ) -> tuple[FloatArray, Guide, WorkingGeometry]:
     """What the network would give for `alpha` (spread over its stride), the guide, and the geometry."""
     geometry = working_geometry(WINDOW, 1.0, working_size, region)
     picture = scene(alpha)
-    guide = Guide(to_working(picture, WINDOW, geometry), picture, WINDOW)
+    guide = Guide(to_working(picture, WINDOW, geometry), colours_of(picture), WINDOW)
     probability = cv2.GaussianBlur(to_working(alpha, WINDOW, geometry), (0, 0), 1.5)
     return np.asarray(probability, np.float32), guide, geometry
 
@@ -82,7 +88,8 @@ def test_a_sure_frame_is_flat(value: float) -> None:
 
 def test_a_flat_plate_changes_nothing_but_the_contrast() -> None:
     probability, guide, geometry = prepared(soft_disc(2.0))
-    grey = Guide(np.full_like(guide.working, 0.5), np.full_like(guide.plate, 0.5), WINDOW)
+    flat = np.full((WINDOW.height, WINDOW.width, 3), 0.5, np.float32)
+    grey = Guide(np.full_like(guide.working, 0.5), colours_of(flat), WINDOW)
     finished = finish(probability, grey, geometry, replace(SETTINGS, sharpness=1.0, sure=0.0))
     assert np.abs(finished - to_plate(probability, WINDOW, geometry)).max() < 0.02
 
@@ -96,7 +103,7 @@ def test_finishing_follows_the_data_window_and_the_region() -> None:
 
     data = Window(60, 40, 200, 180)
     part = np.s_[data.y - WINDOW.y : data.bottom - WINDOW.y, data.x - WINDOW.x : data.right - WINDOW.x]
-    cropped = Guide(guide.working, guide.plate[part], data)
+    cropped = Guide(guide.working, colours_of(scene(alpha)[part]), data)
     assert np.allclose(finish(probability, cropped, geometry, SETTINGS), whole[part], atol=1e-4)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from stm_plugin.errors import SettingsError
 from stm_plugin.plate import FloatArray, Window
-from stm_plugin.working import inside_region, to_plate, to_working, working_geometry
+from stm_plugin.working import inside_region, to_plate, to_working, to_working_points, working_geometry
 
 
 def ramp(window: Window) -> FloatArray:
@@ -66,15 +68,30 @@ def test_working_pixels_go_back_to_where_they_came_from(
     assert np.abs(back[part] - ramp(canvas)[part]).max() < 0.1 + scale / 50
 
 
-def test_a_part_of_the_working_picture_lands_in_its_place() -> None:
+def test_a_part_of_the_plate_and_single_pixels_lie_where_they_lie_in_the_whole() -> None:
     window = Window(-3, 4, 90, 70)
     geometry = working_geometry(window, 1.0, 30)
     values = to_working(ramp(window), window, geometry)
     whole = to_plate(values, window, geometry)
     target = Window(30, 30, 12, 10)
-    part = to_plate(values[5:25, 8:33], target, geometry, (8, 5))
+    part = to_plate(values, target, geometry)
     expected = whole[target.y - window.y :, target.x - window.x :][: target.height, : target.width]
     assert np.abs(part - expected).max() < 0.1  # plate pixels
+    x, y = to_working_points(np.arange(12), np.arange(10), target, geometry)
+    across = np.interp(x, np.arange(geometry.width), values[0, :, 0])
+    down = np.interp(y, np.arange(geometry.height), values[:, 0, 1])
+    assert np.abs(across - (np.arange(target.x, target.right) + 0.5)).max() < 0.1
+    assert np.abs(down - (np.arange(target.y, target.bottom) + 0.5)).max() < 0.1
+
+
+def test_colour_is_applied_to_every_pixel_before_the_size_changes() -> None:
+    window = Window(0, 0, 300, 200)
+    geometry = working_geometry(window, 1.0, 50)
+    pixels = np.random.default_rng(3).random((200, 300, 3), np.float32)
+    for region in (window, Window(20, 10, 200, 150), Window(-40, -20, 400, 300)):
+        there = replace(geometry, region=region)
+        by_rows = to_working(pixels, window, there, np.square)
+        assert np.allclose(by_rows, to_working(np.square(pixels), window, there), atol=1e-6)
 
 
 def test_thin_things_are_averaged_not_lost() -> None:
