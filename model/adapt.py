@@ -45,20 +45,18 @@ class AdaptOptions:
         real_share: chance of a clip to be a real pair, where there are two keys.
         paste_chance: chance of a clip to have another copy of an object in front.
         motion: strength of the synthetic motion.
-        pull: weight decay towards the original weights.
         seed: of the clips.
         bf16: convolutions in bfloat16.
     """
 
     steps: int = 60
-    learning_rate: float = 1e-4
+    learning_rate: float = 3e-4
     parts: tuple[Part, ...] = ("decoder",)
     crop: int = 256
     clips: int = 2
     real_share: float = 0.5
-    paste_chance: float = 0.3
+    paste_chance: float = 0.0
     motion: float = 1.0
-    pull: float = 0.0
     seed: int = 0
     bf16: bool = False
 
@@ -152,7 +150,6 @@ def adapt(
     for name, parameter in state.items():
         parameter.requires_grad_(name in names)
     learning = [state[name] for name in names]
-    original = [parameter.detach().clone() for parameter in learning]
     optimizer = torch.optim.Adam(learning, lr=options.learning_rate)
     for step in range(options.steps):
         share = 0.5 * (1 + math.cos(math.pi * step / options.steps))
@@ -167,9 +164,6 @@ def adapt(
         losses.total.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(learning, max_norm=1.0)
         optimizer.step()
-        with torch.no_grad():
-            for parameter, start in zip(learning, original, strict=True):
-                parameter.lerp_(start, options.pull * share)
         done = AdaptStep(step + 1, float(losses.total.detach()), float(losses.iou))
         if after_step is not None and not after_step(done):
             break

@@ -24,6 +24,7 @@ import numpy as np
 from model.adapt import AdaptOptions, AdaptStep
 from model.weights import Manifest
 from stm_plugin import adapt as adapting
+from stm_plugin.delivery import Delivery
 from stm_plugin.device import Fit, pick_device
 from stm_plugin.engine import Execution, PlateMovedOn, Results, on_window
 from stm_plugin.errors import KeyframeError, MaskError, MatteError, PlateError, SettingsError, StmError
@@ -490,6 +491,7 @@ class Shot:
 
         Raises:
             KeyframeError: no key, or none that shows enough of an object.
+            MaskError: the stored mask of a key is damaged.
             SettingsError: the shot's network was brought along and has no weights file.
             StoreBusyError, StoreError: the shot is held, or cannot be written.
             PropagationCancelled: `cancelled` said so.
@@ -499,17 +501,22 @@ class Shot:
             if base is None:
                 raise SettingsError("Only a network with a weights file can be adapted.")
             bench = self._working.bench()
-            facts = self._working.facts(description)
+            # nothing of the plate is taken for known: the keys are read as they are now
+            facts = replace(self._working.facts(description), plate={})
             chosen = options or adapting.default_options(self.settings)
-            learnt = adapting.learn(
-                base_network(self.settings.weights),
-                Results(bench, facts),
-                chosen,
-                device=pick_device(self.settings.device),
-                seconds=seconds,
-                on_step=on_step,
-                cancelled=cancelled,
-            )
+            try:
+                learnt = adapting.learn(
+                    base_network(self.settings.weights),
+                    Results(bench, facts),
+                    chosen,
+                    device=pick_device(self.settings.device),
+                    seconds=seconds,
+                    on_step=on_step,
+                    cancelled=cancelled,
+                )
+            except DamagedFileError as damaged:
+                self._remove_damaged(damaged.path)
+                raise
             record = adapting.keep(self.folder, learnt, base, facts, chosen)
             settings = replace(self.settings, adapt=True)
             self._save(replace(description, adaptation=record, settings=settings))
@@ -615,18 +622,28 @@ class Shot:
         signatures = workshop.signatures(plan)
         emit(PlanMade(plan))
 
-        def deliver(frame: int) -> None:
-            results = execution.results
-            results.plate_hash(frame)
+        def write(frame: int) -> None:
             if writer is not None:
-                self._write(plan, results, frame, writer)
+                self._write(plan, execution.results, frame, writer)
+
+        def finished(frame: int) -> None:
+            results = execution.results
             address = results.address(plan, frame)
             self.store.record(record_of(results.facts, frame, plan.by_frame[frame].sources, address))
             emit(FrameFinished(frame, address))
 
+        def deliver(frame: int) -> None:
+            execution.results.plate_hash(frame)
+            if writer is None:
+                finished(frame)
+            else:
+                delivery.hand_over(frame)
+
         execution = Execution(workshop.bench(), plan, emit, cancelled, deliver)
         try:
-            execution.run()
+            with Delivery(write, finished) as delivery:
+                execution.run()
+                delivery.finish()
         except PlateMovedOn as moved:
             emit(PlateChanged((moved.frame,)))
             return False

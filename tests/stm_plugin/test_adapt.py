@@ -22,6 +22,7 @@ from stm_plugin.adapt import adaptation_path, read_adaptation_manifest
 from stm_plugin.cli.main import app
 from stm_plugin.errors import (
     KeyframeError,
+    MaskError,
     PropagationCancelled,
     SettingsError,
     StmError,
@@ -32,12 +33,12 @@ from stm_plugin.events import Notice
 from stm_plugin.export import MatteWriter
 from stm_plugin.matte import read_matte
 from stm_plugin.plan import State
-from stm_plugin.plate import FloatArray
+from stm_plugin.plate import FloatArray, Plate
 from stm_plugin.propagate import propagate
 from stm_plugin.settings import Settings
 from stm_plugin.shot import Shot
 from stm_plugin.store import PlateDescription
-from tests.conftest import PlateMaker
+from tests.conftest import PlateMaker, write_exr
 from tests.stm_plugin.small_network import CountingNetwork
 
 FRAMES = range(1001, 1006)
@@ -270,6 +271,21 @@ def test_a_missing_or_damaged_adaptation_is_refused_and_comes_back(
     assert "stm adapt" in str(refused.value)
     assert shot.adapt(OPTIONS) == record
     assert shot.propagate().computed == len(FRAMES) - 1
+
+
+def test_a_damaged_key_is_named(shot: Shot) -> None:
+    (path,) = (shot.folder / "keys").glob("*.mask")
+    truncate(path)
+    with pytest.raises(MaskError, match="mask of a key is damaged"):
+        shot.adapt(OPTIONS)
+    assert path.exists() and shot.adaptation is None
+
+
+def test_a_plate_that_changed_under_a_key_is_read_anew(shot: Shot) -> None:
+    before = shot.adapt(OPTIONS)
+    assert isinstance(shot.plate, Plate)
+    write_exr(Path(shot.plate.sequence.path(1001)), np.full((48, 64, 3), 0.5, np.float32))
+    assert shot.adapt(OPTIONS).id != before.id
 
 
 def test_other_base_weights_are_refused(shot: Shot, tmp_path: Path) -> None:
