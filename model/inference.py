@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from model.allocator import keep_freed_memory
+from model.fused import can_fuse, fuse_blocks
 from model.memory import DEFAULT_CAPACITY, MemoryBank, MemoryEntry, MemoryRule
 from model.network import (
     QueryFeatures,
@@ -73,7 +75,12 @@ class FastNetwork:
         for module in prepared.modules():
             if isinstance(module, nn.Conv2d):
                 module.to(self.dtype)
-        self.network = prepared.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        prepared = prepared.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.device.type == "cpu":
+            keep_freed_memory()
+            if can_fuse():
+                fuse_blocks(prepared)
+        self.network = prepared
 
     @torch.inference_mode()
     def encode_query(self, picture: Tensor) -> Query:

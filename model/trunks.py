@@ -116,8 +116,8 @@ class InvertedResidual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = x
         if self.expand is not None:
-            y = F.relu6(self.expand(y))
-        y = F.relu6(self.depthwise(y))
+            y = F.relu6(self.expand(y), inplace=True)
+        y = F.relu6(self.depthwise(y), inplace=True)
         projected: Tensor = self.project(y)
         return x + projected if self.keeps_shape else projected
 

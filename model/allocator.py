@@ -1,0 +1,47 @@
+"""How the C library hands out memory, tuned for inference on the CPU.
+
+A feature map of a large picture is tens of megabytes. glibc gives each such block back to the system as soon
+as it is freed and asks for fresh, zeroed pages for the next: up to half the time of a light network goes into
+page faults. Kept blocks are used again instead. With another C library nothing is changed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+from functools import lru_cache
+
+# From glibc's malloc.h (mallopt(3)).
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+_KEEP_UP_TO = 2**31 - 1
+"""Bytes: the largest that mallopt takes. Freed blocks below it stay with the process."""
+
+
+@lru_cache(maxsize=1)
+def _glibc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+
+
+@lru_cache(maxsize=1)
+def keep_freed_memory() -> bool:
+    """Makes the process keep freed memory for later use, in all threads; the first call does it.
+
+    One arena serves all threads, because only the first one can hold large blocks. Best called before threads
+    begin.
+
+    Returns:
+        Whether the C library has it.
+    """
+    glibc = _glibc()
+    if glibc is None:
+        return False
+    options = ((_M_ARENA_MAX, 1), (_M_TRIM_THRESHOLD, _KEEP_UP_TO), (_M_MMAP_THRESHOLD, _KEEP_UP_TO))
+    taken = [glibc.mallopt(*option) for option in options]
+    return all(one == 1 for one in taken)
+
+
+def return_freed_memory() -> None:
+    """Gives what is kept back to the system, for a process that has nothing to compute for a while."""
+    glibc = _glibc()
+    if glibc is not None:
+        glibc.malloc_trim(0)
