@@ -7,6 +7,7 @@ through or is resumed anywhere: it ends with the same bytes.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -195,7 +196,7 @@ class Execution:
 class Results:
     """What is stored or cached for a plan's facts, features computed where they are not there.
 
-    Addresses become known as the plate is read.
+    Addresses become known as the plate is read. One thread computes; others may read what is finished.
     """
 
     def __init__(self, bench: Bench, facts: Facts) -> None:
@@ -204,6 +205,7 @@ class Results:
         self.facts = replace(facts, plate=dict(facts.plate))
         self._keys = {key.frame: key for key in facts.keys}
         self._chains: dict[tuple[int, Direction], list[str]] = {}
+        self._mutex = threading.RLock()
 
     # ---- addresses ----
 
@@ -220,18 +222,19 @@ class Results:
 
     def pass_address(self, passed: Pass, position: int) -> str:
         """The address of a pass on its frame at `position`; -1 is the key."""
-        addresses = self._chains.setdefault(passed.name, [])
-        if not addresses:
-            for frame in (passed.key, *passed.memory_keys):
-                self.plate_hash(frame)
-            root = pass_root(self.facts, passed.key, passed.direction, passed.memory_keys)
-            assert root is not None
-            addresses.append(root)
-        while len(addresses) < position + 2:
-            following = chain(addresses[-1], self.plate_hash(passed.frames[len(addresses) - 1]))
-            assert following is not None
-            addresses.append(following)
-        return addresses[position + 1]
+        with self._mutex:
+            addresses = self._chains.setdefault(passed.name, [])
+            if not addresses:
+                for frame in (passed.key, *passed.memory_keys):
+                    self.plate_hash(frame)
+                root = pass_root(self.facts, passed.key, passed.direction, passed.memory_keys)
+                assert root is not None
+                addresses.append(root)
+            while len(addresses) < position + 2:
+                following = chain(addresses[-1], self.plate_hash(passed.frames[len(addresses) - 1]))
+                assert following is not None
+                addresses.append(following)
+            return addresses[position + 1]
 
     # ---- features ----
 
@@ -361,10 +364,11 @@ class Results:
 
     def _loaded_hash(self, frame: int) -> str:
         hash_ = self._bench.loader.load(frame).hash
-        if self._expected.get(frame, hash_) != hash_:
-            raise PlateMovedOn(frame)
-        self._expected[frame] = hash_
-        self.facts = replace(self.facts, plate=self._expected)
+        with self._mutex:
+            if self._expected.get(frame, hash_) != hash_:
+                raise PlateMovedOn(frame)
+            self._expected[frame] = hash_
+            self.facts = replace(self.facts, plate=self._expected)
         return hash_
 
 

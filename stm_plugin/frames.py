@@ -14,12 +14,13 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from stm_plugin.delivery import FRAMES_WAITING
 from stm_plugin.errors import PlateError
 from stm_plugin.plate import CONTENT_HASH, FloatArray, PixelArray, Plate, PlateFrame, PlateSource
 from stm_plugin.working import WorkingGeometry, to_working
 
-FRAMES_HELD = 3
-"""The frame at work, the one that is being read ahead, and the last one, which is often finished late."""
+FRAMES_HELD = 3 + FRAMES_WAITING
+"""The frame at work, the one that is read ahead, the one that is being finished, and those that wait."""
 
 PictureArray = npt.NDArray[np.float16]
 
@@ -84,47 +85,47 @@ class FrameLoader:
         self.plate, self.transform, self.geometry = plate, transform, geometry
         self._noticed = noticed
         self._held: OrderedDict[int, LoadedFrame] = OrderedDict()
-        self._ahead: dict[int, Future[LoadedFrame]] = {}
+        self._coming: dict[int, Future[LoadedFrame]] = {}
         self._mutex = threading.RLock()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="stm-plate")
 
     def load(self, frame: int) -> LoadedFrame:
         """One frame as it is now. PlateError where it cannot be read."""
-        with self._mutex:
-            future = self._ahead.pop(frame, None)
-            if future is not None:
-                self._hold(frame, future.result())
-            held = self._held.get(frame)
-            if held is None or held.signature != signature_of(self.plate, frame):
-                self._hold(frame, self._read(frame))
-            self._held.move_to_end(frame)
-            loaded = self._held[frame]
-            self._noticed(loaded)  # again: the first time it may have been read without the store's lock
-            return loaded
+        while True:
+            with self._mutex:
+                loaded = self._held_now(frame)
+                if loaded is not None:
+                    self._held.move_to_end(frame)
+                    break
+                coming = self._coming.get(frame)
+                mine = coming is None
+                if coming is None:
+                    coming = self._coming[frame] = Future()
+            if mine:
+                self._read_into(coming, frame, self._read)
+            # As it is now, or as it was when another thread began to read it: then the loop sees to it.
+            loaded = coming.result()
+            if mine or loaded.signature == signature_of(self.plate, frame):
+                break
+        self._noticed(loaded)  # again: the first time it may have been read without the store's lock
+        return loaded
 
     def read_ahead(self, frame: int) -> None:
         """Begin to read a frame that will be asked for next. Its errors come out of `load`."""
         with self._mutex:
-            held = self._held.get(frame)
-            current = held is not None and held.signature == signature_of(self.plate, frame)
-            if current or frame in self._ahead:
-                return
-            for waiting in list(self._ahead):
-                self._ahead.pop(waiting).cancel()
-            self._ahead[frame] = self._pool.submit(self._read_whole, frame)
+            if self._held_now(frame) is None and frame not in self._coming:
+                coming = self._coming[frame] = Future()
+                self._pool.submit(self._read_into, coming, frame, self._read_whole)
 
     def forget(self) -> None:
         """Drop all frames: files may have changed."""
         with self._mutex:
-            for future in self._ahead.values():
-                future.cancel()
-            self._ahead.clear()
             self._held.clear()
 
     def close(self) -> None:
         """End the reading thread."""
         self.forget()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool.shutdown(wait=True)
 
     def _read(self, frame: int) -> LoadedFrame:
         signature = signature_of(self.plate, frame)
@@ -137,11 +138,29 @@ class FrameLoader:
         _ = loaded.picture  # in this thread, not in the one that runs the network
         return loaded
 
-    def _hold(self, frame: int, loaded: LoadedFrame) -> None:
+    def _read_into(
+        self, coming: Future[LoadedFrame], frame: int, read: Callable[[int], LoadedFrame]
+    ) -> None:
+        """Read a frame and hand it, or the error, to everyone who waits for it."""
+        try:
+            loaded = read(frame)
+        except BaseException as error:
+            with self._mutex:
+                self._coming.pop(frame, None)
+            coming.set_exception(error)
+            return
         self._noticed(loaded)
-        self._held[frame] = loaded
-        while len(self._held) > FRAMES_HELD:
-            self._held.popitem(last=False)
+        with self._mutex:
+            self._coming.pop(frame, None)
+            self._held[frame] = loaded
+            while len(self._held) > FRAMES_HELD:
+                self._held.popitem(last=False)
+        coming.set_result(loaded)
+
+    def _held_now(self, frame: int) -> LoadedFrame | None:
+        """A frame that is held and has not changed since."""
+        held = self._held.get(frame)
+        return held if held is not None and held.signature == signature_of(self.plate, frame) else None
 
 
 def signature_of(plate: PlateSource, frame: int) -> str | None:

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import blake3
 import numpy as np
@@ -637,7 +637,7 @@ def _read_pixels(path: Path, frame: int, header: _Header) -> PixelArray:
             image.close()
     if len(header.channels) > 1:
         return stored
-    return np.asarray(np.repeat(stored, 3, axis=2), dtype=stored.dtype)
+    return cast(PixelArray, np.repeat(stored, 3, axis=2))
 
 
 def read_channels(image: oiio.ImageInput, subimage: int, channels: tuple[int, ...]) -> FloatArray:
