@@ -27,7 +27,7 @@ class Starter {
 
     // Starts the engine, or joins a start that is still under way. Tells whether it has started one.
     bool ensureStarted(const Patience& patience) {
-        const std::lock_guard<std::mutex> guard(mutex_);
+        const auto turn = patience.lock(mutex_, "while another node starts it");
         if (child_ && folder_ == platform::runtimeFolder() && !child_->exitCode()) return false;
         const Installation found = installation();  // first: without one, waiting and trying again are no use
         if (Clock::now() - lastStart_ > startForgiven) count_ = 0;
@@ -43,8 +43,8 @@ class Starter {
     }
 
     // Whether the engine that was started last has ended badly. (Ended well: another engine was quicker.)
-    bool hasFailed() {
-        const std::lock_guard<std::mutex> guard(mutex_);
+    bool hasFailed(const Patience& patience) {
+        const auto turn = patience.lock(mutex_, "while another node starts it");
         return child_ && child_->exitCode().value_or(0) != 0;
     }
 
@@ -125,7 +125,7 @@ class Starter {
                                  variables, folder_);
     }
 
-    std::mutex mutex_;
+    std::timed_mutex mutex_;
     std::unique_ptr<platform::Child> child_;
     std::string folder_;  // that the child serves
     std::size_t count_ = 0;
@@ -145,10 +145,12 @@ std::optional<Json> endpoint() {
     }
 }
 
-platform::Socket connectTo(const Json& found) {
+platform::Socket connectTo(const Json& found, const Patience& patience) {
     try {
-        if (found.at("transport") == "unix") return platform::Socket::connectUnix(found.at("path").get<std::string>());
-        return platform::Socket::connectLoopback(found.at("port").get<int>());
+        if (found.at("transport") == "unix") {
+            return platform::Socket::connectUnix(found.at("path").get<std::string>(), patience);
+        }
+        return platform::Socket::connectLoopback(found.at("port").get<int>(), patience);
     } catch (const Json::exception&) {
         throw ConnectionLost("The engine's endpoint file cannot be read.");
     }
@@ -156,24 +158,25 @@ platform::Socket connectTo(const Json& found) {
 
 }  // namespace
 
+std::unique_ptr<Connection> Connection::openRunning(const std::string& client, const Patience& patience) {
+    const auto found = endpoint();
+    if (!found) return nullptr;
+    try {
+        return std::unique_ptr<Connection>(new Connection(connectTo(*found, patience), client, *found, patience));
+    } catch (const ConnectionLost&) {
+        return nullptr;  // a file that an engine left when it was killed
+    }
+}
+
 std::unique_ptr<Connection> Connection::open(const std::string& client, const Patience& patience) {
-    const auto attempt = [&]() -> std::unique_ptr<Connection> {
-        const auto found = endpoint();
-        if (!found) return nullptr;
-        try {
-            return std::unique_ptr<Connection>(new Connection(connectTo(*found), client, *found, patience));
-        } catch (const ConnectionLost&) {
-            return nullptr;  // a file that an engine left when it was killed
-        }
-    };
-    if (auto connection = attempt()) return connection;
+    if (auto connection = openRunning(client, patience)) return connection;
     try {
         Starter& starter = Starter::instance();
         bool started = starter.ensureStarted(patience);
         const auto givenUp = Clock::now() + engineStartLimit;
         while (Clock::now() < givenUp) {
-            if (auto connection = attempt()) return connection;
-            if (starter.hasFailed()) {
+            if (auto connection = openRunning(client, patience)) return connection;
+            if (starter.hasFailed(patience)) {
                 if (started) throw EngineError("internal", "The engine could not start. " + Starter::lastWords(), Json::object());
                 started = starter.ensureStarted(patience);  // what was dying when we came is dead now
             }
@@ -194,12 +197,19 @@ Connection::Connection(platform::Socket socket, const std::string& client, const
     : socket_(std::move(socket)) {
     const std::string token = found.at("token").get<std::string>();
     const std::string answer = found.at("answer").get<std::string>();
-    const Reply reply = request({{"op", "hello"},
-                                 {"protocol", {protocolMajor, protocolMinor}},
-                                 {"token", token},
-                                 {"client", client},
-                                 {"pid", platform::processId()}},
-                                patience);
+    Reply reply;
+    try {
+        reply = request({{"op", "hello"},
+                         {"protocol", {protocolMajor, protocolMinor}},
+                         {"token", token},
+                         {"client", client},
+                         {"pid", platform::processId()}},
+                        patience);
+    } catch (const EngineError& error) {
+        // A new engine listens already, and the file is still that of the one before: soon it is there.
+        if (error.code == "token") throw ConnectionLost(error.what());
+        throw;
+    }
     if (reply.header.value("answer", "") != answer) {
         throw EngineError("token", "What listens in the engine's place is not the engine.", Json::object());
     }
@@ -214,8 +224,9 @@ Reply Connection::request(Json header, const Patience& patience) {
 }
 
 Reply Connection::requestWithPixels(Json header, const OutgoingPixels& pixels, const Patience& patience) {
-    if (platform::MappedFile* file = mapped(outgoing_, pixels.bytes)) {
-        pixels.fill(file->data());
+    const Look look = patience.look("for the pixels");
+    if (platform::MappedFile* file = mapped(outgoing_, pixels.bytes, patience)) {
+        pixels.fill(file->data(), look);
         Json withFile = header;
         withFile["image"]["mapped"] = {{"name", file->name()}, {"bytes", file->size()}};
         try {
@@ -226,13 +237,13 @@ Reply Connection::requestWithPixels(Json header, const OutgoingPixels& pixels, c
         }
     }
     Bytes payload(pixels.bytes);
-    pixels.fill(payload.data());
+    pixels.fill(payload.data(), look);
     return exchange(header, payload.data(), payload.size(), 0, patience);
 }
 
 Json Connection::requestPixels(Json header, std::size_t bytes, const std::function<void(const std::uint8_t*)>& take,
                                const Patience& patience) {
-    if (platform::MappedFile* file = mapped(incoming_, bytes)) {
+    if (platform::MappedFile* file = mapped(incoming_, bytes, patience)) {
         Json withFile = header;
         withFile["into"] = {{"name", file->name()}, {"offset", 0}, {"bytes", file->size()}};
         try {
@@ -251,17 +262,25 @@ Json Connection::requestPixels(Json header, std::size_t bytes, const std::functi
     return reply.header;
 }
 
-Reply Connection::exchange(const Json& header, const std::uint8_t* payload, std::size_t payloadBytes,
-                           std::uint64_t answerBytes, const Patience& patience) {
+std::uint32_t Connection::send(const Json& header, const std::uint8_t* payload, std::size_t payloadBytes,
+                               const Patience& patience) {
     if (broken_) throw ConnectionLost("The connection to the engine was given up.");
     const std::uint32_t id = ++lastId_;
     const Bytes head = encoded(Kind::request, id, header, payloadBytes);
+    broken_ = true;  // until all is sent: half a message cannot be taken back
+    sendAll(head.data(), head.size(), patience);
+    sendAll(payload, payloadBytes, patience);
+    broken_ = false;
+    return id;
+}
+
+void Connection::post(const Json& header, const Patience& patience) { send(header, nullptr, 0, patience); }
+
+Reply Connection::exchange(const Json& header, const std::uint8_t* payload, std::size_t payloadBytes,
+                           std::uint64_t answerBytes, const Patience& patience) {
     reader_.setPayloadLimit(std::max<std::uint64_t>(answerBytes, maxPayloadBytes >> 4));
     try {
-        broken_ = true;  // until all is sent: half a message cannot be taken back
-        sendAll(head.data(), head.size(), patience);
-        sendAll(payload, payloadBytes, patience);
-        broken_ = false;
+        const std::uint32_t id = send(header, payload, payloadBytes, patience);
         while (true) {
             Message message = nextMessage(patience);
             if (message.kind == Kind::error && (message.id == id || message.id == 0)) {
@@ -311,13 +330,17 @@ void Connection::sendAll(const std::uint8_t* bytes, std::size_t count, const Pat
     }
 }
 
-platform::MappedFile* Connection::mapped(std::unique_ptr<platform::MappedFile>& slot, std::size_t bytes) {
+platform::MappedFile* Connection::mapped(std::unique_ptr<platform::MappedFile>& slot, std::size_t bytes,
+                                         const Patience& patience) {
     if (!mapFolder_ || bytes == 0 || bytes > maxPayloadBytes) return nullptr;
     if (slot && slot->size() >= bytes) return slot.get();
     slot.reset();
     try {
-        slot = std::make_unique<platform::MappedFile>(*mapFolder_, mapPrefix_ + std::to_string(++mapCount_), bytes);
+        slot = std::make_unique<platform::MappedFile>(*mapFolder_, mapPrefix_ + std::to_string(++mapCount_), bytes,
+                                                      patience.look("for shared memory"));
         return slot.get();
+    } catch (const DeadlinePassed&) {
+        throw;
     } catch (const std::runtime_error&) {
         mapFolder_.reset();  // full, or another mount namespace: pixels go through the socket
         return nullptr;

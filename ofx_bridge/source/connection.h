@@ -25,10 +25,10 @@ struct Reply {
     Bytes payload;
 };
 
-// Pixels on their way to the engine: `fill` writes exactly `bytes` bytes.
+// Pixels on their way to the engine: `fill` writes exactly `bytes` bytes, and looks now and then.
 struct OutgoingPixels {
     std::size_t bytes = 0;
-    std::function<void(std::uint8_t*)> fill;
+    std::function<void(std::uint8_t*, const Look&)> fill;
 };
 
 // One user at a time; ShotSession holds the lock. After ConnectionLost or FramingError it is of no more use.
@@ -36,11 +36,15 @@ class Connection {
   public:
     // Connects to the running engine, or starts one and waits for it. `client` is this host's name and version.
     static std::unique_ptr<Connection> open(const std::string& client, const Patience& patience);
+    // Connects to the running engine; nothing when there is none.
+    static std::unique_ptr<Connection> openRunning(const std::string& client, const Patience& patience);
 
     // Sends a request and waits for its answer. Throws EngineError, ConnectionLost, Cancelled or DeadlinePassed. A request
     // that is given up is still carried out; its answer is dropped when it comes.
     Reply request(Json header, const Patience& patience);
-    // The same with an image: `header["image"]` is completed with where the pixels are.
+    // Sends a request and does not wait for its answer, which is dropped when it comes.
+    void post(const Json& header, const Patience& patience);
+    // `request` with an image: `header["image"]` is completed with where the pixels are.
     Reply requestWithPixels(Json header, const OutgoingPixels& pixels, const Patience& patience);
     // The same for an operation that answers `bytes` of pixels; they are handed to `take` before this returns.
     Json requestPixels(Json header, std::size_t bytes, const std::function<void(const std::uint8_t*)>& take,
@@ -49,11 +53,12 @@ class Connection {
   private:
     Connection(platform::Socket socket, const std::string& client, const Json& endpoint, const Patience& patience);
 
+    std::uint32_t send(const Json& header, const std::uint8_t* payload, std::size_t payloadBytes, const Patience& patience);
     Reply exchange(const Json& header, const std::uint8_t* payload, std::size_t payloadBytes, std::uint64_t answerBytes,
                    const Patience& patience);
     Message nextMessage(const Patience& patience);
     void sendAll(const std::uint8_t* bytes, std::size_t count, const Patience& patience);
-    platform::MappedFile* mapped(std::unique_ptr<platform::MappedFile>& slot, std::size_t bytes);
+    platform::MappedFile* mapped(std::unique_ptr<platform::MappedFile>& slot, std::size_t bytes, const Patience& patience);
 
     platform::Socket socket_;
     MessageReader reader_;

@@ -9,7 +9,7 @@ namespace {
 
 constexpr Milliseconds renderLimit{600000};
 constexpr Milliseconds buttonLimit{24 * 3600 * 1000};
-constexpr Milliseconds stopLimit{5000};
+constexpr Milliseconds stopLimit{1000};
 constexpr int recoveries = 3;
 constexpr int regionSamples = 64;
 constexpr Frame longestRange = 1000000;
@@ -51,6 +51,7 @@ Frame frameAt(double time) {
 // The plate as the engine counts it.
 struct EffectInstance::Geometry {
     Range frames;
+    Box format;   // the host's; empty where it tells none
     Box display;
     Box canvas;
     double pixelAspect;
@@ -103,16 +104,29 @@ void EffectInstance::buttonPressed(const std::string& name, double time) {
     const bool isPropagation =
         name == param::propagateForward || name == param::propagateBackward || name == param::propagateBoth;
     if (!isKey && !isPropagation) return;
+    // A host may let the artist press buttons while it shows our progress.
+    if (pressed_.exchange(true)) throw UserError("This node is at work already: wait until that is done, or press Stop.");
+    try {
+        perform(name, time);
+        pressed_ = false;
+    } catch (...) {
+        pressed_ = false;
+        throw;
+    }
+}
+
+void EffectInstance::perform(const std::string& name, double time) {
+    const bool isKey = name == param::setKey || name == param::deleteKey;
     host_.clearError(effect_);
     Progress progress(*this, "STM");
     try {
         const Frame frame = frameAt(time);
-        if (name == param::setKey) {
-            setKey(frame, progress);
-        } else if (name == param::deleteKey) {
-            deleteKey(frame, progress);
-        } else {
+        if (!isKey) {
             propagate(frame, name, progress);
+        } else if (name == param::setKey) {
+            setKey(frame, progress);
+        } else {
+            deleteKey(frame, progress);
         }
         finishEdit(progress.patience());
     } catch (const Cancelled&) {
@@ -159,6 +173,12 @@ void EffectInstance::propagate(Frame frame, const std::string& button, Progress&
     if (!host_.hasTemporalAccess()) {
         throw UserError("This host shows the effect one frame at a time: render the frames in order from a key instead.");
     }
+    if (!ownsShot()) {
+        const std::string store = parameters_.shotStore();
+        throw UserError(store.empty() ? "There is no key yet. Go to a frame with a mask and press Set key."
+                                      : "This node only shows the shot store " + store +
+                                            ". Compute it where it was made, or press Set key here to make it this node's.");
+    }
     const Patience patience = progress.patience();
     claimShot(frame, patience);
     const std::set<Frame> keys = parameters_.keyFrames();
@@ -179,6 +199,11 @@ void EffectInstance::propagate(Frame frame, const std::string& button, Progress&
             plateMayHaveChanged_ = false;
             return;
         } catch (const EngineError& error) {
+            if (error.code == "busy") {  // what was cancelled a moment ago ends with its frame
+                patience.sleep(pollInterval, "until another computation of this shot is done");
+                --attempt;
+                continue;
+            }
             // The engine was started anew, or what was changed needs more of the plate: begin again with what it has.
             const bool again = error.code == "unknown_job" || error.code == "unknown_shot" || error.code == "plate_missing";
             if (!again || attempt == recoveries) throw;
@@ -214,13 +239,14 @@ void EffectInstance::runJob(const Range& frames, const std::string& direction, P
     JobState state;
     try {
         while (!state.ended()) {
-            state = session_.job(job, state.version, patience);
+            // Waiting here and not at the engine lets renders of this node through.
+            patience.sleep(pollInterval, "to compute");
+            state = session_.job(job, std::nullopt, patience);
             const double part = static_cast<double>(state.done) / static_cast<double>(std::max<std::int64_t>(1, state.total));
             progress.set(readingShare + (1.0 - readingShare) * part);
-            patience.check("to compute");
         }
     } catch (const Cancelled&) {
-        session_.cancel(job, Patience(stopLimit, nullptr));
+        session_.cancel(job);
         throw;
     }
     if (state.state == "failed") throw UserError(state.error);
@@ -229,12 +255,10 @@ void EffectInstance::runJob(const Range& frames, const std::string& direction, P
 
 void EffectInstance::stopJobs() {
     requestStop();
+    if (pressed_ || !ownsShot()) return;  // the action that is under way sees the request and ends its job itself
     const Patience patience(stopLimit, nullptr);
-    const std::string id = parameters_.shotId();
-    if (id.empty() && parameters_.shotStore().empty()) return;
-    useShot(source_.frameRange() ? static_cast<Frame>(source_.frameRange()->first) : 0);
-    const Json status = session_.status(std::nullopt, patience);
-    for (const Json& job : status.at("jobs")) session_.cancel(job.get<std::string>(), patience);
+    useShot(source_.frameRange() ? static_cast<Frame>(source_.frameRange()->first) : 0, patience);
+    session_.cancelAll(patience);
 }
 
 void EffectInstance::finishEdit(const Patience& patience) {
@@ -246,7 +270,7 @@ void EffectInstance::finishEdit(const Patience& patience) {
 // ---- the shot
 
 EffectInstance::Geometry EffectInstance::geometry(Frame frame) const {
-    Geometry found{{0, unknownLastFrame}, {}, {}, source_.pixelAspect()};
+    Geometry found{{0, unknownLastFrame}, {}, {}, {}, source_.pixelAspect()};
     const auto range = source_.frameRange();
     if (range && range->second - range->first < static_cast<double>(longestRange) && std::fabs(range->first) < frameLimit &&
         std::fabs(range->second) < frameLimit) {
@@ -285,9 +309,9 @@ EffectInstance::Geometry EffectInstance::geometry(Frame frame) const {
     const auto number = [&about](const char* name, int axis) { return about.number(name, axis).value_or(0.0); };
     const double x = number(ofx::prop::projectOffset, 0);
     const double y = number(ofx::prop::projectOffset, 1);
-    const Box project = pixelBox({x, y, x + number(ofx::prop::projectSize, 0), y + number(ofx::prop::projectSize, 1)},
-                                 found.pixelAspect);
-    found.display = !project.empty() && found.canvas.contains(project) ? project : *first;
+    found.format = pixelBox({x, y, x + number(ofx::prop::projectSize, 0), y + number(ofx::prop::projectSize, 1)},
+                            found.pixelAspect);
+    found.display = !found.format.empty() && found.canvas.contains(found.format) ? found.format : *first;
     return found;
 }
 
@@ -316,9 +340,13 @@ ShotSpec EffectInstance::describedShot(Frame frame) const {
     const std::string id = parameters_.shotId();
     ShotSpec spec;
     spec.folder = storeFolder(id);
-    spec.ours = !id.empty() || !parameters_.keyFrames().empty();
+    spec.ours = ownsShot();
     const Geometry plate = geometry(frame);
     spec.displayTop = plate.display.y2;
+    // The node's own store has the display window that the node gave it; another's is laid over the host's format.
+    const Box& format = spec.ours ? plate.display : plate.format;
+    spec.formatLeft = format.x1;
+    spec.formatBottom = format.y1;
     spec.plate = {{"kind", "pushed"},
                   {"frames", {plate.frames.first, plate.frames.second}},
                   {"display_window", toEngineWindow(plate.display, plate.display.y2)},
@@ -330,21 +358,23 @@ ShotSpec EffectInstance::describedShot(Frame frame) const {
     return spec;
 }
 
-void EffectInstance::useShot(Frame frame) {
+bool EffectInstance::ownsShot() const { return !parameters_.shotId().empty() || !parameters_.keyFrames().empty(); }
+
+void EffectInstance::useShot(Frame frame, const Patience& patience) {
     if (!source_.connected()) throw UserError("The input Source is not connected.");
     const ShotSpec spec = describedShot(frame);
     if (spec.ours) platform::makeFolders(parentOf(spec.folder));
-    session_.use(spec);
+    session_.use(spec, patience);
 }
 
 void EffectInstance::claimShot(Frame frame, const Patience& patience) {
-    useShot(frame);
+    useShot(frame, patience);
     if (session_.claim(patience)) return;
     if (endsWith(parameters_.shotStore(), storeSuffix)) {
         throw UserError("Another node uses the shot store " + parameters_.shotStore() + ". Give this node one of its own.");
     }
     nameShot();  // this node is a copy: from now on it has a store of its own
-    useShot(frame);
+    useShot(frame, patience);
     if (!session_.claim(patience)) throw UserError("Another node uses the shot store of this node.");
     bringKeys(reachable(parameters_.keyFrames(), frame), patience);
 }
@@ -408,7 +438,8 @@ std::optional<std::string> EffectInstance::bringKey(Frame frame, const std::opti
     std::string about = "mask";
     for (const MaskChannel& one : channels) about += " " + one.object + "=" + one.channel;
     for (const int side : {box.x1, box.y1, box.x2, box.y2}) about += " " + std::to_string(side);
-    const std::string digest = digestOf(image->view(), box, about + engineFormat(image->view().depth));
+    const std::string digest = digestOf(image->view(), box, about + engineFormat(image->view().depth),
+                                        patience.look("for the mask"));
     if (known == digest) return digest;
     if (!session_.claim(patience)) {
         throw UserError("The mask at key frame " + std::to_string(frame) +
@@ -428,7 +459,8 @@ void EffectInstance::pushIfNeeded(Frame frame, const Image& image, const Patienc
     }
     std::string about = image.premultiplied() ? "plate premultiplied" : "plate";
     for (const int side : {whole.x1, whole.y1, whole.x2, whole.y2}) about += " " + std::to_string(side);
-    const std::string digest = digestOf(image.view(), whole, about + engineFormat(image.view().depth));
+    const std::string digest = digestOf(image.view(), whole, about + engineFormat(image.view().depth),
+                                        patience.look("for the plate"));
     if (session_.plateNeeded({frame, frame}, {{frame, digest}}, patience).empty()) return;
     const PushedImage pushed{image.view(), whole, image.premultiplied(), digest};
     if (session_.pushPlate(frame, pushed, source_.pixelAspect(), patience)) plateMayHaveChanged_ = true;
@@ -474,26 +506,29 @@ void EffectInstance::render(const RenderRequest& request) {
     const Box window = intersection(request.window, output->view().box);
     if (window.empty()) return;
     patience.check("for the host");
-    useShot(frame);
-    bringKeys(reachable(neighbouringKeys(request.time), frame), patience);
+    useShot(frame, patience);
+    const bool owns = ownsShot();
+    if (owns) bringKeys(reachable(neighbouringKeys(request.time), frame), patience);
 
     const auto region = source_.regionOfDefinition(request.time);
     const std::optional<Image> source = source_.image(request.time, region ? &*region : nullptr);
     patience.check("for the host");
     if (!source) throw UserError("The source has no image at frame " + std::to_string(frame) + ".");
     const bool fullSize = request.scaleX == 1.0 && request.scaleY == 1.0;
-    if (fullSize) pushIfNeeded(frame, *source, patience);
+    if (owns && fullSize) pushIfNeeded(frame, *source, patience);
 
     const Box full = fullSize ? window : fullSizeBox(window, request.scaleX, request.scaleY);
     Matte matte = obtainMatte(request, frame, full, patience);
-    if (!fullSize) matte = scaledMatte(matte, window, request.scaleX, request.scaleY);
-    patience.check("for the host");
-    compose(*output, &*source, matte, window);
+    const Look look = patience.look("for the picture");
+    if (!fullSize) matte = scaledMatte(matte, window, request.scaleX, request.scaleY, look);
+    look();
+    compose(*output, *source, matte, window, look);
 }
 
 Matte EffectInstance::obtainMatte(const RenderRequest& request, Frame frame, const Box& box, const Patience& patience) {
     const std::string object = parameters_.outputObject();
-    const bool mayCompute = request.inOrder && request.scaleX == 1.0 && request.scaleY == 1.0;
+    const bool owns = ownsShot();
+    const bool mayCompute = owns && request.inOrder && request.scaleX == 1.0 && request.scaleY == 1.0;
     bool computed = false;
     while (true) {
         try {
@@ -511,7 +546,9 @@ Matte EffectInstance::obtainMatte(const RenderRequest& request, Frame frame, con
                 if (auto matte = lastMatte(frame, box, patience)) return std::move(*matte);
             }
             throw UserError(std::string(error.what()) +
-                            " Press Propagate on this node, or render the frames in order from a key.");
+                            (owns ? " Press Propagate on this node, or render the frames in order from a key."
+                                  : " This node only shows the shot store " + parameters_.shotStore() +
+                                        ": compute the frame where the store was made."));
         }
     }
 }
@@ -542,11 +579,14 @@ void EffectInstance::computeForward(Frame frame, const Patience& patience) {
             try {
                 while (!state.ended()) state = session_.job(job, state.version, patience);
             } catch (const Cancelled&) {
-                session_.cancel(job, Patience(stopLimit, nullptr));
+                session_.cancel(job);
                 throw;
             }
             if (state.state == "failed") throw UserError(state.error);
-            if (state.state == "finished") return;
+            if (state.state == "cancelled") {
+                throw UserError("Frame " + std::to_string(frame) + " was stopped before it was done. Render it again to go on.");
+            }
+            return;
         } catch (const EngineError& error) {
             if (error.code == "busy") {
                 patience.sleep(pollInterval, "until another computation of this shot is done");
@@ -583,12 +623,14 @@ std::optional<Matte> EffectInstance::lastMatte(Frame frame, const Box& box, cons
     return take(*last);
 }
 
-void EffectInstance::compose(const Image& output, const Image* source, const Matte& matte, const Box& window) const {
+void EffectInstance::compose(const Image& output, const Image& source, const Matte& matte, const Box& window,
+                             const Look& look) const {
+    Looking looking(look);
     const Output mode = parameters_.output();
     std::vector<Rgba> row(static_cast<std::size_t>(window.width()));
     for (int y = window.y1; y < window.y2; ++y) {
-        readRow(source->view(), window.x1, y, window.width(), row.data());
-        if (source->premultiplied()) unpremultiply(row.data(), window.width());
+        readRow(source.view(), window.x1, y, window.width(), row.data());
+        if (source.premultiplied()) unpremultiply(row.data(), window.width());
         for (int x = window.x1; x < window.x2; ++x) {
             Rgba& pixel = row[static_cast<std::size_t>(x - window.x1)];
             const float alpha = matte.at(x, y);
@@ -605,6 +647,7 @@ void EffectInstance::compose(const Image& output, const Image* source, const Mat
             }
         }
         writeRow(output.view(), window.x1, y, window.width(), row.data());
+        looking.worked(row.size() * sizeof(Rgba));
     }
 }
 

@@ -51,6 +51,7 @@ class EffectInstance {
     void pushForPropagation(const Range& frames, const std::string& direction, Progress& progress);
     void runJob(const Range& frames, const std::string& direction, Progress& progress);
     void stopJobs();
+    void perform(const std::string& button, double time);
     void finishEdit(const Patience& patience);
 
     // The shot
@@ -58,7 +59,9 @@ class EffectInstance {
     std::string colourSpace() const;
     Geometry geometry(Frame frame) const;
     std::string storeFolder(const std::string& shotId) const;
-    void useShot(Frame frame);
+    // Whether the shot is this node's to change. Without a key of its own it only shows what a shot store has.
+    bool ownsShot() const;
+    void useShot(Frame frame, const Patience& patience);
     void claimShot(Frame frame, const Patience& patience);
     void nameShot();
     std::set<Frame> reachable(const std::set<Frame>& frames, Frame current) const;  // by a host without temporal access
@@ -74,7 +77,7 @@ class EffectInstance {
     Matte obtainMatte(const RenderRequest& request, Frame frame, const Box& box, const Patience& patience);
     void computeForward(Frame frame, const Patience& patience);
     std::optional<Matte> lastMatte(Frame frame, const Box& box, const Patience& patience);
-    void compose(const Image& output, const Image* source, const Matte& matte, const Box& window) const;
+    void compose(const Image& output, const Image& source, const Matte& matte, const Box& window, const Look& look) const;
 
     const ClipView& maskSource() const { return parameters_.maskFrom() == MaskFrom::maskClip ? mask_ : source_; }
 
@@ -85,6 +88,7 @@ class EffectInstance {
     const ClipView mask_;
     const ClipView output_;
     ShotSession session_;
+    std::atomic<bool> pressed_{false};  // a button's action is under way
     std::atomic<bool> stopRequested_{false};
     std::atomic<bool> plateMayHaveChanged_{false};
 };

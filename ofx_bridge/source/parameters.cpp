@@ -245,7 +245,7 @@ std::vector<MaskChannel> Parameters::maskChannels(int components) const {
     }
     if (names.size() > static_cast<std::size_t>(components)) {
         throw UserError("The mask has " + std::to_string(components) + " channels for " + std::to_string(names.size()) +
-                        " objects.");
+                        " objects: one node takes at most one object for each of red, green, blue and alpha.");
     }
     std::vector<MaskChannel> mapped;
     for (std::size_t i = 0; i < names.size(); ++i) mapped.push_back({names[i], channelsInOrder[i]});

@@ -18,4 +18,10 @@ void Patience::sleep(Milliseconds duration, const char* waitingFor) const {
     }
 }
 
+std::unique_lock<std::timed_mutex> Patience::lock(std::timed_mutex& mutex, const char* waitingFor) const {
+    std::unique_lock<std::timed_mutex> taken(mutex, std::defer_lock);
+    while (!taken.try_lock_for(pollInterval)) check(waitingFor);
+    return taken;
+}
+
 }  // namespace stm

@@ -7,17 +7,21 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
+
+#include "look.h"
 
 namespace stm {
 
 using Clock = std::chrono::steady_clock;
 using Milliseconds = std::chrono::milliseconds;
 
-// How long a host lets us be busy before we look whether it wants us to stop.
+// The longest wait without looking whether the host wants us to stop. Every wait of the effect is made of waits like
+// this one, and every long piece of work looks up in between (look.h): nothing of ours blocks longer.
 inline constexpr Milliseconds pollInterval{50};
 
 // Thrown when the host asks to stop. No message: the host knows.
@@ -42,6 +46,11 @@ class Patience {
     // Throws Cancelled or DeadlinePassed.
     void check(const char* waitingFor) const;
     void sleep(Milliseconds duration, const char* waitingFor) const;
+    std::unique_lock<std::timed_mutex> lock(std::timed_mutex& mutex, const char* waitingFor) const;
+    // `check` for work that is not ours to know about patience. Must not outlive this.
+    Look look(const char* waitingFor) const {
+        return [this, waitingFor] { check(waitingFor); };
+    }
 
   private:
     Clock::time_point deadline_;
@@ -65,9 +74,10 @@ std::optional<std::string> readSmallFile(const std::string& path, std::size_t li
 
 class Socket {
   public:
-    // Both throw ConnectionLost when nobody listens or the peer is another user's.
-    static Socket connectUnix(const std::string& path);
-    static Socket connectLoopback(int port);
+    // Both throw ConnectionLost when nobody listens or the peer is another user's, and wait with patience while the one
+    // who listens takes nobody in.
+    static Socket connectUnix(const std::string& path, const Patience& patience);
+    static Socket connectLoopback(int port, const Patience& patience);
     Socket(Socket&& other) noexcept;
     Socket& operator=(Socket&& other) noexcept;
     Socket(const Socket&) = delete;
@@ -87,8 +97,8 @@ class Socket {
 // A file in the engine's map folder, mapped into memory; removed with the object.
 class MappedFile {
   public:
-    // Throws std::runtime_error when the folder cannot be used or is full.
-    MappedFile(const std::string& folder, const std::string& name, std::size_t bytes);
+    // Throws std::runtime_error when the folder cannot be used or is full. `look` is called between parts of a large one.
+    MappedFile(const std::string& folder, const std::string& name, std::size_t bytes, const Look& look);
     MappedFile(const MappedFile&) = delete;
     MappedFile& operator=(const MappedFile&) = delete;
     ~MappedFile();

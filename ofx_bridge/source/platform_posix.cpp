@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <pwd.h>
 #include <sys/mman.h>
@@ -38,6 +39,8 @@ char** environmentStrings() { return *_NSGetEnviron(); }
 constexpr int sendFlags = MSG_NOSIGNAL;
 char** environmentStrings() { return environ; }
 #endif
+
+constexpr off_t allocatedAtOnce = off_t{32} << 20;  // bytes: about 10 ms
 
 std::string systemError() { return std::strerror(errno); }
 
@@ -83,7 +86,7 @@ void checkPeer(int descriptor) {
 }
 
 template <typename Address>
-int connected(int family, const Address& address) {
+int connected(int family, const Address& address, const Patience& patience) {
     Descriptor descriptor(::socket(family, SOCK_STREAM, 0));
     if (descriptor.number() < 0) throw ConnectionLost("No socket could be had: " + systemError());
     closeOnExec(descriptor.number());
@@ -91,23 +94,36 @@ int connected(int family, const Address& address) {
     const int on = 1;
     ::setsockopt(descriptor.number(), SOL_SOCKET, SO_NOSIGPIPE, &on, sizeof on);
 #endif
-    if (::connect(descriptor.number(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) {
-        throw ConnectionLost("No engine answers: " + systemError());
-    }
     ::fcntl(descriptor.number(), F_SETFL, ::fcntl(descriptor.number(), F_GETFL) | O_NONBLOCK);
+    while (::connect(descriptor.number(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) {
+        const int why = errno;
+        if (why == EISCONN) break;
+        patience.check("to take a connection");
+        if (why == EAGAIN) {  // a unix socket whose queue is full
+            patience.sleep(pollInterval, "to take a connection");
+        } else if (why == EINPROGRESS || why == EALREADY || why == EINTR) {
+            waitFor(descriptor.number(), POLLOUT, pollInterval);
+        } else {
+            throw ConnectionLost(std::string("No engine answers: ") + std::strerror(why));
+        }
+    }
     return descriptor.release();
 }
 
-void preallocate(int descriptor, std::size_t bytes) {
+void preallocate(int descriptor, std::size_t bytes, const Look& look) {
     const auto length = static_cast<off_t>(bytes);
 #ifdef __APPLE__
+    look();
     fstore_t wanted{F_ALLOCATEALL, F_PEOFPOSMODE, 0, length, 0};
     if (::fcntl(descriptor, F_PREALLOCATE, &wanted) != 0 || ::ftruncate(descriptor, length) != 0) {
         throw std::runtime_error("The shared memory folder is full: " + systemError());
     }
 #else
-    const int failure = ::posix_fallocate(descriptor, 0, length);
-    if (failure != 0) throw std::runtime_error(std::string("The shared memory folder is full: ") + std::strerror(failure));
+    for (off_t done = 0; done < length; done += allocatedAtOnce) {
+        look();
+        const int failure = ::posix_fallocate(descriptor, done, std::min(allocatedAtOnce, length - done));
+        if (failure != 0) throw std::runtime_error(std::string("The shared memory folder is full: ") + std::strerror(failure));
+    }
 #endif
 }
 
@@ -128,7 +144,7 @@ class PosixChild : public Child {
     std::optional<int> code_;
 };
 
-// Runs in the child between fork and exec: only calls that are safe there.
+// Runs in the child, in the host's own memory, until exec: only calls that are safe there.
 [[noreturn]] void become(char* const* arguments, char* const* variables, const char* folder, int highest) {
     ::setsid();
     if (::chdir(folder) != 0) ::_exit(127);
@@ -263,22 +279,25 @@ std::optional<std::string> readSmallFile(const std::string& path, std::size_t li
     return text;
 }
 
-Socket Socket::connectUnix(const std::string& path) {
+Socket Socket::connectUnix(const std::string& path, const Patience& patience) {
     sockaddr_un address{};
     address.sun_family = AF_UNIX;
     if (path.size() >= sizeof address.sun_path) throw ConnectionLost("The engine's socket has too long a path.");
     std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
-    Socket socket(connected(AF_UNIX, address));
+    Socket socket(connected(AF_UNIX, address, patience));
     checkPeer(static_cast<int>(socket.handle_));
     return socket;
 }
 
-Socket Socket::connectLoopback(int port) {
+Socket Socket::connectLoopback(int port, const Patience& patience) {
     sockaddr_in address{};
     address.sin_family = AF_INET;
     address.sin_port = htons(static_cast<std::uint16_t>(port));
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    return Socket(connected(AF_INET, address));
+    Socket socket(connected(AF_INET, address, patience));
+    const int on = 1;
+    ::setsockopt(static_cast<int>(socket.handle_), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    return socket;
 }
 
 Socket::Socket(Socket&& other) noexcept : handle_(std::exchange(other.handle_, -1)) {}
@@ -310,12 +329,12 @@ std::size_t Socket::send(const std::uint8_t* from, std::size_t count, Millisecon
     throw ConnectionLost("The engine has closed the connection.");
 }
 
-MappedFile::MappedFile(const std::string& folder, const std::string& name, std::size_t bytes)
+MappedFile::MappedFile(const std::string& folder, const std::string& name, std::size_t bytes, const Look& look)
     : path_(folder + "/" + name), name_(name), size_(bytes) {
     Descriptor file(::open(path_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600));
     if (file.number() < 0) throw std::runtime_error(path_ + ": The shared memory cannot be made: " + systemError());
     try {
-        preallocate(file.number(), bytes);
+        preallocate(file.number(), bytes, look);
         void* mapped = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file.number(), 0);
         if (mapped == MAP_FAILED) throw std::runtime_error(path_ + ": The shared memory cannot be used: " + systemError());
         data_ = static_cast<std::uint8_t*>(mapped);
@@ -339,9 +358,21 @@ std::unique_ptr<Child> start(const std::vector<std::string>& command, const std:
     const std::vector<char*> argumentPointers = pointersTo(arguments);
     const std::vector<char*> settingPointers = pointersTo(settings);
     const int highest = static_cast<int>(std::min<long>(::sysconf(_SC_OPEN_MAX), 65536));
+    // The memory of a host may be large: to copy its tables, as fork does, took 40 ms for each GB. No handler of the host
+    // may run in the child.
+    sigset_t all;
+    sigset_t before;
+    sigfillset(&all);
+    ::pthread_sigmask(SIG_SETMASK, &all, &before);
+#ifdef __APPLE__
     const pid_t process = ::fork();
-    if (process < 0) throw std::runtime_error("The engine cannot be started: " + systemError());
+#else
+    const pid_t process = ::vfork();
+#endif
     if (process == 0) become(argumentPointers.data(), settingPointers.data(), folder.c_str(), highest);
+    const int why = errno;
+    ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    if (process < 0) throw std::runtime_error(std::string("The engine cannot be started: ") + std::strerror(why));
     return std::make_unique<PosixChild>(process);
 }
 

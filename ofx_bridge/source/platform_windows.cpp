@@ -83,6 +83,24 @@ bool waitFor(SOCKET socket, short events, Milliseconds wait) {
     return ready > 0;
 }
 
+// `select` tells of a connection that failed on every Windows; WSAPoll does not.
+void awaitConnected(SOCKET socket, const Patience& patience) {
+    while (true) {
+        patience.check("to take a connection");
+        fd_set done;
+        fd_set failed;
+        FD_ZERO(&done);
+        FD_ZERO(&failed);
+        FD_SET(socket, &done);
+        FD_SET(socket, &failed);
+        const timeval wait{0, static_cast<long>(std::chrono::microseconds(pollInterval).count())};
+        if (::select(0, nullptr, &done, &failed, &wait) < 0 || FD_ISSET(socket, &failed)) {
+            throw ConnectionLost("No engine answers.");
+        }
+        if (FD_ISSET(socket, &done)) return;
+    }
+}
+
 class WindowsChild : public Child {
   public:
     explicit WindowsChild(HANDLE process) : process_(process) {}
@@ -188,9 +206,9 @@ std::optional<std::string> readSmallFile(const std::string& path, std::size_t li
     return text;
 }
 
-Socket Socket::connectUnix(const std::string&) { throw ConnectionLost("The engine's socket is of another system."); }
+Socket Socket::connectUnix(const std::string&, const Patience&) { throw ConnectionLost("The engine's socket is of another system."); }
 
-Socket Socket::connectLoopback(int port) {
+Socket Socket::connectLoopback(int port, const Patience& patience) {
     startSockets();
     const SOCKET socket = ::socket(AF_INET, SOCK_STREAM, IPPROTO_TCP);
     if (socket == INVALID_SOCKET) throw ConnectionLost("No socket could be had.");
@@ -200,11 +218,13 @@ Socket Socket::connectLoopback(int port) {
     address.sin_family = AF_INET;
     address.sin_port = htons(static_cast<std::uint16_t>(port));
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    if (::connect(socket, reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) {
-        throw ConnectionLost("No engine answers.");
-    }
     u_long on = 1;
     ::ioctlsocket(socket, static_cast<long>(FIONBIO), &on);
+    if (::connect(socket, reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) {
+        if (::WSAGetLastError() != WSAEWOULDBLOCK) throw ConnectionLost("No engine answers.");
+        awaitConnected(socket, patience);
+    }
+    ::setsockopt(socket, IPPROTO_TCP, TCP_NODELAY, reinterpret_cast<const char*>(&on), sizeof on);
     return result;
 }
 
@@ -239,8 +259,9 @@ std::size_t Socket::send(const std::uint8_t* from, std::size_t count, Millisecon
     throw ConnectionLost("The engine has closed the connection.");
 }
 
-MappedFile::MappedFile(const std::string& folder, const std::string& name, std::size_t bytes)
+MappedFile::MappedFile(const std::string& folder, const std::string& name, std::size_t bytes, const Look& look)
     : path_(folder + "\\" + name), name_(name), size_(bytes) {
+    look();
     constexpr DWORD share = FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE;
     const Handle file(::CreateFileW(wide(path_).c_str(), GENERIC_READ | GENERIC_WRITE, share, nullptr, CREATE_NEW,
                                     FILE_ATTRIBUTE_TEMPORARY, nullptr));

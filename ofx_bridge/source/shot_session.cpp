@@ -1,13 +1,16 @@
 #include "shot_session.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace stm {
 
 namespace {
 
 constexpr int attempts = 3;
-constexpr int jobWait = 50;
+constexpr int guesses = 2;
+constexpr int shortWait = 50;  // milliseconds that the engine may keep a request
+constexpr Milliseconds sendingLimit{100};
 const char* const channelLetters[] = {"R", "G", "B", "A"};
 
 Json asJson(const Range& range) { return Json::array({range.first, range.second}); }
@@ -42,15 +45,32 @@ std::string inWords(const std::vector<Range>& ranges) {
 
 ShotSession::ShotSession(std::string client) : client_(std::move(client)), owner_(platform::randomHex(16)) {}
 
-void ShotSession::use(const ShotSpec& spec) {
-    const std::lock_guard<std::timed_mutex> guard(mutex_);
+// One thread's turn on the session.
+class ShotSession::Turn {
+  public:
+    Turn(ShotSession& session, const Patience& patience) : session_(session) {
+        if (session.atWork_ == std::this_thread::get_id()) throw Reentered();
+        lock_ = patience.lock(session.mutex_, "until another call of this node is done");
+        session.atWork_ = std::this_thread::get_id();
+    }
+    Turn(const Turn&) = delete;
+    Turn& operator=(const Turn&) = delete;
+    ~Turn() { session_.atWork_ = std::thread::id(); }
+
+  private:
+    ShotSession& session_;
+    std::unique_lock<std::timed_mutex> lock_;
+};
+
+void ShotSession::use(const ShotSpec& spec, const Patience& patience) {
+    const Turn turn(*this, patience);
     if (spec.folder != spec_.folder) owning_ = false;
     spec_ = spec;
 }
 
 bool ShotSession::claim(const Patience& patience) {
     {
-        const std::lock_guard<std::timed_mutex> guard(mutex_);
+        const Turn turn(*this, patience);
         owning_ = true;
     }
     try {
@@ -58,7 +78,7 @@ bool ShotSession::claim(const Patience& patience) {
         return true;
     } catch (const EngineError& error) {
         if (error.code != "shot_open") throw;
-        const std::lock_guard<std::timed_mutex> guard(mutex_);
+        const Turn turn(*this, patience);
         owning_ = false;
         return false;
     }
@@ -103,7 +123,7 @@ bool ShotSession::pushPlate(Frame frame, const PushedImage& image, double pixelA
         if (spec_.plate.contains("display_window")) request["display_window"] = spec_.plate["display_window"];
         const OutgoingPixels pixels{image.view.pixelBytes() * static_cast<std::size_t>(image.box.width()) *
                                         static_cast<std::size_t>(image.box.height()),
-                                    [&image](std::uint8_t* into) { packRows(image.view, image.box, into); }};
+                                    [&image](std::uint8_t* into, const Look& look) { packRows(image.view, image.box, into, look); }};
         const Json answer = connection.requestWithPixels(std::move(request), pixels, patience).header;
         madeStale = reading([&answer] { return !answer.at("dirty").empty(); });
     });
@@ -117,11 +137,11 @@ void ShotSession::pushKey(Frame frame, const PushedImage& mask, const std::vecto
     withShot(patience, [&](Connection& connection, const std::string& shot) {
         Json request{{"op", "push_key"},  {"shot", shot},          {"frame", frame},
                      {"objects", objects}, {"image", imageHeader(mask)}, {"digest", mask.digest},
-                     {"interrupt", true}};
+                     {"interrupt", true},  {"replace", true}};
         connection.requestWithPixels(std::move(request),
                                      {mask.view.pixelBytes() * static_cast<std::size_t>(mask.box.width()) *
                                           static_cast<std::size_t>(mask.box.height()),
-                                      [&mask](std::uint8_t* into) { packRows(mask.view, mask.box, into); }},
+                                      [&mask](std::uint8_t* into, const Look& look) { packRows(mask.view, mask.box, into, look); }},
                                      patience);
     });
 }
@@ -139,10 +159,11 @@ std::string ShotSession::propagate(const Range& frames, const std::string& direc
     return reading([&answer] { return answer.at("job").get<std::string>(); });
 }
 
-JobState ShotSession::job(const std::string& job, std::int64_t seen, const Patience& patience) {
+JobState ShotSession::job(const std::string& job, const std::optional<std::int64_t>& seen, const Patience& patience) {
     JobState found;
     withShot(patience, [&](Connection& connection, const std::string&) {
-        const Json request{{"op", "job"}, {"job", job}, {"wait_ms", jobWait}, {"seen", seen}};
+        Json request{{"op", "job"}, {"job", job}};
+        if (seen) request.update({{"wait_ms", shortWait}, {"seen", *seen}});
         const Json answer = connection.request(request, patience).header;
         found = reading([&answer] {
             JobState state{answer.at("state").get<std::string>(), answer.at("version").get<std::int64_t>(),
@@ -155,32 +176,80 @@ JobState ShotSession::job(const std::string& job, std::int64_t seen, const Patie
     return found;
 }
 
-void ShotSession::cancel(const std::string& job, const Patience& patience) {
-    withShot(patience, [&](Connection& connection, const std::string&) {
-        connection.request({{"op", "cancel"}, {"job", job}}, patience);
-    });
+void ShotSession::cancel(const std::string& job) {
+    {
+        const std::lock_guard<std::mutex> guard(cancelsMutex_);
+        cancels_.push_back(job);
+    }
+    const Patience patience(sendingLimit, nullptr);
+    try {
+        const Turn turn(*this, patience);
+        sendCancels(patience);
+    } catch (const DeadlinePassed&) {
+        // Another call is at work, or the engine reads nothing.
+    } catch (const Reentered&) {
+    } catch (const ConnectionLost&) {
+        // Its jobs have ended with it.
+    }
+}
+
+void ShotSession::cancelAll(const Patience& patience) {
+    {
+        const Turn turn(*this, patience);
+        if (!connection_) connection_ = Connection::openRunning(client_, patience);
+        if (!connection_) return;
+    }
+    const Json status = this->status(std::nullopt, patience);
+    for (const std::string& job : reading([&status] { return status.at("jobs").get<std::vector<std::string>>(); })) cancel(job);
+}
+
+void ShotSession::sendCancels(const Patience& patience) {
+    std::vector<std::string> jobs;
+    {
+        const std::lock_guard<std::mutex> guard(cancelsMutex_);
+        jobs.swap(cancels_);
+    }
+    if (!connection_) return;  // the jobs of a connection end with it
+    for (const std::string& job : jobs) connection_->post({{"op", "cancel"}, {"job", job}}, patience);
 }
 
 Matte ShotSession::matte(Frame frame, const Box& box, const std::string& object, bool stale, const Patience& patience) {
     Matte matte{box, {}};
     const std::size_t count = static_cast<std::size_t>(box.width()) * static_cast<std::size_t>(box.height());
     withShot(patience, [&](Connection& connection, const std::string& shot) {
-        Json request{{"op", "get_matte"}, {"shot", shot},    {"frame", frame},  {"window", engineWindow(box)},
-                     {"format", "float"}, {"rows", "up"},    {"stale", stale},  {"wait_ms", jobWait}};
+        Json request{{"op", "get_matte"}, {"shot", shot}, {"frame", frame},  {"format", "float"},
+                     {"rows", "up"},      {"stale", stale}, {"wait_ms", shortWait}};
         if (!object.empty()) request["objects"] = Json::array({object});
-        const auto take = [&matte, count](const std::uint8_t* pixels) {
-            matte.values.resize(count);
-            std::copy_n(pixels, count * sizeof(float), reinterpret_cast<std::uint8_t*>(matte.values.data()));
+        const auto take = [&](const std::uint8_t* pixels) {
+            const Look look = patience.look("for the matte");
+            Looking looking(look);
+            matte.values.clear();
+            matte.values.reserve(count);
+            const std::size_t rowBytes = static_cast<std::size_t>(box.width()) * sizeof(float);
+            std::vector<float> row(static_cast<std::size_t>(box.width()));
+            for (int y = 0; y < box.height(); ++y, pixels += rowBytes) {
+                std::memcpy(row.data(), pixels, rowBytes);  // the pixels may lie anywhere
+                matte.values.insert(matte.values.end(), row.begin(), row.end());
+                looking.worked(rowBytes);
+            }
         };
-        const Json answer = connection.requestPixels(std::move(request), count * sizeof(float), take, patience);
-        reading([&] {
-            const Json& image = answer.at("image");
-            if (image.at("format") != "float" || image.at("channels").size() != 1 ||
-                image.at("data_window") != Json(engineWindow(box)) || answer.at("frame") != frame) {
+        // The store's display window is its own: where ours was a wrong guess, the matte is asked for again.
+        auto display = spec_.plate.at("display_window").get<EngineWindow>();
+        for (int guess = 1;; ++guess) {
+            const EngineWindow window = placed(box, display);
+            request["window"] = window;
+            const Json answer = connection.requestPixels(request, count * sizeof(float), take, patience);
+            const bool fits = reading([&] {
+                const Json& image = answer.at("image");
+                display = answer.at("display_window").get<EngineWindow>();
+                return image.at("format") == "float" && image.at("channels").size() == 1 &&
+                       image.at("data_window") == Json(window) && answer.at("frame") == frame;
+            });
+            if (fits && placed(box, display) == window) return;
+            if (!fits || guess == guesses) {
                 throw ConnectionLost("The engine sent another matte than the one that was asked for.");
             }
-            return true;
-        });
+        }
     });
     return matte;
 }
@@ -195,11 +264,11 @@ Json ShotSession::call(Json request, const Patience& patience) {
 }
 
 void ShotSession::withShot(const Patience& patience, const std::function<void(Connection&, const std::string&)>& work) {
-    std::unique_lock<std::timed_mutex> guard(mutex_, std::defer_lock);
-    while (!guard.try_lock_for(pollInterval)) patience.check("until another call of this node is done");
+    const Turn turn(*this, patience);
     for (int attempt = 1;; ++attempt) {
         try {
             ensureOpen(patience);
+            sendCancels(patience);
             work(*connection_, shot_);
             return;
         } catch (const ConnectionLost&) {
@@ -277,6 +346,13 @@ Json ShotSession::imageHeader(const PushedImage& image) const {
             {"offset", 0},
             {"row_bytes", image.view.pixelBytes() * static_cast<std::size_t>(image.box.width())},
             {"premultiplied", image.premultiplied}};
+}
+
+// Where `box` lies in a shot with this display window: its lower left corner is that of the host's format.
+EngineWindow ShotSession::placed(const Box& box, const EngineWindow& display) const {
+    const auto [x, y, width, height] = display;
+    const std::int64_t bottom = y + height;
+    return {x + box.x1 - spec_.formatLeft, bottom - (std::int64_t{box.y2} - spec_.formatBottom), box.width(), box.height()};
 }
 
 EngineWindow ShotSession::engineWindow(const Box& box) const { return toEngineWindow(box, spec_.displayTop); }

@@ -1,12 +1,14 @@
 // A shot as the effect sees it: the engine's operations, typed, on a connection that heals itself.
 #pragma once
 
+#include <atomic>
 #include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -24,9 +26,11 @@ struct ShotSpec {
     bool ours = false;    // the effect keeps this store for itself: its keys and settings are the effect's
     Json plate;           // PROTOCOL.md, open_shot
     Json settings;        // pushed when the store is ours
-    int displayTop = 0;   // pixels, y up: where the engine's y is 0
+    int displayTop = 0;   // pixels, y up: where the engine's y is 0 in what is pushed
+    int formatLeft = 0, formatBottom = 0;  // pixels, y up: the corner of the host's format
     bool operator==(const ShotSpec& other) const {
-        return folder == other.folder && ours == other.ours && plate == other.plate && settings == other.settings;
+        return folder == other.folder && ours == other.ours && plate == other.plate && settings == other.settings && displayTop == other.displayTop && formatLeft == other.formatLeft &&
+               formatBottom == other.formatBottom;
     }
 };
 
@@ -53,14 +57,19 @@ struct MaskChannel {
     std::string channel;
 };
 
+// The node was called in the middle of its own work, as by a host that shows pictures while it shows progress.
+struct Reentered : std::runtime_error {
+    Reentered() : std::runtime_error("This node is at work: its picture comes when that is done.") {}
+};
+
 // Every operation locks, connects (starting the engine if need be), opens the shot and recovers from an engine that has
-// died. All throw EngineError, ConnectionLost, Cancelled or DeadlinePassed.
+// died. All throw EngineError, ConnectionLost, Cancelled, DeadlinePassed or Reentered.
 class ShotSession {
   public:
     explicit ShotSession(std::string client);
 
     // Sets what later operations work on. Tells the engine only what has changed.
-    void use(const ShotSpec& spec);
+    void use(const ShotSpec& spec, const Patience& patience);
     // Whether this session is the one that may change the shot's keys and settings. False when another node has it.
     bool claim(const Patience& patience);
 
@@ -73,12 +82,18 @@ class ShotSession {
     void removeKey(Frame frame, const Patience& patience);
     Json plan(const Range& frames, const std::string& direction, const Patience& patience);
     std::string propagate(const Range& frames, const std::string& direction, const Patience& patience);
-    JobState job(const std::string& job, std::int64_t seen, const Patience& patience);
-    void cancel(const std::string& job, const Patience& patience);
+    // The state of a job; waits a moment for a newer one than `seen` where that is given.
+    JobState job(const std::string& job, const std::optional<std::int64_t>& seen, const Patience& patience);
+    // Has a job stopped. Never waits for the engine: when it cannot be told now, it is told with the next request.
+    void cancel(const std::string& job);
+    // Stops all jobs of the shot, whoever started them. Starts no engine for it.
+    void cancelAll(const Patience& patience);
     // The matte over `box` (full-size pixels, y up). `object` empty: all objects together.
     Matte matte(Frame frame, const Box& box, const std::string& object, bool stale, const Patience& patience);
 
   private:
+    class Turn;
+
     Json call(Json request, const Patience& patience);
     // Runs `work` on an open shot; once more after each recovery.
     void withShot(const Patience& patience, const std::function<void(Connection&, const std::string& shot)>& work);
@@ -86,9 +101,15 @@ class ShotSession {
     void openShot(const Patience& patience);
     void bringSettings(const Patience& patience);
     Json imageHeader(const PushedImage& image) const;
-    EngineWindow engineWindow(const Box& box) const;
+    EngineWindow engineWindow(const Box& box) const;  // of what is pushed
+    EngineWindow placed(const Box& box, const EngineWindow& display) const;
+
+    void sendCancels(const Patience& patience);
 
     std::timed_mutex mutex_;
+    std::atomic<std::thread::id> atWork_{};  // who has the mutex
+    std::mutex cancelsMutex_;
+    std::vector<std::string> cancels_;  // jobs that the engine must still be told to stop
     const std::string client_;
     const std::string owner_;
     bool owning_ = false;

@@ -3,7 +3,9 @@
 What is checked: handles alive and of the right kind, properties that the standard knows for that object and
 their types, writing only where a plug-in may, calls only inside an action, on the action's thread and in
 actions that allow them, images released before their action ends, progress and parameter values as they
-should be. What is found is collected in `OfxHost.violations`; `nodes_of` fails when there is any.
+should be, and nothing asked or fetched any more once the host has said stop. Several threads may each send
+actions, to different nodes or the same one. What is found is collected in `OfxHost.violations`; `nodes_of`
+fails when there is any.
 
 Only the standard library and NumPy: it also runs with sanitizers preloaded.
 """
@@ -14,6 +16,7 @@ import contextlib
 import ctypes
 import itertools
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from ctypes import CFUNCTYPE, POINTER, Structure, c_char_p, c_double, c_int, c_size_t, c_uint, c_void_p
 from dataclasses import dataclass, field
@@ -341,6 +344,23 @@ def box_scaled(picture: FloatArray, factor: int) -> FloatArray:
     return means
 
 
+@dataclass
+class _Action:
+    """An action that is under way."""
+
+    name: str
+    stopped: bool = False  # the host has said that it wants no more of it
+    shows_progress: bool = False
+
+
+class _ThreadState(threading.local):
+    """What is under way on one thread: actions, the innermost last, and images that are out."""
+
+    def __init__(self) -> None:
+        self.actions: list[_Action] = []
+        self.images: list[PropertySet] = []
+
+
 class OfxHost:
     """One plug-in binary in one host.
 
@@ -350,14 +370,13 @@ class OfxHost:
     """
 
     def __init__(self, binary: Path, options: HostOptions | None = None) -> None:
+        self.binary = binary
         self.options = options or HostOptions()
         self.violations: list[str] = []
         self.messages: list[tuple[str, str]] = []
         self._numbers = itertools.count(0x1000, 16)
         self._handles: dict[int, Any] = {}
-        self._actions: list[tuple[str, int, Any]] = []  # name, thread, node
-        self._lock = threading.RLock()
-        self._images: list[tuple[PropertySet, _Pixels | None]] = []
+        self._thread = _ThreadState()
         self._suites = _suites(self)
         self._properties = self._new_set("host")
         self._describe_host()
@@ -415,7 +434,7 @@ class OfxHost:
 
     def violation(self, text: str) -> None:
         """Note something that the plug-in must not do."""
-        where = self._actions[-1][0] if self._actions else "outside an action"
+        where = self.action() or "outside an action"
         self.violations.append(f"{where}: {text}")
 
     # ---- actions
@@ -428,8 +447,9 @@ class OfxHost:
         answer: PropertySet | None = None,
     ) -> int:
         """Send an action and look what it left behind."""
-        self._actions.append((name, threading.get_ident(), effect))
-        before = len(self._images)
+        actions, images = self._thread.actions, self._thread.images
+        actions.append(_Action(name))
+        before = len(images)
         try:
             status = self.plugin.main(
                 name.encode(),
@@ -437,13 +457,13 @@ class OfxHost:
                 None if given is None else given.handle,
                 None if answer is None else answer.handle,
             )
-            if len(self._images) > before:
-                self.violation(f"{len(self._images) - before} images were not released")
-                del self._images[before:]
-            if effect is not None and effect.progress_open:
+            if len(images) > before:
+                self.violation(f"{len(images) - before} images were not released")
+                del images[before:]
+            if actions[-1].shows_progress:
                 self.violation("progress was not ended")
         finally:
-            self._actions.pop()
+            actions.pop()
             for one in (given, answer):
                 if one is not None:
                     one.alive = False
@@ -451,7 +471,7 @@ class OfxHost:
 
     def action(self) -> str:
         """The action that is under way."""
-        return self._actions[-1][0] if self._actions else ""
+        return self._thread.actions[-1].name if self._thread.actions else ""
 
     # ---- objects
 
@@ -487,14 +507,21 @@ class OfxHost:
 
     def allow(self, call: str, actions: Sequence[str] | None = None, forbidden: Sequence[str] = ()) -> None:
         """Note a violation when a call comes outside an action, on another thread, or in a wrong action."""
-        if not self._actions:
-            self.violation(f"{call} outside an action")
+        name = self.action()
+        if not name:
+            self.violation(f"{call} outside an action, or on another thread than the action's")
             return
-        name, thread, _ = self._actions[-1]
-        if thread != threading.get_ident():
-            self.violation(f"{call} on another thread than the action's")
         if (actions is not None and name not in actions) or name in forbidden:
             self.violation(f"{call} is not allowed in {name}")
+
+    def still_wanted(self, call: str) -> None:
+        """Note a violation when a call comes after the host has said that the action shall stop."""
+        if self._thread.actions and self._thread.actions[-1].stopped:
+            self.violation(f"{call} after the host has said stop")
+
+    def under_way(self) -> _Action:
+        """The innermost action of this thread, for suites to note what it has done."""
+        return self._thread.actions[-1]
 
     def _new_effect(self, kind: str, described: Effect | None) -> Effect:
         return Effect(self, kind, described)
@@ -546,7 +573,7 @@ class OfxHost:
         image.set("OfxPropType", "OfxTypeImage")
         image.set("OfxImagePropData", pixels.pointer)
         image.set("OfxImagePropBounds", *pixels.box)
-        image.set("OfxImagePropRegionOfDefinition", *pixels.box)
+        image.set("OfxImagePropRegionOfDefinition", 0, 0, 1, 1)  # hosts are known to tell wrong ones
         image.set("OfxImagePropRowBytes", pixels.row_bytes)
         image.set("OfxImageEffectPropPixelDepth", pixels.depth)
         image.set("OfxImageEffectPropComponents", pixels.components)
@@ -556,15 +583,16 @@ class OfxHost:
         image.set("OfxImagePropField", "OfxFieldNone")
         image.set("OfxImagePropUniqueIdentifier", f"{clip} {image.handle}")
         image.keep.append(pixels)
-        self._images.append((image, pixels))
+        self._thread.images.append(image)
         return image
 
     def release_image(self, image: PropertySet) -> None:
         """Take an image back."""
-        if not any(one is image for one, _ in self._images):
+        images = self._thread.images
+        if not any(one is image for one in images):
             self.violation("an image that is none was released")
             raise _Refused(ERR_BAD_HANDLE)
-        self._images = [(one, pixels) for one, pixels in self._images if one is not image]
+        images[:] = [one for one in images if one is not image]
         image.alive = False
         image.keep.clear()
 
@@ -579,7 +607,7 @@ class Param:
     value: Any = None
     handle: int = 0
     alive: bool = True
-    keep: Any = None
+    keep: deque[Any] = field(default_factory=lambda: deque(maxlen=16))  # texts that were handed out
 
 
 @dataclass
@@ -996,6 +1024,7 @@ def _effect_suite(host: OfxHost) -> Structure:
 
     def get_image(handle: int, time: float, region: Any, into: Any) -> None:
         host.allow("clipGetImage", _IMAGE_ACTIONS)
+        host.still_wanted("clipGetImage")
         clip: ClipState = host.find(handle, ClipState)
         into[0] = clip.effect.image(clip, time).handle
 
@@ -1014,8 +1043,12 @@ def _effect_suite(host: OfxHost) -> Structure:
 
     def abort(handle: int) -> int:
         host.allow("abort", (RENDER,))
+        host.still_wanted("abort")
         effect: Effect = host.find(handle, Effect)
-        return effect.abort_answer()
+        answer = effect.abort_answer()
+        if answer:
+            host.under_way().stopped = True
+        return answer
 
     handle_only = CFUNCTYPE(c_int, c_void_p)
     pair = CFUNCTYPE(c_int, c_void_p, POINTER(c_void_p))
@@ -1071,8 +1104,9 @@ def _parameter_suite(host: OfxHost) -> Structure:
         host.allow("paramGetValue", forbidden=_DESCRIBING)
         param: Param = host.find(handle, Param)
         if param.type == "OfxParamTypeString":
-            param.keep = c_char_p(param.value.encode("utf-8"))
-            ctypes.cast(first, POINTER(c_char_p))[0] = param.keep
+            text = c_char_p(param.value.encode("utf-8"))
+            param.keep.append(text)
+            ctypes.cast(first, POINTER(c_char_p))[0] = text
         elif param.type == "OfxParamTypeDouble2D":
             ctypes.cast(first, POINTER(c_double))[0] = param.value[0]
             ctypes.cast(second, POINTER(c_double))[0] = param.value[1]
@@ -1150,22 +1184,26 @@ def _progress_suite(host: OfxHost) -> Structure:
         effect: Effect = host.find(handle, Effect)
         if effect.progress_open:
             host.violation("progress was started twice")
-        effect.progress_open = True
+        effect.progress_open = host.under_way().shows_progress = True
 
     def update(handle: int, part: float) -> int:
         host.allow("progressUpdate")
         effect: Effect = host.find(handle, Effect)
         if not effect.progress_open or not 0.0 <= part <= 1.0:
             host.violation("progress outside start and end, or outside 0 to 1")
+        host.still_wanted("progressUpdate")
         effect.progress_values.append(part)
-        return effect.progress_answer(part)
+        answer = effect.progress_answer(part)
+        if answer == REPLY_NO:
+            host.under_way().stopped = True
+        return answer
 
     def end(handle: int) -> None:
         host.allow("progressEnd")
         effect: Effect = host.find(handle, Effect)
         if not effect.progress_open:
             host.violation("progress was ended twice")
-        effect.progress_open = False
+        effect.progress_open = host.under_way().shows_progress = False
 
     return _structure(
         host,

@@ -234,6 +234,25 @@ def test_several_objects_come_in_the_masks_channels(host: OfxHost, engine: Engin
         np.testing.assert_allclose(alpha_of(rig.node, FIRST), masks(FIRST)[..., :2].max(axis=-1), atol=1e-6)
 
 
+def test_objects_that_are_no_longer_listed_are_gone_from_the_matte(host: OfxHost, engine: EngineHome) -> None:
+    def masks(frame: int) -> FloatArray:
+        both = np.ones((HEIGHT, WIDTH, 4), np.float32)  # the alpha of a mask in colours is often solid
+        both[..., 0] = disc(frame)[..., 0]
+        both[..., 1:3] = 0.0
+        return both
+
+    rig = make_rig(host)
+    rig.mask.read, rig.mask.components = masks, RGBA
+    with nodes_of(host, rig.node):
+        assert rig.node.press("setKey", FIRST) == OK, rig.node.persistent
+        np.testing.assert_array_equal(alpha_of(rig.node, FIRST), 1.0)
+        rig.node.set("objects", "ball, other")
+        np.testing.assert_array_equal(alpha_of(rig.node, FIRST), disc(FIRST)[..., 0])
+        rig.node.set("objects", "a, b, c, d, e")
+        assert rig.node.render(FIRST)[0] != OK
+        assert rig.node.persistent is not None and "at most" in rig.node.persistent
+
+
 def test_the_whole_source_is_asked_for_and_keys_around_the_frame(host: OfxHost, engine: EngineHome) -> None:
     rig = make_rig(host)
     with nodes_of(host, rig.node):

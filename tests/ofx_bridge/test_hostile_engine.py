@@ -1,18 +1,9 @@
-"""What the effect does when the thing that answers it is broken, mute, or not the engine at all.
-
-The engine here is a script: what a broken engine says cannot be had from the real one.
-"""
+"""What the effect does when the thing that answers it is broken, mute, or not the engine at all."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import socket
-import struct
-import tempfile
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,91 +11,7 @@ import pytest
 
 from tests.hosts.ofx_fixtures import FIRST, WIDTH, EngineHome, Rig, make_rig
 from tests.hosts.ofx_host import OK, OfxHost, nodes_of
-
-TOKEN, ANSWER = "1" * 64, "2" * 64
-PREFIX = struct.Struct("<4sB3xIIQ")
-MAGIC = b"STM\x01"
-REPLY, ERROR = 2, 3
-
-Conversation = Callable[[socket.socket, int, dict[str, Any]], None]
-
-
-def message(kind: int, number: int, header: object, payload: bytes = b"") -> bytes:
-    """The bytes of a message; `header` may be bytes that are no JSON."""
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return PREFIX.pack(MAGIC, kind, number, len(text), len(payload)) + text + payload
-
-
-def receive(link: socket.socket, count: int) -> bytes:
-    """Exactly `count` bytes."""
-    data = b""
-    while len(data) < count:
-        part = link.recv(count - len(data))
-        if not part:
-            raise ConnectionError
-        data += part
-    return data
-
-
-class ScriptedEngine:
-    """Greets properly and then follows a script; without one it greets with `greeting`."""
-
-    def __init__(self, folder: Path, script: Conversation, answer: str = ANSWER) -> None:
-        self._script, self._answer = script, answer
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        path = folder / "engine.sock"
-        self._listener.bind(str(path))
-        self._listener.listen()
-        self.asked: list[str] = []
-        endpoint = {"protocol": [1, 0], "transport": "unix", "path": str(path), "port": 0, "token": TOKEN}
-        endpoint |= {"answer": ANSWER, "pid": os.getpid(), "engine": "script"}
-        (folder / "endpoint.json").write_text(json.dumps(endpoint))
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                link, _ = self._listener.accept()
-                threading.Thread(target=self._talk, args=(link,), daemon=True).start()
-
-    def _talk(self, link: socket.socket) -> None:
-        with link, contextlib.suppress(OSError, ConnectionError):
-            while True:
-                _, kind, number, header_bytes, payload_bytes = PREFIX.unpack(receive(link, PREFIX.size))
-                assert kind == 1
-                header = json.loads(receive(link, header_bytes))
-                receive(link, payload_bytes)
-                self.asked.append(header["op"])
-                if header["op"] == "hello":
-                    greeting = {"protocol": [1, 0], "answer": self._answer, "map_folder": None}
-                    link.sendall(message(REPLY, number, greeting))
-                else:
-                    self._script(link, number, header)
-
-    def close(self) -> None:
-        """Stop listening."""
-        self._listener.close()
-
-
-@pytest.fixture
-def scripted(monkeypatch: pytest.MonkeyPatch, engine: EngineHome) -> Iterator[Callable[..., ScriptedEngine]]:
-    """A function that puts a scripted engine in the engine's place. None that is real can be started."""
-    folder = Path(tempfile.mkdtemp(prefix="stm-", dir="/tmp"))
-    monkeypatch.setenv("STM_RUNTIME_DIR", str(folder))
-    monkeypatch.setenv("STM_ENGINE_PYTHON", "/bin/false")
-    engines = []
-
-    def put(script: Conversation, answer: str = ANSWER) -> ScriptedEngine:
-        engines.append(ScriptedEngine(folder, script, answer))
-        return engines[-1]
-
-    yield put
-    for one in engines:
-        one.close()
-    for path in folder.iterdir():
-        path.unlink()
-    folder.rmdir()
+from tests.hosts.ofx_scripted_engine import ERROR, MAGIC, PREFIX, REPLY, Conversation, ScriptedEngine, message
 
 
 def answering(reply: Callable[[int, dict[str, Any]], bytes]) -> Conversation:
