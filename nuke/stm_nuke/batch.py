@@ -86,14 +86,16 @@ def propagate(
     direction: verbs.Direction = "both",
     view: str | None = None,
 ) -> list[int]:
-    """Make the mattes of `frames` (default: all); the frames whose matte file is ready then.
+    """Make the mattes of `frames` (default: all); the frames whose matte is ready then.
 
     Raises:
         StmNodeError: of the kind that says what is wrong; what was finished is kept.
     """
     found, wanted = _node(which), _whole_range(frames)
-    _waited(lambda ended: verbs.propagate(found, view or found.view(), wanted, direction, ended))
+    task = _waited(lambda ended: verbs.propagate(found, view or found.view(), wanted, direction, ended))
     first, last = wanted or found.frames
+    if found.is_live:
+        return sorted(task.done & set(range(first, last + 1)))
     return sorted(cache.fresh_mattes(found.cache, view or found.view(), range(first, last + 1)))
 
 
@@ -113,6 +115,8 @@ def bake(which: NodeOrName, folder: str | Path, frames: Range | None = None, vie
     found = _node(which)
     shown = view or found.view()
     first, last = _whole_range(frames) or found.frames
+    if found.is_live:
+        _waited(lambda ended: verbs.write_mattes(found, shown, (first, last), ended))
     fresh = cache.fresh_mattes(found.cache, shown, range(first, last + 1))
     lacking = [frame for frame in range(first, last + 1) if frame not in fresh]
     if lacking:
@@ -133,7 +137,7 @@ def _whole_range(frames: Range | None) -> Range | None:
     return None if frames is None else (whole(frames[0]), whole(frames[1]))
 
 
-def _waited(act: Callable[[Callable[[Task], None]], object]) -> None:
+def _waited(act: Callable[[Callable[[Task], None]], object]) -> Task:
     """Carry out a verb, which in a terminal has ended when it returns, and raise its error."""
     if nuke.GUI:
         raise UsageError(
@@ -143,3 +147,4 @@ def _waited(act: Callable[[Callable[[Task], None]], object]) -> None:
     act(ended.append)
     if ended[0].error is not None:
         raise ended[0].error
+    return ended[0]

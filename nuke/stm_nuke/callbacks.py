@@ -7,6 +7,7 @@ The rest of the package is imported when it is needed, so that Nuke starts as fa
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 import nuke
@@ -29,6 +30,7 @@ def install() -> None:
     _is_installed = True
     nuke.addOnCreate(on_create, nodeClass="Group")
     nuke.addKnobChanged(on_knob_changed, nodeClass="Group")
+    nuke.addOnScriptLoad(on_script_load)
     nuke.addOnScriptSave(on_script_save)
     nuke.addOnScriptClose(on_script_close)
     nuke.addBeforeRender(before_render, nodeClass="Write")
@@ -49,6 +51,8 @@ def on_create() -> None:
     try:
         if found.id and found.twin() is not None:
             found.claim()
+        if found.id and found.is_live:
+            _put_effect_in(found)
     except StmNodeError as error:
         found.set(knobs.STATUS, str(error))
 
@@ -72,27 +76,67 @@ def on_knob_changed() -> None:
         elif name == "inputChange" and found.frames == (0, 0) and found.plate is not None:
             found.take_range_from_input()
             found.claim()
+        elif name == knobs.MATTE_FROM and found.id:
+            verbs.take_matte_from(found, found[knobs.MATTE_FROM])
         elif name == "showPanel":
             verbs.show_keys(found, found.view())
-    except StmNodeError as error:
+    except (StmNodeError, LookupError) as error:
         verbs.tell(found, str(error))
+        if name == knobs.MATTE_FROM and nuke.GUI:
+            nuke.message(str(error))
     finally:
         _is_busy = False
 
 
-_LISTENED = _RANGE_KNOBS | {"inputChange", "showPanel"}
+_LISTENED = _RANGE_KNOBS | {knobs.MATTE_FROM, "inputChange", "showPanel"}
 
 
-def on_script_save() -> None:
-    """A cache of an unsaved script moves next to it; one of another script is left to that script."""
-    from stm_nuke.errors import StmNodeError
+def on_script_load() -> None:
+    """A script was read: nodes whose matte is live get the effect, which is never saved."""
+    put_effects_in()
+
+
+def put_effects_in() -> None:
+    """Give every node whose matte is live the effect."""
     from stm_nuke.node import find_all
 
     for node in find_all():
+        if node.id and node.is_live:
+            _put_effect_in(node)
+
+
+def _put_effect_in(node: StmNode) -> None:
+    """Where it cannot be the status line says so; the switch stays, and a render fails."""
+    from stm_nuke import live, verbs
+    from stm_nuke.errors import StmNodeError
+
+    try:
+        problem = node.arrange_live()
+    except (StmNodeError, LookupError) as error:
+        problem = str(error)
+    if problem:
+        verbs.tell(node, f"{problem} {live.INSTEAD}")
+
+
+def on_script_save() -> None:
+    """A cache of an unsaved script moves next to it; one of another script is left to that script.
+
+    The OpenFX effect is taken out, for it must not be in the file, and put back when Nuke has saved.
+    """
+    from stm_nuke import live
+    from stm_nuke.errors import StmNodeError
+    from stm_nuke.node import find_all
+
+    was_in = False
+    for node in find_all():
         try:
             node.settle_after_save()
-        except StmNodeError as error:
+            was_in = was_in or live.is_in(node.group)
+            live.take_out(node.group)
+        except (StmNodeError, LookupError, RuntimeError) as error:  # saving must not fail for it
             nuke.tprint(f"STM for Nuke: {node.name}: {error}")
+    if was_in and nuke.GUI:  # from another thread: then it waits until Nuke is idle, and so has saved
+        threading.Thread(target=nuke.executeInMainThread, args=(put_effects_in,), daemon=True).start()
 
 
 def on_script_close() -> None:
@@ -126,13 +170,17 @@ def before_render() -> None:
 
 def what_is_wrong(node: StmNode) -> str:
     """Why this node must not be rendered now; empty where it may."""
-    from stm_nuke import cache
+    from stm_nuke import cache, live
     from stm_nuke.keys import format_keys
 
     if node[knobs.OVERLAY]:
         return f"{node.name} shows its overlay. Switch it off to render."
     if not node.id:
         return f"{node.name} has no matte yet. Set a keyframe and propagate."
+    if node.is_live or live.is_in(node.group):
+        problem = node.arrange_live()
+        if problem:
+            return f"{problem} {live.INSTEAD}"
     for view in nuke.views():
         noted = cache.noted_keys(node.cache, view)
         if noted is not None and noted != format_keys(node.keys_in_range(view)):

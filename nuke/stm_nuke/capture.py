@@ -208,20 +208,9 @@ def _execute(write: nuke.Node, frame: int, view: str) -> None:
 
 @contextlib.contextmanager
 def _inside(parent: nuke.Group) -> Iterator[list[nuke.Node]]:
-    """Work in the group, leaving no trace: nothing to undo, the script as modified as it was.
-
-    Gives the group's Input nodes by number.
-    """
-    root = nuke.root()
-    was_modified = root.modified()
-    nuke.Undo.disable()
-    parent.begin()
-    try:
+    """Work in the group, leaving no trace; gives the group's Input nodes by number."""
+    with group.unnoticed(parent):
         found = [node for node in parent.nodes() if node.Class() == "Input"]
         if len(found) != 2:
             raise StmNodeError(f"{parent.fullName()} has lost its inputs.", hint="Make a new STM node.")
         yield sorted(found, key=lambda node: cast(int, node["number"].value()))
-    finally:
-        parent.end()
-        nuke.Undo.enable()
-        root.setModified(was_modified)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import nuke
-from stm_nuke import batch, session, tasks
+from stm_nuke import batch, cache, session, tasks
 from stm_nuke.errors import ScriptError, StmNodeError, Stopped, UsageError
 from stm_nuke.frames import Range, in_words, parse_range
 from stm_nuke.node import StmNode
@@ -139,7 +139,8 @@ def _do_node(
     lacking = set(range(first, last + 1)) - set(ready)
     if lacking:
         raise StmNodeError(f"{node.name} has no matte at {in_words(lacking)} after propagating.")
-    print(f"{node.name}: {len(ready)} mattes ready in {node.cache / 'mattes'}", flush=True)
+    place = cache.store_folder(node.cache, view) if node.is_live else node.cache / "mattes"
+    print(f"{node.name}: {len(ready)} mattes ready in {place}", flush=True)
     if options.bake:
         print(f"Baked to {batch.bake(node, options.bake, (first, last), view)}", flush=True)
 

@@ -1,9 +1,10 @@
 """The inside of an STM node: native nodes only, so that a saved script renders where the plug-in is missing.
+(`live.py` puts the OpenFX effect in while the node's switch says so; it is never saved.)
 
-plate ---------------------------+--> to_channel --> objects_1..4 --+--> overlay_switch --> output
-mask (looked at by the panel)    |    |                             |    |
-matte (Read) --> matte_range --> whole_frames --+--> overlay_matte --> overlay_tint
-                    between_frames ^
+plate ------------------------------+--> to_channel --> objects_1..4 --+--> overlay_switch --> Output1
+mask (looked at by the panel)       |        |                         |    |
+matte --> matte_range --+--> whole_frames ---+--> overlay_matte --> overlay_tint
+        between_frames -+
 
 Between two frames there is no matte: there `whole_frames` takes `between_frames`, a Read whose file is never
 there and whose name says why.
@@ -11,7 +12,8 @@ there and whose name says why.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -21,6 +23,7 @@ from stm_nuke import knobs
 PLATE, MASK = 0, 1
 """Numbers of the group's inputs."""
 
+PLATE_INPUT = "plate"
 MATTE_READ = "matte"
 MATTE_RANGE = "matte_range"
 WHOLE_FRAMES, BETWEEN_FRAMES = "whole_frames", "between_frames"
@@ -57,11 +60,11 @@ def build(name: str = "STM1") -> nuke.Group:
 
 
 def _build_inside() -> None:
-    plate = _node("Input", "plate", [], 0, 0)
-    mask = _node("Input", "mask", [], 300, 0)
+    plate = make("Input", PLATE_INPUT, [], 0, 0)
+    mask = make("Input", "mask", [], 300, 0)
     mask["number"].setValue(MASK)
     plate["number"].setValue(PLATE)
-    matte = _node("Read", MATTE_READ, [], -300, 0)
+    matte = make("Read", MATTE_READ, [], -300, 0)
     matte["on_error"].setValue("error")
     matte["raw"].setValue(True)
     if matte.knob("localizationPolicy") is not None:
@@ -70,33 +73,34 @@ def _build_inside() -> None:
         matte[knob].setValue(_ALWAYS_FIRST)
     for knob in ("last", "origlast"):
         matte[knob].setValue(_ALWAYS_LAST)
-    matte_range = _node("FrameRange", MATTE_RANGE, [matte], -300, 1)
-    between = _node("Read", BETWEEN_FRAMES, [], -450, 0)
+    matte_range = make("FrameRange", MATTE_RANGE, [matte], -300, 1)
+    between = make("Read", BETWEEN_FRAMES, [], -450, 0)
     between["on_error"].setValue("error")
     between["file"].setValue(BETWEEN_FRAMES_FILE)
-    shown = _node("Switch", WHOLE_FRAMES, [matte_range, between], -300, 2)
+    shown = make("Switch", WHOLE_FRAMES, [matte_range, between], -300, 2)
     shown["which"].setExpression("frame != floor(frame)")
-    to_channel = _node("Copy", TO_CHANNEL, [plate, shown], 0, 2)
+    to_channel = make("Copy", TO_CHANNEL, [plate, shown], 0, 2)
     to_channel["from0"].setValue("rgba.alpha")
     to_channel["to0"].setValue("rgba.alpha")
     last = to_channel
     for row, name in enumerate(OBJECT_COPIES, 3):
-        last = _node("Copy", name, [last, shown], 0, row)
+        last = make("Copy", name, [last, shown], 0, row)
         for number in range(OBJECTS_PER_COPY):
             last[f"from{number}"].setValue("none")
             last[f"to{number}"].setValue("none")
-    overlay = _node("Copy", "overlay_matte", [plate, shown], -150, 7)
+    overlay = make("Copy", "overlay_matte", [plate, shown], -150, 7)
     overlay["from0"].setValue("rgba.alpha")
     overlay["to0"].setValue("rgba.alpha")
-    tint = _node("Expression", "overlay_tint", [overlay], -150, 8)
+    tint = make("Expression", "overlay_tint", [overlay], -150, 8)
     for number, expression in enumerate(_TINT):
         tint[f"expr{number}"].setValue(expression)
-    switch = _node("Switch", "overlay_switch", [last, tint], 0, 9)
+    switch = make("Switch", "overlay_switch", [last, tint], 0, 9)
     switch["which"].setExpression(f"parent.{knobs.OVERLAY}")
-    _node("Output", "Output1", [switch], 0, 10)
+    make("Output", "Output1", [switch], 0, 10)
 
 
-def _node(class_name: str, name: str, inputs: Sequence[nuke.Node], x: int, row: int) -> nuke.Node:
+def make(class_name: str, name: str, inputs: Sequence[nuke.Node], x: int, row: int) -> nuke.Node:
+    """A node in the current group. RuntimeError where Nuke has no such class."""
     node = getattr(nuke.nodes, class_name)()
     node.setName(name)
     for number, one in enumerate(inputs):
@@ -113,21 +117,36 @@ def inner(group: nuke.Group, name: str) -> nuke.Node:
     return node
 
 
+@contextlib.contextmanager
+def unnoticed(group: nuke.Group) -> Iterator[None]:
+    """Work in the group, leaving no trace: nothing to undo, the script as modified as it was."""
+    root = nuke.root()
+    was_modified = root.modified()
+    nuke.Undo.disable()
+    group.begin()
+    try:
+        yield
+    finally:
+        group.end()
+        nuke.Undo.enable()
+        root.setModified(was_modified)
+
+
 def matte_pattern(cache: Path) -> str:
     """The matte sequence in a node's cache, as the Read has it."""
     return (cache / "mattes" / "matte.%V.%04d.exr").as_posix()
 
 
-def point_to(group: nuke.Group, cache: Path, first: int, last: int) -> None:
-    """Let the matte come from this cache, and report this frame range."""
+def point_to(group: nuke.Group, pattern: str, first: int, last: int) -> None:
+    """Let the matte come from these files, and report this frame range."""
     read, shown = inner(group, MATTE_READ), inner(group, MATTE_RANGE)
-    pattern = matte_pattern(cache)
     if read["file"].value() != pattern:
         read["file"].setValue(pattern)
         for knob, frame in (("first", _ALWAYS_FIRST), ("last", _ALWAYS_LAST)):
             read[knob].setValue(frame)
-    shown["first_frame"].setValue(first)
-    shown["last_frame"].setValue(last)
+    for knob, frame in (("first_frame", first), ("last_frame", last)):
+        if shown[knob].value() != frame:
+            shown[knob].setValue(frame)
 
 
 def reload_matte(group: nuke.Group) -> None:

@@ -25,6 +25,7 @@ OBJECTS = "objects"
 FIRST, LAST = "first", "last"
 OVERLAY = "overlay"
 KEEP_STALE = "keep_stale"
+MATTE_FROM = "matte_from"
 STRICT = "strict_render"
 CHANNEL = "channel"
 MEMORY_RULE, MEMORY_STEP, MEMORY_CAP = "memory_rule", "memory_step", "memory_cap"
@@ -35,6 +36,7 @@ COLOUR_SPACE, OCIO_CONFIG = "colour_space", "ocio_config"
 DEVICE, WEIGHTS, WEIGHTS_INFO = "device", "weights", "weights_info"
 CACHE_PLACE, CACHE_FOLDER, CACHE_PATH = "cache_place", "cache_folder", "cache_path"
 
+FILES, LIVE = "files", "live (OFX)"
 NEXT_TO_SCRIPT, CHOSEN_FOLDER = "next to the script", "chosen folder"
 EVERY = "first, previous and every Nth"
 RULES = {"first": "first", "previous": "previous", "first and previous": "first+previous"}
@@ -111,6 +113,12 @@ def all_knobs() -> Iterator[nuke.Knob]:
         "keep stale mattes",
         False,
         "Off: a frame whose matte is out of date fails. On: the last matte stays until there is a new one.",
+    )
+    yield _menu(
+        MATTE_FROM,
+        "matte from",
+        [FILES, LIVE],
+        "Files: renders everywhere. Live: straight from the engine, by the STM OpenFX effect, without files.",
     )
 
     yield nuke.Tab_Knob("stm_settings", "Settings")

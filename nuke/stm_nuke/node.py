@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import nuke
-from stm_nuke import cache, fingerprint, group, knobs, scriptcolour
+from stm_nuke import cache, fingerprint, group, knobs, live, scriptcolour
 from stm_nuke.errors import (
     CacheError,
     KeyframeError,
@@ -65,6 +65,7 @@ class Snapshot:
     Attributes:
         display_window, canvas: x, y, width, height; y down.
         settings: by the engine's names.
+        is_live: the OpenFX effect shows the mattes; no files are written.
     """
 
     node_id: str
@@ -80,6 +81,7 @@ class Snapshot:
     pixel_aspect: float
     fps: float
     keep_stale: bool
+    is_live: bool
 
     def opening(self) -> dict[str, Any]:
         """The fields of `open_shot`."""
@@ -299,6 +301,7 @@ class StmNode:
             pixel_aspect=float(plate_format.pixelAspect()),
             fps=float(nuke.root()["fps"].value()),
             keep_stale=bool(self[knobs.KEEP_STALE]),
+            is_live=self.is_live,
         )
 
     def _canvas(self, display: Window) -> Window:
@@ -394,9 +397,33 @@ class StmNode:
             self.set(knobs.CACHE_PATH, place.as_posix())
             self._show_matte()
 
-    def _show_matte(self) -> None:
+    # ---- what its output shows
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the matte is to come from the OpenFX effect instead of files."""
+        return live.is_wanted(self.group)
+
+    def offer_objects(self) -> None:
+        """Give each object a layer of its own in the output, where there are several."""
+        group.offer_objects(self.group, [one.name for one in self.objects])
+        self._show_matte()
+
+    def arrange_live(self) -> str:
+        """Put the effect in, or take it out, as the switch says; why that cannot be, or nothing."""
+        with unrecorded():
+            return self._show_matte()
+
+    def _show_matte(self) -> str:
         first, last = self.frames
-        group.point_to(self.group, self.cache, first, last)
+        pattern = live.NO_EFFECT_FILE if self.is_live else group.matte_pattern(self.cache)
+        group.point_to(self.group, pattern, first, last)
+        store = cache.store_folder(self.cache, str(nuke.views()[0]))
+        try:
+            names = [one.name for one in self.objects]
+        except UsageError:
+            names = []  # it is said where they are needed
+        return live.arrange(self.group, store, names)
 
 
 @contextlib.contextmanager

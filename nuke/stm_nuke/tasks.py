@@ -31,12 +31,14 @@ class Task:
 
     Attributes:
         error: what it ended with, if it failed.
+        done: the frames that have a fresh matte, as the engine said at its end.
     """
 
     def __init__(self, node_id: str, title: str, work: Callable[[Task], None]) -> None:
         self.node_id = node_id
         self.title = title
         self.error: StmNodeError | None = None
+        self.done: frozenset[int] = frozenset()
         self._work = work
         self._stopped = threading.Event()
         self._ended = threading.Event()

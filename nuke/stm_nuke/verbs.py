@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Callable, Literal, Optional
 
 import nuke
-from stm_nuke import cache, capture, exr, group, knobs, session, tasks
+from stm_nuke import cache, capture, exr, group, knobs, live, session, tasks
 from stm_nuke.errors import KeyframeError, PlateError, StmNodeError, UsageError
 from stm_nuke.exr import Picture
 from stm_nuke.frames import Range, counted, frames_of, in_words, ranges_of
@@ -54,7 +54,7 @@ def set_key(node: StmNode, frame: int, view: str, mask_file: Path | None = None,
     key, is_empty = _take_mask(node, frame, view, mask_file)
     with _undo(f"Set STM key {frame}"):
         node.set_keys(with_key(node.keys, key))
-        group.offer_objects(node.group, [one.name for one in snapshot.objects])
+        node.offer_objects()
     cache.retire_mattes(snapshot.cache, view, [frame], snapshot.keep_stale)
     note = " Its mask is empty: the object is taken as not there." if is_empty else ""
     _sync_task(node, view, f"Keyframe {frame} is set.{note}", ended, [frame])
@@ -154,7 +154,7 @@ def rename_object(node: StmNode, old: str, new: str, view: str, ended: Ended = N
     with _undo(f"Rename STM object {old}"):
         node.set(knobs.OBJECTS, "\n".join(lines))
         node.set_keys(renamed)
-        group.offer_objects(node.group, [one.name for one in node.objects])
+        node.offer_objects()
     _sync_task(node, view, f"{old} is called {new} now.", ended)
 
 
@@ -190,7 +190,7 @@ def propagate(
         raise KeyframeError(
             f"{node.name} has no keyframe.", hint="Go to a frame with a good mask and press Set key."
         )
-    group.offer_objects(node.group, [one.name for one in snapshot.objects])
+    node.offer_objects()
     wanted = _within(snapshot.frames, frames or snapshot.frames)
     work = _Propagation(snapshot, wanted, direction, node.plate_print())
     return tasks.start(Task(snapshot.node_id, f"STM {snapshot.name}", work), _then(view, ended))
@@ -201,6 +201,32 @@ def check_plate(node: StmNode, view: str, ended: Ended = None) -> Task:
     snapshot = node.snapshot(view)
     work = _PlateCheck(snapshot, node.plate_print())
     return tasks.start(Task(snapshot.node_id, f"STM {snapshot.name}: plate", work), _then(view, ended))
+
+
+def write_mattes(node: StmNode, view: str, frames: Range | None = None, ended: Ended = None) -> Task:
+    """Write the matte files of all frames that are done: what a live node does without."""
+    snapshot = node.snapshot(view)
+    work = _MatteFiles(snapshot, _within(snapshot.frames, frames or snapshot.frames))
+    return tasks.start(Task(snapshot.node_id, f"STM {snapshot.name}: files", work), _then(view, ended))
+
+
+def take_matte_from(node: StmNode, source: str) -> None:
+    """Let the matte come from files, or live from the effect (`knobs.FILES`, `knobs.LIVE`).
+
+    Raises:
+        UsageError: it cannot be live here. Then it stays on files.
+    """
+    node.set(knobs.MATTE_FROM, source)
+    if node[knobs.MATTE_FROM] != source:
+        raise UsageError(str(node[knobs.STATUS]))  # the callback of the knob has refused it
+    problem = node.arrange_live()
+    if problem:
+        with unrecorded():
+            node.set(knobs.MATTE_FROM, knobs.FILES)
+        node.arrange_live()
+        raise UsageError(problem, hint="It stays on files.")
+    if source == knobs.FILES and nuke.GUI and node.keys_in_range(node.view()):
+        write_mattes(node, node.view())
 
 
 def refresh(node: StmNode, view: str, ended: Ended = None) -> Task:
@@ -255,7 +281,9 @@ class _Work:
             cache.note_keys(self.snapshot.cache, self.snapshot.view, format_keys(self.snapshot.keys))
             self._show_weights(opened)
             self._do(opened, status, task)
-            self._report(opened.status())
+            status = opened.status()
+            task.done = frozenset(frames_of(status["done"]))
+            self._report(status)
 
     def _do(self, opened: Session, status: Header, task: Task) -> None:
         """What this work is for, once keys and objects are right."""
@@ -367,6 +395,12 @@ class _Propagation(_PlateWork):
         self.direction = direction
 
     def _do(self, opened: Session, status: Header, task: Task) -> None:
+        keyless = {one.name for one in self.snapshot.objects} - set(status["objects"])
+        if keyless:
+            raise KeyframeError(
+                f"No keyframe shows the object {', '.join(sorted(keyless))}.",
+                hint="Go to a frame with its mask and press Set key, or remove it from the objects.",
+            )
         self._push(opened, opened.plate_needed(self.frames, self.print_), task)
         in_main(self._remember_print)
         task.tell(str(opened.plan(self.frames, self.direction)["text"]))
@@ -385,13 +419,33 @@ class _Propagation(_PlateWork):
         self._export(opened, task)
 
     def _export(self, opened: Session, task: Task) -> None:
-        done = set(frames_of(opened.status()["done"])) & set(range(self.frames[0], self.frames[1] + 1))
-        missing = done - cache.fresh_mattes(self.snapshot.cache, self.snapshot.view, done)
+        if not self.snapshot.is_live:
+            _write_mattes(opened, task, self.frames)
 
-        def on_progress(state: Header) -> None:
-            task.tell("Writing mattes", int(state["done"]), int(state["total"]), state["frame"])
 
-        opened.export(ranges_of(missing), on_progress)
+class _MatteFiles(_Work):
+    """The files of what is done already."""
+
+    title = "Writing mattes"
+
+    def __init__(self, snapshot: Snapshot, frames: Range) -> None:
+        super().__init__(snapshot)
+        self.frames = frames
+
+    def _do(self, opened: Session, status: Header, task: Task) -> None:
+        _write_mattes(opened, task, self.frames)
+
+
+def _write_mattes(opened: Session, task: Task, frames: Range) -> None:
+    """Write the matte files that are lacking of frames that are done."""
+    folder, view = opened.snapshot.cache, opened.snapshot.view
+    done = set(frames_of(opened.status()["done"])) & set(range(frames[0], frames[1] + 1))
+    missing = done - cache.fresh_mattes(folder, view, done)
+
+    def on_progress(state: Header) -> None:
+        task.tell("Writing mattes", int(state["done"]), int(state["total"]), state["frame"])
+
+    opened.export(ranges_of(missing), on_progress)
 
 
 def _metadata(node: StmNode, frame: int, view: str, picture: Picture) -> dict[str, Any]:
@@ -424,7 +478,10 @@ def _then(view: str, ended: Ended) -> Callable[[Task], None]:
             node = find_by_id(task.node_id)
         except StmNodeError:
             return  # deleted meanwhile
-        group.reload_matte(node.group)
+        if node.is_live:
+            live.look_again(node.group)
+        else:
+            group.reload_matte(node.group)
         show_keys(node, view)
         if task.error is not None:
             tell(node, str(task.error))
@@ -475,7 +532,9 @@ def _show_status(snapshot: Snapshot, status: Header) -> None:
     )
     if advice is not None:
         words += f". Next key: {advice['text']}"
-    words += f". {counted(len(ready), 'matte file')} of {last - first + 1} ready."
+    words += "."
+    if not snapshot.is_live:
+        words += f" {counted(len(ready), 'matte file')} of {last - first + 1} ready."
     tell(node, words)
 
 

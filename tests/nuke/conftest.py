@@ -13,6 +13,10 @@ from typing import Any
 
 import pytest
 
+from tests.hosts.ofx_fixtures import effect_binary
+
+__all__ = ["effect_binary"]
+
 HOSTS = Path(__file__).resolve().parents[1] / "hosts" / "nuke_stand_in"
 ENGINE_END_SECONDS = 60.0
 REPOSITORY = Path(__file__).resolve().parents[2]

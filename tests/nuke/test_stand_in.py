@@ -173,7 +173,7 @@ def test_the_code_for_nuke_uses_only_what_the_stand_in_or_the_stubs_have(stubs: 
     known = set(stubs.functions) | set(stubs.classes) | stubs.values
     used = set()
     for path in sorted(folder.rglob("*.py")):
-        used |= set(re.findall(r"(?<![.\w])nuke\.([A-Za-z_]\w*)", _code_of(path)))
+        used |= set(re.findall(r"(?<![.\w-])nuke\.([A-Za-z_]\w*)", _code_of(path)))
     assert used, "nothing was found to look at"
     assert used - known == set()
 

@@ -110,6 +110,7 @@ __all__ = [
     "addKnobChanged",
     "addOnCreate",
     "addOnScriptClose",
+    "addOnScriptLoad",
     "addOnScriptSave",
     "addView",
     "allNodes",
@@ -131,6 +132,7 @@ __all__ = [
     "removeKnobChanged",
     "removeOnCreate",
     "removeOnScriptClose",
+    "removeOnScriptLoad",
     "removeOnScriptSave",
     "root",
     "scriptClear",
@@ -308,6 +310,9 @@ def scriptOpen(filename: str | None = None) -> None:
     _script.from_text(path.read_text("utf-8"), root())
     _host.undo_steps.clear()
     root().setModified(False)
+    for one in list(_host.listeners.get("onScriptLoad", [])):
+        with _host.about(root()):
+            one.call(*one.args, **one.kwargs)
 
 
 def execute(
@@ -512,6 +517,14 @@ def removeKnobChanged(
     node: Any | None = None,
 ) -> None:
     _host.forget("knobChanged", call)
+
+
+def addOnScriptLoad(call: Any, args: Any = (), kwargs: Any = None, nodeClass: str = "Root") -> None:
+    _host.listen("onScriptLoad", call, args, kwargs, nodeClass)
+
+
+def removeOnScriptLoad(call: Any, args: Any = (), kwargs: Any = None, nodeClass: str = "Root") -> None:
+    _host.forget("onScriptLoad", call)
 
 
 def addOnScriptSave(call: Any, args: Any = (), kwargs: Any = None, nodeClass: str = "Root") -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from . import _knobs as k
+from . import _ofx
 from ._host import host
 
 INPUTS, HIDDEN_INPUTS, EXPRESSIONS = 1, 4, 2
@@ -146,6 +147,10 @@ class Node:
         self._is_shown = False
         for name, kind, default in (*_COMMON, *native):
             self._add_native(name, kind, default)
+        effect = _ofx.plugin_of(self._class)
+        if effect is not None:
+            self._maximum = _ofx.inputs_of(effect)
+            _ofx.add_knobs(self, effect)
 
     def _add_native(self, name: str, kind: Any, default: Any) -> None:
         knob = kind(name, name, default) if isinstance(default, list) else kind(name, name)
@@ -404,7 +409,7 @@ def uncollided(name: str, taken: set[str]) -> str:
 
 def new_node(class_name: str, parent: Group, knobs: dict[str, Any]) -> Node:
     """A node in `parent`; its callbacks are not called yet."""
-    if class_name not in _NATIVE:
+    if class_name not in _NATIVE and _ofx.plugin_of(class_name) is None:
         raise RuntimeError(f"{class_name}: Unknown command")
     node = Group(class_name, parent) if class_name == "Group" else Node(class_name, parent)
     taken = {one.name() for one in parent._nodes}

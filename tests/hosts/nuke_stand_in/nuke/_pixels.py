@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import OpenImageIO as oiio
 
+from . import _ofx
 from ._graph import Format, Group, Node
 from ._host import host
 
@@ -69,7 +70,8 @@ def render(node: Node, frame: float, view: str) -> Picture:
         if output is None:
             raise RuntimeError(f"{node.fullName()} has no Output")
         return render(output, frame, view)
-    return _RENDER.get(node.Class(), _pass)(node, frame, view)
+    kind = _ofx.render if node.Class().startswith("OFX") else _RENDER.get(node.Class(), _pass)
+    return kind(node, frame, view)
 
 
 def _above(node: Node, number: int) -> Node | None:

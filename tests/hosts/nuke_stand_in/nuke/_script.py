@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator
 
 from . import _knobs as k
 from ._graph import Group, Node, Root, new_node
@@ -18,13 +19,14 @@ def to_text(nodes: Iterable[Node], root: Root | None) -> str:
     if root is not None:
         lines += ["Root {", " inputs 0", *_knob_lines(root), "}"]
         lines += [f"add_layer {{{name} {' '.join(channels)}}}" for name, channels in host.layers.items()]
-    lines += _node_lines(list(nodes))
+    lines += _node_lines(list(nodes), itertools.count(0xA0))
     return "\n".join(lines) + "\n"
 
 
-def _node_lines(nodes: list[Node]) -> list[str]:
+def _node_lines(nodes: list[Node], numbers: Iterator[int]) -> list[str]:
+    """The text of nodes; each has a variable of its own, in groups too."""
     lines: list[str] = []
-    ids = {id(node): f"N{number:x}" for number, node in enumerate(nodes, 0xA0)}
+    ids = {id(node): f"N{next(numbers):x}" for node in nodes}
     done: set[int] = set()
 
     def put(node: Node) -> None:
@@ -40,7 +42,7 @@ def _node_lines(nodes: list[Node]) -> list[str]:
         lines.extend([f"{node.Class()} {{", f" inputs {len(inputs)}", f" name {quote(node.name())}"])
         lines.extend([*_knob_lines(node), "}"])
         if isinstance(node, Group):
-            lines.extend([*(f" {line}" for line in _node_lines(node.nodes())), "end_group"])
+            lines.extend([*(f" {line}" for line in _node_lines(node.nodes(), numbers)), "end_group"])
         lines.append(f"set {ids[id(node)]} [stack 0]")
 
     for node in nodes:

@@ -1,0 +1,162 @@
+"""The matte straight from the engine, by the OpenFX effect, in the place of matte files.
+
+The effect stands in a group `live` inside the node, between `plate` and `matte_range`; it only shows the
+node's shot store. It is never saved: a script that names a class which the machine lacks is read with holes
+in it, or not at all. So it is taken out before the script is saved and put back afterwards, and whenever a
+script is opened. What a saved script has in its place is a Read whose file is never there and whose name says
+what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import nuke
+from stm_nuke import group, knobs
+
+IDENTIFIER, MAJOR_VERSION = "org.stm-for-nuke.STM", 1
+"""The effect's, as ofx_bridge/source/version.h has them."""
+EFFECT_CLASSES = (
+    f"OFX{IDENTIFIER}_v{MAJOR_VERSION}",
+    f"OFX{IDENTIFIER.replace('.', '_').replace('-', '_')}_v{MAJOR_VERSION}",
+)
+"""How Nuke calls the effect; the second in case that a release does not take dots and dashes."""
+EFFECT_KNOBS = ("shotStore", "outputObject", "missingFrames", "revision")
+NO_EFFECT_FILE = (
+    "THE MATTE IS LIVE AND THE STM OPENFX EFFECT IS NOT HERE - install it or choose matte from files.exr"
+)
+"""No file: what Nuke says of it tells what to do."""
+NO_EFFECT = (
+    "{name} takes its matte live, and the STM OpenFX effect is not here. Install it (install.py does, or put "
+    "STM.ofx.bundle on the OpenFX path) and start Nuke again."
+)
+MANY_VIEWS = "{name} cannot take its matte live: the script has the views {views}, and the effect shows one."
+INSTEAD = "Or choose 'files' under 'matte from'."
+LIVE = "live"
+_EFFECT = "effect"
+_LAST_REVISION = 1 << 30
+
+
+def is_wanted(parent: nuke.Group) -> bool:
+    """Whether the switch of an STM node is on live."""
+    knob = parent.knob(knobs.MATTE_FROM)
+    return knob is not None and bool(knob.value() == knobs.LIVE)
+
+
+def is_in(parent: nuke.Group) -> bool:
+    """Whether the effect is in the node."""
+    return parent.node(LIVE) is not None
+
+
+def arrange(parent: nuke.Group, store: Path, objects: Sequence[str]) -> str:
+    """Make the inside of an STM node what its switch says.
+
+    Args:
+        store: the shot store that the effect shows.
+        objects: with more than one, each gets its own layer.
+
+    Returns:
+        Why that cannot be, for people; empty where it could. Then the node fails to render.
+    """
+    layered = list(objects) if len(objects) > 1 else []
+    if not is_wanted(parent):
+        take_out(parent)
+        return ""
+    views = list(nuke.views())
+    if len(views) > 1:
+        take_out(parent)
+        return MANY_VIEWS.format(name=parent.fullName(), views=", ".join(views))
+    if is_in(parent) and _shown(parent) != (store.as_posix(), layered):
+        take_out(parent)
+    if is_in(parent) or _put_in(parent, store.as_posix(), layered):
+        return ""
+    return NO_EFFECT.format(name=parent.fullName())
+
+
+def take_out(parent: nuke.Group) -> None:
+    """Remove the effect; the matte comes from the Read again. Nothing where it is not in."""
+    found = parent.node(LIVE)
+    if found is None:
+        return
+    with group.unnoticed(parent):
+        group.inner(parent, group.MATTE_RANGE).setInput(0, group.inner(parent, group.MATTE_READ))
+        nuke.delete(found)
+
+
+def look_again(parent: nuke.Group) -> None:
+    """Let Nuke ask the effect for its picture again."""
+    with group.unnoticed(parent):
+        for effect in _effects(parent):
+            knob = effect["revision"]
+            knob.setValue((int(knob.value()) + 1) % _LAST_REVISION)
+
+
+def _effects(parent: nuke.Group) -> list[nuke.Node]:
+    """The effects in a node: for all objects together, then for each that has a layer."""
+    live = parent.node(LIVE)
+    if live is None:
+        return []
+    found = [one for one in cast(nuke.Group, live).nodes() if one.Class() in EFFECT_CLASSES]
+    return sorted(found, key=lambda one: (len(one.name()), one.name()))
+
+
+def _shown(parent: nuke.Group) -> tuple[str, list[str]]:
+    """The store that the effects of a node show, and their objects."""
+    effects = _effects(parent)
+    stores = {str(one["shotStore"].value() or "") for one in effects}
+    return "".join(stores), [str(one["outputObject"].value() or "") for one in effects[1:]]
+
+
+def _put_in(parent: nuke.Group, store: str, layered: Sequence[str]) -> bool:
+    """Build the group `live`; whether the effect was there to build it from."""
+    with group.unnoticed(parent):
+        live = nuke.nodes.Group()
+        live.setName(LIVE)
+        live.begin()
+        try:
+            is_whole = _build(store, layered)
+        finally:
+            live.end()
+        if not is_whole:
+            nuke.delete(live)
+            return False
+        live.setInput(0, group.inner(parent, group.PLATE_INPUT))
+        group.inner(parent, group.MATTE_RANGE).setInput(0, live)
+    return True
+
+
+def _build(store: str, layered: Sequence[str]) -> bool:
+    plate = group.make("Input", "plate", [], 0, 0)
+    last = effect = _make_effect(_EFFECT, plate, store, "", 0)
+    if effect is None or last is None:
+        return False
+    for number, name in enumerate(layered, 1):
+        nuke.Layer(name, [f"{name}.alpha"])
+        one = _make_effect(f"{_EFFECT}_{number}", plate, store, name, number)
+        if one is None:
+            return False
+        last = group.make("Copy", f"copy_{number}", [last, one], 0, number + 1)
+        last["from0"].setValue("rgba.alpha")
+        last["to0"].setValue(f"{name}.alpha")
+    # Where the effect is lost (nodes pasted on a machine without it) this expression, and so the node, fails.
+    guard = group.make("Switch", "effect_is_here", [last, last], 0, len(layered) + 2)
+    guard["which"].setExpression(f"{_EFFECT}.missingFrames")
+    group.make("Output", "Output1", [guard], 0, len(layered) + 3)
+    return True
+
+
+def _make_effect(name: str, plate: nuke.Node, store: str, shown: str, column: int) -> nuke.Node | None:
+    """An effect in the current group; None where Nuke has none, or one that is another."""
+    for class_name in EFFECT_CLASSES:
+        try:
+            node = group.make(class_name, name, [plate], 150 * column, 1)
+        except RuntimeError:  # Nuke does not know the class
+            continue
+        if all(node.knob(knob) is not None for knob in EFFECT_KNOBS):
+            node["shotStore"].setValue(store)
+            node["outputObject"].setValue(shown)
+            return node
+        nuke.delete(node)
+    return None
