@@ -53,12 +53,14 @@ def write_curves(folder: Path, every: int) -> tuple[Path, Path]:
         "J held out": sorted((step, score["J"]) for step, score in scores.items()),
         "F held out": sorted((step, score["F"]) for step, score in scores.items()),
     }
+    drawn_loss = sorted(_means(log, "loss", bin_size).items())
     charts = [
         line_chart(
-            {"loss of training clips": sorted(_means(log, "loss", bin_size).items())},
+            {"loss of training clips": drawn_loss},
             x_label="step",
             y_label="loss",
             x_range=(0, last),
+            y_range=(0, max(value for _, value in drawn_loss)),
         ),
         line_chart(
             {name: curve for name, curve in below.items() if curve},

@@ -33,6 +33,7 @@ from model.memory import MemoryRule
 from model.plots import line_chart
 
 TABLE_FILE = "table.csv"
+CURVE_FILES = ("sorted_j.csv", "sorted_j.png")
 
 TABLE_5_RULES = ("first", "previous", "first+previous", "every:5")
 
@@ -109,12 +110,12 @@ class Comparison:
         return write_table(path, [head, *rows])
 
     def write_curves(self, folder: Path) -> tuple[Path, Path]:
-        """Figure 7: J of all frames of all objects, sorted, as `sorted_j.csv` and `sorted_j.png`."""
+        """Figure 7: J of all frames of all objects, sorted, as the two `CURVE_FILES`."""
         folder.mkdir(parents=True, exist_ok=True)
         curves = {name: _percentiles(row.sorted_region()).tolist() for name, row in self.rows.items()}
         rows = [(percent, *(curve[percent] for curve in curves.values())) for percent in range(101)]
-        table = write_table(folder / "sorted_j.csv", [("percentile", *curves), *rows])
-        picture = folder / "sorted_j.png"
+        table = write_table(folder / CURVE_FILES[0], [("percentile", *curves), *rows])
+        picture = folder / CURVE_FILES[1]
         line_chart(
             {name: list(enumerate(curve)) for name, curve in curves.items()},
             x_label="percentile of frames",

@@ -25,6 +25,7 @@ from model.inference import FastNetwork, Precision
 from model.memory import MemoryRule
 from model.reading import Point, capture, draw, read_from, write_reading
 from model.tables import (
+    CURVE_FILES,
     TABLE_5_RULES,
     TABLE_FILE,
     Comparison,
@@ -33,6 +34,7 @@ from model.tables import (
     compare_memory_rules,
     compare_weights,
     overall_of_groups,
+    row_folder,
 )
 from model.weights import DEFAULT_WEIGHTS, load_network
 from stm_plugin.cli.console import errors, output, progress_bar
@@ -310,7 +312,10 @@ def _progress() -> Iterator[Progress]:
 def _show(comparison: Comparison, out: Path | None) -> None:
     output.print(comparison.table(), highlight=False)
     if out is not None:
-        _say_written(comparison.write(out))
+        names = ", ".join(
+            (TABLE_FILE, *CURVE_FILES, *(f"{row_folder(out, row).name}/" for row in comparison.rows))
+        )
+        output.print(f"written to {out}: {names}", highlight=False, soft_wrap=True)
 
 
 def _say_written(files: Sequence[Path]) -> None:

@@ -116,7 +116,10 @@ def _run(
     held_out: Sequence[VideoSequence] = (
         find_sequences(evaluate_on) if evaluate_on is not None else held_out_videos(config)
     )
-    with progress_bar("steps") as bar:
+    speaks = not dist.is_initialized() or dist.get_rank() == 0
+    bar = progress_bar("steps")
+    bar.disable = not speaks
+    with bar:
         task = bar.add_task(f"train {stage}", total=config.steps)
 
         def progress(trainer: Trainer, losses: Losses) -> None:
@@ -134,6 +137,7 @@ def _run(
             monitor=Monitor(held_out, evaluate_every) if evaluate_every else None,
             progress=progress,
         )
-    errors.print(f"Done: {folder}. `stm weights export` makes a weights file of it.", highlight=False)
+    if speaks:
+        errors.print(f"Done: {folder}. `stm weights export` makes a weights file of it.", highlight=False)
     if dist.is_initialized():
         dist.destroy_process_group()

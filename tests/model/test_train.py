@@ -145,13 +145,9 @@ def test_two_processes_take_the_same_step_as_one(still_folder: Path, tmp_path: P
             trainer = Trainer(runs / sys.argv[1], config, dataset(stills, config), workers=0)
             seen = []
             trainer.run(lambda t, losses: seen.append(losses.total))
-            losses = torch.stack(seen)
-            if dist.is_initialized():
-                dist.all_reduce(losses)
-                losses /= dist.get_world_size()
             if trainer.rank == 0:
                 state = trainer.network.state_dict()
-                torch.save({{"losses": losses, "state": state}}, runs / (sys.argv[1] + ".pt"))
+                torch.save({{"losses": torch.stack(seen), "state": state}}, runs / (sys.argv[1] + ".pt"))
             if dist.is_initialized():
                 dist.destroy_process_group()
             """
