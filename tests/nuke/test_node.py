@@ -560,6 +560,15 @@ def test_a_render_is_refused_when_the_graph_above_the_plate_has_changed(
 # ---- what the panel says
 
 
+@pytest.mark.parametrize("name", ["mask", "rotopaint_mask", "depth", "forward", "backward", "RGBA", "alpha"])
+def test_names_that_nuke_gives_a_meaning_of_its_own_are_no_objects(nuke: Any, comp: Any, name: str) -> None:
+    from stm_nuke.errors import UsageError
+
+    comp.set("objects", f"{name} = rgba.red")
+    with pytest.raises(UsageError, match="NAME is no layer of Nuke's own"):
+        print(comp.objects)
+
+
 @pytest.mark.parametrize("text", ["", "rgba = rgba.alpha", "two words = rgba.red", "a\na", "9lives"])
 def test_objects_that_cannot_be_are_refused_in_words(nuke: Any, comp: Any, text: str) -> None:
     from stm_nuke.errors import UsageError

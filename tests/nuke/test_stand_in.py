@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
 import re
+import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 from typing import Any
@@ -183,8 +186,6 @@ def _code_of(path: Path) -> str:
 
 
 def test_the_code_for_nuke_is_python_3_9_and_imports_only_the_standard_library_and_nuke() -> None:
-    import sys
-
     folder = Path(__file__).resolve().parents[2] / "nuke"
     allowed = set(sys.stdlib_module_names) | {"nuke", "stm_nuke"}
     for path in sorted(folder.rglob("*.py")):
@@ -196,3 +197,39 @@ def test_the_code_for_nuke_is_python_3_9_and_imports_only_the_standard_library_a
             for name in names:
                 assert name.split(".")[0] in allowed, f"{path.name} imports {name}"
     assert not (folder / "__init__.py").exists()
+
+
+def test_the_engine_never_imports_nuke_which_would_take_a_licence() -> None:
+    repository = Path(__file__).resolve().parents[2]
+    for folder in ("stm_plugin", "model"):
+        for path in sorted((repository / folder).rglob("*.py")):
+            for one in ast.walk(ast.parse(path.read_text("utf-8"))):
+                names = [alias.name for alias in one.names] if isinstance(one, ast.Import) else []
+                if isinstance(one, ast.ImportFrom) and one.level == 0:
+                    names = [one.module or ""]
+                assert not {name.split(".")[0] for name in names} & {"nuke", "stm_nuke"}, path
+
+
+def test_nuke_starts_without_loading_more_of_the_plug_in_than_its_callbacks(tmp_path: Path) -> None:
+    folder = Path(__file__).resolve().parents[2] / "nuke"
+    code = (
+        "import sys, nuke\n"
+        f"sys.path.insert(0, {str(folder)!r})\n"
+        "import init\n"
+        "print(sorted(name for name in sys.modules if name.startswith('stm_nuke')))\n"
+        "print(sorted({one.node_class for some in nuke._host.listeners.values() for one in some}))\n"
+        "print({'socket', 'subprocess', 'torch', 'numpy'} & set(sys.modules) - before)\n"
+    ).replace("import sys, nuke\n", "import sys, nuke\nbefore = set(sys.modules)\n", 1)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(folder.parent / "tests/hosts/nuke_stand_in")},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded, classes, heavy = done.stdout.splitlines()
+    assert loaded == "['stm_nuke', 'stm_nuke.callbacks', 'stm_nuke.knobs']"
+    assert classes == "['Group', 'Root', 'Write']", "a callback for every node is never asked for"
+    assert heavy == "set()"
+    assert done.stderr == ""

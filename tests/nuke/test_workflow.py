@@ -287,7 +287,33 @@ def test_an_artist_in_the_window_sees_progress_and_the_window_stays_alive(nuke: 
     assert threading.active_count() < 20
 
 
-def test_the_frame_that_is_advised_for_the_next_key_is_the_least_sure_one(nuke: Any, node: Any) -> None:
+@pytest.fixture
+def without_advice(node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that gives no advice of its own, as older ones do."""
+    from stm_nuke.session import Session
+
+    status = Session.status
+    monkeypatch.setattr(Session, "status", lambda self: {**status(self), "advice": None})
+
+
+def test_the_advice_of_the_engine_is_followed(nuke: Any, node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from stm_nuke.session import Session
+
+    advice = {"frame": FIRST + 4, "text": f"{FIRST + 4}, where the two passes agree least (0.41 of 1)"}
+    status = Session.status
+    monkeypatch.setattr(Session, "status", lambda self: {**status(self), "advice": advice})
+    nuke.GUI = True
+    nuke.frame(FIRST)
+    node.group["set_key"].execute()
+    run_to_end(nuke, node)
+    assert f"Next key: {advice['text']}" in node["status"]
+    node.group["go_to_advised"].execute()
+    assert nuke.frame() == FIRST + 4
+
+
+def test_without_advice_of_the_engine_the_frame_that_is_advised_is_the_least_sure_one(
+    nuke: Any, node: Any, without_advice: None
+) -> None:
     import OpenImageIO as oiio
     from stm_nuke import cache
 
