@@ -6,12 +6,15 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
 
 FRAMES_WAITING = 2
 """Frames that wait for their matte at most, besides the one at work: what they hold in memory is bounded."""
 
 
-class Delivery:
+class Delivery(Generic[T]):
     """Does the work on frames in a thread of its own, one after the other.
 
     What follows on it (`then`) happens in the thread that calls `hand_over` and `finish`, in the order of the
@@ -19,13 +22,13 @@ class Delivery:
 
     Args:
         work: what to do with a frame, in the other thread.
-        then: is told of each frame whose work is done.
+        then: is told of each frame whose work is done, and what the work gave.
     """
 
-    def __init__(self, work: Callable[[int], None], then: Callable[[int], None]) -> None:
+    def __init__(self, work: Callable[[int], T], then: Callable[[int, T], None]) -> None:
         self._work, self._then = work, then
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="stm-deliver")
-        self._waiting: deque[tuple[int, Future[None]]] = deque()
+        self._waiting: deque[tuple[int, Future[T]]] = deque()
 
     def hand_over(self, frame: int) -> None:
         """Take a frame; waits while there are too many. Raises what the work on an earlier frame raised."""
@@ -46,9 +49,9 @@ class Delivery:
             if future.cancelled() or future.exception() is not None:
                 self._waiting.clear()
             else:
-                self._then(frame)
+                self._then(frame, future.result())
 
-    def __enter__(self) -> Delivery:
+    def __enter__(self) -> Delivery[T]:
         return self
 
     def __exit__(
@@ -59,10 +62,10 @@ class Delivery:
     def _collect(self) -> None:
         frame, future = self._waiting.popleft()
         try:
-            future.result()
+            result = future.result()
         except BaseException:
             for _, later in self._waiting:
                 later.cancel()
             self._waiting.clear()
             raise
-        self._then(frame)
+        self._then(frame, result)

@@ -21,6 +21,7 @@ from torch import Tensor
 from model.inference import Query
 from model.memory import MemoryBank, MemoryEntry, MemoryRule
 from stm_plugin.address import address_of
+from stm_plugin.advice import Quality, agreement, sureness
 from stm_plugin.cache import FeatureCache
 from stm_plugin.device import device_errors
 from stm_plugin.errors import PropagationCancelled, StoreError
@@ -97,12 +98,23 @@ class FrameResult:
     Attributes:
         masks: objects whose mask is given here: (H, W) over the canvas, as the artist gave it.
         probabilities: the other objects: (h, w) at working size, in [0, 1].
+        agreement: of the two passes, of the object on which they agree least; 1 without.
     """
 
     frame: int
     address: str
     masks: Mapping[str, FloatArray]
     probabilities: Mapping[str, FloatArray]
+    agreement: float = 1.0
+
+    @property
+    def confidence(self) -> float:
+        """Sureness of the least sure object; 1 on a key and where there is nothing."""
+        return min((sureness(one) for one in self.probabilities.values()), default=1.0)
+
+    @property
+    def quality(self) -> Quality:
+        return Quality(self.frame, self.address, self.confidence, self.agreement)
 
 
 class Execution:
@@ -316,6 +328,7 @@ class Results:
         sources = plan.by_frame[frame].sources
         masks: dict[str, FloatArray] = {}
         fused: dict[str, FloatArray] = {}
+        agreed = [1.0]
         for name, source in sources.items():
             if source.key is not None:
                 masks[name] = self.mask(source.key, name)
@@ -323,6 +336,7 @@ class Results:
                 forward = self._object_result(passes[source.forward, Direction.FORWARD], frame, name)
                 backward = self._object_result(passes[source.backward, Direction.BACKWARD], frame, name)
                 fused[name] = fuse(forward, backward, frame - source.forward, source.backward - frame)
+                agreed.append(agreement(forward, backward))
             elif source.forward is not None:
                 fused[name] = self._object_result(passes[source.forward, Direction.FORWARD], frame, name)
             elif source.backward is not None:
@@ -330,7 +344,7 @@ class Results:
             else:
                 geometry = self._bench.geometry
                 fused[name] = np.zeros((geometry.height, geometry.width), np.float32)
-        return FrameResult(frame, self.address(plan, frame), masks, fused)
+        return FrameResult(frame, self.address(plan, frame), masks, fused, min(agreed))
 
     def address(self, plan: Plan, frame: int) -> str:
         """The address of a fused frame."""

@@ -226,6 +226,11 @@ class FramePlan:
     state: State
     why: str = ""
 
+    @property
+    def is_key(self) -> bool:
+        """Whether the artist gave the mask of every object: then the matte is there, stale or not."""
+        return all(source.key is not None for source in self.sources.values())
+
 
 @dataclass(frozen=True)
 class DirtyRange:

@@ -24,6 +24,7 @@ import numpy as np
 from model.adapt import AdaptOptions, AdaptStep
 from model.weights import Manifest
 from stm_plugin import adapt as adapting
+from stm_plugin.advice import Advice, Quality, advise
 from stm_plugin.delivery import Delivery
 from stm_plugin.device import Fit, pick_device
 from stm_plugin.engine import Execution, PlateMovedOn, Results, on_window
@@ -97,6 +98,7 @@ class ShotStatus:
         holder: who is working on the shot now, if anyone else is.
         adapted: the adaptation that the shot uses.
         advice: what might be done about the shot, in sentences.
+        next_key: where the next key would help most, if anything is in doubt.
     """
 
     keys: tuple[KeyInfo, ...]
@@ -109,6 +111,7 @@ class ShotStatus:
     holder: Holder | None
     adapted: AdaptationRecord | None = None
     advice: tuple[str, ...] = ()
+    next_key: Advice | None = None
 
     def count(self, state: State) -> int:
         return Counter(self.states.values())[state]
@@ -381,7 +384,20 @@ class Shot:
             holder=self.store.lock.held_by_another(),
             adapted=self.adaptation if self.settings.adapt else None,
             advice=self._advice(self.adaptation) if self.settings.adapt else (),
+            next_key=None if plan is None else self.next_key(plan),
         )
+
+    def next_key(self, plan: Plan) -> Advice | None:
+        """Where the next key would help most, judging by the frames of a plan that are done."""
+        qualities = self.store.qualities()
+        current = {
+            one.frame: qualities[one.frame]
+            for one in plan.frames
+            if one.state is State.DONE
+            and one.frame in qualities
+            and qualities[one.frame].address == one.address
+        }
+        return advise(current, {key.frame for key in self._description.keys})
 
     def matte(self, frame: int) -> FinishedFrame:
         """The finished matte of one frame.
@@ -622,20 +638,30 @@ class Shot:
         signatures = workshop.signatures(plan)
         emit(PlanMade(plan))
 
-        def write(frame: int) -> None:
-            if writer is not None:
-                self._write(plan, execution.results, frame, writer)
+        judged = self.store.qualities()
 
-        def finished(frame: int) -> None:
+        def write(frame: int) -> Quality | None:
+            results = execution.results
+            finished = None if writer is None else self._write(plan, results, frame, writer)
+            if finished is not None:
+                return finished.quality
+            before = judged.get(frame)
+            if before is not None and before.address == results.address(plan, frame):
+                return None
+            return results.frame_result(plan, frame).quality
+
+        def finished(frame: int, quality: Quality | None) -> None:
             results = execution.results
             address = results.address(plan, frame)
+            if quality is not None:
+                self.store.judge(quality)
             self.store.record(record_of(results.facts, frame, plan.by_frame[frame].sources, address))
             emit(FrameFinished(frame, address))
 
         def deliver(frame: int) -> None:
             execution.results.plate_hash(frame)
             if writer is None:
-                finished(frame)
+                finished(frame, write(frame))
             else:
                 delivery.hand_over(frame)
 
@@ -687,14 +713,18 @@ class Shot:
         self._working.limit_ram(fit.run.ram_budget)
         return fit
 
-    def _write(self, plan: Plan, results: Results, frame: int, writer: MatteWriter) -> None:
+    def _write(
+        self, plan: Plan, results: Results, frame: int, writer: MatteWriter
+    ) -> FinishedFrame | None:
+        """Write a frame's file; None where it is as it should be."""
         workshop, description = self._working, self._description
         address = workshop.matte_address(description, plan, results, frame)
         if writer.is_current(frame, address):
             writer.skip(frame)
-            return
+            return None
         finished = workshop.finished(description, plan, results, frame)
         writer.write(finished, address, workshop.metadata(description, finished))
+        return finished
 
     def _read_masks(
         self,

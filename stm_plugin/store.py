@@ -2,7 +2,8 @@
 
     shot.json   what the shot is: schema version, plate, objects, keys, settings (`ShotDescription`)
     keys/       the masks of keys: the artist's own files byte for byte, and the decoded masks
-    mattes/     probabilities of every pass and frame by content address, and what was finished when
+    mattes/     probabilities of every pass and frame by content address, what was finished when, and how sure
+                the network was of it
     adapted/    what the network learnt from the keys (`stm adapt`), by content
     memory/     features that can be computed again; may be deleted at any time
     plate.jsonl content hashes of plate files that were read, so that they need not be read again
@@ -29,6 +30,7 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from stm_plugin.address import address_of
+from stm_plugin.advice import Quality
 from stm_plugin.errors import StoreError
 from stm_plugin.files import (
     Journal,
@@ -191,6 +193,7 @@ class ShotStore:
         self.memory_folder = folder / "memory"
         self.plate_folder = folder / "plate"
         self.finished = Journal(folder / "mattes" / "frames.jsonl", "frame")
+        self.judged = Journal(folder / "mattes" / "quality.jsonl", "frame")
         self.plate_index = Journal(folder / "plate.jsonl", "frame")
 
     @classmethod
@@ -326,6 +329,14 @@ class ShotStore:
     def record(self, record: FrameRecord) -> None:
         """Note that a frame is finished."""
         self.finished.append(asdict(record))
+
+    def qualities(self) -> dict[int, Quality]:
+        """What was said of each frame when it was finished last."""
+        return {int(frame): Quality(**entry) for frame, entry in self.judged.load().items()}
+
+    def judge(self, quality: Quality) -> None:
+        """Note what is said of a finished frame."""
+        self.judged.append(asdict(quality))
 
     # ---- the folder as a whole ----
 

@@ -19,6 +19,7 @@ from stm_plugin import finish as finishing
 from stm_plugin import fusion
 from stm_plugin.adapt import adaptation_path, check_adaptation
 from stm_plugin.address import address_of
+from stm_plugin.advice import Quality
 from stm_plugin.cache import FeatureCache
 from stm_plugin.colour import ColourTransform, find_input_space, load_config
 from stm_plugin.device import Fit, Run, fit_memory, free_memory, pick_device
@@ -35,10 +36,6 @@ from stm_plugin.working import WorkingGeometry, working_geometry
 
 NetworkFactory = Callable[[Settings, str], Network]
 
-_MAYBE = 0.05
-"""Probability above which an object may be on a pixel, for the confidence of a frame."""
-
-
 @dataclass(frozen=True, eq=False)
 class FinishedFrame:
     """One frame as it goes to the artist.
@@ -47,7 +44,7 @@ class FinishedFrame:
         mattes: by object name, float32 (h, w) in [0, 1] over the plate frame's data window.
         address: of everything that made it, finishing included.
         is_key: the mattes are the artist's own masks.
-        confidence: mean sureness where an object may be, in [0, 1]; 1 on a key.
+        quality: what the network says of it.
     """
 
     frame: int
@@ -55,7 +52,12 @@ class FinishedFrame:
     plate_frame: PlateFrame
     address: str
     is_key: bool
-    confidence: float
+    quality: Quality
+
+    @property
+    def confidence(self) -> float:
+        """Mean sureness where an object may be, in [0, 1]; 1 on a key."""
+        return self.quality.confidence
 
 
 class Workshop:
@@ -270,7 +272,7 @@ class Workshop:
             plate_frame=loaded.plate_frame,
             address=self.matte_address(description, plan, results, frame),
             is_key=not result.probabilities,
-            confidence=_confidence(result),
+            quality=result.quality,
         )
 
     def matte_address(self, description: ShotDescription, plan: Plan, results: Results, frame: int) -> str:
@@ -378,13 +380,3 @@ def not_done(frame: int, why: str, name: str | None = None) -> MatteError:
 def _channels_last(loaded: LoadedFrame) -> FloatArray:
     """The working picture as (h, w, 3) float32."""
     return np.ascontiguousarray(loaded.picture.transpose(1, 2, 0).astype(np.float32))
-
-
-def _confidence(result: FrameResult) -> float:
-    """Mean sureness where an object may be; 1 on a key and where there is nothing."""
-    sureness = [
-        float(fusion.confidence(one[one > _MAYBE]).mean())
-        for one in result.probabilities.values()
-        if (one > _MAYBE).any()
-    ]
-    return min(sureness, default=1.0)

@@ -115,6 +115,8 @@ def status(shot: Folder) -> None:
         _print_dirty(found)
         for sentence in found.advice:
             output.print(sentence, highlight=False, markup=False)
+        if found.next_key is not None:
+            output.print(f"The next key would help most on {found.next_key.text}.", highlight=False)
 
 
 @app.command()

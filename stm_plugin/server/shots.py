@@ -17,6 +17,7 @@ import torch
 
 from model.weights import WeightsFileError, read_manifest, shipped_weights
 from stm_plugin.address import address_of
+from stm_plugin.advice import Advice
 from stm_plugin.device import describe_device, free_memory, pick_device
 from stm_plugin.errors import MatteError, PlateError, PropagationCancelled, SettingsError
 from stm_plugin.events import Event, FrameFinished, Notice, PlateChanged
@@ -295,8 +296,10 @@ class EngineShot:
             chosen = frames_in_range(tuple(shot.plate.frames), _plan_range(frames))
             states: dict[int, State] = dict.fromkeys(chosen, State.MISSING)
             dirty: tuple[DirtyRange, ...] = ()
+            advice: Advice | None = None
             if shot.keys:
                 plan = self._plan(frames)
+                advice = shot.next_key(plan)
                 states = {one.frame: one.state for one in plan.frames}
                 dirty = plan.dirty
         keys = tuple(key.frame for key in shot.keys)
@@ -314,6 +317,7 @@ class EngineShot:
             missing=[frame for frame, state in states.items() if state in (State.MISSING, State.UNREACHED)],
             plate_missing=[frame for frame in plate_missing if frame in within],
             reasons=reasons,
+            advice=None if advice is None else (advice.frame, advice.text),
         )
 
     def forecast(self, frames: Range | None, direction: Direction) -> Forecast:
@@ -427,9 +431,9 @@ class EngineShot:
         if not shot.keys:
             return NoMatte("missing", "there is no keyframe yet")
         planned = self._plan((frame, frame)).frames[0]
-        if planned.state is State.STALE:
+        if not planned.is_key and planned.state is State.STALE:
             return NoMatte("stale", planned.why)
-        if planned.state not in _DONE:
+        if not planned.is_key and planned.state not in _DONE:
             return NoMatte("missing", planned.why)
         if frame in shot.plate.missing:
             return NoMatte("plate_missing", "the plate frame is not there")

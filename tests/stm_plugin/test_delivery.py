@@ -16,7 +16,7 @@ def test_what_follows_happens_here_and_in_order() -> None:
     here = threading.get_ident()
     with Delivery(
         lambda frame: worked.append((frame, threading.get_ident())),
-        lambda frame: told.append((frame, threading.get_ident())),
+        lambda frame, _: told.append((frame, threading.get_ident())),
     ) as delivery:
         for frame in range(20):
             delivery.hand_over(frame)
@@ -35,7 +35,7 @@ def test_no_more_frames_wait_than_are_allowed() -> None:
         gate.acquire()
 
     told: list[int] = []
-    with Delivery(work, told.append) as delivery:
+    with Delivery(work, lambda frame, _: told.append(frame)) as delivery:
         for frame in range(FRAMES_WAITING):
             delivery.hand_over(frame)
         assert told == [] and begun <= 1
@@ -60,7 +60,9 @@ def fails_on(bad: int, done: list[int]) -> Callable[[int], None]:
 def test_an_error_comes_out_and_nothing_after_it_is_told() -> None:
     done: list[int] = []
     told: list[int] = []
-    with pytest.raises(OSError, match="frame 3"), Delivery(fails_on(3, done), told.append) as delivery:
+    with pytest.raises(OSError, match="frame 3"), Delivery(
+        fails_on(3, done), lambda frame, _: told.append(frame)
+    ) as delivery:
         for frame in range(10):
             delivery.hand_over(frame)
         delivery.finish()
@@ -70,7 +72,9 @@ def test_an_error_comes_out_and_nothing_after_it_is_told() -> None:
 def test_an_error_elsewhere_loses_no_frame_that_was_done() -> None:
     done: list[int] = []
     told: list[int] = []
-    with pytest.raises(KeyError), Delivery(done.append, told.append) as delivery:
+    with pytest.raises(KeyError), Delivery(
+        done.append, lambda frame, _: told.append(frame)
+    ) as delivery:
         delivery.hand_over(1)
         delivery.hand_over(2)
         raise KeyError

@@ -561,3 +561,46 @@ def test_a_key_outside_a_shortened_range_sleeps_until_the_range_comes_back(
     desk.reopen()
     assert np.array_equal(desk.shot.matte(1011).mattes["one"], RIGHT)
     assert not desk.shot.plan().compute_steps
+
+
+# ---- advice ----
+
+
+def test_status_advises_the_frame_where_the_passes_agree_least(desk: Desk) -> None:
+    assert desk.shot.status().next_key is None
+    desk.shot.add_key(1001, {"chair": LEFT})
+    desk.shot.add_key(1012, {"chair": RIGHT})
+    assert desk.shot.status().next_key is None, "nothing is computed yet"
+    desk.run()
+    advice = desk.shot.status().next_key
+    assert advice is not None and 1001 < advice.frame < 1012
+    assert advice.text.startswith(f"{advice.frame}, where ")
+    agreements = {frame: one.agreement for frame, one in desk.shot.store.qualities().items()}
+    assert len(agreements) == 12 and agreements[1001] == agreements[1012] == 1.0
+
+    desk.shot.add_key(advice.frame, {"chair": MIDDLE})
+    assert desk.shot.status().next_key is None, "what was said of stale frames says nothing any more"
+    desk.run()
+    after = desk.shot.status().next_key
+    assert after is None or after.frame != advice.frame
+
+
+def test_what_was_said_of_a_frame_is_not_worked_out_again(desk: Desk) -> None:
+    desk.shot.add_key(1001, {"chair": LEFT})
+    desk.run()
+    before = (desk.shot.folder / "mattes" / "quality.jsonl").read_bytes()
+    desk.run()
+    desk.reopen()
+    desk.run()
+    assert (desk.shot.folder / "mattes" / "quality.jsonl").read_bytes() == before
+
+
+def test_a_changed_key_gives_its_new_mask_at_once(desk: Desk) -> None:
+    desk.shot.add_key(1001, {"chair": LEFT})
+    desk.run()
+    desk.shot.add_key(1001, {"chair": RIGHT})
+    assert desk.shot.status().states[1001] is State.STALE, "its file is still that of the old mask"
+    found = desk.shot.matte(1001)
+    assert found.is_key and np.array_equal(found.mattes["chair"], RIGHT)
+    with pytest.raises(MatteError, match="the mask on 1001 changed"):
+        desk.shot.matte(1002)

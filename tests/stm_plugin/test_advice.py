@@ -1,0 +1,49 @@
+"""Advice on the next key: where the doubt is, with the reason, and none where there is none."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stm_plugin.advice import Quality, advise, agreement, sureness
+
+
+def qualities(doubts: dict[int, tuple[float, float]]) -> dict[int, Quality]:
+    return {frame: Quality(frame, "a", *of) for frame, of in doubts.items()}
+
+
+def test_a_doubtful_stretch_comes_before_a_single_doubtful_frame() -> None:
+    sure = dict.fromkeys(range(1001, 1061), (0.99, 0.98))
+    stretch = dict.fromkeys(range(1030, 1037), (0.9, 0.7))
+    found = advise(qualities({**sure, 1010: (0.9, 0.65), **stretch}), {1001, 1060})
+    assert found is not None and 1031 <= found.frame <= 1035
+    assert found.text == f"{found.frame}, where the two passes agree least (0.70 of 1)"
+
+
+def test_the_reason_is_that_of_the_frame() -> None:
+    found = advise(qualities({1: (1, 1), 2: (0.8, 0.95), 3: (0.97, 0.99)}), {1})
+    assert found is not None and found.text == "2, where the matte is least sure (0.80 of 1)"
+
+
+@given(st.dictionaries(st.integers(1, 50), st.floats(0.96, 1.0)))
+def test_where_all_is_sure_there_is_nothing_to_advise(sure: dict[int, float]) -> None:
+    assert advise(qualities({frame: (of, of) for frame, of in sure.items()}), ()) is None
+
+
+@given(st.dictionaries(st.integers(1, 50), st.floats(0.0, 1.0), min_size=1), st.sets(st.integers(1, 50)))
+def test_a_key_is_never_advised_on_a_key(found: dict[int, float], keys: set[int]) -> None:
+    advice = advise(qualities({frame: (of, 1.0) for frame, of in found.items()}), keys)
+    assert advice is None or (advice.frame in found and advice.frame not in keys)
+
+
+def test_passes_agree_as_far_as_they_share_the_object() -> None:
+    left, right = np.zeros((8, 8), np.float32), np.zeros((8, 8), np.float32)
+    assert agreement(left, right) == 1.0, "both see nothing"
+    left[:, :6], right[:, 2:] = 1, 1
+    assert agreement(left, right) == pytest.approx(0.5)
+    assert agreement(left, left) == 1.0
+    assert sureness(left) == 1.0
+    assert sureness(np.full((4, 4), 0.6, np.float32)) == pytest.approx(0.2)
+    assert sureness(np.zeros((4, 4), np.float32)) == 1.0
