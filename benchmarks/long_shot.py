@@ -37,7 +37,8 @@ from stm_plugin.store import PlateDescription
 
 FIRST = 1001
 PICTURES = (".jpg", ".jpeg", ".png", ".exr", ".tif", ".dpx")
-FEATURE_CACHE = 64 << 20  # bytes, so small that it is full long before the memory is
+FEATURE_CACHE = 64 << 20
+"""Bytes at a working size of 480: so few that the cache is full long before the memory is."""
 
 
 @dataclass(frozen=True)
@@ -142,13 +143,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--weights", default=Settings.weights)
     parser.add_argument("--out", type=Path, help="a folder for long_shot.csv and long_shot.png")
     given = parser.parse_args(arguments)
+    cache = round(FEATURE_CACHE * (given.size / 480) ** 2)
     settings = Settings(
         working_size=given.size,
         memory_cap=given.cap,
         precision=given.precision,
         weights=given.weights,
-        ram_budget=FEATURE_CACHE,
-        disk_budget=2 * FEATURE_CACHE,
+        ram_budget=cache,
+        disk_budget=2 * cache,
     )
     samples = run(given.clip, given.mask, given.frames, settings)
     if given.out is not None:
@@ -165,7 +167,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, of in (("clock", "seconds"), ("processor", "processor_seconds")):
         times = [getattr(one, of) for one in samples]
         early, late = statistics.median(times[100:200]), statistics.median(times[-100:])
-        print(f"{name}: frames 100-200 {early * 1e3:.1f} ms, last 100 {late * 1e3:.1f} ms: {late / early:.3f}")
+        times_in_words = f"frames 100-200 {early * 1e3:.1f} ms, last 100 {late * 1e3:.1f} ms"
+        print(f"{name}: {times_in_words}: {late / early:.3f}")
     full = min(len(samples) // 2, 5 * given.cap + 100)
     more, slope = growth(samples, full)
     peak = max(one.megabytes for one in samples)

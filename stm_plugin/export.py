@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from stm_plugin.errors import MatteError
+from stm_plugin.errors import MatteError, StoreError
+from stm_plugin.files import Journal
 from stm_plugin.matte import MetadataValue, read_matte, write_matte
 from stm_plugin.plate import Plate, PlateSource
 from stm_plugin.sequence import FrameSequence, output_sequence
@@ -41,6 +44,8 @@ class MatteWriter:
     def __init__(self, out: str | Path | FrameSequence, plate: PlateSource, *, channel: str = "A") -> None:
         self.sequence = out if isinstance(out, FrameSequence) else output_sequence(out)
         self._channel = channel
+        self._notes: Journal | None = None
+        self._noted: dict[Any, dict[str, Any]] = {}
         self.written: list[Written] = []
         if isinstance(plate, Plate):
             for frame in plate.frames:
@@ -59,16 +64,35 @@ class MatteWriter:
             for leftover in path.parent.glob(f".{glob.escape(path.stem)}.*{LEFTOVER}"):
                 leftover.unlink(missing_ok=True)
 
+    def remember_in(self, notes: Journal) -> None:
+        """Keep what is known of written files in `notes`, so that they need not be read to be checked."""
+        self._notes, self._noted = notes, notes.load()
+
     def is_current(self, frame: int, address: str) -> bool:
-        """Whether the file of a frame is whole and was made from exactly this."""
+        """Whether the file of a frame is whole and was made from exactly this.
+
+        A file that is as it was when it was written, by size and time, is not read again.
+        """
         path = self.sequence.path(frame)
-        if not path.exists():
+        note = _note_of(path, address)
+        if note is None:
             return False
+        if self._noted.get(note["file"]) == note:
+            return True
         try:
             metadata = read_matte(path, frame=frame).metadata
         except MatteError:
             return False
-        return bool(metadata.get_string_attribute(ADDRESS_ATTRIBUTE) == address)
+        is_current = bool(metadata.get_string_attribute(ADDRESS_ATTRIBUTE) == address)
+        if is_current:
+            self._note(note)
+        return is_current
+
+    def _note(self, note: dict[str, Any] | None) -> None:
+        if note is not None and self._notes is not None:
+            self._noted[note["file"]] = note
+            with suppress(StoreError):  # then the file is read the next time
+                self._notes.append(note)
 
     def skip(self, frame: int) -> None:
         """Note that the file of a frame is as it should be."""
@@ -84,4 +108,15 @@ class MatteWriter:
             channel=self._channel,
             metadata={**metadata, ADDRESS_ATTRIBUTE: address},
         )
+        self._note(_note_of(path, address))
         self.written.append(Written(finished.frame, path, written=True))
+
+
+def _note_of(path: Path, address: str) -> dict[str, Any] | None:
+    """What tells this file from any other that could lie in its place; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    file = str(path.absolute())
+    return {"file": file, "address": address, "size": status.st_size, "time": status.st_mtime_ns}

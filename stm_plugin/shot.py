@@ -462,6 +462,7 @@ class Shot:
             self.refresh()
             self.store.tidy()
             if writer is not None:
+                writer.remember_in(self.store.exported)
                 writer.tidy(self.plate.frames)
             fit = self._fit(request or Request(), emit)
             for _ in range(MOST_PLANS):
@@ -552,6 +553,7 @@ class Shot:
         Raises:
             MatteError: a frame is not done; it is named before anything is written.
         """
+        writer.remember_in(self.store.exported)
         plan = self.plan(request)
         results = self._results(plan)
         waiting = {step.frame for step in plan.compute_steps}

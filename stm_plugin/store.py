@@ -7,6 +7,7 @@
     adapted/    what the network learnt from the keys (`stm adapt`), by content
     memory/     features that can be computed again; may be deleted at any time
     plate.jsonl content hashes of plate files that were read, so that they need not be read again
+    exported.jsonl  the matte files that were written, so that they need not be read to be checked
     plate/      frames that a host pushed (only for such plates)
     LOCK        held by the one process that writes
 
@@ -193,6 +194,7 @@ class ShotStore:
         self.memory_folder = folder / "memory"
         self.plate_folder = folder / "plate"
         self.finished = Journal(folder / "mattes" / "frames.jsonl", "frame")
+        self.exported = Journal(folder / "exported.jsonl", "file")
         self.judged = Journal(folder / "mattes" / "quality.jsonl", "frame")
         self.plate_index = Journal(folder / "plate.jsonl", "frame")
 

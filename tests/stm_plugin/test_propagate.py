@@ -15,10 +15,11 @@ import numpy as np
 import OpenImageIO as oiio
 import pytest
 
+from stm_plugin import export
 from stm_plugin.delivery import FRAMES_WAITING
 from stm_plugin.errors import KeyframeError, MaskError, MatteError, PropagationCancelled, StoreError
 from stm_plugin.events import Event, FrameFinished
-from stm_plugin.matte import read_matte
+from stm_plugin.matte import MatteImage, read_matte
 from stm_plugin.propagate import Summary, default_shot_folder, propagate
 from stm_plugin.settings import Settings
 from tests.stm_plugin.small_network import WORKING_SIZE, CountingNetwork
@@ -92,6 +93,27 @@ def test_running_again_computes_and_writes_nothing(order: Order) -> None:
     assert not order.network.calls
     assert not any(one.written for one in summary.files)
     assert order.files() == before
+
+
+def test_files_that_are_as_they_were_written_are_not_read_again(
+    order: Order, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order.run(1004)
+    read: list[Path] = []
+
+    def noted(path: Path, *, frame: int | None = None) -> MatteImage:
+        read.append(path)
+        return read_matte(path, frame=frame)
+
+    monkeypatch.setattr(export, "read_matte", noted)
+    order.run(1004)
+    assert not read
+    touched = order.folder / "out" / "matte.1006.exr"
+    touched.write_bytes(touched.read_bytes())
+    summary = order.run(1004)
+    assert read == [touched] and not any(one.written for one in summary.files)
+    order.run(1004)
+    assert len(read) == 1, "and what was read once is known"
 
 
 def test_files_that_were_lost_or_damaged_are_written_again(order: Order) -> None:
