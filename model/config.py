@@ -21,6 +21,7 @@ class NetworkConfig:
         key_channels: channels of a key (paper: trunk channels / 8).
         value_channels: channels of a value (paper: trunk channels / 2).
         decoder_channels: decoder width at 1/16, 1/8 and 1/4 of the picture (paper: 256 at each).
+        half_channels: decoder width of a last refinement at 1/2, for finer contours; 0 (paper): none.
         mean, std: per-channel normalisation of RGB in [0, 1].
     """
 
@@ -31,6 +32,7 @@ class NetworkConfig:
     decoder_channels: tuple[int, int, int]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    half_channels: int = 0
 
     def to_dict(self) -> dict[str, object]:
         """As JSON-ready values, for checkpoints and manifests."""

@@ -42,11 +42,11 @@ class Query:
 
     @property
     def nbytes(self) -> int:
-        return sum(t.nbytes for t in self.features)
+        return sum(t.nbytes for t in self.state().values())
 
     def state(self) -> dict[str, Tensor]:
         """The tensors by name, for a cache; the inverse is `Query.from_state`."""
-        return dict(self.features._asdict())
+        return {name: x for name, x in self.features._asdict().items() if x is not None}
 
     @classmethod
     def from_state(cls, state: dict[str, Tensor], height: int, width: int) -> Query:

@@ -10,6 +10,7 @@ W/16).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.config import STRIDE, NetworkConfig
-from model.trunks import Trunk, build_trunk
+from model.trunks import Trunk, TrunkFeatures, build_trunk
 
 PROBABILITY_EPSILON = 1e-7
 """Probabilities are kept this far from 0 and 1 before the logit of the soft aggregation."""
@@ -26,14 +27,19 @@ PROBABILITY_EPSILON = 1e-7
 class QueryFeatures(NamedTuple):
     """What a picture gives as a query, independent of any object.
 
-    key (B, Ck, h, w), value (B, Cv, h, w); eighth and quarter are the decoder's skip features, already
-    refined, at 1/8 and 1/4 of the padded picture.
+    key (B, Ck, h, w), value (B, Cv, h, w); eighth, quarter and half are the decoder's skip features, already
+    refined, at 1/8, 1/4 and 1/2 of the padded picture; half only where the configuration has that stage.
     """
 
     key: Tensor
     value: Tensor
     eighth: Tensor
     quarter: Tensor
+    half: Tensor | None = None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> QueryFeatures:
+        """The same function on each of the tensors."""
+        return QueryFeatures(*(None if x is None else function(x) for x in self))  # type: ignore[arg-type]
 
 
 class MemoryFeatures(NamedTuple):
@@ -148,25 +154,45 @@ class Refine(nn.Module):
 
 
 class Decoder(nn.Module):
-    """What was read to the object's logits at full size (paper section 3.3)."""
+    """What was read to the object's logits at full size (paper section 3.3).
 
-    def __init__(self, config: NetworkConfig, trunk_channels: tuple[int, int, int]) -> None:
+    With `half_channels` a third refinement, at 1/2 of the picture, corrects the logits of the paper's two.
+    """
+
+    def __init__(self, config: NetworkConfig, trunk: Trunk) -> None:
         super().__init__()
+        trunk_channels = trunk.channels
         coarse, middle, fine = config.decoder_channels
         self.conv = nn.Conv2d(2 * config.value_channels, coarse, 3, padding=1)
         self.residual = ResidualBlock(coarse)
         self.refine_eighth = Refine(trunk_channels[1], coarse, middle)
         self.refine_quarter = Refine(trunk_channels[0], middle, fine)
         self.predict = nn.Conv2d(fine, 2, 3, padding=1)
+        self.refine_half: Refine | None = None
+        if config.half_channels:
+            self.refine_half = Refine(trunk.half_channels, fine, config.half_channels)
+            self.predict_half = nn.Conv2d(config.half_channels, 2, 3, padding=1)
+            for parameter in self.predict_half.parameters():
+                nn.init.zeros_(parameter)  # so a trained network can be given this stage
 
-    def forward(self, read: Tensor, eighth: Tensor, quarter: Tensor) -> Tensor:
+    def skips(self, features: TrunkFeatures) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What depends on the picture alone, computed once for all objects: at 1/8, 1/4 and 1/2."""
+        half = None if self.refine_half is None else self.refine_half.skip(features.half)
+        return self.refine_eighth.skip(features.eighth), self.refine_quarter.skip(features.quarter), half
+
+    def forward(self, read: Tensor, eighth: Tensor, quarter: Tensor, half: Tensor | None = None) -> Tensor:
         """[read, query value] (N, 2 Cv, h, w) and the refined skips -> logits of not-object, object (N, 2, H,
         W)."""
         x = self.residual(self.conv(read))
         x = self.refine_eighth(eighth, x)
         x = self.refine_quarter(quarter, x)
-        logits = self.predict(F.relu(x))
-        return F.interpolate(logits.float(), scale_factor=4, mode="bilinear", align_corners=False)
+        logits = self.predict(F.relu(x)).float()
+        if self.refine_half is None:
+            return F.interpolate(logits, scale_factor=4, mode="bilinear", align_corners=False)
+        assert half is not None
+        logits = F.interpolate(logits, scale_factor=2, mode="bilinear", align_corners=False)
+        logits = logits + self.predict_half(F.relu(self.refine_half(half, x)))
+        return F.interpolate(logits, scale_factor=2, mode="bilinear", align_corners=False)
 
 
 class SpaceTimeMemoryNetwork(nn.Module):
@@ -181,15 +207,13 @@ class SpaceTimeMemoryNetwork(nn.Module):
         channels = self.query_encoder.trunk.channels
         self.query_key_value = KeyValue(channels[2], config.key_channels, config.value_channels)
         self.memory_key_value = KeyValue(channels[2], config.key_channels, config.value_channels)
-        self.decoder = Decoder(config, channels)
+        self.decoder = Decoder(config, self.query_encoder.trunk)
 
     def encode_query(self, picture: Tensor) -> QueryFeatures:
         """(B, 3, H, W) RGB in [0, 1] -> the query's features."""
         features = self.query_encoder.trunk(self.query_encoder.normalise(picture))
         key, value = self.query_key_value(features.sixteenth)
-        eighth = self.decoder.refine_eighth.skip(features.eighth)
-        quarter = self.decoder.refine_quarter.skip(features.quarter)
-        return QueryFeatures(key, value, eighth, quarter)
+        return QueryFeatures(key, value, *self.decoder.skips(features))
 
     def encode_memory(self, picture: Tensor, masks: Tensor) -> MemoryFeatures:
         """(B, 3, H, W) RGB and (B, K, H, W) probabilities, both in [0, 1] -> the memory's features."""
@@ -202,10 +226,9 @@ class SpaceTimeMemoryNetwork(nn.Module):
         batch, objects = read.shape[:2]
         value = query.value.unsqueeze(1).expand(-1, objects, -1, -1, -1)
         joined = torch.cat([read.to(value.dtype), value], dim=2).flatten(0, 1)  # (B*K, 2 Cv, h, w)
-        eighth, quarter = query.eighth, query.quarter
         if batch > 1 and objects > 1:
-            eighth, quarter = (x.repeat_interleave(objects, dim=0) for x in (eighth, quarter))
-        logits = self.decoder(joined, eighth, quarter)
+            query = query.map(lambda x: x.repeat_interleave(objects, dim=0))
+        logits = self.decoder(joined, query.eighth, query.quarter, query.half)
         alone: Tensor = logits.softmax(dim=1)[:, 1]
         return alone.reshape(batch, objects, *alone.shape[1:])
 

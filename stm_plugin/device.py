@@ -196,7 +196,8 @@ def _feature_bytes(run: Run) -> int:
     pixels = run.height * run.width
     _, middle, fine = config.decoder_channels
     coarse_bytes = 4 * config.key_channels + value_bytes * config.value_channels
-    per_pixel = coarse_bytes / STRIDE**2 + value_bytes * (middle / 8**2 + fine / 4**2) + 3 * 2
+    skips = middle / 8**2 + fine / 4**2 + config.half_channels / 2**2
+    per_pixel = coarse_bytes / STRIDE**2 + value_bytes * skips + 3 * 2
     return round(pixels * per_pixel)
 
 

@@ -25,7 +25,7 @@ class PlainModules:
 
     def encode_query(self, picture: Tensor) -> Query:
         features = self.network.encode_query(picture[None])
-        return Query(features.key[0], features.value[0], (features.eighth, features.quarter))
+        return Query(features.key[0], features.value[0], features[2:])
 
     def encode_memory(self, picture: Tensor, mask: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
         memory = self.network.encode_memory(picture[None], torch.stack([mask, others])[None])
