@@ -7,6 +7,7 @@ import contextlib
 import re
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -51,7 +52,8 @@ def _stopping_on_signals() -> Iterator[None]:
         if not tasks.stop_all():
             raise Stopped()
 
-    before = {one: signal.signal(one, stop) for one in (signal.SIGINT, signal.SIGTERM)}
+    mine = threading.current_thread() is threading.main_thread()  # others cannot have a handler
+    before = {one: signal.signal(one, stop) for one in (signal.SIGINT, signal.SIGTERM) if mine}
     try:
         yield
     finally:

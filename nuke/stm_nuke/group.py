@@ -38,6 +38,8 @@ _ALWAYS_FIRST, _ALWAYS_LAST = -1000000, 1000000
 Within a range of its own a Read would hold or loop its ends, or give black."""
 _TINT = ("r*(1-0.5*a)+0.5*a", "g*(1-0.5*a)", "b*(1-0.5*a)")
 _STEP = 60
+_IS_BETWEEN_FRAMES = "abs(frame - rint(frame)) > 0.001"
+"""Curves of a retime reach whole frames by way of rounding."""
 
 
 def build(name: str = "STM1") -> nuke.Group:
@@ -78,7 +80,7 @@ def _build_inside() -> None:
     between["on_error"].setValue("error")
     between["file"].setValue(BETWEEN_FRAMES_FILE)
     shown = make("Switch", WHOLE_FRAMES, [matte_range, between], -300, 2)
-    shown["which"].setExpression("frame != floor(frame)")
+    shown["which"].setExpression(_IS_BETWEEN_FRAMES)
     to_channel = make("Copy", TO_CHANNEL, [plate, shown], 0, 2)
     to_channel["from0"].setValue("rgba.alpha")
     to_channel["to0"].setValue("rgba.alpha")

@@ -162,7 +162,9 @@ def test_the_saved_script_is_understood_by_an_independent_parser(
     assert [one.name for one in found["STM1"].inputs if one is not None] == ["Read2", "Read1"]
     assert found["matte"].get_string("file") == f"{node.cache.as_posix()}/mattes/matte.%V.%04d.exr"
     assert found["matte"].get("raw") == "true"
-    assert found["to_channel"].inputs == [found["matte_range"], found["plate"]]
+    assert found["to_channel"].inputs == [found["whole_frames"], found["plate"]]
+    assert found["whole_frames"].inputs == [found["between_frames"], found["matte_range"]]
+    assert found["matte_range"].inputs == [found["matte"]]
     assert found["overlay_switch"].get("which") == "{{parent.overlay}}"
     assert found["STM1"].get_string("stm_keys").startswith(f"main/{FIRST}/")
     assert found["STM1"].get_string("stm_id") == node.id

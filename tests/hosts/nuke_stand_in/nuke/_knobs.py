@@ -24,7 +24,7 @@ NO_UNDO = 0x00080000
 
 _LINK = re.compile(r"(?:([A-Za-z_]\w*)\.)?([A-Za-z_]\w*)")
 """Another knob: of this node, of `parent`, or of a node beside it."""
-_OF_FRAME = re.compile(r"(?=.*\bframe\b)(?:frame|floor|int|[\s\d.()+*/<>=!-])+")
+_OF_FRAME = re.compile(r"(?=.*\bframe\b)(?:frame|floor|rint|abs|[\s\d.()+*/<>=!-])+")
 """Arithmetic on the frame."""
 
 
@@ -134,8 +134,9 @@ class Knob:
             return self._value
         match = _LINK.fullmatch(self._expression)
         if match is None or self._expression == "frame":
-            names = {"frame": host.frame if frame is None else frame, "floor": math.floor, "int": int}
-            return self._accept(eval(self._expression, {"__builtins__": {}}, names))
+            functions = {"__builtins__": {}, "floor": math.floor, "rint": round, "abs": abs}
+            at = host.frame if frame is None else frame
+            return self._accept(eval(self._expression, functions, {"frame": at}))
         beside = self.node().parent()
         node = beside if match[1] == "parent" else beside.node(match[1]) if match[1] else self.node()
         knob = None if node is None else node.knob(match[2])
