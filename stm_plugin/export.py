@@ -36,14 +36,22 @@ class MatteWriter:
         out: the sequence as the artist writes it (`matte.####.exr`).
         plate: must not be overwritten.
         channel: the channel, where there is one object.
+        with_ids: whether the files hold a Cryptomatte layer too.
 
     Raises:
         MatteError: the sequence would overwrite the plate.
     """
 
-    def __init__(self, out: str | Path | FrameSequence, plate: PlateSource, *, channel: str = "A") -> None:
+    def __init__(
+        self,
+        out: str | Path | FrameSequence,
+        plate: PlateSource,
+        *,
+        channel: str = "A",
+        with_ids: bool = False,
+    ) -> None:
         self.sequence = out if isinstance(out, FrameSequence) else output_sequence(out)
-        self._channel = channel
+        self._channel, self._with_ids = channel, with_ids
         self._notes: Journal | None = None
         self._noted: dict[Any, dict[str, Any]] = {}
         self.written: list[Written] = []
@@ -106,6 +114,7 @@ class MatteWriter:
             finished.mattes,
             finished.plate_frame,
             channel=self._channel,
+            with_ids=self._with_ids,
             metadata={**metadata, ADDRESS_ATTRIBUTE: address},
         )
         self._note(_note_of(path, address))

@@ -3,7 +3,7 @@
 Channels: a single object is written to `channel` alone (`A` by default). Several objects have a layer each
 (`person.A`, `chair.A`), and `channel` holds their union for anyone who wants one matte: the sum, at most 1.
 The objects share each pixel between them (soft aggregation), so that the sum is the true coverage; the
-maximum would leave a dark seam where two objects meet.
+maximum would leave a dark seam where two objects meet. A layer of ids (`cryptomatte.py`) comes if asked for.
 
 Metadata: everything that the plate's header says of the shot is kept. What says how the plate's own pixels
 are stored or coloured is not: compression, parts and views, chromaticities, the ACES container flag. The
@@ -26,6 +26,7 @@ import numpy.typing as npt
 import OpenImageIO as oiio
 import torch
 
+from stm_plugin import cryptomatte
 from stm_plugin.errors import MatteError
 from stm_plugin.plate import FloatArray, PlateFrame, Window, open_image, read_channels, reason_of, window_pair
 
@@ -99,6 +100,7 @@ def write_matte(
     *,
     channel: str = "A",
     metadata: Mapping[str, MetadataValue] | None = None,
+    with_ids: bool = False,
     durable: bool = True,
 ) -> None:
     """Write one frame's mattes. Anyone sees the old file or the new one, never a part. Folders are made.
@@ -109,6 +111,7 @@ def write_matte(
         plate_frame: whose windows, pixel aspect and metadata the file gets.
         channel: where the matte goes: `A`, `rgba.alpha` (the same), `matte.a`, any `layer.channel`.
         metadata: extra attributes, such as `stm:weights`.
+        with_ids: whether the file holds a Cryptomatte layer too, in 32-bit floats.
         durable: wait until the disk has it.
 
     Raises:
@@ -121,8 +124,17 @@ def write_matte(
             "Mattes are written as EXR.", frame=plate_frame.frame, path=path, hint="Name it .exr."
         )
     channels = _channels(mattes, plate_frame, channel, path)
-    spec = _matte_spec(plate_frame, tuple(channels), metadata or {})
-    pixels = _interleaved(tuple(channels.values()))
+    extra = dict(metadata or {})
+    ids: dict[str, FloatArray] = {}
+    if with_ids:
+        clamped = {name: np.clip(matte, 0.0, 1.0, dtype=np.float32) for name, matte in mattes.items()}
+        ids = cryptomatte.channels(clamped)
+        extra |= cryptomatte.metadata(tuple(mattes))
+    spec = _matte_spec(plate_frame, (*channels, *ids), extra)
+    pixels: npt.NDArray[np.float16] | FloatArray = _interleaved(tuple(channels.values()))
+    if ids:
+        spec.channelformats = (oiio.HALF,) * len(channels) + (oiio.FLOAT,) * len(ids)
+        pixels = np.stack([*channels.values(), *ids.values()], axis=-1)
     temporary = path.with_name(f".{path.stem[:_NAME_LENGTH]}.{uuid.uuid4().hex[:12]}.part.exr")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -299,7 +311,9 @@ def _matte_spec(
     return spec
 
 
-def _write_exr(path: Path, spec: oiio.ImageSpec, pixels: npt.NDArray[np.float16]) -> None:
+def _write_exr(
+    path: Path, spec: oiio.ImageSpec, pixels: npt.NDArray[np.float16] | FloatArray
+) -> None:
     """Write one EXR, or raise OSError."""
     # An OSError of our own tells the reason (a missing folder, no permission) better than the library does.
     with open(path, "xb"):

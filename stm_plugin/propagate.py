@@ -92,7 +92,7 @@ def propagate(
     description = PlateDescription("files", text, layer=layer, view=view, movie_first_frame=movie_first_frame)
     folder = with_suffix(shot_folder) if shot_folder is not None else default_shot_folder(out)
     with _opened(folder, description, settings, network, wait) as shot:
-        writer = MatteWriter(out, shot.plate, channel=settings.channel)
+        writer = MatteWriter(out, shot.plate, channel=settings.channel, with_ids=settings.cryptomatte)
         shot.store.lock.acquire(wait, cancelled)
         try:
             for frame in {key.frame for key in shot.keys} - set(keys):

@@ -133,6 +133,10 @@ class Settings:
     channel: str = field(
         default="A", metadata=_about("export", "where compositing programs look for a matte")
     )
+    cryptomatte: bool = field(
+        default=False,
+        metadata=_about("export", "ids cost four 32-bit channels for two objects; few ask for them"),
+    )
     device: Device = field(default="auto", metadata=_about("machine", "cuda, else mps, else cpu"))
     ram_budget: int = field(
         default=2 * _GIBIBYTE,

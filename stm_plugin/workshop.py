@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from model.config import network_config
-from model.memory import MemoryRule
+from model.memory import THINNING, MemoryRule
 from model.weights import Manifest
 from stm_plugin import finish as finishing
 from stm_plugin import fusion
@@ -182,7 +182,7 @@ class Workshop:
             frames=tuple(self.plate.frames),
             objects=tuple(one.id for one in description.objects),
             keys=tuple(Key(key.frame, key.masks) for key in description.keys if key.frame in frames),
-            base={**self._features_base(), "memory settings": self.settings.id("memory")},
+            base={**self._features_base(), "memory settings": f"{self.settings.id('memory')} {THINNING}"},
             plate=self._known_plate(),
             keys_in_memory=self.settings.keys_in_memory,
         )

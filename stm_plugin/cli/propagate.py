@@ -46,6 +46,7 @@ def propagate(
     mask_mode: Annotated[MaskMode, typer.Option(help="How mask files are understood.")] = "auto",
     mask_channel: Annotated[str | None, typer.Option(help="Channel or layer of the mask files.")] = None,
     channel: Annotated[str, typer.Option(help="Channel of the matte.")] = "A",
+    cryptomatte: Annotated[bool, typer.Option(help="A Cryptomatte layer of the objects too.")] = False,
     layer: Annotated[str | None, typer.Option(help="Layer of the plate.")] = None,
     view: Annotated[str | None, typer.Option(help="View of a stereo plate.")] = None,
     start_frame: Annotated[int, typer.Option(help="Number of a movie's first frame.")] = 1,
@@ -87,6 +88,7 @@ def propagate(
         ocio_config=ocio,
         finish=FinishSettings(enabled=finish),
         channel=channel,
+        cryptomatte=cryptomatte,
         device=device,  # type: ignore[arg-type]  # checked by Settings, which also knows cuda:N
     )
     keys = parse_keys(key)

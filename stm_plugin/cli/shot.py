@@ -142,7 +142,10 @@ def export(
     """Write the mattes of frames that are done."""
     first, last = parse_range(frames) or (None, None)
     with Shot.open(with_suffix(shot)) as opened, progress_bar() as bar:
-        writer = MatteWriter(out, opened.plate, channel=opened.settings.channel)
+        settings = opened.settings
+        writer = MatteWriter(
+            out, opened.plate, channel=settings.channel, with_ids=settings.cryptomatte
+        )
         task = bar.add_task("export", total=None)
 
         def on_event(event: Event) -> None:

@@ -390,7 +390,8 @@ class EngineShot:
                 f"The shot has no object {unknown[0]}.", hint=f"It has {', '.join(self._shot.objects)}."
             )
         channel = order.channel or self._shot.settings.channel
-        writer = _SelectiveWriter(order.pattern, self._shot.plate, channel=channel)
+        with_ids = self._shot.settings.cryptomatte
+        writer = _SelectiveWriter(order.pattern, self._shot.plate, channel=channel, with_ids=with_ids)
         writer.objects = order.objects
         total = len(self.export_frames(order))
         written = 0
