@@ -49,7 +49,8 @@ def view_image(layout: ImageLayout, data: Bytes) -> npt.NDArray[Any]:
 def _as_float(values: npt.NDArray[Any], pixel_format: PixelFormat) -> FloatArray:
     floats = values.astype(np.float32)
     if pixel_format in _LARGEST:
-        floats /= np.float32(_LARGEST[pixel_format])
+        # As OpenImageIO does it: a host's picture and the file it came from must be the same to the last bit.
+        floats *= np.float32(1.0 / _LARGEST[pixel_format])
     return floats
 
 
