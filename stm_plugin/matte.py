@@ -47,7 +47,10 @@ _RESERVED_LAYERS = frozenset(
 _RGBA = {"red": "R", "green": "G", "blue": "B", "alpha": "A"}
 
 # Of the plate's header these describe how its own pixels are stored or coloured, not the shot.
-_LEFT_OUT_PREFIXES = ("openexr:", "oiio:", "tiff:", "jpeg:", "png:", "textureformat", "ICCProfile")
+_LEFT_OUT_PREFIXES = (
+    *("openexr:", "oiio:", "cryptomatte/", "tiff:", "jpeg:", "png:"),
+    *("textureformat", "ICCProfile"),
+)
 _LEFT_OUT = frozenset(
     [
         "compression",

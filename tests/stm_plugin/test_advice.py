@@ -15,16 +15,21 @@ def qualities(doubts: dict[int, tuple[float, float]]) -> dict[int, Quality]:
 
 
 def test_a_doubtful_stretch_comes_before_a_single_doubtful_frame() -> None:
-    sure = dict.fromkeys(range(1001, 1061), (0.99, 0.98))
-    stretch = dict.fromkeys(range(1030, 1037), (0.9, 0.7))
+    sure = dict.fromkeys(range(1001, 1061), (0.999, 0.999))
+    stretch = dict.fromkeys(range(1040, 1047), (0.9, 0.7))
     found = advise(qualities({**sure, 1010: (0.9, 0.65), **stretch}), {1001, 1060})
-    assert found is not None and 1031 <= found.frame <= 1035
-    assert found.text == f"{found.frame}, where the two passes agree least (0.70 of 1)"
+    assert found is not None and 1040 <= found.frame <= 1046
+    assert found.text == f"{found.frame}, where the two passes agree on 0.70 of the object"
+
+
+def test_among_equals_the_frame_far_from_every_key_comes_first() -> None:
+    found = advise(qualities(dict.fromkeys(range(1, 42), (0.8, 0.8))), {1, 11, 41})
+    assert found is not None and 24 <= found.frame <= 28
 
 
 def test_the_reason_is_that_of_the_frame() -> None:
     found = advise(qualities({1: (1, 1), 2: (0.8, 0.95), 3: (0.97, 0.99)}), {1})
-    assert found is not None and found.text == "2, where the matte is least sure (0.80 of 1)"
+    assert found is not None and found.text == "2, where the network is 0.80 of 1 sure"
 
 
 @given(st.dictionaries(st.integers(1, 50), st.floats(0.96, 1.0)))

@@ -49,7 +49,7 @@ def test_every_vector_of_the_document_is_read_as_it_says(repository: Path) -> No
 
 def test_the_document_names_every_operation_and_every_error_code(repository: Path) -> None:
     text = (repository / "ofx_bridge" / "PROTOCOL.md").read_text("utf-8")
-    for op in protocol._REQUESTS:
+    for op in protocol.REQUESTS:
         assert f"`{op}`" in text or f'"op": "{op}"' in text, op
     kinds = [
         one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, errors.StmError)
@@ -143,7 +143,7 @@ def example_of(op: str) -> dict[str, Any]:
     return examples[op]
 
 
-@pytest.mark.parametrize("op", sorted(protocol._REQUESTS))
+@pytest.mark.parametrize("op", sorted(protocol.REQUESTS))
 def test_every_operation_reads_its_fields_and_refuses_one_more(op: str) -> None:
     request = protocol.read_request(example_of(op), 0)
     assert request.op == op
@@ -152,7 +152,7 @@ def test_every_operation_reads_its_fields_and_refuses_one_more(op: str) -> None:
     assert caught.value.code == "bad_request"
 
 
-@pytest.mark.parametrize("op", sorted(protocol._REQUESTS))
+@pytest.mark.parametrize("op", sorted(protocol.REQUESTS))
 @given(data=st.data())
 @settings(max_examples=40)
 def test_a_field_of_any_other_value_is_read_or_refused_in_words(op: str, data: st.DataObject) -> None:

@@ -222,7 +222,7 @@ def test_a_client_that_leaves_in_the_middle_of_a_message_is_forgotten(
             ),
             st.builds(
                 lambda op, fields, more: request(7, {**fields, "op": op}, more),
-                st.sampled_from(sorted(set(protocol._REQUESTS) - {"shutdown"})),
+                st.sampled_from(sorted(set(protocol.REQUESTS) - {"shutdown"})),
                 st.dictionaries(
                     st.sampled_from(["shot", "frame", "frames", "image", "job", "folder", "wait_ms"]),
                     st.integers(-5, 5) | st.text(max_size=5) | st.lists(st.integers(-3, 3), max_size=4),
