@@ -57,6 +57,7 @@ NETWORKS: dict[str, NetworkConfig] = {
             key_channels=64,
             value_channels=192,
             decoder_channels=(128, 96, 64),
+            half_channels=16,
             # EfficientNet-Lite is trained on (pixel - 127) / 128 with pixels in 0..255.
             mean=(127 / 255, 127 / 255, 127 / 255),
             std=(128 / 255, 128 / 255, 128 / 255),
