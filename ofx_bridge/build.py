@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,13 @@ COMMON_SOURCES = (
     "shot_session.cpp",
 )
 _SYSTEM_HEADERS = (Path("/usr/include"), Path("/usr/local/include"), Path("/opt/homebrew/include"))
+# Mach-O: the beginning of a binary for one processor, and the table of a universal one (big-endian).
+_MACH_O = struct.Struct("<III")  # magic, processor, variant of it
+_MACH_O_MAGIC = 0xFEEDFACF
+_MACH_O_PAGE_BITS = 14  # the largest pages of the processors
+_UNIVERSAL_HEADER = struct.Struct(">II")  # magic, how many processors
+_UNIVERSAL_ENTRY = struct.Struct(">IIIII")  # processor, variant, offset, size, alignment
+_UNIVERSAL_MAGIC = 0xCAFEBABE
 _GLIBC_VERSION = re.compile(rb"GLIBC_(\d+)\.(\d+)")
 
 
@@ -50,7 +58,7 @@ class Target:
     Attributes:
         name: what `--target` calls it.
         folder: its folder inside the bundle.
-        zig: what zig calls it.
+        zig: what zig calls it; several processors are joined into one universal binary.
         sources: the platform's part.
         link: options for the linker.
         tried: whether the result has run in a host, or has only been compiled.
@@ -58,7 +66,7 @@ class Target:
 
     name: str
     folder: str
-    zig: str
+    zig: tuple[str, ...]
     sources: tuple[str, ...]
     link: tuple[str, ...]
     tried: bool = False
@@ -73,11 +81,12 @@ _GLIBC = ".".join(map(str, GLIBC_FLOOR))
 TARGETS = {
     one.name: one
     for one in (
-        Target("linux-x86-64", "Linux-x86-64", f"x86_64-linux-gnu.{_GLIBC}", _POSIX, _ELF_LINK, tried=True),
-        Target("linux-aarch64", "Linux-aarch64", f"aarch64-linux-gnu.{_GLIBC}", _POSIX, _ELF_LINK),
-        Target("windows-x86-64", "Win64", "x86_64-windows-gnu", _WINDOWS, ("-shared", "-lws2_32")),
-        Target("macos-aarch64", "MacOS", "aarch64-macos", _POSIX, ("-shared",)),
-        Target("macos-x86-64", "MacOS", "x86_64-macos", _POSIX, ("-shared",)),
+        Target(
+            "linux-x86-64", "Linux-x86-64", (f"x86_64-linux-gnu.{_GLIBC}",), _POSIX, _ELF_LINK, tried=True
+        ),
+        Target("linux-aarch64", "Linux-aarch64", (f"aarch64-linux-gnu.{_GLIBC}",), _POSIX, _ELF_LINK),
+        Target("windows-x86-64", "Win64", ("x86_64-windows-gnu",), _WINDOWS, ("-shared", "-lws2_32")),
+        Target("macos", "MacOS", ("aarch64-macos.11.0", "x86_64-macos.10.15"), _POSIX, ("-shared",)),
     )
 }
 
@@ -89,6 +98,10 @@ class Compiler:
     command: tuple[str, ...]
     is_zig: bool = False
 
+    def for_target(self, zig_target: str) -> tuple[str, ...]:
+        """The command for a system that zig builds for; another compiler builds for this machine."""
+        return (*self.command, "-target", zig_target) if self.is_zig else self.command
+
 
 def host_target() -> Target:
     """The target of this machine.
@@ -96,10 +109,12 @@ def host_target() -> Target:
     Raises:
         BuildError: the effect is not known to build here.
     """
+    if platform.system() == "Darwin":
+        return TARGETS["macos"]
     machine = {"AMD64": "x86-64", "x86_64": "x86-64", "arm64": "aarch64"}.get(
         platform.machine(), platform.machine()
     )
-    system = {"Darwin": "macos"}.get(platform.system(), platform.system().lower())
+    system = platform.system().lower()
     found = TARGETS.get(f"{system}-{machine}")
     if found is None:
         raise BuildError(f"The effect is not known to build for {system} on {machine}.")
@@ -113,13 +128,13 @@ def find_compiler(target: Target) -> Compiler:
         BuildError: there is none, or it cannot build for `target`.
     """
     if importlib.util.find_spec("ziglang") is not None:
-        zig = (sys.executable, "-m", "ziglang", "c++", "-target", target.zig)
-        return Compiler(zig, is_zig=True)
+        return Compiler((sys.executable, "-m", "ziglang", "c++"), is_zig=True)
     if target != host_target():
         raise BuildError(f"Building for {target.name} needs zig: pip install ziglang")
     for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
         if name and shutil.which(name):
-            return Compiler((name,))
+            both = ("-arch", "arm64", "-arch", "x86_64") if target.folder == "MacOS" else ()
+            return Compiler((name, *both))
     raise BuildError("There is no C++ compiler: pip install ziglang, or install g++.")
 
 
@@ -138,7 +153,7 @@ def find_json_headers() -> Path:
 
 
 def compile_together(
-    compiler: Compiler, sources: Iterable[Path], result: Path, options: Sequence[str]
+    command: Sequence[str], sources: Iterable[Path], result: Path, options: Sequence[str]
 ) -> Path:
     """Compile sources as one unit (the JSON headers are read once) into the object file `result`.
 
@@ -149,7 +164,7 @@ def compile_together(
     unit.write_text("".join(f'#include "{source.as_posix()}"\n' for source in sources), encoding="utf-8")
     language = ("-std=c++17", "-fvisibility=hidden", "-fvisibility-inlines-hidden", *WARNINGS)
     headers = ("-isystem", str(find_json_headers()))
-    _run((*compiler.command, *language, *options, *headers, "-c", str(unit), "-o", str(result)))
+    _run((*command, *language, *options, *headers, "-c", str(unit), "-o", str(result)))
     return result
 
 
@@ -175,14 +190,20 @@ def build(
     bundle = output / BUNDLE_NAME
     binary = bundle / "Contents" / target.folder / BINARY_NAME
     position = () if target.folder == "Win64" else ("-fPIC",)
+    own_runtime = ("-static-libstdc++", "-static-libgcc")
+    static = () if compiler.is_zig or target.folder == "MacOS" else own_runtime
+    strip = ("-s",) if target.folder != "MacOS" and not options else ()
     with tempfile.TemporaryDirectory(prefix="stm-ofx-") as name:
-        linked = Path(name) / BINARY_NAME
         sources = [BRIDGE / "source" / one for one in (*COMMON_SOURCES, *target.sources)]
-        unit = compile_together(compiler, sources, Path(name) / "effect.o", ("-O2", *position, *options))
-        own_runtime = ("-static-libstdc++", "-static-libgcc")
-        static = () if compiler.is_zig or target.folder == "MacOS" else own_runtime
-        strip = ("-s",) if target.folder != "MacOS" and not options else ()
-        _run((*compiler.command, str(unit), *target.link, *static, *strip, *options, "-o", str(linked)))
+        slices = []
+        for processor in target.zig if compiler.is_zig else target.zig[:1]:
+            command = compiler.for_target(processor)
+            unit = compile_together(
+                command, sources, Path(name) / f"{processor}.o", ("-O2", *position, *options)
+            )
+            slices.append(unit.with_suffix(".ofx"))
+            _run((*command, str(unit), *target.link, *static, *strip, *options, "-o", str(slices[-1])))
+        linked = slices[0] if len(slices) == 1 else join_processors(slices, Path(name) / BINARY_NAME)
         binary.parent.mkdir(parents=True, exist_ok=True)
         fresh = binary.with_name(BINARY_NAME + ".new")
         shutil.copyfile(linked, fresh)
@@ -193,11 +214,33 @@ def build(
     resources.mkdir(exist_ok=True)
     for icon in (BRIDGE / "bundle").glob("*.png"):
         shutil.copyfile(icon, resources / icon.name)
-    if compiler.is_zig and target.zig.endswith(_GLIBC):
+    if compiler.is_zig and target.zig[0].endswith(_GLIBC):
         floor = glibc_needed(binary)
         if floor > GLIBC_FLOOR:
             raise BuildError(f"{binary}: needs glibc {floor[0]}.{floor[1]}, newer than {_GLIBC}.")
     return bundle
+
+
+def join_processors(slices: Sequence[Path], result: Path) -> Path:
+    """Join binaries for macOS of several processors into one universal binary, as `lipo -create` does.
+
+    Raises:
+        BuildError: a file is no 64-bit Mach-O binary.
+    """
+    place = _UNIVERSAL_HEADER.size + len(slices) * _UNIVERSAL_ENTRY.size
+    table, body = _UNIVERSAL_HEADER.pack(_UNIVERSAL_MAGIC, len(slices)), b""
+    for path in slices:
+        content = path.read_bytes()
+        magic, processor, variant = _MACH_O.unpack_from(content)
+        if magic != _MACH_O_MAGIC:
+            raise BuildError(f"{path}: no binary for macOS.")
+        padding = -(place + len(body)) % (1 << _MACH_O_PAGE_BITS)
+        body += bytes(padding)
+        offset = place + len(body)
+        table += _UNIVERSAL_ENTRY.pack(processor, variant, offset, len(content), _MACH_O_PAGE_BITS)
+        body += content
+    result.write_bytes(table + body)
+    return result
 
 
 def glibc_needed(binary: Path) -> tuple[int, int]:

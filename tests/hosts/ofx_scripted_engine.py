@@ -48,8 +48,14 @@ class ScriptedEngine:
     """Greets properly, unless its script is to answer even that, and then follows the script."""
 
     def __init__(
-        self, folder: Path, script: Conversation, answer: str = ANSWER, is_mute_from_the_start: bool = False
+        self,
+        folder: Path,
+        script: Conversation,
+        answer: str = ANSWER,
+        is_mute_from_the_start: bool = False,
+        map_folder: str | None = None,
     ) -> None:
+        self._map_folder = map_folder
         self._script, self._answer, self._greets = script, answer, not is_mute_from_the_start
         self._refuses = threading.Event()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -57,6 +63,7 @@ class ScriptedEngine:
         self._listener.bind(str(self.path))
         self._listener.listen(1)
         self.asked: list[str] = []
+        self.payloads: dict[str, int] = {}  # operation -> bytes that came with the last one
         endpoint = {"protocol": [1, 0], "transport": "unix", "path": str(self.path), "port": 0}
         endpoint |= {"token": TOKEN, "answer": ANSWER, "pid": os.getpid(), "engine": "script"}
         (folder / "endpoint.json").write_text(json.dumps(endpoint))
@@ -78,9 +85,11 @@ class ScriptedEngine:
                 assert kind == 1
                 header = json.loads(receive(link, header_bytes))
                 receive(link, payload_bytes)
+                self.payloads[header["op"]] = payload_bytes
                 self.asked.append(header["op"])
                 if header["op"] == "hello" and self._greets:
-                    greeting = {"protocol": [1, 0], "answer": self._answer, "map_folder": None}
+                    greeting = {"protocol": [1, 0], "answer": self._answer, "map_folder": self._map_folder}
+                    greeting["map_prefix"] = "c1-"
                     link.sendall(message(REPLY, number, greeting))
                 else:
                     self._script(link, number, header)

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.hosts.ofx_fixtures import FIRST, WIDTH, EngineHome, Rig, make_rig
+from tests.hosts.ofx_fixtures import FIRST, HEIGHT, REPOSITORY, WIDTH, EngineHome, Rig, make_rig
 from tests.hosts.ofx_host import OK, OfxHost, nodes_of
-from tests.hosts.ofx_scripted_engine import ERROR, MAGIC, PREFIX, REPLY, Conversation, ScriptedEngine, message
+from tests.hosts.ofx_scripted_engine import (
+    ERROR,
+    MAGIC,
+    PREFIX,
+    REPLY,
+    BusyEngine,
+    Conversation,
+    ScriptedEngine,
+    message,
+)
 
 
 def answering(reply: Callable[[int, dict[str, Any]], bytes]) -> Conversation:
@@ -145,3 +157,70 @@ def test_an_installation_that_is_not_there_is_said_in_words(
     with nodes_of(host, rig.node):
         assert rig.node.press("setKey", FIRST) != OK
         assert rig.node.persistent is not None and "install.py" in rig.node.persistent
+
+
+STARTED = """#!/bin/sh
+env > "{folder}/environment.$$"
+exit 7
+"""
+
+DIES_AT_ONCE = """
+import sys
+from pathlib import Path
+from tests.hosts.ofx_fixtures import *
+from tests.hosts.ofx_host import *
+
+host = OfxHost(Path(sys.argv[1]))
+rig = make_rig(host)
+rig.node.set("shotStore", sys.argv[2] + "/x.stmshot")
+rig.node.set("keyFrames", str(FIRST))
+said = []
+with nodes_of(host, rig.node):
+    for _ in range(4):
+        assert rig.node.render(FIRST)[0] != OK
+        said.append(rig.node.persistent)
+assert "could not start" in said[0], said
+assert "3 times in a row" in said[-1] and "engine.log" in said[-1], said
+"""
+
+
+@pytest.mark.slow
+def test_an_engine_that_dies_at_once_is_started_three_times_in_a_clean_environment(
+    effect_binary: Path, engine: EngineHome, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    starter = tmp_path / "python"
+    starter.write_text(STARTED.format(folder=tmp_path))
+    starter.chmod(0o755)
+    hosts_own = {
+        "QT_PLUGIN_PATH": "/host",
+        "PYTHONHOME": "",
+        "NUKE_PATH": "/host",
+        "LD_LIBRARY_PATH": "/host",
+    }
+    environment = {**os.environ, **hosts_own, "STM_RUNTIME_DIR": str(tmp_path / "run"), "KEPT": "yes"}
+    environment["STM_ENGINE_PYTHON"] = str(starter)
+    command = [sys.executable, "-c", DIES_AT_ONCE, str(effect_binary), str(tmp_path)]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    seen = [file.read_text("utf-8").splitlines() for file in tmp_path.glob("environment.*")]
+    assert len(seen) == 3
+    for lines in seen:
+        names = {line.partition("=")[0] for line in lines}
+        assert not names & set(hosts_own)
+        assert "PYTHONNOUSERSITE=1" in lines and "KEPT=yes" in lines
+
+
+def test_pixels_go_through_the_socket_when_there_is_no_shared_memory(
+    host: OfxHost, scripted: Callable[..., ScriptedEngine], tmp_path: Path
+) -> None:
+    script = BusyEngine(keys=(FIRST,))
+    engine = scripted(script, map_folder=str(tmp_path / "not there"))
+    rig = rig_with_a_key(host, tmp_path)
+    with nodes_of(host, rig.node):
+        status, image = rig.node.render(FIRST)
+        assert status == OK, rig.node.persistent
+        assert (image.picture()[..., 3] == 0).all()
+        assert engine.payloads["push_plate"] == WIDTH * HEIGHT * 4 * 4
+        assert engine.payloads["push_key"] == WIDTH * HEIGHT * 4

@@ -29,6 +29,10 @@ CHOSEN = " or ".join(
         "copy_that",
         "refused_in_words",
         "hostile",
+        "an_abort",
+        "cancel_ends",
+        "stop_button",
+        "own_work",
     ]
 )
 
@@ -45,8 +49,11 @@ def test_the_effects_tests_pass_with_sanitizers(tmp_path: Path) -> None:
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }
     command = [sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "tests.hosts.ofx_fixtures"]
+    command += ["-p", "tests.hosts.ofx_scripted_engine"]
     command += ["-p", "no:cacheprovider", "-k", CHOSEN]
-    command += [f"tests/ofx_bridge/{name}.py" for name in ("test_effect", "test_hostile_engine")]
+    command += [
+        f"tests/ofx_bridge/{name}.py" for name in ("test_effect", "test_hostile_engine", "test_stopping")
+    ]
     done = subprocess.run(
         command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
     )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import struct
 import subprocess
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +30,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sources = [REPOSITORY / "ofx_bridge" / "source" / name for name in ("protocol.cpp", "pixels.cpp")]
     sources.append(REPOSITORY / "tests" / "ofx_bridge" / "shim_driver.cpp")
     options = ("-O1", "-g1", *SANITIZE, f"-I{REPOSITORY / 'ofx_bridge' / 'source'}")
-    unit = build.compile_together(build.Compiler((compiler,)), sources, folder / "driver.o", options)
+    unit = build.compile_together((compiler,), sources, folder / "driver.o", options)
     program = folder / "driver"
     subprocess.run([compiler, str(unit), *SANITIZE, "-o", str(program)], check=True)
     return program
@@ -125,3 +127,39 @@ def test_bundle_has_the_standards_layout_and_the_old_glibc(effect_binary: Path) 
     assert (contents / "Resources" / "org.stm-for-nuke.STM.png").is_file()
     if build.find_compiler(build.host_target()).is_zig:
         assert (2, 2) <= build.glibc_needed(effect_binary) <= (2, 17)
+
+
+MACH_O = struct.Struct("<III")
+ARM64, X86_64 = 0x0100000C, 0x01000007
+
+
+def test_binaries_for_macos_of_both_processors_become_one(tmp_path: Path) -> None:
+    """What is in the file is read again as the loader reads it: a table of processors, and each on a page."""
+    build = load_build()
+    slices = []
+    for processor, size in ((ARM64, 40_000), (X86_64, 12_345)):
+        slices.append(tmp_path / f"{processor}.ofx")
+        slices[-1].write_bytes(MACH_O.pack(0xFEEDFACF, processor, 3) + bytes(size) + b"end")
+    whole = build.join_processors(slices, tmp_path / "STM.ofx").read_bytes()
+    magic, count = struct.unpack_from(">II", whole)
+    assert (magic, count) == (0xCAFEBABE, 2)
+    for number, one in enumerate(slices):
+        processor, variant, offset, size, page_bits = struct.unpack_from(">IIIII", whole, 8 + 20 * number)
+        assert (processor, variant) == ((ARM64, X86_64)[number], 3)
+        assert offset % (1 << page_bits) == 0 and page_bits >= 14
+        assert whole[offset : offset + size] == one.read_bytes()
+    slices[0].write_bytes(b"\x7fELF" + bytes(64))
+    with pytest.raises(build.BuildError, match="no binary for macOS"):
+        build.join_processors(slices, tmp_path / "STM.ofx")
+
+
+def test_what_was_never_loaded_is_told_apart() -> None:
+    targets = load_build().TARGETS
+    assert [name for name, target in targets.items() if target.tried] == ["linux-x86-64"]
+    assert len({target.folder for target in targets.values()}) == len(targets), "one would replace another"
+
+
+def test_the_effects_version_is_the_products() -> None:
+    about = (REPOSITORY / "ofx_bridge" / "source" / "version.h").read_text("utf-8")
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
+    assert f'versionLabel = "{project["version"]}"' in about
