@@ -54,7 +54,7 @@ class MatteWriter:
         self._channel, self._with_ids = channel, with_ids
         self._notes: Journal | None = None
         self._noted: dict[Any, dict[str, Any]] = {}
-        self.written: list[Written] = []
+        self._written: dict[int, Written] = {}
         if isinstance(plate, Plate):
             for frame in plate.frames:
                 if self.sequence.path(frame).resolve() == plate.sequence.path(frame).resolve():
@@ -64,6 +64,11 @@ class MatteWriter:
                         path=self.sequence.path(frame),
                         hint="Give another name or folder for the mattes.",
                     )
+
+    @property
+    def written(self) -> tuple[Written, ...]:
+        """What became of each frame, ascending."""
+        return tuple(self._written[frame] for frame in sorted(self._written))
 
     def tidy(self, frames: Iterable[int]) -> None:
         """Remove the temporary files of mattes that a killed process left."""
@@ -104,7 +109,7 @@ class MatteWriter:
 
     def skip(self, frame: int) -> None:
         """Note that the file of a frame is as it should be."""
-        self.written.append(Written(frame, self.sequence.path(frame), written=False))
+        self._written.setdefault(frame, Written(frame, self.sequence.path(frame), written=False))
 
     def write(self, finished: FinishedFrame, address: str, metadata: Mapping[str, MetadataValue]) -> None:
         """Write one frame. MatteError or StoreError where it cannot be."""
@@ -118,7 +123,7 @@ class MatteWriter:
             metadata={**metadata, ADDRESS_ATTRIBUTE: address},
         )
         self._note(_note_of(path, address))
-        self.written.append(Written(finished.frame, path, written=True))
+        self._written[finished.frame] = Written(finished.frame, path, written=True)
 
 
 def _note_of(path: Path, address: str) -> dict[str, Any] | None:

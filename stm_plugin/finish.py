@@ -29,8 +29,8 @@ _LEAST_DETAIL = 1e-4
 """Squared detail of the probability in a window below which there is no edge worth explaining."""
 
 
-_REACH = 3
-"""Radii that a refined pixel looks far: its model, the model's average, and the trust in it."""
+_REACH = 2
+"""Radii that a refined pixel looks far: its model, and the model's average."""
 _POINTS_ABREAST = 1024
 """OpenCV looks up points that are laid out as a picture; this is its width."""
 
@@ -70,7 +70,7 @@ def finish(
     if unsure is not None and unsure.any():
         reach = _REACH * settings.radius + 1
         places = _places(_dilated(unsure, reach), guide.window, geometry)
-        box = _box_around(unsure, 2 * reach)
+        box = _box_around(unsure, reach + 4 * settings.radius)  # windows, their means, detail, the trust in it
         band = _dilated(unsure, reach + settings.radius)[box]
         model, trust = trusted_model(guide.working[box], clean[box], band, settings.radius, settings.epsilon)
         flat = matte.reshape(-1)
@@ -138,35 +138,29 @@ def trusted_model(
         [0, 1]. Both 0 off the band.
     """
     places = np.flatnonzero(band)
-    means = np.stack([_mean(one, radius) for one in _moments(guide, values)])  # (13, h, w)
-    coefficients = _on_band(_fitted(_at(means, places), epsilon), places, band.shape)
-    model = _at(np.stack([_mean(one, radius) for one in coefficients]), places)  # (4, N)
+    r, g, b = (np.asarray(one, dtype=np.float32) for one in cv2.split(guide))
+    pairs = ((r, r), (r, g), (r, b), (g, g), (g, b), (b, b), (r, values), (g, values), (b, values))
+    # One after the other, so that they stay in the processor's cache: the means (13, N) of r, g, b and the
+    # values v; of rr, rg, rb, gg, gb, bb; of rv, gv, bv.
+    means = [_mean_at(one, radius, places) for one in (r, g, b, values)]
+    means += [_mean_at(one * other, radius, places) for one, other in pairs]
+    coefficients = _fitted(means, epsilon)  # (4, N)
+    model = np.stack([_mean_at(_on_band(one, places, band.shape), radius, places) for one in coefficients])
 
-    target = values.reshape(-1)[places]
     fitted = model[3] + np.einsum("nc,cn->n", guide.reshape(-1, 3)[places], model[:3])
-    errors = _on_band(np.square(np.clip(fitted, 0, 1) - target)[None], places, band.shape)[0]
-    unexplained = _mean(errors, radius).reshape(-1)[places]
-    blurred = _mean(means[_VALUE], radius)
-    detail = _mean(np.square(blurred - values), radius).reshape(-1)[places]
+    errors = np.square(np.clip(fitted, 0, 1) - values.reshape(-1)[places])
+    unexplained = _mean_at(_on_band(errors, places, band.shape), radius, places)
+    blurred = _mean(_mean(values, radius), radius)
+    detail = _mean_at(np.square(blurred - values), radius, places)
     share = 1.0 - unexplained / np.maximum(detail, np.float32(_LEAST_DETAIL))
     trust = np.where(detail > 0, np.clip(share, 0.0, 1.0), np.float32(0.0))
     model *= trust
-    return _on_band(model, places, band.shape), _on_band(trust[None], places, band.shape)[0]
+    maps = np.stack([_on_band(one, places, band.shape) for one in model])
+    return maps, _on_band(trust, places, band.shape)
 
 
-_VALUE = 3
-"""Place of the values among `_moments`."""
-
-
-def _moments(guide: FloatArray, values: FloatArray) -> tuple[FloatArray, ...]:
-    """13 pictures (h, w): the guide's r, g, b; the values v; rr, rg, rb, gg, gb, bb; rv, gv, bv."""
-    r, g, b = cv2.split(guide)
-    moments = (r, g, b, values, r * r, r * g, r * b, g * g, g * b, b * b, r * values, g * values, b * values)
-    return tuple(np.asarray(one, dtype=np.float32) for one in moments)
-
-
-def _fitted(means: FloatArray, epsilon: float) -> FloatArray:
-    """(4, N): slopes and offset of the least-squares fit, from the means (13, N) of `_moments`."""
+def _fitted(means: list[FloatArray], epsilon: float) -> FloatArray:
+    """(4, N): slopes and offset of the least-squares fit, from the 13 means (N,)."""
     r, g, b, value = means[:4]
     # The symmetric covariance matrix of the guide, and the guide's covariance with the values
     rr, rg, rb = means[4] - r * r + epsilon, means[5] - r * g, means[6] - r * b
@@ -184,16 +178,17 @@ def _fitted(means: FloatArray, epsilon: float) -> FloatArray:
     return fitted
 
 
-def _at(pictures: FloatArray, places: Places) -> FloatArray:
-    """(C, N): pictures (C, h, w) at places."""
-    return pictures.reshape(len(pictures), -1).take(places, axis=1)
-
-
 def _on_band(values: FloatArray, places: Places, shape: tuple[int, ...]) -> FloatArray:
-    """(C, h, w): values (C, N) at their places, 0 elsewhere."""
-    pictures = np.zeros((len(values), shape[0] * shape[1]), np.float32)
-    pictures[:, places] = values
-    return pictures.reshape(len(values), *shape)
+    """(h, w): values (N,) at their places, 0 elsewhere."""
+    picture = np.zeros(shape, np.float32)
+    picture.reshape(-1)[places] = values
+    return picture
+
+
+def _mean_at(values: FloatArray, radius: int, places: Places) -> FloatArray:
+    """(N,): means over square windows at places of a picture (h, w)."""
+    means: FloatArray = _mean(values, radius).reshape(-1)[places]
+    return means
 
 
 def _mean(values: FloatArray, radius: int) -> FloatArray:

@@ -114,7 +114,7 @@ def propagate(
             )
         finally:
             shot.store.lock.release()
-        return Summary(summary, tuple(sorted(writer.written, key=lambda one: one.frame)), shot.folder)
+        return Summary(summary, writer.written, shot.folder)
 
 
 def default_shot_folder(out: str | Path) -> Path:

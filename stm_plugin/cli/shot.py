@@ -153,7 +153,7 @@ def export(
                 bar.advance(task)
 
         opened.export(writer, Request(first, last), on_event=on_event)
-    files = sorted(writer.written, key=lambda one: one.frame)
+    files = writer.written
     output.print(
         f"{len(files)} frames: {files[0].path} to {files[-1].path.name}", highlight=False, soft_wrap=True
     )

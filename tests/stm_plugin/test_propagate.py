@@ -19,7 +19,9 @@ from stm_plugin import export
 from stm_plugin.delivery import FRAMES_WAITING
 from stm_plugin.errors import KeyframeError, MaskError, MatteError, PropagationCancelled, StoreError
 from stm_plugin.events import Event, FrameFinished
+from stm_plugin.export import MatteWriter
 from stm_plugin.matte import MatteImage, read_matte
+from stm_plugin.plate import Plate
 from stm_plugin.propagate import Summary, default_shot_folder, propagate
 from stm_plugin.settings import Settings
 from tests.stm_plugin.small_network import WORKING_SIZE, CountingNetwork
@@ -265,3 +267,10 @@ def test_killed_at_random_points_it_ends_with_the_same_bytes(order: Order) -> No
     assert told["finished"] >= 1
     assert told["died_with_work_done"] >= KILLS // 4, "the kills came too early to prove anything"
     assert -signal.SIGKILL in told["statuses"]
+
+
+def test_a_file_that_had_to_be_looked_at_twice_is_told_of_once(order: Order) -> None:
+    writer = MatteWriter(order.out, Plate.open(order.plate))
+    for frame in (1002, 1001, 1002):
+        writer.skip(frame)
+    assert [one.frame for one in writer.written] == [1001, 1002]
