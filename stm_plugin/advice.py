@@ -8,7 +8,7 @@ take away is counted, not the doubt of its own frame.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from stm_plugin.plate import FloatArray
 
 _MAYBE = 0.05
 """Probability above which an object may be on a pixel."""
+_MOST_OPTIMISM = 5.0
 _LEAST_DOUBT = 0.05
 """Less is what an edge in motion blur gives: there is nothing to advise."""
 
@@ -29,18 +30,13 @@ class Quality:
     Attributes:
         address: of the fused frame; a judgement of another is out of date.
         confidence: mean sureness where the object may be, in [0, 1].
-        agreement: of the two passes on where it is, in [0, 1]; 1 where there is only one.
+        agreement: of the two passes on where it is, in [0, 1]; None where there is only one.
     """
 
     frame: int
     address: str
     confidence: float
-    agreement: float
-
-    @property
-    def doubt(self) -> float:
-        """In [0, 1]."""
-        return 1.0 - min(self.confidence, self.agreement)
+    agreement: float | None
 
 
 @dataclass(frozen=True)
@@ -74,7 +70,7 @@ def advise(qualities: Mapping[int, Quality], keys: Collection[int]) -> Advice | 
         None where nothing is in doubt.
     """
     frames = np.array(sorted(set(qualities) - set(keys)), dtype=np.int64)
-    doubts = np.array([qualities[int(frame)].doubt for frame in frames])
+    doubts = _doubts([qualities[int(frame)] for frame in frames])
     if not frames.size or doubts.max() < _LEAST_DOUBT:
         return None
     others = np.array(sorted(keys) or [frames[0] - 1])
@@ -83,7 +79,25 @@ def advise(qualities: Mapping[int, Quality], keys: Collection[int]) -> Advice | 
     mended = [float((doubts * np.clip(1.0 - np.abs(frames - key) / way, 0.0, 1.0)).sum()) for key in frames]
     chosen = int(frames[int(np.argmax(mended))])
     quality = qualities[chosen]
-    if quality.agreement < quality.confidence:
+    if quality.agreement is not None and quality.agreement < quality.confidence:
         share = f"{quality.agreement:.2f} of the object"
         return Advice(chosen, f"{chosen}, where the two passes agree on {share}")
     return Advice(chosen, f"{chosen}, where the network is {quality.confidence:.2f} of 1 sure")
+
+
+def _doubts(qualities: Sequence[Quality]) -> FloatArray:
+    """(N,): the part of the object that may be wrong.
+
+    Where two passes disagree one of them is wrong, and the blend is half wrong. A single pass is surer of
+    itself than it should be: by how much is learnt from the frames that two passes came by.
+    """
+    unsure = np.array([1.0 - one.confidence for one in qualities], np.float32)
+    agreements = [np.nan if one.agreement is None else one.agreement for one in qualities]
+    apart = 1.0 - np.array(agreements, np.float32)
+    both = ~np.isnan(apart)
+    optimism = 1.0
+    if both.any():
+        claimed = max(float(unsure[both].mean()), 1e-6)
+        optimism = float(np.clip(apart[both].mean() / claimed, 1.0, _MOST_OPTIMISM))
+    doubts: FloatArray = np.where(both, np.fmax(unsure, apart / 2), unsure * np.float32(optimism))
+    return doubts

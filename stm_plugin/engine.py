@@ -98,14 +98,14 @@ class FrameResult:
     Attributes:
         masks: objects whose mask is given here: (H, W) over the canvas, as the artist gave it.
         probabilities: the other objects: (h, w) at working size, in [0, 1].
-        agreement: of the two passes, of the object on which they agree least; 1 without.
+        agreement: of the two passes, of the object on which they agree least; None without.
     """
 
     frame: int
     address: str
     masks: Mapping[str, FloatArray]
     probabilities: Mapping[str, FloatArray]
-    agreement: float = 1.0
+    agreement: float | None = None
 
     @property
     def confidence(self) -> float:
@@ -328,7 +328,7 @@ class Results:
         sources = plan.by_frame[frame].sources
         masks: dict[str, FloatArray] = {}
         fused: dict[str, FloatArray] = {}
-        agreed = [1.0]
+        agreed: list[float] = []
         for name, source in sources.items():
             if source.key is not None:
                 masks[name] = self.mask(source.key, name)
@@ -344,7 +344,7 @@ class Results:
             else:
                 geometry = self._bench.geometry
                 fused[name] = np.zeros((geometry.height, geometry.width), np.float32)
-        return FrameResult(frame, self.address(plan, frame), masks, fused, min(agreed))
+        return FrameResult(frame, self.address(plan, frame), masks, fused, min(agreed, default=None))
 
     def address(self, plan: Plan, frame: int) -> str:
         """The address of a fused frame."""

@@ -70,7 +70,7 @@ def finish(
     if unsure is not None and unsure.any():
         reach = _REACH * settings.radius + 1
         places = _places(_dilated(unsure, reach), guide.window, geometry)
-        box = _box_around(unsure, reach + 4 * settings.radius)  # windows, their means, detail, the trust in it
+        box = _box_around(unsure, reach + 4 * settings.radius)  # windows, means, detail, the trust in it
         band = _dilated(unsure, reach + settings.radius)[box]
         model, trust = trusted_model(guide.working[box], clean[box], band, settings.radius, settings.epsilon)
         flat = matte.reshape(-1)

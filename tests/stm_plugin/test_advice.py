@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from stm_plugin.advice import Quality, advise, agreement, sureness
 
 
-def qualities(doubts: dict[int, tuple[float, float]]) -> dict[int, Quality]:
+def qualities(doubts: dict[int, tuple[float, float | None]]) -> dict[int, Quality]:
     return {frame: Quality(frame, "a", *of) for frame, of in doubts.items()}
 
 
@@ -27,6 +27,14 @@ def test_among_equals_the_frame_far_from_every_key_comes_first() -> None:
     assert found is not None and 24 <= found.frame <= 28
 
 
+def test_a_single_pass_is_not_taken_at_its_own_word() -> None:
+    two = dict.fromkeys(range(2, 30), (0.96, 0.86))
+    one = dict.fromkeys(range(31, 60), (0.95, None))
+    found = advise(qualities({**two, **one}), {1, 30})
+    assert found is not None and found.frame > 30
+    assert found.text == f"{found.frame}, where the network is 0.95 of 1 sure"
+
+
 def test_the_reason_is_that_of_the_frame() -> None:
     found = advise(qualities({1: (1, 1), 2: (0.8, 0.95), 3: (0.97, 0.99)}), {1})
     assert found is not None and found.text == "2, where the network is 0.80 of 1 sure"
@@ -39,7 +47,7 @@ def test_where_all_is_sure_there_is_nothing_to_advise(sure: dict[int, float]) ->
 
 @given(st.dictionaries(st.integers(1, 50), st.floats(0.0, 1.0), min_size=1), st.sets(st.integers(1, 50)))
 def test_a_key_is_never_advised_on_a_key(found: dict[int, float], keys: set[int]) -> None:
-    advice = advise(qualities({frame: (of, 1.0) for frame, of in found.items()}), keys)
+    advice = advise(qualities({frame: (of, None) for frame, of in found.items()}), keys)
     assert advice is None or (advice.frame in found and advice.frame not in keys)
 
 
