@@ -147,7 +147,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, clip: Clip, weights: s
     folder = tmp_path_factory.mktemp("undisturbed") / "shot.stmshot"
     with one_thread(), EngineShot.create(folder, plate, settings) as shot:
         for frame, picture in clip.pictures.items():
-            values = picture.astype(np.float32) / np.float32(255)
+            values = picture.astype(np.float32) * np.float32(1 / 255)  # as the engine reads bytes
             shot.plate.push(frame, values, Window(0, 0, WIDTH, HEIGHT))  # type: ignore[attr-defined]
         for frame in (FIRST, LAST):
             shot.add_key(frame, {"chair": clip.masks[frame]})
