@@ -51,8 +51,8 @@ STAGES: dict[Stage, TrainingConfig] = {
         final_learning_rate_share=0.4,
         clip=ClipOptions(size=256, still_share=1.0, scale=(0.4, 1.2), region_chance=0.15),
     ),
-    # The paper's clips have three frames. In six the network meets, in its memory, what it got wrong itself,
-    # and learns not to repeat it: of all that was tried this gained most (docs/model-card.md).
+    # The paper's clips have three frames. In six the network meets, in its memory, what it got wrong itself;
+    # what that gained is in docs/model-card.md.
     "video": TrainingConfig(
         start=IMAGENET,
         steps=1000,

@@ -23,9 +23,10 @@ OUTPUT = 4
 TILE = OUTPUT + 2
 """Input pixels along a side of a tile."""
 
-TILES_AT_ONCE = 108
-"""Tiles per thread in one matrix product: below it the weights are fetched too often, above it the
-intermediate results fall out of the cache (measured with 256 channels)."""
+TILES_AT_ONCE = 216
+"""Tiles in one matrix product: with fewer the weights are fetched too often, with more the intermediate results
+fall out of the cache. Not by the number of threads: another cut rounds otherwise, and the same frame must give
+the same bits in every process."""
 
 LEAST_CHANNELS = 96
 """With fewer channels, in or out, the transforms cost what the products save (measured: 64 gain nothing, 128
@@ -75,7 +76,7 @@ class WinogradConv2d(nn.Module):
         """(H, W, C) -> target (H, W, O), a few rows of tiles at a time."""
         height, width, _ = picture.shape
         down, across = -(-height // OUTPUT), -(-width // OUTPUT)  # tiles
-        chunks = max(down * across // (TILES_AT_ONCE * torch.get_num_threads()), 1)
+        chunks = max(down * across // TILES_AT_ONCE, 1)
         rows = -(-down // chunks) * OUTPUT
         for top in range(0, height, rows):
             bottom = min(top + rows, height)
