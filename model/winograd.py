@@ -24,9 +24,9 @@ TILE = OUTPUT + 2
 """Input pixels along a side of a tile."""
 
 TILES_AT_ONCE = 216
-"""Tiles in one matrix product: with fewer the weights are fetched too often, with more the intermediate results
-fall out of the cache. Not by the number of threads: another cut rounds otherwise, and the same frame must give
-the same bits in every process."""
+"""Tiles in one matrix product: with fewer the weights are fetched too often, with more the intermediate
+results fall out of the cache. It does not follow the number of threads: another cut rounds otherwise, and the
+same frame must give the same bits in every process."""
 
 LEAST_CHANNELS = 96
 """With fewer channels, in or out, the transforms cost what the products save (measured: 64 gain nothing, 128
