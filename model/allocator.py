@@ -38,10 +38,3 @@ def keep_freed_memory() -> bool:
     options = ((_M_ARENA_MAX, 1), (_M_TRIM_THRESHOLD, _KEEP_UP_TO), (_M_MMAP_THRESHOLD, _KEEP_UP_TO))
     taken = [glibc.mallopt(*option) for option in options]
     return all(one == 1 for one in taken)
-
-
-def return_freed_memory() -> None:
-    """Gives what is kept back to the system, for a process that has nothing to compute for a while."""
-    glibc = _glibc()
-    if glibc is not None:
-        glibc.malloc_trim(0)
