@@ -8,18 +8,21 @@ bit: what is read back gives the same matte as what was computed.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import safetensors.torch
 from torch import Tensor
 
-from stm_plugin.errors import StoreError
+from stm_plugin.errors import DiskFullError, StoreError
 from stm_plugin.files import SEAL_BYTES, DamagedFileError, read_sealed, write_sealed
 
 Tensors = dict[str, Tensor]
+T = TypeVar("T")
 
 
 class RamCache:
@@ -107,6 +110,13 @@ class DiskCache:
         self._forget(key)
         self._path(key).unlink(missing_ok=True)
 
+    def clear(self) -> int:
+        """Delete all entries; returns their bytes."""
+        freed = sum(self._known().values())
+        for key in list(self._known()):
+            self.drop(key)
+        return freed
+
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.cache"
 
@@ -138,7 +148,8 @@ class DiskCache:
 
 
 class FeatureCache:
-    """RAM in front of disk. A disk that does not take more is said once and then left alone.
+    """RAM in front of disk. A disk that does not take more is said once and then only read. Several threads
+    may use it.
 
     Args:
         ram_budget, disk_budget: bytes; 0 turns a layer off.
@@ -156,32 +167,74 @@ class FeatureCache:
         self.ram = RamCache(ram_budget)
         self.disk = DiskCache(folder, disk_budget) if folder is not None and disk_budget else None
         self.warn = warn
+        self._disk_takes_more = True
+        self._mutex = threading.RLock()
 
     def get(self, key: str) -> Tensors | None:
         """The tensors that were put, bit for bit, on the CPU; or None."""
-        value = self.ram.get(key)
-        if value is None and self.disk is not None:
-            body = self.disk.get(key)
-            if body is not None:
-                value = safetensors.torch.load(body)
-                self.ram.put(key, value)
-        return value
+        with self._mutex:
+            value = self.ram.get(key)
+            if value is None and self.disk is not None:
+                body = self.disk.get(key)
+                if body is not None:
+                    value = safetensors.torch.load(body)
+                    self.ram.put(key, value)
+            return value
 
     def has(self, key: str) -> bool:
         """Whether `get` would find something, as far as can be told without reading."""
-        return self.ram.has(key) or (self.disk is not None and self.disk.has(key))
+        with self._mutex:
+            return self.ram.has(key) or (self.disk is not None and self.disk.has(key))
 
     def put(self, key: str, value: Mapping[str, Tensor], *, on_disk: bool = True) -> None:
         """Keep tensors; those of another device are copied to the CPU."""
         kept = {name: tensor.detach().cpu().contiguous() for name, tensor in value.items()}
-        self.ram.put(key, kept)
-        if not on_disk or self.disk is None or self.disk.has(key):
-            return
+        with self._mutex:
+            self.ram.put(key, kept)
+            if not on_disk or self.disk is None or not self._disk_takes_more or self.disk.has(key):
+                return
+            try:
+                self.disk.put(key, safetensors.torch.save(kept))
+            except StoreError as error:
+                self._leave_disk(str(error))
+
+    def limit_ram(self, budget: int) -> None:
+        """Change the budget of the RAM layer; what no longer fits leaves."""
+        with self._mutex:
+            self.ram.limit(budget)
+
+    def make_room_for(self, work: Callable[[], T]) -> T:
+        """Do `work`. Where the disk is full and the disk layer lies on it, give that up and do it again.
+
+        Raises:
+            DiskFullError: there is nothing to give, or it was not enough.
+        """
         try:
-            self.disk.put(key, safetensors.torch.save(kept))
-        except StoreError as error:
-            self.disk = None
-            self.warn(f"Features are kept in RAM only from here on. {error}")
+            return work()
+        except DiskFullError as error:
+            if not self._give_disk_back(error):
+                raise
+        return work()
+
+    def _give_disk_back(self, error: DiskFullError) -> bool:
+        with self._mutex:
+            if self.disk is None or not _on_one_disk(self.disk.folder, Path(error.path or "")):
+                return False
+            freed = self.disk.clear()
+            self._leave_disk(f"{error.path}: The disk is full; cached features have left it.")
+            return freed > 0
+
+    def _leave_disk(self, why: str) -> None:
+        if self._disk_takes_more:
+            self._disk_takes_more = False
+            self.warn(f"Features are kept in RAM only from here on. {why}")
+
+
+def _on_one_disk(folder: Path, file: Path) -> bool:
+    try:
+        return folder.stat().st_dev == file.parent.stat().st_dev
+    except OSError:
+        return False
 
 
 def _size(value: Tensors) -> int:

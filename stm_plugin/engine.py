@@ -24,7 +24,7 @@ from stm_plugin.address import address_of
 from stm_plugin.advice import Quality, agreement, sureness
 from stm_plugin.cache import FeatureCache
 from stm_plugin.device import device_errors
-from stm_plugin.errors import PropagationCancelled, StoreError
+from stm_plugin.errors import PropagationCancelled, StoreError, concerning
 from stm_plugin.events import Event, FrameComputed, Progress
 from stm_plugin.frames import FrameLoader
 from stm_plugin.fusion import fuse
@@ -155,7 +155,8 @@ class Execution:
                     hint="Finished frames are kept; running it again goes on from here.",
                 )
             if isinstance(step, ComputeStep):
-                reused = self._compute(step, self._next_frame(number))
+                with concerning(step.frame):
+                    reused = self._compute(step, self._next_frame(number))
                 self._emit(FrameComputed(step.frame, step.passed.direction, reused))
             else:
                 self._deliver(step.frame)
@@ -173,7 +174,8 @@ class Execution:
             query = results.query(step.frame)
             bank = self._bank(step.passed, step.position + 1)
             probabilities = bench.network().segment(query, bank)[1:]  # (K, h, w), without the background
-        bench.store.put_probabilities(address, quantise(probabilities.float().cpu().numpy()))
+        stored = quantise(probabilities.float().cpu().numpy())
+        bench.cache.make_room_for(lambda: bench.store.put_probabilities(address, stored))
         return False
 
     def _bank(self, passed: Pass, step: int) -> MemoryBank:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -36,6 +38,21 @@ class StmError(Exception):
         return f"{text} {self.hint}" if self.hint else text
 
 
+@contextmanager
+def concerning(frame: int) -> Iterator[None]:
+    """Errors inside that do not say which frame they are about are about this one."""
+    try:
+        yield
+    except StmError as error:
+        if error.frame is None:
+            error.frame = frame
+        raise
+
+
+class DiskFullError(StmError):
+    """There is no space left for what had to be written; it was not written."""
+
+
 class PlateError(StmError):
     """The plate, or one frame of it, cannot be used."""
 
@@ -58,6 +75,14 @@ class MatteError(StmError):
 
 class StoreError(StmError):
     """The shot store cannot be read or written."""
+
+
+class StoreFullError(StoreError, DiskFullError):
+    """The disk of the shot store is full."""
+
+
+class MatteFullError(MatteError, DiskFullError):
+    """The disk of the mattes is full."""
 
 
 class StoreBusyError(StoreError):

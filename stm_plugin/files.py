@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from stm_plugin.errors import StoreError
+from stm_plugin.errors import StoreError, StoreFullError
 
 _MAGIC = b"STMSEAL1"
 _HEADER = struct.Struct("<8sQ32s")  # magic, length of the body in bytes, sha256 of the body
@@ -53,14 +53,15 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
         if durable:
             _sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder is gone or read-only: there is nothing of ours in it
+            temporary.unlink(missing_ok=True)
         raise store_error(error, path) from error
 
 
 def store_error(error: OSError, path: Path) -> StoreError:
     """What an operating system's error means for the person at the desk."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StoreError(
+        return StoreFullError(
             "The disk is full.",
             path=path,
             hint="Free some space (`stm shot clean` empties caches) and run again: finished frames are kept.",

@@ -144,12 +144,12 @@ class FrameLoader:
         """Read a frame and hand it, or the error, to everyone who waits for it."""
         try:
             loaded = read(frame)
+            self._noticed(loaded)
         except BaseException as error:
             with self._mutex:
                 self._coming.pop(frame, None)
             coming.set_exception(error)
             return
-        self._noticed(loaded)
         with self._mutex:
             self._coming.pop(frame, None)
             self._held[frame] = loaded

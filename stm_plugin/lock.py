@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -134,9 +135,8 @@ class StoreLock:
             os.close(descriptor)
             self._thread.release()
             return False
-        text = json.dumps(asdict(_myself())).encode()
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, text, 0) if hasattr(os, "pwrite") else os.write(descriptor, text)
+        with suppress(OSError):  # a full disk: then it cannot say whose it is, and is ours all the same
+            _leave_note(descriptor)
         self._descriptor, self._depth = descriptor, 1
         return True
 
@@ -145,6 +145,12 @@ class StoreLock:
             return os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise store_error(error, self._path) from error
+
+
+def _leave_note(descriptor: int) -> None:
+    text = json.dumps(asdict(_myself())).encode()
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, text, 0) if hasattr(os, "pwrite") else os.write(descriptor, text)
 
 
 def _myself() -> Holder:

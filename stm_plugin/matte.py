@@ -12,10 +12,7 @@ matte's colour space is `data`.
 
 from __future__ import annotations
 
-import errno
-import os
 import re
-import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
@@ -28,6 +25,7 @@ import torch
 
 from stm_plugin import cryptomatte
 from stm_plugin.errors import MatteError
+from stm_plugin.images import write_image
 from stm_plugin.plate import FloatArray, PlateFrame, Window, open_image, read_channels, reason_of, window_pair
 
 MetadataValue = str | int | float
@@ -138,21 +136,7 @@ def write_matte(
     if ids:
         spec.channelformats = (oiio.HALF,) * len(channels) + (oiio.FLOAT,) * len(ids)
         pixels = np.stack([*channels.values(), *ids.values()], axis=-1)
-    temporary = path.with_name(f".{path.stem[:_NAME_LENGTH]}.{uuid.uuid4().hex[:12]}.part.exr")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        _write_exr(temporary, spec, pixels)
-        if durable:
-            _sync(temporary)
-        os.replace(temporary, path)
-        if durable and os.name == "posix":
-            _sync(path.parent)
-    except OSError as error:
-        raise _matte_error(error, plate_frame.frame, path) from error
-    finally:
-        _remove(temporary)
+    write_image(path, spec, pixels, frame=plate_frame.frame, durable=durable)
 
 
 def read_matte(path: str | Path, *, frame: int | None = None) -> MatteImage:
@@ -312,51 +296,3 @@ def _matte_spec(
     for name, value in metadata.items():
         spec.attribute(name, value)
     return spec
-
-
-def _write_exr(
-    path: Path, spec: oiio.ImageSpec, pixels: npt.NDArray[np.float16] | FloatArray
-) -> None:
-    """Write one EXR, or raise OSError."""
-    # An OSError of our own tells the reason (a missing folder, no permission) better than the library does.
-    with open(path, "xb"):
-        pass
-    output = oiio.ImageOutput.create(str(path))
-    if output is None:
-        raise OSError(reason_of(oiio.geterror()))
-    opened = output.open(str(path), spec)
-    written = opened and output.write_image(pixels)
-    problem = output.geterror()
-    closed = output.close()
-    if not (opened and written and closed):
-        raise OSError(reason_of(problem or output.geterror()))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:
-        return  # the folder is gone or read-only: there is nothing of ours in it
-
-
-def _matte_error(error: OSError, frame: int, path: Path) -> MatteError:
-    reason = error.strerror or str(error)
-    text = reason.lower()
-    if error.errno in (errno.ENOSPC, errno.EDQUOT) or "no space" in text:
-        return MatteError("The disk is full.", frame=frame, path=path, hint="Free some space and run again.")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return MatteError(
-            f"The folder cannot be written ({reason}).",
-            frame=frame,
-            path=path,
-            hint="Choose another folder, or ask for the right to write there.",
-        )
-    return MatteError(f"The matte cannot be written: {reason}.", frame=frame, path=path)

@@ -15,7 +15,8 @@ import numpy.typing as npt
 import OpenImageIO as oiio
 
 from stm_plugin.errors import MatteError
-from stm_plugin.plate import FloatArray, reason_of
+from stm_plugin.images import image_error, probe_disk, remove_quietly, write_image
+from stm_plugin.plate import FloatArray
 from stm_plugin.sequence import output_sequence
 
 ByteArray = npt.NDArray[np.uint8]
@@ -151,30 +152,11 @@ def write_picture(path: str | Path, picture: ByteArray, *, frame: int | None = N
         raise MatteError(
             "Overlay pictures are PNG or JPEG.", frame=frame, path=path, hint="Name it .png or .jpg."
         )
-    temporary = path.with_name(f".{uuid.uuid4().hex[:12]}.part{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        spec = oiio.ImageSpec(picture.shape[1], picture.shape[0], 3, oiio.UINT8)
-        spec.attribute("oiio:ColorSpace", "srgb_rec709_scene")
-        if path.suffix.lower() != ".png":
-            spec.attribute("compression", _JPEG_QUALITY)
-        with open(temporary, "xb"):
-            pass
-        output = oiio.ImageOutput.create(str(temporary))
-        if output is None:
-            raise OSError(reason_of(oiio.geterror()))
-        opened = output.open(str(temporary), spec)
-        written = opened and output.write_image(np.ascontiguousarray(picture, dtype=np.uint8))
-        problem = output.geterror()
-        if not (output.close() and written):
-            raise OSError(reason_of(problem or output.geterror()))
-        os.replace(temporary, path)
-    except OSError as error:
-        raise MatteError(
-            f"The picture cannot be written: {error.strerror or error}.", frame=frame, path=path
-        ) from error
-    finally:
-        _remove(temporary)
+    spec = oiio.ImageSpec(picture.shape[1], picture.shape[0], 3, oiio.UINT8)
+    spec.attribute("oiio:ColorSpace", "srgb_rec709_scene")
+    if path.suffix.lower() != ".png":
+        spec.attribute("compression", _JPEG_QUALITY)
+    write_image(path, spec, np.ascontiguousarray(picture, dtype=np.uint8), frame=frame, durable=False)
 
 
 class OverlayWriter:
@@ -201,6 +183,7 @@ class OverlayWriter:
         self._video: cv2.VideoWriter | None = None
         self._part: Path | None = None
         self._size: tuple[int, int] | None = None
+        self._count = 0
         movie = self.target.movie
         if movie is not None and movie.suffix.lower() not in MOVIE_CODECS:
             kinds = ", ".join(sorted(MOVIE_CODECS))
@@ -235,6 +218,7 @@ class OverlayWriter:
                 hint="Write a sequence instead.",
             )
         self._video.write(np.ascontiguousarray(picture[:height, :width, ::-1]))  # OpenCV's order is B, G, R
+        self._count += 1
 
     def close(self, *, keep: bool = True) -> None:
         """Finish. A movie is put in place, or dropped where `keep` is False."""
@@ -243,16 +227,15 @@ class OverlayWriter:
         self._video.release()
         self._video = None
         try:
-            if keep and self._part.stat().st_size > 0:
+            if keep:
+                if frames_of(self._part) != self._count:
+                    probe_disk(self._part)
+                    raise OSError("it was not written as a whole")
                 os.replace(self._part, self.target.movie)
-            elif keep:
-                raise OSError("nothing was written; is the disk full?")
         except OSError as error:
-            raise MatteError(
-                f"The movie cannot be written: {error.strerror or error}.", path=self.target.movie
-            ) from error
+            raise image_error(error, None, self.target.movie) from error
         finally:
-            _remove(self._part)
+            remove_quietly(self._part)
 
     def __enter__(self) -> OverlayWriter:
         return self
@@ -275,7 +258,7 @@ class OverlayWriter:
         video = cv2.VideoWriter(str(self._part), codec, self._fps, size)
         if not video.isOpened():
             video.release()
-            _remove(self._part)
+            remove_quietly(self._part)
             raise MatteError(
                 "The movie cannot be written: its folder is not writable, or OpenCV has no encoder for it.",
                 frame=frame,
@@ -285,12 +268,13 @@ class OverlayWriter:
         self._video = video
 
 
+def frames_of(movie: Path) -> int:
+    """Frames that a movie file says it has; 0 where it is none."""
+    video = cv2.VideoCapture(str(movie))
+    count = int(video.get(cv2.CAP_PROP_FRAME_COUNT)) if video.isOpened() else 0
+    video.release()
+    return count
+
+
 def _colours(count: int) -> list[tuple[int, int, int]]:
     return [OBJECT_COLOURS[index % len(OBJECT_COLOURS)] for index in range(count)]
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:
-        return  # its folder is no folder, or gone: there is nothing of ours in it

@@ -13,7 +13,7 @@ import OpenImageIO as oiio
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
-from stm_plugin.errors import PlateError
+from stm_plugin.errors import PlateError, concerning
 from stm_plugin.files import DamagedFileError, Journal, looks_whole, read_sealed, write_sealed
 from stm_plugin.plate import CONTENT_HASH, PixelArray, PlateFrame, Window
 
@@ -126,12 +126,14 @@ class PushedPlate:
         hash_ = self._as_frame(frame, pixels, data_window, metadata or {}).content_hash()
         path = self._path(hash_)
         if not looks_whole(path):
-            write_sealed(path, save_arrays({"pixels": np.ascontiguousarray(pixels)}), durable=False)
+            with concerning(frame):
+                write_sealed(path, save_arrays({"pixels": np.ascontiguousarray(pixels)}), durable=False)
         record = PushedRecord(frame, hash_, path.stat().st_size, data_window, digest, dict(metadata or {}))
         if self._records.get(frame) != record:
+            with concerning(frame):
+                self._journal.append(asdict(record))
             self._records.pop(frame, None)
             self._records[frame] = record
-            self._journal.append(asdict(record))
         self._make_room(hash_)
         return record
 

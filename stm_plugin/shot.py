@@ -28,7 +28,15 @@ from stm_plugin.advice import Advice, Quality, advise
 from stm_plugin.delivery import Delivery
 from stm_plugin.device import Fit, pick_device
 from stm_plugin.engine import Execution, PlateMovedOn, Results, on_window
-from stm_plugin.errors import KeyframeError, MaskError, MatteError, PlateError, SettingsError, StmError
+from stm_plugin.errors import (
+    KeyframeError,
+    MaskError,
+    MatteError,
+    PlateError,
+    SettingsError,
+    StmError,
+    concerning,
+)
 from stm_plugin.events import (
     DamageFound,
     Event,
@@ -289,10 +297,12 @@ class Shot:
             before = {key.frame: key for key in description.keys}.get(frame)
             kept = {} if before is None or replace_all else dict(before.masks)
             for name, values in masks.items():
-                kept[known[name]] = self.store.put_mask(values, self.plate.canvas)
+                with concerning(frame):
+                    kept[known[name]] = self.store.put_mask(values, self.plate.canvas)
             originals = () if before is None or replace_all else before.originals
             if original is not None:
-                originals = (*originals, self.store.keep_original(frame, original))
+                with concerning(frame):
+                    originals = (*originals, self.store.keep_original(frame, original))
             key = StoredKey(frame, kept, originals)
             others = [one for one in description.keys if one.frame != frame]
             ordered = tuple(sorted([*others, key], key=lambda one: one.frame))
@@ -652,12 +662,16 @@ class Shot:
                 return None
             return results.frame_result(plan, frame).quality
 
-        def finished(frame: int, quality: Quality | None) -> None:
-            results = execution.results
-            address = results.address(plan, frame)
+        def note(frame: int, address: str, quality: Quality | None) -> None:
             if quality is not None:
                 self.store.judge(quality)
-            self.store.record(record_of(results.facts, frame, plan.by_frame[frame].sources, address))
+            facts = execution.results.facts
+            self.store.record(record_of(facts, frame, plan.by_frame[frame].sources, address))
+
+        def finished(frame: int, quality: Quality | None) -> None:
+            address = execution.results.address(plan, frame)
+            with concerning(frame):
+                bench.cache.make_room_for(lambda: note(frame, address, quality))
             emit(FrameFinished(frame, address))
 
         def deliver(frame: int) -> None:
@@ -667,7 +681,8 @@ class Shot:
             else:
                 delivery.hand_over(frame)
 
-        execution = Execution(workshop.bench(), plan, emit, cancelled, deliver)
+        bench = workshop.bench()
+        execution = Execution(bench, plan, emit, cancelled, deliver)
         try:
             with Delivery(write, finished) as delivery:
                 execution.run()
@@ -725,7 +740,8 @@ class Shot:
             writer.skip(frame)
             return None
         finished = workshop.finished(description, plan, results, frame)
-        writer.write(finished, address, workshop.metadata(description, finished))
+        metadata = workshop.metadata(description, finished)
+        workshop.bench().cache.make_room_for(lambda: writer.write(finished, address, metadata))
         return finished
 
     def _read_masks(

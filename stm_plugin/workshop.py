@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,7 @@ from stm_plugin.cache import FeatureCache
 from stm_plugin.colour import ColourTransform, find_input_space, load_config
 from stm_plugin.device import Fit, Run, fit_memory, free_memory, pick_device
 from stm_plugin.engine import Bench, FrameResult, Network, PlateMovedOn, Results, on_window
-from stm_plugin.errors import MatteError, PlateError
+from stm_plugin.errors import MatteError, PlateError, StoreError
 from stm_plugin.frames import FrameLoader, LoadedFrame, signature_of
 from stm_plugin.matte import MetadataValue
 from stm_plugin.networks import ready_network, weights_manifest
@@ -237,7 +238,7 @@ class Workshop:
         with self._mutex:
             self._ram_budget = budget
             if self._cache is not None:
-                self._cache.ram.limit(budget)
+                self._cache.limit_ram(budget)
 
     def _ram_held(self) -> int:
         """Bytes of cached features that would make room."""
@@ -367,7 +368,8 @@ class Workshop:
         if self._noted.get(frame) != noted and self.store.lock.held:
             self._noted[frame] = noted
             entry = {"frame": frame, "signature": loaded.signature, "hash": loaded.hash}
-            self.store.plate_index.append(entry)
+            with suppress(StoreError):  # then it is read the next time
+                self.store.plate_index.append(entry)
 
 
 def not_done(frame: int, why: str, name: str | None = None) -> MatteError:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from stm_plugin.cache import DiskCache, FeatureCache, RamCache
+from stm_plugin.errors import StoreFullError
 
 
 def tensors(value: float, count: int = 25) -> dict[str, torch.Tensor]:
@@ -84,3 +85,41 @@ def test_a_full_disk_turns_the_disk_layer_off_and_is_said_once(
     cache.put("y", tensors(2))
     assert len(said) == 1 and "The disk is full" in said[0]
     assert cache.get("x") is not None and cache.get("y") is not None
+
+
+def test_on_a_full_disk_features_give_way_to_what_cannot_be_computed_again(tmp_path: Path) -> None:
+    said: list[str] = []
+    cache = FeatureCache(0, tmp_path / "memory", 10_000, said.append)
+    cache.put("x", tensors(1))
+    tried = []
+
+    def keep() -> str:
+        tried.append(len(list(tmp_path.glob("memory/*.cache"))))
+        if tried[-1]:
+            raise StoreFullError("The disk is full.", path=tmp_path / "result")
+        return "kept"
+
+    assert cache.make_room_for(keep) == "kept"
+    assert tried == [1, 0]
+    assert len(said) == 1 and "RAM only" in said[0]
+    cache.put("y", tensors(2))
+    assert not cache.has("y"), "what was freed stays free"
+
+
+def test_features_do_not_give_way_twice_or_to_another_disk(tmp_path: Path) -> None:
+    cache = FeatureCache(0, tmp_path / "memory", 10_000)
+    cache.put("x", tensors(1))
+    tried = []
+
+    def full(path: Path) -> None:
+        tried.append(path)
+        raise StoreFullError("The disk is full.", path=path)
+
+    with pytest.raises(StoreFullError):
+        cache.make_room_for(lambda: full(Path("/proc/elsewhere")))
+    assert cache.has("x") and len(tried) == 1
+    with pytest.raises(StoreFullError):
+        cache.make_room_for(lambda: full(tmp_path / "result"))
+    with pytest.raises(StoreFullError):
+        cache.make_room_for(lambda: full(tmp_path / "result"))
+    assert len(tried) == 1 + 2 + 1

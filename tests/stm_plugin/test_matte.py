@@ -14,6 +14,7 @@ import OpenEXR
 import OpenImageIO as oiio
 import pytest
 
+from stm_plugin import images
 from stm_plugin.errors import MatteError
 from stm_plugin.mask import read_mask
 from stm_plugin.matte import channel_name, layer_names, read_matte, union_matte, write_matte
@@ -254,6 +255,7 @@ def test_a_write_that_fails_half_way_leaves_the_old_file_and_nothing_else(
 import resource, signal
 import numpy as np
 from pathlib import Path
+from stm_plugin import images
 from stm_plugin.errors import MatteError
 from stm_plugin.matte import write_matte
 from stm_plugin.plate import PlateFrame, Window
@@ -270,7 +272,8 @@ except MatteError as error:
     answer = subprocess.run(
         [sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=True
     )
-    assert answer.stdout.startswith(f"frame 1007, {path}: The matte cannot be written"), answer.stderr
+    said = f"frame 1007, {path}: The file cannot be written: File too large"
+    assert answer.stdout.startswith(said), answer.stderr
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["m.exr"]
 
@@ -285,3 +288,27 @@ def test_broken_and_missing_mattes_are_named_errors(tmp_path: Path, matte: Float
         path.write_bytes(content[:length])
         with pytest.raises(MatteError, match=r"frame 7, .*m\.exr: The matte .*propagate this frame again"):
             read_matte(path, frame=7)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
+def test_a_file_that_the_library_lost_the_end_of_never_gets_its_name(
+    tmp_path: Path, matte: FloatArray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk that only shows when the file is closed: the library says that all is well."""
+    path = tmp_path / "m.1001.exr"
+    write_matte(path, {"object1": matte}, frame_with())
+    before, whole = path.read_bytes(), images._write
+
+    def cut_short(place: Path, spec: oiio.ImageSpec, pixels: FloatArray) -> None:
+        whole(place, spec, pixels)
+        data = place.read_bytes()
+        place.write_bytes(data[: len(data) - len(data) // 3])
+
+    monkeypatch.setattr(images, "_write", cut_short)
+    with pytest.raises(MatteError, match=r"frame 1001, .*m\.1001\.exr: .*not written as a whole"):
+        write_matte(path, {"object1": 1 - matte}, frame_with())
+    monkeypatch.setattr(images, "probe_disk", lambda _: Path("/dev/full").write_bytes(b"x"))
+    with pytest.raises(MatteError, match=r"disk is full.*Free some space"):
+        write_matte(path, {"object1": 1 - matte}, frame_with())
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]
+    assert path.read_bytes() == before

@@ -122,7 +122,7 @@ def test_pictures_are_written_whole(tmp_path: Path, picture: FloatArray, name: s
 def test_pictures_that_cannot_be_written_are_named_errors(tmp_path: Path) -> None:
     picture = np.zeros((4, 4, 3), np.uint8)
     (tmp_path / "file").touch()
-    with pytest.raises(MatteError, match=r"frame 7, .*o\.png: The picture cannot be written"):
+    with pytest.raises(MatteError, match=r"frame 7, .*o\.png: The file cannot be written"):
         write_picture(tmp_path / "file" / "o.png", picture, frame=7)
     with pytest.raises(MatteError, match="PNG or JPEG"):
         write_picture(tmp_path / "o.gif", picture)

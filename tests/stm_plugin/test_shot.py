@@ -23,6 +23,7 @@ from stm_plugin.errors import (
     PropagationCancelled,
     SettingsError,
     StoreBusyError,
+    StoreFullError,
 )
 from stm_plugin.events import (
     DamageFound,
@@ -38,7 +39,7 @@ from stm_plugin.plan import Request, State
 from stm_plugin.plate import FloatArray, Window
 from stm_plugin.settings import KeysInMemory, Settings
 from stm_plugin.shot import Shot
-from stm_plugin.store import PlateDescription
+from stm_plugin.store import PlateDescription, ProbabilityArray
 from tests.stm_plugin.small_network import WORKING_SIZE, CountingNetwork
 
 SETTINGS = Settings(working_size=WORKING_SIZE, memory_rule="every:3", colour_space="lin_rec709_scene")
@@ -604,3 +605,37 @@ def test_a_changed_key_gives_its_new_mask_at_once(desk: Desk) -> None:
     assert found.is_key and np.array_equal(found.mattes["chair"], RIGHT)
     with pytest.raises(MatteError, match="the mask on 1001 changed"):
         desk.shot.matte(1002)
+
+
+def test_what_cannot_be_noted_of_the_plate_costs_a_reading_and_nothing_else(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that fills up while a frame is read ahead, in a thread of its own."""
+    desk.shot.add_key(1001, {"chair": LEFT})
+
+    def full(entry: object) -> None:
+        raise StoreFullError("The disk is full.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(desk.shot.store.plate_index, "append", full)
+        desk.run()
+    assert len(desk.computed()) == 11
+    desk.reopen()
+    assert not desk.run()["read and decode"]
+
+
+def test_an_error_in_mid_run_names_the_frame_that_it_stopped_at(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.shot.add_key(1001, {"chair": LEFT})
+    real = desk.shot.store.put_probabilities
+
+    def fills_up(address: str, probabilities: ProbabilityArray) -> None:
+        if len(desk.results()) == 4:
+            raise StoreFullError("The disk is full.", path=desk.folder / address)
+        real(address, probabilities)
+
+    monkeypatch.setattr(desk.shot.store, "put_probabilities", fills_up)
+    with pytest.raises(StoreFullError, match=r"frame 1006, .*disk is full"):
+        desk.run()
+    assert desk.shot.status().count(State.DONE) == 4

@@ -1,0 +1,52 @@
+"""A disk that is truly full: a named error, nothing half, and going on ends with the same bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+MakePlate = Callable[..., str]
+
+SMALL_DISK = ["unshare", "--user", "--map-root-user", "--mount"]
+"""A process that may mount a disk of its own, which nobody else sees."""
+
+
+@pytest.fixture(scope="module")
+def small_disk(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What to put in front of a command so that it may mount a small disk, or a skip that says why not."""
+    if shutil.which("unshare") is None:
+        pytest.skip("there is no `unshare` to mount a small disk with")
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path_factory.mktemp("disk"))]
+    tried = subprocess.run([*SMALL_DISK, *mount], capture_output=True, text=True, check=False)
+    if tried.returncode:
+        pytest.skip(f"this system lets nobody mount a small disk: {tried.stderr.strip()}")
+    return SMALL_DISK
+
+
+@pytest.mark.parametrize("way", ["propagate", "shot", "server"])
+def test_a_disk_that_fills_up_anywhere_costs_nothing_but_time(
+    way: str, small_disk: list[str], tmp_path: Path, make_plate: MakePlate
+) -> None:
+    """A helper process tries one amount of free space after another."""
+    plate = make_plate(frames=range(1001, 1009))
+    helper = Path(__file__).with_name("full_disk_rounds.py")
+    mask = tmp_path / "plate.mask.1003.png"
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [*small_disk, sys.executable, str(helper), plate, str(mask), "1003", str(tmp_path / "tries"), way],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'nuke'}", "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["stopped"] == told["tries"] - 1 > 10, "only the last disk had room for everything"
