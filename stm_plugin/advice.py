@@ -13,11 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stm_plugin.fusion import confidence
 from stm_plugin.plate import FloatArray
 
-_MAYBE = 0.05
-"""Probability above which an object may be on a pixel."""
 _MOST_OPTIMISM = 5.0
 _LEAST_DOUBT = 0.05
 """Less is what an edge in motion blur gives: there is nothing to advise."""
@@ -45,12 +42,6 @@ class Advice:
 
     frame: int
     text: str
-
-
-def sureness(probability: FloatArray) -> float:
-    """Mean confidence where an object may be; 1 where it is nowhere."""
-    maybe = probability[probability > _MAYBE]
-    return float(confidence(maybe).mean()) if maybe.size else 1.0
 
 
 def agreement(forward: FloatArray, backward: FloatArray) -> float:

@@ -21,13 +21,13 @@ from torch import Tensor
 from model.inference import Query
 from model.memory import MemoryBank, MemoryEntry, MemoryRule
 from stm_plugin.address import address_of
-from stm_plugin.advice import Quality, agreement, sureness
+from stm_plugin.advice import Quality, agreement
 from stm_plugin.cache import FeatureCache
 from stm_plugin.device import device_errors
 from stm_plugin.errors import PropagationCancelled, StoreError, concerning
 from stm_plugin.events import Event, FrameComputed, Progress
 from stm_plugin.frames import FrameLoader
-from stm_plugin.fusion import fuse
+from stm_plugin.fusion import fuse, sureness
 from stm_plugin.plan import (
     ComputeStep,
     Direction,

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stm_plugin.advice import Quality, advise, agreement, sureness
+from stm_plugin.advice import Quality, advise, agreement
+from stm_plugin.fusion import sureness
 
 
 def qualities(doubts: dict[int, tuple[float, float | None]]) -> dict[int, Quality]:

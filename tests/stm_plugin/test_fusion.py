@@ -48,6 +48,15 @@ def test_the_sure_pass_wins_over_the_unsure_one() -> None:
     assert fuse(sure, unsure, 5, 5)[0, 0] > 0.9
 
 
+def test_a_pass_that_has_lost_the_object_gives_way_where_it_is_sure_too() -> None:
+    whole, lost = np.ones((4, 4), np.float32), np.full((4, 4), 0.7, np.float32)
+    lost[:2] = 0.0  # sure that there is nothing, and unsure of the rest
+    for fused in (fuse(whole, lost, 8, 8), fuse(lost, whole, 8, 8)):
+        assert fused[:2].min() > 0.8
+    beside_its_own_key = fuse(lost, whole, 1, 15)
+    assert np.abs(beside_its_own_key - lost).max() <= 5 * distance_weight(1, 15)
+
+
 @given(mask=probabilities, one=probabilities, two=probabilities)
 def test_no_pixel_is_given_out_twice(mask: np.ndarray, one: np.ndarray, two: np.ndarray) -> None:
     shared = share_pixels({"mask": mask}, {"one": one, "two": two})
