@@ -39,12 +39,13 @@ NEWEST_PYTHON = (3, 14)
 WANTED_PYTHONS = ("python3.11", "python3.12", "python3.13", "python3.14", "python3", "python")
 HANDED_OVER = "STM_INSTALL_HANDED_OVER"  # set when an older Python has passed the work on
 
-ENGINE, DEMO, OFX, TEST, NUKE = "engine", "demo", "ofx", "test", "nuke"
-GROUPS = (ENGINE, DEMO, OFX, TEST)  # what can be installed, each with a requirements file
+ENGINE, DEMO, TRAIN, OFX, TEST, NUKE = "engine", "demo", "train", "ofx", "test", "nuke"
+GROUPS = (ENGINE, DEMO, TRAIN, OFX, TEST)  # what can be installed, each with a requirements file
 HOSTS = (NUKE, OFX)  # what is set up only when asked for, and is kept up from then on
 REQUIREMENTS = {
     ENGINE: "requirements.txt",
     DEMO: "requirements-demo.txt",
+    TRAIN: "requirements-train.txt",
     OFX: "requirements-ofx.txt",
     TEST: "requirements-test.txt",
 }
@@ -1316,6 +1317,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--uninstall", action="store_true", help="take everything away but your caches and shots"
     )
     parser.add_argument(
+        "--train", action="store_true", help="install what training from ImageNet weights begins with, too"
+    )
+    parser.add_argument(
         "--prefix", type=Path, help=f"the folder to install into (default: {default_prefix()})"
     )
     parser.add_argument(
@@ -1352,7 +1356,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def options_of(asked: argparse.Namespace) -> Options:
     """What the command line means for an installation."""
-    groups = GROUPS if asked.test else (ENGINE, DEMO) if asked.demo else (ENGINE,)
+    groups: Tuple[str, ...] = GROUPS if asked.test else (ENGINE, DEMO) if asked.demo else (ENGINE,)
+    if asked.train:
+        groups += (TRAIN,)
     own = asked.prefix is None
     prefix = default_prefix() if own else Path(os.path.abspath(str(asked.prefix.expanduser())))
     link = (

@@ -170,6 +170,7 @@ def make_miniature(folder: Path) -> Miniature:
     (checkout / "stm_plugin" / "cli.py").write_text(CLI)
     (checkout / "requirements.txt").write_text("# comment\ntiny==1.0\n")
     (checkout / "requirements-demo.txt").touch()
+    (checkout / "requirements-train.txt").write_text("trunk==1.0\n")
     (checkout / "requirements-ofx.txt").write_text("compiler==1.0\n")
     (checkout / "nuke" / "stm_nuke").mkdir(parents=True)
     (checkout / "nuke" / "init.py").write_text("LOADED = True\n")
@@ -183,6 +184,7 @@ def make_miniature(folder: Path) -> Miniature:
     (checkout / "constraints-torch.txt").touch()
     write_wheel(str(wheels), "lonely", {"lonely.py": ""}, needs="absent")
     write_wheel(str(wheels), "compiler", {"compiler.py": ""})
+    write_wheel(str(wheels), "trunk", {"trunk.py": ""})
     write_wheel(str(wheels), "tiny", {"tiny/__init__.py": "VALUE = 'works'\n"})
     for name in ("ruff", "mypy", "pytest"):
         write_wheel(
@@ -286,6 +288,7 @@ def test_the_checkout_stays_as_it_was(shared: Miniature) -> None:
         "pyproject.toml",
         "requirements.txt",
         "requirements-demo.txt",
+        "requirements-train.txt",
         "requirements-ofx.txt",
         "requirements-test.txt",
         "requirements-test-alone.txt",
@@ -313,10 +316,18 @@ def test_the_hosts_python_settings_do_not_reach_the_engine(shared: Miniature, tm
     assert not (tmp_path / "target").exists()
 
 
+def test_what_training_begins_with_is_installed_when_asked_for(miniature: Miniature) -> None:
+    assert miniature.run().returncode == 0
+    assert not (site_packages(miniature) / "trunk.py").exists()
+    assert miniature.run("--train").returncode == 0
+    assert (site_packages(miniature) / "trunk.py").exists()
+    assert miniature.record["groups"] == ["engine", "train"]
+
+
 def test_groups_once_installed_stay(shared: Miniature) -> None:
     assert shared.run("--test").returncode == 0
     assert "Nothing to do." in shared.run().stdout
-    assert shared.record["groups"] == ["engine", "demo", "ofx", "test"]
+    assert shared.record["groups"] == ["engine", "demo", "train", "ofx", "test"]
 
 
 def test_packages_that_do_not_fit_together_are_named_unless_they_are_meant_to(shared: Miniature) -> None:

