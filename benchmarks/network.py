@@ -1,12 +1,17 @@
 """Times the product's inference against the plain reference: same weights, same frames, one run, interleaved.
 
-    python benchmarks/network.py                  # the table of ratios, and peak memory
-    python benchmarks/network.py --frames 20      # shorter
+    python benchmarks/network.py                  # 45 frames with their growing memory; the table of ratios
+    python benchmarks/network.py --frames 16      # cheaper: a short memory
     python benchmarks/network.py --long 1000      # level cost and memory past the memory cap (stm-lite)
+    python benchmarks/network.py --clip FOLDER --mask FILE    # bf16 against fp32 with trained weights
+
+Every engine has a process of its own, so that what one sets up for itself (how memory is handed out, for
+instance) does not serve another: the plain reference runs as PyTorch comes. The engines take turns frame by
+frame, and only one computes at a time.
 
 Absolute times hold for one machine and one moment; quote the ratios. Stop other programs first: two OpenMP
-programs on two cores spoil every figure. Random weights (scaled so that masks are not degenerate) and a
-synthetic plate: speed does not depend on what is learnt or seen.
+programs on two cores spoil every figure. Without a clip: random weights (scaled so that masks are not
+degenerate) and a synthetic plate; speed does not depend on what is learnt or seen.
 """
 
 from __future__ import annotations
@@ -18,10 +23,14 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -29,17 +38,22 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from model.config import network_config
+from model.evaluate import working_picture
 from model.inference import FastNetwork, Precision, Query
-from model.memory import MemoryBank, MemoryRule
+from model.memory import DEFAULT_CAPACITY, MemoryBank, MemoryRule
 from model.network import SpaceTimeMemoryNetwork
+from model.pictures import PICTURE_SUFFIXES, read_labels, read_picture
 from model.read import space_time_read
-from model.weights import from_published_name
+from model.weights import from_published_name, load_network
 from tests.reference.samples import lively_network, lively_reference
 from tests.reference.stm import ReferenceSTM, memorise, pad_to_stride, read_memory, segment
 
 RULE = "every:5"
 HEIGHT, WIDTH = 480, 854
 READ_FRAMES = 10
+PARTS = ("query", "memory", "read", "decoder")
+SETTLE = 0.05
+"""Seconds between two engines' turns: the threads of the last one have gone to sleep."""
 
 
 def plate(count: int) -> Iterator[Tensor]:
@@ -71,29 +85,49 @@ def published_to_product(reference: ReferenceSTM) -> SpaceTimeMemoryNetwork:
 class PlainPass:
     """The reference's inference loop, one frame at a time."""
 
-    def __init__(self, network: ReferenceSTM) -> None:
-        self.network = network
+    def __init__(self) -> None:
+        self.network = lively_reference()
         self.memory: dict[int, list[tuple[Tensor, Tensor]]] = {}
         self.rule = MemoryRule.parse(RULE)
 
     @torch.no_grad()
-    def begin(self, picture: Tensor, masks: Tensor) -> None:
+    def begin(self, picture: Tensor, masks: Tensor, frames: int) -> None:
         self.memory = {0: memorise(self.network, picture, masks)}
 
     @torch.no_grad()
-    def step(self, step: int, picture: Tensor) -> Tensor:
+    def step(self, step: int, picture: Tensor) -> tuple[float, Tensor]:
+        """Seconds, and what came out."""
+        started = time.perf_counter()
         keep = self.rule.steps_in_memory(step, capacity=10_000)
         self.memory = {s: self.memory[s] for s in keep}
         probabilities = segment(self.network, picture, list(self.memory.values()))
         self.memory[step] = memorise(self.network, picture, probabilities[1:])
-        return probabilities
+        return time.perf_counter() - started, probabilities
+
+    @torch.no_grad()
+    def parts(self, picture: Tensor, masks: Tensor) -> dict[str, float]:
+        """Seconds of each of `PARTS`."""
+        network = self.network
+        padded, _ = pad_to_stride(picture)
+        mask, _ = pad_to_stride(masks[0])
+        nothing = torch.zeros_like(mask)
+        query = network.encode_query(padded)
+        key, value = network.encode_memory(padded, mask, nothing)
+        keys, values = (torch.stack([x] * READ_FRAMES, dim=1) for x in (key, value))
+        y = torch.cat([value, query.value])
+        return {
+            "query": timed(lambda: network.encode_query(padded)),
+            "memory": timed(lambda: network.encode_memory(padded, mask, nothing)),
+            "read": timed(lambda: read_memory(query.key, keys, values)),
+            "decoder": timed(lambda: network.decode(y, query.skips)),
+        }
 
 
 class FastPass:
-    """The product's inference, one frame at a time; with `cached` the query side is not computed again."""
+    """The product's inference, one frame at a time."""
 
-    def __init__(self, engine: FastNetwork, capacity: int = 10_000) -> None:
-        self.engine, self.capacity = engine, capacity
+    def __init__(self, network: SpaceTimeMemoryNetwork, precision: Precision, capacity: int = 10_000) -> None:
+        self.engine, self.capacity = FastNetwork(network, precision=precision), capacity
         self.bank: MemoryBank | None = None
 
     def begin(self, picture: Tensor, masks: Tensor, frames: int) -> None:
@@ -102,11 +136,106 @@ class FastPass:
         self.bank = self.engine.new_bank(MemoryRule.parse(RULE), entry, capacity=capacity)
         self.bank.write(0, entry)
 
-    def step(self, step: int, picture: Tensor, query: Query | None = None) -> Tensor:
+    def step(self, step: int, picture: Tensor) -> tuple[float, Tensor]:
+        """Seconds, and what came out."""
+        started = time.perf_counter()
+        probabilities = self._step(step, picture, self.engine.encode_query(picture))
+        return time.perf_counter() - started, probabilities
+
+    def cached(self, step: int, picture: Tensor) -> float:
+        """Seconds of the same where the query side is known, as after a correction."""
+        query = self.engine.encode_query(picture)
+        return timed(lambda: self._step(step, picture, query))
+
+    def _step(self, step: int, picture: Tensor, query: Query) -> Tensor:
         assert self.bank is not None
-        probabilities = self.engine.segment(query or self.engine.encode_query(picture), self.bank)
+        probabilities = self.engine.segment(query, self.bank)
         self.bank.write(step, self.engine.encode_memory(picture, probabilities[1:]))
         return probabilities
+
+    @torch.inference_mode()
+    def parts(self, picture: Tensor, masks: Tensor) -> dict[str, float]:
+        """Seconds of each of `PARTS`."""
+        engine = self.engine
+        features, entry = engine.encode_query(picture).features, engine.encode_memory(picture, masks)
+        flat, blocks = features.key[0].flatten(1), [(entry.keys, entry.values)] * READ_FRAMES
+        read = entry.values.float().reshape(*entry.values.shape[:2], *features.key.shape[-2:])
+        return {
+            "query": timed(lambda: engine.encode_query(picture)),
+            "memory": timed(lambda: engine.encode_memory(picture, masks)),
+            "read": timed(lambda: space_time_read(flat, blocks)),
+            "decoder": timed(lambda: engine.decode(read, features)),
+        }
+
+
+Pass = PlainPass | FastPass
+ENGINES: dict[str, Callable[[], Pass]] = {
+    "plain": PlainPass,
+    "r50 fp32": lambda: FastPass(published_to_product(lively_reference()), "float32"),
+    "r50 bf16": lambda: FastPass(published_to_product(lively_reference()), "bfloat16"),
+    "lite fp32": lambda: FastPass(lively_network("stm-lite"), "float32"),
+    "lite bf16": lambda: FastPass(lively_network("stm-lite"), "bfloat16"),
+}
+
+
+def timed(call: Callable[[], object]) -> float:
+    """Seconds of a call."""
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+class Worker:
+    """An engine in a process of its own, which computes when it is asked to and sleeps otherwise."""
+
+    def __init__(self, name: str, threads: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(name, threads, theirs), daemon=True)
+        self._process.start()
+
+    def ask(self, method: str, *arguments: object) -> Any:
+        """Calls a method of the engine's pass."""
+        time.sleep(SETTLE)
+        self._connection.send((method, [_sent(each) for each in arguments]))
+        return _received(self._connection.recv())
+
+    def close(self) -> None:
+        self._connection.send(None)
+        self._process.join()
+
+
+def _serve(name: str, threads: int, connection: Connection) -> None:
+    if threads:
+        torch.set_num_threads(threads)
+    one = ENGINES[name]()
+    while (message := connection.recv()) is not None:
+        method, arguments = message
+        connection.send(_sent(getattr(one, method)(*(_received(each) for each in arguments))))
+
+
+def _sent(value: object) -> object:
+    """Tensors travel as arrays: as tensors they would hold on to shared memory."""
+    if isinstance(value, tuple):
+        return tuple(_sent(each) for each in value)
+    return value.numpy() if isinstance(value, Tensor) else value
+
+
+def _received(value: object) -> object:
+    if isinstance(value, tuple):
+        return tuple(_received(each) for each in value)
+    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+
+
+@contextmanager
+def workers(names: Iterable[str], threads: int) -> Iterator[dict[str, Worker]]:
+    """The engines of these names."""
+    started = {name: Worker(name, threads) for name in names}
+    try:
+        yield started
+    finally:
+        for worker in started.values():
+            worker.close()
 
 
 @dataclass
@@ -115,11 +244,8 @@ class Seconds:
 
     of: dict[str, list[float]] = field(default_factory=dict)
 
-    def time(self, name: str, call: Callable[[], Tensor]) -> Tensor:
-        started = time.perf_counter()
-        result = call()
-        self.of.setdefault(name, []).append(time.perf_counter() - started)
-        return result
+    def note(self, name: str, seconds: float) -> None:
+        self.of.setdefault(name, []).append(seconds)
 
     def median(self, name: str) -> float:
         return statistics.median(self.of[name])
@@ -128,149 +254,126 @@ class Seconds:
         """Median of the frame-by-frame ratios: steady where the machine's speed drifts."""
         return statistics.median(a / b for a, b in zip(self.of[slow], self.of[fast], strict=True))
 
-
-def iou(a: Tensor, b: Tensor) -> float:
-    """Of the first object's hard masks."""
-    first, second = a[1] > 0.5, b[1] > 0.5
-    return float((first & second).sum() / (first | second).sum().clamp(min=1))
+    def whole(self, slow: str, fast: str) -> float:
+        """Ratio of the whole times."""
+        return sum(self.of[slow]) / sum(self.of[fast])
 
 
-def first_pass(frames: int, report: dict[str, float]) -> None:
+def iou(a: Tensor, b: Tensor, object_: int = 1) -> float:
+    """Of an object's hard masks in two results (K + 1, H, W); two empty ones agree."""
+    first, second = (x.argmax(dim=0) == object_ for x in (a, b))
+    union = int((first | second).sum())
+    return int((first & second).sum()) / union if union else 1.0
+
+
+def first_pass(frames: int, threads: int, report: dict[str, float]) -> None:
     """Whole frames, every engine on every frame in turn."""
-    reference = lively_reference()
-    engines: dict[str, tuple[SpaceTimeMemoryNetwork, Precision]] = {
-        "r50 fp32": (published_to_product(reference), "float32"),
-        "r50 bf16": (published_to_product(reference), "bfloat16"),
-        "lite fp32": (lively_network("stm-lite"), "float32"),
-        "lite bf16": (lively_network("stm-lite"), "bfloat16"),
-    }
-    plain = PlainPass(reference)
-    passes = {name: FastPass(FastNetwork(net, precision=p)) for name, (net, p) in engines.items()}
-    pictures = list(plate(frames))
-    masks = key_masks(1)
-    seconds, cached = Seconds(), Seconds()
-    plain.begin(pictures[0], masks)
-    for one in passes.values():
-        one.begin(pictures[0], masks, frames)
-    difference, agreement = 0.0, []
-    for step in range(1, frames):
-        picture = pictures[step]
-        expected = seconds.time("plain", lambda p=picture, s=step: plain.step(s, p))  # type: ignore[misc]
-        got: dict[str, Tensor] = {}
-        for name, one in passes.items():
-            got[name] = seconds.time(name, lambda p=picture, s=step, o=one: o.step(s, p))  # type: ignore[misc]
-        for name in ("r50 fp32", "r50 bf16"):
-            one = passes[name]
-            query = one.engine.encode_query(picture)
-            cached.time(name, lambda p=picture, s=step, o=one, q=query: o.step(s, p, q))  # type: ignore[misc]
-        difference = max(difference, float((expected - got["r50 fp32"]).abs().max()))
-        agreement.append(iou(got["r50 fp32"], got["r50 bf16"]))
-        print(
-            f"frame {step}: " + ", ".join(f"{n} {t[-1]:.2f}" for n, t in seconds.of.items()), file=sys.stderr
-        )
-    for name in seconds.of:
-        report[f"{name}: seconds per frame"] = seconds.median(name)
-    for name in passes:
-        report[f"{name}: times faster than plain r50, first pass"] = seconds.ratio("plain", name)
-    for name in cached.of:
-        ratio = statistics.median(a / b for a, b in zip(seconds.of["plain"], cached.of[name], strict=True))
-        report[f"{name}: times faster, query side cached"] = ratio
-    report["r50 fp32: largest difference of probabilities"] = difference
-    report["r50 bf16: mean IoU with fp32"] = statistics.mean(agreement)
-
-
-def parts(repeats: int, report: dict[str, float]) -> None:
-    """Encoders, read and decoder on their own."""
-    reference = lively_reference()
-    picture, masks = next(iter(plate(1))), key_masks(1)
-    padded, _ = pad_to_stride(picture)
-    padded_mask, _ = pad_to_stride(masks[0])
-    nothing = torch.zeros_like(padded_mask)
-    fast = {p: FastNetwork(published_to_product(reference), precision=p) for p in ("float32", "bfloat16")}
+    pictures, masks = list(plate(frames)), key_masks(1)
     seconds = Seconds()
-    with torch.no_grad():
-        query = reference.encode_query(padded)
-        key, value = reference.encode_memory(padded, padded_mask, nothing)
-        keys, values = (torch.stack([x] * READ_FRAMES, dim=1) for x in (key, value))
-        y = torch.cat([value, query.value])
-    with torch.inference_mode():
-        fast_query = {p: e.encode_query(picture) for p, e in fast.items()}
-        entries = {p: e.encode_memory(picture, masks) for p, e in fast.items()}
+    difference, agreement = 0.0, []
+    with workers(ENGINES, threads) as engines:
+        for engine in engines.values():
+            engine.ask("begin", pictures[0], masks, frames)
+        for step, picture in enumerate(pictures[1:], start=1):
+            got: dict[str, Tensor] = {}
+            for name, engine in engines.items():
+                spent, got[name] = engine.ask("step", step, picture)
+                seconds.note(name, spent)
+            for name in ("r50 fp32", "r50 bf16"):
+                seconds.note(f"{name} cached", engines[name].ask("cached", step, picture))
+            difference = max(difference, float((got["plain"] - got["r50 fp32"]).abs().max()))
+            agreement.append(iou(got["r50 fp32"], got["r50 bf16"]))
+            spent_now = ", ".join(f"{name} {times[-1]:.2f}" for name, times in seconds.of.items())
+            print(f"frame {step}: {spent_now}", file=sys.stderr)
+    fast = [name for name in ENGINES if name != "plain"]
+    for name in ENGINES:
+        report[f"{name}: seconds per frame"] = seconds.median(name)
+    for name in fast:
+        report[f"{name}: times faster than plain r50, first pass"] = seconds.ratio("plain", name)
+    for name in fast:
+        report[f"{name}: the same by the whole pass's time"] = seconds.whole("plain", name)
+    for name in ("r50 fp32", "r50 bf16"):
+        report[f"{name}: times faster, query side cached"] = seconds.ratio("plain", f"{name} cached")
+    report["r50 fp32: largest difference of probabilities"] = difference
+    report["r50 bf16: mean IoU with fp32, random weights"] = statistics.mean(agreement)
+
+
+def parts(repeats: int, threads: int, report: dict[str, float]) -> None:
+    """Encoders, read and decoder on their own."""
+    picture, masks = next(iter(plate(1))), key_masks(1)
+    seconds = {part: Seconds() for part in PARTS}
+    names = ("plain", "r50 fp32", "r50 bf16")
+    with workers(names, threads) as engines:
         for _ in range(repeats):
-            with torch.no_grad():
-                seconds.time("query plain", lambda: reference.encode_query(padded).key)
-                seconds.time("memory plain", lambda: reference.encode_memory(padded, padded_mask, nothing)[0])
-                seconds.time("read plain", lambda: read_memory(query.key, keys, values))
-                seconds.time("decoder plain", lambda: reference.decode(y, query.skips))
-            for p, engine in fast.items():
-                features, entry = fast_query[p].features, entries[p]
-                flat = features.key[0].flatten(1)
-                blocks = [(entry.keys, entry.values)] * READ_FRAMES
-                read = value[None, None]
-                seconds.time(f"query {p}", lambda e=engine: e.encode_query(picture).features.key)  # type: ignore[misc]
-                seconds.time(f"memory {p}", lambda e=engine: e.encode_memory(picture, masks).keys)  # type: ignore[misc]
-                seconds.time(f"read {p}", lambda f=flat, b=blocks: space_time_read(f, b))  # type: ignore[misc]
-                seconds.time(
-                    f"decoder {p}",
-                    lambda e=engine, r=read, f=features: e.network.decode(r, f),  # type: ignore[misc]
-                )
-    for part in ("query", "memory", "read", "decoder"):
-        report[f"r50 {part}: plain, seconds"] = seconds.median(f"{part} plain")
-        for p in fast:
-            report[f"r50 {part}: times faster, {p}"] = seconds.ratio(f"{part} plain", f"{part} {p}")
+            for name, engine in engines.items():
+                for part, spent in engine.ask("parts", picture, masks).items():
+                    seconds[part].note(name, spent)
+    for part, of_part in seconds.items():
+        report[f"r50 {part}: plain, seconds"] = of_part.median("plain")
+        for name in names[1:]:
+            report[f"{name} {part}: times faster"] = of_part.ratio("plain", name)
 
 
-def three_objects(frames: int, report: dict[str, float]) -> None:
-    """Time of a frame with three objects over that with one."""
+def three_objects(frames: int, threads: int, report: dict[str, float]) -> None:
+    """Time of a frame with three objects over that with one, the same engine in two processes."""
     pictures = list(plate(frames))
-    for name, network in (
-        ("r50", published_to_product(lively_reference())),
-        ("lite", lively_network("stm-lite")),
-    ):
-        engine = FastNetwork(network)
-        passes = {k: FastPass(engine) for k in (1, 3)}
+    for name in (name for name in ENGINES if name != "plain"):
+        one, three = Worker(name, threads), Worker(name, threads)
         seconds = Seconds()
-        for k, one in passes.items():
-            one.begin(pictures[0], key_masks(k), frames)
+        for objects, engine in ((1, one), (3, three)):
+            engine.ask("begin", pictures[0], key_masks(objects), frames)
         for step in range(1, frames):
-            for k, one in passes.items():
-                picture = pictures[step]
-                seconds.time(str(k), lambda p=picture, s=step, o=one: o.step(s, p))  # type: ignore[misc]
-        report[f"{name}: three objects over one, time"] = seconds.ratio("3", "1")
+            for which, engine in (("one", one), ("three", three)):
+                spent, _ = engine.ask("step", step, pictures[step])
+                seconds.note(which, spent)
+        one.close()
+        three.close()
+        report[f"{name}: three objects over one, time"] = seconds.ratio("three", "one")
+
+
+def clip_agreement(clip: Path, mask: Path, weights: str, frames: int, report: dict[str, float]) -> None:
+    """How well bf16 agrees with fp32 on a real clip, each pass on its own from the first frame's mask on."""
+    network, manifest = load_network(weights)
+    labels = torch.from_numpy(read_labels(mask))  # (H, W)
+    masks = torch.stack([labels == label for label in np.unique(labels) if label]).float()
+    files = sorted(path for path in clip.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)[:frames]
+    passes = {p: FastPass(network, p) for p in ("float32", "bfloat16")}
+    agreement = []
+    for step, file in enumerate(files):
+        picture = working_picture(read_picture(file), HEIGHT)
+        if step == 0:
+            inside = F.interpolate(masks[None], picture.shape[-2:], mode="area")[0]
+            for one in passes.values():
+                one.begin(picture, inside, len(files))
+            continue
+        exact, rounded = (one.step(step, picture)[1] for one in passes.values())
+        agreement += [iou(exact, rounded, object_) for object_ in range(1, len(exact))]
+    name = f"{manifest.architecture} bf16, {clip.name}, {len(files)} frames"
+    report[f"{name}: mean IoU with fp32"] = statistics.mean(agreement)
+    report[f"{name}: least IoU with fp32"] = min(agreement)
 
 
 def peak_memory(frames: int, report: dict[str, float]) -> None:
     """Largest resident size of a process that runs nothing else, in GB."""
     context = multiprocessing.get_context("spawn")
-    for name, precision in (
-        ("plain r50", None),
-        ("r50", "float32"),
-        ("r50", "bfloat16"),
-        ("lite", "float32"),
-        ("lite", "bfloat16"),
-    ):
+    for name in ENGINES:
         with context.Pool(1) as pool:
-            size = pool.apply(_peak_of_pass, (name, precision, frames))
-        report[f"{name} {precision or 'fp32'}: peak memory over {frames} frames, GB"] = size
+            peak = pool.apply(_peak_of_pass, (name, frames))
+        report[f"{name}: peak memory over {frames} frames, GB"] = peak
 
 
-def _peak_of_pass(name: str, precision: Precision | None, frames: int) -> float:
-    if precision is None:
-        plain = PlainPass(lively_reference())
-        for step, picture in enumerate(plate(frames)):
-            plain.begin(picture, key_masks(1)) if step == 0 else plain.step(step, picture)
-    else:
-        network = published_to_product(lively_reference()) if name == "r50" else lively_network("stm-lite")
-        one = FastPass(FastNetwork(network, precision=precision), capacity=20)
-        del network
-        for step, picture in enumerate(plate(frames)):
-            one.begin(picture, key_masks(1), frames) if step == 0 else one.step(step, picture)
+def _peak_of_pass(name: str, frames: int) -> float:
+    one = ENGINES[name]()
+    if isinstance(one, FastPass):
+        one.capacity = DEFAULT_CAPACITY
+    for step, picture in enumerate(plate(frames)):
+        one.begin(picture, key_masks(1), frames) if step == 0 else one.step(step, picture)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 def long_shot(frames: int, report: dict[str, float]) -> None:
     """Time and memory of `stm-lite` past the memory cap."""
-    one = FastPass(FastNetwork(lively_network("stm-lite"), precision="bfloat16"), capacity=20)
+    one = FastPass(lively_network("stm-lite"), "bfloat16", capacity=DEFAULT_CAPACITY)
     seconds: list[float] = []
     sizes: list[float] = []
     for step, picture in enumerate(plate(frames)):
@@ -296,8 +399,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--frames", type=int, default=45, help="of the first pass")
     parser.add_argument("--memory-frames", type=int, default=80, help="of the memory measurement; 0: none")
-    parser.add_argument("--repeats", type=int, default=5, help="of each part")
+    parser.add_argument("--repeats", type=int, default=5, help="of each part; 0: no parts, no three objects")
     parser.add_argument("--long", type=int, default=0, help="frames of the long shot; 0: none")
+    parser.add_argument("--clip", type=Path, help="a folder of pictures: only how well bf16 agrees there")
+    parser.add_argument("--mask", type=Path, help="labels of the clip's first picture, a PNG")
+    parser.add_argument("--weights", default="stm-lite", help="trained weights for the clip: a name or file")
     parser.add_argument("--threads", type=int, default=0, help="of torch; 0: its own choice")
     parser.add_argument("--json", type=Path, help="a file for the figures")
     given = parser.parse_args(arguments)
@@ -306,10 +412,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report: dict[str, float] = {}
     if given.long:
         long_shot(given.long, report)
+    elif given.clip is not None:
+        if given.mask is None:
+            parser.error("--clip needs --mask")
+        clip_agreement(given.clip, given.mask, given.weights, given.frames, report)
     else:
-        first_pass(given.frames, report)
-        parts(given.repeats, report)
-        three_objects(6, report)
+        first_pass(given.frames, given.threads, report)
+        if given.repeats:
+            parts(given.repeats, given.threads, report)
+            three_objects(6, given.threads, report)
         if given.memory_frames:
             peak_memory(given.memory_frames, report)
     print(

@@ -1,13 +1,14 @@
 """The network's blocks for inference on the CPU: every convolution does its addition and activation at once.
 
 A separate activation reads and writes the whole feature map again; on a CPU that costs as much as the smaller
-convolutions themselves. The results are those of the plain blocks (`model.trunks`, `model.network`): equal
-bits, but for the convolutions that `model.winograd` computes in another order.
+convolutions themselves. What several convolutions see alike is laid out for them once. The results are those
+of the plain blocks (`model.trunks`, `model.network`) up to rounding: sums are made in another order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Sequence
 from typing import Literal, cast
 
 import torch
@@ -15,16 +16,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.resnet import Bottleneck
 
-from model.network import ResidualBlock
-from model.trunks import InvertedResidual, SameConv2d
+from model.network import KeyValue, MemoryEncoder, QueryEncoder, Refine, ResidualBlock, other_masks
+from model.prediction import ObjectLogit
+from model.trunks import (
+    EfficientNetLite0Trunk,
+    InvertedResidual,
+    ResNet50Trunk,
+    SameConv2d,
+    Trunk,
+    TrunkFeatures,
+)
 from model.winograd import WinogradConv2d, gains
 
 Activation = Literal["relu", "relu6"]
-
-_IN_PLACE: dict[Activation, Callable[[Tensor], Tensor]] = {
-    "relu": torch.relu_,
-    "relu6": lambda x: x.clamp_(0, 6),
-}
 
 
 def can_fuse() -> bool:
@@ -37,16 +41,31 @@ def fuse_blocks(module: nn.Module) -> None:
     """Replaces, in place, the blocks of a network (BatchNorm folded, weights in their final type) that gain
     from it, and the remaining convolutions that `model.winograd` makes faster."""
     for name, child in module.named_children():
+        fused_child: nn.Module | None = None
         if isinstance(child, Bottleneck):
-            setattr(module, name, FusedBottleneck(child))
+            # Behind the first block of a stage nobody else sees what comes in.
+            owns_input = isinstance(module, nn.Sequential) and child is not module[0]
+            fused_child = FusedBottleneck(child, owns_input=owns_input)
         elif isinstance(child, InvertedResidual):
-            setattr(module, name, FusedInvertedResidual(child))
+            fused_child = FusedInvertedResidual(child)
         elif isinstance(child, ResidualBlock):
-            setattr(module, name, FusedResidualBlock(child))
+            fused_child = FusedResidualBlock(child)
+        elif isinstance(child, Refine):
+            fused_child = FusedRefine(child)
+        elif isinstance(child, KeyValue):
+            fused_child = FusedKeyValue(child)
+        elif isinstance(child, QueryEncoder):
+            fused_child = FusedQueryEncoder(child)
+        elif isinstance(child, MemoryEncoder):
+            fused_child = FusedMemoryEncoder(child)
+        elif isinstance(child, ObjectLogit):
+            child.fold = True
         elif isinstance(child, nn.Conv2d) and _winograd(child):
-            setattr(module, name, WinogradConv2d(child))
+            fused_child = WinogradConv2d(child)
         else:
             fuse_blocks(child)
+        if fused_child is not None:
+            setattr(module, name, fused_child)
 
 
 def _winograd(conv: nn.Conv2d) -> bool:
@@ -74,7 +93,7 @@ class FusedConv2d(nn.Module):
         """(N, C, H, W) -> (N, O, H', W'), channels last; `add` has the result's shape."""
         if self.extra:
             x = F.pad(x, (0, self.extra, 0, self.extra))
-        convolution = (self.weight, self.bias, *self.geometry, self.groups)
+        convolution = self._convolution()
         operator = torch.ops.mkldnn._convolution_pointwise
         result: Tensor
         if add is None:
@@ -89,27 +108,71 @@ class FusedConv2d(nn.Module):
                 result = result.clamp_(0, 6)
         return result
 
+    def add_to(self, target: Tensor, x: Tensor) -> Tensor:
+        """The same in the place of what is added, which saves fetching a further map; not with relu6."""
+        assert self.activation != "relu6" and not self.extra
+        operator = torch.ops.mkldnn._convolution_pointwise_.binary
+        result: Tensor = operator(
+            target, x, *self._convolution(), "add", 1.0, self.activation or None, [], None
+        )
+        return result
+
+    def _convolution(self) -> tuple[object, ...]:
+        return (self.weight, self.bias, *self.geometry, self.groups)
+
 
 def fused(conv: nn.Conv2d, activation: Activation | None = None) -> nn.Module:
     """The faster of the two ways for a convolution; called with (x) or (x, add)."""
-    if _winograd(conv):
-        return WinogradConv2d(conv, None if activation is None else _IN_PLACE[activation])
+    if _winograd(conv) and activation != "relu6":
+        return WinogradConv2d(conv, rectify=activation == "relu")
     return FusedConv2d(conv, activation)
 
 
-class FusedBottleneck(nn.Module):
-    """ResNet's block, BatchNorm folded into its convolutions."""
+def join_outputs(convs: Sequence[nn.Conv2d]) -> nn.Conv2d:
+    """Convolutions that see the same as one: its outputs are theirs, one after another."""
+    joined = copy.copy(convs[0])
+    joined._parameters = dict(joined._parameters)
+    joined.out_channels = sum(conv.out_channels for conv in convs)
+    joined.weight = nn.Parameter(torch.cat([conv.weight for conv in convs]), requires_grad=False)
+    joined.bias = nn.Parameter(torch.cat([_bias(conv) for conv in convs]), requires_grad=False)
+    return joined
 
-    def __init__(self, block: Bottleneck) -> None:
+
+def join_inputs(convs: Sequence[nn.Conv2d]) -> nn.Conv2d:
+    """The sum of convolutions as one of all their inputs, one after another."""
+    joined = copy.copy(convs[0])
+    joined._parameters = dict(joined._parameters)
+    joined.in_channels = sum(conv.in_channels for conv in convs)
+    weight = torch.cat([conv.weight for conv in convs], dim=1)
+    bias = torch.stack([_bias(conv).float() for conv in convs]).sum(dim=0).to(weight.dtype)
+    joined.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last), requires_grad=False)
+    joined.bias = nn.Parameter(bias, requires_grad=False)
+    return joined
+
+
+def _bias(conv: nn.Conv2d) -> Tensor:
+    return conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias
+
+
+class FusedBottleneck(nn.Module):
+    """ResNet's block, BatchNorm folded into its convolutions.
+
+    Args:
+        owns_input: what comes in is needed by nobody else, and may be overwritten.
+    """
+
+    def __init__(self, block: Bottleneck, *, owns_input: bool = False) -> None:
         super().__init__()
         self.downsample = None if block.downsample is None else fused(block.downsample[0])
         self.conv1 = fused(block.conv1, "relu")
         self.conv2 = fused(block.conv2, "relu")
-        self.conv3 = fused(block.conv3, "relu")
+        self.conv3 = FusedConv2d(block.conv3, "relu")
+        self.owns_identity = owns_input or self.downsample is not None
 
     def forward(self, x: Tensor) -> Tensor:
         identity = x if self.downsample is None else self.downsample(x)
-        result: Tensor = self.conv3(self.conv2(self.conv1(x)), identity)
+        y = self.conv2(self.conv1(x))
+        result: Tensor = self.conv3.add_to(identity, y) if self.owns_identity else self.conv3(y, identity)
         return result
 
 
@@ -148,9 +211,111 @@ class FusedResidualBlock(nn.Module):
 
     def __init__(self, block: ResidualBlock) -> None:
         super().__init__()
-        self.conv1 = fused(block.conv1, "relu")
+        self.rectifies = _winograd(block.conv1)
+        self.conv1 = (
+            WinogradConv2d(block.conv1, rectify=True, rectify_input=True)
+            if self.rectifies
+            else FusedConv2d(block.conv1, "relu")
+        )
         self.conv2 = fused(block.conv2)
 
     def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.conv2(self.conv1(F.relu(x)), x)
+        result: Tensor = self.conv2(self.conv1(x if self.rectifies else F.relu(x)), x)
         return result
+
+
+class FusedRefine(nn.Module):
+    """The decoder's refinement stage (`model.network.Refine`)."""
+
+    def __init__(self, stage: Refine) -> None:
+        super().__init__()
+        self.skip_conv = fused(stage.skip_conv)
+        self.skip_residual = FusedResidualBlock(stage.skip_residual)
+        self.fit = fused(stage.fit) if isinstance(stage.fit, nn.Conv2d) else stage.fit
+        self.residual = FusedResidualBlock(stage.residual)
+
+    def skip(self, features: Tensor) -> Tensor:
+        refined: Tensor = self.skip_residual(self.skip_conv(features))
+        return refined
+
+    def forward(self, refined_skip: Tensor, coarse: Tensor) -> Tensor:
+        joined = F.interpolate(self.fit(coarse), scale_factor=2, mode="bilinear", align_corners=False)
+        refined: Tensor = self.residual(joined.add_(refined_skip))
+        return refined
+
+
+class FusedKeyValue(nn.Module):
+    """Key and value from one convolution (`model.network.KeyValue`)."""
+
+    def __init__(self, pair: KeyValue) -> None:
+        super().__init__()
+        self.both = fused(join_outputs([pair.key, pair.value]))
+        self.channels = [pair.key.out_channels, pair.value.out_channels]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        key, value = self.both(x).split(self.channels, dim=1)
+        return key, value
+
+
+class FusedQueryEncoder(nn.Module):
+    """Picture to trunk features (`model.network.QueryEncoder`)."""
+
+    def __init__(self, encoder: QueryEncoder) -> None:
+        super().__init__()
+        self.normalise = encoder.normalise
+        self.stem = _activated_stem(encoder.trunk, [])
+        self.trunk = encoder.trunk
+        fuse_blocks(self.trunk)
+
+    def forward(self, picture: Tensor) -> TrunkFeatures:
+        """(B, 3, H, W) in [0, 1] -> the trunk's features."""
+        normalised: Tensor = self.normalise(picture)
+        return self.trunk.stages(self.stem(normalised.to(self.stem.weight.dtype)))
+
+
+class FusedMemoryEncoder(nn.Module):
+    """Picture and masks to the trunk's 1/16 map (`model.network.MemoryEncoder`).
+
+    The first convolution sees colours and masks side by side: as fast as adding those of the masks to that of
+    the colours. Without other objects their mask is zero, and is left out.
+    """
+
+    def __init__(self, encoder: MemoryEncoder) -> None:
+        super().__init__()
+        self.normalise = encoder.normalise
+        masks = [cast(nn.Conv2d, stem) for stem in (encoder.mask_stem, encoder.others_stem)]
+        self.stem = _activated_stem(encoder.trunk, masks)
+        self.stem_alone = _activated_stem(encoder.trunk, masks[:1], also_bias_of=masks[1])
+        self.trunk = encoder.trunk
+        fuse_blocks(self.trunk)
+
+    def forward(self, picture: Tensor, masks: Tensor) -> Tensor:
+        """(B, 3, H, W) and (B, K, H, W) in [0, 1] -> (B * K, C, h, w)."""
+        objects = masks.shape[1]
+        normalised = self.normalise(picture)
+        colours = normalised.unsqueeze(1).expand(-1, objects, -1, -1, -1).flatten(0, 1)  # (B * K, 3, H, W)
+        seen = [masks] if objects == 1 else [masks, other_masks(masks)]
+        layers = [colours, *(mask.flatten(0, 1).unsqueeze(1) for mask in seen)]
+        stem = self.stem_alone if objects == 1 else self.stem
+        joined = torch.cat(layers, dim=1).to(stem.weight.dtype, memory_format=torch.channels_last)
+        features: Tensor = self.trunk.stages(stem(joined)).sixteenth
+        return features
+
+
+def _activated_stem(
+    trunk: Trunk, masks: Sequence[nn.Conv2d], also_bias_of: nn.Conv2d | None = None
+) -> FusedConv2d:
+    """A trunk's first convolution (BatchNorm folded into it) with those of masks, and its activation."""
+    first: nn.Conv2d
+    activation: Activation
+    if isinstance(trunk, ResNet50Trunk):
+        assert isinstance(trunk.bn1, nn.Identity)
+        first, activation = trunk.conv1, "relu"
+    else:
+        assert isinstance(trunk, EfficientNetLite0Trunk)
+        first, activation = trunk.conv_stem, "relu6"
+    joined = join_inputs([first, *masks])
+    if also_bias_of is not None:
+        assert joined.bias is not None
+        joined.bias += _bias(also_bias_of)
+    return FusedConv2d(joined, activation)

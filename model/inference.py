@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,24 +19,44 @@ from model.allocator import keep_freed_memory
 from model.fused import can_fuse, fuse_blocks
 from model.memory import DEFAULT_CAPACITY, MemoryBank, MemoryEntry, MemoryRule
 from model.network import (
-    QueryFeatures,
+    Decoder,
     SpaceTimeMemoryNetwork,
     pad,
     padding_to_stride,
     soft_aggregate,
     unpad,
 )
+from model.prediction import ObjectLogit
 from model.read import space_time_read
 from model.trunks import ResNet50Trunk
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
+QUERY_LAYOUT = "query 2"
+"""Changes with the tensors of `Query.state`: part of the address of those that are cached."""
+
+
+class PreparedQuery(NamedTuple):
+    """What a picture gives as a query, as far as it can be computed before any object is known.
+
+    key (1, Ck, h, w) in fp32; joined (1, C, h, w): what the decoder's first convolution gives for the query's
+    value (it is linear, so that of what was read is added later, and the value itself is not needed again);
+    eighth, quarter and half: the refined skip features, as in `model.network.QueryFeatures`.
+    """
+
+    key: Tensor
+    joined: Tensor
+    eighth: Tensor
+    quarter: Tensor
+    half: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class Query:
     """A picture as a query: its features (batch of 1, padded) and its own size in pixels."""
 
-    features: QueryFeatures
+    features: PreparedQuery
     height: int
     width: int
 
@@ -51,7 +71,7 @@ class Query:
     @classmethod
     def from_state(cls, state: dict[str, Tensor], height: int, width: int) -> Query:
         """From what `state` gave, on the device where the tensors are."""
-        return cls(QueryFeatures(**state), height, width)
+        return cls(PreparedQuery(**state), height, width)
 
 
 class FastNetwork:
@@ -72,6 +92,7 @@ class FastNetwork:
         self.dtype: torch.dtype = getattr(torch, precision)
         prepared = copy.deepcopy(network).eval().requires_grad_(False)
         fold_batch_norm(prepared)
+        prepare_decoder(prepared.decoder)
         for module in prepared.modules():
             if isinstance(module, nn.Conv2d):
                 module.to(self.dtype)
@@ -86,9 +107,10 @@ class FastNetwork:
     def encode_query(self, picture: Tensor) -> Query:
         """(3, H, W) RGB in [0, 1], display-referred sRGB -> the query's features (paper section 3.1)."""
         height, width = picture.shape[-2:]
-        padded = self._padded(picture)
-        features: QueryFeatures = self.network.encode_query(padded)
-        return Query(features._replace(key=features.key.float()), height, width)
+        features = self.network.encode_query(self._padded(picture))
+        joined = self._first_convolution.value(features.value)
+        skips = features.eighth, features.quarter, features.half
+        return Query(PreparedQuery(features.key.float(), joined, *skips), height, width)
 
     @torch.inference_mode()
     def encode_memory(self, picture: Tensor, probabilities: Tensor) -> MemoryEntry:
@@ -121,15 +143,58 @@ class FastNetwork:
         """
         key = query.features.key  # (1, Ck, h, w)
         read = space_time_read(key[0].flatten(1), bank.blocks())  # (K, Cv, N)
-        read = read.reshape(1, *read.shape[:2], *key.shape[-2:])  # (1, K, Cv, h, w)
-        alone = self.network.decode(read, query.features)  # (1, K, H, W) padded
-        return unpad(alone, padding_to_stride(query.height, query.width))[0]
+        read = read.reshape(*read.shape[:2], *key.shape[-2:])  # (K, Cv, h, w)
+        alone = self.decode(read, query.features)  # (K, H, W) padded
+        return unpad(alone, padding_to_stride(query.height, query.width))
+
+    @torch.inference_mode()
+    def decode(self, read: Tensor, query: PreparedQuery) -> Tensor:
+        """read (K, Cv, h, w) -> probability of each object by itself (K, H, W) in fp32, padded."""
+        x = self._first_convolution.read(read.to(query.joined.dtype)) + query.joined
+        logit: Tensor = self.network.decoder.refine(x, query.eighth, query.quarter, query.half)
+        return logit[:, 0].sigmoid_()
+
+    @property
+    def _first_convolution(self) -> SplitConv2d:
+        split: nn.Module = self.network.decoder.conv
+        assert isinstance(split, SplitConv2d)
+        return split
 
     def _padded(self, x: Tensor) -> Tensor:
         """(C, H, W) -> (1, C, H', W') on the device, fp32, zeros around."""
         x = x.to(self.device, torch.float32).unsqueeze(0)
         padded = pad(x, padding_to_stride(x.shape[-2], x.shape[-1]))
         return padded.contiguous(memory_format=torch.channels_last)
+
+
+class SplitConv2d(nn.Module):
+    """The decoder's first convolution, cut into what sees the read and what sees the query's value.
+
+    The sum of both is what the convolution gives for [read, query value].
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        half = conv.in_channels // 2
+        self.read, self.value = (
+            nn.Conv2d(half, conv.out_channels, 3, padding=1, bias=bias) for bias in (False, True)
+        )
+        weight = conv.weight.detach()
+        self.read.weight = nn.Parameter(weight[:, :half].clone(), requires_grad=False)
+        self.value.weight = nn.Parameter(weight[:, half:].clone(), requires_grad=False)
+        self.value.bias = conv.bias
+
+
+def prepare_decoder(decoder: Decoder) -> None:
+    """Cuts the first convolution in two and makes the last ones give the object's logit, in place."""
+    changed: dict[str, nn.Module] = {
+        "conv": SplitConv2d(decoder.conv),
+        "predict": ObjectLogit(decoder.predict),
+    }
+    if decoder.refine_half is not None:
+        changed["predict_half"] = ObjectLogit(decoder.predict_half)
+    for name, module in changed.items():
+        setattr(decoder, name, module)
 
 
 def fold_batch_norm(network: SpaceTimeMemoryNetwork) -> None:

@@ -85,6 +85,11 @@ class QueryEncoder(nn.Module):
         self.normalise = Normalise(config)
         self.trunk: Trunk = build_trunk(config.trunk)
 
+    def forward(self, picture: Tensor) -> TrunkFeatures:
+        """(B, 3, H, W) in [0, 1] -> the trunk's features."""
+        features: TrunkFeatures = self.trunk(self.normalise(picture))
+        return features
+
 
 class MemoryEncoder(nn.Module):
     """Picture and masks to the trunk's 1/16 map, one result per object (paper section 3.1).
@@ -102,7 +107,7 @@ class MemoryEncoder(nn.Module):
     def forward(self, picture: Tensor, masks: Tensor) -> Tensor:
         """(B, 3, H, W) and (B, K, H, W) in [0, 1] -> (B * K, C, h, w)."""
         objects = masks.shape[1]
-        others = (masks.sum(dim=1, keepdim=True) - masks).clamp(0, 1)  # (B, K, H, W)
+        others = other_masks(masks)
         rgb = self.trunk.stem(self.normalise(picture))  # (B, C, H/2, W/2): the same for every object
         rgb = rgb.unsqueeze(1).expand(-1, objects, -1, -1, -1).flatten(0, 1)
         masks, others = (
@@ -111,6 +116,11 @@ class MemoryEncoder(nn.Module):
         stem = rgb + self.mask_stem(masks) + self.others_stem(others)
         features: Tensor = self.trunk.after_stem(stem).sixteenth
         return features
+
+
+def other_masks(masks: Tensor) -> Tensor:
+    """(B, K, H, W) in [0, 1] -> for each object all others' masks, summed and clamped (B, K, H, W)."""
+    return (masks.sum(dim=1, keepdim=True) - masks).clamp(0, 1)
 
 
 class ResidualBlock(nn.Module):
@@ -153,6 +163,17 @@ class Refine(nn.Module):
         return refined
 
 
+class Prediction(nn.Conv2d):
+    """A last activation and a 3x3 convolution to the logits of not-object and object: (N, C, h, w) -> (N, 2,
+    h, w)."""
+
+    def __init__(self, inputs: int) -> None:
+        super().__init__(inputs, 2, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.relu(x))
+
+
 class Decoder(nn.Module):
     """What was read to the object's logits at full size (paper section 3.3).
 
@@ -167,11 +188,11 @@ class Decoder(nn.Module):
         self.residual = ResidualBlock(coarse)
         self.refine_eighth = Refine(trunk_channels[1], coarse, middle)
         self.refine_quarter = Refine(trunk_channels[0], middle, fine)
-        self.predict = nn.Conv2d(fine, 2, 3, padding=1)
+        self.predict = Prediction(fine)
         self.refine_half: Refine | None = None
         if config.half_channels:
             self.refine_half = Refine(trunk.half_channels, fine, config.half_channels)
-            self.predict_half = nn.Conv2d(config.half_channels, 2, 3, padding=1)
+            self.predict_half = Prediction(config.half_channels)
             for parameter in self.predict_half.parameters():
                 nn.init.zeros_(parameter)  # so a trained network can be given this stage
 
@@ -183,15 +204,19 @@ class Decoder(nn.Module):
     def forward(self, read: Tensor, eighth: Tensor, quarter: Tensor, half: Tensor | None = None) -> Tensor:
         """[read, query value] (N, 2 Cv, h, w) and the refined skips -> logits of not-object, object (N, 2, H,
         W)."""
-        x = self.residual(self.conv(read))
+        return self.refine(self.conv(read), eighth, quarter, half)
+
+    def refine(self, x: Tensor, eighth: Tensor, quarter: Tensor, half: Tensor | None = None) -> Tensor:
+        """What the first convolution gave (N, C, h, w), and the skips -> logits (N, 2, H, W), in fp32."""
+        x = self.residual(x)
         x = self.refine_eighth(eighth, x)
         x = self.refine_quarter(quarter, x)
-        logits = self.predict(F.relu(x)).float()
+        logits = self.predict(x).float()
         if self.refine_half is None:
             return F.interpolate(logits, scale_factor=4, mode="bilinear", align_corners=False)
         assert half is not None
         logits = F.interpolate(logits, scale_factor=2, mode="bilinear", align_corners=False)
-        logits = logits + self.predict_half(F.relu(self.refine_half(half, x)))
+        logits = logits + self.predict_half(self.refine_half(half, x))
         return F.interpolate(logits, scale_factor=2, mode="bilinear", align_corners=False)
 
 
@@ -211,7 +236,7 @@ class SpaceTimeMemoryNetwork(nn.Module):
 
     def encode_query(self, picture: Tensor) -> QueryFeatures:
         """(B, 3, H, W) RGB in [0, 1] -> the query's features."""
-        features = self.query_encoder.trunk(self.query_encoder.normalise(picture))
+        features = self.query_encoder(picture)
         key, value = self.query_key_value(features.sixteenth)
         return QueryFeatures(key, value, *self.decoder.skips(features))
 
@@ -265,15 +290,21 @@ def soft_aggregate(probabilities: Tensor) -> Tensor:
     Returns:
         (B, K + 1, H, W): background first, sums to 1 over dimension 1.
     """
-    return soft_aggregate_log(probabilities).exp()
+    merged = _with_background(probabilities)
+    odds = merged / (1 - merged)  # the softmax of the logits is the share of the odds
+    return odds / odds.sum(dim=1, keepdim=True)
 
 
 def soft_aggregate_log(probabilities: Tensor) -> Tensor:
     """Logarithm of `soft_aggregate`, for the cross-entropy of training."""
+    return torch.logit(_with_background(probabilities)).log_softmax(dim=1)
+
+
+def _with_background(probabilities: Tensor) -> Tensor:
+    """(B, K, H, W) -> (B, K + 1, H, W): the chance that no object is here comes first; away from 0 and 1."""
     probabilities = probabilities.float()
     background = (1 - probabilities).prod(dim=1, keepdim=True)
-    merged = torch.cat([background, probabilities], dim=1).clamp(PROBABILITY_EPSILON, 1 - PROBABILITY_EPSILON)
-    return torch.logit(merged).log_softmax(dim=1)
+    return torch.cat([background, probabilities], dim=1).clamp(PROBABILITY_EPSILON, 1 - PROBABILITY_EPSILON)
 
 
 class Padding(NamedTuple):

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 BLOCK_ELEMENTS = 4_000_000
 """Largest number of scores held at once per object (16 MB in fp32): large enough to keep the matrix products
-busy."""
+of a graphics card busy."""
+
+CPU_BLOCK_ELEMENTS = 600_000
+"""The same on a CPU: scores stay in the processor's cache until they are used."""
+
+SAFE_TOTAL = 1e30
+"""A block's weights may sum up to this before the reference of the softmax is raised: far from overflow, even
+times the values."""
 
 
 def space_time_read(
-    query_key: Tensor, memory: Iterable[tuple[Tensor, Tensor]], *, block_elements: int = BLOCK_ELEMENTS
+    query_key: Tensor, memory: Iterable[tuple[Tensor, Tensor]], *, block_elements: int | None = None
 ) -> Tensor:
     """For each query position the softmax-weighted sum of all memory values (paper section 3.2, equations 1
     and 2).
 
-    The softmax over all space-time positions is accumulated block by block with a running maximum and sum, so
-    the result does not depend on how the memory is cut into blocks (up to rounding).
+    The softmax over all space-time positions is accumulated block by block relative to a running reference,
+    so the result does not depend on how the memory is cut into blocks (up to rounding).
 
     Args:
         query_key: (Ck, N) for N query positions, any float type.
         memory: pairs of keys (K, P, Ck) in fp32 and values (K, Cv, P), for instance one pair per memory
             frame. Scores are computed in fp32; the weighted sum in the values' type, accumulated in fp32.
-        block_elements: bound on scores held at once per object.
+        block_elements: bound on scores held at once per object; by default what suits the device.
 
     Returns:
         (K, Cv, N) in fp32, without the query's own value.
@@ -34,35 +41,84 @@ def space_time_read(
         ValueError: if the memory is empty.
     """
     query = query_key.float() / query_key.shape[0] ** 0.5  # (Ck, N)
-    positions = query.shape[1]
-    largest_block = max(block_elements // positions, 1)
-    maximum: Tensor | None = None
-    total = result = query  # replaced with the first block
-    for keys, values in memory:
-        for start in range(0, keys.shape[1], largest_block):
-            block = slice(start, start + largest_block)
-            scores = keys[:, block] @ query  # (K, p, N)
-            block_maximum = scores.amax(dim=1, keepdim=True)  # (K, 1, N)
-            if maximum is None:
-                maximum = block_maximum
-                weights = scores.sub_(maximum).exp_()
-                total = weights.sum(dim=1, keepdim=True)
-                result = (values[:, :, block] @ weights.to(values.dtype)).float()  # (K, Cv, N)
-                continue
-            new_maximum = torch.maximum(maximum, block_maximum)
-            shrink = (maximum - new_maximum).exp_()
-            maximum = new_maximum
-            weights = scores.sub_(maximum).exp_()
-            total = total.mul_(shrink).add_(weights.sum(dim=1, keepdim=True))
-            result.mul_(shrink)
-            if values.dtype == torch.float32:
-                result.baddbmm_(values[:, :, block], weights)
-            else:
-                result.add_(values[:, :, block] @ weights.to(values.dtype))
-    if maximum is None:
+    frames = list(memory)
+    if not frames:
         raise ValueError("the memory is empty: write the key's entry before reading")
-    normalised: Tensor = result / total
-    return normalised
+    on_cpu = query.device.type == "cpu"
+    if block_elements is None:
+        block_elements = CPU_BLOCK_ELEMENTS if on_cpu else BLOCK_ELEMENTS
+    # Newest first: what is most like the query gives the reference, which then seldom needs to be raised.
+    blocks = _blocks(reversed(frames), max(block_elements // query.shape[1], 1))
+    softmax = _StreamedSoftmax(query, hopeful=on_cpu and frames[0][1].dtype != torch.float16)
+    for keys, values in blocks:
+        softmax.add(keys, values)
+    return softmax.result()
+
+
+def _blocks(frames: Iterable[tuple[Tensor, Tensor]], largest: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each frame's keys and values, cut evenly into blocks of at most so many positions."""
+    for keys, values in frames:
+        positions = keys.shape[1]
+        size = -(-positions // -(-positions // largest))
+        for start in range(0, positions, size):
+            yield keys[:, start : start + size], values[:, :, start : start + size]
+
+
+class _StreamedSoftmax:
+    """Weighted sums under a softmax over blocks that come one by one.
+
+    Weights are exp(score - reference); the reference of each query position is the largest score of the first
+    block, raised when it must be.
+
+    Args:
+        query: (Ck, N) in fp32, scaled.
+        hopeful: weights are computed with the reference as it is, and again with a higher one in the rare
+            case that they are too large; otherwise every block's largest scores are looked for first, which
+            costs a further pass but lets a graphics card run ahead.
+    """
+
+    def __init__(self, query: Tensor, *, hopeful: bool) -> None:
+        self._query, self._hopeful = query, hopeful
+        self._reference: Tensor | None = None  # (K, 1, N)
+        self._total: Tensor  # (K, 1, N)
+        self._sum: Tensor  # (K, Cv, N)
+
+    def add(self, keys: Tensor, values: Tensor) -> None:
+        """keys (K, p, Ck) in fp32 and values (K, Cv, p)."""
+        scores = keys @ self._query  # (K, p, N)
+        if self._reference is None:
+            self._reference = scores.amax(dim=1, keepdim=True)
+            weights = scores.sub_(self._reference).exp_()
+            self._total = weights.sum(dim=1, keepdim=True)
+            self._sum = (values @ weights.to(values.dtype)).float()
+            return
+        if not self._hopeful:
+            self._raise_to(scores)
+        weights = scores.sub_(self._reference).exp_()
+        total = weights.sum(dim=1, keepdim=True)
+        if self._hopeful and not bool(total.amax() <= SAFE_TOTAL):
+            scores = keys @ self._query
+            self._raise_to(scores)
+            weights = scores.sub_(self._reference).exp_()
+            total = weights.sum(dim=1, keepdim=True)
+        self._total += total
+        if values.dtype == torch.float32:
+            self._sum.baddbmm_(values, weights)
+        else:
+            self._sum += values @ weights.to(values.dtype)
+
+    def result(self) -> Tensor:
+        """(K, Cv, N) in fp32. At least one block was added."""
+        return self._sum.div_(self._total)
+
+    def _raise_to(self, scores: Tensor) -> None:
+        """Takes the reference up to scores (K, p, N) that are higher."""
+        assert self._reference is not None
+        reference = torch.maximum(self._reference, scores.amax(dim=1, keepdim=True))
+        shrink = (self._reference - reference).exp_()
+        self._reference = reference
+        self._total *= shrink
+        self._sum *= shrink
 
 
 def read_weights(query_key: Tensor, memory_keys: Sequence[Tensor]) -> Tensor:

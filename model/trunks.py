@@ -40,9 +40,17 @@ class Trunk(nn.Module):
         """A new convolution for one more input channel, added to the result of `stem`."""
         raise NotImplementedError
 
+    def activate(self, stem: Tensor) -> Tensor:
+        """Normalisation and activation behind the first convolution."""
+        raise NotImplementedError
+
+    def stages(self, activated: Tensor) -> TrunkFeatures:
+        """Everything behind the first activation."""
+        raise NotImplementedError
+
     def after_stem(self, stem: Tensor) -> TrunkFeatures:
         """Everything behind the first convolution."""
-        raise NotImplementedError
+        return self.stages(self.activate(stem))
 
     def forward(self, picture: Tensor) -> TrunkFeatures:
         return self.after_stem(self.stem(picture))
@@ -77,11 +85,13 @@ class ResNet50Trunk(Trunk):
     def mask_stem(self) -> nn.Module:
         return nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False)
 
-    def after_stem(self, stem: Tensor) -> TrunkFeatures:
-        half = F.relu(self.bn1(stem))
-        quarter = self.res2(F.max_pool2d(half, 3, stride=2, padding=1))
+    def activate(self, stem: Tensor) -> Tensor:
+        return F.relu(self.bn1(stem))
+
+    def stages(self, activated: Tensor) -> TrunkFeatures:
+        quarter = self.res2(F.max_pool2d(activated, 3, stride=2, padding=1))
         eighth = self.res3(quarter)
-        return TrunkFeatures(half, quarter, eighth, self.res4(eighth))
+        return TrunkFeatures(activated, quarter, eighth, self.res4(eighth))
 
 
 class SameConv2d(nn.Conv2d):
@@ -159,8 +169,11 @@ class EfficientNetLite0Trunk(Trunk):
     def mask_stem(self) -> nn.Module:
         return SameConv2d(1, _LITE0_STEM, 3, stride=2)
 
-    def after_stem(self, stem: Tensor) -> TrunkFeatures:
-        x = F.relu6(stem)
+    def activate(self, stem: Tensor) -> Tensor:
+        return F.relu6(stem)
+
+    def stages(self, activated: Tensor) -> TrunkFeatures:
+        x = activated
         taps: list[Tensor] = []
         for index, block in enumerate(self.blocks):
             x = block(x)

@@ -10,7 +10,6 @@ few rows of tiles at a time so that the work stays in the processor's cache.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -23,14 +22,17 @@ OUTPUT = 4
 TILE = OUTPUT + 2
 """Input pixels along a side of a tile."""
 
-TILES_AT_ONCE = 216
+POINTS = TILE * TILE
+"""Products of a tile."""
+
+TILES_AT_ONCE = 108
 """Tiles in one matrix product: with fewer the weights are fetched too often, with more the intermediate
 results fall out of the cache. It does not follow the number of threads: another cut rounds otherwise, and the
 same frame must give the same bits in every process."""
 
-LEAST_CHANNELS = 96
-"""With fewer channels, in or out, the transforms cost what the products save (measured: 64 gain nothing, 128
-gain 1.7 times)."""
+LEAST_CHANNELS = 64
+"""With fewer channels, in or out, the transforms cost what the products save (measured: 64 gain 1.2 times,
+128 1.8 times, 256 2.3 times)."""
 
 
 def gains(conv: nn.Conv2d) -> bool:
@@ -45,12 +47,13 @@ class WinogradConv2d(nn.Module):
 
     Args:
         conv: the convolution whose weights it takes over, in fp32.
-        activation: applied last, in place; for instance `torch.relu_`.
+        rectify: the result is max(0, ...), taken last.
+        rectify_input: what comes in is max(0, x), without a further pass over it.
     """
 
-    def __init__(self, conv: nn.Conv2d, activation: Callable[[Tensor], Tensor] | None = None) -> None:
+    def __init__(self, conv: nn.Conv2d, *, rectify: bool = False, rectify_input: bool = False) -> None:
         super().__init__()
-        self.activation = activation
+        self.rectify, self.rectify_input = rectify, rectify_input
         transforms = _transforms()
         outputs, inputs = conv.weight.shape[:2]
         kernel = torch.einsum(
@@ -58,63 +61,114 @@ class WinogradConv2d(nn.Module):
         )
         self.kernel: Tensor
         self.bias: Tensor
-        self.register_buffer("kernel", kernel.reshape(TILE * TILE, inputs, outputs).float().contiguous())
+        self.register_buffer("kernel", kernel.reshape(POINTS, inputs, outputs).float().contiguous())
         bias = torch.zeros(outputs) if conv.bias is None else conv.bias.detach().float()
         self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
-        """(N, C, H, W) fp32 -> (N, O, H, W) in channels-last layout; `add`, of the same shape, is added
-        before the activation."""
+        """(N, C, H, W) fp32 -> (N, O, H, W) in channels-last layout; `add`, (N or 1, O, H, W), is added
+        before the result is rectified."""
         batch, _, height, width = x.shape
-        result = x.new_empty(batch, height, width, self.kernel.shape[2])
+        inputs, outputs = self.kernel.shape[1:]
+        result = x.new_empty(batch, height, width, outputs)
+        down, across = -(-height // OUTPUT), -(-width // OUTPUT)  # tiles
+        rows = -(-down // max(down * across // TILES_AT_ONCE, 1))  # of tiles at once
+        space = _Workspace(rows, across, width, inputs, self.bias)
         for index, target in enumerate(result):
-            addend = None if add is None else add[index].permute(1, 2, 0)
-            self._picture(x[index].permute(1, 2, 0), target, addend)
+            picture = x[index].permute(1, 2, 0)
+            addend = None if add is None else add[index if len(add) > 1 else 0].permute(1, 2, 0)
+            for first in range(0, down, rows):
+                last = min(first + rows, down)
+                sums = self._tiles(space, picture, first, last)  # (tiles down, 4, tiles across, 4, O)
+                pixels = slice(first * OUTPUT, last * OUTPUT)
+                self._finish(sums, target[pixels], None if addend is None else addend[pixels])
         return result.permute(0, 3, 1, 2)
 
-    def _picture(self, picture: Tensor, target: Tensor, add: Tensor | None) -> None:
-        """(H, W, C) -> target (H, W, O), a few rows of tiles at a time."""
-        height, width, _ = picture.shape
-        down, across = -(-height // OUTPUT), -(-width // OUTPUT)  # tiles
-        chunks = max(down * across // TILES_AT_ONCE, 1)
-        rows = -(-down // chunks) * OUTPUT
-        for top in range(0, height, rows):
-            bottom = min(top + rows, height)
-            tiles_down = -(-(bottom - top) // OUTPUT)
-            sums = self._rows(picture, top, tiles_down, across)  # (tiles down, 4, tiles across, 4, O)
-            part = target[top:bottom]
-            if part.shape[:2] == (tiles_down * OUTPUT, across * OUTPUT):
-                torch.add(sums, self.bias, out=part.view(sums.shape))
-            else:
-                whole = sums.reshape(tiles_down * OUTPUT, across * OUTPUT, -1)
-                torch.add(whole[: bottom - top, :width], self.bias, out=part)
-            if add is not None:
-                part.add_(add[top:bottom])
-            if self.activation is not None:
-                self.activation(part)
-
-    def _rows(self, picture: Tensor, top: int, down: int, across: int) -> Tensor:
-        """(H, W, C) -> tiles of the result from the row `top` on, without bias: (down, 4, across, 4, O)."""
-        height, width, inputs = picture.shape
-        outputs = self.kernel.shape[2]
-        transforms = _transforms()
-        first, last = max(top - 1, 0), min(top + down * OUTPUT + 1, height)
-        above, below = first - (top - 1), top + down * OUTPUT + 1 - last
-        padded = F.pad(picture[first:last], (0, 0, 1, across * OUTPUT - width + 1, above, below))
+    def _tiles(self, space: _Workspace, picture: Tensor, first: int, last: int) -> Tensor:
+        """(H, W, C) -> the result's rows of tiles [first, last), bias and all: (down, 4, across, 4, O)."""
+        inputs, outputs = self.kernel.shape[1:]
+        down, across = last - first, space.across
+        tiles = down * across
+        padded = space.padded
+        top, bottom = first * OUTPUT - 1, last * OUTPUT + 1
+        above, below = max(-top, 0), max(bottom - len(picture), 0)
+        padded[:above].zero_()
+        padded[bottom - top - below : bottom - top].zero_()
+        seen = picture[top + above : bottom - below]
+        inside = padded[above : above + len(seen), 1 : 1 + picture.shape[1]]
+        if self.rectify_input:
+            torch.clamp_min(seen, 0, out=inside)
+        else:
+            inside.copy_(seen)
         stride_y, stride_x, _ = padded.stride()
-        tiles = padded.as_strided(
+        overlapping = padded.as_strided(
             (TILE, TILE, down, across, inputs), (stride_y, stride_x, stride_y * OUTPUT, stride_x * OUTPUT, 1)
-        )  # overlapping by two pixels
-        pixels = tiles.reshape(TILE * TILE, down * across * inputs)
-        points = (transforms.input @ pixels).view(TILE * TILE, down * across, inputs)
-        products = torch.bmm(points, self.kernel).view(TILE * TILE, down * across * outputs)
-        result = (transforms.output @ products).view(OUTPUT, OUTPUT, down, across, outputs)
-        return result.permute(2, 0, 3, 1, 4)
+        )  # by two pixels
+        pixels, points, products, sums = space.of(tiles)
+        pixels.view(overlapping.shape).copy_(overlapping)
+        torch.mm(space.transforms.input, pixels, out=points)
+        products_alone = products[:POINTS].view(POINTS, tiles, outputs)
+        torch.bmm(points.view(POINTS, tiles, inputs), self.kernel, out=products_alone)
+        torch.mm(space.transforms.output, products, out=sums)
+        return sums.view(OUTPUT, OUTPUT, down, across, outputs).permute(2, 0, 3, 1, 4)
+
+    def _finish(self, sums: Tensor, target: Tensor, add: Tensor | None) -> None:
+        """Tiles (down, 4, across, 4, O) -> target (H, W, O), in one pass where that can be."""
+        down, _, across, _, outputs = sums.shape
+        if target.shape[:2] == (down * OUTPUT, across * OUTPUT):
+            target = target.view(sums.shape)
+            add = None if add is None else add.view(sums.shape)
+        else:
+            whole = sums.reshape(down * OUTPUT, across * OUTPUT, outputs)
+            sums = whole[: target.shape[0], : target.shape[1]]
+        if add is not None:
+            torch.add(sums, add, out=target)
+            if self.rectify:
+                target.relu_()
+        elif self.rectify:
+            torch.clamp_min(sums, 0, out=target)
+        else:
+            target.copy_(sums)
+
+
+class _Workspace:
+    """Intermediate results of some rows of tiles, used again for the next rows.
+
+    Args:
+        rows, across: the most tiles, down and across.
+        width: of the picture, in pixels.
+        inputs: channels.
+        bias: (O,).
+    """
+
+    def __init__(self, rows: int, across: int, width: int, inputs: int, bias: Tensor) -> None:
+        self.across = across
+        self.transforms = _transforms()
+        self.padded = bias.new_empty(rows * OUTPUT + 2, across * OUTPUT + 2, inputs)
+        self.padded[:, 0].zero_()
+        self.padded[:, 1 + width :].zero_()
+        self._bias, self._inputs = bias, inputs
+        self._tiles = 0
+        most = rows * across
+        self._pixels, self._points = bias.new_empty(2, POINTS * most * inputs)
+        self._products = bias.new_empty((POINTS + 1) * most * len(bias))
+        self._sums = bias.new_empty(OUTPUT * OUTPUT * most * len(bias))
+
+    def of(self, tiles: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Room for so many tiles: pixels and points (36, tiles * C), products (37, tiles * O) with the bias
+        last, sums (16, tiles * O)."""
+        inputs, outputs = tiles * self._inputs, tiles * len(self._bias)
+        products = self._products[: (POINTS + 1) * outputs].view(POINTS + 1, outputs)
+        if tiles != self._tiles:
+            products[POINTS].view(tiles, -1).copy_(self._bias)
+            self._tiles = tiles
+        pixels, points = (x[: POINTS * inputs].view(POINTS, inputs) for x in (self._pixels, self._points))
+        return pixels, points, products, self._sums[: OUTPUT**2 * outputs].view(OUTPUT**2, outputs)
 
 
 class _Transforms:
     """The method's matrices for two dimensions: pixels to points, kernel to points (one side), points to
-    pixels."""
+    pixels. To the last one the bias comes as a further product."""
 
     def __init__(self) -> None:
         root = math.sqrt(2)
@@ -133,7 +187,8 @@ class _Transforms:
         output[-1, -1] = kernel[-1, -1] = 1  # the point at infinity
         pixels[-1] = _polynomial(finite)
         self.input = torch.kron(pixels, pixels).float()  # (36, 36)
-        self.output = torch.kron(output, output).float()  # (16, 36)
+        bias = torch.ones(OUTPUT * OUTPUT, 1, dtype=torch.float64)
+        self.output = torch.cat([torch.kron(output, output), bias], dim=1).float()  # (16, 37)
         self.kernel = kernel  # (6, 3)
 
 

@@ -194,8 +194,8 @@ def _feature_bytes(run: Run) -> int:
     """Of one frame: the query's features and the working picture in half floats."""
     config, value_bytes = run.config, _VALUE_BYTES[run.precision]
     pixels = run.height * run.width
-    _, middle, fine = config.decoder_channels
-    coarse_bytes = 4 * config.key_channels + value_bytes * config.value_channels
+    coarse, middle, fine = config.decoder_channels
+    coarse_bytes = 4 * config.key_channels + value_bytes * coarse
     skips = middle / 8**2 + fine / 4**2 + config.half_channels / 2**2
     per_pixel = coarse_bytes / STRIDE**2 + value_bytes * skips + 3 * 2
     return round(pixels * per_pixel)

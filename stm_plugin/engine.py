@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.inference import Query
+from model.inference import QUERY_LAYOUT, Query
 from model.memory import MemoryBank, MemoryEntry, MemoryRule
 from stm_plugin.address import address_of
 from stm_plugin.advice import Quality, agreement
@@ -255,12 +255,12 @@ class Results:
     def has_query(self, frame: int) -> bool:
         """Whether the features of a frame are cached, so that its pixels are not needed."""
         hash_ = self.facts.plate.get(frame)
-        return hash_ is not None and self._bench.cache.has(self._feature_key("query", hash_))
+        return hash_ is not None and self._bench.cache.has(self._feature_key(QUERY_LAYOUT, hash_))
 
     def query(self, frame: int) -> Query:
         """The query features of a frame, from the cache or the network."""
         geometry, network = self._bench.geometry, self._bench.network()
-        key = self._feature_key("query", self.plate_hash(frame))
+        key = self._feature_key(QUERY_LAYOUT, self.plate_hash(frame))
         state = self._bench.cache.get(key)
         if state is None:
             query = network.encode_query(self.picture(frame))

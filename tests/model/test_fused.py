@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torchvision.models.resnet import Bottleneck
 
 from model import inference
+from model.config import network_config
 from model.fused import FusedConv2d, can_fuse, fuse_blocks
 from model.inference import FastNetwork, fold_batch_norm
 from model.memory import MemoryRule
@@ -60,13 +61,25 @@ def test_winograd_in_several_chunks_of_rows_equals_one(monkeypatch: pytest.Monke
         torch.testing.assert_close(conv(x, add), whole, rtol=1e-5, atol=1e-5)
 
 
-def test_winograd_adds_before_its_activation() -> None:
+def test_winograd_adds_before_it_rectifies() -> None:
     torch.manual_seed(0)
     conv = nn.Conv2d(96, 96, 3, padding=1)
     x, add = channels_last(1, 96, 10, 11), channels_last(1, 96, 10, 11)
     with torch.inference_mode():
         expected = F.relu(conv(x) + add)
-        torch.testing.assert_close(WinogradConv2d(conv, torch.relu_)(x, add), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(WinogradConv2d(conv, rectify=True)(x, add), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(10, 11), (12, 16), (37, 41)])
+def test_winograd_rectifies_what_comes_in_and_leaves_it_as_it_is(height: int, width: int) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(96, 64, 3, padding=1)
+    x, add = channels_last(3, 96, height, width), channels_last(1, 64, height, width)
+    kept = x.clone()
+    with torch.inference_mode():
+        got = WinogradConv2d(conv, rectify_input=True)(x, add)  # one map added to every picture
+        torch.testing.assert_close(got, conv(F.relu(x)) + add, rtol=1e-4, atol=1e-5)
+    assert torch.equal(x, kept)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +90,7 @@ def test_winograd_adds_before_its_activation() -> None:
         nn.Conv2d(128, 128, 3, padding=1, groups=2),
         nn.Conv2d(128, 128, 3, padding=2, dilation=2),
         nn.Conv2d(128, 128, 3),
-        nn.Conv2d(64, 64, 3, padding=1),
+        nn.Conv2d(48, 48, 3, padding=1),
         nn.Conv2d(128, 128, 3, padding=1, padding_mode="reflect"),
     ],
     ids=["stride", "1x1", "groups", "dilation", "no padding", "few channels", "reflect"],
@@ -108,10 +121,14 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
 
 
 def _plain_bottleneck(width: int = 32) -> nn.Module:
-    block: nn.Module = Bottleneck(128, 32)
-    block.conv1 = nn.Conv2d(128, width, 1)
+    return _narrow_bottleneck(128, width)
+
+
+def _narrow_bottleneck(channels: int, width: int) -> nn.Module:
+    block: nn.Module = Bottleneck(channels, channels // 4)
+    block.conv1 = nn.Conv2d(channels, width, 1)
     block.conv2 = nn.Conv2d(width, width, 3, padding=1)
-    block.conv3 = nn.Conv2d(width, 128, 1)
+    block.conv3 = nn.Conv2d(width, channels, 1)
     for number in "123":
         setattr(block, f"bn{number}", nn.Identity())
     return block
@@ -132,6 +149,60 @@ def test_a_fused_block_gives_what_the_plain_block_gives(name: str, precision: to
     with torch.inference_mode():
         torch.testing.assert_close(quick(x), plain(x), rtol=tolerance, atol=tolerance)
     assert torch.equal(x, kept), "the block's input is changed"
+
+
+@needs_onednn
+def test_a_stage_of_bottlenecks_leaves_its_input_as_it_is() -> None:
+    torch.manual_seed(0)
+    blocks = [_bottleneck(1), *(_narrow_bottleneck(256, 64) for _ in range(2))]
+    plain = nn.Sequential(nn.Sequential(*blocks)).eval()
+    quick = copy.deepcopy(plain)
+    fuse_blocks(quick)
+    x = channels_last(2, 128, 18, 22)
+    kept = x.clone()
+    with torch.inference_mode():
+        torch.testing.assert_close(quick(x), plain(x), rtol=1e-5, atol=1e-5)
+    assert torch.equal(x, kept)
+
+
+@needs_onednn
+@pytest.mark.parametrize("objects", [1, 3])
+@pytest.mark.parametrize("name", ["stm-r50", "stm-lite"])
+def test_fused_encoders_give_what_the_plain_ones_give(name: str, objects: int) -> None:
+    plain = lively_network(name)
+    for module in plain.modules():
+        if isinstance(module, nn.Conv2d) and module.bias is not None:
+            nn.init.normal_(module.bias, std=0.1)
+    quick = FastNetwork(plain)
+    pictures = torch.rand(2, 3, 48, 64)
+    masks = torch.rand(2, objects, 48, 64)
+    for picture, mask in zip(pictures, masks, strict=True):
+        with torch.inference_mode():
+            expected = plain.encode_memory(picture[None], mask[None])
+            query = plain.encode_query(picture[None])
+        entry, prepared = quick.encode_memory(picture, mask), quick.encode_query(picture).features
+        for got, wanted in (
+            (entry.keys.transpose(1, 2), expected.key[0].flatten(2)),
+            (entry.values, expected.value[0].flatten(2)),
+            (prepared.key, query.key),
+            (prepared.quarter, query.quarter),
+        ):
+            scale = float(wanted.abs().max())
+            torch.testing.assert_close(got / scale, wanted / scale, rtol=0, atol=1e-5)
+
+
+def test_cached_queries_of_another_layout_are_not_taken_for_these() -> None:
+    """A cached query is found under an address with `QUERY_LAYOUT` in it: change both together."""
+    query = FastNetwork(lively_network("stm-lite")).encode_query(texture(0)[0])
+    coarse = network_config("stm-lite").decoder_channels[0]
+    assert {name: tensor.shape[1] for name, tensor in query.state().items()} == {
+        "key": 64,
+        "joined": coarse,
+        "eighth": 96,
+        "quarter": 64,
+        "half": 16,
+    }
+    assert inference.QUERY_LAYOUT == "query 2"
 
 
 @needs_onednn
@@ -188,7 +259,10 @@ thread.join()
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+needs_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+
+
+@needs_glibc
 def test_large_maps_are_not_given_back_and_asked_for_again() -> None:
     def pages_given_back(argument: str) -> int:
         run = subprocess.run(
@@ -199,3 +273,29 @@ def test_large_maps_are_not_given_back_and_asked_for_again() -> None:
     map_pages = 4 * 20_000_000 // resource.getpagesize()
     assert pages_given_back("leave") >= map_pages
     assert pages_given_back("keep") < map_pages // 10
+
+
+RELEASED = """
+from pathlib import Path
+import torch
+from model.allocator import keep_freed_memory, release_freed_memory
+assert keep_freed_memory()
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1])
+maps = [torch.ones(5_000_000) for _ in range(8)]
+held = maps[-1]  # the last of the heap stays in use
+busy = resident()
+del maps
+idle = resident()
+assert release_freed_memory()
+print(busy - idle, busy - resident(), float(held.sum()))
+"""
+
+
+@needs_glibc
+def test_an_idle_process_gives_kept_memory_back_when_it_is_asked_to() -> None:
+    run = subprocess.run([sys.executable, "-c", RELEASED], capture_output=True, text=True, check=True)
+    kept, released, held = (float(word) for word in run.stdout.split())
+    pages_of_seven = 7 * 4 * 5_000_000 // resource.getpagesize()
+    assert kept < pages_of_seven // 10 and released > pages_of_seven * 9 // 10
+    assert held == 5_000_000

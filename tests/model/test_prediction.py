@@ -1,0 +1,42 @@
+"""The object's logit, from the decoder's last convolution, says what the softmax of its two logits says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from model.network import Prediction
+from model.prediction import ObjectLogit
+
+
+@pytest.mark.parametrize("fold", [False, True], ids=["convolution", "products first"])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 5), (9, 1), (8, 12), (19, 33)])
+def test_sigmoid_of_the_logit_is_the_softmax_of_the_two(height: int, width: int, fold: bool) -> None:
+    torch.manual_seed(0)
+    prediction = Prediction(24)
+    x = torch.randn(2, 24, height, width).contiguous(memory_format=torch.channels_last)
+    kept = x.clone()
+    logit = ObjectLogit(prediction)
+    logit.fold = fold
+    with torch.inference_mode():
+        got = logit(x)
+        expected = prediction(x).softmax(dim=1)[:, 1:]
+    assert got.shape == (2, 1, height, width) and got.dtype == torch.float32
+    torch.testing.assert_close(got.sigmoid(), expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(x, kept)
+
+
+@pytest.mark.parametrize("fold", [False, True], ids=["convolution", "products first"])
+def test_logits_of_bfloat16_features_are_not_rounded(fold: bool) -> None:
+    torch.manual_seed(0)
+    prediction = Prediction(64)
+    x = torch.randn(1, 64, 9, 14).bfloat16().contiguous(memory_format=torch.channels_last)
+    logit = ObjectLogit(prediction)
+    logit.fold = fold
+    with torch.inference_mode():
+        got = logit(x)
+        weight = prediction.weight[1:] - prediction.weight[:1]
+        assert prediction.bias is not None
+        expected = F.conv2d(F.relu(x).float(), weight, prediction.bias[1:] - prediction.bias[:1], padding=1)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,63 @@
+"""The streamed read gives the softmax-weighted sum whatever the scores and the order of the memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.read import space_time_read
+
+OBJECTS, KEYS, VALUES, POSITIONS = 2, 8, 6, 40
+
+
+def memory_with_scores(frames: int, loudest: int, size: float) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """A query (KEYS, POSITIONS) and memory frames, of which one has scores of about `size`."""
+    generator = torch.Generator().manual_seed(5)
+    query = torch.randn(KEYS, POSITIONS, generator=generator)
+    frames_: list[tuple[Tensor, Tensor]] = []
+    for frame in range(frames):
+        keys = torch.randn(OBJECTS, POSITIONS, KEYS, generator=generator)
+        if frame == loudest:
+            keys = keys + size * query.T / query.norm(dim=0)[:, None] ** 2 * KEYS**0.5
+        frames_.append((keys, torch.randn(OBJECTS, VALUES, POSITIONS, generator=generator)))
+    return query, frames_
+
+
+def whole_softmax(query: Tensor, memory: list[tuple[Tensor, Tensor]]) -> Tensor:
+    keys = torch.cat([keys for keys, _ in memory], dim=1).double()
+    values = torch.cat([values for _, values in memory], dim=2).double()
+    weights = (keys @ (query.double() / KEYS**0.5)).softmax(dim=1)
+    return values @ weights
+
+
+@pytest.mark.parametrize("block_elements", [7 * POSITIONS, None])
+@pytest.mark.parametrize("loudest", [0, 2, 4])
+@pytest.mark.parametrize("size", [0.0, 60.0, 200.0, 1000.0])
+def test_scores_of_any_size_in_any_frame_are_read_right(
+    size: float, loudest: int, block_elements: int | None
+) -> None:
+    query, memory = memory_with_scores(5, loudest, size)
+    got = space_time_read(query, memory, block_elements=block_elements)
+    assert got.isfinite().all()
+    torch.testing.assert_close(got.double(), whole_softmax(query, memory), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_values_of_half_precision_do_not_overflow(precision: torch.dtype) -> None:
+    query, memory = memory_with_scores(5, 0, 300.0)
+    halves = [(keys, values.to(precision)) for keys, values in memory]
+    got = space_time_read(query, halves)
+    torch.testing.assert_close(got.double(), whole_softmax(query, memory), rtol=0.05, atol=0.05)
+
+
+def test_frames_of_several_sizes_are_read_together() -> None:
+    query, memory = memory_with_scores(3, 1, 5.0)
+    memory[0] = memory[0][0][:, :7], memory[0][1][:, :, :7]
+    got = space_time_read(query, memory, block_elements=11 * POSITIONS)
+    torch.testing.assert_close(got.double(), whole_softmax(query, memory), rtol=1e-5, atol=1e-5)
+
+
+def test_an_empty_memory_is_refused() -> None:
+    with pytest.raises(ValueError, match="the memory is empty"):
+        space_time_read(torch.zeros(KEYS, POSITIONS), [])
