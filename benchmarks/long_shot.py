@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import cv2
@@ -51,6 +51,22 @@ class Sample:
     megabytes: float
 
 
+class Samples:
+    """Room for all samples from the beginning: what is measured must not grow by being measured."""
+
+    def __init__(self, most: int) -> None:
+        self._values = np.zeros((most, 4))
+        self._count = 0
+
+    def add(self, sample: Sample) -> None:
+        self._values[self._count] = astuple(sample)
+        self._count += 1
+
+    def all(self) -> list[Sample]:
+        rows = self._values[: self._count].tolist()
+        return [Sample(int(frame), seconds, processor, size) for frame, seconds, processor, size in rows]
+
+
 def there_and_back(pictures: Sequence[Path], count: int) -> list[Path]:
     """`count` pictures: the clip, backwards, forwards ..., no picture twice in a row."""
     cycle = [*pictures, *pictures[-2:0:-1]]
@@ -62,7 +78,7 @@ def run(clip: Path, mask: Path, frames: int, settings: Settings) -> list[Sample]
     pictures = sorted(path for path in clip.iterdir() if path.suffix.lower() in PICTURES)
     if len(pictures) < 2:
         raise SystemExit(f"{clip}: there are no pictures here")
-    samples: list[Sample] = []
+    samples = Samples(frames)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "plate").mkdir()
@@ -78,11 +94,11 @@ def run(clip: Path, mask: Path, frames: int, settings: Settings) -> list[Sample]
                 nonlocal clock, processor
                 if isinstance(event, FrameComputed):
                     now, used = time.perf_counter(), time.process_time()
-                    samples.append(Sample(event.frame, now - clock, used - processor, resident_megabytes()))
+                    samples.add(Sample(event.frame, now - clock, used - processor, resident_megabytes()))
                     clock, processor = now, used
 
             shot.propagate(on_event=note, writer=MatteWriter(f"{folder}/mattes/matte.######.exr", shot.plate))
-    return samples
+    return samples.all()
 
 
 def resident_megabytes() -> float:

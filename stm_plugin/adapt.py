@@ -107,12 +107,20 @@ def keep(
 
     The licence and the training data of the base carry over.
 
+    Args:
+        facts: of what was learnt from, with the plate as it was then.
+
     Raises:
         StoreError: the disk does not take it.
     """
-    keys = {key.frame: key.hash for key in facts.keys}
     record = AdaptationRecord(
-        id="", base=base.id, base_name=base.name, licence=base.licence, keys=keys, steps=learnt.steps
+        id="",
+        base=base.id,
+        base_name=base.name,
+        licence=base.licence,
+        keys={key.frame: key.hash for key in facts.keys},
+        steps=learnt.steps,
+        plate={key.frame: facts.plate[key.frame] for key in facts.keys},
     )
     manifest = {
         "kind": "adaptation",
@@ -193,15 +201,31 @@ def check_adaptation(record: AdaptationRecord | None, base: Manifest | None) -> 
     return record
 
 
-def advice(record: AdaptationRecord, keys: Sequence[Key]) -> str:
-    """What changed about the keys since the shot was adapted, as advice; empty if nothing did."""
+def advice(
+    record: AdaptationRecord, keys: Sequence[Key], plate_hash: Callable[[int], str | None]
+) -> str:
+    """What changed about the keys since the shot was adapted, as advice; empty if nothing did.
+
+    Args:
+        plate_hash: content of the plate on a frame; None where it is not there.
+    """
     now = {key.frame: key.hash for key in keys}
     changed = [frame for frame in sorted(now) if frame in record.keys and record.keys[frame] != now[frame]]
     added = [frame for frame in sorted(now) if frame not in record.keys]
     removed = [frame for frame in sorted(record.keys) if frame not in now]
+    rendered = [
+        frame
+        for frame, before in sorted(record.plate.items())
+        if frame in now and plate_hash(frame) not in (None, before)
+    ]
     said = [
         f"{', '.join(map(str, frames))} {what}"
-        for frames, what in ((changed, "changed"), (added, "added"), (removed, "removed"))
+        for frames, what in (
+            (changed, "changed"),
+            (added, "added"),
+            (removed, "removed"),
+            (rendered, f"with another plate under {'it' if len(rendered) == 1 else 'them'}"),
+        )
         if frames
     ]
     if not said:

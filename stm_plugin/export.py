@@ -54,7 +54,7 @@ class MatteWriter:
         self._channel, self._with_ids = channel, with_ids
         self._notes: Journal | None = None
         self._noted: dict[Any, dict[str, Any]] = {}
-        self._written: dict[int, Written] = {}
+        self._written: dict[int, bool] = {}  # whether it had to be written
         if isinstance(plate, Plate):
             for frame in plate.frames:
                 if self.sequence.path(frame).resolve() == plate.sequence.path(frame).resolve():
@@ -68,7 +68,10 @@ class MatteWriter:
     @property
     def written(self) -> tuple[Written, ...]:
         """What became of each frame, ascending."""
-        return tuple(self._written[frame] for frame in sorted(self._written))
+        return tuple(
+            Written(frame, self.sequence.path(frame), written)
+            for frame, written in sorted(self._written.items())
+        )
 
     def tidy(self, frames: Iterable[int]) -> None:
         """Remove the temporary files of mattes that a killed process left."""
@@ -78,7 +81,10 @@ class MatteWriter:
                 leftover.unlink(missing_ok=True)
 
     def remember_in(self, notes: Journal) -> None:
-        """Keep what is known of written files in `notes`, so that they need not be read to be checked."""
+        """Keep what is known of written files in `notes`, so that they need not be read to be checked.
+
+        What is noted from here on is not held in memory: a long shot would fill it. Call it again to know it.
+        """
         self._notes, self._noted = notes, notes.load()
 
     def is_current(self, frame: int, address: str) -> bool:
@@ -103,13 +109,12 @@ class MatteWriter:
 
     def _note(self, note: dict[str, Any] | None) -> None:
         if note is not None and self._notes is not None:
-            self._noted[note["file"]] = note
             with suppress(StoreError):  # then the file is read the next time
                 self._notes.append(note)
 
     def skip(self, frame: int) -> None:
         """Note that the file of a frame is as it should be."""
-        self._written.setdefault(frame, Written(frame, self.sequence.path(frame), written=False))
+        self._written.setdefault(frame, False)
 
     def write(self, finished: FinishedFrame, address: str, metadata: Mapping[str, MetadataValue]) -> None:
         """Write one frame. MatteError or StoreError where it cannot be."""
@@ -123,7 +128,7 @@ class MatteWriter:
             metadata={**metadata, ADDRESS_ATTRIBUTE: address},
         )
         self._note(_note_of(path, address))
-        self._written[finished.frame] = Written(finished.frame, path, written=True)
+        self._written[finished.frame] = True
 
 
 def _note_of(path: Path, address: str) -> dict[str, Any] | None:

@@ -472,7 +472,6 @@ class Shot:
             self.refresh()
             self.store.tidy()
             if writer is not None:
-                writer.remember_in(self.store.exported)
                 writer.tidy(self.plate.frames)
             fit = self._fit(request or Request(), emit)
             for _ in range(MOST_PLANS):
@@ -531,10 +530,11 @@ class Shot:
             # nothing of the plate is taken for known: the keys are read as they are now
             facts = replace(self._working.facts(description), plate={})
             chosen = options or adapting.default_options(self.settings)
+            results = Results(bench, facts)
             try:
                 learnt = adapting.learn(
                     base_network(self.settings.weights),
-                    Results(bench, facts),
+                    results,
                     chosen,
                     device=pick_device(self.settings.device),
                     seconds=seconds,
@@ -544,7 +544,7 @@ class Shot:
             except DamagedFileError as damaged:
                 self._remove_damaged(damaged.path)
                 raise
-            record = adapting.keep(self.folder, learnt, base, facts, chosen)
+            record = adapting.keep(self.folder, learnt, base, results.facts, chosen)
             settings = replace(self.settings, adapt=True)
             self._save(replace(description, adaptation=record, settings=settings))
             self.close()
@@ -636,7 +636,7 @@ class Shot:
             return (str(error),)
         frames = set(self.plate.frames)
         keys = [Key(key.frame, key.masks) for key in self._description.keys if key.frame in frames]
-        changed = adapting.advice(record, keys)
+        changed = adapting.advice(record, keys, self._working.plate_hash)
         return (changed,) if changed else ()
 
     def _results(self, plan: Plan) -> Results:
@@ -648,6 +648,8 @@ class Shot:
         plan = self.plan(request)
         workshop.check_plate(plan)
         signatures = workshop.signatures(plan)
+        if writer is not None:
+            writer.remember_in(self.store.exported)
         emit(PlanMade(plan))
 
         judged = self.store.qualities()

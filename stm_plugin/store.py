@@ -87,6 +87,8 @@ class AdaptationRecord:
         licence: of the base, under which what came of it stands too.
         keys: what it learnt from: hash of the masks by frame.
         steps: taken.
+        plate: what it learnt from: content hash of the plate on each of these frames; empty in records of
+            before this was kept.
     """
 
     id: str
@@ -95,6 +97,7 @@ class AdaptationRecord:
     licence: str
     keys: Mapping[int, str]
     steps: int
+    plate: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -410,7 +413,10 @@ def dequantise(stored: ProbabilityArray) -> FloatArray:
 def _adaptation(values: Mapping[str, Any] | None) -> AdaptationRecord | None:
     if values is None:
         return None
-    return AdaptationRecord(**{**values, "keys": {int(key): one for key, one in values["keys"].items()}})
+    by_frame = {
+        name: {int(frame): one for frame, one in values.get(name, {}).items()} for name in ("keys", "plate")
+    }
+    return AdaptationRecord(**{**values, **by_frame})
 
 
 def _pack(**arrays: npt.NDArray[Any]) -> bytes:

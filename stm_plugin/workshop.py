@@ -91,7 +91,7 @@ class Workshop:
         self._loader: FrameLoader | None = None
         self._cache: FeatureCache | None = None
         self._ram_budget = settings.ram_budget
-        self._noted: dict[int, tuple[str | None, str]] = {}
+        self._noted: dict[int, int] = {}  # frame: hash of what was noted of it
 
     def close(self) -> None:
         """Give back threads and memory."""
@@ -362,9 +362,19 @@ class Workshop:
                 known[frame] = entry["hash"]
         return known
 
+    def plate_hash(self, frame: int) -> str | None:
+        """The content hash of a plate frame as it is now; it is read if need be. None where it cannot be."""
+        entry = self.store.plate_index.load().get(frame)
+        if entry is not None and entry["signature"] == signature_of(self.plate, frame):
+            return str(entry["hash"])
+        try:
+            return self.frames.load(frame).hash
+        except PlateError:
+            return None
+
     def _note(self, loaded: LoadedFrame) -> None:
         """A plate frame was read: note its hash, so that the next plan need not read it."""
-        frame, noted = loaded.plate_frame.frame, (loaded.signature, loaded.hash)
+        frame, noted = loaded.plate_frame.frame, hash((loaded.signature, loaded.hash))
         if self._noted.get(frame) != noted and self.store.lock.held:
             self._noted[frame] = noted
             entry = {"frame": frame, "signature": loaded.signature, "hash": loaded.hash}

@@ -284,8 +284,29 @@ def test_a_damaged_key_is_named(shot: Shot) -> None:
 def test_a_plate_that_changed_under_a_key_is_read_anew(shot: Shot) -> None:
     before = shot.adapt(OPTIONS)
     assert isinstance(shot.plate, Plate)
-    write_exr(Path(shot.plate.sequence.path(1001)), np.full((48, 64, 3), 0.5, np.float32))
+    picture = Path(shot.plate.sequence.path(1001))
+    content = picture.read_bytes()
+    write_exr(picture, np.full((48, 64, 3), 0.5, np.float32))
+    (sentence,) = shot.status().advice
+    assert "1001 with another plate under it" in sentence and "stm adapt" in sentence
+    picture.write_bytes(content)
+    assert shot.status().advice == (), "rendered again, and the same pixels"
+    picture.unlink()
+    assert shot.status().advice == (), "a frame that is not there says nothing"
+    write_exr(picture, np.full((48, 64, 3), 0.5, np.float32))
     assert shot.adapt(OPTIONS).id != before.id
+    assert shot.status().advice == ()
+
+
+def test_records_of_before_the_plate_was_kept_are_read(shot: Shot) -> None:
+    shot.adapt(OPTIONS)
+    path = shot.folder / "shot.json"
+    values = json.loads(path.read_text("utf-8"))
+    del values["adaptation"]["plate"]
+    path.write_text(json.dumps(values), "utf-8")
+    with Shot.open(shot.folder) as opened:
+        assert opened.adaptation is not None and opened.adaptation.plate == {}
+        assert opened.status().advice == ()
 
 
 def test_other_base_weights_are_refused(shot: Shot, tmp_path: Path) -> None:
