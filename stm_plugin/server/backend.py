@@ -240,5 +240,8 @@ class Backend(Protocol):
     ) -> ShotBackend:
         """Make a shot store."""
 
+    def rest(self) -> None:
+        """Nothing has been at work for a while: give back memory that is only kept for speed."""
+
     def exists(self, folder: Path) -> bool:
         """Whether the folder is a shot store."""

@@ -40,6 +40,8 @@ from stm_plugin.server.service import Service
 log = logging.getLogger("stm.server")
 
 DEFAULT_IDLE_SECONDS: Final = 900.0
+DEFAULT_REST_SECONDS: Final = 5.0
+"""Longer than a pause between two frames; what was given back is had again in a fraction of it."""
 MAX_CONNECTIONS: Final = 64
 _WATCH_SECONDS: Final = 0.5
 _TIDY_SECONDS: Final = 30.0
@@ -52,6 +54,7 @@ class ServeOptions:
 
     Attributes:
         idle_seconds: it ends after this time without a client or a job.
+        rest_seconds: it gives memory back that is only kept for speed after this time without work.
         parent: the process that it is to die with, or None.
         to_log: whether messages go into the log file instead of to standard error.
     """
@@ -59,6 +62,7 @@ class ServeOptions:
     idle_seconds: float = DEFAULT_IDLE_SECONDS
     parent: int | None = None
     to_log: bool = True
+    rest_seconds: float = DEFAULT_REST_SECONDS
 
 
 def serve(options: ServeOptions, load_backend: Callable[[], Backend] | None = None) -> None:
@@ -84,11 +88,8 @@ def serve(options: ServeOptions, load_backend: Callable[[], Backend] | None = No
         endpoint.publish(folder)
         log.info("engine %s, process %d, serves %s", endpoint.engine, endpoint.pid, path or port)
         try:
-            asyncio.run(
-                _Server(
-                    load_backend or _load_engine, folder, endpoint, maps, parent, options.idle_seconds
-                ).run(listener)
-            )
+            server = _Server(load_backend or _load_engine, folder, endpoint, maps, parent, options)
+            asyncio.run(server.run(listener))
         finally:
             if endpoint.is_published(folder):
                 (folder / ENDPOINT_NAME).unlink(missing_ok=True)
@@ -119,14 +120,14 @@ class _Server:
         endpoint: Endpoint,
         maps: MapFolder,
         parent: Parent | None,
-        idle_seconds: float,
+        options: ServeOptions,
     ) -> None:
         self._load_backend = load_backend
         self._folder = folder
         self._endpoint = endpoint
         self._maps = maps
         self._parent = parent
-        self._idle_seconds = idle_seconds
+        self._options = options
         self._connections: set[Connection] = set()
 
     async def run(self, listener: socket.socket) -> None:
@@ -181,10 +182,13 @@ class _Server:
             clients = self._count_clients()
             if clients or self._service.is_working:
                 needed_at = now
-            idle = now - needed_at > self._idle_seconds
+            idle = now - needed_at > self._options.idle_seconds
             if idle or (self._parent_has_gone() and not self._has_other_clients()):
                 log.info("nobody needs the engine any more")
                 self._service.stop.set()
+            worked_at = self._service.worked_at
+            if worked_at is not None and now - worked_at > self._options.rest_seconds:
+                await self._service.rest()
             if now - tidied_at > _TIDY_SECONDS:
                 tidied_at = now
                 await self._service.tidy()

@@ -105,6 +105,7 @@ class Service:
         self._devices: dict[str, DeviceQueue] = {}
         self._handles = itertools.count(1)
         self._tidying: set[asyncio.Task[None]] = set()
+        self._worked_at: float | None = None
 
     # ---- looking after everything
 
@@ -112,6 +113,16 @@ class Service:
     def is_working(self) -> bool:
         """Whether any job is at work."""
         return any(not job.has_ended for job in self._jobs.values())
+
+    @property
+    def worked_at(self) -> float | None:
+        """When pixels were last worked on, by the monotonic clock; None since the last rest."""
+        return time.monotonic() if self.is_working else self._worked_at
+
+    async def rest(self) -> None:
+        """Give back memory that is only kept for speed."""
+        self._worked_at = None
+        await self.in_thread((await self._backend()).rest)
 
     def counts(self) -> dict[str, int]:
         """Jobs at work and open shots."""
@@ -161,6 +172,8 @@ class Service:
         Raises:
             StmError: it cannot be carried out.
         """
+        if isinstance(request, p.PushPlate | p.PushKey | p.GetMatte):
+            self._worked_at = time.monotonic()
         answer: dict[str, Any]
         match request:
             case p.Info():
@@ -546,6 +559,7 @@ class Service:
         if starter is not None:
             starter[0].job_changed(job)
         if job.has_ended:
+            self._worked_at = time.monotonic()
             tidying = asyncio.ensure_future(self.tidy())
             self._tidying.add(tidying)
             tidying.add_done_callback(self._tidying.discard)

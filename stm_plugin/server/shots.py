@@ -15,6 +15,7 @@ from typing import Any, Final, get_args
 import numpy as np
 import torch
 
+from model.allocator import release_freed_memory
 from model.weights import WeightsFileError, read_manifest, shipped_weights
 from stm_plugin.address import address_of
 from stm_plugin.advice import Advice
@@ -81,6 +82,10 @@ class EngineBackend:
             weights=tuple(_weights()),
             settings={one.name: _setting_json(one.name, one.default) for one in describe_settings()},
         )
+
+    def rest(self) -> None:
+        """Give freed memory, which is kept for speed, back to the system."""
+        release_freed_memory()
 
     def locate(self, folder: Path) -> Path:
         """The folder of a shot as it is on disk: with its suffix."""

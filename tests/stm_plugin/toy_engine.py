@@ -17,7 +17,7 @@ import numpy as np
 
 from stm_plugin.errors import KeyframeError, PropagationCancelled, StmError
 from stm_plugin.protocol import Direction, PlateFiles, PushedGeometry, Range
-from stm_plugin.server import ServeOptions, serve
+from stm_plugin.server import DEFAULT_REST_SECONDS, ServeOptions, serve
 from stm_plugin.server.backend import (
     Cancelled,
     Change,
@@ -183,9 +183,14 @@ class ToyBackend:
 
     def __init__(self) -> None:
         self.shots: dict[Path, ToyShot] = {}
+        self.rests = 0
 
     def information(self) -> Information:
-        return Information(sys.version, "none", ({"name": "toy", "label": "Toy", "memory": 0},))
+        device = {"name": "toy", "label": f"Toy, rested {self.rests} times", "memory": 0}
+        return Information(sys.version, "none", (device,))
+
+    def rest(self) -> None:
+        self.rests += 1
 
     def locate(self, folder: Path) -> Path:
         return folder
@@ -211,5 +216,5 @@ class ToyBackend:
 
 if __name__ == "__main__":
     os.umask(0o077)
-    idle, parent = float(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None
-    serve(ServeOptions(idle, parent), ToyBackend)
+    idle, parent, rest = [*map(float, sys.argv[1:]), 0, 0][:3]
+    serve(ServeOptions(idle, int(parent) or None, rest_seconds=rest or DEFAULT_REST_SECONDS), ToyBackend)
