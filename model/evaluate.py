@@ -39,7 +39,7 @@ from model.inference import FastNetwork, Query
 from model.memory import DEFAULT_CAPACITY, MemoryBank, MemoryEntry, MemoryRule
 from model.metrics import Statistics, contour_accuracy, mean_statistics, region_similarity, statistics
 from model.network import soft_aggregate
-from model.pictures import Labels, read_labels, read_picture, write_labels
+from model.pictures import Labels, read_labels, read_picture, working_scale, write_labels
 
 EvaluationProtocol = Literal["davis", "youtube-vos"]
 
@@ -49,7 +49,7 @@ Progress = Callable[[str, int, int], None]
 """Called with (sequence, frames done, frames in all) after every frame of a run."""
 
 WORKING_SHORT_SIDE = 480
-"""Short side at which the network sees a picture; smaller ones are not enlarged (paper section 4: 480p)."""
+"""Short side at which the network sees a picture (paper section 4: 480p)."""
 
 
 @dataclass(frozen=True)
@@ -325,7 +325,7 @@ class NetworkSegmenter:
     Args:
         engine: the network.
         rule: which past frames are read.
-        short_side: pictures are scaled down to this short side, in pixels; None leaves them as they are.
+        short_side: pictures are brought to this short side, in pixels (`working_picture`); None leaves them.
         capacity: stored frames besides the first and the previous one.
     """
 
@@ -358,7 +358,8 @@ class NetworkSegmenter:
             if number in given:
                 entering, masks = _masks(given[number], size)
                 result = np.where(given[number] > 0, given[number], result)
-                masks = F.interpolate(masks[None], inside, mode="area")[0].to(objects.device)  # (k, h, w)
+                masks = F.interpolate(masks[None], inside, mode="bilinear", antialias=True)[0]  # (k, h, w)
+                masks = masks.to(objects.device)
                 objects = torch.cat([objects * (1 - masks.sum(dim=0).clamp(0, 1)), masks])
                 labels = [*labels, *entering]
             yield Step(result, query, groups)
@@ -521,13 +522,15 @@ def picture_path(sequence: VideoSequence, frame: str) -> Path:
 
 
 def working_picture(picture: Tensor, short_side: int | None) -> Tensor:
-    """The picture (3, H, W) as the network sees it: scaled down to a short side, or as it is where that is
-    None or the picture is no larger."""
+    """The picture (3, H, W) as the network sees it: brought to a short side (as far as `working_scale` goes),
+    or as it is where that is None."""
     height, width = picture.shape[-2:]
-    if short_side is None or min(height, width) <= short_side:
+    if short_side is None:
         return picture
-    scale = short_side / min(height, width)
+    scale = working_scale(min(height, width), short_side)
     size = (round(height * scale), round(width * scale))
+    if size == (height, width):
+        return picture
     return F.interpolate(picture[None], size, mode="bilinear", align_corners=False, antialias=True)[0].clamp(
         0, 1
     )

@@ -13,10 +13,19 @@ from torch import Tensor
 Labels = NDArray[np.uint8]
 """(H, W): 0 is background, k is the object with label k."""
 
+MOST_ENLARGEMENT = 1.5
+"""Pictures below the working size are enlarged to it, at most this much: the network sees small objects
+better so (docs/model-card.md has the figures), and its training crops are enlarged by as much."""
+
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 VOID_LABEL = 255
 """DAVIS and YouTube-VOS mark pixels that belong to nothing so; they count as background here."""
+
+
+def working_scale(short_side: float, working_size: int) -> float:
+    """By what a picture is scaled so that its short side has the working size, both in square pixels."""
+    return min(working_size / short_side, MOST_ENLARGEMENT)
 
 
 def read_picture(path: Path) -> Tensor:

@@ -1,7 +1,7 @@
 """The working picture: what the network sees of the plate, and the way back to plate pixels.
 
-The plate's canvas is cut to the region, brought to square pixels and scaled down (never up) so that its short
-side has the working size.
+The plate's canvas is cut to the region, brought to square pixels and scaled so that its short side has the
+working size; what is smaller is enlarged as far as helps the network.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from model.pictures import working_scale
 from stm_plugin.errors import SettingsError
 from stm_plugin.plate import FloatArray, PixelArray, Window, place, slices_of
 
@@ -66,7 +67,7 @@ def working_geometry(
             f"The region {region} lies outside the plate.", hint=f"The plate covers {canvas}."
         )
     square_width = inside.width * pixel_aspect
-    scale = min(1.0, working_size / min(square_width, inside.height))
+    scale = working_scale(min(square_width, inside.height), working_size)
     height = max(1, round(inside.height * scale))
     width = max(1, round(square_width * scale))
     return WorkingGeometry(canvas, inside, height, width)

@@ -215,7 +215,7 @@ def test_network_segmenter_gives_the_labels_of_the_reference(engine: FastNetwork
     given = labels_of(first_masks())
     masks = torch.stack([torch.from_numpy(given == label).float() for label in (1, 2, 3)])
     expected = propagate(Plain(lively_network("stm-lite")), texture(1), masks, rule)
-    first, *got = NetworkSegmenter(engine, MemoryRule.parse(rule))(texture(1), {0: given})
+    first, *got = NetworkSegmenter(engine, MemoryRule.parse(rule), None)(texture(1), {0: given})
     assert np.array_equal(first, given)
     assert len(got) == FRAMES - 1
     for labels, probabilities in zip(got, expected, strict=True):
@@ -226,7 +226,7 @@ def test_network_segmenter_gives_the_labels_of_the_reference(engine: FastNetwork
 def test_an_object_that_enters_late_changes_nothing_before(engine: FastNetwork) -> None:
     masks = labels_of(first_masks())
     early, late = np.where(masks == 1, 5, 0).astype(np.uint8), np.where(masks == 2, 9, 0).astype(np.uint8)
-    segmenter = NetworkSegmenter(engine, MemoryRule.parse("every:2"))
+    segmenter = NetworkSegmenter(engine, MemoryRule.parse("every:2"), None)
     alone = list(segmenter(texture(1)[:8], {0: early}))
     both = list(segmenter(texture(1)[:8], {0: early, 3: late}))
     for number in range(3):
@@ -236,11 +236,13 @@ def test_an_object_that_enters_late_changes_nothing_before(engine: FastNetwork) 
     assert any((labels == 9).any() for labels in both[4:])
 
 
-def test_pictures_larger_than_the_working_size_give_labels_of_their_own_size(engine: FastNetwork) -> None:
+@pytest.mark.parametrize("short_side", [32, 480])
+def test_labels_have_the_size_of_the_picture_and_not_the_working_size(
+    engine: FastNetwork, short_side: int
+) -> None:
     given = labels_of(first_masks())
-    results = list(
-        NetworkSegmenter(engine, MemoryRule.parse("first"), short_side=32)(texture(1)[:3], {0: given})
-    )
+    segmenter = NetworkSegmenter(engine, MemoryRule.parse("first"), short_side)
+    results = list(segmenter(texture(1)[:3], {0: given}))
     assert [labels.shape for labels in results] == [(HEIGHT, WIDTH)] * 3
     assert np.array_equal(results[0], given)
 

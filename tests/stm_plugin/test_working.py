@@ -21,18 +21,20 @@ def ramp(window: Window) -> FloatArray:
     return np.stack(np.meshgrid(x, y), axis=-1).astype(np.float32)
 
 
-def test_the_short_side_has_the_working_size_and_nothing_is_enlarged() -> None:
+def test_the_short_side_has_the_working_size_and_small_plates_are_enlarged_as_far_as_helps() -> None:
     wide = working_geometry(Window(0, 0, 2048, 1556), 1.0, 480)
     assert (wide.width, wide.height) == (632, 480)
-    small = working_geometry(Window(0, 0, 320, 200), 1.0, 480)
-    assert (small.width, small.height) == (320, 200)
+    small = working_geometry(Window(0, 0, 720, 400), 1.0, 480)
+    assert (small.width, small.height) == (864, 480)
+    tiny = working_geometry(Window(0, 0, 320, 200), 1.0, 480)
+    assert (tiny.width, tiny.height) == (480, 300)
 
 
 def test_anamorphic_plates_are_seen_in_square_pixels() -> None:
     geometry = working_geometry(Window(0, 0, 1828, 1556), 2.0, 480)
     assert (geometry.width, geometry.height) == (round(1828 * 2 * 480 / 1556), 480)
     small = working_geometry(Window(0, 0, 100, 100), 2.0, 480)
-    assert (small.width, small.height) == (200, 100)
+    assert (small.width, small.height) == (300, 150)
 
 
 def test_a_region_is_cut_to_the_canvas_and_must_lie_on_it() -> None:
