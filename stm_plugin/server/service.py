@@ -116,7 +116,7 @@ class Service:
 
     @property
     def worked_at(self) -> float | None:
-        """When pixels were last worked on, by the monotonic clock; None since the last rest."""
+        """When pixels or a whole shot were last in hand, by the monotonic clock; None since the last rest."""
         return time.monotonic() if self.is_working else self._worked_at
 
     async def rest(self) -> None:
@@ -325,6 +325,7 @@ class Service:
                 await self.in_thread(shot.backend.close)
         except StmError as error:
             log.warning("closing %s: %s", shot.folder, error)
+        self._worked_at = time.monotonic()
 
     async def _edit(self, shot: SharedShot, interrupt: bool, work: Callable[[], T]) -> T:
         """Change a shot while no job is at work on it."""

@@ -722,6 +722,8 @@ def test_a_server_without_work_gives_memory_back_once_and_again_after_the_next_w
         assert not wait_for(lambda: rests() > 1, 1.5), "looking is no work"
         client.call({"op": "get_matte", "shot": shot, "frame": 1003, "format": "half"})
         assert wait_for(lambda: rests() == 2)
+        client.call({"op": "close_shot", "shot": shot})
+        assert wait_for(lambda: rests() == 3)
         client.close()
 
 
