@@ -7,6 +7,7 @@ bit: what is read back gives the same matte as what was computed.
 
 from __future__ import annotations
 
+import mmap
 import os
 import threading
 import time
@@ -16,10 +17,15 @@ from pathlib import Path
 from typing import TypeVar
 
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from stm_plugin.errors import DiskFullError, StoreError
 from stm_plugin.files import SEAL_BYTES, DamagedFileError, read_sealed, write_sealed
+
+_OWN_MEMORY_FROM = 1 << 17
+"""Bytes of an entry that gets memory of its own. Fewer, and the blocks could be more than a system allows."""
+_ALIGNMENT = 64
 
 Tensors = dict[str, Tensor]
 T = TypeVar("T")
@@ -177,7 +183,7 @@ class FeatureCache:
             if value is None and self.disk is not None:
                 body = self.disk.get(key)
                 if body is not None:
-                    value = safetensors.torch.load(body)
+                    value = _in_own_memory(safetensors.torch.load(body))
                     self.ram.put(key, value)
             return value
 
@@ -188,7 +194,7 @@ class FeatureCache:
 
     def put(self, key: str, value: Mapping[str, Tensor], *, on_disk: bool = True) -> None:
         """Keep tensors; those of another device are copied to the CPU."""
-        kept = {name: tensor.detach().cpu().contiguous() for name, tensor in value.items()}
+        kept = _in_own_memory({name: tensor.detach().cpu().contiguous() for name, tensor in value.items()})
         with self._mutex:
             self.ram.put(key, kept)
             if not on_disk or self.disk is None or not self._disk_takes_more or self.disk.has(key):
@@ -235,6 +241,29 @@ def _on_one_disk(folder: Path, file: Path) -> bool:
         return folder.stat().st_dev == file.parent.stat().st_dev
     except OSError:
         return False
+
+
+def _in_own_memory(value: Tensors) -> Tensors:
+    """Contiguous CPU tensors in one block outside of the program's heap, given back when it is forgotten.
+
+    In the heap, what stays for long would lie scattered between what the network needs for a moment, and the
+    heap of a long run would grow by its gaps.
+    """
+    places, end = {}, 0
+    for name, tensor in value.items():
+        places[name] = end
+        end += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
+    if end < _OWN_MEMORY_FROM:
+        return value
+    block = mmap.mmap(-1, end)
+    kept = {}
+    for name, tensor in value.items():
+        if tensor.numel() == 0:
+            kept[name] = tensor
+            continue
+        flat = torch.frombuffer(block, dtype=tensor.dtype, count=tensor.numel(), offset=places[name])
+        kept[name] = flat.view(tensor.shape).copy_(tensor)
+    return kept
 
 
 def _size(value: Tensors) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from model.allocator import keep_freed_memory
 from stm_plugin.cache import DiskCache, FeatureCache, RamCache
 from stm_plugin.errors import StoreFullError
 
@@ -123,3 +124,35 @@ def test_features_do_not_give_way_twice_or_to_another_disk(tmp_path: Path) -> No
     with pytest.raises(StoreFullError):
         cache.make_room_for(lambda: full(tmp_path / "result"))
     assert len(tried) == 1 + 2 + 1
+
+
+@pytest.mark.parametrize("count", [10, 100_000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.uint8])
+def test_what_is_kept_is_a_copy_bit_for_bit_in_its_own_memory(
+    count: int, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    given = {
+        "plane": (100 * torch.randn(2, count)).to(dtype).T,
+        "odd": torch.ones(3, dtype=dtype),
+        "none": torch.empty(0, dtype=dtype),
+    }
+    cache = FeatureCache(1 << 30, tmp_path, 1 << 30)
+    cache.put("x", given)
+    for found in (cache.get("x"), FeatureCache(1 << 30, tmp_path, 1 << 30).get("x")):
+        assert found is not None and set(found) == set(given)
+        assert all(torch.equal(found[name], given[name]) for name in given)
+        assert all(found[name].is_contiguous() for name in given)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc to see what a process takes")
+def test_what_is_forgotten_is_given_back_to_the_system() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    cache = FeatureCache(1 << 30)
+    keep_freed_memory()
+    for number in range(32):
+        cache.put(str(number), {"a": torch.ones(1 << 19)})  # 2 MB
+    full = resident()
+    cache.limit_ram(0)
+    assert full - resident() > 32 << 20
