@@ -15,56 +15,25 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from model.davis import VideoSequence, find_sequences
-from model.inference import Query
-from model.memory import MemoryBank, MemoryEntry, MemoryRule
 from model.metrics import region_similarity
 from stm_plugin.networks import ready_network
 from stm_plugin.plan import State
 from stm_plugin.settings import Settings
 from stm_plugin.shot import Shot
 from stm_plugin.store import PlateDescription
+from tests.stm_plugin.small_network import CountingNetwork
 
 FIRST = 1001
-
-
-class Counting:
-    """The network of the settings' weights, and how often it was asked for what."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.inner = ready_network(settings.weights, "cpu", settings.precision)
-        self.calls: Counter[str] = Counter()
-
-    @property
-    def device(self) -> Any:
-        return self.inner.device
-
-    def encode_query(self, picture: Tensor) -> Query:
-        self.calls["query"] += 1
-        return self.inner.encode_query(picture)
-
-    def encode_memory(self, picture: Tensor, probabilities: Tensor) -> MemoryEntry:
-        self.calls["memory"] += 1
-        return self.inner.encode_memory(picture, probabilities)
-
-    def new_bank(self, rule: MemoryRule, like: MemoryEntry, *, capacity: int, permanent: int) -> MemoryBank:
-        return self.inner.new_bank(rule, like, capacity=capacity, permanent=permanent)
-
-    def segment(self, query: Query, bank: MemoryBank) -> Tensor:
-        self.calls["decode"] += 1
-        return self.inner.segment(query, bank)
 
 
 def truth_of(path: Path) -> npt.NDArray[np.float32]:
@@ -98,7 +67,7 @@ def chosen(how: str, shot: Shot, scores: dict[int, float], keys: Sequence[int]) 
 
 def play(sequence: VideoSequence, how: str, rounds: int, settings: Settings) -> list[float]:
     """All rounds on one clip; mean J after each."""
-    network = Counting(settings)
+    network = CountingNetwork(inner=ready_network(settings.weights, "cpu", settings.precision))
     means: list[float] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -109,7 +78,7 @@ def play(sequence: VideoSequence, how: str, rounds: int, settings: Settings) -> 
             if frame in sequence.annotations:
                 truths[number] = truth_of(sequence.annotations[frame])
         plate = PlateDescription("files", f"{folder}/plate.####{picture.suffix}")
-        with Shot.create(folder / "clip", plate, settings, network=lambda *_: network) as shot:
+        with Shot.create(folder / "clip", plate, settings, network=network.factory) as shot:
             keys = [FIRST]
             while True:
                 shot.add_key(keys[-1], {"object": truths[keys[-1]]})
@@ -123,7 +92,7 @@ def play(sequence: VideoSequence, how: str, rounds: int, settings: Settings) -> 
                 calls = f"query {network.calls['query']:3}  memory {network.calls['memory']:3}"
                 did = f"dirty {stale:3}  computed {done.computed:3}  {calls}  {seconds:6.1f} s"
                 print(f"{sequence.name:16} {how:7} key {keys[-1]}  {did}  J {means[-1]:.3f}", flush=True)
-                assert network.calls["decode"] == done.computed
+                assert network.calls["read and decode"] == done.computed
                 following = chosen(how, shot, scores, keys) if len(keys) <= rounds else None
                 if following is None:
                     return means

@@ -76,12 +76,39 @@ def write_exr(
         channels: c channel names.
         attributes: header attributes by OpenImageIO's names.
     """
+    given = {"compression": "zip", **(attributes or {})}
+    return write_image(
+        path, pixels, "half", channels=channels, data=origin, display=display, attributes=given
+    )
+
+
+def write_image(
+    path: Path,
+    pixels: Pixels,
+    kind: str = "half",
+    *,
+    channels: tuple[str, ...] | None = None,
+    data: tuple[int, int] = (0, 0),
+    display: tuple[int, int, int, int] | None = None,
+    attributes: dict[str, object] | None = None,
+) -> Path:
+    """Write one image file of any kind that OpenImageIO writes.
+
+    Args:
+        path: the file to write.
+        pixels: float32 (h, w, c), the data window; integers from 0 to 1.
+        kind: of the stored values: half, float, uint8, uint16.
+        channels: c channel names; OpenImageIO's if None.
+        data: x and y of the data window's first pixel (y down, may be negative).
+        display: x, y, width and height of the display window; the data window if None.
+        attributes: header attributes by OpenImageIO's names.
+    """
     height, width, count = pixels.shape
-    spec = oiio.ImageSpec(width, height, count, "half")
-    spec.channelnames = channels
-    spec.x, spec.y = origin
-    spec.full_x, spec.full_y, spec.full_width, spec.full_height = display or (*origin, width, height)
-    spec.attribute("compression", "zip")
+    spec = oiio.ImageSpec(width, height, count, kind)
+    if channels:
+        spec.channelnames = channels
+    spec.x, spec.y = data
+    spec.full_x, spec.full_y, spec.full_width, spec.full_height = display or (*data, width, height)
     for name, value in (attributes or {}).items():
         spec.attribute(name, value)
     output = oiio.ImageOutput.create(str(path))

@@ -5,16 +5,17 @@ from __future__ import annotations
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import OpenImageIO as oiio
 import pytest
 from PIL import Image
 
 from stm_plugin.errors import MaskError
 from stm_plugin.mask import MaskImage, MaskMode, mask_hash, read_mask
 from stm_plugin.plate import FloatArray, Window
+from tests.conftest import write_image
 
 WIDTH, HEIGHT = 12, 8
 PLATE = Window(0, 0, WIDTH, HEIGHT)
@@ -43,29 +44,9 @@ def read(
     )
 
 
-def write(
-    path: Path,
-    pixels: FloatArray,
-    kind: str = "uint8",
-    *,
-    channels: tuple[str, ...] | None = None,
-    data: tuple[int, int] = (0, 0),
-    display: tuple[int, int, int, int] | None = None,
-) -> Path:
-    """Write (h, w, C) values with OpenImageIO; integers from 0 to 1."""
-    height, width, count = pixels.shape
-    spec = oiio.ImageSpec(width, height, count, kind)
-    if channels:
-        spec.channelnames = channels
-    spec.x, spec.y = data
-    spec.full_x, spec.full_y, spec.full_width, spec.full_height = display or (*data, width, height)
-    spec.attribute("oiio:UnassociatedAlpha", 1)
-    output = oiio.ImageOutput.create(str(path))
-    assert output is not None
-    assert output.open(str(path), spec), output.geterror()
-    assert output.write_image(np.ascontiguousarray(pixels, np.float32))
-    assert output.close()
-    return path
+def write(path: Path, pixels: FloatArray, kind: str = "uint8", **given: Any) -> Path:
+    """Write (h, w, C) values as they are, not premultiplied."""
+    return write_image(path, pixels, kind, attributes={"oiio:UnassociatedAlpha": 1}, **given)
 
 
 @pytest.fixture

@@ -16,36 +16,10 @@ from hypothesis import strategies as st
 
 from stm_plugin.errors import PlateError
 from stm_plugin.plate import FloatArray, Plate, PlateFrame, Window, place
+from tests.conftest import write_image
 
 PlateMaker = Callable[..., str]
 TRUNCATED_KINDS = ["exr", "png", "jpg", "tif", "dpx"]
-
-
-def write_image(
-    path: Path,
-    pixels: FloatArray,
-    kind: str = "half",
-    *,
-    channels: tuple[str, ...] | None = None,
-    data: tuple[int, int] = (0, 0),
-    display: tuple[int, int, int, int] | None = None,
-    attributes: dict[str, object] | None = None,
-) -> Path:
-    """Write (h, w, C) pixels with OpenImageIO."""
-    height, width, count = pixels.shape
-    spec = oiio.ImageSpec(width, height, count, kind)
-    if channels:
-        spec.channelnames = channels
-    spec.x, spec.y = data
-    spec.full_x, spec.full_y, spec.full_width, spec.full_height = display or (*data, width, height)
-    for name, value in (attributes or {}).items():
-        spec.attribute(name, value)
-    output = oiio.ImageOutput.create(str(path))
-    assert output is not None
-    assert output.open(str(path), spec), output.geterror()
-    assert output.write_image(np.ascontiguousarray(pixels, np.float32))
-    assert output.close()
-    return path
 
 
 @pytest.fixture

@@ -708,12 +708,13 @@ def test_a_detached_job_keeps_an_idle_server_alive_until_it_ends() -> None:
 
 
 def test_a_server_without_work_gives_memory_back_once_and_again_after_the_next_work() -> None:
-    def rests() -> int:
-        label: str = client.call({"op": "info"})[0]["devices"][0]["label"]
-        return int(label.split()[2])
-
     with a_server("900", "0", "0.2") as server:
         client = server.connect()
+
+        def rests() -> int:
+            label: str = client.call({"op": "info"})[0]["devices"][0]["label"]
+            return int(label.split()[2])
+
         assert not wait_for(lambda: rests() > 0, 1.5), "nothing has been done yet"
         shot = new_shot(client, last=1060)
         client.call({"op": "propagate", "shot": shot})
