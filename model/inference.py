@@ -163,8 +163,7 @@ class FastNetwork:
     def _padded(self, x: Tensor) -> Tensor:
         """(C, H, W) -> (1, C, H', W') on the device, fp32, zeros around."""
         x = x.to(self.device, torch.float32).unsqueeze(0)
-        padded = pad(x, padding_to_stride(x.shape[-2], x.shape[-1]))
-        return padded.contiguous(memory_format=torch.channels_last)
+        return pad(x, padding_to_stride(x.shape[-2], x.shape[-1]))
 
 
 class SplitConv2d(nn.Module):

@@ -28,7 +28,8 @@ def whole_softmax(query: Tensor, memory: list[tuple[Tensor, Tensor]]) -> Tensor:
     keys = torch.cat([keys for keys, _ in memory], dim=1).double()
     values = torch.cat([values for _, values in memory], dim=2).double()
     weights = (keys @ (query.double() / KEYS**0.5)).softmax(dim=1)
-    return values @ weights
+    result: Tensor = values @ weights
+    return result
 
 
 @pytest.mark.parametrize("block_elements", [7 * POSITIONS, None])
