@@ -65,14 +65,14 @@ def chosen(how: str, shot: Shot, scores: dict[int, float], keys: Sequence[int]) 
     return None if advice is None else min(free, key=lambda frame: abs(frame - advice.frame))
 
 
-def play(sequence: VideoSequence, how: str, rounds: int, settings: Settings) -> list[float]:
+def play(sequence: VideoSequence, how: str, rounds: int, step: int, settings: Settings) -> list[float]:
     """All rounds on one clip; mean J after each."""
     network = CountingNetwork(inner=ready_network(settings.weights, "cpu", settings.precision))
     means: list[float] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         truths: dict[int, npt.NDArray[np.float32]] = {}
-        for number, frame in enumerate(sequence.frames, start=FIRST):
+        for number, frame in enumerate(sequence.frames[::step], start=FIRST):
             picture = sequence.pictures[frame]
             (folder / f"plate.{number}{picture.suffix}").symlink_to(picture.resolve())
             if frame in sequence.annotations:
@@ -108,6 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sequence", nargs="*", default=[])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--choose", nargs="+", default=["advice", "worst", "middle"])
+    parser.add_argument("--step", type=int, default=1, help="every how many frames of a clip")
     parser.add_argument("--size", type=int, default=240, help="short side for the network")
     parser.add_argument("--precision", default="bfloat16")
     given = parser.parse_args(arguments)
@@ -115,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     reached: dict[str, list[float]] = {}
     for sequence in find_sequences(given.data, given.sequence):
         for how in given.choose:
-            reached.setdefault(how, []).append(play(sequence, how, given.rounds, settings)[-1])
+            reached.setdefault(how, []).append(play(sequence, how, given.rounds, given.step, settings)[-1])
     for how, means in reached.items():
         print(f"{how:7} J {statistics.mean(means):.3f} after {given.rounds} corrections")
 

@@ -16,6 +16,8 @@ import numpy as np
 from stm_plugin.plate import FloatArray
 
 _MOST_OPTIMISM = 5.0
+_UNTOLD = 0.5
+"""Of the mean doubt, on every frame: the network may be sure of what is wrong, anywhere."""
 _LEAST_DOUBT = 0.05
 """Less is what an edge in motion blur gives: there is nothing to advise."""
 
@@ -66,6 +68,7 @@ def advise(qualities: Mapping[int, Quality], keys: Collection[int]) -> Advice | 
         return None
     others = np.array(sorted(keys) or [frames[0] - 1])
     way = np.abs(frames[:, None] - others).min(axis=1)  # to the nearest key there is
+    doubts += np.float32(_UNTOLD) * doubts.mean()
     # Of each frame, by how much of its way it would come nearer to a key.
     mended = [float((doubts * np.clip(1.0 - np.abs(frames - key) / way, 0.0, 1.0)).sum()) for key in frames]
     chosen = int(frames[int(np.argmax(mended))])

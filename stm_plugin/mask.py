@@ -126,7 +126,7 @@ def read_mask(
     placed = {name: place(mask, target, canvas) for name, mask in named.items()}
     if not allow_empty and not any(mask.any() for mask in placed.values()):
         raise MaskError(
-            f"The mask is empty (read from its {source}).",
+            f"The mask is empty (read from {source}).",
             frame=frame,
             path=path,
             hint="Draw the object, or name the channel that holds it; an object that is not in the frame "
@@ -260,7 +260,7 @@ class _Reader:
         if integers is not None and self._are_labels(integers):
             return self._split(integers), "label value"
         colour = self._colour_indices(names)
-        return {_SOFT: self._soft(colour)}, "luminance" if len(colour) == 3 else "its one channel"
+        return {_SOFT: self._soft(colour)}, "its luminance" if len(colour) == 3 else "its one channel"
 
     def channel(self, wanted: str) -> FloatArray:
         """One channel as a soft mask, by its full name or the last part of it."""

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -417,7 +417,7 @@ class Shot:
             PlateError: the plate frame cannot be read.
         """
         plan = self.plan(Request(frame, frame))
-        with _reading(frame):
+        with self._reading(frame):
             return self._working.finished(self._description, plan, self._results(plan), frame)
 
     def display(self, frame: int) -> FloatArray:
@@ -573,7 +573,7 @@ class Shot:
         for one in plan.frames:
             if cancelled():
                 return
-            with _reading(one.frame):
+            with self._reading(one.frame):
                 self._write(plan, results, one.frame, writer)
                 on_event(FrameFinished(one.frame, results.address(plan, one.frame)))
 
@@ -812,6 +812,27 @@ class Shot:
         finally:
             self.store.lock.release()
 
+    @contextmanager
+    def _reading(self, frame: int) -> Iterator[None]:
+        """What reading a matte may find out, in words. A damaged result leaves: it is computed anew."""
+        try:
+            yield
+        except PlateMovedOn as moved:
+            raise MatteError(
+                f"The matte is stale: the plate changed on {moved.frame}.",
+                frame=frame,
+                hint="Run `stm shot propagate` again.",
+            ) from moved
+        except DamagedFileError as damaged:
+            with suppress(OSError):  # a store that cannot be written
+                self._remove_damaged(damaged.path)
+            raise MatteError(
+                "A stored result is damaged.",
+                frame=frame,
+                path=damaged.path,
+                hint="Run `stm shot propagate` again: it is computed anew.",
+            ) from damaged
+
     def _save(self, description: ShotDescription) -> None:
         self.store.save(description)
         self._description = description
@@ -842,23 +863,3 @@ def _open_files(plate: PlateDescription, settings: Settings) -> Plate:
         colour_space=settings.colour_space,
         movie_first_frame=plate.movie_first_frame,
     )
-
-
-@contextmanager
-def _reading(frame: int) -> Iterator[None]:
-    """What reading a matte may find out, in words."""
-    try:
-        yield
-    except PlateMovedOn as moved:
-        raise MatteError(
-            f"The matte is stale: the plate changed on {moved.frame}.",
-            frame=frame,
-            hint="Run `stm shot propagate` again.",
-        ) from moved
-    except DamagedFileError as damaged:
-        raise MatteError(
-            "A stored result is damaged.",
-            frame=frame,
-            path=damaged.path,
-            hint="Run `stm shot propagate` again: it is computed anew.",
-        ) from damaged

@@ -187,6 +187,16 @@ class StoreSize:
     memory: int
     plate: int
 
+    def __str__(self) -> str:
+        parts = {
+            "for keys": self.keys,
+            "for results": self.mattes,
+            "for cached features": self.memory,
+            "for the plate": self.plate,
+        }
+        told = [f"{size / 1e6:.1f} MB {what}" for what, size in parts.items() if size]
+        return ", ".join(told) or "nothing"
+
 
 class ShotStore:
     """The files of one shot. Writing is for the holder of `lock`; reading is for everyone."""

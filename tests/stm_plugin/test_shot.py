@@ -639,3 +639,20 @@ def test_an_error_in_mid_run_names_the_frame_that_it_stopped_at(
     with pytest.raises(StoreFullError, match=r"frame 1006, .*disk is full"):
         desk.run()
     assert desk.shot.status().count(State.DONE) == 4
+
+
+def test_damage_that_is_found_while_looking_is_mended_by_the_next_propagation(desk: Desk) -> None:
+    """Of the same length, so that only the checksum tells."""
+    desk.shot.add_key(1001, {"chair": LEFT})
+    desk.run()
+    before = desk.mattes()
+    path = next(iter(desk.shot.folder.glob("mattes/*/*.prob")))
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 0xFF
+    path.write_bytes(data)
+    with pytest.raises(MatteError, match=r"frame \d+, .*\.prob: A stored result is damaged"):
+        desk.mattes()
+    assert desk.shot.status().network_frames == 1
+    assert desk.run()["read and decode"] == 1
+    after = desk.mattes()
+    assert all(np.array_equal(after[frame], before[frame]) for frame in FRAMES)
