@@ -19,15 +19,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
-import numpy as np
-
 from model.adapt import AdaptOptions, AdaptStep
 from model.weights import Manifest
 from stm_plugin import adapt as adapting
+from stm_plugin import editing
 from stm_plugin.advice import Advice, Quality, advise
 from stm_plugin.delivery import Delivery
 from stm_plugin.device import Fit, pick_device
-from stm_plugin.engine import Execution, PlateMovedOn, Results, on_window
+from stm_plugin.engine import Execution, PlateMovedOn, Results
 from stm_plugin.errors import (
     KeyframeError,
     MaskError,
@@ -50,19 +49,17 @@ from stm_plugin.export import MatteWriter
 from stm_plugin.files import DamagedFileError
 from stm_plugin.frames import signature_of
 from stm_plugin.lock import Holder
-from stm_plugin.mask import MaskMode, read_mask
+from stm_plugin.mask import MaskMode
 from stm_plugin.networks import base_network, weights_manifest
+from stm_plugin.opening import masks_of_arrays, masks_of_file, open_plate
 from stm_plugin.plan import DirtyRange, Key, Plan, Request, State, frames_in_range, make_plan, record_of
-from stm_plugin.plate import FloatArray, Plate, PlateSource, Window
-from stm_plugin.pushed import PushedPlate
-from stm_plugin.settings import MAX_OBJECTS, Settings
+from stm_plugin.plate import FloatArray, PlateSource, Window
+from stm_plugin.settings import Settings
 from stm_plugin.store import (
     AdaptationRecord,
     PlateDescription,
     ShotDescription,
-    ShotObject,
     ShotStore,
-    StoredKey,
     StoreSize,
 )
 from stm_plugin.workshop import FinishedFrame as FinishedFrame
@@ -173,16 +170,16 @@ class Shot:
         """
         settings = settings or Settings()
         if plate.kind == "files":
-            _open_files(plate, settings)
+            open_plate(Path(folder), plate, settings)
         store = ShotStore.create(folder, ShotDescription(plate, settings))
-        return cls(store, _open_plate(store, plate, settings), network)
+        return cls(store, open_plate(store.plate_folder, plate, settings), network)
 
     @classmethod
     def open(cls, folder: str | Path, *, network: NetworkFactory | None = None) -> Shot:
         """Open a shot that exists. StoreError or PlateError where it cannot be."""
         store = ShotStore.open(folder)
         description = store.description()
-        return cls(store, _open_plate(store, description.plate, description.settings), network)
+        return cls(store, open_plate(store.plate_folder, description.plate, description.settings), network)
 
     def close(self) -> None:
         """Give back threads and memory. Everything is on disk already."""
@@ -244,7 +241,7 @@ class Shot:
         if before.adaptation != now.adaptation:
             self.close()
         if (before.plate, before.settings) != (now.plate, now.settings):
-            self.plate = _open_plate(self.store, now.plate, now.settings)
+            self.plate = open_plate(self.store.plate_folder, now.plate, now.settings)
             self.close()
 
     # ---- changing it ----
@@ -283,30 +280,29 @@ class Shot:
                 frame=frame,
                 hint=f"It has frames {self.plate.frames[0]} to {self.plate.frames[-1]}.",
             )
-        masks, original = self._read_masks(frame, mask, window, objects, mode, channel, allow_empty)
-        with self._writing(wait) as description:
-            known = {one.name: one.id for one in description.objects}
-            added, following = list(description.objects), description.next_object
-            for name in masks:
-                if name not in known:
-                    known[name] = f"o{following}"
-                    added.append(ShotObject(known[name], name))
-                    following += 1
-            if len(added) > MAX_OBJECTS:
-                raise MaskError(f"A shot has at most {MAX_OBJECTS} objects.", frame=frame, path=original)
-            before = {key.frame: key for key in description.keys}.get(frame)
-            kept = {} if before is None or replace_all else dict(before.masks)
-            for name, values in masks.items():
-                with concerning(frame):
-                    kept[known[name]] = self.store.put_mask(values, self.plate.canvas)
-            originals = () if before is None or replace_all else before.originals
-            if original is not None:
-                with concerning(frame):
-                    originals = (*originals, self.store.keep_original(frame, original))
-            key = StoredKey(frame, kept, originals)
-            others = [one for one in description.keys if one.frame != frame]
-            ordered = tuple(sorted([*others, key], key=lambda one: one.frame))
-            self._save(replace(description, objects=tuple(added), keys=ordered, next_object=following))
+        original: Path | None = None
+        if isinstance(mask, Mapping):
+            canvas = self.plate.canvas
+            masks = masks_of_arrays(mask, window or canvas, canvas, frame=frame, allow_empty=allow_empty)
+        else:
+            original = Path(mask)
+            masks = masks_of_file(
+                original,
+                self.plate,
+                frame=frame,
+                objects=objects,
+                mode=mode,
+                channel=channel,
+                allow_empty=allow_empty,
+            )
+        with self._writing(wait) as description, concerning(frame):
+            description = editing.with_objects(description, masks, frame)
+            kept = {
+                editing.id_of(description, name): self.store.put_mask(values, self.plate.canvas)
+                for name, values in masks.items()
+            }
+            originals = [] if original is None else [self.store.keep_original(frame, original)]
+            self._save(editing.with_key(description, frame, kept, originals, replace_all=replace_all))
         return next(one for one in self.keys if one.frame == frame)
 
     def remove_key(
@@ -314,37 +310,17 @@ class Shot:
     ) -> None:
         """Take a key away, or some of its objects. KeyframeError where there is none."""
         with self._writing(wait) as description:
-            found = [one for one in description.keys if one.frame == frame]
-            if not found:
-                raise KeyframeError("There is no key on this frame.", frame=frame, hint=self._keys_in_words())
-            ids = {one.name: one.id for one in description.objects}
-            gone = set(found[0].masks) if objects is None else {ids.get(name, name) for name in objects}
-            left = {one: mask for one, mask in found[0].masks.items() if one not in gone}
-            keys = [one for one in description.keys if one.frame != frame]
-            if left:
-                keys.append(replace(found[0], masks=left))
-            self._save(replace(description, keys=tuple(sorted(keys, key=lambda one: one.frame))))
+            self._save(editing.without_key(description, frame, objects))
 
     def rename_object(self, old: str, new: str, *, wait: float | None = 0.0) -> None:
         """Give an object another name. Nothing is computed again. SettingsError for a name that is taken."""
         with self._writing(wait) as description:
-            self._object_id(old)
-            if new in self.objects and new != old:
-                raise SettingsError(f"There is an object {new!r} already.")
-            renamed = tuple(replace(one, name=new) if one.name == old else one for one in description.objects)
-            self._save(replace(description, objects=renamed))
+            self._save(editing.with_renamed_object(description, old, new))
 
     def remove_object(self, name: str, *, wait: float | None = 0.0) -> None:
         """Take an object and all its masks away. Objects that shared keys with it are computed again."""
         with self._writing(wait) as description:
-            gone = self._object_id(name)
-            keys = []
-            for key in description.keys:
-                left = {one: mask for one, mask in key.masks.items() if one != gone}
-                if left:
-                    keys.append(replace(key, masks=left))
-            objects = tuple(one for one in description.objects if one.id != gone)
-            self._save(replace(description, objects=objects, keys=tuple(keys)))
+            self._save(editing.without_object(description, name))
 
     def set_settings(self, settings: Settings, *, wait: float | None = 0.0) -> None:
         """Change settings. What depends on them becomes stale, and nothing else."""
@@ -353,7 +329,7 @@ class Shot:
         with self._writing(wait) as description:
             if settings.adapt:
                 adapting.check_adaptation(description.adaptation, self._base_manifest(settings))
-            opened = _open_plate(self.store, description.plate, settings)
+            opened = open_plate(self.store.plate_folder, description.plate, settings)
             self._save(replace(description, settings=settings))
             self.plate = opened
             self.close()
@@ -361,7 +337,7 @@ class Shot:
     def set_plate(self, plate: PlateDescription, *, wait: float | None = 0.0) -> None:
         """Describe the plate anew (another range, other files). Frames with the same content stay done."""
         with self._writing(wait) as description:
-            opened = _open_plate(self.store, plate, description.settings)
+            opened = open_plate(self.store.plate_folder, plate, description.settings)
             if plate != description.plate:
                 self._save(replace(description, plate=plate))
             self.plate = opened
@@ -746,62 +722,6 @@ class Shot:
         workshop.bench().cache.make_room_for(lambda: writer.write(finished, address, metadata))
         return finished
 
-    def _read_masks(
-        self,
-        frame: int,
-        mask: str | Path | Mapping[str, FloatArray],
-        window: Window | None,
-        objects: Sequence[str] | None,
-        mode: MaskMode,
-        channel: str | None,
-        allow_empty: bool,
-    ) -> tuple[dict[str, FloatArray], Path | None]:
-        """The masks over the canvas, and the artist's file if there is one."""
-        canvas = self.plate.canvas
-        if isinstance(mask, Mapping):
-            place = window or canvas
-            for name, values in mask.items():
-                if values.shape != (place.height, place.width):
-                    size = f"{values.shape[1]}x{values.shape[0]}"
-                    raise MaskError(f"The mask of {name} is {size} and does not fill {place}.", frame=frame)
-                if not np.isfinite(values).all():
-                    raise MaskError(f"The mask of {name} holds NaN or Inf.", frame=frame)
-            if not allow_empty and not any(values.any() for values in mask.values()):
-                raise MaskError(
-                    "The mask is empty.",
-                    frame=frame,
-                    hint="If the object is not in this frame, say so (allow_empty).",
-                )
-            return {
-                name: on_window(np.clip(values, 0, 1).astype(np.float32), place, canvas)
-                for name, values in mask.items()
-            }, None
-        path = Path(mask)
-        image = read_mask(
-            path,
-            canvas=canvas,
-            display_window=self.plate.display_window,
-            data_window=self.plate.read(frame).data_window,
-            objects=objects,
-            mode=mode,
-            channel=channel,
-            allow_empty=allow_empty,
-            frame=frame,
-        )
-        return dict(image.objects), path
-
-    def _object_id(self, name: str) -> str:
-        for one in self._description.objects:
-            if one.name == name:
-                return one.id
-        raise SettingsError(
-            f"There is no object {name!r}.", hint=f"Objects are: {', '.join(self.objects) or 'none'}."
-        )
-
-    def _keys_in_words(self) -> str:
-        frames = ", ".join(str(key.frame) for key in self.keys)
-        return f"Keys are on {frames}." if frames else "The shot has no key."
-
     @contextmanager
     def _writing(self, wait: float | None) -> Iterator[ShotDescription]:
         """Hold the lock; gives the description as it is now."""
@@ -836,30 +756,3 @@ class Shot:
     def _save(self, description: ShotDescription) -> None:
         self.store.save(description)
         self._description = description
-
-
-def _open_plate(store: ShotStore, plate: PlateDescription, settings: Settings) -> PlateSource:
-    if plate.kind == "files":
-        return _open_files(plate, settings)
-    if plate.frames is None or plate.display_window is None:
-        raise PlateError("A pushed plate needs a frame range and a display window.", path=store.folder)
-    return PushedPlate(
-        store.plate_folder,
-        *plate.frames,
-        display_window=plate.display_window,
-        canvas=plate.canvas,
-        pixel_aspect=plate.pixel_aspect,
-        fps=plate.fps,
-        budget=settings.plate_budget,
-    )
-
-
-def _open_files(plate: PlateDescription, settings: Settings) -> Plate:
-    return Plate.open(
-        plate.text,
-        frame_range=plate.frame_range,
-        layer=plate.layer,
-        view=plate.view,
-        colour_space=settings.colour_space,
-        movie_first_frame=plate.movie_first_frame,
-    )
