@@ -20,17 +20,22 @@ from stm_plugin import protocol as p
 from stm_plugin.errors import StmError
 from stm_plugin.protocol import RequestError, ranges_of
 from stm_plugin.server import pixels
+from stm_plugin.server.answers import (
+    information_json,
+    keys_json,
+    no_matte,
+    plan_json,
+    range_words,
+    reasons_json,
+    state_words,
+)
 from stm_plugin.server.backend import (
     Backend,
     Change,
     ExportOrder,
-    Information,
-    KeyState,
     Matte,
-    NoMatte,
     PushedFrame,
     PushedMasks,
-    Reason,
     ShotBackend,
 )
 from stm_plugin.server.jobs import REMEMBERED_SECONDS, DeviceQueue, Job, Work
@@ -81,8 +86,8 @@ class SharedShot:
             "stale": ranges_of(state.stale),
             "missing": ranges_of(state.missing),
             "plate_missing": ranges_of(state.plate_missing),
-            "reasons": _reasons_json(state.reasons),
-            "text": _state_words(state.done, state.stale, state.missing),
+            "reasons": reasons_json(state.reasons),
+            "text": state_words(state.done, state.stale, state.missing),
             "advice": None if state.advice is None else {"frame": state.advice[0], "text": state.advice[1]},
             "jobs": list(jobs),
         }
@@ -177,7 +182,7 @@ class Service:
         answer: dict[str, Any]
         match request:
             case p.Info():
-                answer = _information_json(await self.in_thread((await self._backend()).information))
+                answer = information_json(await self.in_thread((await self._backend()).information))
             case p.OpenShot():
                 answer = await self._open_shot(client, request)
             case p.JobRequest():
@@ -207,11 +212,11 @@ class Service:
             case p.PushKey():
                 answer = await self._push_key(client, shot, request, data)
             case p.ListKeys():
-                answer = {"keys": _keys_json(await self.in_thread(backend.keys))}
+                answer = {"keys": keys_json(await self.in_thread(backend.keys))}
             case p.RemoveKey():
                 change = await self._edit(shot, request.interrupt, partial(backend.remove_key, request.frame))
                 answer = {"frame": request.frame, "dirty": ranges_of(change.dirty)}
-                answer["keys"] = _keys_json(await self.in_thread(backend.keys))
+                answer["keys"] = keys_json(await self.in_thread(backend.keys))
             case p.GetSettings():
                 answer = {"settings": await self.in_thread(backend.settings)}
             case p.SetSettings():
@@ -231,7 +236,7 @@ class Service:
             case p.Status():
                 answer = await self._status(shot, request.frames)
             case p.PlanRequest():
-                answer = await self.in_thread(_plan_json, backend, request)
+                answer = await self.in_thread(plan_json, backend, request)
             case p.Propagate():
                 answer = await self._propagate(client, shot, request)
             case p.Export():
@@ -405,7 +410,7 @@ class Service:
             "frame": request.frame,
             "changed": change.changed,
             "dirty": ranges_of(change.dirty),
-            "keys": _keys_json(await self.in_thread(shot.backend.keys)),
+            "keys": keys_json(await self.in_thread(shot.backend.keys)),
         }
 
     async def _get_matte(self, client: Client, shot: SharedShot, request: p.GetMatte) -> Reply:
@@ -418,7 +423,7 @@ class Service:
             if isinstance(found, Matte):
                 return await self.in_thread(self._matte_reply, client, request, found)
             if not jobs or found.state == "outside":
-                raise _no_matte(request.frame, found)
+                raise no_matte(request.frame, found)
             await self._wait_for_frame(request.frame, jobs, looked_after, until)
 
     async def _wait_for_frame(
@@ -491,7 +496,7 @@ class Service:
                 needed = ranges_of(forecast.plate_needed)
                 raise RequestError(
                     "plate_missing",
-                    f"The plate frames {_range_words(forecast.plate_needed)} are missing.",
+                    f"The plate frames {range_words(forecast.plate_needed)} are missing.",
                     frame=needed[0][0],
                     hint="Send them to the engine first.",
                     details={"frames": needed},
@@ -591,16 +596,6 @@ class Service:
         return {"job": job.id, "state": job.state}
 
 
-def _information_json(found: Information) -> dict[str, Any]:
-    return {
-        "python": found.python,
-        "torch": found.torch,
-        "devices": [dict(one) for one in found.devices],
-        "weights": [dict(one) for one in found.weights],
-        "settings": {name: dict(one) for name, one in found.settings.items()},
-    }
-
-
 async def _wait_quietly(wait: Awaitable[Any], seconds: float) -> None:
     try:
         await asyncio.wait_for(wait, seconds)
@@ -623,22 +618,6 @@ def _busy() -> RequestError:
     return RequestError("busy", "This shot is being computed.", hint="Stop it first, or wait for its end.")
 
 
-def _no_matte(frame: int, found: NoMatte) -> RequestError:
-    hints = {
-        "stale": "Propagate again.",
-        "missing": "Propagate first.",
-        "plate_missing": "Send the plate frame to the engine.",
-        "outside": "Stay inside the range of the shot.",
-    }
-    return RequestError(
-        "matte_missing",
-        f"There is no matte: {found.reason}.",
-        frame=frame,
-        hint=hints[found.state],
-        details={"state": found.state, "reason": found.reason},
-    )
-
-
 def _cut(matte: pixels.FloatArray, window: p.Rectangle, wanted: p.Rectangle) -> pixels.FloatArray:
     """`matte` over `window` as it is seen through `wanted`; 0 outside."""
     if window == wanted:
@@ -653,45 +632,3 @@ def _cut(matte: pixels.FloatArray, window: p.Rectangle, wanted: p.Rectangle) -> 
             top - y : bottom - y, left - x : right - x
         ]
     return result
-
-
-def _keys_json(keys: Sequence[KeyState]) -> list[dict[str, Any]]:
-    return [
-        {
-            "frame": key.frame,
-            "objects": [{"name": name, "content": content} for name, content in key.objects.items()],
-            "digest": key.digest,
-        }
-        for key in keys
-    ]
-
-
-def _reasons_json(reasons: Sequence[Reason]) -> list[dict[str, Any]]:
-    return [{"frames": ranges_of(one.frames), "text": one.text} for one in reasons]
-
-
-def _plan_json(backend: ShotBackend, request: p.PlanRequest) -> dict[str, Any]:
-    forecast = backend.forecast(request.frames, request.direction)
-    return {
-        "compute": forecast.compute,
-        "frames": ranges_of(forecast.frames),
-        "reasons": _reasons_json(forecast.reasons),
-        "plate_needed": ranges_of(forecast.plate_needed),
-        "memory": forecast.memory,
-        "text": forecast.text,
-    }
-
-
-def _range_words(frames: Sequence[int]) -> str:
-    most = 6
-    ranges = [str(a) if a == b else f"{a}-{b}" for a, b in ranges_of(frames)]
-    return ", ".join(ranges[:most]) + (" and more" if len(ranges) > most else "")
-
-
-def _state_words(done: Sequence[int], stale: Sequence[int], missing: Sequence[int]) -> str:
-    parts = [f"{len(done)} frames done" if len(done) != 1 else "1 frame done"]
-    if stale:
-        parts.append(f"{len(stale)} stale: {_range_words(stale)}")
-    if missing:
-        parts.append(f"{len(missing)} missing: {_range_words(missing)}")
-    return "; ".join(parts)

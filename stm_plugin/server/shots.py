@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import platform
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 import numpy as np
-import torch
 
 from model.allocator import release_freed_memory
-from model.weights import WeightsFileError, read_manifest, shipped_weights
 from stm_plugin.address import address_of
 from stm_plugin.advice import Advice
-from stm_plugin.device import describe_device, free_memory, pick_device
-from stm_plugin.errors import MatteError, PlateError, PropagationCancelled, SettingsError
+from stm_plugin.device import pick_device
+from stm_plugin.errors import MatteError, PlateError, PropagationCancelled
 from stm_plugin.events import Event, FrameFinished, Notice, PlateChanged
 from stm_plugin.events import Progress as EngineProgress
 from stm_plugin.export import MatteWriter
@@ -48,12 +45,9 @@ from stm_plugin.server.backend import (
     Report,
     ShotState,
 )
+from stm_plugin.server.offers import changed_settings, flat_settings, information
 from stm_plugin.settings import (
-    Device,
-    KeysInMemory,
-    Precision,
     Settings,
-    describe_settings,
 )
 from stm_plugin.shot import FinishedFrame, Shot
 from stm_plugin.store import PlateDescription, ShotObject, with_suffix
@@ -61,13 +55,6 @@ from stm_plugin.store import PlateDescription, ShotObject, with_suffix
 GIVEN_OUT_BYTES: Final = 256 << 20
 """Mattes that were given out and are kept in case someone wants the last one of a stale frame."""
 _DONE = (State.KEY, State.DONE)
-_SUGGESTED_RULES = ("every:5", "first+previous", "first", "previous")
-_CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
-    "device": get_args(Device),
-    "keys_in_memory": get_args(KeysInMemory),
-    "precision": get_args(Precision),
-    "memory_rule": _SUGGESTED_RULES,
-}
 
 
 class EngineBackend:
@@ -75,13 +62,7 @@ class EngineBackend:
 
     def information(self) -> Information:
         """What a panel can offer."""
-        return Information(
-            python=platform.python_version(),
-            torch=torch.__version__,
-            devices=tuple(_devices()),
-            weights=tuple(_weights()),
-            settings={one.name: _setting_json(one.name, one.default) for one in describe_settings()},
-        )
+        return information()
 
     def rest(self) -> None:
         """Give freed memory, which is kept for speed, back to the system."""
@@ -107,7 +88,7 @@ class EngineBackend:
         objects: Sequence[str],
     ) -> EngineShot:
         """Make a shot store, with its objects in the order given."""
-        chosen = _changed_settings(Settings(colour_space=plate.colour_space), settings)
+        chosen = changed_settings(Settings(colour_space=plate.colour_space), settings)
         shot = Shot.create(folder, _description(plate), chosen)
         if objects:
             named = tuple(ShotObject(f"o{number}", name) for number, name in enumerate(objects, 1))
@@ -162,7 +143,7 @@ class EngineShot:
     def _wanted_settings(
         self, plate: PushedGeometry | PlateFiles | None, settings: Mapping[str, Any]
     ) -> Settings:
-        wanted = _changed_settings(self._shot.settings, settings)
+        wanted = changed_settings(self._shot.settings, settings)
         if plate is not None and plate.colour_space is not None:
             wanted = dataclasses.replace(wanted, colour_space=plate.colour_space)
         return wanted
@@ -253,11 +234,11 @@ class EngineShot:
     def settings(self) -> dict[str, Any]:
         """All settings as plain values, by the names of `describe_settings`."""
         self._refresh()
-        return _flat_settings(self._shot.settings)
+        return flat_settings(self._shot.settings)
 
     def set_settings(self, settings: Mapping[str, Any]) -> Change:
         """Change some settings, or none when one is bad."""
-        wanted = _changed_settings(self._shot.settings, settings)
+        wanted = changed_settings(self._shot.settings, settings)
         return self._edit(lambda: self._shot.set_settings(wanted))
 
     def set_objects(self, rename: Mapping[str, str], remove: Sequence[str]) -> Change:
@@ -527,65 +508,6 @@ class _GivenOut:
 
 def _matte_bytes(matte: Matte) -> int:
     return matte.union.nbytes * (1 + len(matte.mattes))
-
-
-def _devices() -> Iterator[Mapping[str, Any]]:
-    names = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    names += ["mps"] if torch.backends.mps.is_available() else []
-    for name in [*names, "cpu"]:
-        yield {"name": name, "label": describe_device(name), "memory": free_memory(name)}
-
-
-def _weights() -> Iterator[Mapping[str, Any]]:
-    for path in shipped_weights():
-        try:
-            manifest = read_manifest(path)
-        except WeightsFileError:
-            continue
-        yield {
-            "name": manifest.name,
-            "id": manifest.id,
-            "architecture": manifest.architecture,
-            "licence": manifest.licence,
-            "training_data": list(manifest.data),
-        }
-
-
-def _setting_json(name: str, default: Any) -> dict[str, Any]:
-    kinds = {bool: "boolean", int: "integer", float: "number"}
-    kind = "window" if name == "region" else kinds.get(type(default), "string")
-    described: dict[str, Any] = {"default": default, "type": kind}
-    if name in _CHOICES:
-        described["choices"] = list(_CHOICES[name])
-    return described
-
-
-def _flat_settings(settings: Settings) -> dict[str, Any]:
-    values = settings.to_json()
-    finish = values.pop("finish")
-    region = settings.region
-    values["region"] = None if region is None else list(_rectangle(region))
-    return {**values, **{f"finish.{name}": value for name, value in finish.items()}}
-
-
-def _changed_settings(settings: Settings, changes: Mapping[str, Any]) -> Settings:
-    """`settings` with some values changed. SettingsError where one is bad."""
-    values = settings.to_json()
-    for name, value in changes.items():
-        part, dot, inner = name.partition(".")
-        if dot and part == "finish":
-            values["finish"][inner] = value
-        elif name == "region" and value is not None:
-            if not isinstance(value, list) or len(value) != 4 or not all(type(one) is int for one in value):
-                raise SettingsError("The region must be [x, y, width, height] in whole pixels.")
-            values[name] = dataclasses.asdict(Window(*value))
-        elif name == "finish":
-            raise SettingsError(
-                "Set the settings of finishing one by one.", hint="For example finish.radius."
-            )
-        else:
-            values[name] = value
-    return Settings.from_json(values)
 
 
 def _description(plate: PushedGeometry | PlateFiles) -> PlateDescription:
