@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.allocator import release_freed_memory
 from model.inference import QUERY_LAYOUT, Query
 from model.memory import MemoryBank, MemoryEntry, MemoryRule
 from stm_plugin.address import address_of
@@ -45,6 +46,9 @@ from stm_plugin.store import ShotStore, dequantise, quantise
 from stm_plugin.working import WorkingGeometry, to_working
 
 _STEPS_FOR_ESTIMATE = 12
+_STEPS_TO_A_RELEASE = 100
+"""Computed frames after which freed memory goes back to the system: the gaps of the heap grow slowly, and a
+long run must not. What is needed comes back in a thousandth of the time."""
 
 
 class Network(Protocol):
@@ -136,6 +140,7 @@ class Execution:
         self._emit, self._cancelled, self._deliver = emit, cancelled, deliver
         self.results = Results(bench, plan.facts)
         self._live: tuple[tuple[int, Direction], int, MemoryBank] | None = None
+        self._computed = 0
 
     def run(self) -> None:
         """Walk to the end.
@@ -176,6 +181,9 @@ class Execution:
             probabilities = bench.network().segment(query, bank)[1:]  # (K, h, w), without the background
         stored = quantise(probabilities.float().cpu().numpy())
         bench.cache.make_room_for(lambda: bench.store.put_probabilities(address, stored))
+        self._computed += 1
+        if self._computed % _STEPS_TO_A_RELEASE == 0:
+            release_freed_memory()
         return False
 
     def _bank(self, passed: Pass, step: int) -> MemoryBank:
