@@ -85,7 +85,7 @@ def test_weights_are_those_of_the_read() -> None:
 
 
 def test_what_is_captured_is_what_the_frame_read(video: VideoSequence, engine: FastNetwork) -> None:
-    segmenter = NetworkSegmenter(engine, MemoryRule.parse("every:2"))
+    segmenter = NetworkSegmenter(engine, MemoryRule.parse("every:2"), None)
     seen: list[tuple[str, int, int]] = []
     read = capture(video, segmenter, "00005", progress=lambda *said: seen.append(said))
     assert [frame.name for frame in read.memory] == ["00000", "00002", "00004"]
@@ -96,14 +96,14 @@ def test_what_is_captured_is_what_the_frame_read(video: VideoSequence, engine: F
     mask = torch.from_numpy(read.memory[0].mask)[None].float()
     key = engine.encode_memory(read_picture(video.pictures["00000"]), mask).keys[0]
     assert torch.allclose(read.memory_keys[0], key, atol=1e-5)
-    alone = capture(video, NetworkSegmenter(engine, MemoryRule.parse("first")), "00001")
+    alone = capture(video, NetworkSegmenter(engine, MemoryRule.parse("first"), None), "00001")
     assert [frame.name for frame in alone.memory] == ["00000"]
 
 
 def test_an_object_that_entered_late_reads_from_its_own_frames_alone(
     video: VideoSequence, engine: FastNetwork
 ) -> None:
-    segmenter = NetworkSegmenter(engine, MemoryRule.parse("every:2"))
+    segmenter = NetworkSegmenter(engine, MemoryRule.parse("every:2"), None)
     read = capture(video, segmenter, "00005", 2)
     assert [frame.name for frame in read.memory] == ["00002", "00004"]
     with pytest.raises(ValueError, match="object 2 is not in memory on frame 00002; there is 1"):
