@@ -40,6 +40,9 @@ PICTURES = (".jpg", ".jpeg", ".png", ".exr", ".tif", ".dpx")
 FEATURE_CACHE = 64 << 20
 """Bytes at a working size of 480: so few that the cache is full long before the memory is."""
 
+PERIOD = 100
+"""Frames over which sizes and times are compared."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -108,12 +111,11 @@ def resident_megabytes() -> float:
 
 
 def growth(samples: Sequence[Sample], full: int) -> tuple[float, float]:
-    """MB from the first tenth of the frames after `full` to the last, and per 100 frames (a fit)."""
-    after = samples[full:]
-    tenth = max(1, len(after) // 10)
-    sizes = [one.megabytes for one in after]
+    """MB from the largest of the first hundred frames after `full` to the largest of the last hundred, and by
+    a fit per 100 frames. The engine gives freed memory back every hundred frames, so the size swings."""
+    sizes = [one.megabytes for one in samples[full:]]
     slope = float(np.polyfit(np.arange(len(sizes)), sizes, 1)[0]) * 100
-    return statistics.median(sizes[-tenth:]) - statistics.median(sizes[:tenth]), slope
+    return max(sizes[-PERIOD:]) - max(sizes[:PERIOD]), slope
 
 
 def picture_of(samples: Sequence[Sample]) -> npt.NDArray[np.uint8]:
@@ -182,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{len(samples)} frames, {what}")
     for name, of in (("clock", "seconds"), ("processor", "processor_seconds")):
         times = [getattr(one, of) for one in samples]
-        early, late = statistics.median(times[100:200]), statistics.median(times[-100:])
+        early, late = statistics.median(times[PERIOD : 2 * PERIOD]), statistics.median(times[-PERIOD:])
         times_in_words = f"frames 100-200 {early * 1e3:.1f} ms, last 100 {late * 1e3:.1f} ms"
         print(f"{name}: {times_in_words}: {late / early:.3f}")
     full = min(len(samples) // 2, 5 * given.cap + 100)
