@@ -136,7 +136,7 @@ def test_an_abort_ends_the_wait_for_an_engine_that_starts(
         assert host.messages == []
 
 
-@pytest.mark.parametrize("look", [1, BIG_BYTES // LOOK_EVERY_BYTES + 2])
+@pytest.mark.parametrize("look", [1, BIG_BYTES // LOOK_EVERY_BYTES * 3 // 2])
 def test_an_abort_ends_the_work_on_a_big_frame(
     host: OfxHost, scripted: Scripted, tmp_path: Path, look: int
 ) -> None:
