@@ -157,8 +157,7 @@ def _load_imagenet(network: SpaceTimeMemoryNetwork) -> None:
     package = importlib.util.find_spec(_IMAGENET_PACKAGE)
     if package is None or package.origin is None:
         raise FileNotFoundError(
-            "the ImageNet weights of the light trunk are not installed: "
-            "python3 install.py --train"
+            "the ImageNet weights of the light trunk are not installed: python3 install.py --train"
         )
     state = torch.load(Path(package.origin).parent / _IMAGENET_FILE, map_location="cpu", weights_only=True)
     for encoder in (network.query_encoder, network.memory_encoder):

@@ -78,6 +78,11 @@ class TrainingConfig:
     gradient_clip: float = 1.0
     jaccard_weight: float = 1.0
     """Weight of the soft Jaccard loss beside cross-entropy."""
+    edge_weight: float = 0.0
+    """What the cross-entropy of pixels near a true contour counts more than that of the others."""
+    learn: tuple[str, ...] = ()
+    """Parts of the network that learn, by the beginnings of their parameters' names (`decoder.`); all if
+    empty. The others stay as they are and cost no backward pass."""
     ema: float = 0.998
     """Decay of the moving average of weights, which is what is evaluated and shipped."""
     seed: int = 0
@@ -100,7 +105,7 @@ class TrainingConfig:
             unknown = set(given) - {f.name for f in known}
             if unknown:
                 raise ValueError(f"unknown training options: {', '.join(sorted(unknown))}")
-        for name in ("videos", "stills", "leave_out"):
+        for name in ("videos", "stills", "leave_out", "learn"):
             if isinstance(values.get(name), str):
                 raise ValueError(f'training option {name} is a list: write {name} = ["{values[name]}"]')
         return cls(clip=ClipOptions(**_tuples(clip)), **_tuples(values))
@@ -196,13 +201,37 @@ def propagate_clip(network: SpaceTimeMemoryNetwork, batch: Batch, *, through_mem
     return torch.stack(outputs, dim=1)
 
 
-def clip_losses(log_probabilities: Tensor, batch: Batch, jaccard_weight: float) -> Losses:
+EDGE_RADIUS = 3
+"""Pixels on both sides of a true contour that `edge_weight` counts as near."""
+
+
+def near_contours(labels: Tensor) -> Tensor:
+    """(N, H, W) labels -> (N, H, W) bool: another label lies within `EDGE_RADIUS` pixels, in a square."""
+    values = labels.unsqueeze(1).float()
+    size = 2 * EDGE_RADIUS + 1
+    largest = F.max_pool2d(values, size, stride=1, padding=EDGE_RADIUS)
+    smallest = -F.max_pool2d(-values, size, stride=1, padding=EDGE_RADIUS)
+    return (largest != smallest).squeeze(1)
+
+
+def clip_losses(
+    log_probabilities: Tensor, batch: Batch, jaccard_weight: float, edge_weight: float = 0.0
+) -> Losses:
     """Cross-entropy over background and objects, plus the soft Jaccard loss of each object.
 
     Every clip counts alike, so the mean over parts of a batch is the value of the whole.
+
+    Args:
+        log_probabilities: (B, T - 1, K + 1, H, W), as `propagate_clip` gives them.
+        batch: the clips.
+        jaccard_weight: of the Jaccard loss.
+        edge_weight: of the cross-entropy near true contours, added once more.
     """
     target = batch.labels[:, 1:]
-    cross_entropy = F.nll_loss(log_probabilities.flatten(0, 1), target.flatten(0, 1))
+    each = F.nll_loss(log_probabilities.flatten(0, 1), target.flatten(0, 1), reduction="none")
+    cross_entropy = each.mean()
+    if edge_weight:
+        cross_entropy = cross_entropy + edge_weight * (each * near_contours(target.flatten(0, 1))).mean()
     objects = log_probabilities.shape[2] - 1
     probabilities = log_probabilities[:, :, 1:].exp()  # (B, T-1, K, H, W)
     truth = torch.stack([target == k + 1 for k in range(objects)], dim=2).float()
@@ -238,9 +267,10 @@ class _ClipModel(nn.Module):
     def __init__(self, network: SpaceTimeMemoryNetwork) -> None:
         super().__init__()
         self.network = network
+        self.through_memory = any(p.requires_grad for p in network.memory_encoder.parameters())
 
     def forward(self, batch: Batch) -> Tensor:
-        return propagate_clip(self.network, batch)
+        return propagate_clip(self.network, batch, through_memory=self.through_memory)
 
 
 class _Indexed(Dataset[Clip]):
@@ -289,9 +319,24 @@ def _parameter_groups(network: SpaceTimeMemoryNetwork, config: TrainingConfig) -
     known = {id(p) for p in slow}
     rest = [p for p in network.parameters() if id(p) not in known]
     return [
-        {"params": slow, "base": config.trunk_learning_rate},
-        {"params": rest, "base": config.learning_rate},
+        {"params": [p for p in parameters if p.requires_grad], "base": rate}
+        for parameters, rate in ((slow, config.trunk_learning_rate), (rest, config.learning_rate))
     ]
+
+
+def _let_learn(network: SpaceTimeMemoryNetwork, beginnings: tuple[str, ...]) -> None:
+    """Only parameters whose names begin so keep their gradient; all, without any beginning.
+
+    Raises:
+        ValueError: if no parameter's name begins with one of them.
+    """
+    names = [name for name, _ in network.named_parameters()]
+    for beginning in beginnings:
+        if not any(name.startswith(beginning) for name in names):
+            parts = ", ".join(dict.fromkeys(name.split(".")[0] + "." for name in names))
+            raise ValueError(f"no part of the network is called {beginning}; its parts are {parts}")
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(not beginnings or name.startswith(beginnings))
 
 
 class Trainer:
@@ -330,6 +375,7 @@ class Trainer:
             self.network.load_state_dict(initial)
         self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network.train()
+        _let_learn(self.network, config.learn)
         self.average = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
         self.optimizer = torch.optim.AdamW(
             _parameter_groups(self.network, config), weight_decay=config.weight_decay
@@ -396,7 +442,7 @@ class Trainer:
         batch = Batch(*(t.to(self.device) for t in batch))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
             log_probabilities = self.model(batch)
-        losses = clip_losses(log_probabilities, batch, self.config.jaccard_weight)
+        losses = clip_losses(log_probabilities, batch, self.config.jaccard_weight, self.config.edge_weight)
         (losses.total / self.config.accumulate).backward()  # type: ignore[no-untyped-call]
         return Losses(losses.total.detach(), losses.iou.detach())
 

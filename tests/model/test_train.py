@@ -15,7 +15,15 @@ import torch
 from PIL import Image
 
 from model.data import ClipDataset, ClipOptions, davis_sources, still_sources
-from model.train import Trainer, TrainingConfig, clip_losses, max_skip_at, propagate_clip
+from model.train import (
+    EDGE_RADIUS,
+    Trainer,
+    TrainingConfig,
+    clip_losses,
+    max_skip_at,
+    near_contours,
+    propagate_clip,
+)
 
 SIZE = 64
 
@@ -101,6 +109,53 @@ def test_the_loss_falls_on_a_clip_seen_again(still_folder: Path, tmp_path: Path)
     for _ in range(12):
         trainer._train_step(batch)
     assert loss() < 0.8 * before
+
+
+def test_only_the_parts_that_shall_learn_change_and_a_resumed_run_keeps_to_them(
+    still_folder: Path, tmp_path: Path
+) -> None:
+    learn = ("decoder.", "memory_key_value.value.")
+    config = replace(small_config(2), learn=learn, edge_weight=1.0)
+    trainer = Trainer(tmp_path / "run", config, dataset(still_folder, config), workers=0)
+    before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
+    trainer.run()
+    longer = Trainer(
+        tmp_path / "run", replace(config, steps=3, learn=()), dataset(still_folder, config), workers=0
+    )
+    assert longer.step == 2
+    longer.run()
+    for name, value in longer.network.state_dict().items():
+        assert torch.equal(value, before[name]) == (not name.startswith(learn)), name
+
+
+def test_a_part_that_the_network_has_not_is_named(still_folder: Path, tmp_path: Path) -> None:
+    config = replace(small_config(1), learn=("decodr.",))
+    with pytest.raises(ValueError, match=r"decodr\..*decoder\."):
+        Trainer(tmp_path / "run", config, dataset(still_folder, config), workers=0)
+
+
+def test_pixels_near_a_contour_are_those_within_its_radius() -> None:
+    labels = torch.zeros(1, 20, 20, dtype=torch.int64)
+    labels[:, :, 10:] = 2
+    expected = torch.zeros(20, dtype=torch.bool)
+    expected[10 - EDGE_RADIUS : 10 + EDGE_RADIUS] = True
+    assert torch.equal(near_contours(labels), expected.expand(1, 20, 20))
+
+
+def test_the_weight_of_edges_adds_the_cross_entropy_near_contours_once_more(
+    still_folder: Path, tmp_path: Path
+) -> None:
+    config = small_config(1)
+    trainer = Trainer(tmp_path / "run", config, dataset(still_folder, config), workers=0)
+    batch = next(trainer._batches())
+    with torch.no_grad():
+        predicted = propagate_clip(trainer.network, batch)
+    plain, weighted = (clip_losses(predicted, batch, 0.0, weight).total for weight in (0.0, 2.0))
+    truth = batch.labels[:, 1:].unsqueeze(2)
+    each = -predicted.gather(2, truth).squeeze(2)  # (B, T-1, H, W)
+    near = near_contours(batch.labels[:, 1:].flatten(0, 1)).reshape(each.shape)
+    assert 0 < near.float().mean() < 1
+    assert torch.allclose(weighted, plain + 2 * (each * near).mean(), atol=1e-6)
 
 
 def test_samples_are_pure_functions_of_seed_and_index(still_folder: Path) -> None:
