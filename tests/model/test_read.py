@@ -9,6 +9,7 @@ from torch import Tensor
 from model.read import space_time_read
 
 OBJECTS, KEYS, VALUES, POSITIONS = 2, 8, 6, 40
+SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 
 
 def memory_with_scores(frames: int, loudest: int, size: float) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
@@ -50,6 +51,16 @@ def test_values_of_half_precision_do_not_overflow(precision: torch.dtype) -> Non
     halves = [(keys, values.to(precision)) for keys, values in memory]
     got = space_time_read(query, halves)
     torch.testing.assert_close(got.double(), whole_softmax(query, memory), rtol=0.05, atol=0.05)
+
+
+def test_positions_that_are_nothing_like_the_query_cost_no_denormal_numbers() -> None:
+    query = torch.full((KEYS, POSITIONS), 10.0)
+    like, unlike = torch.full((1, POSITIONS, KEYS), 1.0), torch.full((1, POSITIONS, KEYS), -2.0)
+    nothing, something = torch.zeros(1, VALUES, POSITIONS), torch.full((1, VALUES, POSITIONS), 1e-3)
+    got = space_time_read(query, [(unlike, something), (like, nothing)])  # scores of -57 and 28
+    assert (unlike[0] @ query / KEYS**0.5 - like[0] @ query / KEYS**0.5).exp().max() * 1e-3 < SMALLEST_NORMAL
+    assert ((got == 0) | (got > SMALLEST_NORMAL)).all()
+    assert got.max() < 1e-20
 
 
 def test_frames_of_several_sizes_are_read_together() -> None:
