@@ -19,9 +19,9 @@ SAFE_TOTAL = 1e30
 times the values."""
 
 LEAST_EXPONENT = -64.0
-"""On a CPU no weight is smaller than exp of this, 2e-28 of the reference's: far less than a float's last digit
-in the sum of all. What trained weights give is often far less, down to denormal numbers, which are no more
-right and with which a processor computes a hundred times as slowly (three quarters of the time of `stm-lite`)."""
+"""On a CPU no weight is smaller than exp of this, 2e-28 of the reference's: far less than a float's last
+digit in the sum of all. What trained weights give is often far less, down to denormal numbers, which are no
+more right and make a processor a hundred times slower (three quarters of the time of `stm-lite`)."""
 
 
 def space_time_read(
