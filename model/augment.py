@@ -91,18 +91,24 @@ def thin_plate_offsets(rng: Generator, strength: float, height: int, width: int,
     return fine[0].permute(1, 2, 0)
 
 
-def warp(picture: Tensor, labels: Tensor, grid: Tensor, *, mirror: bool) -> tuple[Tensor, Tensor]:
+def warp(
+    picture: Tensor, labels: Tensor, grid: Tensor, *, mirror: bool, mirror_labels: bool
+) -> tuple[Tensor, Tensor]:
     """Samples a picture (3, H, W) bilinearly and its labels (H, W) by nearest neighbour.
 
-    Outside the source both are mirrored, or zero.
+    Outside the source each of them is mirrored, or zero.
     """
     batch_grid = grid.unsqueeze(0)
-    outside = "reflection" if mirror else "zeros"
+    outside, labels_outside = ("reflection" if mirrored else "zeros" for mirrored in (mirror, mirror_labels))
     warped = F.grid_sample(
         picture.unsqueeze(0), batch_grid, mode="bilinear", padding_mode=outside, align_corners=False
     )
     warped_labels = F.grid_sample(
-        labels[None, None].float(), batch_grid, mode="nearest", padding_mode=outside, align_corners=False
+        labels[None, None].float(),
+        batch_grid,
+        mode="nearest",
+        padding_mode=labels_outside,
+        align_corners=False,
     )
     return warped[0], warped_labels[0, 0].round().long()
 

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from model import augment
 from model.augment import Generator
+from model.config import STRIDE
 from model.davis import ANNOTATION_FOLDER, PICTURE_FOLDER, find_sequences
 from model.pictures import PICTURE_SUFFIXES, read_labels, read_picture
 
@@ -81,6 +82,9 @@ class ClipOptions:
     """How samples are drawn. Sizes in pixels; probabilities in [0, 1]."""
 
     size: int = 320
+    """Height of a clip."""
+    wide: float = 1.0
+    """Width of a clip over its height; the width is rounded to whole positions of the network."""
     frames: int = 3
     max_objects: int = 2
     still_share: float = 0.5
@@ -99,6 +103,11 @@ class ClipOptions:
     still_motion: float = 1.0
     """Strength of the synthetic motion between the frames of a still."""
     reverse_chance: float = 0.5
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of a clip in pixels."""
+        return self.size, self.size if self.wide == 1 else round(self.size * self.wide / STRIDE) * STRIDE
 
 
 def davis_sources(root: Path, *, leave_out: Sequence[str] = (), only: Sequence[str] = ()) -> list[ClipSource]:
@@ -222,7 +231,8 @@ class ClipDataset:
             # anywhere in the picture as long as that pixel of the object is inside the crop
             centre = np.array([float(target[1]), float(target[0])]) + rng.uniform(-0.4, 0.4, size=2) * cover
             # keep most of the crop inside the picture, so that little of it is mirrored border
-            low = np.minimum(cover * 0.45, np.array([width, height]) / 2)
+            sides = np.array([cover * options.wide, cover])
+            low = np.minimum(sides * 0.45, np.array([width, height]) / 2)
             centre = np.clip(centre, low, np.array([width, height]) - low)
         else:
             middle = where.float().mean(dim=0)
@@ -234,6 +244,9 @@ class ClipDataset:
         angle = float(rng.normal(0, 6 if fill else 15))
         motion = options.still_motion if still else 0.12
         drift = rng.normal(0, 0.05 * motion, size=2)
+        # Beyond the source's border a crop shows its mirror image. The mirror image of an object that ends
+        # before the border is a look-alike; of one that the border cuts off, it is how the object goes on.
+        cut_off = any(_touches_border(_map_labels(label, chosen)) for _, label in loaded.values())
         pictures, labels = [], []
         for step, i in enumerate(indices):
             picture, label = loaded[i]
@@ -241,20 +254,20 @@ class ClipDataset:
             zoom = float(np.exp(rng.normal(0, 0.09 * motion)))
             matrix = augment.affine_matrix(
                 centre=(float(matrix_centre[0]), float(matrix_centre[1])),
-                size=(cover * zoom * aspect, cover * zoom / aspect),
+                size=(cover * options.wide * zoom * aspect, cover * zoom / aspect),
                 source_size=(picture.shape[1], picture.shape[2]),
                 angle=angle + float(rng.normal(0, 9 * motion)),
                 shear=float(rng.normal(0, 0.06 * motion)),
                 flip=flip,
             )
-            grid = augment.affine_grid(matrix, options.size, options.size)
+            grid = augment.affine_grid(matrix, *options.shape)
             if still:
                 strength = 0.035 * options.still_motion
-                grid = (
-                    grid
-                    + augment.thin_plate_offsets(rng, strength, options.size, options.size) * cover / short
-                )
-            warped, warped_label = augment.warp(picture, _map_labels(label, chosen), grid, mirror=fill)
+                grid = grid + augment.thin_plate_offsets(rng, strength, *options.shape) * cover / short
+            mapped = _map_labels(label, chosen)
+            warped, warped_label = augment.warp(
+                picture, mapped, grid, mirror=fill, mirror_labels=fill and cut_off
+            )
             pictures.append(warped)
             labels.append(warped_label)
         return torch.stack(pictures), torch.stack(labels)
@@ -315,6 +328,11 @@ def _random_region(rng: Generator, picture: Tensor) -> Tensor:
     # in units of the threshold, so that the enlarged contour is where the distance crosses it
     inside = 1 - distance / distance.quantile(share).clamp(min=1e-6)
     return (F.interpolate(inside[None, None], (height, width), mode="bicubic")[0, 0] > 0).long()
+
+
+def _touches_border(labels: Tensor) -> bool:
+    """Whether an object in labels (H, W) reaches the border of the picture."""
+    return any(bool(side.any()) for side in (labels[0], labels[-1], labels[:, 0], labels[:, -1]))
 
 
 def _map_labels(labels: Tensor, table: np.ndarray | None) -> Tensor:
