@@ -398,9 +398,8 @@ def _table_index(linear: FloatArray) -> npt.NDArray[np.uint16]:
     so that clipping the bits clips the values.
     """
     bits = np.clip(linear.view(np.int32), _TABLE_FIRST_BITS, _TABLE_LAST_BITS)
-    bits -= _TABLE_FIRST_BITS
     bits >>= _TABLE_SHIFT
-    return bits.astype(np.uint16)
+    return bits.astype(np.uint16)  # the last 16 bits: the table begins in its middle and wraps around
 
 
 def _build_display_table() -> FloatArray:
@@ -413,7 +412,7 @@ def _build_display_table() -> FloatArray:
     middle = (first + _TABLE_FIRST_BITS + (1 << (_TABLE_SHIFT - 1))).view(np.float32)
     table = shoulder(encode_srgb(middle.astype(np.float64))).astype(np.float32)
     table[0], table[-1] = 0.0, 1.0
-    return np.ascontiguousarray(table[None])
+    return np.ascontiguousarray(np.roll(table, _TABLE_FIRST_BITS >> _TABLE_SHIFT)[None])
 
 
 _DISPLAY_TABLE = _build_display_table()

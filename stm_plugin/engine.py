@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -24,6 +24,7 @@ from model.memory import MemoryBank, MemoryEntry, MemoryRule
 from stm_plugin.address import address_of
 from stm_plugin.advice import Quality, agreement
 from stm_plugin.cache import FeatureCache
+from stm_plugin.delivery import FRAMES_WAITING
 from stm_plugin.device import device_errors
 from stm_plugin.errors import PropagationCancelled, StoreError, concerning
 from stm_plugin.events import Event, FrameComputed, Progress
@@ -42,13 +43,16 @@ from stm_plugin.plan import (
     position_in,
 )
 from stm_plugin.plate import FloatArray, Window, place
-from stm_plugin.store import ShotStore, dequantise, quantise
+from stm_plugin.store import ProbabilityArray, ShotStore, dequantise, quantise
 from stm_plugin.working import WorkingGeometry, to_working
 
 _STEPS_FOR_ESTIMATE = 12
 _STEPS_TO_A_RELEASE = 100
 """Computed frames after which freed memory goes back to the system: the gaps of the heap grow slowly, and a
 long run must not. What is needed comes back in a thousandth of the time."""
+
+_RESULTS_HELD = 2 + FRAMES_WAITING
+"""The result that is remembered next, and those of the frames that wait for their matte or are at it."""
 
 
 class Network(Protocol):
@@ -181,6 +185,7 @@ class Execution:
             probabilities = bench.network().segment(query, bank)[1:]  # (K, h, w), without the background
         stored = quantise(probabilities.float().cpu().numpy())
         bench.cache.make_room_for(lambda: bench.store.put_probabilities(address, stored))
+        results.remember(address, stored)
         self._computed += 1
         if self._computed % _STEPS_TO_A_RELEASE == 0:
             release_freed_memory()
@@ -227,6 +232,7 @@ class Results:
         self.facts = replace(facts, plate=dict(facts.plate))
         self._keys = {key.frame: key for key in facts.keys}
         self._chains: dict[tuple[int, Direction], list[str]] = {}
+        self._recent: OrderedDict[str, ProbabilityArray] = OrderedDict()
         self._mutex = threading.RLock()
 
     # ---- addresses ----
@@ -315,6 +321,13 @@ class Results:
 
     # ---- frames ----
 
+    def remember(self, address: str, stored: ProbabilityArray) -> None:
+        """A result was stored: those of the last frames need not be read back for memory and matte."""
+        with self._mutex:
+            self._recent[address] = stored
+            while len(self._recent) > _RESULTS_HELD:
+                self._recent.popitem(last=False)
+
     def mask(self, key: int, name: str) -> FloatArray:
         """An object's mask on a key, (H, W) over the canvas."""
         mask, window = self._bench.store.mask(self._keys[key].masks[name].hash)
@@ -322,7 +335,11 @@ class Results:
 
     def pass_result(self, passed: Pass, position: int) -> FloatArray:
         """What a pass gave on its frame at `position`: (K, h, w)."""
-        stored = self._bench.store.probabilities(self.pass_address(passed, position))
+        address = self.pass_address(passed, position)
+        with self._mutex:
+            stored = self._recent.get(address)
+        if stored is None:
+            stored = self._bench.store.probabilities(address)
         if stored is None:
             raise StoreError(
                 "A result that was there a moment ago is gone.",

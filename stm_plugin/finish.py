@@ -43,7 +43,7 @@ class Guide:
     """What the edges of a matte follow: one frame in display-referred sRGB.
 
     Attributes:
-        working: (h, w, 3), the working picture.
+        working: (3, h, w), the working picture.
         colours: gives the plate's colours (N, 3) at places of `window`.
         window: the frame's data window.
     """
@@ -69,47 +69,41 @@ def finish(
     unsure = _unsure(clean) if settings.enabled else None
     if unsure is not None and unsure.any():
         reach = _REACH * settings.radius + 1
-        places = _places(_dilated(unsure, reach), guide.window, geometry)
+        rows, columns = _plate_pixels(_dilated(unsure, reach), guide.window, geometry)
         box = _box_around(unsure, reach + 4 * settings.radius)  # windows, means, detail, the trust in it
         band = _dilated(unsure, reach + settings.radius)[box]
-        model, trust = trusted_model(guide.working[box], clean[box], band, settings.radius, settings.epsilon)
+        model, trust = trusted_model(guide.working[:, *box], clean[box], band, settings.radius, settings.epsilon)
         flat = matte.reshape(-1)
-        corner = (box[1].start, box[0].start)
-        refined = _refined(flat[places], model, trust, corner, places, guide, geometry)
+        places = rows * guide.window.width + columns
+        x, y = _working_points(rows, columns, guide.window, geometry)
+        x, y = x - box[1].start, y - box[0].start
+        refined, shares = flat[places], _looked_up(trust, x, y)
+        some = np.flatnonzero(shares)  # where the model has a say
+        colours = guide.colours(places[some])
+        refined[some] = _refined(refined[some], _looked_up(model, x[some], y[some]), shares[some], colours)
         flat[places] = _steeper(refined, settings.sharpness, settings.sure)
     return inside_region(matte, guide.window, geometry)
 
 
-def _refined(
-    plain: FloatArray,
-    slopes_and_offset: FloatArray,
-    trust: FloatArray,
-    corner: tuple[int, int],
-    places: Places,
-    guide: Guide,
-    geometry: WorkingGeometry,
-) -> FloatArray:
-    """The matte at `places` (N,) of the plate: the local model of its colours there, as far as it is trusted.
+def _refined(plain: FloatArray, model: FloatArray, shares: FloatArray, colours: FloatArray) -> FloatArray:
+    """The matte (N,) at N plate pixels: the local model of their colours, as far as it is trusted.
 
     Args:
         plain: (N,), the plain enlargement.
-        slopes_and_offset, trust: (4, h, w) and (h, w) of a part of the working picture.
-        corner: column and row where that part begins.
+        model: (N, 4), slopes and offset, times the trust.
+        shares: (N,), the trust.
+        colours: (N, 3), of the plate.
     """
-    if not places.size:
-        return plain
-    rows, columns = np.divmod(places, guide.window.width)
-    x, y = to_working_points(columns, rows, guide.window, geometry)
-    x, y = x - corner[0], y - corner[1]
-    model = _looked_up(cv2.merge(list(slopes_and_offset)), x, y)  # (N, 4)
-    refined = plain * (1.0 - _looked_up(trust, x, y)) + model[:, 3]
-    refined += np.einsum("nc,nc->n", model[:, :3], guide.colours(places))
+    refined = plain * (1.0 - shares) + model[:, 3]
+    refined += np.einsum("nc,nc->n", model[:, :3], colours)
     return np.asarray(refined, dtype=np.float32)
 
 
 def _looked_up(values: FloatArray, x: FloatArray, y: FloatArray) -> FloatArray:
     """Working values (h, w[, C]) at the points x, y (N,), bilinear; those of the border go on beyond it."""
     count = x.size
+    if not count:
+        return np.zeros((0, *values.shape[2:]), np.float32)
     padding = (0, -count % _POINTS_ABREAST)
     across, down = (np.pad(one, padding).reshape(-1, _POINTS_ABREAST) for one in (x, y))
     found = cv2.remap(values, across, down, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
@@ -128,35 +122,39 @@ def trusted_model(
     Window means are taken everywhere, as that is fast; the rest on the band alone.
 
     Args:
-        guide: (h, w, 3) in [0, 1].
+        guide: (3, h, w) in [0, 1].
         values: (h, w).
         band: (h, w), not 0 where the answer is wanted and `radius` around it.
         epsilon: variance of the guide below which a window counts as flat.
 
     Returns:
-        (4, h, w): the slopes of the three channels and the offset, times the trust; (h, w): the trust in
+        (h, w, 4): the slopes of the three channels and the offset, times the trust; (h, w): the trust in
         [0, 1]. Both 0 off the band.
     """
     places = np.flatnonzero(band)
-    r, g, b = (np.asarray(one, dtype=np.float32) for one in cv2.split(guide))
+    r, g, b = guide
     pairs = ((r, r), (r, g), (r, b), (g, g), (g, b), (b, b), (r, values), (g, values), (b, values))
     # One after the other, so that they stay in the processor's cache: the means (13, N) of r, g, b and the
     # values v; of rr, rg, rb, gg, gb, bb; of rv, gv, bv.
     means = [_mean_at(one, radius, places) for one in (r, g, b, values)]
-    means += [_mean_at(one * other, radius, places) for one, other in pairs]
+    product = np.empty_like(values)
+    means += [_mean_at(np.multiply(*pair, out=product), radius, places) for pair in pairs]
     coefficients = _fitted(means, epsilon)  # (4, N)
-    model = np.stack([_mean_at(_on_band(one, places, band.shape), radius, places) for one in coefficients])
+    on_band = np.zeros(band.shape, np.float32)  # for one after the other: off the band it stays 0
+    model = np.stack([_mean_at(_put(one, places, on_band), radius, places) for one in coefficients])
 
-    fitted = model[3] + np.einsum("nc,cn->n", guide.reshape(-1, 3)[places], model[:3])
+    colours = np.stack([one[band > 0] for one in guide])  # (3, N)
+    fitted = model[3] + np.einsum("cn,cn->n", colours, model[:3])
     errors = np.square(np.clip(fitted, 0, 1) - values.reshape(-1)[places])
-    unexplained = _mean_at(_on_band(errors, places, band.shape), radius, places)
+    unexplained = _mean_at(_put(errors, places, on_band), radius, places)
     blurred = _mean(_mean(values, radius), radius)
-    detail = _mean_at(np.square(blurred - values), radius, places)
+    detail = _mean_at(np.square(np.subtract(blurred, values, out=product), out=product), radius, places)
     share = 1.0 - unexplained / np.maximum(detail, np.float32(_LEAST_DETAIL))
     trust = np.where(detail > 0, np.clip(share, 0.0, 1.0), np.float32(0.0))
     model *= trust
-    maps = np.stack([_on_band(one, places, band.shape) for one in model])
-    return maps, _on_band(trust, places, band.shape)
+    maps = np.zeros((*band.shape, 4), np.float32)
+    maps.reshape(-1, 4)[places] = model.T
+    return maps, _put(trust, places, on_band)
 
 
 def _fitted(means: list[FloatArray], epsilon: float) -> FloatArray:
@@ -178,9 +176,8 @@ def _fitted(means: list[FloatArray], epsilon: float) -> FloatArray:
     return fitted
 
 
-def _on_band(values: FloatArray, places: Places, shape: tuple[int, ...]) -> FloatArray:
-    """(h, w): values (N,) at their places, 0 elsewhere."""
-    picture = np.zeros(shape, np.float32)
+def _put(values: FloatArray, places: Places, picture: FloatArray) -> FloatArray:
+    """The picture (h, w) itself, with values (N,) at their places."""
     picture.reshape(-1)[places] = values
     return picture
 
@@ -225,19 +222,29 @@ def _box_around(band: npt.NDArray[np.uint8], spare: int) -> tuple[slice, slice]:
     return rows, columns
 
 
-def _places(band: npt.NDArray[np.uint8], window: Window, geometry: WorkingGeometry) -> Places:
-    """The plate pixels of `window` that lie on a band of working pixels."""
+def _plate_pixels(
+    band: npt.NDArray[np.uint8], window: Window, geometry: WorkingGeometry
+) -> tuple[Places, Places]:
+    """The plate pixels that lie on a band of working pixels: rows and columns (N,) in the array of `window`."""
     left, top, width, height = cv2.boundingRect(band)
     target = window.intersection(_on_plate(left, top, width, height, geometry))
     if target is None:
-        return np.zeros(0, np.intp)
+        return np.zeros(0, np.intp), np.zeros(0, np.intp)
     rows = (np.arange(target.y, target.bottom) - geometry.region.y + 0.5) / geometry.scale_y
     columns = (np.arange(target.x, target.right) - geometry.region.x + 0.5) / geometry.scale_x
     lines = band.take(rows.astype(np.intp), axis=0, mode="clip")
-    chosen = np.flatnonzero(lines.take(columns.astype(np.intp), axis=1, mode="clip"))
-    down, across = np.divmod(chosen, target.width)
-    places: Places = (down + (target.y - window.y)) * window.width + (across + (target.x - window.x))
-    return places
+    found = cv2.findNonZero(lines.take(columns.astype(np.intp), axis=1, mode="clip"))
+    x, y = np.zeros((2, 0), np.intp) if found is None else found.reshape(-1, 2).T.astype(np.intp)
+    return y + (target.y - window.y), x + (target.x - window.x)
+
+
+def _working_points(
+    rows: Places, columns: Places, window: Window, geometry: WorkingGeometry
+) -> tuple[FloatArray, FloatArray]:
+    """Where plate pixels lie in the working picture: x and y (N,), pixel centres at whole numbers."""
+    across, _ = to_working_points(np.arange(window.width), np.zeros(1), window, geometry)
+    _, down = to_working_points(np.zeros(1), np.arange(window.height), window, geometry)
+    return across[columns], down[rows]
 
 
 def _on_plate(left: int, top: int, width: int, height: int, geometry: WorkingGeometry) -> Window:

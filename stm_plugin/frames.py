@@ -11,11 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
 from stm_plugin.delivery import FRAMES_WAITING
 from stm_plugin.errors import PlateError
+from stm_plugin.halves import convert, to_float
 from stm_plugin.plate import CONTENT_HASH, FloatArray, PixelArray, Plate, PlateFrame, PlateSource
 from stm_plugin.working import WorkingGeometry, to_working
 
@@ -56,7 +58,14 @@ class LoadedFrame:
         """
         frame = self.plate_frame
         small = to_working(frame.pixels, frame.data_window, self.geometry, self.transform.to_display)
-        return np.ascontiguousarray(small.astype(np.float16).transpose(2, 0, 1))  # (3, h, w)
+        picture = np.empty((3, *small.shape[:2]), np.float16)
+        for plane, values in zip(picture, cv2.split(small), strict=True):
+            convert(np.asarray(values, dtype=np.float32), plane)
+        return picture
+
+    def guide(self) -> FloatArray:
+        """(3, h, w): the working picture as float32."""
+        return to_float(self.picture)
 
     def display(self) -> FloatArray:
         """(H, W, 3) over the data window, display-referred sRGB in [0, 1]."""

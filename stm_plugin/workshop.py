@@ -328,9 +328,10 @@ class Workshop:
         window = loaded.plate_frame.data_window
         masks = {name: on_window(mask, self.geometry.canvas, window) for name, mask in result.masks.items()}
         finished: dict[str, FloatArray] = {}
+        guide: finishing.Guide | None = None  # one for all objects
         for name, probability in result.probabilities.items():
             if probability.any():
-                guide = finishing.Guide(_channels_last(loaded), loaded.display_at, window)
+                guide = guide or finishing.Guide(loaded.guide(), loaded.display_at, window)
                 finished[name] = finishing.finish(probability, guide, self.geometry, self.settings.finish)
             else:
                 finished[name] = np.zeros((window.height, window.width), np.float32)
@@ -387,8 +388,3 @@ def not_done(frame: int, why: str, name: str | None = None) -> MatteError:
     which = f"The matte of {name}" if name else "The matte"
     reason = f" ({why})" if why else ""
     return MatteError(f"{which} is not done{reason}.", frame=frame, hint="Run `stm shot propagate` first.")
-
-
-def _channels_last(loaded: LoadedFrame) -> FloatArray:
-    """The working picture as (h, w, 3) float32."""
-    return np.ascontiguousarray(loaded.picture.transpose(1, 2, 0).astype(np.float32))

@@ -39,13 +39,18 @@ def colours_of(picture: FloatArray) -> Callable[[Places], FloatArray]:
     return lambda places: picture.reshape(-1, 3)[places]
 
 
+def planes(picture: FloatArray) -> FloatArray:
+    """(3, h, w) of (h, w, 3)."""
+    return np.ascontiguousarray(picture.transpose(2, 0, 1))
+
+
 def prepared(
     alpha: FloatArray, working_size: int = 100, region: Window | None = None
 ) -> tuple[FloatArray, Guide, WorkingGeometry]:
     """What the network would give for `alpha` (spread over its stride), the guide, and the geometry."""
     geometry = working_geometry(WINDOW, 1.0, working_size, region)
     picture = scene(alpha)
-    guide = Guide(to_working(picture, WINDOW, geometry), colours_of(picture), WINDOW)
+    guide = Guide(planes(to_working(picture, WINDOW, geometry)), colours_of(picture), WINDOW)
     probability = cv2.GaussianBlur(to_working(alpha, WINDOW, geometry), (0, 0), 1.5)
     return np.asarray(probability, np.float32), guide, geometry
 
