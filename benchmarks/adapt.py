@@ -31,10 +31,10 @@ from model.davis import VideoSequence, find_sequences
 from model.metrics import contour_accuracy, region_similarity
 from model.pictures import read_labels
 from stm_plugin.adapt import default_options
-from stm_plugin.plate import FloatArray
 from stm_plugin.settings import Settings
 from stm_plugin.shot import Shot
 from stm_plugin.store import PlateDescription
+from stm_plugin.windows import FloatArray
 
 HELD_OUT = ("bus", "dance-jump", "hockey", "mallard-water", "rollerblade")
 OBJECT = "object"

@@ -28,11 +28,12 @@ from model.davis import VideoSequence, find_sequences
 from model.metrics import region_similarity
 from stm_plugin.engine import Results
 from stm_plugin.fusion import confidence, distance_weight, fuse
-from stm_plugin.plan import Direction, position_in
-from stm_plugin.plate import FloatArray
+from stm_plugin.plan import position_in
+from stm_plugin.plan_values import Direction
 from stm_plugin.settings import Settings
 from stm_plugin.shot import Shot
 from stm_plugin.store import PlateDescription
+from stm_plugin.windows import FloatArray
 
 OBJECT = "object"
 Blend = Callable[[FloatArray, FloatArray, int, int], FloatArray]
@@ -91,9 +92,7 @@ def measured(sequence: VideoSequence, step: int, keys_wanted: int, settings: Set
             for left, right in pairwise(keys):
                 both = passes[left, Direction.FORWARD], passes[right, Direction.BACKWARD]
                 for frame in range(left + 1, right):
-                    forward, backward = (
-                        results.pass_result(one, position_in(one, frame))[0] for one in both
-                    )
+                    forward, backward = (results.pass_result(one, position_in(one, frame))[0] for one in both)
                     for name_of, blend in BLENDS.items():
                         blended = blend(forward, backward, frame - left, right - frame)
                         scores[name_of].append(similarity(blended, truths[frame]))

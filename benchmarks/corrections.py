@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from model.davis import VideoSequence, find_sequences
 from model.metrics import region_similarity
 from stm_plugin.networks import ready_network
-from stm_plugin.plan import State
+from stm_plugin.plan_values import State
 from stm_plugin.settings import Settings
 from stm_plugin.shot import Shot
 from stm_plugin.store import PlateDescription

@@ -26,7 +26,7 @@ from stm_plugin.device import device_errors
 from stm_plugin.engine import Results
 from stm_plugin.errors import KeyframeError, PropagationCancelled, SettingsError, WeightsError
 from stm_plugin.files import store_error, write_atomically
-from stm_plugin.plan import Facts, Key
+from stm_plugin.plan_values import Facts, Key
 from stm_plugin.settings import Settings
 from stm_plugin.store import AdaptationRecord
 
@@ -201,9 +201,7 @@ def check_adaptation(record: AdaptationRecord | None, base: Manifest | None) -> 
     return record
 
 
-def advice(
-    record: AdaptationRecord, keys: Sequence[Key], plate_hash: Callable[[int], str | None]
-) -> str:
+def advice(record: AdaptationRecord, keys: Sequence[Key], plate_hash: Callable[[int], str | None]) -> str:
     """What changed about the keys since the shot was adapted, as advice; empty if nothing did.
 
     Args:

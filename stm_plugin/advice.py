@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stm_plugin.plate import FloatArray
+from stm_plugin.windows import FloatArray
 
 _MOST_OPTIMISM = 5.0
 _UNTOLD = 0.5

@@ -35,7 +35,8 @@ import PyOpenColorIO as ocio
 
 from stm_plugin.errors import ColourError
 from stm_plugin.movie import is_movie
-from stm_plugin.plate import FloatArray, PixelArray, PlateFrame
+from stm_plugin.plate import FrameHeader, PlateFrame
+from stm_plugin.windows import FloatArray, PixelArray
 
 BUILT_IN_CONFIG = "ocio://studio-config-v2.2.0_aces-v1.3_ocio-v2.4"
 """Named, not `latest`: the same build must give the same colours next year. Knows the usual camera spaces."""
@@ -218,7 +219,9 @@ def load_config(path: str | Path | None = None) -> ColourConfig:
     )
 
 
-def find_input_space(frame: PlateFrame, config: ColourConfig, stated: str | None = None) -> InputSpace:
+def find_input_space(
+    frame: FrameHeader | PlateFrame, config: ColourConfig, stated: str | None = None
+) -> InputSpace:
     """The colour space of a frame's pixels.
 
     In this order: what the artist stated; what the file's header says (`colorInteropID`,
@@ -243,7 +246,7 @@ def find_input_space(frame: PlateFrame, config: ColourConfig, stated: str | None
     return _space_of_kind(frame, config)
 
 
-def _space_in_header(frame: PlateFrame, config: ColourConfig) -> InputSpace | None:
+def _space_in_header(frame: FrameHeader | PlateFrame, config: ColourConfig) -> InputSpace | None:
     spec = frame.metadata
     for attribute in ("colorInteropID", "oiio:ColorSpace"):
         value = spec.get_string_attribute(attribute)
@@ -266,7 +269,7 @@ def _space_in_header(frame: PlateFrame, config: ColourConfig) -> InputSpace | No
     return _film_log_space(frame, config)
 
 
-def _film_log_space(frame: PlateFrame, config: ColourConfig) -> InputSpace | None:
+def _film_log_space(frame: FrameHeader | PlateFrame, config: ColourConfig) -> InputSpace | None:
     """Printing density and logarithmic DPX, Cineon, and 10-bit DPX that do not say what they are."""
     kind = "" if frame.path is None else frame.path.suffix.lower()
     if kind not in _FILM_KINDS:
@@ -288,7 +291,7 @@ def _film_log_space(frame: PlateFrame, config: ColourConfig) -> InputSpace | Non
     return InputSpace(name, why)
 
 
-def _space_of_kind(frame: PlateFrame, config: ColourConfig) -> InputSpace:
+def _space_of_kind(frame: FrameHeader | PlateFrame, config: ColourConfig) -> InputSpace:
     path = frame.path
     is_float = frame.metadata.format.basetype in (oiio.HALF, oiio.FLOAT, oiio.DOUBLE)
     linear = path is None or (not is_movie(path) and (path.suffix.lower() in _LINEAR_KINDS or is_float))

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from stm_plugin.plate import FloatArray
+from stm_plugin.windows import FloatArray
 
 LAYER = "CryptoObject"
 PAIRS = 6

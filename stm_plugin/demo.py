@@ -29,10 +29,11 @@ from stm_plugin.errors import StmError
 from stm_plugin.events import Event, PlanMade, Progress
 from stm_plugin.matte import read_matte
 from stm_plugin.overlay import contact_sheet, overlay_picture, pick_frames, write_picture
-from stm_plugin.plate import FloatArray, Plate
+from stm_plugin.plate import Plate
 from stm_plugin.propagate import propagate
 from stm_plugin.settings import Settings
 from stm_plugin.shot import NetworkFactory
+from stm_plugin.windows import FloatArray
 
 OBJECT = "cup"
 VISIBLE = 0.5  # where the true matte is above it, the cup counts as seen

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from stm_plugin.errors import KeyframeError, MaskError, SettingsError
-from stm_plugin.plan import KeyMask
+from stm_plugin.plan_values import KeyMask
 from stm_plugin.settings import MAX_OBJECTS
 from stm_plugin.store import ShotDescription, ShotObject, StoredKey
 

@@ -30,20 +30,10 @@ from stm_plugin.errors import PropagationCancelled, StoreError, concerning
 from stm_plugin.events import Event, FrameComputed, Progress
 from stm_plugin.frames import FrameLoader
 from stm_plugin.fusion import fuse, sureness
-from stm_plugin.plan import (
-    ComputeStep,
-    Direction,
-    Facts,
-    FinishStep,
-    Pass,
-    Plan,
-    chain,
-    frame_address,
-    pass_root,
-    position_in,
-)
-from stm_plugin.plate import FloatArray, Window, place
+from stm_plugin.plan import chain, frame_address, pass_root, position_in
+from stm_plugin.plan_values import ComputeStep, Direction, Facts, FinishStep, Pass, Plan
 from stm_plugin.store import ProbabilityArray, ShotStore, dequantise, quantise
+from stm_plugin.windows import FloatArray, Window, place
 from stm_plugin.working import WorkingGeometry, to_working
 
 _STEPS_FOR_ESTIMATE = 12

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stm_plugin.plan import Direction, Plan
+from stm_plugin.plan_values import Direction, Plan
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from stm_plugin.plate import FloatArray, Window
 from stm_plugin.settings import FinishSettings
+from stm_plugin.windows import FloatArray, Window
 from stm_plugin.working import WorkingGeometry, inside_region, to_plate, to_working_points
 
 VERSION = 2
@@ -72,7 +72,9 @@ def finish(
         rows, columns = _plate_pixels(_dilated(unsure, reach), guide.window, geometry)
         box = _box_around(unsure, reach + 4 * settings.radius)  # windows, means, detail, the trust in it
         band = _dilated(unsure, reach + settings.radius)[box]
-        model, trust = trusted_model(guide.working[:, *box], clean[box], band, settings.radius, settings.epsilon)
+        model, trust = trusted_model(
+            guide.working[:, *box], clean[box], band, settings.radius, settings.epsilon
+        )
         flat = matte.reshape(-1)
         places = rows * guide.window.width + columns
         x, y = _working_points(rows, columns, guide.window, geometry)
@@ -138,7 +140,7 @@ def trusted_model(
     # values v; of rr, rg, rb, gg, gb, bb; of rv, gv, bv.
     means = [_mean_at(one, radius, places) for one in (r, g, b, values)]
     product = np.empty_like(values)
-    means += [_mean_at(np.multiply(*pair, out=product), radius, places) for pair in pairs]
+    means += [_mean_at(np.multiply(a, b, out=product), radius, places) for a, b in pairs]
     coefficients = _fitted(means, epsilon)  # (4, N)
     on_band = np.zeros(band.shape, np.float32)  # for one after the other: off the band it stays 0
     model = np.stack([_mean_at(_put(one, places, on_band), radius, places) for one in coefficients])
@@ -225,7 +227,7 @@ def _box_around(band: npt.NDArray[np.uint8], spare: int) -> tuple[slice, slice]:
 def _plate_pixels(
     band: npt.NDArray[np.uint8], window: Window, geometry: WorkingGeometry
 ) -> tuple[Places, Places]:
-    """The plate pixels that lie on a band of working pixels: rows and columns (N,) in the array of `window`."""
+    """The plate pixels that lie on a band of working pixels: rows and columns (N,) in `window`."""
     left, top, width, height = cv2.boundingRect(band)
     target = window.intersection(_on_plate(left, top, width, height, geometry))
     if target is None:

@@ -18,7 +18,8 @@ import numpy.typing as npt
 from stm_plugin.delivery import FRAMES_WAITING
 from stm_plugin.errors import PlateError
 from stm_plugin.halves import convert, to_float
-from stm_plugin.plate import CONTENT_HASH, FloatArray, PixelArray, Plate, PlateFrame, PlateSource
+from stm_plugin.plate import CONTENT_HASH, Plate, PlateFrame, PlateSource
+from stm_plugin.windows import FloatArray, PixelArray
 from stm_plugin.working import WorkingGeometry, to_working
 
 FRAMES_HELD = 3 + FRAMES_WAITING
@@ -147,9 +148,7 @@ class FrameLoader:
         _ = loaded.picture  # in this thread, not in the one that runs the network
         return loaded
 
-    def _read_into(
-        self, coming: Future[LoadedFrame], frame: int, read: Callable[[int], LoadedFrame]
-    ) -> None:
+    def _read_into(self, coming: Future[LoadedFrame], frame: int, read: Callable[[int], LoadedFrame]) -> None:
         """Read a frame and hand it, or the error, to everyone who waits for it."""
         try:
             loaded = read(frame)

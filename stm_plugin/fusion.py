@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from stm_plugin.plate import FloatArray
+from stm_plugin.windows import FloatArray
 
 VERSION = 2
 """Enters the address of every fused frame; raise it when the same passes give another blend."""

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import OpenImageIO as oiio
 
 from stm_plugin.errors import MatteError, MatteFullError
-from stm_plugin.plate import open_image, reason_of
+from stm_plugin.picture_file import open_image, reason_of
 
 _NAME_LENGTH = 200
 _PROBE_BYTES = 1 << 16

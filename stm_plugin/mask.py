@@ -32,17 +32,9 @@ from PIL import Image
 
 from stm_plugin.errors import MaskError
 from stm_plugin.movie import is_movie
-from stm_plugin.plate import (
-    FloatArray,
-    PlateFrame,
-    Window,
-    open_image,
-    place,
-    read_channels,
-    reason_of,
-    specs_of,
-    window_pair,
-)
+from stm_plugin.picture_file import open_image, read_channels, reason_of, specs_of, window_pair
+from stm_plugin.plate import PlateFrame
+from stm_plugin.windows import FloatArray, Window, place
 
 MaskMode = Literal["auto", "soft", "labels", "layers"]
 

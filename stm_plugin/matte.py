@@ -26,7 +26,9 @@ from stm_plugin import cryptomatte
 from stm_plugin.errors import MatteError
 from stm_plugin.halves import to_half
 from stm_plugin.images import write_image
-from stm_plugin.plate import FloatArray, PlateFrame, Window, open_image, read_channels, reason_of, window_pair
+from stm_plugin.picture_file import open_image, read_channels, reason_of, window_pair
+from stm_plugin.plate import PlateFrame
+from stm_plugin.windows import FloatArray, Window
 
 MetadataValue = str | int | float
 

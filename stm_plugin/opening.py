@@ -10,10 +10,11 @@ import numpy as np
 from stm_plugin.engine import on_window
 from stm_plugin.errors import MaskError, PlateError
 from stm_plugin.mask import MaskMode, read_mask
-from stm_plugin.plate import FloatArray, Plate, PlateSource, Window
+from stm_plugin.plate import Plate, PlateSource
 from stm_plugin.pushed import PushedPlate
 from stm_plugin.settings import Settings
 from stm_plugin.store import PlateDescription
+from stm_plugin.windows import FloatArray, Window
 
 
 def open_plate(folder: Path, plate: PlateDescription, settings: Settings) -> PlateSource:
@@ -93,7 +94,7 @@ def masks_of_file(
         path,
         canvas=plate.canvas,
         display_window=plate.display_window,
-        data_window=plate.read(frame).data_window,
+        data_window=plate.header(frame).data_window,
         objects=objects,
         mode=mode,
         channel=channel,

@@ -16,8 +16,8 @@ import OpenImageIO as oiio
 
 from stm_plugin.errors import MatteError
 from stm_plugin.images import image_error, probe_disk, remove_quietly, write_image
-from stm_plugin.plate import FloatArray
 from stm_plugin.sequence import output_sequence
+from stm_plugin.windows import FloatArray
 
 ByteArray = npt.NDArray[np.uint8]
 

@@ -30,261 +30,35 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from enum import StrEnum
-from functools import cached_property
-from itertools import groupby
-from typing import Literal
+from functools import partial
 
 from stm_plugin.address import Ingredient, address_of
 from stm_plugin.errors import KeyframeError, PlateError
-from stm_plugin.settings import KeysInMemory
-
-Directions = Literal["both", "forward", "backward"]
-
-
-class Direction(StrEnum):
-    """Which way a pass runs."""
-
-    FORWARD = "forward"
-    BACKWARD = "backward"
-
-
-class State(StrEnum):
-    """What a frame's matte is, as a person wants to know it."""
-
-    KEY = "key"
-    """The artist gave the mask of every object."""
-    DONE = "done"
-    """Everything that it needs is in the store."""
-    STALE = "stale"
-    """It was computed, but from something that has changed since."""
-    MISSING = "missing"
-    """It was never computed."""
-    UNREACHED = "unreached"
-    """No pass in the asked direction comes by."""
-
-
-# ---- what a plan is made from ----------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class KeyMask:
-    """One object's mask on a key, by the hash of its values over the canvas."""
-
-    hash: str
-    empty: bool = False
-
-
-@dataclass(frozen=True)
-class Key:
-    """A frame on which the artist gave masks, by object id."""
-
-    frame: int
-    masks: Mapping[str, KeyMask]
-
-    @cached_property
-    def hash(self) -> str:
-        return address_of("masks", {name: mask.hash for name, mask in self.masks.items()})
-
-    def visible(self, objects: Iterable[str]) -> tuple[str, ...]:
-        """Those of `objects`, in their order, whose mask here is not empty."""
-        return tuple(one for one in objects if one in self.masks and not self.masks[one].empty)
-
-
-@dataclass(frozen=True)
-class Facts:
-    """Everything about a shot that a plan depends on.
-
-    Args:
-        frames: the plate's frames, ascending, in the host's numbers.
-        objects: ids of the objects in their order.
-        keys: in any order.
-        base: what every probability depends on, by the name that people know it by (`weights`, ...).
-        plate: content hash of each plate frame as far as it is known.
-    """
-
-    frames: tuple[int, ...]
-    objects: tuple[str, ...]
-    keys: tuple[Key, ...]
-    base: Mapping[str, str]
-    plate: Mapping[int, str]
-    keys_in_memory: KeysInMemory = "own"
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the user asked for: frames `first` to `last` (None: to the plate's end), and directions."""
-
-    first: int | None = None
-    last: int | None = None
-    directions: Directions = "both"
-
-
-@dataclass(frozen=True)
-class FrameRecord:
-    """What a finished frame was made from; kept in the store to tell stale from missing, and why."""
-
-    frame: int
-    address: str
-    base: Mapping[str, str]
-    keys: Mapping[int, str]
-    plate: str
-
-
-# ---- what a plan is --------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Span:
-    """Frames `first` to `last` of `objects` between the keys `left` and `right` (None: the plate ends)."""
-
-    objects: tuple[str, ...]
-    first: int
-    last: int
-    left: int | None
-    right: int | None
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where one object's matte on one frame comes from: the mask of a key, passes, or nothing (absent).
-
-    Attributes:
-        key: the frame itself, where it is a key of the object.
-        forward: key on the left whose forward pass is used.
-        backward: key on the right whose backward pass is used.
-    """
-
-    key: int | None = None
-    forward: int | None = None
-    backward: int | None = None
-
-    @property
-    def absent(self) -> bool:
-        return self.key is None and self.forward is None and self.backward is None
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One run from a key in one direction.
-
-    Attributes:
-        frames: in the order of the run, the key not among them.
-        memory_keys: other keys that are in its memory for the whole run.
-        root: address of the pass on its key; None where a plate hash that it needs is not known yet.
-    """
-
-    key: int
-    direction: Direction
-    objects: tuple[str, ...]
-    frames: tuple[int, ...]
-    memory_keys: tuple[int, ...]
-    root: str | None
-
-    @property
-    def name(self) -> tuple[int, Direction]:
-        return self.key, self.direction
-
-    def serves(self, source: Source) -> bool:
-        """Whether an object with this source comes from this pass."""
-        return self.name in _passes_of(source)
-
-
-@dataclass(frozen=True)
-class ComputeStep:
-    """Compute `passed.frames[position]`, unless a result with its address turns out to be there."""
-
-    passed: Pass
-    position: int
-
-    @property
-    def frame(self) -> int:
-        return self.passed.frames[self.position]
-
-
-@dataclass(frozen=True)
-class FinishStep:
-    """Everything that the matte of `frame` needs is computed: fuse, finish, hand out."""
-
-    frame: int
-
-
-Step = ComputeStep | FinishStep
-
-
-@dataclass(frozen=True)
-class FramePlan:
-    """One frame of the range: its state, where each object comes from, and why it is (re)computed.
-
-    `address` is None where the plate frame, or one that it depends on, has not been read yet.
-    """
-
-    frame: int
-    sources: Mapping[str, Source]
-    address: str | None
-    state: State
-    why: str = ""
-
-    @property
-    def is_key(self) -> bool:
-        """Whether the artist gave the mask of every object: then the matte is there, stale or not."""
-        return all(source.key is not None for source in self.sources.values())
-
-
-@dataclass(frozen=True)
-class DirtyRange:
-    """Neighbouring frames that are (re)computed for one reason."""
-
-    first: int
-    last: int
-    state: State
-    why: str
-
-    def __str__(self) -> str:
-        frames = f"frame {self.first}" if self.first == self.last else f"frames {self.first}-{self.last}"
-        verb = {State.STALE: "will be recomputed", State.UNREACHED: "cannot be computed"}
-        return f"{frames} {verb.get(self.state, 'will be computed')}: {self.why}"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What will be done, in order. Walk `steps`; show `dirty`."""
-
-    facts: Facts
-    frames: tuple[FramePlan, ...]
-    passes: tuple[Pass, ...]
-    steps: tuple[Step, ...]
-    addresses: Mapping[tuple[int, Direction], tuple[str | None, ...]] = field(repr=False)
-
-    @property
-    def dirty(self) -> tuple[DirtyRange, ...]:
-        return _dirty_ranges(self.frames)
-
-    @property
-    def compute_steps(self) -> tuple[ComputeStep, ...]:
-        """The steps that run the network: one query, one read and one decoding each."""
-        return tuple(step for step in self.steps if isinstance(step, ComputeStep))
-
-    def state(self, frame: int) -> State:
-        return self.by_frame[frame].state
-
-    @cached_property
-    def by_frame(self) -> dict[int, FramePlan]:
-        return {one.frame: one for one in self.frames}
-
-    def words(self) -> str:
-        """The plan for people, one line per dirty range."""
-        lines = [str(one) for one in self.dirty]
-        return "\n".join(lines) if lines else "Everything is up to date."
-
-
-# ---- making a plan ---------------------------------------------------------------------------
+from stm_plugin.plan_values import (
+    ComputeStep,
+    Direction,
+    Directions,
+    Facts,
+    FinishStep,
+    FramePlan,
+    FrameRecord,
+    Key,
+    Pass,
+    Plan,
+    Request,
+    Source,
+    Span,
+    State,
+    Step,
+)
+from stm_plugin.staleness import frame_plan
+
+_EVERYTHING = Request()
 
 
 def make_plan(
     facts: Facts,
-    request: Request = Request(),
+    request: Request = _EVERYTHING,
     known: Callable[[str], bool] = lambda address: False,
     history: Mapping[int, FrameRecord] | None = None,
 ) -> Plan:
@@ -311,7 +85,9 @@ def make_plan(
         ready = all(known_at.get((*name, frame), False) for name in _needed(sources[frame]))
         reached = not any(_unreached(facts, sources[frame], frame).values())
         address = frame_address(facts, frame, sources[frame], _lookup(passes, addresses, frame))
-        frames.append(_frame_plan(facts, frame, sources[frame], address, ready, reached, history or {}))
+        used = partial(_keys_used, facts, sources[frame])
+        one = frame_plan(facts, frame, sources[frame], used, address, ready, reached, history or {})
+        frames.append(one)
     return Plan(facts, tuple(frames), passes, _steps(passes, frames, known_at), addresses)
 
 
@@ -398,7 +174,7 @@ def frame_address(
             parts.append(["mask", keys[source.key].masks[name].hash])
             continue
         part: list[str | int] = ["passes"]
-        for key, direction in _passes_of(source):
+        for key, direction in source.passes:
             address = pass_address(key, direction)
             if address is None:
                 return None
@@ -472,13 +248,8 @@ def _unreached(facts: Facts, sources: Mapping[str, Source], frame: int) -> dict[
     return result
 
 
-def _passes_of(source: Source) -> tuple[tuple[int, Direction], ...]:
-    both = ((source.forward, Direction.FORWARD), (source.backward, Direction.BACKWARD))
-    return tuple((key, direction) for key, direction in both if key is not None)
-
-
 def _needed(sources: Mapping[str, Source]) -> set[tuple[int, Direction]]:
-    return {name for source in sources.values() for name in _passes_of(source)}
+    return {name for source in sources.values() for name in source.passes}
 
 
 def _passes(
@@ -592,9 +363,6 @@ def _steps(
     return tuple(steps)
 
 
-# ---- states and reasons ----------------------------------------------------------------------
-
-
 def record_of(facts: Facts, frame: int, sources: Mapping[str, Source], address: str) -> FrameRecord:
     """What to keep about a frame that is finished now. Its plate hash must be known."""
     return FrameRecord(frame, address, dict(facts.base), _keys_used(facts, sources), facts.plate[frame])
@@ -607,76 +375,7 @@ def _keys_used(facts: Facts, sources: Mapping[str, Source]) -> dict[int, str]:
     for source in sources.values():
         if source.key is not None:
             used.add(source.key)
-        for key, direction in _passes_of(source):
+        for key, direction in source.passes:
             used.add(key)
             used.update(_memory_keys(facts, keys, key, direction, keys[key].visible(facts.objects)))
     return {frame: keys[frame].hash for frame in sorted(used)}
-
-
-def _frame_plan(
-    facts: Facts,
-    frame: int,
-    sources: Mapping[str, Source],
-    address: str | None,
-    ready: bool,
-    reached: bool,
-    history: Mapping[int, FrameRecord],
-) -> FramePlan:
-    if not reached:
-        return FramePlan(frame, sources, None, State.UNREACHED, "no pass in this direction comes by")
-    before = history.get(frame)
-    is_key = all(source.key is not None for source in sources.values())
-    if is_key and (before is None or before.address == address):
-        return FramePlan(frame, sources, address, State.KEY)
-    if ready and not is_key and address is not None and (before is None or before.address == address):
-        return FramePlan(frame, sources, address, State.DONE)
-    if before is None:
-        return FramePlan(frame, sources, address, State.MISSING, "not computed yet")
-    return FramePlan(frame, sources, address, State.STALE, _reason(facts, frame, sources, before, history))
-
-
-def _reason(
-    facts: Facts,
-    frame: int,
-    sources: Mapping[str, Source],
-    before: FrameRecord,
-    history: Mapping[int, FrameRecord],
-) -> str:
-    """What of the rule's ingredients has changed since the frame was finished, in words."""
-    for name in sorted({*facts.base, *before.base}):
-        if facts.base.get(name) != before.base.get(name):
-            return f"the {name} changed"
-    now = {key.frame: key.hash for key in facts.keys}
-    used = _keys_used(facts, sources)
-    changed = [key for key in used if key in before.keys and before.keys[key] != used[key]]
-    added = [key for key in used if key not in before.keys]
-    removed = [key for key in before.keys if key not in now]
-    for keys, what in ((changed, "changed"), (removed, "was removed"), (added, "was added")):
-        if keys:
-            return f"the mask on {_list(keys)} {what}"
-    if set(before.keys) != set(used):
-        return "it comes from other keys than before"
-    path = _path(facts, frame, used)
-    plates = [one for one in path if one in history and history[one].plate != facts.plate.get(one)]
-    if plates:
-        return f"the plate changed on {_list(plates)}"
-    return "a result that it depends on is no longer there or has changed"
-
-
-def _path(facts: Facts, frame: int, keys: Mapping[int, str]) -> list[int]:
-    first, last = min([frame, *keys]), max([frame, *keys])
-    return [one for one in facts.frames if first <= one <= last]
-
-
-def _list(frames: list[int]) -> str:
-    shown = ", ".join(str(one) for one in frames[:4])
-    return f"{shown} and {len(frames) - 4} more" if len(frames) > 4 else shown
-
-
-def _dirty_ranges(frames: Iterable[FramePlan]) -> tuple[DirtyRange, ...]:
-    ranges = []
-    for (state, why), group in groupby(frames, key=lambda one: (one.state, one.why)):
-        if state in (State.STALE, State.MISSING, State.UNREACHED):
-            members = list(group)
-            ranges.append(DirtyRange(members[0].frame, members[-1].frame, state, why))
-    return tuple(ranges)

@@ -12,8 +12,7 @@ from stm_plugin.errors import KeyframeError
 from stm_plugin.events import Notice
 from stm_plugin.export import MatteWriter, Written
 from stm_plugin.mask import MaskMode
-from stm_plugin.plan import Directions, Request
-from stm_plugin.plate import FloatArray
+from stm_plugin.plan_values import Directions, Request
 from stm_plugin.sequence import output_sequence
 from stm_plugin.settings import Settings
 from stm_plugin.shot import (
@@ -26,6 +25,7 @@ from stm_plugin.shot import (
     silent,
 )
 from stm_plugin.store import SUFFIX, PlateDescription, with_suffix
+from stm_plugin.windows import FloatArray
 
 
 @dataclass(frozen=True)

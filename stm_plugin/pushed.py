@@ -15,7 +15,8 @@ from safetensors.numpy import save as save_arrays
 
 from stm_plugin.errors import PlateError, concerning
 from stm_plugin.files import DamagedFileError, Journal, looks_whole, read_sealed, write_sealed
-from stm_plugin.plate import CONTENT_HASH, PixelArray, PlateFrame, Window
+from stm_plugin.plate import CONTENT_HASH, FrameHeader, PlateFrame
+from stm_plugin.windows import PixelArray, Window
 
 MetadataValue = str | int | float
 
@@ -137,17 +138,18 @@ class PushedPlate:
         self._make_room(hash_)
         return record
 
+    def header(self, frame: int) -> FrameHeader:
+        """What is known of a frame besides its pixels. PlateError where it was never pushed."""
+        record = self._record(frame)
+        return FrameHeader(frame, None, record.data_window, self._spec(record.data_window, record.metadata))
+
     def read(self, frame: int) -> PlateFrame:
         """One frame as it was pushed.
 
         Raises:
             PlateError: it was never pushed, has left, or its file is damaged.
         """
-        record = self._records.get(frame)
-        if record is None:
-            raise PlateError(
-                "The pixels of this frame have not been pushed.", frame=frame, hint=_MISSING_HINT
-            )
+        record = self._record(frame)
         path = self._path(record.hash)
         try:
             body = read_sealed(path)
@@ -165,9 +167,21 @@ class PushedPlate:
             )
         return self._as_frame(frame, load_arrays(body)["pixels"], record.data_window, record.metadata)
 
+    def _record(self, frame: int) -> PushedRecord:
+        record = self._records.get(frame)
+        if record is None:
+            raise PlateError(
+                "The pixels of this frame have not been pushed.", frame=frame, hint=_MISSING_HINT
+            )
+        return record
+
     def _as_frame(
         self, frame: int, pixels: PixelArray, data_window: Window, metadata: Mapping[str, MetadataValue]
     ) -> PlateFrame:
+        spec = self._spec(data_window, metadata)
+        return PlateFrame(frame, None, pixels, data_window, self.display_window, self.pixel_aspect, spec)
+
+    def _spec(self, data_window: Window, metadata: Mapping[str, MetadataValue]) -> oiio.ImageSpec:
         spec = oiio.ImageSpec(data_window.width, data_window.height, 3, "float")
         for name, value in metadata.items():
             if name == TIME_CODE and isinstance(value, str):
@@ -176,7 +190,7 @@ class PushedPlate:
                 spec.attribute(name, value)
         if self.fps:
             spec.attribute("FramesPerSecond", self.fps)
-        return PlateFrame(frame, None, pixels, data_window, self.display_window, self.pixel_aspect, spec)
+        return spec
 
     def _make_room(self, newest: str) -> None:
         """Delete the frames pushed first until the budget holds; never the newest."""

@@ -25,7 +25,7 @@ from typing import Any, Literal, cast, get_args
 
 from stm_plugin.address import Ingredient, address_of
 from stm_plugin.errors import SettingsError
-from stm_plugin.plate import Window
+from stm_plugin.windows import Window
 
 Part = Literal["picture", "memory", "finish", "export", "identity", "machine"]
 KeysInMemory = Literal["own", "span", "all"]

@@ -52,8 +52,9 @@ from stm_plugin.lock import Holder
 from stm_plugin.mask import MaskMode
 from stm_plugin.networks import base_network, weights_manifest
 from stm_plugin.opening import masks_of_arrays, masks_of_file, open_plate
-from stm_plugin.plan import DirtyRange, Key, Plan, Request, State, frames_in_range, make_plan, record_of
-from stm_plugin.plate import FloatArray, PlateSource, Window
+from stm_plugin.plan import frames_in_range, make_plan, record_of
+from stm_plugin.plan_values import DirtyRange, Key, Plan, Request, State
+from stm_plugin.plate import PlateSource
 from stm_plugin.settings import Settings
 from stm_plugin.store import (
     AdaptationRecord,
@@ -62,6 +63,7 @@ from stm_plugin.store import (
     ShotStore,
     StoreSize,
 )
+from stm_plugin.windows import FloatArray, Window
 from stm_plugin.workshop import FinishedFrame as FinishedFrame
 from stm_plugin.workshop import NetworkFactory as NetworkFactory
 from stm_plugin.workshop import Workshop, not_done
@@ -708,9 +710,7 @@ class Shot:
         self._working.limit_ram(fit.run.ram_budget)
         return fit
 
-    def _write(
-        self, plan: Plan, results: Results, frame: int, writer: MatteWriter
-    ) -> FinishedFrame | None:
+    def _write(self, plan: Plan, results: Results, frame: int, writer: MatteWriter) -> FinishedFrame | None:
         """Write a frame's file; None where it is as it should be."""
         workshop, description = self._working, self._description
         address = workshop.matte_address(description, plan, results, frame)

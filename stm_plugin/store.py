@@ -44,9 +44,9 @@ from stm_plugin.files import (
 )
 from stm_plugin.lock import StoreLock
 from stm_plugin.mask import mask_hash
-from stm_plugin.plan import FrameRecord, KeyMask
-from stm_plugin.plate import FloatArray, Window
+from stm_plugin.plan_values import FrameRecord, KeyMask
 from stm_plugin.settings import Settings
+from stm_plugin.windows import FloatArray, Window
 
 SCHEMA = 1
 """Version of the folder's layout. Raise it when an older plug-in could no longer read the folder rightly."""

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from model.pictures import working_scale
 from stm_plugin.errors import SettingsError
-from stm_plugin.plate import FloatArray, PixelArray, Window, place, slices_of
+from stm_plugin.windows import FloatArray, PixelArray, Window, place, slices_of
 
 _BLOCK_ELEMENTS = 100_000
 """Values that are converted and narrowed together: they stay in the second-level cache."""

@@ -29,13 +29,16 @@ from stm_plugin.errors import MatteError, PlateError, StoreError
 from stm_plugin.frames import FrameLoader, LoadedFrame, signature_of
 from stm_plugin.matte import MetadataValue
 from stm_plugin.networks import ready_network, weights_manifest
-from stm_plugin.plan import Facts, Key, Plan, State, position_in
-from stm_plugin.plate import FloatArray, Plate, PlateFrame, PlateSource
+from stm_plugin.plan import position_in
+from stm_plugin.plan_values import Facts, Key, Plan, State
+from stm_plugin.plate import Plate, PlateFrame, PlateSource
 from stm_plugin.settings import Settings
 from stm_plugin.store import AdaptationRecord, ShotDescription, ShotStore
+from stm_plugin.windows import FloatArray
 from stm_plugin.working import WorkingGeometry, working_geometry
 
 NetworkFactory = Callable[[Settings, str], Network]
+
 
 @dataclass(frozen=True, eq=False)
 class FinishedFrame:
@@ -117,7 +120,7 @@ class Workshop:
                 if first is None:
                     raise PlateError("No frame of the plate is there.", path=self.store.folder)
                 config = load_config(self.settings.ocio_config)
-                space = find_input_space(self.plate.read(first), config, self.settings.colour_space)
+                space = find_input_space(self.plate.header(first), config, self.settings.colour_space)
                 self._colour = ColourTransform(config, space.name)
             return self._colour
 

@@ -13,7 +13,7 @@ from stm_plugin.overlay import (
     pick_frames,
     write_picture,
 )
-from stm_plugin.plan import State
+from stm_plugin.plan_values import State
 from stm_plugin.shot import Shot
 
 _FOLDER_PATTERN = "overlay.####.jpg"

@@ -16,11 +16,11 @@ from stm_plugin.errors import KeyframeError, SettingsError
 from stm_plugin.events import DamageFound, Event, Notice, PlanMade, PlateChanged
 from stm_plugin.events import Progress as StepDone
 from stm_plugin.mask import MaskMode
-from stm_plugin.plan import Directions
-from stm_plugin.plate import Window
+from stm_plugin.plan_values import Directions
 from stm_plugin.propagate import Summary
 from stm_plugin.propagate import propagate as run
 from stm_plugin.settings import FinishSettings, KeysInMemory, Settings
+from stm_plugin.windows import Window
 
 _KEY = re.compile(r"(-?\d+)=(.+)")
 _RANGE = re.compile(r"(-?\d+)-(-?\d+)|(-?\d+)")

@@ -15,7 +15,7 @@ from stm_plugin.cli.propagate import EventPrinter, parse_range
 from stm_plugin.events import Event, FrameFinished
 from stm_plugin.export import MatteWriter
 from stm_plugin.mask import MaskMode
-from stm_plugin.plan import Directions, Request, State
+from stm_plugin.plan_values import Directions, Request, State
 from stm_plugin.settings import Settings
 from stm_plugin.shot import Shot, ShotStatus
 from stm_plugin.store import PlateDescription, with_suffix
@@ -143,9 +143,7 @@ def export(
     first, last = parse_range(frames) or (None, None)
     with Shot.open(with_suffix(shot)) as opened, progress_bar() as bar:
         settings = opened.settings
-        writer = MatteWriter(
-            out, opened.plate, channel=settings.channel, with_ids=settings.cryptomatte
-        )
+        writer = MatteWriter(out, opened.plate, channel=settings.channel, with_ids=settings.cryptomatte)
         task = bar.add_task("export", total=None)
 
         def on_event(event: Event) -> None:

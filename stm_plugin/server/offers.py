@@ -12,9 +12,9 @@ import torch
 from model.weights import WeightsFileError, read_manifest, shipped_weights
 from stm_plugin.device import describe_device, free_memory
 from stm_plugin.errors import SettingsError
-from stm_plugin.plate import Window
 from stm_plugin.server.backend import Information
 from stm_plugin.settings import Device, KeysInMemory, Precision, Settings, describe_settings
+from stm_plugin.windows import Window
 
 _SUGGESTED_RULES = ("every:5", "first+previous", "first", "previous")
 _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {

@@ -22,9 +22,9 @@ from stm_plugin.events import Event, FrameFinished, Notice, PlateChanged
 from stm_plugin.events import Progress as EngineProgress
 from stm_plugin.export import MatteWriter
 from stm_plugin.files import Journal
-from stm_plugin.plan import DirtyRange, Facts, Key, Plan, State, frames_in_range, make_plan
-from stm_plugin.plan import Request as PlanRange
-from stm_plugin.plate import Window
+from stm_plugin.plan import frames_in_range, make_plan
+from stm_plugin.plan_values import DirtyRange, Facts, Key, Plan, State
+from stm_plugin.plan_values import Request as PlanRange
 from stm_plugin.protocol import Direction, PlateFiles, PushedGeometry, Range, Rectangle
 from stm_plugin.pushed import PushedPlate
 from stm_plugin.server.backend import (
@@ -51,6 +51,7 @@ from stm_plugin.settings import (
 )
 from stm_plugin.shot import FinishedFrame, Shot
 from stm_plugin.store import PlateDescription, ShotObject, with_suffix
+from stm_plugin.windows import Window
 
 GIVEN_OUT_BYTES: Final = 256 << 20
 """Mattes that were given out and are kept in case someone wants the last one of a stale frame."""

@@ -22,10 +22,10 @@ from model.config import network_config
 from model.network import SpaceTimeMemoryNetwork
 from model.weights import Manifest, save_network
 from stm_plugin.matte import read_matte
-from stm_plugin.plate import Window
 from stm_plugin.settings import Settings
 from stm_plugin.shot import Shot as EngineShot
 from stm_plugin.store import PlateDescription
+from stm_plugin.windows import Window
 from tests.stm_plugin.server_process import REPOSITORY, ServerProcess, wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")

@@ -32,12 +32,13 @@ from stm_plugin.errors import (
 from stm_plugin.events import Notice
 from stm_plugin.export import MatteWriter
 from stm_plugin.matte import read_matte
-from stm_plugin.plan import State
-from stm_plugin.plate import FloatArray, Plate
+from stm_plugin.plan_values import State
+from stm_plugin.plate import Plate
 from stm_plugin.propagate import propagate
 from stm_plugin.settings import Settings
 from stm_plugin.shot import Shot
 from stm_plugin.store import PlateDescription
+from stm_plugin.windows import FloatArray
 from tests.conftest import PlateMaker, write_exr
 from tests.stm_plugin.small_network import CountingNetwork
 

@@ -18,7 +18,7 @@ import pytest
 
 from stm_plugin.cli import main
 from stm_plugin.matte import read_matte
-from stm_plugin.plate import FloatArray, Window
+from stm_plugin.windows import FloatArray, Window
 from tests.conftest import PlateMaker, write_exr
 
 FRAMES = range(1001, 1005)

@@ -22,7 +22,8 @@ from stm_plugin.colour import (
     shoulder,
 )
 from stm_plugin.errors import ColourError
-from stm_plugin.plate import FloatArray, Plate, PlateFrame, Window
+from stm_plugin.plate import Plate, PlateFrame
+from stm_plugin.windows import FloatArray, Window
 
 EIGHT_BIT_STEP = 1 / 255
 LOG_SPACES = ["ARRI LogC4", "ACEScct"]

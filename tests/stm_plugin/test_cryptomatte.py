@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from stm_plugin.cryptomatte import LAYER, channels, metadata, murmur3_32, object_id
 from stm_plugin.matte import write_matte
-from stm_plugin.plate import FloatArray, PlateFrame, Window
+from stm_plugin.plate import PlateFrame
+from stm_plugin.windows import FloatArray, Window
 
 
 @pytest.mark.parametrize(
@@ -66,9 +67,7 @@ def test_a_file_holds_whole_ids_beside_half_float_mattes_and_names_them(tmp_path
     plate_frame = PlateFrame(1001, None, np.zeros((4, 8, 3), np.float16), window, Window(0, 0, 6, 8))
     left = np.zeros((4, 8), np.float32)
     left[:, :5] = 1.0
-    write_matte(
-        tmp_path / "m.exr", {"hero": left, "dog's": 1 - left}, plate_frame, with_ids=True
-    )
+    write_matte(tmp_path / "m.exr", {"hero": left, "dog's": 1 - left}, plate_frame, with_ids=True)
     with OpenEXR.File(str(tmp_path / "m.exr"), separate_channels=True) as file:
         found = {name: channel.pixels for name, channel in file.channels().items()}
         header = dict(file.header())

@@ -60,9 +60,10 @@ def fails_on(bad: int, done: list[int]) -> Callable[[int], None]:
 def test_an_error_comes_out_and_nothing_after_it_is_told() -> None:
     done: list[int] = []
     told: list[int] = []
-    with pytest.raises(OSError, match="frame 3"), Delivery(
-        fails_on(3, done), lambda frame, _: told.append(frame)
-    ) as delivery:
+    with (
+        pytest.raises(OSError, match="frame 3"),
+        Delivery(fails_on(3, done), lambda frame, _: told.append(frame)) as delivery,
+    ):
         for frame in range(10):
             delivery.hand_over(frame)
         delivery.finish()
@@ -72,9 +73,7 @@ def test_an_error_comes_out_and_nothing_after_it_is_told() -> None:
 def test_an_error_elsewhere_loses_no_frame_that_was_done() -> None:
     done: list[int] = []
     told: list[int] = []
-    with pytest.raises(KeyError), Delivery(
-        done.append, lambda frame, _: told.append(frame)
-    ) as delivery:
+    with pytest.raises(KeyError), Delivery(done.append, lambda frame, _: told.append(frame)) as delivery:
         delivery.hand_over(1)
         delivery.hand_over(2)
         raise KeyError

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from stm_plugin.finish import Guide, Places, finish
-from stm_plugin.plate import FloatArray, Window
 from stm_plugin.settings import FinishSettings
+from stm_plugin.windows import FloatArray, Window
 from stm_plugin.working import WorkingGeometry, inside_region, to_plate, to_working, working_geometry
 
 WINDOW = Window(-8, -6, 400, 300)

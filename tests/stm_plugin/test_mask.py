@@ -14,7 +14,7 @@ from PIL import Image
 
 from stm_plugin.errors import MaskError
 from stm_plugin.mask import MaskImage, MaskMode, mask_hash, read_mask
-from stm_plugin.plate import FloatArray, Window
+from stm_plugin.windows import FloatArray, Window
 from tests.conftest import write_image
 
 WIDTH, HEIGHT = 12, 8

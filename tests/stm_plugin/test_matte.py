@@ -18,7 +18,8 @@ from stm_plugin import images
 from stm_plugin.errors import MatteError
 from stm_plugin.mask import read_mask
 from stm_plugin.matte import channel_name, layer_names, read_matte, union_matte, write_matte
-from stm_plugin.plate import FloatArray, Plate, PlateFrame, Window
+from stm_plugin.plate import Plate, PlateFrame
+from stm_plugin.windows import FloatArray, Window
 
 DATA = Window(-3, -2, 38, 27)
 DISPLAY = Window(0, 0, 32, 24)
@@ -258,7 +259,8 @@ from pathlib import Path
 from stm_plugin import images
 from stm_plugin.errors import MatteError
 from stm_plugin.matte import write_matte
-from stm_plugin.plate import PlateFrame, Window
+from stm_plugin.plate import PlateFrame
+from stm_plugin.windows import Window
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 window = Window(0, 0, 512, 512)
 frame = PlateFrame(1007, None, np.zeros((512, 512, 3), np.float32), window, window)

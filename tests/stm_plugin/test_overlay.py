@@ -19,7 +19,7 @@ from stm_plugin.overlay import (
     pick_frames,
     write_picture,
 )
-from stm_plugin.plate import FloatArray
+from stm_plugin.windows import FloatArray
 
 GREY = 0.5
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stm_plugin.errors import KeyframeError, PlateError
-from stm_plugin.plan import (
+from stm_plugin.plan import make_plan, record_of, spans
+from stm_plugin.plan_values import (
     ComputeStep,
     Direction,
     Facts,
@@ -21,9 +22,6 @@ from stm_plugin.plan import (
     Plan,
     Request,
     State,
-    make_plan,
-    record_of,
-    spans,
 )
 from stm_plugin.settings import KeysInMemory
 

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stm_plugin.errors import PlateError
-from stm_plugin.plate import FloatArray, Plate, PlateFrame, Window, place
+from stm_plugin.plate import Plate, PlateFrame
+from stm_plugin.windows import FloatArray, Window, place
 from tests.conftest import write_image
 
 PlateMaker = Callable[..., str]

@@ -9,11 +9,11 @@ import numpy.typing as npt
 import pytest
 
 from stm_plugin.errors import PlateError
-from stm_plugin.plate import Window
 from stm_plugin.pushed import PushedPlate
 from stm_plugin.settings import Settings
 from stm_plugin.shot import Shot
 from stm_plugin.store import PlateDescription
+from stm_plugin.windows import Window
 from tests.stm_plugin.small_network import WORKING_SIZE, CountingNetwork
 
 FORMAT = Window(0, 0, 40, 30)

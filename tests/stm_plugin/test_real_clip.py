@@ -14,10 +14,10 @@ import torch
 from model.memory import MemoryRule
 from stm_plugin.fusion import distance_weight
 from stm_plugin.networks import ready_network
-from stm_plugin.plate import FloatArray
 from stm_plugin.settings import FinishSettings, Settings
 from stm_plugin.shot import Shot
 from stm_plugin.store import PlateDescription
+from stm_plugin.windows import FloatArray
 
 FIRST, LAST = 10, 18
 SETTINGS = Settings(working_size=240, memory_rule="every:3", finish=FinishSettings(enabled=False, sure=0.0))

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from stm_plugin.errors import SettingsError
-from stm_plugin.plate import Window
 from stm_plugin.settings import FinishSettings, Part, Settings, describe_settings
+from stm_plugin.windows import Window
 
 PARTS: tuple[Part, ...] = ("picture", "memory", "finish", "export", "identity", "machine")
 

@@ -35,11 +35,11 @@ from stm_plugin.events import (
     PlateChanged,
     Progress,
 )
-from stm_plugin.plan import Request, State
-from stm_plugin.plate import FloatArray, Window
+from stm_plugin.plan_values import Request, State
 from stm_plugin.settings import KeysInMemory, Settings
 from stm_plugin.shot import Shot
 from stm_plugin.store import PlateDescription, ProbabilityArray
+from stm_plugin.windows import FloatArray, Window
 from tests.stm_plugin.small_network import WORKING_SIZE, CountingNetwork
 
 SETTINGS = Settings(working_size=WORKING_SIZE, memory_rule="every:3", colour_space="lin_rec709_scene")

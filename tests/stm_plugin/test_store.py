@@ -24,8 +24,7 @@ from stm_plugin.files import (
     write_atomically,
     write_sealed,
 )
-from stm_plugin.plan import FrameRecord, KeyMask
-from stm_plugin.plate import Window
+from stm_plugin.plan_values import FrameRecord, KeyMask
 from stm_plugin.settings import Settings
 from stm_plugin.store import (
     SCHEMA,
@@ -38,6 +37,7 @@ from stm_plugin.store import (
     list_shots,
     quantise,
 )
+from stm_plugin.windows import Window
 
 DESCRIPTION = ShotDescription(
     PlateDescription("files", "plate.####.exr", frame_range=(1001, 1010)),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stm_plugin.errors import SettingsError
-from stm_plugin.plate import FloatArray, Window
+from stm_plugin.windows import FloatArray, Window
 from stm_plugin.working import inside_region, to_plate, to_working, to_working_points, working_geometry
 
 
