@@ -5,6 +5,7 @@ Standard library only, Python 3.9 or newer, no `nuke` module.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -240,6 +241,20 @@ _started: list[subprocess.Popen[bytes]] = []
 def reap() -> None:
     """Collect the exit codes of engines that have ended, so that no zombies stay."""
     _started[:] = [process for process in _started if process.poll() is None]
+
+
+def _let_go() -> None:
+    """At the end of the host: engines live on for others or end by themselves, and nobody waits for them.
+
+    Python would say of each that it is still running, or that its exit code was never collected.
+    """
+    reap()
+    for process in _started:
+        process.returncode = 0
+    _started.clear()
+
+
+atexit.register(_let_go)
 
 
 def try_to_connect(folder: Path) -> socket.socket | None:

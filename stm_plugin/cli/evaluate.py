@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from model.davis import VideoSequence, find_sequences, read_split
 from model.evaluate import (
     WORKING_SHORT_SIDE,
+    Evaluation,
     EvaluationProtocol,
     NetworkSegmenter,
     Progress,
@@ -97,12 +98,8 @@ def scores(
     Tables 2 and 3 of the paper, on DAVIS-2016 and 2017.
     """
     found = _find(folder, sequences, split)
-    if results is not None:
-        measured = evaluate_results(found, results, protocol)
-    else:
-        segmenter = NetworkSegmenter(_engine(weights, device, precision), MemoryRule.parse(rule), short_side)
-        with _progress() as progress:
-            measured = evaluate_network(found, segmenter, protocol, results=out, progress=progress)
+    segmenter = None if results else _segmenter(weights, device, precision, rule, short_side)
+    measured = _measure(found, protocol, segmenter, results, out)
     output.print(measured.table(), highlight=False)
     if out is not None:
         _say_written(measured.write_csv(out))
@@ -129,7 +126,7 @@ def submission(
     """
     found = _find(folder, sequences, split)
     frames = submission_frames(meta) if meta else None
-    segmenter = NetworkSegmenter(_engine(weights, device, precision), MemoryRule.parse(rule), short_side)
+    segmenter = _segmenter(weights, device, precision, rule, short_side)
     with _progress() as progress:
         written = write_submission(found, segmenter, out, frames=frames, progress=progress)
     output.print(f"written: {written} label pictures of {len(found)} sequences to {out}", highlight=False)
@@ -155,12 +152,8 @@ def table1(
     """YouTube-VOS: J and F of seen and unseen categories, and the mean of the four."""
     groups = category_groups(meta, training_meta)
     found = _find(folder, sequences, split)
-    if results is not None:
-        measured = evaluate_results(found, results, "youtube-vos")
-    else:
-        segmenter = NetworkSegmenter(_engine(weights, device, precision), MemoryRule.parse(rule), short_side)
-        with _progress() as progress:
-            measured = evaluate_network(found, segmenter, "youtube-vos", results=out, progress=progress)
+    segmenter = None if results else _segmenter(weights, device, precision, rule, short_side)
+    measured = _measure(found, "youtube-vos", segmenter, results, out)
     parts = by_group(measured, groups)
     comparison = Comparison("categories", parts)
     output.print(comparison.table(), highlight=False)
@@ -250,7 +243,7 @@ def figure5(
     chosen = [_point(text) for text in points or ()]
     video = find_sequences(folder, [sequence] if sequence else [])[0]
     name = video.frames[len(video.frames) // 2] if frame is None else _frame_name(video, frame)
-    segmenter = NetworkSegmenter(_engine(weights, device, precision), MemoryRule.parse(rule), short_side)
+    segmenter = _segmenter(weights, device, precision, rule, short_side)
     with _progress() as progress:
         read = capture(video, segmenter, name, object_label, progress=progress)
     if read.query.mask.any():
@@ -293,6 +286,27 @@ def _engine(weights: str, device: str, precision: Precision) -> FastNetwork:
     network, manifest = load_network(weights)
     errors.print(f"{manifest.name} ({manifest.architecture}); licence: {manifest.licence}", highlight=False)
     return FastNetwork(network, device=pick_device(device), precision=precision)
+
+
+def _segmenter(
+    weights: str, device: str, precision: Precision, rule: str, short_side: int
+) -> NetworkSegmenter:
+    return NetworkSegmenter(_engine(weights, device, precision), MemoryRule.parse(rule), short_side)
+
+
+def _measure(
+    found: Sequence[VideoSequence],
+    protocol: EvaluationProtocol,
+    segmenter: NetworkSegmenter | None,
+    results: Path | None,
+    out: Path | None,
+) -> Evaluation:
+    """Scores of a network, or of results that are there already."""
+    if segmenter is None:
+        assert results is not None
+        return evaluate_results(found, results, protocol)
+    with _progress() as progress:
+        return evaluate_network(found, segmenter, protocol, results=out, progress=progress)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -331,6 +332,20 @@ def test_what_cannot_be_is_told_in_words(engine: Engine, tmp_path: Path, clip: C
     assert {name: settings[name] for name in wanted} == wanted
     assert set(engine.info()["settings"]) == set(settings)
     shot.close()
+
+
+def test_a_host_that_leaves_a_running_engine_leaves_without_a_word(runtime: ServerProcess) -> None:
+    with suppress(EngineError):
+        Engine("the one before", may_start=False).shutdown()
+    assert wait_for(lambda: not (runtime.folder / "endpoint.json").exists(), PATIENCE)
+    visit = "from stm_nuke.client import Engine; e = Engine('visit'); print(e.ping()['clients']); e.close()"
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "nuke")}
+    host = subprocess.run(
+        [sys.executable, "-W", "always", "-c", visit],
+        env=environment, capture_output=True, text=True, timeout=PATIENCE, check=True,
+    )  # fmt: skip
+    assert (host.stdout.strip(), host.stderr) == ("1", "")
+    assert wait_for(lambda: not (runtime.folder / "endpoint.json").exists(), PATIENCE)  # it ended too
 
 
 def test_objects_are_named_renamed_and_removed(
