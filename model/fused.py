@@ -24,6 +24,7 @@ from model.network import (
     Refine,
     ResidualBlock,
     other_masks,
+    padding_to_stride,
 )
 from model.prediction import ObjectLogit
 from model.trunks import (
@@ -37,6 +38,9 @@ from model.trunks import (
 from model.winograd import WinogradConv2d, gains
 
 Activation = Literal["relu", "relu6"]
+
+STRIP_BYTES = 6_000_000
+"""About as much of an expanded map as is computed at once."""
 
 
 def can_fuse() -> bool:
@@ -83,24 +87,32 @@ def _winograd(conv: nn.Conv2d) -> bool:
 class FusedConv2d(nn.Module):
     """activation(conv(x) + add), in one pass of oneDNN; for inference.
 
+    The uneven padding of a stride of 2 becomes an even one: the kernel gets a first row and column of zeros,
+    which costs less than a padded copy of what comes in.
+
     Args:
         conv: the convolution whose weights it takes over.
         activation: applied last.
+        pads: whether it pads what comes in; otherwise that has been padded already.
     """
 
-    def __init__(self, conv: nn.Conv2d, activation: Activation | None = None) -> None:
+    def __init__(self, conv: nn.Conv2d, activation: Activation | None = None, *, pads: bool = True) -> None:
         super().__init__()
         self.weight = conv.weight
         self.bias = conv.bias
-        self.geometry = (list(cast(tuple[int, int], conv.padding)), list(conv.stride), list(conv.dilation))
+        self.padding = list(cast(tuple[int, int], conv.padding))
+        if not pads:
+            self.padding = [0, 0]
+        elif isinstance(conv, SameConv2d) and conv.extra:
+            wider = F.pad(conv.weight.detach(), (1, 0, 1, 0)).contiguous(memory_format=torch.channels_last)
+            self.weight = nn.Parameter(wider, requires_grad=False)
+            self.padding = [side + 1 for side in self.padding]
+        self.stride, self.dilation = list(conv.stride), list(conv.dilation)
         self.groups = conv.groups
-        self.extra = conv.extra if isinstance(conv, SameConv2d) else 0
         self.activation = activation
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         """(N, C, H, W) -> (N, O, H', W'), channels last; `add` has the result's shape."""
-        if self.extra:
-            x = F.pad(x, (0, self.extra, 0, self.extra))
         convolution = self._convolution()
         operator = torch.ops.mkldnn._convolution_pointwise
         result: Tensor
@@ -118,7 +130,7 @@ class FusedConv2d(nn.Module):
 
     def add_to(self, target: Tensor, x: Tensor) -> Tensor:
         """The same in the place of what is added, which saves fetching a further map; not with relu6."""
-        assert self.activation != "relu6" and not self.extra
+        assert self.activation != "relu6"
         operator = torch.ops.mkldnn._convolution_pointwise_.binary
         result: Tensor = operator(
             target, x, *self._convolution(), "add", 1.0, self.activation or None, [], None
@@ -126,7 +138,7 @@ class FusedConv2d(nn.Module):
         return result
 
     def _convolution(self) -> tuple[object, ...]:
-        return (self.weight, self.bias, *self.geometry, self.groups)
+        return self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups
 
 
 def fused(conv: nn.Conv2d, activation: Activation | None = None) -> nn.Module:
@@ -185,32 +197,44 @@ class FusedBottleneck(nn.Module):
 
 
 class FusedInvertedResidual(nn.Module):
-    """EfficientNet-Lite's block.
-
-    The uneven padding of a stride of 2 is made where there are few channels, before the expansion: its
-    results there are set to zero, as the padding behind it would be.
-    """
+    """EfficientNet-Lite's block. Where its expanded map is large, it goes through strip by strip: a strip of
+    the expansion is used while it is in the processor's cache."""
 
     def __init__(self, block: InvertedResidual) -> None:
         super().__init__()
-        self.expand = None if block.expand is None else fused(block.expand, "relu6")
+        self.expand = None if block.expand is None else FusedConv2d(block.expand, "relu6")
         self.depthwise = FusedConv2d(block.depthwise, "relu6")
         self.project = FusedConv2d(block.project)
         self.keeps_shape = block.keeps_shape
-        self.extra = 0
-        if self.expand is not None:
-            self.extra, self.depthwise.extra = self.depthwise.extra, 0
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x
-        if self.expand is not None:
-            if self.extra:
-                y = F.pad(y, (0, self.extra, 0, self.extra))
-            y = self.expand(y)
-            if self.extra:
-                y[:, :, -self.extra :].zero_()
-                y[:, :, :, -self.extra :].zero_()
-        result: Tensor = self.project(self.depthwise(y), x if self.keeps_shape else None)
+        if self.expand is None:
+            return self.project(self.depthwise(x))  # type: ignore[no-any-return]
+        expanded_bytes = len(self.expand.weight) * x[0, 0].numel() * x.element_size()
+        strips = round(expanded_bytes / STRIP_BYTES)
+        if strips > 1:
+            return self._by_strips(self.expand, x, strips)
+        y = self.depthwise(self.expand(x))
+        result: Tensor = self.project(y, x if self.keeps_shape else None)
+        return result
+
+    def _by_strips(self, expand: FusedConv2d, x: Tensor, strips: int) -> Tensor:
+        """Each strip is padded like a whole map, and begins early by the rows that this spoils."""
+        depthwise = self.depthwise
+        side, stride, padding = depthwise.weight.shape[2], depthwise.stride[0], depthwise.padding[0]
+        height, width = ((size + 2 * padding - side) // stride + 1 for size in x.shape[2:])
+        result = x.new_empty(len(x), height, width, len(self.project.weight)).permute(0, 3, 1, 2)
+        spoilt = -(-padding // stride)  # rows of results at a strip's beginning
+        rows = max(-(-height // strips), spoilt)
+        for index in range(len(x)):
+            picture, target = x[index : index + 1], result[index : index + 1]
+            for top in range(0, height, rows):
+                bottom = min(top + rows, height)
+                skip = spoilt if top else 0
+                seen = picture[:, :, (top - skip) * stride : (bottom - 1) * stride - padding + side]
+                y = depthwise(expand(seen))[:, :, skip : skip + bottom - top]
+                same = picture[:, :, top:bottom] if self.keeps_shape else None
+                target[:, :, top:bottom] = self.project(y, same)
         return result
 
 
@@ -265,83 +289,123 @@ class FusedKeyValue(nn.Module):
         return key, value
 
 
-class FusedNormalise(nn.Module):
-    """RGB in [0, 1] to the trunk's input in one pass (`model.network.Normalise`)."""
+class FusedInput(nn.Module):
+    """A picture, and masks, made ready for a trunk's first convolution.
 
-    def __init__(self, normalise: Normalise) -> None:
+    Colours are normalised (`model.network.Normalise`), everything gets zeros around it up to the stride of
+    the network (`model.network.pad`) and is laid out with the channels last: in one pass over each plane.
+
+    Args:
+        normalise: of the encoder.
+        stem: the trunk's first convolution; padding that is uneven is made here.
+    """
+
+    def __init__(self, normalise: Normalise, stem: nn.Conv2d) -> None:
         super().__init__()
         self.scale: Tensor
         self.shift: Tensor
-        self.register_buffer("scale", 1 / normalise.std)
-        self.register_buffer("shift", -normalise.mean / normalise.std)
+        self.register_buffer("scale", (1 / normalise.std).flatten())
+        self.register_buffer("shift", (-normalise.mean / normalise.std).flatten())
+        self.extra = stem.extra if isinstance(stem, SameConv2d) else 0
+        self.dtype = stem.weight.dtype
 
-    def forward(self, picture: Tensor) -> Tensor:
-        return torch.addcmul(self.shift, picture, self.scale)
+    def forward(self, picture: Tensor, masks: Sequence[Tensor]) -> Tensor:
+        """(3, H, W) in [0, 1] and masks (H, W) -> (1, 3 + masks, H', W'), channels last."""
+        colours, height, width = picture.shape
+        around = padding_to_stride(height, width)
+        down, across = height + around.top + around.bottom, width + around.left + around.right
+        result = picture.new_empty(
+            down + self.extra, across + self.extra, colours + len(masks), dtype=self.dtype
+        )
+        result[down:].zero_()
+        result[:, across:].zero_()
+        inside = result[around.top : around.top + height, around.left : around.left + width]
+        outside = F.pad(self.shift, (0, len(masks))).to(self.dtype)  # (C,): zeros, with colours normalised
+        for strip in (
+            result[: around.top, :across],
+            result[around.top + height : down, :across],
+            result[:down, : around.left],
+            result[:down, around.left + width : across],
+        ):
+            strip.copy_(outside.expand_as(strip))
+        planes = inside.unbind(2)
+        for plane, colour, scale, shift in zip(
+            planes[:colours], picture, self.scale, self.shift, strict=True
+        ):
+            if self.dtype == picture.dtype:
+                torch.addcmul(shift, colour, scale, out=plane)
+            else:
+                plane.copy_(torch.addcmul(shift, colour, scale))
+        for plane, mask in zip(planes[colours:], masks, strict=True):
+            plane.copy_(mask)
+        return result.permute(2, 0, 1).unsqueeze(0)
 
 
 class FusedQueryEncoder(nn.Module):
-    """Picture to trunk features (`model.network.QueryEncoder`)."""
+    """Picture to trunk features (`model.network.QueryEncoder`); it pads the picture by itself."""
 
     def __init__(self, encoder: QueryEncoder) -> None:
         super().__init__()
-        self.normalise = FusedNormalise(encoder.normalise)
-        self.stem = _activated_stem(encoder.trunk, [])
+        first = _first_convolution(encoder.trunk)
+        self.prepare = FusedInput(encoder.normalise, first)
+        self.stem = _activated_stem(first, [])
         self.trunk = encoder.trunk
         fuse_blocks(self.trunk)
 
     def forward(self, picture: Tensor) -> TrunkFeatures:
-        """(B, 3, H, W) in [0, 1] -> the trunk's features."""
-        return self.trunk.stages(self.stem(_channels_last(self.normalise(picture), self.stem.weight.dtype)))
+        """(1, 3, H, W) in [0, 1] -> the trunk's features of the padded picture."""
+        features: TrunkFeatures = self.trunk.stages(self.stem(self.prepare(picture[0], [])))
+        return features
 
 
 class FusedMemoryEncoder(nn.Module):
-    """Picture and masks to the trunk's 1/16 map (`model.network.MemoryEncoder`).
+    """Picture and masks to the trunk's 1/16 map (`model.network.MemoryEncoder`); it pads them by itself.
 
     The first convolution sees colours and masks side by side: as fast as adding those of the masks to that of
-    the colours. Without other objects their mask is zero, and is left out.
+    the colours. Without other objects their mask is zero, and is left out. Objects go through one after
+    another: the maps of one fit into the processor's cache.
     """
 
     def __init__(self, encoder: MemoryEncoder) -> None:
         super().__init__()
-        self.normalise = FusedNormalise(encoder.normalise)
+        first = _first_convolution(encoder.trunk)
+        self.prepare = FusedInput(encoder.normalise, first)
         masks = [cast(nn.Conv2d, stem) for stem in (encoder.mask_stem, encoder.others_stem)]
-        self.stem = _activated_stem(encoder.trunk, masks)
-        self.stem_alone = _activated_stem(encoder.trunk, masks[:1], also_bias_of=masks[1])
+        self.stem = _activated_stem(first, masks)
+        self.stem_alone = _activated_stem(first, masks[:1], also_bias_of=masks[1])
         self.trunk = encoder.trunk
         fuse_blocks(self.trunk)
 
     def forward(self, picture: Tensor, masks: Tensor) -> Tensor:
-        """(B, 3, H, W) and (B, K, H, W) in [0, 1] -> (B * K, C, h, w)."""
-        objects = masks.shape[1]
-        normalised = self.normalise(picture)
-        colours = normalised.unsqueeze(1).expand(-1, objects, -1, -1, -1).flatten(0, 1)  # (B * K, 3, H, W)
-        seen = [masks] if objects == 1 else [masks, other_masks(masks)]
-        layers = [colours, *(mask.flatten(0, 1).unsqueeze(1) for mask in seen)]
-        stem = self.stem_alone if objects == 1 else self.stem
-        joined = _channels_last(torch.cat(layers, dim=1), stem.weight.dtype)
-        features: Tensor = self.trunk.stages(stem(joined)).sixteenth
-        return features
+        """(1, 3, H, W) and (1, K, H, W) in [0, 1] -> (K, C, h, w) of the padded picture."""
+        if masks.shape[1] == 1:
+            return self._one(self.stem_alone, picture[0], [masks[0, 0]])
+        seen = zip(masks[0], other_masks(masks)[0], strict=True)
+        return torch.cat([self._one(self.stem, picture[0], both) for both in seen])
+
+    def _one(self, stem: FusedConv2d, picture: Tensor, masks: Sequence[Tensor]) -> Tensor:
+        features: TrunkFeatures = self.trunk.stages(stem(self.prepare(picture, masks)))
+        return features.sixteenth
 
 
-def _channels_last(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """A picture, which is quicker to work on plane by plane, as the convolutions want it."""
-    return x.to(dtype).contiguous(memory_format=torch.channels_last)
+def _first_convolution(trunk: Trunk) -> nn.Conv2d:
+    first: nn.Conv2d
+    if isinstance(trunk, ResNet50Trunk):
+        assert isinstance(trunk.bn1, nn.Identity)  # folded
+        first = trunk.conv1
+    else:
+        assert isinstance(trunk, EfficientNetLite0Trunk)
+        first = trunk.conv_stem
+    return first
 
 
 def _activated_stem(
-    trunk: Trunk, masks: Sequence[nn.Conv2d], also_bias_of: nn.Conv2d | None = None
+    first: nn.Conv2d, masks: Sequence[nn.Conv2d], also_bias_of: nn.Conv2d | None = None
 ) -> FusedConv2d:
     """A trunk's first convolution (BatchNorm folded into it) with those of masks, and its activation."""
-    first: nn.Conv2d
-    activation: Activation
-    if isinstance(trunk, ResNet50Trunk):
-        assert isinstance(trunk.bn1, nn.Identity)
-        first, activation = trunk.conv1, "relu"
-    else:
-        assert isinstance(trunk, EfficientNetLite0Trunk)
-        first, activation = trunk.conv_stem, "relu6"
     joined = join_inputs([first, *masks])
     if also_bias_of is not None:
         assert joined.bias is not None
         joined.bias += _bias(also_bias_of)
-    return FusedConv2d(joined, activation)
+    uneven = isinstance(first, SameConv2d)
+    return FusedConv2d(joined, "relu6" if uneven else "relu", pads=not uneven)

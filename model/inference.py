@@ -23,10 +23,9 @@ from model.network import (
     SpaceTimeMemoryNetwork,
     pad,
     padding_to_stride,
-    soft_aggregate,
     unpad,
 )
-from model.prediction import ObjectLogit
+from model.prediction import ObjectLogit, merge_objects
 from model.read import space_time_read
 from model.trunks import ResNet50Trunk
 
@@ -97,17 +96,19 @@ class FastNetwork:
             if isinstance(module, nn.Conv2d):
                 module.to(self.dtype)
         prepared = prepared.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._encoders_pad = False
         if self.device.type == "cpu":
             keep_freed_memory()
             if can_fuse():
                 fuse_blocks(prepared)
+                self._encoders_pad = True
         self.network = prepared
 
     @torch.inference_mode()
     def encode_query(self, picture: Tensor) -> Query:
         """(3, H, W) RGB in [0, 1], display-referred sRGB -> the query's features (paper section 3.1)."""
         height, width = picture.shape[-2:]
-        features = self.network.encode_query(self._padded(picture))
+        features = self.network.encode_query(self._batch(picture))
         joined = self._first_convolution.value(features.value)
         skips = features.eighth, features.quarter, features.half
         return Query(PreparedQuery(features.key.float(), joined, *skips), height, width)
@@ -115,7 +116,7 @@ class FastNetwork:
     @torch.inference_mode()
     def encode_memory(self, picture: Tensor, probabilities: Tensor) -> MemoryEntry:
         """(3, H, W) RGB and (K, H, W) probabilities of the objects, both in [0, 1] -> one frame of memory."""
-        memory = self.network.encode_memory(self._padded(picture), self._padded(probabilities))
+        memory = self.network.encode_memory(self._batch(picture), self._batch(probabilities))
         keys = memory.key[0].float().flatten(2).transpose(1, 2).contiguous()  # (K, P, Ck)
         return MemoryEntry(keys, memory.value[0].flatten(2).contiguous())  # (K, Cv, P)
 
@@ -132,7 +133,7 @@ class FastNetwork:
         Returns:
             (K + 1, H, W) fp32 probabilities, background first, summing to 1 at every pixel.
         """
-        return soft_aggregate(self.segment_alone(query, bank).unsqueeze(0))[0]
+        return merge_objects(self.segment_alone(query, bank))
 
     @torch.inference_mode()
     def segment_alone(self, query: Query, bank: MemoryBank) -> Tensor:
@@ -151,8 +152,11 @@ class FastNetwork:
     def decode(self, read: Tensor, query: PreparedQuery) -> Tensor:
         """read (K, Cv, h, w) -> probability of each object by itself (K, H, W) in fp32, padded."""
         x = self._first_convolution.read(read.to(query.joined.dtype)) + query.joined
-        logit: Tensor = self.network.decoder.refine(x, query.eighth, query.quarter, query.half)
-        return logit[:, 0].sigmoid_()
+        # On a CPU object after object: the maps of one fit into the cache.
+        parts = x.split(1 if self.device.type == "cpu" else len(x))
+        skips = query.eighth, query.quarter, query.half
+        logits = [self.network.decoder.refine(part, *skips) for part in parts]  # (1 or K, 1, H, W) each
+        return torch.cat([logit[:, 0].sigmoid_() for logit in logits])
 
     @property
     def _first_convolution(self) -> SplitConv2d:
@@ -160,10 +164,10 @@ class FastNetwork:
         assert isinstance(split, SplitConv2d)
         return split
 
-    def _padded(self, x: Tensor) -> Tensor:
-        """(C, H, W) -> (1, C, H', W') on the device, fp32, zeros around."""
+    def _batch(self, x: Tensor) -> Tensor:
+        """(C, H, W) -> (1, C, H', W') on the device, fp32, zeros around unless the encoders see to that."""
         x = x.to(self.device, torch.float32).unsqueeze(0)
-        return pad(x, padding_to_stride(x.shape[-2], x.shape[-1]))
+        return x if self._encoders_pad else pad(x, padding_to_stride(x.shape[-2], x.shape[-1]))
 
 
 class SplitConv2d(nn.Module):

@@ -14,6 +14,15 @@ of a graphics card busy."""
 CPU_BLOCK_ELEMENTS = 600_000
 """The same on a CPU: scores stay in the processor's cache until they are used."""
 
+CPU_BLOCK_ELEMENTS_OF_HALVES = 1_400_000
+"""The same for values of half precision, whose products are quick beside the passes around them."""
+
+CPU_GROUPS = 2
+"""Parts of the query positions that are products of their own on a CPU: on two threads each stays with one of
+them from scores to sums, instead of every thread fetching what the other has computed. It does not follow the
+number of threads, so that a frame gives the same bits in every process; with more of them the library divides
+the parts."""
+
 SAFE_TOTAL = 1e30
 """A block's weights may sum up to this before the reference of the softmax is raised: far from overflow, even
 times the values."""
@@ -50,14 +59,37 @@ def space_time_read(
     if not frames:
         raise ValueError("the memory is empty: write the key's entry before reading")
     on_cpu = query.device.type == "cpu"
-    if block_elements is None:
-        block_elements = CPU_BLOCK_ELEMENTS if on_cpu else BLOCK_ELEMENTS
     # Newest first: what is most like the query gives the reference, which then seldom needs to be raised.
-    blocks = _blocks(reversed(frames), max(block_elements // query.shape[1], 1))
-    softmax = _StreamedSoftmax(query, hopeful=on_cpu and frames[0][1].dtype != torch.float16)
-    for keys, values in blocks:
+    frames.reverse()
+    precision = frames[0][1].dtype
+    if on_cpu:
+        suits = CPU_BLOCK_ELEMENTS if precision == torch.float32 else CPU_BLOCK_ELEMENTS_OF_HALVES
+        return _read_one_by_one(query, frames, block_elements or suits)
+    softmax = _StreamedSoftmax(query, hopeful=False)
+    for keys, values in _blocks(frames, max((block_elements or BLOCK_ELEMENTS) // query.shape[1], 1)):
         softmax.add(keys, values)
     return softmax.result()
+
+
+def _read_one_by_one(query: Tensor, frames: list[tuple[Tensor, Tensor]], block_elements: int) -> Tensor:
+    """Object after object: the scores of one fit into the cache, those of several do not.
+
+    query (Ck, N) scaled; frames and result as in `space_time_read`.
+    """
+    positions = query.shape[1]
+    groups = CPU_GROUPS if positions % CPU_GROUPS == 0 else 1
+    grouped = query.view(-1, groups, positions // groups).transpose(0, 1).contiguous()  # (G, Ck, N / G)
+    hopeful = frames[0][1].dtype != torch.float16
+    objects, channels = frames[0][1].shape[:2]
+    result = query.new_empty(objects, channels, groups, positions // groups)
+    for index, target in enumerate(result):
+        softmax = _StreamedSoftmax(grouped, hopeful=hopeful)
+        seen = ((keys[index], values[index]) for keys, values in frames)  # (P, Ck) and (Cv, P)
+        everywhere = ((keys.expand(groups, -1, -1), values.expand(groups, -1, -1)) for keys, values in seen)
+        for keys, values in _blocks(everywhere, max(block_elements // positions, 1)):
+            softmax.add(keys, values)
+        target.copy_(softmax.result().transpose(0, 1))
+    return result.flatten(2)
 
 
 def _blocks(frames: Iterable[tuple[Tensor, Tensor]], largest: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -76,7 +108,7 @@ class _StreamedSoftmax:
     block, raised when it must be.
 
     Args:
-        query: (Ck, N) in fp32, scaled.
+        query: (Ck, N), or (K, Ck, N) where each of K has positions of its own; in fp32, scaled.
         hopeful: weights are computed with the reference as it is, and again with a higher one in the rare
             case that they are too large; otherwise every block's largest scores are looked for first, which
             costs a further pass but lets a graphics card run ahead.

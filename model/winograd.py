@@ -30,6 +30,10 @@ TILES_AT_ONCE = 108
 results fall out of the cache. It does not follow the number of threads: another cut rounds otherwise, and the
 same frame must give the same bits in every process."""
 
+NARROW = 64
+"""With no more channels than this, twice as many tiles at once: there is so little work in a step that what
+comes between the steps tells (17 % on two threads)."""
+
 LEAST_CHANNELS = 64
 """With fewer channels, in or out, the transforms cost what the products save (measured: 64 gain 1.2 times,
 128 1.8 times, 256 2.3 times)."""
@@ -72,54 +76,50 @@ class WinogradConv2d(nn.Module):
         inputs, outputs = self.kernel.shape[1:]
         result = x.new_empty(batch, height, width, outputs)
         down, across = -(-height // OUTPUT), -(-width // OUTPUT)  # tiles
-        rows = -(-down // max(down * across // TILES_AT_ONCE, 1))  # of tiles at once
-        space = _Workspace(rows, across, width, inputs, self.bias)
-        for index, target in enumerate(result):
-            picture = x[index].permute(1, 2, 0)
-            addend = None if add is None else add[index if len(add) > 1 else 0].permute(1, 2, 0)
-            for first in range(0, down, rows):
-                last = min(first + rows, down)
-                sums = self._tiles(space, picture, first, last)  # (tiles down, 4, tiles across, 4, O)
-                pixels = slice(first * OUTPUT, last * OUTPUT)
-                self._finish(sums, target[pixels], None if addend is None else addend[pixels])
+        at_once = TILES_AT_ONCE * (2 if max(inputs, outputs) <= NARROW else 1)
+        rows = -(-down // max(round(down * across / at_once), 1))  # of tiles
+        space: _Workspace | None = None
+        for first in range(0, down, rows):
+            last = min(first + rows, down)
+            if space is None or last - first != space.down:
+                space = _Workspace(last - first, across, width, inputs, self.bias)
+            for index, target in enumerate(result):
+                addend = None if add is None else add[index if len(add) > 1 else 0].permute(1, 2, 0)
+                self._tiles(space, x[index].permute(1, 2, 0), first)
+                self._finish(space, target, addend, first)
         return result.permute(0, 3, 1, 2)
 
-    def _tiles(self, space: _Workspace, picture: Tensor, first: int, last: int) -> Tensor:
-        """(H, W, C) -> the result's rows of tiles [first, last), bias and all: (down, 4, across, 4, O)."""
-        inputs, outputs = self.kernel.shape[1:]
-        down, across = last - first, space.across
-        tiles = down * across
-        padded = space.padded
-        top, bottom = first * OUTPUT - 1, last * OUTPUT + 1
-        above, below = max(-top, 0), max(bottom - len(picture), 0)
-        padded[:above].zero_()
-        padded[bottom - top - below : bottom - top].zero_()
-        seen = picture[top + above : bottom - below]
-        inside = padded[above : above + len(seen), 1 : 1 + picture.shape[1]]
+    def _tiles(self, space: _Workspace, picture: Tensor, first: int) -> None:
+        """(H, W, C) -> the result's rows of tiles from `first` on, bias and all, in `space.sums`."""
+        top = first * OUTPUT - 1
+        above = max(-top, 0)
+        seen = picture[top + above : top + len(space.inside)]
+        inside = space.inside
+        if len(seen) < len(inside):
+            inside[:above].zero_()
+            inside = inside[above:]
+            inside[len(seen) :].zero_()
+            inside = inside[: len(seen)]
         if self.rectify_input:
             torch.clamp_min(seen, 0, out=inside)
         else:
             inside.copy_(seen)
-        stride_y, stride_x, _ = padded.stride()
-        overlapping = padded.as_strided(
-            (TILE, TILE, down, across, inputs), (stride_y, stride_x, stride_y * OUTPUT, stride_x * OUTPUT, 1)
-        )  # by two pixels
-        pixels, points, products, sums = space.of(tiles)
-        pixels.view(overlapping.shape).copy_(overlapping)
-        torch.mm(space.transforms.input, pixels, out=points)
-        products_alone = products[:POINTS].view(POINTS, tiles, outputs)
-        torch.bmm(points.view(POINTS, tiles, inputs), self.kernel, out=products_alone)
-        torch.mm(space.transforms.output, products, out=sums)
-        return sums.view(OUTPUT, OUTPUT, down, across, outputs).permute(2, 0, 3, 1, 4)
+        space.pixels.copy_(space.overlapping)
+        torch.mm(space.transforms.input, space.pixel_rows, out=space.points)
+        torch.bmm(space.points_by_tile, self.kernel, out=space.products_alone)
+        torch.mm(space.transforms.output, space.products, out=space.sums)
 
-    def _finish(self, sums: Tensor, target: Tensor, add: Tensor | None) -> None:
-        """Tiles (down, 4, across, 4, O) -> target (H, W, O), in one pass where that can be."""
-        down, _, across, _, outputs = sums.shape
-        if target.shape[:2] == (down * OUTPUT, across * OUTPUT):
+    def _finish(self, space: _Workspace, target: Tensor, add: Tensor | None, first: int) -> None:
+        """The tiles' sums to their place in the target (H, W, O), in one pass where that can be."""
+        pixels = slice(first * OUTPUT, (first + space.down) * OUTPUT)
+        target = target[pixels]
+        add = None if add is None else add[pixels]
+        sums = space.sums_by_pixel
+        if len(target) * target.shape[1] == space.down * OUTPUT * space.across * OUTPUT:
             target = target.view(sums.shape)
             add = None if add is None else add.view(sums.shape)
         else:
-            whole = sums.reshape(down * OUTPUT, across * OUTPUT, outputs)
+            whole = sums.reshape(space.down * OUTPUT, space.across * OUTPUT, -1)
             sums = whole[: target.shape[0], : target.shape[1]]
         if add is not None:
             torch.add(sums, add, out=target)
@@ -132,38 +132,44 @@ class WinogradConv2d(nn.Module):
 
 
 class _Workspace:
-    """Intermediate results of some rows of tiles, used again for the next rows.
+    """Intermediate results of some rows of tiles, used again for the next rows, and the views of them that
+    the steps take: made once, because making a view costs as much as a small step itself.
 
     Args:
-        rows, across: the most tiles, down and across.
+        down, across: tiles.
         width: of the picture, in pixels.
         inputs: channels.
         bias: (O,).
+
+    Attributes:
+        inside: (4 * down + 2, width, C), the picture's pixels.
+        overlapping, pixels: (6, 6, down, across, C), the tiles as they lie in the picture, and one by one;
+            pixel_rows: (36, tiles * C), the same.
+        points: (36, tiles * C); points_by_tile: (36, tiles, C).
+        products: (37, tiles * O), the bias last; products_alone: (36, tiles, O).
+        sums: (16, tiles * O); sums_by_pixel: (down, 4, across, 4, O).
     """
 
-    def __init__(self, rows: int, across: int, width: int, inputs: int, bias: Tensor) -> None:
-        self.across = across
+    def __init__(self, down: int, across: int, width: int, inputs: int, bias: Tensor) -> None:
+        outputs, tiles = len(bias), down * across
+        self.down, self.across = down, across
         self.transforms = _transforms()
-        self.padded = bias.new_empty(rows * OUTPUT + 2, across * OUTPUT + 2, inputs)
-        self.padded[:, 0].zero_()
-        self.padded[:, 1 + width :].zero_()
-        self._bias, self._inputs = bias, inputs
-        self._tiles = 0
-        most = rows * across
-        self._pixels, self._points = bias.new_empty(2, POINTS * most * inputs)
-        self._products = bias.new_empty((POINTS + 1) * most * len(bias))
-        self._sums = bias.new_empty(OUTPUT * OUTPUT * most * len(bias))
-
-    def of(self, tiles: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Room for so many tiles: pixels and points (36, tiles * C), products (37, tiles * O) with the bias
-        last, sums (16, tiles * O)."""
-        inputs, outputs = tiles * self._inputs, tiles * len(self._bias)
-        products = self._products[: (POINTS + 1) * outputs].view(POINTS + 1, outputs)
-        if tiles != self._tiles:
-            products[POINTS].view(tiles, -1).copy_(self._bias)
-            self._tiles = tiles
-        pixels, points = (x[: POINTS * inputs].view(POINTS, inputs) for x in (self._pixels, self._points))
-        return pixels, points, products, self._sums[: OUTPUT**2 * outputs].view(OUTPUT**2, outputs)
+        padded = bias.new_empty(down * OUTPUT + 2, across * OUTPUT + 2, inputs)
+        padded[:, 0].zero_()
+        padded[:, 1 + width :].zero_()
+        self.inside = padded[:, 1 : 1 + width]
+        stride_y, stride_x, _ = padded.stride()
+        self.overlapping = padded.as_strided(
+            (TILE, TILE, down, across, inputs), (stride_y, stride_x, stride_y * OUTPUT, stride_x * OUTPUT, 1)
+        )  # by two pixels
+        self.pixel_rows, self.points = bias.new_empty(2, POINTS, tiles * inputs)
+        self.pixels = self.pixel_rows.view(self.overlapping.shape)
+        self.points_by_tile = self.points.view(POINTS, tiles, inputs)
+        self.products = bias.new_empty(POINTS + 1, tiles * outputs)
+        self.products[POINTS].view(tiles, outputs).copy_(bias)
+        self.products_alone = self.products[:POINTS].view(POINTS, tiles, outputs)
+        self.sums = bias.new_empty(OUTPUT * OUTPUT, tiles * outputs)
+        self.sums_by_pixel = self.sums.view(OUTPUT, OUTPUT, down, across, outputs).permute(2, 0, 3, 1, 4)
 
 
 class _Transforms:

@@ -152,6 +152,33 @@ def test_a_fused_block_gives_what_the_plain_block_gives(name: str, precision: to
 
 
 @needs_onednn
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(("kernel", "stride", "outputs"), [(3, 1, 128), (5, 1, 128), (3, 2, 40), (5, 2, 40)])
+@pytest.mark.parametrize("strip_rows", [1, 4, 7])
+def test_a_block_in_strips_gives_what_it_gives_in_one_piece(
+    kernel: int,
+    stride: int,
+    outputs: int,
+    precision: torch.dtype,
+    strip_rows: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    block = nn.Sequential(InvertedResidual(128, outputs, kernel, stride, 2)).to(precision).eval()
+    fuse_blocks(block)
+    x = channels_last(2, 128, 18, 22).to(precision)
+    kept = x.clone()
+    with torch.inference_mode():
+        whole = block(x)
+        monkeypatch.setattr("model.fused.STRIP_BYTES", strip_rows * 22 * 256 * x.element_size())
+        in_strips = block(x)
+    assert in_strips.is_contiguous(memory_format=torch.channels_last)
+    tolerance = 1e-5 if precision is torch.float32 else 0.05
+    torch.testing.assert_close(in_strips, whole, rtol=tolerance, atol=tolerance)
+    assert torch.equal(x, kept)
+
+
+@needs_onednn
 def test_a_stage_of_bottlenecks_leaves_its_input_as_it_is() -> None:
     torch.manual_seed(0)
     blocks = [_bottleneck(1), *(_narrow_bottleneck(256, 64) for _ in range(2))]

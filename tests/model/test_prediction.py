@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from model.network import Prediction
-from model.prediction import ObjectLogit
+from model.network import Prediction, soft_aggregate
+from model.prediction import ObjectLogit, merge_objects
 
 
 @pytest.mark.parametrize("fold", [False, True], ids=["convolution", "products first"])
@@ -40,3 +40,15 @@ def test_logits_of_bfloat16_features_are_not_rounded(fold: bool) -> None:
         assert prediction.bias is not None
         expected = F.conv2d(F.relu(x).float(), weight, prediction.bias[1:] - prediction.bias[:1], padding=1)
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("objects", [1, 2, 3, 7])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (60, 5), (150, 13)])
+def test_objects_are_merged_as_in_training(objects: int, height: int, width: int) -> None:
+    torch.manual_seed(0)
+    alone = torch.rand(objects, height, width)
+    alone[0, 0, 0], alone[-1, -1, -1] = 0, 1  # both ends
+    kept = alone.clone()
+    got = merge_objects(alone)
+    torch.testing.assert_close(got, soft_aggregate(alone[None])[0], rtol=0, atol=1e-6)
+    assert torch.equal(alone, kept)

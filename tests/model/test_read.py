@@ -70,6 +70,15 @@ def test_frames_of_several_sizes_are_read_together() -> None:
     torch.testing.assert_close(got.double(), whole_softmax(query, memory), rtol=1e-5, atol=1e-5)
 
 
+def test_any_number_of_query_positions_is_read() -> None:
+    query, memory = memory_with_scores(3, 1, 5.0)
+    for positions in (1, 7, POSITIONS - 1, POSITIONS):
+        part = query[:, :positions]
+        torch.testing.assert_close(
+            space_time_read(part, memory).double(), whole_softmax(part, memory), rtol=1e-5, atol=1e-5
+        )
+
+
 def test_an_empty_memory_is_refused() -> None:
     with pytest.raises(ValueError, match="the memory is empty"):
         space_time_read(torch.zeros(KEYS, POSITIONS), [])
