@@ -257,7 +257,10 @@ def _in_own_memory(value: Tensors) -> Tensors:
         places[name] = end
         end += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
     if end < _OWN_MEMORY_FROM:
-        return {name: tensor.cpu().contiguous() for name, tensor in value.items()}
+        return {
+            name: tensor.cpu() if _has_channels_last(tensor) else tensor.cpu().contiguous()
+            for name, tensor in value.items()
+        }
     block = _memory(end)
     kept = {}
     for name, tensor in value.items():

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from model.adapt import MOST_OBJECTS_PER_CLIP, AdaptOptions
 from model.config import STRIDE, NetworkConfig
 from stm_plugin.errors import DeviceError
 from stm_plugin.frames import FRAMES_HELD
@@ -30,6 +31,13 @@ _WEIGHTS_BYTES = {"efficientnet_lite0": 20 * _MEBIBYTE, "resnet50": 260 * _MEBIB
 _PROGRAM_BYTES = {"cuda": 600 * _MEBIBYTE, "mps": 400 * _MEBIBYTE, "cpu": 780 * _MEBIBYTE}
 _VALUE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _PLATE_FRAME_BYTES = 12  # per pixel: three float32; half that for half floats
+
+# Adapting: measured peaks of its steps beyond what was there before, and a sixth to spare (on the CPU, crops
+# of 128 to 384, one and two clips, one to three objects). In float32 values per pixel of all clips of a step,
+# again a part that does not depend on the objects and a part for each; half types take as much.
+_LEARNING_VALUES_PER_PIXEL = {"efficientnet_lite0": (250.0, 120.0), "resnet50": (350.0, 185.0)}
+_LEARNING_BYTES = {"efficientnet_lite0": 80 * _MEBIBYTE, "resnet50": 360 * _MEBIBYTE}
+_LABEL_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,53 @@ class Forecast:
             f"{_in_words(self.total)}: {_in_words(self.bank)} for the frames in memory, "
             f"{_in_words(self.working)} to work in, {_in_words(self.features)} for cached features, "
             f"{_in_words(self.fixed)} for program, weights and plate"
+        )
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """The sizes of adapting a network to keys, from which its memory follows.
+
+    Args:
+        keys: how many.
+        objects: of a key, at the most.
+        height, width: of the working picture.
+        options: crop and clips count.
+        plate_pixels: of one plate frame.
+    """
+
+    config: NetworkConfig
+    keys: int
+    objects: int
+    height: int
+    width: int
+    options: AdaptOptions
+    device: str = "cpu"
+    plate_pixels: int = 0
+
+
+@dataclass(frozen=True)
+class LessonForecast:
+    """Bytes that adapting will take.
+
+    Attributes:
+        pictures: the keys' pictures and masks, and those of every pair of keys.
+        working: the largest working space of one step.
+        fixed: program, weights and the plate frames at hand.
+    """
+
+    pictures: int
+    working: int
+    fixed: int
+
+    @property
+    def total(self) -> int:
+        return self.pictures + self.working + self.fixed
+
+    def __str__(self) -> str:
+        return (
+            f"{_in_words(self.total)}: {_in_words(self.working)} to learn in, "
+            f"{_in_words(self.pictures)} for the keys, {_in_words(self.fixed)} for program, weights and plate"
         )
 
 
@@ -188,6 +243,42 @@ def fit_memory(wanted: Run, available: int) -> Fit:
         f"The run needs at least {forecast}, but {wanted.device} has {_in_words(available)} free.",
         hint="Give a smaller region or working size, fewer objects, or use another device.",
     )
+
+
+def predict_lesson(lesson: Lesson) -> LessonForecast:
+    """The memory of adapting, from its sizes alone."""
+    trunk, options = lesson.config.trunk, lesson.options
+    pixels = lesson.height * lesson.width
+    side = min(options.crop, min(lesson.height, lesson.width) // STRIDE * STRIDE)
+    in_a_clip = min(lesson.objects, MOST_OBJECTS_PER_CLIP)
+    groups = -(-lesson.objects // MOST_OBJECTS_PER_CLIP)
+    labels = groups * lesson.keys**2  # of each key, and twice of each pair
+    once, per_object = _LEARNING_VALUES_PER_PIXEL[trunk]
+    fixed = _PROGRAM_BYTES[lesson.device.split(":")[0]] + _LEARNING_BYTES[trunk]
+    key_bytes = 4 * (3 + lesson.objects)
+    on_cpu = lesson.device == "cpu"
+    return LessonForecast(
+        pictures=pixels * (lesson.keys * key_bytes + labels * _LABEL_BYTES) if on_cpu else 0,
+        working=round(options.clips * side * side * 4 * (once + per_object * in_a_clip)),
+        fixed=fixed + (FRAMES_HELD * _PLATE_FRAME_BYTES * lesson.plate_pixels if on_cpu else 0),
+    )
+
+
+def check_lesson(lesson: Lesson, available: int) -> LessonForecast:
+    """The memory of adapting, which must fit into `available` bytes.
+
+    Raises:
+        DeviceError: it does not.
+    """
+    forecast = predict_lesson(lesson)
+    if forecast.total > available * _SPARE:
+        fewer = ", with fewer keys" if forecast.pictures > forecast.working else ""
+        raise DeviceError(
+            f"Adapting needs {forecast}, but {lesson.device} has {_in_words(available)} free.",
+            hint=f"Close other programs, adapt at a smaller working size{fewer} or on another device, "
+            "or go on without adapting: nothing has changed.",
+        )
+    return forecast
 
 
 def _feature_bytes(run: Run) -> int:

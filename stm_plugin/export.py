@@ -11,7 +11,7 @@ from typing import Any
 
 from stm_plugin.errors import MatteError, StoreError
 from stm_plugin.files import Journal
-from stm_plugin.matte import MetadataValue, read_matte, write_matte
+from stm_plugin.matte import MetadataValue, check_kind, read_matte, write_matte
 from stm_plugin.plate import Plate, PlateSource
 from stm_plugin.sequence import FrameSequence, output_sequence
 from stm_plugin.workshop import FinishedFrame
@@ -39,7 +39,7 @@ class MatteWriter:
         with_ids: whether the files hold a Cryptomatte layer too.
 
     Raises:
-        MatteError: the sequence would overwrite the plate.
+        MatteError: the sequence is no EXR, or would overwrite the plate.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class MatteWriter:
         with_ids: bool = False,
     ) -> None:
         self.sequence = out if isinstance(out, FrameSequence) else output_sequence(out)
+        check_kind(self.sequence.path(self.sequence.frames[0] if self.sequence.frames else 1))
         self._channel, self._with_ids = channel, with_ids
         self._notes: Journal | None = None
         self._noted: dict[Any, dict[str, Any]] = {}

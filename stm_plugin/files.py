@@ -72,7 +72,11 @@ def store_error(error: OSError, path: Path) -> StoreError:
             path=path,
             hint="Change its permissions, or put the shot in a folder of your own with --shot.",
         )
-    return StoreError(f"The file cannot be used: {error.strerror or error}.", path=path)
+    return StoreError(
+        f"The file cannot be used: {error.strerror or error}.",
+        path=path,
+        hint="Look at the folder and its disk, or put the shot in a folder of your own with --shot.",
+    )
 
 
 def seal(body: bytes) -> bytes:

@@ -36,6 +36,8 @@ from stm_plugin.picture_file import open_image, read_channels, reason_of, specs_
 from stm_plugin.plate import PlateFrame
 from stm_plugin.windows import FloatArray, Window, place
 
+_FILE_HINT = "Give the picture of one frame: EXR, PNG, TIFF or another kind that Nuke writes."
+
 MaskMode = Literal["auto", "soft", "labels", "layers"]
 
 MAX_LABEL = 63
@@ -168,13 +170,15 @@ class _Reader:
     def __init__(self, path: Path, frame: int | None) -> None:
         self.path, self.frame = path, frame
         self.subimage = 0
+        if path.is_dir():
+            raise self.error("The mask is a folder.", hint=_FILE_HINT)
         if not path.is_file():
             raise self.error("The mask is not there.", hint="Correct the path.")
         if is_movie(path):
             raise self.error("A movie cannot be a mask.", hint="Save the key's frame as an image.")
         image = open_image(path)
         if image is None:
-            raise self.error(f"The mask cannot be opened: {reason_of(oiio.geterror())}.")
+            raise self.error(f"The mask cannot be opened: {reason_of(oiio.geterror())}.", hint=_FILE_HINT)
         try:
             self.specs = specs_of(image)
         finally:
@@ -338,7 +342,7 @@ class _Reader:
         """float32 (h, w, C) as stored."""
         image = open_image(self.path)
         if image is None:
-            raise self.error(f"The mask cannot be opened: {reason_of(oiio.geterror())}.")
+            raise self.error(f"The mask cannot be opened: {reason_of(oiio.geterror())}.", hint=_FILE_HINT)
         try:
             return read_channels(image, self.subimage, channels)
         except ValueError as error:

@@ -120,10 +120,7 @@ def write_matte(
             cannot be written. Nothing is left behind.
     """
     path = Path(path)
-    if path.suffix.lower() != ".exr":
-        raise MatteError(
-            "Mattes are written as EXR.", frame=plate_frame.frame, path=path, hint="Name it .exr."
-        )
+    check_kind(path, plate_frame.frame)
     channels = _channels(mattes, plate_frame, channel, path)
     extra = dict(metadata or {})
     ids: dict[str, FloatArray] = {}
@@ -137,6 +134,12 @@ def write_matte(
         spec.channelformats = (oiio.HALF,) * len(channels) + (oiio.FLOAT,) * len(ids)
         pixels = np.stack([*channels.values(), *ids.values()], axis=-1)
     write_image(path, spec, pixels, frame=plate_frame.frame, durable=durable)
+
+
+def check_kind(path: Path, frame: int | None = None) -> None:
+    """MatteError where a matte's file is not named as an EXR."""
+    if path.suffix.lower() != ".exr":
+        raise MatteError("Mattes are written as EXR.", frame=frame, path=path, hint="Name it .exr.")
 
 
 def read_matte(path: str | Path, *, frame: int | None = None) -> MatteImage:

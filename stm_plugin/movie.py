@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,6 +25,7 @@ _CACHE_BYTES = 256 << 20
 _SKIP_AHEAD = 64
 """Up to this many frames are decoded and dropped rather than jumped over."""
 _TIME_TOLERANCE_MS = 0.5
+_RATE_TOLERANCE = 2e-3
 _COUNT_TOLERANCE = 2
 """Frames that a container may promise and not hold (edit lists, delayed pictures) without being truncated."""
 
@@ -98,6 +100,19 @@ def _index_movie(path: Path, size: int, modified_ns: int) -> MovieIndex:
         )
     finally:
         capture.release()
+
+
+def rational_rate(fps: float) -> tuple[int, int]:
+    """Frames per second as an EXR keeps them; NTSC's rates by their exact names.
+
+    >>> rational_rate(23.976), rational_rate(25.0), rational_rate(7.3)
+    ((24000, 1001), (25, 1), (73, 10))
+    """
+    whole = round(fps * 1.001)
+    if whole % 6 == 0 and abs(whole / 1.001 - fps) < _RATE_TOLERANCE:
+        return whole * 1000, 1001
+    exact = Fraction(fps).limit_denominator(1000)
+    return exact.numerator, exact.denominator
 
 
 class MovieReader:

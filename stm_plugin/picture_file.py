@@ -27,6 +27,8 @@ _RED_GREEN_BLUE = (("r", "red"), ("g", "green"), ("b", "blue"))
 _GREY = ("y", "l", "luminance", "grey", "gray")
 _ALPHA = ("a", "alpha")
 _CHROMA = ("ry", "by")
+_PROBE_STEP = 64
+_UNKNOWN_KIND = "could not find a format reader"
 _MAIN_PARTS = ("rgba", "rgb", "beauty", "main")
 _STORED_TYPES = {"half": oiio.HALF, "uint8": oiio.UINT8, "uint16": oiio.UINT16}
 
@@ -87,8 +89,12 @@ def open_image(path: Path) -> oiio.ImageInput | None:
 def reason_of(text: str) -> str:
     """OpenImageIO's error as one short line, without the file's name."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    line = re.sub(r'\s*\(?"[^"]*[/\\][^"]*"\)?', "", lines[0]) if lines else "no reason given"
-    return line.rstrip(".")
+    if not lines:
+        return "no reason given"
+    if _UNKNOWN_KIND in lines[0]:
+        return "it is of no kind of picture that OpenImageIO knows"
+    line = re.sub(r'\s*\(?"[^"]*[/\\][^"]*"\)?', "", lines[0])
+    return re.sub(r"^EXR Error \(.*?\): (EXR_ERR_\w+ )?", "", line).rstrip(".")
 
 
 def window_pair(spec: oiio.ImageSpec) -> tuple[Window, Window]:
@@ -160,9 +166,22 @@ def read_pixels(image: oiio.ImageInput, header: PictureHeader, frame: int, path:
             path=path,
             hint="Render or copy it again.",
         ) from error
+    if _holds_no_number(stored):
+        raise PlateError(
+            "The picture holds no number: every pixel is NaN or Inf.",
+            frame=frame,
+            path=path,
+            hint="Render it again.",
+        )
     if len(header.channels) > 1:
         return stored
     return cast(PixelArray, np.repeat(stored, 3, axis=2))
+
+
+def _holds_no_number(pixels: PixelArray) -> bool:
+    """Whether no value of a picture (h, w, C) is finite; looks at few of them where that settles it."""
+    few = pixels[::_PROBE_STEP, ::_PROBE_STEP]
+    return not np.isfinite(few).any() and not np.isfinite(pixels).any()
 
 
 def _header_of(

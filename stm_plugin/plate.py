@@ -18,7 +18,7 @@ import numpy as np
 import OpenImageIO as oiio
 
 from stm_plugin.errors import PlateError
-from stm_plugin.movie import MovieReader
+from stm_plugin.movie import MovieReader, rational_rate
 from stm_plugin.picture_file import PictureHeader, normalised, opened_picture, read_header, read_pixels
 from stm_plugin.sequence import (
     DEFAULT_FIRST_FRAME,
@@ -273,7 +273,7 @@ class Plate:
     def _movie_spec(self) -> oiio.ImageSpec:
         spec = oiio.ImageSpec(self.canvas.width, self.canvas.height, 3, "uint8")
         if self.fps:
-            spec.attribute("FramesPerSecond", self.fps)
+            spec.attribute("FramesPerSecond", oiio.TypeDesc("rational"), rational_rate(self.fps))
         return spec
 
     def _check(self, header: PictureHeader, frame: int, path: Path) -> None:

@@ -15,6 +15,7 @@ from safetensors.numpy import save as save_arrays
 
 from stm_plugin.errors import PlateError, concerning
 from stm_plugin.files import DamagedFileError, Journal, looks_whole, read_sealed, write_sealed
+from stm_plugin.movie import rational_rate
 from stm_plugin.plate import CONTENT_HASH, FrameHeader, PlateFrame
 from stm_plugin.windows import PixelArray, Window
 
@@ -189,7 +190,7 @@ class PushedPlate:
             else:
                 spec.attribute(name, value)
         if self.fps:
-            spec.attribute("FramesPerSecond", self.fps)
+            spec.attribute("FramesPerSecond", oiio.TypeDesc("rational"), rational_rate(self.fps))
         return spec
 
     def _make_room(self, newest: str) -> None:

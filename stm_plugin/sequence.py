@@ -47,6 +47,7 @@ _TOKEN = re.compile(r"(?P<pad>#+|@+|%0?(?P<printf>\d*)d|\$F(?P<houdini>\d*))")
 _RANGE_BEFORE = re.compile(r"-?\d+(?:-\d+(?:[x:y]\d+)?)?(?:,-?\d+(?:-\d+(?:[x:y]\d+)?)?)*$")
 _LAST_NUMBER = re.compile(r"(?P<head>.*?)(?P<number>\d+)$", re.DOTALL)
 _RANGE = re.compile(r"\d+(-\d+(x\d+)?)?(,\d+(-\d+(x\d+)?)?)*")
+_FOLDER_HINT = "Correct the path, or ask for the right to read there."
 _NEGATIVE = "Negative frame numbers cannot be used."
 _NEGATIVE_HINT = "Renumber the frames so that they start at 0 or later."
 
@@ -321,7 +322,9 @@ def _scan(folder: Path, head: str, padding: int, tail: str) -> dict[int, Path]:
     try:
         entries = sorted(entry.name for entry in folder.iterdir())
     except OSError as error:
-        raise PlateError(f"The folder cannot be read ({error.strerror}).", path=folder) from error
+        raise PlateError(
+            f"The folder cannot be read ({error.strerror}).", path=folder, hint=_FOLDER_HINT
+        ) from error
     for entry in entries:
         match = name.fullmatch(entry)
         if match is None:
@@ -370,7 +373,7 @@ def _only_sequence_of(folder: Path) -> Path:
     try:
         found = fileseq.findSequencesOnDisk(str(folder), pad_style=PAD_STYLE_HASH1)
     except (OSError, FileSeqException) as error:
-        raise PlateError(f"The folder cannot be read ({error}).", path=folder) from error
+        raise PlateError(f"The folder cannot be read ({error}).", path=folder, hint=_FOLDER_HINT) from error
     usable = [item for item in found if item.extension().lower() in PICTURE_EXTENSIONS or is_movie(str(item))]
     choices = [item for item in usable if item.frameSet() and not is_movie(str(item))]
     choices = choices or usable  # no numbered pictures: a movie, or one still

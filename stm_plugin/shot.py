@@ -25,7 +25,7 @@ from stm_plugin import adapt as adapting
 from stm_plugin import editing
 from stm_plugin.advice import Advice, Quality, advise
 from stm_plugin.delivery import Delivery
-from stm_plugin.device import Fit, pick_device
+from stm_plugin.device import Fit, LessonForecast, pick_device
 from stm_plugin.engine import Execution, PlateMovedOn, Results
 from stm_plugin.errors import (
     KeyframeError,
@@ -479,6 +479,7 @@ class Shot:
         options: AdaptOptions | None = None,
         *,
         seconds: float = adapting.DEFAULT_SECONDS,
+        on_forecast: Callable[[LessonForecast], None] = lambda forecast: None,
         on_step: Callable[[AdaptStep], None] = lambda step: None,
         cancelled: Cancelled = never,
         wait: float | None = 0.0,
@@ -490,10 +491,12 @@ class Shot:
 
         Args:
             seconds: stop after this time with what is learnt by then.
+            on_forecast: gets the memory that it will need, before it begins.
             on_step: gets every step, in this thread.
             cancelled: asked after every step; then nothing changes.
 
         Raises:
+            DeviceError: the memory there is does not suffice; nothing has changed.
             KeyframeError: no key, or none that shows enough of an object.
             MaskError: the stored mask of a key is damaged.
             SettingsError: the shot's network was brought along and has no weights file.
@@ -508,6 +511,7 @@ class Shot:
             # nothing of the plate is taken for known: the keys are read as they are now
             facts = replace(self._working.facts(description), plate={})
             chosen = options or adapting.default_options(self.settings)
+            on_forecast(self._working.forecast_lesson(facts, chosen))
             results = Results(bench, facts)
             try:
                 learnt = adapting.learn(

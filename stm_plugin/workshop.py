@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from model.adapt import AdaptOptions
 from model.config import network_config
 from model.memory import THINNING, MemoryRule
 from model.weights import Manifest
@@ -23,7 +24,16 @@ from stm_plugin.address import address_of
 from stm_plugin.advice import Quality
 from stm_plugin.cache import FeatureCache
 from stm_plugin.colour import ColourTransform, find_input_space, load_config
-from stm_plugin.device import Fit, Run, fit_memory, free_memory, pick_device
+from stm_plugin.device import (
+    Fit,
+    Lesson,
+    LessonForecast,
+    Run,
+    check_lesson,
+    fit_memory,
+    free_memory,
+    pick_device,
+)
 from stm_plugin.engine import Bench, FrameResult, Network, PlateMovedOn, Results, on_window
 from stm_plugin.errors import MatteError, PlateError, StoreError
 from stm_plugin.frames import FrameLoader, LoadedFrame, signature_of
@@ -235,6 +245,22 @@ class Workshop:
             plate_pixels=self.plate.canvas.width * self.plate.canvas.height,
         )
         return fit_memory(run, free_memory(device) + self._ram_held())
+
+    def forecast_lesson(self, facts: Facts, options: AdaptOptions) -> LessonForecast:
+        """The memory that adapting to the keys will need. DeviceError if it does not fit."""
+        device = pick_device(self.settings.device)
+        manifest = self.manifest()
+        lesson = Lesson(
+            config=network_config("stm-lite" if manifest is None else manifest.architecture),
+            keys=len(facts.keys),
+            objects=max((len(key.masks) for key in facts.keys), default=1),
+            height=self.geometry.height,
+            width=self.geometry.width,
+            options=options,
+            device=device,
+            plate_pixels=self.plate.canvas.width * self.plate.canvas.height,
+        )
+        return check_lesson(lesson, free_memory(device) + self._ram_held())
 
     def limit_ram(self, budget: int) -> None:
         """Keep cached features within this many bytes."""

@@ -11,6 +11,7 @@ import typer
 from model.adapt import AdaptStep
 from stm_plugin.adapt import DEFAULT_SECONDS, default_options
 from stm_plugin.cli.console import output, progress_bar
+from stm_plugin.device import LessonForecast
 from stm_plugin.shot import Shot
 from stm_plugin.store import AdaptationRecord, with_suffix
 
@@ -36,7 +37,9 @@ def adapt(
         options = default_options(opened.settings)
         options = replace(options, seed=seed, steps=steps or options.steps)
         with AdaptPrinter(options.steps) as printer:
-            record = opened.adapt(options, seconds=seconds, on_step=printer, wait=wait)
+            record = opened.adapt(
+                options, seconds=seconds, on_forecast=printer.forecast, on_step=printer, wait=wait
+            )
         output.print(describe_adaptation(record), highlight=False, soft_wrap=True)
         for dirty in opened.status().dirty:
             output.print(str(dirty), highlight=False, markup=False)
@@ -55,6 +58,10 @@ class AdaptPrinter:
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
+
+    def forecast(self, forecast: LessonForecast) -> None:
+        """Says what memory it will take."""
+        self._bar.console.print(f"memory: {forecast}", highlight=False, soft_wrap=True)
 
     def __call__(self, step: AdaptStep) -> None:
         self._bar.update(self._task, completed=step.step, description=f"adapt: loss {step.loss:.3f}")

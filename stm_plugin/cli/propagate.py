@@ -181,7 +181,10 @@ def parse_keys(texts: list[str]) -> dict[int, str]:
             raise KeyframeError("There are two keys on one frame.", frame=frame, hint="Give one of them.")
         if not Path(path).expanduser().is_file():
             raise KeyframeError(
-                "The mask is not there.", frame=frame, path=path, hint="Check the file's name."
+                "The mask is a folder." if Path(path).is_dir() else "The mask is not there.",
+                frame=frame,
+                path=path,
+                hint="Give the file of one picture." if Path(path).is_dir() else "Check the file's name.",
             )
         keys[frame] = path
     return keys

@@ -20,7 +20,9 @@ from model.network import SpaceTimeMemoryNetwork
 from model.weights import Manifest, save_network
 from stm_plugin.adapt import adaptation_path, read_adaptation_manifest
 from stm_plugin.cli.main import app
+from stm_plugin.device import LessonForecast
 from stm_plugin.errors import (
+    DeviceError,
     KeyframeError,
     MaskError,
     PropagationCancelled,
@@ -229,6 +231,19 @@ def test_an_object_too_small_to_learn_from_is_named(shot: Shot) -> None:
     with pytest.raises(KeyframeError, match="too small") as refused:
         shot.adapt(OPTIONS)
     assert refused.value.frame == 1001 and "region" in str(refused.value)
+
+
+def test_it_says_its_memory_and_refuses_where_there_is_too_little(
+    shot: Shot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[LessonForecast] = []
+    shot.adapt(OPTIONS, on_forecast=said.append)
+    assert len(said) == 1 and said[0].working > 0
+    before, settings = shot.adaptation, shot.settings
+    monkeypatch.setattr("stm_plugin.workshop.free_memory", lambda device: 100 << 20)
+    with pytest.raises(DeviceError, match=r"Adapting needs .* cpu has \d+ MB free.*nothing has changed"):
+        shot.adapt(OPTIONS)
+    assert (shot.adaptation, shot.settings) == (before, settings)
 
 
 def test_it_cannot_be_switched_on_before_it_is_there(shot: Shot) -> None:

@@ -156,3 +156,16 @@ def test_what_is_forgotten_is_given_back_to_the_system() -> None:
     full = resident()
     cache.limit_ram(0)
     assert full - resident() > 32 << 20
+
+
+@pytest.mark.parametrize("budget", [1 << 24, 0])
+def test_channels_that_came_last_stay_last_in_memory_and_on_disk(tmp_path: Path, budget: int) -> None:
+    cache = FeatureCache(budget, tmp_path, 1 << 24)
+    last = torch.rand(1, 64, 40, 60).contiguous(memory_format=torch.channels_last)
+    first = torch.rand(2, 3, 40, 60)
+    cache.put("one", {"last": last, "first": first})
+    kept = cache.get("one")
+    assert kept is not None and set(kept) == {"last", "first"}
+    assert torch.equal(kept["last"], last) and torch.equal(kept["first"], first)
+    assert kept["last"].is_contiguous(memory_format=torch.channels_last)
+    assert kept["first"].is_contiguous()

@@ -2,22 +2,52 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model.adapt import AdaptOptions
 from model.config import network_config
 from model.inference import FastNetwork
 from model.memory import MemoryRule
 from model.network import SpaceTimeMemoryNetwork
-from stm_plugin.device import Run, device_errors, fit_memory, free_memory, pick_device, predict_memory
+from stm_plugin.device import (
+    Lesson,
+    Run,
+    check_lesson,
+    device_errors,
+    fit_memory,
+    free_memory,
+    pick_device,
+    predict_lesson,
+    predict_memory,
+)
 from stm_plugin.errors import DeviceError
 
 LITE = network_config("stm-lite")
 GIBIBYTE = 1 << 30
+PEAK_OF_A_LESSON = """
+import resource, torch
+from model.adapt import AdaptOptions, KeyPicture, adapt
+from model.config import network_config
+from model.network import SpaceTimeMemoryNetwork
+torch.set_num_threads(1)
+network = SpaceTimeMemoryNetwork(network_config("stm-lite"))
+mask = torch.zeros({height}, {width})
+mask[100:300, 200:500] = 1
+key = KeyPicture(torch.rand(3, {height}, {width}), {{"one": mask}})
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+before = peak()
+adapt(network, [key], AdaptOptions(steps=1))
+print(peak() - before)
+"""
 
 
 def test_a_device_that_is_not_there_is_refused_in_words() -> None:
@@ -76,6 +106,39 @@ def test_cached_features_leave_before_the_cap_and_the_cap_before_the_picture() -
     lowered = fit_memory(run, predict_memory(replace(run, ram_budget=0)).total)
     assert lowered.memory_cap < 100 and lowered.working_scale == 1.0
     assert lowered.reason.startswith("the memory cap was lowered from 100 to")
+
+
+LESSON = Lesson(LITE, keys=2, objects=2, height=480, width=854, options=AdaptOptions())
+
+
+def test_a_lesson_that_fits_says_its_memory_and_one_that_does_not_is_refused() -> None:
+    forecast = check_lesson(LESSON, 64 * GIBIBYTE)
+    assert str(forecast).startswith("1.1 GB: 245 MB to learn in, ")
+    with pytest.raises(DeviceError, match=r"Adapting needs 1\.1 GB.*cpu has 900 MB free.*another device"):
+        check_lesson(LESSON, 900 << 20)
+    many = replace(LESSON, keys=40)
+    with pytest.raises(DeviceError, match="with fewer keys"):
+        check_lesson(many, 4 * GIBIBYTE)
+
+
+def test_a_lesson_takes_more_for_more_of_anything() -> None:
+    def total(**more: Any) -> int:
+        return predict_lesson(replace(LESSON, **more)).total
+
+    before = total()
+    for more in ({"keys": 3}, {"objects": 3}, {"options": AdaptOptions(clips=3)}, {"plate_pixels": 1 << 22}):
+        assert total(**more) > before, more
+    assert total(config=network_config("stm-r50")) > before
+    assert total(height=120, width=200) < before  # the crop cannot be larger than the picture
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
+def test_a_lesson_takes_no_more_than_was_said() -> None:
+    lesson = replace(LESSON, keys=1, objects=1, options=AdaptOptions(steps=1))
+    script = PEAK_OF_A_LESSON.format(height=lesson.height, width=lesson.width)
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    forecast = predict_lesson(lesson)
+    assert int(run.stdout) <= forecast.working + forecast.pictures + (80 << 20)
 
 
 @pytest.mark.parametrize(

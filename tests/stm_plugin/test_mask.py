@@ -332,6 +332,11 @@ def test_damaged_masks_are_named_errors(
 def test_missing_files_movies_and_photographs_are_named_errors(tmp_path: Path) -> None:
     with pytest.raises(MaskError, match="not there"):
         read(tmp_path / "nowhere.png")
+    with pytest.raises(MaskError, match="is a folder"):
+        read(tmp_path)
+    (tmp_path / "m.txt").write_text("no picture")
+    with pytest.raises(MaskError, match=r"of no kind of picture that OpenImageIO knows\. Give the picture"):
+        read(tmp_path / "m.txt")
     (tmp_path / "m.mp4").touch()
     with pytest.raises(MaskError, match="movie"):
         read(tmp_path / "m.mp4")

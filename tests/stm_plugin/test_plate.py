@@ -15,6 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stm_plugin.errors import PlateError
+from stm_plugin.movie import rational_rate
+from stm_plugin.picture_file import open_image, reason_of
 from stm_plugin.plate import Plate, PlateFrame
 from stm_plugin.windows import FloatArray, Window, place
 from tests.conftest import write_image
@@ -179,6 +181,40 @@ def test_a_file_of_something_else_is_a_named_error(tmp_path: Path) -> None:
         Plate.open(tmp_path / "p.#.exr")
 
 
+def test_why_a_file_cannot_be_opened_is_said_without_its_name_again(tmp_path: Path) -> None:
+    (tmp_path / "p.1.exr").touch()
+    with pytest.raises(PlateError, match="The file is empty: render or copy it again") as caught:
+        Plate.open(tmp_path / "p.#.exr")
+    assert str(caught.value).count("p.1.exr") == 1 and "EXR_ERR" not in str(caught.value)
+    (tmp_path / "p.1.xyz").touch()
+    open_image(tmp_path / "p.1.xyz")
+    assert reason_of(oiio.geterror()) == "it is of no kind of picture that OpenImageIO knows"
+
+
+@pytest.mark.parametrize("kind", ["half", "float"])
+def test_a_picture_without_a_number_is_refused_and_some_bad_pixels_are_kept(
+    tmp_path: Path, kind: str
+) -> None:
+    pixels = np.full((70, 130, 3), np.nan, np.float32)
+    path = write_image(tmp_path / "p.1001.exr", pixels, kind)
+    with pytest.raises(PlateError, match=r"frame 1001.*holds no number.*Render it again"):
+        Plate.open(path).read(1001)
+    assert Plate.open(path).header(1001).data_window == Window(0, 0, 130, 70)
+    pixels[3, 5, 1] = 0.5
+    write_image(path, pixels, kind)
+    read = Plate.open(path).read(1001).pixels
+    assert np.isnan(read).sum() == pixels.size - 1 and read[3, 5, 1] == 0.5
+
+
+def test_a_header_says_what_the_frame_says_without_its_pixels(make_plate: PlateMaker) -> None:
+    plate = Plate.open(make_plate(overscan=4))
+    header, frame = plate.header(1002), plate.read(1002)
+    assert (header.frame, header.path, header.data_window) == (frame.frame, frame.path, frame.data_window)
+    assert header.metadata.to_xml() == frame.metadata.to_xml()
+    with pytest.raises(PlateError, match="frame 7.*not in the plate"):
+        plate.header(7)
+
+
 def test_a_missing_frame_is_an_error_and_never_black(make_plate: PlateMaker, tmp_path: Path) -> None:
     text = make_plate(frames=range(1001, 1006))
     (tmp_path / "plate.1003.exr").unlink()
@@ -289,10 +325,22 @@ def test_a_movie_is_a_plate(tmp_path: Path) -> None:
     assert plate.frames == (1002, 1003, 1004, 1005)
     assert plate.fps == 25
     assert plate.canvas == Window(0, 0, 64, 48)
+    assert plate.header(1003).metadata.getattribute("FramesPerSecond") == (25, 1)
     for frame in (1005, 1002, 1003):
         pixels = plate.read(frame).pixels
         assert pixels[..., 0].mean() == pytest.approx(50 * (frame - 1001) / 255, abs=0.03)
         assert pixels[..., 2].mean() < 0.03
+
+
+@pytest.mark.parametrize(
+    ("fps", "rate"),
+    [
+        *((23.976, (24000, 1001)), (30000 / 1001, (30000, 1001)), (59.94, (60000, 1001)), (24.0, (24, 1))),
+        *((25.0, (25, 1)), (7.3, (73, 10)), (0.5, (1, 2)), (1000.0, (1000, 1)), (12.5, (25, 2))),
+    ],
+)
+def test_rates_are_ratios_and_those_of_television_exact_ones(fps: float, rate: tuple[int, int]) -> None:
+    assert rational_rate(fps) == rate
 
 
 windows = st.builds(
