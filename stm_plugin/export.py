@@ -51,7 +51,7 @@ class MatteWriter:
         with_ids: bool = False,
     ) -> None:
         self.sequence = out if isinstance(out, FrameSequence) else output_sequence(out)
-        check_kind(self.sequence.path(self.sequence.frames[0] if self.sequence.frames else 1))
+        check_kind(self.sequence.path((self.sequence.frames or plate.frames)[0]))
         self._channel, self._with_ids = channel, with_ids
         self._notes: Journal | None = None
         self._noted: dict[Any, dict[str, Any]] = {}

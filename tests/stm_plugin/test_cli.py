@@ -268,10 +268,7 @@ def test_every_wrong_input_is_an_error_that_names_it(
         ("propagate", plate, "--key", f"1001={mask}", *out, "--device", "cuda:9"): ("cuda:9", "cpu"),
         ("propagate", plate, "--key", f"1001={mask}", *out, "--frames", "9-1"): ("9-1", "backwards"),
         ("propagate", plate, "--key", f"1001={mask}", "--out", plate): ("overwrite", "plate.1001.exr"),
-        ("propagate", plate, "--key", f"1001={mask}", "--out", tmp_path / "j.####.jpg"): (
-            "j.1001.jpg",
-            ".exr",
-        ),
+        ("propagate", plate, "--key", f"1001={mask}", "-o", tmp_path / "j.#.jpg"): ("j.1001.jpg", ".exr"),
         ("propagate", plate, "--key", f"1001={tmp_path}", *out): ("frame 1001", "folder", "one picture"),
         ("eval", tmp_path / "none"): ("none",),
         ("shot", "status", tmp_path / "nowhere"): ("nowhere",),

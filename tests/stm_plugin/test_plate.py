@@ -211,7 +211,7 @@ def test_a_header_says_what_the_frame_says_without_its_pixels(make_plate: PlateM
     header, frame = plate.header(1002), plate.read(1002)
     assert (header.frame, header.path, header.data_window) == (frame.frame, frame.path, frame.data_window)
     assert header.metadata.to_xml() == frame.metadata.to_xml()
-    with pytest.raises(PlateError, match="frame 7.*not in the plate"):
+    with pytest.raises(PlateError, match=r"frame 7.*not in the plate"):
         plate.header(7)
 
 
