@@ -2,6 +2,7 @@
 
     python benchmarks/network.py                  # 45 frames with their growing memory; the table of ratios
     python benchmarks/network.py --frames 16      # cheaper: a short memory
+    python benchmarks/network.py --engines "lite fp32"    # one engine beside the plain reference
     python benchmarks/network.py --long 1000      # level cost and memory past the memory cap (stm-lite)
     python benchmarks/network.py --clip FOLDER --mask FILE    # bf16 against fp32 with trained weights
 
@@ -176,6 +177,7 @@ ENGINES: dict[str, Callable[[], Pass]] = {
     "lite fp32": lambda: FastPass(lively_network("stm-lite"), "float32"),
     "lite bf16": lambda: FastPass(lively_network("stm-lite"), "bfloat16"),
 }
+FAST = tuple(name for name in ENGINES if name != "plain")
 
 
 def timed(call: Callable[[], object]) -> float:
@@ -266,12 +268,13 @@ def iou(a: Tensor, b: Tensor, object_: int = 1) -> float:
     return int((first & second).sum()) / union if union else 1.0
 
 
-def first_pass(frames: int, threads: int, report: dict[str, float]) -> None:
-    """Whole frames, every engine on every frame in turn."""
+def first_pass(names: Sequence[str], frames: int, threads: int, report: dict[str, float]) -> None:
+    """Whole frames: the plain reference and the named engines on every frame, in turn."""
     pictures, masks = list(plate(frames)), key_masks(1)
+    cacheable = [name for name in ("r50 fp32", "r50 bf16") if name in names]
     seconds = Seconds()
     difference, agreement = 0.0, []
-    with workers(ENGINES, threads) as engines:
+    with workers(["plain", *names], threads) as engines:
         for engine in engines.values():
             engine.ask("begin", pictures[0], masks, frames)
         for step, picture in enumerate(pictures[1:], start=1):
@@ -279,23 +282,26 @@ def first_pass(frames: int, threads: int, report: dict[str, float]) -> None:
             for name, engine in engines.items():
                 spent, got[name] = engine.ask("step", step, picture)
                 seconds.note(name, spent)
-            for name in ("r50 fp32", "r50 bf16"):
+            for name in cacheable:
                 seconds.note(f"{name} cached", engines[name].ask("cached", step, picture))
-            difference = max(difference, float((got["plain"] - got["r50 fp32"]).abs().max()))
-            agreement.append(iou(got["r50 fp32"], got["r50 bf16"]))
+            if "r50 fp32" in got:
+                difference = max(difference, float((got["plain"] - got["r50 fp32"]).abs().max()))
+            if len(cacheable) == 2:
+                agreement.append(iou(got["r50 fp32"], got["r50 bf16"]))
             spent_now = ", ".join(f"{name} {times[-1]:.2f}" for name, times in seconds.of.items())
             print(f"frame {step}: {spent_now}", file=sys.stderr)
-    fast = [name for name in ENGINES if name != "plain"]
-    for name in ENGINES:
+    for name in ("plain", *names):
         report[f"{name}: seconds per frame"] = seconds.median(name)
-    for name in fast:
+    for name in names:
         report[f"{name}: times faster than plain r50, first pass"] = seconds.ratio("plain", name)
-    for name in fast:
+    for name in names:
         report[f"{name}: the same by the whole pass's time"] = seconds.whole("plain", name)
-    for name in ("r50 fp32", "r50 bf16"):
+    for name in cacheable:
         report[f"{name}: times faster, query side cached"] = seconds.ratio("plain", f"{name} cached")
-    report["r50 fp32: largest difference of probabilities"] = difference
-    report["r50 bf16: mean IoU with fp32, random weights"] = statistics.mean(agreement)
+    if "r50 fp32" in names:
+        report["r50 fp32: largest difference of probabilities"] = difference
+    if agreement:
+        report["r50 bf16: mean IoU with fp32, random weights"] = statistics.mean(agreement)
 
 
 def parts(repeats: int, threads: int, report: dict[str, float]) -> None:
@@ -314,10 +320,10 @@ def parts(repeats: int, threads: int, report: dict[str, float]) -> None:
             report[f"{name} {part}: times faster"] = of_part.ratio("plain", name)
 
 
-def three_objects(frames: int, threads: int, report: dict[str, float]) -> None:
+def three_objects(names: Sequence[str], frames: int, threads: int, report: dict[str, float]) -> None:
     """Time of a frame with three objects over that with one, the same engine in two processes."""
     pictures = list(plate(frames))
-    for name in (name for name in ENGINES if name != "plain"):
+    for name in names:
         one, three = Worker(name, threads), Worker(name, threads)
         seconds = Seconds()
         for objects, engine in ((1, one), (3, three)):
@@ -328,7 +334,8 @@ def three_objects(frames: int, threads: int, report: dict[str, float]) -> None:
                 seconds.note(which, spent)
         one.close()
         three.close()
-        report[f"{name}: three objects over one, time"] = seconds.ratio("three", "one")
+        report[f"{name}: three objects over one, time"] = ratio = seconds.ratio("three", "one")
+        print(f"{name}: three objects over one {ratio:.2f}", file=sys.stderr)
 
 
 def clip_agreement(clip: Path, mask: Path, weights: str, frames: int, report: dict[str, float]) -> None:
@@ -353,10 +360,10 @@ def clip_agreement(clip: Path, mask: Path, weights: str, frames: int, report: di
     report[f"{name}: least IoU with fp32"] = min(agreement)
 
 
-def peak_memory(frames: int, report: dict[str, float]) -> None:
+def peak_memory(names: Sequence[str], frames: int, report: dict[str, float]) -> None:
     """Largest resident size of a process that runs nothing else, in GB."""
     context = multiprocessing.get_context("spawn")
-    for name in ENGINES:
+    for name in names:
         with context.Pool(1) as pool:
             peak = pool.apply(_peak_of_pass, (name, frames))
         report[f"{name}: peak memory over {frames} frames, GB"] = peak
@@ -397,9 +404,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--frames", type=int, default=45, help="of the first pass")
+    parser.add_argument("--frames", type=int, default=45, help="of the first pass; 0: none")
+    parser.add_argument("--engines", nargs="+", choices=FAST, default=FAST, help="beside the plain one")
     parser.add_argument("--memory-frames", type=int, default=80, help="of the memory measurement; 0: none")
-    parser.add_argument("--repeats", type=int, default=5, help="of each part; 0: no parts, no three objects")
+    parser.add_argument("--repeats", type=int, default=5, help="of each part; 0: no parts")
+    parser.add_argument("--object-frames", type=int, default=6, help="with three objects; 0: none")
     parser.add_argument("--long", type=int, default=0, help="frames of the long shot; 0: none")
     parser.add_argument("--clip", type=Path, help="a folder of pictures: only how well bf16 agrees there")
     parser.add_argument("--mask", type=Path, help="labels of the clip's first picture, a PNG")
@@ -417,12 +426,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.error("--clip needs --mask")
         clip_agreement(given.clip, given.mask, given.weights, given.frames, report)
     else:
-        first_pass(given.frames, given.threads, report)
+        if given.frames:
+            first_pass(given.engines, given.frames, given.threads, report)
         if given.repeats:
             parts(given.repeats, given.threads, report)
-            three_objects(6, given.threads, report)
+        if given.object_frames:
+            three_objects(given.engines, given.object_frames, given.threads, report)
         if given.memory_frames:
-            peak_memory(given.memory_frames, report)
+            peak_memory(given.engines, given.memory_frames, report)
     print(
         f"{WIDTH}x{HEIGHT}, {RULE}, one object, torch {torch.__version__}, {torch.get_num_threads()} threads"
     )

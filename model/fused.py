@@ -39,9 +39,6 @@ from model.winograd import WinogradConv2d, gains
 
 Activation = Literal["relu", "relu6"]
 
-STRIP_BYTES = 6_000_000
-"""About as much of an expanded map as is computed at once."""
-
 
 def can_fuse() -> bool:
     """Whether this build of torch has oneDNN's fused convolutions."""
@@ -197,44 +194,18 @@ class FusedBottleneck(nn.Module):
 
 
 class FusedInvertedResidual(nn.Module):
-    """EfficientNet-Lite's block. Where its expanded map is large, it goes through strip by strip: a strip of
-    the expansion is used while it is in the processor's cache."""
+    """EfficientNet-Lite's block."""
 
     def __init__(self, block: InvertedResidual) -> None:
         super().__init__()
-        self.expand = None if block.expand is None else FusedConv2d(block.expand, "relu6")
+        self.expand = None if block.expand is None else fused(block.expand, "relu6")
         self.depthwise = FusedConv2d(block.depthwise, "relu6")
         self.project = FusedConv2d(block.project)
         self.keeps_shape = block.keeps_shape
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.expand is None:
-            return self.project(self.depthwise(x))  # type: ignore[no-any-return]
-        expanded_bytes = len(self.expand.weight) * x[0, 0].numel() * x.element_size()
-        strips = round(expanded_bytes / STRIP_BYTES)
-        if strips > 1:
-            return self._by_strips(self.expand, x, strips)
-        y = self.depthwise(self.expand(x))
-        result: Tensor = self.project(y, x if self.keeps_shape else None)
-        return result
-
-    def _by_strips(self, expand: FusedConv2d, x: Tensor, strips: int) -> Tensor:
-        """Each strip is padded like a whole map, and begins early by the rows that this spoils."""
-        depthwise = self.depthwise
-        side, stride, padding = depthwise.weight.shape[2], depthwise.stride[0], depthwise.padding[0]
-        height, width = ((size + 2 * padding - side) // stride + 1 for size in x.shape[2:])
-        result = x.new_empty(len(x), height, width, len(self.project.weight)).permute(0, 3, 1, 2)
-        spoilt = -(-padding // stride)  # rows of results at a strip's beginning
-        rows = max(-(-height // strips), spoilt)
-        for index in range(len(x)):
-            picture, target = x[index : index + 1], result[index : index + 1]
-            for top in range(0, height, rows):
-                bottom = min(top + rows, height)
-                skip = spoilt if top else 0
-                seen = picture[:, :, (top - skip) * stride : (bottom - 1) * stride - padding + side]
-                y = depthwise(expand(seen))[:, :, skip : skip + bottom - top]
-                same = picture[:, :, top:bottom] if self.keeps_shape else None
-                target[:, :, top:bottom] = self.project(y, same)
+        y = x if self.expand is None else self.expand(x)
+        result: Tensor = self.project(self.depthwise(y), x if self.keeps_shape else None)
         return result
 
 

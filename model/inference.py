@@ -89,6 +89,8 @@ class FastNetwork:
         self.device = torch.device(device)
         self.precision = precision
         self.dtype: torch.dtype = getattr(torch, precision)
+        if self.device.type == "cpu":
+            keep_freed_memory()  # first, so that weights too lie as it sees fit
         prepared = copy.deepcopy(network).eval().requires_grad_(False)
         fold_batch_norm(prepared)
         prepare_decoder(prepared.decoder)
@@ -96,12 +98,9 @@ class FastNetwork:
             if isinstance(module, nn.Conv2d):
                 module.to(self.dtype)
         prepared = prepared.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._encoders_pad = False
-        if self.device.type == "cpu":
-            keep_freed_memory()
-            if can_fuse():
-                fuse_blocks(prepared)
-                self._encoders_pad = True
+        self._encoders_pad = self.device.type == "cpu" and can_fuse()
+        if self._encoders_pad:
+            fuse_blocks(prepared)
         self.network = prepared
 
     @torch.inference_mode()
@@ -152,11 +151,8 @@ class FastNetwork:
     def decode(self, read: Tensor, query: PreparedQuery) -> Tensor:
         """read (K, Cv, h, w) -> probability of each object by itself (K, H, W) in fp32, padded."""
         x = self._first_convolution.read(read.to(query.joined.dtype)) + query.joined
-        # On a CPU object after object: the maps of one fit into the cache.
-        parts = x.split(1 if self.device.type == "cpu" else len(x))
-        skips = query.eighth, query.quarter, query.half
-        logits = [self.network.decoder.refine(part, *skips) for part in parts]  # (1 or K, 1, H, W) each
-        return torch.cat([logit[:, 0].sigmoid_() for logit in logits])
+        logit: Tensor = self.network.decoder.refine(x, query.eighth, query.quarter, query.half)
+        return logit[:, 0].sigmoid_()
 
     @property
     def _first_convolution(self) -> SplitConv2d:

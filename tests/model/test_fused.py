@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -149,33 +150,6 @@ def test_a_fused_block_gives_what_the_plain_block_gives(name: str, precision: to
     with torch.inference_mode():
         torch.testing.assert_close(quick(x), plain(x), rtol=tolerance, atol=tolerance)
     assert torch.equal(x, kept), "the block's input is changed"
-
-
-@needs_onednn
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize(("kernel", "stride", "outputs"), [(3, 1, 128), (5, 1, 128), (3, 2, 40), (5, 2, 40)])
-@pytest.mark.parametrize("strip_rows", [1, 4, 7])
-def test_a_block_in_strips_gives_what_it_gives_in_one_piece(
-    kernel: int,
-    stride: int,
-    outputs: int,
-    precision: torch.dtype,
-    strip_rows: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    torch.manual_seed(0)
-    block = nn.Sequential(InvertedResidual(128, outputs, kernel, stride, 2)).to(precision).eval()
-    fuse_blocks(block)
-    x = channels_last(2, 128, 18, 22).to(precision)
-    kept = x.clone()
-    with torch.inference_mode():
-        whole = block(x)
-        monkeypatch.setattr("model.fused.STRIP_BYTES", strip_rows * 22 * 256 * x.element_size())
-        in_strips = block(x)
-    assert in_strips.is_contiguous(memory_format=torch.channels_last)
-    tolerance = 1e-5 if precision is torch.float32 else 0.05
-    torch.testing.assert_close(in_strips, whole, rtol=tolerance, atol=tolerance)
-    assert torch.equal(x, kept)
 
 
 @needs_onednn
@@ -326,3 +300,37 @@ def test_an_idle_process_gives_kept_memory_back_when_it_is_asked_to() -> None:
     pages_of_seven = 7 * 4 * 5_000_000 // resource.getpagesize()
     assert kept < pages_of_seven // 10 and released > pages_of_seven * 9 // 10
     assert held == 5_000_000
+
+
+IN_LARGE_PAGES = """
+from pathlib import Path
+import torch
+from model.allocator import keep_freed_memory, release_freed_memory
+def advised():
+    return "hg" in {flag for line in heap() if line.startswith("VmFlags") for flag in line.split()}
+def heap():
+    lines = Path("/proc/self/smaps").read_text().splitlines()
+    mapping = [line for line in lines if line.endswith("[heap]")]
+    for one in mapping:
+        start = lines.index(one)
+        yield from lines[start : start + 25]
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1])
+before = resident()
+assert keep_freed_memory()
+reserved = resident() - before
+first = advised()
+release_freed_memory()
+print(first, advised(), reserved)
+"""
+
+
+@needs_glibc
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage/enabled").exists(), reason="the kernel has no large pages"
+)
+def test_the_heap_is_asked_for_in_large_pages_and_takes_no_memory_for_it() -> None:
+    run = subprocess.run([sys.executable, "-c", IN_LARGE_PAGES], capture_output=True, text=True, check=True)
+    first, after_release, reserved = run.stdout.split()
+    assert (first, after_release) == ("True", "True")
+    assert int(reserved) * resource.getpagesize() < 10_000_000
