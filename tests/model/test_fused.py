@@ -192,6 +192,26 @@ def test_fused_encoders_give_what_the_plain_ones_give(name: str, objects: int) -
             torch.testing.assert_close(got / scale, wanted / scale, rtol=0, atol=1e-5)
 
 
+@needs_onednn
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["stm-r50", "stm-lite"])
+def test_a_frame_gives_the_same_bits_whatever_came_before_it(
+    name: str, precision: inference.Precision
+) -> None:
+    """Weights are reordered when the first picture comes: its size must not matter for the next."""
+    network = lively_network(name)
+    fresh, used = (FastNetwork(network, precision=precision) for _ in range(2))
+    small, picture, masks = torch.rand(3, 32, 48), torch.rand(3, 98, 130), torch.rand(2, 98, 130)
+    used.encode_query(small)
+    used.encode_memory(small, torch.rand(1, 32, 48))
+    used.encode_memory(small, torch.rand(2, 32, 48))
+    for one, other in (
+        (fresh.encode_query(picture).state(), used.encode_query(picture).state()),
+        (fresh.encode_memory(picture, masks).state(), used.encode_memory(picture, masks).state()),
+    ):
+        assert all(torch.equal(one[part], other[part]) for part in one)
+
+
 def test_cached_queries_of_another_layout_are_not_taken_for_these() -> None:
     """A cached query is found under an address with `QUERY_LAYOUT` in it: change both together."""
     query = FastNetwork(lively_network("stm-lite")).encode_query(texture(0)[0])
