@@ -32,7 +32,8 @@ same frame must give the same bits in every process."""
 
 NARROW = 64
 """With no more channels than this, twice as many tiles at once: there is so little work in a step that what
-comes between the steps tells (17 % on two threads)."""
+comes between the steps tells (17 % on two threads). They are transformed in two halves: of a single product of
+this shape every thread would lay out all of the pixels for itself."""
 
 LEAST_CHANNELS = 64
 """With fewer channels, in or out, the transforms cost what the products save (measured: 64 gain 1.2 times,
@@ -76,13 +77,15 @@ class WinogradConv2d(nn.Module):
         inputs, outputs = self.kernel.shape[1:]
         result = x.new_empty(batch, height, width, outputs)
         down, across = -(-height // OUTPUT), -(-width // OUTPUT)  # tiles
-        at_once = TILES_AT_ONCE * (2 if max(inputs, outputs) <= NARROW else 1)
-        rows = -(-down // max(round(down * across / at_once), 1))  # of tiles
+        halves = 2 if max(inputs, outputs) <= NARROW else 1
+        rows = -(-down // max(down * across // (TILES_AT_ONCE * halves), 1))  # of tiles
+        rows += -rows % halves
         space: _Workspace | None = None
         for first in range(0, down, rows):
             last = min(first + rows, down)
             if space is None or last - first != space.down:
-                space = _Workspace(last - first, across, width, inputs, self.bias)
+                parts = halves if (last - first) % halves == 0 else 1
+                space = _Workspace(last - first, across, width, inputs, self.bias, parts)
             for index, target in enumerate(result):
                 addend = None if add is None else add[index if len(add) > 1 else 0].permute(1, 2, 0)
                 self._tiles(space, x[index].permute(1, 2, 0), first)
@@ -105,9 +108,10 @@ class WinogradConv2d(nn.Module):
         else:
             inside.copy_(seen)
         space.pixels.copy_(space.overlapping)
-        torch.mm(space.transforms.input, space.pixel_rows, out=space.points)
-        torch.bmm(space.points_by_tile, self.kernel, out=space.products_alone)
-        torch.mm(space.transforms.output, space.products, out=space.sums)
+        _transform(space.transforms.input, space.pixel_rows, space.points)
+        for points, products in zip(space.points_by_tile, space.products_alone, strict=True):
+            torch.bmm(points, self.kernel, out=products)
+        _transform(space.transforms.output, space.products, space.sums)
 
     def _finish(self, space: _Workspace, target: Tensor, add: Tensor | None, first: int) -> None:
         """The tiles' sums to their place in the target (H, W, O), in one pass where that can be."""
@@ -131,6 +135,14 @@ class WinogradConv2d(nn.Module):
             target.copy_(sums)
 
 
+def _transform(matrix: Tensor, parts: Tensor, out: Tensor) -> None:
+    """matrix (A, B) times each of parts (G, B, N) -> out (G, A, N)."""
+    if len(parts) == 1:
+        torch.mm(matrix, parts[0], out=out[0])
+    else:
+        torch.bmm(matrix.expand(len(parts), -1, -1), parts, out=out)
+
+
 class _Workspace:
     """Intermediate results of some rows of tiles, used again for the next rows, and the views of them that
     the steps take: made once, because making a view costs as much as a small step itself.
@@ -140,18 +152,19 @@ class _Workspace:
         width: of the picture, in pixels.
         inputs: channels.
         bias: (O,).
+        parts: G, which divides `down`: each holds n tiles.
 
     Attributes:
         inside: (4 * down + 2, width, C), the picture's pixels.
         overlapping, pixels: (6, 6, down, across, C), the tiles as they lie in the picture, and one by one;
-            pixel_rows: (36, tiles * C), the same.
-        points: (36, tiles * C); points_by_tile: (36, tiles, C).
-        products: (37, tiles * O), the bias last; products_alone: (36, tiles, O).
-        sums: (16, tiles * O); sums_by_pixel: (down, 4, across, 4, O).
+            pixel_rows: (G, 36, n * C), the same.
+        points: (G, 36, n * C); points_by_tile: (G, 36, n, C).
+        products: (G, 37, n * O), the bias last; products_alone: (G, 36, n, O).
+        sums: (G, 16, n * O); sums_by_pixel: (G, down / G, 4, across, 4, O).
     """
 
-    def __init__(self, down: int, across: int, width: int, inputs: int, bias: Tensor) -> None:
-        outputs, tiles = len(bias), down * across
+    def __init__(self, down: int, across: int, width: int, inputs: int, bias: Tensor, parts: int) -> None:
+        outputs, tiles = len(bias), down * across // parts
         self.down, self.across = down, across
         self.transforms = _transforms()
         padded = bias.new_empty(down * OUTPUT + 2, across * OUTPUT + 2, inputs)
@@ -162,14 +175,16 @@ class _Workspace:
         self.overlapping = padded.as_strided(
             (TILE, TILE, down, across, inputs), (stride_y, stride_x, stride_y * OUTPUT, stride_x * OUTPUT, 1)
         )  # by two pixels
-        self.pixel_rows, self.points = bias.new_empty(2, POINTS, tiles * inputs)
-        self.pixels = self.pixel_rows.view(self.overlapping.shape)
-        self.points_by_tile = self.points.view(POINTS, tiles, inputs)
-        self.products = bias.new_empty(POINTS + 1, tiles * outputs)
-        self.products[POINTS].view(tiles, outputs).copy_(bias)
-        self.products_alone = self.products[:POINTS].view(POINTS, tiles, outputs)
-        self.sums = bias.new_empty(OUTPUT * OUTPUT, tiles * outputs)
-        self.sums_by_pixel = self.sums.view(OUTPUT, OUTPUT, down, across, outputs).permute(2, 0, 3, 1, 4)
+        self.pixels = bias.new_empty(self.overlapping.shape)
+        self.pixel_rows = self.pixels.view(POINTS, parts, tiles * inputs).transpose(0, 1)
+        self.points = bias.new_empty(parts, POINTS, tiles * inputs)
+        self.points_by_tile = self.points.view(parts, POINTS, tiles, inputs).unbind()
+        self.products = bias.new_empty(parts, POINTS + 1, tiles * outputs)
+        self.products[:, POINTS].view(parts, tiles, outputs).copy_(bias)
+        self.products_alone = [x[:POINTS].view(POINTS, tiles, outputs) for x in self.products]
+        self.sums = bias.new_empty(parts, OUTPUT * OUTPUT, tiles * outputs)
+        by_tile = self.sums.view(parts, OUTPUT, OUTPUT, down // parts, across, outputs)
+        self.sums_by_pixel = by_tile.permute(0, 3, 1, 4, 2, 5)
 
 
 class _Transforms:
