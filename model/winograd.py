@@ -32,8 +32,8 @@ same frame must give the same bits in every process."""
 
 NARROW = 64
 """With no more channels than this, twice as many tiles at once: there is so little work in a step that what
-comes between the steps tells (17 % on two threads). They are transformed in two halves: of a single product of
-this shape every thread would lay out all of the pixels for itself."""
+comes between the steps tells (17 % on two threads). They are transformed in two halves, because of a single
+product of this shape every thread would lay out all of the pixels for itself."""
 
 LEAST_CHANNELS = 64
 """With fewer channels, in or out, the transforms cost what the products save (measured: 64 gain 1.2 times,
