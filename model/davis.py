@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,11 @@ class VideoSequence:
     @property
     def annotated_frames(self) -> tuple[str, ...]:
         return tuple(frame for frame in self.frames if frame in self.annotations)
+
+    @property
+    def backward(self) -> VideoSequence:
+        """The same from its last frame to its first."""
+        return replace(self, frames=self.frames[::-1])
 
 
 def find_sequences(root: Path, names: Sequence[str] = ()) -> list[VideoSequence]:

@@ -92,12 +92,18 @@ def scores(
     protocol: ProtocolOption = "davis",
     precision: PrecisionOption = "float32",
     device: Device = "auto",
+    backward: Annotated[
+        bool,
+        typer.Option("--backward", help="From the last frame to the first: a second view of the weights."),
+    ] = False,
 ) -> None:
     """J, F and J&F with the DAVIS definitions: of the network, or of results that are there already.
 
     Tables 2 and 3 of the paper, on DAVIS-2016 and 2017.
     """
     found = _find(folder, sequences, split)
+    if backward:
+        found = [sequence.backward for sequence in found]
     segmenter = None if results else _segmenter(weights, device, precision, rule, short_side)
     measured = _measure(found, protocol, segmenter, results, out)
     output.print(measured.table(), highlight=False)

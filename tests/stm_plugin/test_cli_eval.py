@@ -97,6 +97,14 @@ def test_a_data_set_alone_gives_the_scores(
     assert again.stdout.splitlines()[-1] == said.stdout.splitlines()[2]
 
 
+def test_backward_begins_with_the_last_frame(videos: Path, tmp_path: Path, stm: Command) -> None:
+    stm("eval", videos, "--sequence", "two", "--backward", "--out", tmp_path / "out", *SMALL)
+    frames = [row["frame"] for row in read_csv(tmp_path / "out" / "per_frame.csv") if row["object"] == "1"]
+    assert frames == sorted(frames, reverse=True) and len(frames) == FRAMES - 2
+    ahead = read_csv(tmp_path / "out" / "per_object.csv")
+    assert [row["frames"] for row in ahead] == [str(FRAMES - 2)] * 2  # both are there on the last frame
+
+
 def test_a_split_names_the_sequences(videos: Path, tmp_path: Path, stm: Command) -> None:
     (tmp_path / "val.txt").write_text("one\n")
     said = stm("eval", videos, "--split", tmp_path / "val.txt", "--results", videos)
