@@ -32,8 +32,12 @@ same frame must give the same bits in every process."""
 
 NARROW = 64
 """With no more channels than this, twice as many tiles at once: there is so little work in a step that what
-comes between the steps tells (17 % on two threads). They are transformed in two halves, because of a single
-product of this shape every thread would lay out all of the pixels for itself."""
+comes between the steps tells (17 % on two threads)."""
+
+SMALL_KERNEL = 32_768
+"""Input times output channels. With no more, an even number of rows of tiles is transformed in two halves,
+because of a single product of this shape every thread would lay out all of the pixels for itself (10 % on two
+threads). A larger kernel would have to be fetched twice."""
 
 LEAST_CHANNELS = 64
 """With fewer channels, in or out, the transforms cost what the products save (measured: 64 gain 1.2 times,
@@ -77,14 +81,13 @@ class WinogradConv2d(nn.Module):
         inputs, outputs = self.kernel.shape[1:]
         result = x.new_empty(batch, height, width, outputs)
         down, across = -(-height // OUTPUT), -(-width // OUTPUT)  # tiles
-        halves = 2 if max(inputs, outputs) <= NARROW else 1
-        rows = -(-down // max(down * across // (TILES_AT_ONCE * halves), 1))  # of tiles
-        rows += -rows % halves
+        at_once = TILES_AT_ONCE * (2 if max(inputs, outputs) <= NARROW else 1)
+        rows = -(-down // max(down * across // at_once, 1))  # of tiles
         space: _Workspace | None = None
         for first in range(0, down, rows):
             last = min(first + rows, down)
             if space is None or last - first != space.down:
-                parts = halves if (last - first) % halves == 0 else 1
+                parts = 2 if inputs * outputs <= SMALL_KERNEL and (last - first) % 2 == 0 else 1
                 space = _Workspace(last - first, across, width, inputs, self.bias, parts)
             for index, target in enumerate(result):
                 addend = None if add is None else add[index if len(add) > 1 else 0].permute(1, 2, 0)
