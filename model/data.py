@@ -246,10 +246,11 @@ class ClipDataset:
         drift = rng.normal(0, 0.05 * motion, size=2)
         # Beyond the source's border a crop shows its mirror image. The mirror image of an object that ends
         # before the border is a look-alike; of one that the border cuts off, it is how the object goes on.
-        cut_off = any(_touches_border(_map_labels(label, chosen)) for _, label in loaded.values())
+        mapped = {i: _map_labels(label, chosen) for i, (_, label) in loaded.items()}
+        cut_off = fill and any(_touches_border(label) for label in mapped.values())
         pictures, labels = [], []
         for step, i in enumerate(indices):
-            picture, label = loaded[i]
+            picture = loaded[i][0]
             matrix_centre = centre + (drift * step + rng.normal(0, 0.04 * motion, size=2)) * cover
             zoom = float(np.exp(rng.normal(0, 0.09 * motion)))
             matrix = augment.affine_matrix(
@@ -264,10 +265,7 @@ class ClipDataset:
             if still:
                 strength = 0.035 * options.still_motion
                 grid = grid + augment.thin_plate_offsets(rng, strength, *options.shape) * cover / short
-            mapped = _map_labels(label, chosen)
-            warped, warped_label = augment.warp(
-                picture, mapped, grid, mirror=fill, mirror_labels=fill and cut_off
-            )
+            warped, warped_label = augment.warp(picture, mapped[i], grid, mirror=fill, mirror_labels=cut_off)
             pictures.append(warped)
             labels.append(warped_label)
         return torch.stack(pictures), torch.stack(labels)
