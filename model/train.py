@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
+from model.allocator import keep_freed_memory
 from model.config import network_config
 from model.data import Clip, ClipDataset, ClipOptions
 from model.network import (
@@ -87,6 +88,7 @@ class TrainingConfig:
     """Decay of the moving average of weights, which is what is evaluated and shipped."""
     seed: int = 0
     bf16: bool = True
+    """Convolutions in bfloat16, where the device computes it by itself (`computes_bf16`)."""
     checkpoint_every: int = 50
 
     def to_dict(self) -> dict[str, Any]:
@@ -292,6 +294,18 @@ class _Indexed(Dataset[Clip]):
         return self.clips.with_options(max_skip=max_skip_at(self.config, step)).sample(index)
 
 
+def computes_bf16(device: torch.device) -> bool:
+    """Whether a device has instructions for bfloat16. A processor without them imitates it: a training step
+    then takes seven times as long as in fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        capabilities: Callable[[], dict[str, object]] | None = getattr(torch.cpu, "get_capabilities", None)
+        known = capabilities() if capabilities is not None else {}
+        return any(bool(known.get(name)) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return False
+
+
 def max_skip_at(config: TrainingConfig, step: int) -> int:
     """The curriculum of the paper: the skip grows evenly over the first three quarters of the run."""
     low, high = config.skip_curriculum
@@ -364,6 +378,9 @@ class Trainer:
         self.folder, self.clips, self.workers = folder, clips, workers
         self.config = config = continued_config(folder, config)
         self.device = torch.device(device)
+        self.bf16 = config.bf16 and computes_bf16(self.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.processes = dist.get_world_size() if dist.is_initialized() else 1
         parts = self.processes * config.accumulate
@@ -440,7 +457,7 @@ class Trainer:
 
     def _backward(self, batch: Batch) -> Losses:
         batch = Batch(*(t.to(self.device) for t in batch))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             log_probabilities = self.model(batch)
         losses = clip_losses(log_probabilities, batch, self.config.jaccard_weight, self.config.edge_weight)
         (losses.total / self.config.accumulate).backward()  # type: ignore[no-untyped-call]

@@ -247,3 +247,14 @@ def test_two_processes_take_the_same_step_as_one(still_folder: Path, tmp_path: P
 
 def _environment(root: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_bfloat16_is_used_only_where_the_processor_has_it(
+    has: bool, still_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": has})
+    config = replace(small_config(1), bf16=True)
+    trainer = Trainer(tmp_path / "run", config, dataset(still_folder, config), workers=0)
+    assert trainer.bf16 == has
+    assert trainer.config.bf16, "the run may go on where the processor has it"
