@@ -298,7 +298,7 @@ def computes_bf16(device: torch.device) -> bool:
     """Whether a device has instructions for bfloat16. A processor without them imitates it: a training step
     then takes seven times as long as in fp32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
         capabilities: Callable[[], dict[str, object]] | None = getattr(torch.cpu, "get_capabilities", None)
         known = capabilities() if capabilities is not None else {}
