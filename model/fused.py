@@ -45,11 +45,14 @@ _packing = threading.Lock()
 """Held while weights are brought into the library's order: engines work in several threads."""
 
 
-def can_fuse() -> bool:
-    """Whether this build of torch has oneDNN's fused convolutions."""
+def can_fuse(dtype: torch.dtype = torch.float32) -> bool:
+    """Whether this build of torch has oneDNN's fused convolutions, and they take this type on this
+    processor."""
     available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     needed = "_convolution_pointwise", "_reorder_convolution_weight"
-    return available and all(hasattr(torch.ops.mkldnn, name) for name in needed)
+    if not (available and all(hasattr(torch.ops.mkldnn, name) for name in needed)):
+        return False
+    return dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def fuse_blocks(module: nn.Module) -> None:

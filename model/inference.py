@@ -98,7 +98,7 @@ class FastNetwork:
             if isinstance(module, nn.Conv2d):
                 module.to(self.dtype)
         prepared = prepared.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._encoders_pad = self.device.type == "cpu" and can_fuse()
+        self._encoders_pad = self.device.type == "cpu" and can_fuse(self.dtype)
         if self._encoders_pad:
             fuse_blocks(prepared)
         self.network = prepared
