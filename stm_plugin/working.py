@@ -37,7 +37,7 @@ class WorkingGeometry:
         canvas: the plate's pixels, on which masks and mattes live.
         region: the part of the canvas that is propagated; mattes are 0 outside it.
         height, width: size of the working picture, in square pixels.
-    largest: the short side up to which a larger working size would still show the network more.
+        largest: the short side up to which a larger working size would still show the network more.
     """
 
     canvas: Window

@@ -348,7 +348,6 @@ print(first, advised(), reserved)
 """
 
 
-@needs_glibc
 def gives_large_pages() -> bool:
     """Whether the kernel, asked for large pages, has any to give just now."""
     try:
@@ -361,6 +360,7 @@ def gives_large_pages() -> bool:
         return False
 
 
+@needs_glibc
 @pytest.mark.skipif(not gives_large_pages(), reason="the kernel gives no large pages")
 def test_the_heap_is_asked_for_in_large_pages_and_takes_no_memory_for_it() -> None:
     run = subprocess.run([sys.executable, "-c", IN_LARGE_PAGES], capture_output=True, text=True, check=True)
