@@ -52,8 +52,12 @@ def affine_matrix(
 
 
 def affine_grid(matrix: Tensor, height: int, width: int) -> Tensor:
-    """Sampling grid (H, W, 2) of a 2x3 matrix."""
-    return F.affine_grid(matrix.unsqueeze(0), [1, 1, height, width], align_corners=False)[0]
+    """Sampling grid (H, W, 2) of a 2x3 matrix: the middles of H x W pixels, taken through it."""
+    x, y = ((2 * torch.arange(size) + 1) / size - 1 for size in (width, height))
+    grid = torch.empty(height, width, 2)  # F.affine_grid gives the same, in seven times the time
+    for axis, (of_x, of_y, shift) in enumerate(matrix.tolist()):
+        torch.add(y[:, None] * of_y + shift, x * of_x, out=grid[..., axis])
+    return grid
 
 
 def thin_plate_offsets(rng: Generator, strength: float, height: int, width: int, points: int = 3) -> Tensor:
@@ -79,14 +83,14 @@ def thin_plate_offsets(rng: Generator, strength: float, height: int, width: int,
     system = np.block([[kernel(between), affine], [affine.T, np.zeros((3, 3))]])
     weights = np.linalg.solve(system, np.concatenate([targets, np.zeros((3, 2))]))
     # The spline is smooth: evaluating it on a coarse grid and interpolating is exact enough and much cheaper.
-    coarse_h, coarse_w = max(height // 16, 2), max(width // 16, 2)
+    coarse_h, coarse_w = max(height // 8, 2), max(width // 8, 2)
     ys, xs = np.meshgrid(np.linspace(-1, 1, coarse_h), np.linspace(-1, 1, coarse_w), indexing="ij")
     grid = np.stack([xs, ys], axis=-1).reshape(-1, 2)
     distances = ((grid[:, None] - controls[None]) ** 2).sum(-1)
     basis = np.concatenate([kernel(distances), np.ones((len(grid), 1)), grid], axis=1)
     offsets = torch.from_numpy((basis @ weights).astype(np.float32)).reshape(1, coarse_h, coarse_w, 2)
     fine = F.interpolate(
-        offsets.permute(0, 3, 1, 2), size=(height, width), mode="bicubic", align_corners=True
+        offsets.permute(0, 3, 1, 2), size=(height, width), mode="bilinear", align_corners=True
     )
     return fine[0].permute(1, 2, 0)
 

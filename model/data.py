@@ -89,7 +89,11 @@ class ClipOptions:
     max_objects: int = 2
     still_share: float = 0.5
     max_skip: int = 10
+    pastes: int = 1
+    """How often an object is put in front, at most: each time by `paste_chance`, and only if it was before."""
     paste_chance: float = 0.5
+    paste_size: tuple[float, float] = (0.25, 0.8)
+    """Share of a clip's height that the longer side of a pasted object covers."""
     paste_is_object: float = 0.6
     paste_same_chance: float = 0.35
     """Of the pastes, those that show the clip's own source again: a look-alike that must be told apart by its
@@ -185,7 +189,9 @@ class ClipDataset:
         options = self.options
         source = self._choose(rng)
         pictures, labels = self._draw(rng, source, fill=True)
-        if rng.random() < options.paste_chance:
+        for _ in range(options.pastes):
+            if rng.random() >= options.paste_chance:
+                break
             again = rng.random() < options.paste_same_chance
             pictures, labels = self._paste(rng, pictures, labels, source if again else self._choose(rng))
         labels = _compact(labels, options.max_objects)
@@ -237,7 +243,7 @@ class ClipDataset:
         else:
             middle = where.float().mean(dim=0)
             extent = float((where.max(dim=0).values - where.min(dim=0).values).max()) + 1
-            cover = extent / rng.uniform(0.25, 0.8)
+            cover = extent / rng.uniform(*options.paste_size)
             centre = np.array([float(middle[1]), float(middle[0])]) + rng.uniform(-0.4, 0.4, size=2) * cover
         aspect = float(np.exp(rng.uniform(-0.1, 0.1)))
         flip = bool(rng.random() < 0.5)
@@ -340,8 +346,9 @@ def _map_labels(labels: Tensor, table: np.ndarray | None) -> Tensor:
 def _compact(labels: Tensor, max_objects: int) -> Tensor:
     """Renumbers labels to 1..K by what is seen in the first frame, at most `max_objects` (the last pasted
     ones kept)."""
-    present = [int(v) for v in np.unique(labels[0].numpy()) if v > 0][-max_objects:]
-    table = torch.zeros(int(labels.max()) + 1, dtype=torch.int64)
+    counts = torch.bincount(labels[0].flatten(), minlength=int(labels.max()) + 1)
+    present = [label for label in counts.nonzero().flatten().tolist() if label > 0][-max_objects:]
+    table = torch.zeros_like(counts)
     for number, label in enumerate(present, start=1):
         table[label] = number
     return table[labels]

@@ -275,7 +275,8 @@ def read_dense(query_key: Tensor, memory_key: Tensor, memory_value: Tensor) -> T
     query = query_key.flatten(2).unsqueeze(1).float()  # (B, 1, Ck, hw)
     keys = memory_key.movedim(3, 2).flatten(3).float()  # (B, K, Ck, T*hw)
     values = memory_value.movedim(3, 2).flatten(3)  # (B, K, Cv, T*hw)
-    scores = keys.transpose(2, 3) @ query / keys.shape[2] ** 0.5  # (B, K, T*hw, hw)
+    with torch.autocast(query.device.type, enabled=False):  # a score of 30 is off by 0.1 in bfloat16
+        scores = keys.transpose(2, 3) @ query / keys.shape[2] ** 0.5  # (B, K, T*hw, hw)
     weights = scores.softmax(dim=2).to(values.dtype)
     read: Tensor = values @ weights
     return read.reshape(*read.shape[:3], *size)

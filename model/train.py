@@ -255,6 +255,17 @@ def clip_losses(
     return Losses(cross_entropy + jaccard_weight * jaccard, iou)
 
 
+def _as_bytes(clips: list[Clip]) -> Batch:
+    """The same in bytes, pictures in 0..255: a sixth of the memory on the way to another process or card."""
+    pictures, labels, objects = collate(clips)
+    return Batch((pictures * 255).round_().byte(), labels.byte(), objects)
+
+
+def _from_bytes(batch: Batch, device: torch.device) -> Batch:
+    pictures, labels, objects = (t.to(device, non_blocking=True) for t in batch)
+    return Batch(pictures.float() / 255, labels.long(), objects)
+
+
 def _split(batch: Batch, parts: int) -> list[Batch]:
     return [Batch(*tensors) for tensors in zip(*(t.chunk(parts) for t in batch), strict=True)]
 
@@ -437,7 +448,12 @@ class Trainer:
         data = _Indexed(self.clips, self.config, self.step, self.rank, self.processes)
         ahead = 4 if self.workers else None
         loader = DataLoader(
-            data, data.share, collate_fn=collate, num_workers=self.workers, prefetch_factor=ahead
+            data,
+            data.share,
+            collate_fn=_as_bytes,
+            num_workers=self.workers,
+            prefetch_factor=ahead,
+            pin_memory=self.device.type == "cuda",
         )
         return iter(loader)
 
@@ -456,7 +472,7 @@ class Trainer:
         return losses
 
     def _backward(self, batch: Batch) -> Losses:
-        batch = Batch(*(t.to(self.device) for t in batch))
+        batch = _from_bytes(batch, self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             log_probabilities = self.model(batch)
         losses = clip_losses(log_probabilities, batch, self.config.jaccard_weight, self.config.edge_weight)
