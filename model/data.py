@@ -90,7 +90,7 @@ class ClipOptions:
     still_share: float = 0.5
     max_skip: int = 10
     pastes: int = 1
-    """How often an object is put in front, at most: each time by `paste_chance`, and only if it was before."""
+    """How often an object is put in front, at most; each by `paste_chance`, if the one before was."""
     paste_chance: float = 0.5
     paste_size: tuple[float, float] = (0.25, 0.8)
     """Share of a clip's height that the longer side of a pasted object covers."""

@@ -52,7 +52,11 @@ def can_fuse(dtype: torch.dtype = torch.float32) -> bool:
     needed = "_convolution_pointwise", "_reorder_convolution_weight"
     if not (available and all(hasattr(torch.ops.mkldnn, name) for name in needed)):
         return False
-    return dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    takes = {
+        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
+        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
+    }
+    return dtype not in takes or bool(takes[dtype]())
 
 
 def fuse_blocks(module: nn.Module) -> None:

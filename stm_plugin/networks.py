@@ -56,6 +56,15 @@ def ready_network(
         raise _weights_error(name, error) from error
 
 
+def exact_results(device: str) -> None:
+    """Sets a device up so that a resumed run gives the bytes of an undisturbed one, and fp32 is fp32."""
+    if device.startswith("cuda"):
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
+
+
 def base_network(name: str) -> SpaceTimeMemoryNetwork:
     """The network of a weights file, to be trained further.
 
@@ -87,12 +96,7 @@ def _network(
                 path=adaptation,
                 hint="Run `stm adapt` again, or go on without: `stm shot set SHOT adapt=false`.",
             ) from error
-    if device.startswith("cuda"):
-        # A resumed run must give the bytes of an undisturbed one.
-        torch.backends.cudnn.deterministic = True
-        torch.backends.cudnn.benchmark = False
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cuda.matmul.allow_tf32 = False
+    exact_results(device)
     with device_errors(device):
         return FastNetwork(network, device=device, precision=precision)
 

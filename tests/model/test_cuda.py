@@ -16,6 +16,7 @@ from model.memory import MemoryRule
 from model.network import SpaceTimeMemoryNetwork
 from model.recipe import initial_state
 from model.train import Trainer, TrainingConfig, computes_bf16
+from stm_plugin.networks import exact_results
 from tests.reference.samples import FRAMES, first_masks, lively_network, texture
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA card")
@@ -25,9 +26,8 @@ RULE = MemoryRule.parse("every:5")
 
 @pytest.fixture(autouse=True)
 def exact() -> Iterator[None]:
-    """As the engine sets a card up (`stm_plugin.networks`)."""
     before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic
-    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = False, True
+    exact_results("cuda")
     yield
     torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = before
 

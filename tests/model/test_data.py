@@ -6,9 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch.nn import functional as F
 
-from model.data import ClipDataset, ClipOptions, davis_sources, still_sources
+from model import augment
+from model.data import ClipDataset, ClipOptions, LoadedSource, davis_sources, still_sources
 from model.pictures import Labels, write_labels
 
 SHAPE = (80, 80)
@@ -56,3 +59,35 @@ def test_training_refuses_colours_without_a_palette_as_evaluation_does(tmp_path:
     coloured.save(tmp_path / "masks" / "1.png")
     with pytest.raises(ValueError, match="colours but no palette"):
         stills.sample(0)
+
+
+def test_an_affine_grid_is_that_of_torch() -> None:
+    matrix = augment.affine_matrix(
+        centre=(100, 80), size=(200, 150), source_size=(384, 500), angle=11, shear=0.1, flip=True
+    )
+    grid = F.affine_grid(matrix.unsqueeze(0), [1, 1, 48, 80], align_corners=False)[0]
+    torch.testing.assert_close(augment.affine_grid(matrix, 48, 80), grid)
+
+
+def test_so_many_objects_are_pasted_as_was_asked_for() -> None:
+    """Grey squares of one brightness each on black: what is in a clip shows which were pasted."""
+    sources = []
+    for number in range(12):
+        mask = torch.zeros(64, 64, dtype=torch.int64)
+        mask[16:48, 16:48] = 1
+        sources.append(LoadedSource(str(number), (((mask * (0.2 + number / 20)).expand(3, -1, -1), mask),)))
+
+    def objects(pastes: int, size: tuple[float, float]) -> tuple[list[int], list[float]]:
+        options = ClipOptions(
+            size=64, max_objects=9, pastes=pastes, paste_chance=1.0, paste_is_object=1.0, paste_same_chance=0,
+            paste_size=size, region_chance=0, blur_chance=0,
+        )  # fmt: skip
+        clips = [ClipDataset([], [sources], options, seed=3).sample(index) for index in range(30)]
+        shares = [float((clip.labels[0] == clip.objects).float().mean()) for clip in clips]
+        return [clip.objects for clip in clips], shares
+
+    small = (0.2, 0.3)
+    counts = {pastes: objects(pastes, small)[0] for pastes in (0, 1, 3)}
+    assert set(counts[0]) == {1} and max(counts[1]) == 2 and max(counts[3]) == 4
+    assert np.mean(counts[3]) > 2.5  # some lie outside the crop or before one another
+    assert max(objects(1, small)[1]) < 0.15 < max(objects(1, (0.5, 0.6))[1])

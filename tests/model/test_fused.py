@@ -20,7 +20,7 @@ from torchvision.models.resnet import Bottleneck
 from model import inference
 from model.config import network_config
 from model.fused import FusedConv2d, can_fuse, fuse_blocks
-from model.inference import FastNetwork, fold_batch_norm
+from model.inference import FastNetwork, Precision, fold_batch_norm
 from model.memory import MemoryRule
 from model.network import ResidualBlock
 from model.trunks import InvertedResidual
@@ -237,6 +237,21 @@ def test_no_plain_block_is_left_in_a_prepared_network() -> None:
         assert not left
         assert any(isinstance(m, FusedConv2d) for m in network.modules())
         assert any(isinstance(m, WinogradConv2d) for m in network.modules())
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_runs_whatever_this_processor_has_instructions_for(precision: Precision) -> None:
+    network = lively_network("stm-lite")
+    small, picture, masks = texture(0)[0, :, :32, :48], texture(0)[1, :, :32, :48], first_masks()[:, :32, :48]
+    kinds: tuple[Precision, ...] = (precision, "float32")
+    results = []
+    for kind in kinds:
+        engine = FastNetwork(network, precision=kind)
+        entry = engine.encode_memory(small, masks)
+        bank = engine.new_bank(MemoryRule.parse("first"), entry)
+        bank.write(0, entry)
+        results.append(engine.segment(engine.encode_query(picture), bank))
+    assert (results[0] - results[1]).abs().mean() < 0.03
 
 
 def test_without_fused_convolutions_the_plain_blocks_serve(monkeypatch: pytest.MonkeyPatch) -> None:
