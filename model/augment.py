@@ -148,6 +148,22 @@ def colour_jitter(
     return (grey + (clip - grey) * saturation).clamp(0, 1)
 
 
+def flicker(clip: Tensor, where: Tensor, rng: Generator) -> Tensor:
+    """Changes the light of a part of a clip (T, 3, H, W) smoothly over the picture and from frame to frame.
+
+    Args:
+        where: (T, H, W) bool, the part.
+    """
+    frames, _, height, width = clip.shape
+    strength, size = float(rng.uniform(0.05, 0.25)), int(rng.integers(2, 12))
+    lights = torch.from_numpy(rng.normal(0, strength, (frames, 3, size, size)).astype(np.float32))
+    lights = lights.mean(dim=1, keepdim=True) * 1.5 + 0.3 * lights  # mostly grey
+    for step in range(1, frames):
+        lights[step] = 0.6 * lights[step - 1] + 0.8 * lights[step]
+    lights = F.interpolate(lights, (height, width), mode="bicubic", align_corners=False)
+    return (clip + lights * soften(where).unsqueeze(1)).clamp(0, 1)
+
+
 def soften(mask: Tensor, passes: int = 1) -> Tensor:
     """Blurs a mask (T, H, W) by 3x3 boxes, so that what is pasted has no cut-out edge."""
     soft = mask.unsqueeze(1).float()

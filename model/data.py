@@ -98,6 +98,11 @@ class ClipOptions:
     paste_same_chance: float = 0.35
     """Of the pastes, those that show the clip's own source again: a look-alike that must be told apart by its
     place."""
+    paste_late_chance: float = 0.0
+    """Of the pastes that are no objects, those that are not there in the first frame, like what comes into a
+    shot: what memory does not know is not therefore part of the object."""
+    flicker_chance: float = 0.0
+    """Of the clips, those whose background changes its light from frame to frame, as water does."""
     region_chance: float = 0.25
     """Of the stills, those whose object is a random region of like colour, so that the mask counts and not
     saliency."""
@@ -194,6 +199,8 @@ class ClipDataset:
                 break
             again = rng.random() < options.paste_same_chance
             pictures, labels = self._paste(rng, pictures, labels, source if again else self._choose(rng))
+        if rng.random() < options.flicker_chance:
+            pictures = augment.flicker(pictures, labels == 0, rng)
         labels = _compact(labels, options.max_objects)
         objects = int(labels[0].max())
         if objects == 0 or min(int((labels[0] == k).sum()) for k in range(1, objects + 1)) < 64:
@@ -282,9 +289,11 @@ class ClipDataset:
         """Puts a source's object in front: as a further object, or as a passer-by that only covers."""
         other_pictures, other_labels = self._draw(rng, source, fill=False)
         mask = other_labels > 0
+        label = int(labels.max()) + 1 if rng.random() < self.options.paste_is_object else 0
+        if label == 0 and rng.random() < self.options.paste_late_chance:
+            mask[: int(rng.integers(1, max(len(mask), 2)))] = False
         alpha = augment.soften(mask).unsqueeze(1)
         pictures = pictures * (1 - alpha) + other_pictures * alpha
-        label = int(labels.max()) + 1 if rng.random() < self.options.paste_is_object else 0
         return pictures, torch.where(mask, torch.full_like(labels, label), labels)
 
 

@@ -455,7 +455,7 @@ class Trainer:
             prefetch_factor=ahead,
             pin_memory=self.device.type == "cuda",
         )
-        return iter(loader)
+        return (_from_bytes(batch, self.device) for batch in loader)
 
     def _train_step(self, batch: Batch) -> Losses:
         share = learning_rate_share(self.config, self.step)
@@ -472,7 +472,6 @@ class Trainer:
         return losses
 
     def _backward(self, batch: Batch) -> Losses:
-        batch = _from_bytes(batch, self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             log_probabilities = self.model(batch)
         losses = clip_losses(log_probabilities, batch, self.config.jaccard_weight, self.config.edge_weight)

@@ -69,13 +69,15 @@ def test_an_affine_grid_is_that_of_torch() -> None:
     torch.testing.assert_close(augment.affine_grid(matrix, 48, 80), grid)
 
 
+def square(brightness: float) -> LoadedSource:
+    mask = torch.zeros(64, 64, dtype=torch.int64)
+    mask[16:48, 16:48] = 1
+    return LoadedSource(str(brightness), (((mask * brightness).expand(3, -1, -1), mask),))
+
+
 def test_so_many_objects_are_pasted_as_was_asked_for() -> None:
     """Grey squares of one brightness each on black: what is in a clip shows which were pasted."""
-    sources = []
-    for number in range(12):
-        mask = torch.zeros(64, 64, dtype=torch.int64)
-        mask[16:48, 16:48] = 1
-        sources.append(LoadedSource(str(number), (((mask * (0.2 + number / 20)).expand(3, -1, -1), mask),)))
+    sources = [square(0.2 + number / 20) for number in range(12)]
 
     def objects(pastes: int, size: tuple[float, float]) -> tuple[list[int], list[float]]:
         options = ClipOptions(
@@ -91,3 +93,30 @@ def test_so_many_objects_are_pasted_as_was_asked_for() -> None:
     assert set(counts[0]) == {1} and max(counts[1]) == 2 and max(counts[3]) == 4
     assert np.mean(counts[3]) > 2.5  # some lie outside the crop or before one another
     assert max(objects(1, small)[1]) < 0.15 < max(objects(1, (0.5, 0.6))[1])
+
+
+def test_a_late_passer_by_is_no_object_and_not_there_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(augment, "colour_jitter", lambda clip, rng: clip)
+    options = ClipOptions(
+        size=64, frames=4, pastes=1, paste_chance=1.0, paste_same_chance=0.0, paste_is_object=0.0,
+        paste_late_chance=1.0, region_chance=0, blur_chance=0,
+    )  # fmt: skip
+    clips = [
+        ClipDataset([], [[square(0.3), square(0.9)]], options, seed=1).sample(index) for index in range(40)
+    ]
+    dark = [clip for clip in clips if clip.pictures[0].max() < 0.35]  # a bright square can only come later
+    bright = [clip.pictures[:, 0] > 0.85 for clip in dark]
+    assert len(dark) > 10
+    assert sum(bool(there.any()) for there in bright) > 5
+    assert not any((there & (clip.labels > 0)).any() for clip, there in zip(dark, bright, strict=True))
+
+
+def test_light_flickers_on_the_background_alone() -> None:
+    clip, rng = torch.full((3, 3, 48, 64), 0.5), np.random.default_rng(0)
+    background = torch.ones(3, 48, 64, dtype=torch.bool)
+    background[:, 10:30, 20:40] = False
+    changed = augment.flicker(clip, background, rng)
+    assert torch.equal(changed[:, :, 11:29, 21:39], clip[:, :, 11:29, 21:39])
+    outside = changed[:, :, 34:, :]
+    assert outside.std() > 0.02 and (outside[0] - outside[1]).abs().mean() > 0.01
+    assert changed.min() >= 0 and changed.max() <= 1
