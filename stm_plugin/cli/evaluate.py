@@ -96,6 +96,9 @@ def scores(
         bool,
         typer.Option("--backward", help="From the last frame to the first: a second view of the weights."),
     ] = False,
+    step: Annotated[
+        int, typer.Option(min=1, help="Only every STEP-th frame: faster motion, a further view.")
+    ] = 1,
 ) -> None:
     """J, F and J&F with the DAVIS definitions: of the network, or of results that are there already.
 
@@ -104,6 +107,7 @@ def scores(
     found = _find(folder, sequences, split)
     if backward:
         found = [sequence.backward for sequence in found]
+    found = [sequence.stepped(step) for sequence in found]
     segmenter = None if results else _segmenter(weights, device, precision, rule, short_side)
     measured = _measure(found, protocol, segmenter, results, out)
     output.print(measured.table(), highlight=False)

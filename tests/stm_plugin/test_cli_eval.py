@@ -105,6 +105,13 @@ def test_backward_begins_with_the_last_frame(videos: Path, tmp_path: Path, stm: 
     assert [row["frames"] for row in ahead] == [str(FRAMES - 2)] * 2  # both are there on the last frame
 
 
+def test_a_step_leaves_frames_out_in_either_direction(videos: Path, tmp_path: Path, stm: Command) -> None:
+    for words, frames in (((), ["00002"]), (("--backward",), ["00003"])):  # of 0, 2, 4, and of 5, 3, 1
+        stm("eval", videos, "--sequence", "two", "--step", "2", "--out", tmp_path / "out", *words, *SMALL)
+        rows = read_csv(tmp_path / "out" / "per_frame.csv")
+        assert [row["frame"] for row in rows if row["object"] == "1"] == frames
+
+
 def test_a_split_names_the_sequences(videos: Path, tmp_path: Path, stm: Command) -> None:
     (tmp_path / "val.txt").write_text("one\n")
     said = stm("eval", videos, "--split", tmp_path / "val.txt", "--results", videos)
