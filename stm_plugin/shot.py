@@ -64,7 +64,6 @@ from stm_plugin.store import (
     StoreSize,
 )
 from stm_plugin.windows import FloatArray, Window
-from stm_plugin.working import advice_for_size
 from stm_plugin.workshop import FinishedFrame as FinishedFrame
 from stm_plugin.workshop import NetworkFactory as NetworkFactory
 from stm_plugin.workshop import Workshop, not_done
@@ -696,31 +695,13 @@ class Shot:
             )
         path.unlink(missing_ok=True)
 
-    def _advise_size(self, plan: Plan, emit: Emit) -> None:
-        """Says which objects are small on the first key that shows them, if anything is to be computed."""
-        if not plan.compute_steps:
-            return
-        names = {one.id: one.name for one in self._description.objects}
-        keys = sorted(plan.facts.keys, key=lambda key: key.frame)
-        for name in plan.facts.objects:
-            shown = next((key for key in keys if name in key.visible((name,))), None)
-            if shown is not None:
-                try:
-                    mask, _ = self.store.mask(shown.masks[name].hash)
-                except DamagedFileError:
-                    return  # the walk says so, and what to do
-                advice = advice_for_size(names[name], shown.frame, mask, self._working.geometry)
-                if advice is not None:
-                    emit(Notice(advice))
-
     def _fit(self, request: Request, emit: Emit) -> Fit:
         """Make the run fit into the memory there is.
 
         What has to be lowered stays lowered for this shot: it must not become stale with every change of the
         free memory.
         """
-        plan = self.plan(request)
-        fit = self.forecast(plan)
+        fit = self.forecast(self.plan(request))
         if fit.reason:
             lowered = replace(
                 self.settings,
@@ -730,8 +711,6 @@ class Shot:
             self._save(replace(self._description, settings=lowered))
             self.close()
             emit(Notice(f"{fit.reason[0].upper()}{fit.reason[1:]}."))
-        else:
-            self._advise_size(plan, emit)
         self._working.limit_ram(fit.run.ram_budget)
         return fit
 

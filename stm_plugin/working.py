@@ -14,16 +14,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from model.pictures import MOST_ENLARGEMENT, working_scale
+from model.pictures import working_scale
 from stm_plugin.errors import SettingsError
 from stm_plugin.windows import FloatArray, PixelArray, Window, place, slices_of
-
-SMALL_OBJECT = 80
-"""Working pixels across (root of the area). Below, contours that are a pixel wide are much of the object: one
-of 72 gained 0.06 of J from a working size of 720 (docs/model-card.md)."""
-
-LARGER = 1.5
-"""By what the working size is better raised for a small object."""
 
 _BLOCK_ELEMENTS = 100_000
 """Values that are converted and narrowed together: they stay in the second-level cache."""
@@ -37,14 +30,12 @@ class WorkingGeometry:
         canvas: the plate's pixels, on which masks and mattes live.
         region: the part of the canvas that is propagated; mattes are 0 outside it.
         height, width: size of the working picture, in square pixels.
-        largest: the short side up to which a larger working size would still show the network more.
     """
 
     canvas: Window
     region: Window
     height: int
     width: int
-    largest: int
 
     @property
     def scale_x(self) -> float:
@@ -79,26 +70,7 @@ def working_geometry(
     scale = working_scale(min(square_width, inside.height), working_size)
     height = max(1, round(inside.height * scale))
     width = max(1, round(square_width * scale))
-    largest = int(min(square_width, inside.height) * MOST_ENLARGEMENT)
-    return WorkingGeometry(canvas, inside, height, width, largest)
-
-
-def advice_for_size(name: str, frame: int, mask: FloatArray, geometry: WorkingGeometry) -> str | None:
-    """A sentence for people where an object is so small that a larger working size would serve it; else None.
-
-    Args:
-        name, frame: of the object and of the key that shows it.
-        mask: (H, W) over the canvas, in [0, 1].
-    """
-    across = float(np.sqrt(mask.sum(dtype=np.float64) / (geometry.scale_x * geometry.scale_y)))
-    current = min(geometry.height, geometry.width)
-    better = min(round(current * LARGER), geometry.largest)
-    if across >= SMALL_OBJECT or better < current * (1 + LARGER) / 2:
-        return None
-    return (
-        f"{name} is small in what the network sees ({across:.0f} pixels across on frame {frame}): a working "
-        f"size of {better}, or a region around it, gives finer contours in more time."
-    )
+    return WorkingGeometry(canvas, inside, height, width)
 
 
 def as_floats(pixels: PixelArray) -> FloatArray:

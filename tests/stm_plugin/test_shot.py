@@ -473,15 +473,6 @@ def test_a_device_without_memory_keeps_what_is_done_and_names_a_way_on(desk: Des
     assert desk.run()["read and decode"] == 8
 
 
-def test_a_small_object_is_pointed_out_where_something_is_computed(desk: Desk) -> None:
-    desk.shot.add_key(1001, {"chair": LEFT})
-    desk.run()
-    said = [event.text for event in desk.events if isinstance(event, Notice)]
-    assert len(said) == 1 and "chair is small in what the network sees" in said[0]
-    desk.run()
-    assert not [event for event in desk.events if isinstance(event, Notice)]
-
-
 def test_too_little_memory_lowers_the_cap_with_a_word_and_keeps_it_lowered(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,14 +11,7 @@ from hypothesis import strategies as st
 
 from stm_plugin.errors import SettingsError
 from stm_plugin.windows import FloatArray, Window
-from stm_plugin.working import (
-    advice_for_size,
-    inside_region,
-    to_plate,
-    to_working,
-    to_working_points,
-    working_geometry,
-)
+from stm_plugin.working import inside_region, to_plate, to_working, to_working_points, working_geometry
 
 
 def ramp(window: Window) -> FloatArray:
@@ -125,27 +118,3 @@ def test_mattes_are_zero_outside_the_region() -> None:
     matte = inside_region(np.ones((20, 20), np.float32), canvas, geometry)
     assert matte.sum() == 100 and matte[5:15, 5:15].all()
     assert not inside_region(np.ones((2, 2), np.float32), Window(0, 0, 2, 2), geometry).any()
-
-
-@pytest.mark.parametrize(
-    ("short_side", "working_size", "side", "advised"),
-    [
-        (1080, 480, 120, 720),  # 53 working pixels across
-        (480, 480, 70, 720),  # a small plate can be shown larger than it is
-        (480, 720, 50, None),  # but not more than it is already
-        (1080, 480, 400, None),  # large enough
-    ],
-)
-def test_a_small_object_is_worth_a_larger_working_size_that_shows_more(
-    short_side: int, working_size: int, side: int, advised: int | None
-) -> None:
-    canvas = Window(0, 0, 2 * short_side, short_side)
-    mask = np.zeros((short_side, 2 * short_side), np.float32)
-    mask[:side, :side] = 1.0
-    advice = advice_for_size("ball", 1001, mask, working_geometry(canvas, 1.0, working_size))
-    if advised is None:
-        assert advice is None
-    else:
-        assert advice is not None
-        assert f"working size of {advised}" in advice
-        assert "ball is small" in advice and "frame 1001" in advice
