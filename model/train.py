@@ -256,7 +256,7 @@ def clip_losses(
 
 
 def _as_bytes(clips: list[Clip]) -> Batch:
-    """The same in bytes, pictures in 0..255: a sixth of the memory on the way to another process or card."""
+    """The same in bytes, pictures in 0..255: a fifth of the memory on the way to another process or card."""
     pictures, labels, objects = collate(clips)
     return Batch((pictures * 255).round_().byte(), labels.byte(), objects)
 
