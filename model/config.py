@@ -23,6 +23,8 @@ class NetworkConfig:
         decoder_channels: decoder width at 1/16, 1/8 and 1/4 of the picture (paper: 256 at each).
         half_channels: decoder width of a last refinement at 1/2, for finer contours; 0 (paper): none.
         mean, std: per-channel normalisation of RGB in [0, 1].
+        previous_share: the most of a read that may come from the previous frame where it is no stored one;
+            1 (paper): all of it. In inference only: training reads as the paper has it.
     """
 
     name: str
@@ -33,6 +35,7 @@ class NetworkConfig:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     half_channels: int = 0
+    previous_share: float = 1.0
 
     def to_dict(self) -> dict[str, object]:
         """As JSON-ready values, for checkpoints and manifests."""
@@ -61,6 +64,9 @@ NETWORKS: dict[str, NetworkConfig] = {
             # EfficientNet-Lite is trained on (pixel - 127) / 128 with pixels in 0..255.
             mean=(127 / 255, 127 / 255, 127 / 255),
             std=(128 / 255, 128 / 255, 128 / 255),
+            # What the network got wrong a moment ago looks most like the frame at hand: unbounded, a mistake
+            # confirms itself from frame to frame (measured: docs/model-card.md).
+            previous_share=0.5,
         ),
     )
 }

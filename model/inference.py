@@ -81,13 +81,20 @@ class FastNetwork:
         device: a torch device name: `cpu`, `cuda`, `cuda:1`, `mps`.
         precision: type of the convolutions and of the stored values. Keys, scores, logits and probabilities
             are fp32 always.
+        previous_share: instead of what the network's configuration says.
     """
 
     def __init__(
-        self, network: SpaceTimeMemoryNetwork, *, device: str = "cpu", precision: Precision = "float32"
+        self,
+        network: SpaceTimeMemoryNetwork,
+        *,
+        device: str = "cpu",
+        precision: Precision = "float32",
+        previous_share: float | None = None,
     ) -> None:
         self.device = torch.device(device)
         self.precision = precision
+        self.previous_share = network.config.previous_share if previous_share is None else previous_share
         self.dtype: torch.dtype = getattr(torch, precision)
         if self.device.type == "cpu":
             keep_freed_memory()  # first, so that weights too lie as it sees fit
@@ -142,7 +149,10 @@ class FastNetwork:
             (K, H, W) fp32: each object's own probability. `soft_aggregate` merges those of all banks.
         """
         key = query.features.key  # (1, Ck, h, w)
-        read = space_time_read(key[0].flatten(1), bank.blocks())  # (K, Cv, N)
+        stored, previous = bank.stored_and_previous()
+        read = space_time_read(
+            key[0].flatten(1), stored, previous=previous, previous_share=self.previous_share
+        )  # (K, Cv, N)
         read = read.reshape(*read.shape[:2], *key.shape[-2:])  # (K, Cv, h, w)
         alone = self.decode(read, query.features)  # (K, H, W) padded
         return unpad(alone, padding_to_stride(query.height, query.width))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,8 +34,17 @@ digit in the sum of all. What trained weights give is often far less, down to de
 more right and make a processor a hundred times slower (three quarters of the time of `stm-lite`)."""
 
 
+Block = tuple[Tensor, Tensor]
+"""Keys (K, P, Ck) in fp32 and values (K, Cv, P) of P memory positions, for instance of one frame."""
+
+
 def space_time_read(
-    query_key: Tensor, memory: Iterable[tuple[Tensor, Tensor]], *, block_elements: int | None = None
+    query_key: Tensor,
+    memory: Iterable[Block],
+    *,
+    previous: Block | None = None,
+    previous_share: float = 1.0,
+    block_elements: int | None = None,
 ) -> Tensor:
     """For each query position the softmax-weighted sum of all memory values (paper section 3.2, equations 1
     and 2).
@@ -42,57 +52,88 @@ def space_time_read(
     The softmax over all space-time positions is accumulated block by block relative to a running reference,
     so the result does not depend on how the memory is cut into blocks (up to rounding).
 
+    With a `previous_share` s below 1 the result is s times the read of everything plus 1 - s times the read
+    without the previous frame, which then never gives more than s of it. That is no part of the paper.
+
     Args:
         query_key: (Ck, N) for N query positions, any float type.
-        memory: pairs of keys (K, P, Ck) in fp32 and values (K, Cv, P), for instance one pair per memory
-            frame. Scores are computed in fp32; the weighted sum in the values' type, accumulated in fp32.
+        memory: blocks of keys and values. Scores are computed in fp32; the weighted sum in the values' type,
+            accumulated in fp32.
+        previous: a further block, the newest: that of the previous frame.
+        previous_share: the most that a query position takes from it, in [0, 1].
         block_elements: bound on scores held at once per object; by default what suits the device.
 
     Returns:
         (K, Cv, N) in fp32, without the query's own value.
 
     Raises:
-        ValueError: if the memory is empty.
+        ValueError: if the memory is empty, or the share is outside its range.
     """
+    if not 0 <= previous_share <= 1:
+        raise ValueError(f"a previous frame's share of {previous_share} is not in [0, 1]")
     query = query_key.float() / query_key.shape[0] ** 0.5  # (Ck, N)
-    frames = list(memory)
-    if not frames:
-        raise ValueError("the memory is empty: write the key's entry before reading")
-    on_cpu = query.device.type == "cpu"
-    # Newest first: what is most like the query gives the reference, which then seldom needs to be raised.
-    frames.reverse()
-    precision = frames[0][1].dtype
-    if on_cpu:
-        suits = CPU_BLOCK_ELEMENTS if precision == torch.float32 else CPU_BLOCK_ELEMENTS_OF_HALVES
-        return _read_one_by_one(query, frames, block_elements or suits)
+    parts = _parts(list(memory), previous, previous_share)
+    sample = parts[0].blocks[0][1]
+    if query.device.type == "cpu":
+        suits = CPU_BLOCK_ELEMENTS if sample.dtype == torch.float32 else CPU_BLOCK_ELEMENTS_OF_HALVES
+        return _read_one_by_one(query, parts, block_elements or suits)
     softmax = _StreamedSoftmax(query, hopeful=False)
-    for keys, values in _blocks(frames, max((block_elements or BLOCK_ELEMENTS) // query.shape[1], 1)):
-        softmax.add(keys, values)
-    return softmax.result()
+    return _read_parts(softmax, parts, max((block_elements or BLOCK_ELEMENTS) // query.shape[1], 1))
 
 
-def _read_one_by_one(query: Tensor, frames: list[tuple[Tensor, Tensor]], block_elements: int) -> Tensor:
+class _Part(NamedTuple):
+    """Blocks that are added to a softmax, and the share of its state behind them in the result."""
+
+    blocks: list[Block]
+    share: float
+
+
+def _parts(memory: list[Block], previous: Block | None, previous_share: float) -> list[_Part]:
+    """Newest first: what is most like the query gives the reference, which then seldom needs to be raised."""
+    memory.reverse()
+    if previous is None or not memory or previous_share == 1:
+        memory = [*([] if previous is None else [previous]), *memory]
+        if not memory:
+            raise ValueError("the memory is empty: write the key's entry before reading")
+        return [_Part(memory, 1.0)]
+    return [_Part(memory, 1 - previous_share), _Part([previous], previous_share)]
+
+
+def _read_parts(softmax: _StreamedSoftmax, parts: list[_Part], largest: int) -> Tensor:
+    """The shares of what the softmax gives behind each part, summed."""
+    results = []
+    for part in parts:
+        for keys, values in _blocks(part.blocks, largest):
+            softmax.add(keys, values)
+        results.append(softmax.result() if part.share == 1 else softmax.result().mul_(part.share))
+    return results[0] if len(results) == 1 else results[0].add_(results[1])
+
+
+def _read_one_by_one(query: Tensor, parts: list[_Part], block_elements: int) -> Tensor:
     """Object after object: the scores of one fit into the cache, those of several do not.
 
-    query (Ck, N) scaled; frames and result as in `space_time_read`.
+    query (Ck, N) scaled; result as in `space_time_read`.
     """
     positions = query.shape[1]
     groups = CPU_GROUPS if positions % CPU_GROUPS == 0 else 1
     grouped = query.view(-1, groups, positions // groups).transpose(0, 1).contiguous()  # (G, Ck, N / G)
-    hopeful = frames[0][1].dtype != torch.float16
-    objects, channels = frames[0][1].shape[:2]
+    sample = parts[0].blocks[0][1]
+    objects, channels = sample.shape[:2]
     result = query.new_empty(objects, channels, groups, positions // groups)
+
+    def everywhere(block: Block, index: int) -> Block:
+        """One object's keys (G, P, Ck) and values (G, Cv, P)."""
+        keys, values = (x[index].expand(groups, -1, -1) for x in block)
+        return keys, values
+
     for index, target in enumerate(result):
-        softmax = _StreamedSoftmax(grouped, hopeful=hopeful)
-        seen = ((keys[index], values[index]) for keys, values in frames)  # (P, Ck) and (Cv, P)
-        everywhere = ((keys.expand(groups, -1, -1), values.expand(groups, -1, -1)) for keys, values in seen)
-        for keys, values in _blocks(everywhere, max(block_elements // positions, 1)):
-            softmax.add(keys, values)
-        target.copy_(softmax.result().transpose(0, 1))
+        softmax = _StreamedSoftmax(grouped, hopeful=sample.dtype != torch.float16)
+        mine = [_Part([everywhere(block, index) for block in part.blocks], part.share) for part in parts]
+        target.copy_(_read_parts(softmax, mine, max(block_elements // positions, 1)).transpose(0, 1))
     return result.flatten(2)
 
 
-def _blocks(frames: Iterable[tuple[Tensor, Tensor]], largest: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _blocks(frames: Iterable[Block], largest: int) -> Iterator[Block]:
     """Each frame's keys and values, cut evenly into blocks of at most so many positions."""
     for keys, values in frames:
         positions = keys.shape[1]
@@ -146,7 +187,7 @@ class _StreamedSoftmax:
 
     def result(self) -> Tensor:
         """(K, Cv, N) in fp32. At least one block was added."""
-        return self._sum.div_(self._total)
+        return self._sum / self._total
 
     def _weights_of(self, scores: Tensor) -> Tensor:
         """Weights (K, p, N) in the place of the scores."""
@@ -166,7 +207,7 @@ class _StreamedSoftmax:
         self._sum *= shrink
 
 
-def read_weights(query_key: Tensor, memory_keys: Sequence[Tensor]) -> Tensor:
+def read_weights(query_key: Tensor, memory_keys: Sequence[Tensor], *, last_share: float = 1.0) -> Tensor:
     """How much each query position takes from each memory position: the softmax of `space_time_read`, kept.
 
     For a look at few query positions (paper figure 5): all weights are held at once.
@@ -174,6 +215,8 @@ def read_weights(query_key: Tensor, memory_keys: Sequence[Tensor]) -> Tensor:
     Args:
         query_key: (Ck, N) for N query positions, any float type.
         memory_keys: keys (K, P, Ck) of each of T memory frames.
+        last_share: the most that comes from the last of them: `previous_share` where that is the previous
+            frame of `space_time_read`.
 
     Returns:
         (K, T, P, N) in fp32, in [0, 1]; for each object and query position the sum over all T * P is 1.
@@ -185,4 +228,10 @@ def read_weights(query_key: Tensor, memory_keys: Sequence[Tensor]) -> Tensor:
         raise ValueError("the memory is empty: write the key's entry before reading")
     query = query_key.float() / query_key.shape[0] ** 0.5  # (Ck, N)
     scores = torch.stack([keys.float() @ query for keys in memory_keys], dim=1)  # (K, T, P, N)
-    return scores.flatten(1, 2).softmax(dim=1).reshape(scores.shape)
+    weights = scores.flatten(1, 2).softmax(dim=1).reshape(scores.shape)
+    if last_share == 1 or len(memory_keys) == 1:
+        return weights
+    without = scores[:, :-1].flatten(1, 2).softmax(dim=1).reshape(scores[:, :-1].shape)
+    weights *= last_share
+    weights[:, :-1] += (1 - last_share) * without
+    return weights

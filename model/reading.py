@@ -48,6 +48,7 @@ class CapturedRead:
         memory: the frames in memory, in order.
         memory_keys: (P, Ck) of each, P = H/16 * W/16.
         scale: pixels of a working picture per pixel of the file.
+        last_share: the most that is read from the last frame in memory (`model.read.read_weights`).
     """
 
     query: SeenFrame
@@ -56,6 +57,7 @@ class CapturedRead:
     memory: tuple[SeenFrame, ...]
     memory_keys: tuple[Tensor, ...]
     scale: float
+    last_share: float = 1.0
 
     @property
     def padding(self) -> Padding:
@@ -176,6 +178,7 @@ def capture(
         query_key=step.query.features.key[0],
         memory=tuple(seen(first + number) for number in bank.steps),
         memory_keys=tuple(keys[mine].clone() for keys, _ in bank.blocks()),
+        last_share=1.0 if bank.stored_and_previous()[1] is None else segmenter.engine.previous_share,
         scale=query.picture.shape[-1] / masks[-1].shape[-1],
     )
 
@@ -216,7 +219,8 @@ def read_from(read: CapturedRead, point: Point | None = None) -> Reading:
     """
     positions = read.object_positions() if point is None else [read.position(point)]
     queries = read.query_key.flatten(1)[:, positions]  # (Ck, N)
-    weights = read_weights(queries, [keys[None] for keys in read.memory_keys])[0].mean(dim=-1)  # (T, P)
+    keys = [keys[None] for keys in read.memory_keys]
+    weights = read_weights(queries, keys, last_share=read.last_share)[0].mean(dim=-1)  # (T, P)
     name = f"object {read.label}" if point is None else f"point {point[0]:.0f},{point[1]:.0f}"
     return Reading(name, tuple(positions), weights.reshape(-1, *read.grid).cpu(), point)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from model.adapt import AdaptOptions
-from model.config import network_config
+from model.config import NetworkConfig, network_config
 from model.memory import THINNING, MemoryRule
 from model.weights import Manifest
 from stm_plugin import finish as finishing
@@ -192,11 +192,15 @@ class Workshop:
         Keys outside the plate's range sleep: they are kept, and count again when the range comes back.
         """
         frames = frozenset(self.plate.frames)
+        base = {**self._features_base(), "memory settings": f"{self.settings.id('memory')} {THINNING}"}
+        share = self._network_config().previous_share
+        if share != 1:  # with the paper's read, the addresses are those of before there was another
+            base["share of the previous frame"] = str(share)
         return Facts(
             frames=tuple(self.plate.frames),
             objects=tuple(one.id for one in description.objects),
             keys=tuple(Key(key.frame, key.masks) for key in description.keys if key.frame in frames),
-            base={**self._features_base(), "memory settings": f"{self.settings.id('memory')} {THINNING}"},
+            base=base,
             plate=self._known_plate(),
             keys_in_memory=self.settings.keys_in_memory,
         )
@@ -230,9 +234,8 @@ class Workshop:
     def forecast(self, plan: Plan) -> Fit:
         """The memory that a plan will need, and what must be lowered to fit. DeviceError if nothing fits."""
         device = pick_device(self.settings.device)
-        manifest = self.manifest()
         run = Run(
-            config=network_config("stm-lite" if manifest is None else manifest.architecture),
+            config=self._network_config(),
             height=self.geometry.height,
             width=self.geometry.width,
             objects=max((len(one.objects) for one in plan.passes), default=1),
@@ -249,9 +252,8 @@ class Workshop:
     def forecast_lesson(self, facts: Facts, options: AdaptOptions) -> LessonForecast:
         """The memory that adapting to the keys will need. DeviceError if it does not fit."""
         device = pick_device(self.settings.device)
-        manifest = self.manifest()
         lesson = Lesson(
-            config=network_config("stm-lite" if manifest is None else manifest.architecture),
+            config=self._network_config(),
             keys=len(facts.keys),
             objects=max((len(key.masks) for key in facts.keys), default=1),
             height=self.geometry.height,
@@ -268,6 +270,11 @@ class Workshop:
             self._ram_budget = budget
             if self._cache is not None:
                 self._cache.limit_ram(budget)
+
+    def _network_config(self) -> NetworkConfig:
+        """Of the weights in use; of the default network for one that was handed in without a manifest."""
+        manifest = self.manifest()
+        return network_config("stm-lite" if manifest is None else manifest.architecture)
 
     def _ram_held(self) -> int:
         """Bytes of cached features that would make room."""

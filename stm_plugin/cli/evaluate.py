@@ -72,6 +72,14 @@ ShortSide = Annotated[int, typer.Option(help="Working size in pixels.")]
 ProtocolOption = Annotated[EvaluationProtocol, typer.Option("--protocol", help="Which frames count.")]
 PrecisionOption = Annotated[Precision, typer.Option("--precision", help="Of the convolutions.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+PreviousShare = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Most of a read that may come from the previous frame; 1 is the paper's. Else the network's.",
+    ),
+]
 Out = Annotated[Path | None, typer.Option(help="Folder for predictions, CSV tables and curves.")]
 
 DEFAULT_RULE = TABLE_5_RULES[-1]
@@ -99,6 +107,7 @@ def scores(
     step: Annotated[
         int, typer.Option(min=1, help="Only every STEP-th frame: faster motion, a further view.")
     ] = 1,
+    previous_share: PreviousShare = None,
 ) -> None:
     """J, F and J&F with the DAVIS definitions: of the network, or of results that are there already.
 
@@ -108,7 +117,9 @@ def scores(
     if backward:
         found = [sequence.backward for sequence in found]
     found = [sequence.stepped(step) for sequence in found]
-    segmenter = None if results else _segmenter(weights, device, precision, rule, short_side)
+    segmenter = None
+    if results is None:
+        segmenter = _segmenter(weights, device, precision, rule, short_side, previous_share)
     measured = _measure(found, protocol, segmenter, results, out)
     output.print(measured.table(), highlight=False)
     if out is not None:
@@ -211,13 +222,14 @@ def table5(
     protocol: ProtocolOption = "davis",
     precision: PrecisionOption = "float32",
     device: Device = "auto",
+    previous_share: PreviousShare = None,
 ) -> None:
     """Memory rules, with J, F and time per frame: first, previous, both, every fifth frame."""
     found = _find(folder, sequences, split)
     with _progress() as progress:
         comparison = compare_memory_rules(
             found,
-            _engine(weights, device, precision),
+            _engine(weights, device, precision, previous_share),
             tuple(rules or TABLE_5_RULES),
             protocol,
             short_side=short_side,
@@ -292,16 +304,26 @@ def _find(folder: Path, names: Sequence[str] | None, split: Path | None) -> list
     return find_sequences(folder, [*(names or ()), *(read_split(split) if split else ())])
 
 
-def _engine(weights: str, device: str, precision: Precision) -> FastNetwork:
+def _engine(
+    weights: str, device: str, precision: Precision, previous_share: float | None = None
+) -> FastNetwork:
     network, manifest = load_network(weights)
     errors.print(f"{manifest.name} ({manifest.architecture}); licence: {manifest.licence}", highlight=False)
-    return FastNetwork(network, device=pick_device(device), precision=precision)
+    return FastNetwork(
+        network, device=pick_device(device), precision=precision, previous_share=previous_share
+    )
 
 
 def _segmenter(
-    weights: str, device: str, precision: Precision, rule: str, short_side: int
+    weights: str,
+    device: str,
+    precision: Precision,
+    rule: str,
+    short_side: int,
+    previous_share: float | None = None,
 ) -> NetworkSegmenter:
-    return NetworkSegmenter(_engine(weights, device, precision), MemoryRule.parse(rule), short_side)
+    engine = _engine(weights, device, precision, previous_share)
+    return NetworkSegmenter(engine, MemoryRule.parse(rule), short_side)
 
 
 def _measure(

@@ -76,7 +76,8 @@ def test_chain_of_twenty_frames_equals_the_reference(
 ) -> None:
     plain, engine = pair
     pictures, masks = texture(1), first_masks()
-    expected = torch.stack(list(propagate(plain, pictures, masks, rule)))
+    share = engine.network.config.previous_share
+    expected = torch.stack(list(propagate(plain, pictures, masks, rule, share)))
     got = torch.stack(list(propagate_fast(engine, pictures, masks, rule)))
     assert expected.shape == (FRAMES - 1, OBJECTS + 1, HEIGHT, WIDTH)
     assert (expected - got).abs().max().item() <= TOLERANCE
@@ -84,6 +85,26 @@ def test_chain_of_twenty_frames_equals_the_reference(
     shares = F.one_hot(expected.argmax(dim=1), OBJECTS + 1).float().mean(dim=(0, 1, 2))
     assert shares.min() > 0.01
     assert (expected[0] - expected[-1]).abs().max() > 0.1
+
+
+def test_the_papers_network_reads_as_the_paper_says_and_the_lite_one_bounds_the_previous_frame() -> None:
+    assert network_config("stm-r50").previous_share == 1
+    assert network_config("stm-lite").previous_share == 0.5
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.8, 1.0])
+def test_any_share_of_the_previous_frame_equals_the_reference(share: float) -> None:
+    network = lively_network("stm-lite")
+    pictures, masks = texture(1)[:9], first_masks()
+    expected = torch.stack(list(propagate(PlainModules(network), pictures, masks, "every:3", share)))
+    engine = FastNetwork(network, previous_share=share)
+    got = torch.stack(list(propagate_fast(engine, pictures, masks, "every:3")))
+    assert (expected - got).abs().max().item() <= TOLERANCE
+    if share < 1:
+        unbounded = torch.stack(list(propagate(PlainModules(network), pictures, masks, "every:3")))
+        differences = (expected - unbounded).abs().amax(dim=(1, 2, 3))
+        assert differences[0] <= TOLERANCE, "the first frame reads the key alone"
+        assert differences[1] > 10 * TOLERANCE, "the next one reads a previous frame"
 
 
 @pytest.mark.parametrize("pair", ["stm-r50", "stm-lite"], indirect=True)

@@ -79,6 +79,41 @@ def test_any_number_of_query_positions_is_read() -> None:
         )
 
 
+@pytest.mark.parametrize("block_elements", [1, 7 * POSITIONS, None])
+@pytest.mark.parametrize("loudest", [0, 3, 4])
+@pytest.mark.parametrize("size", [0.0, 60.0, 1000.0])
+def test_the_previous_frame_gives_its_share_at_most(
+    size: float, loudest: int, block_elements: int | None
+) -> None:
+    query, memory = memory_with_scores(5, loudest, size)
+    for share in (0.0, 0.3, 1.0):
+        got = space_time_read(
+            query,
+            memory[:-1],
+            previous=memory[-1],
+            previous_share=share,
+            block_elements=block_elements,
+        )
+        expected = share * whole_softmax(query, memory) + (1 - share) * whole_softmax(query, memory[:-1])
+        torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_previous_frame_without_a_bound_is_a_frame_like_others() -> None:
+    query, memory = memory_with_scores(4, 3, 20.0)
+    assert torch.equal(
+        space_time_read(query, memory[:-1], previous=memory[-1]), space_time_read(query, memory)
+    )
+    alone = space_time_read(query, [], previous=memory[-1], previous_share=0.5)
+    assert torch.equal(alone, space_time_read(query, memory[-1:]))
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1])
+def test_a_share_outside_its_range_is_refused(share: float) -> None:
+    query, memory = memory_with_scores(2, 0, 1.0)
+    with pytest.raises(ValueError, match=r"share of .* is not in"):
+        space_time_read(query, memory[:-1], previous=memory[-1], previous_share=share)
+
+
 def test_an_empty_memory_is_refused() -> None:
     with pytest.raises(ValueError, match="the memory is empty"):
         space_time_read(torch.zeros(KEYS, POSITIONS), [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,14 @@ def test_weights_are_those_of_the_read() -> None:
     values = torch.stack([values for _, values in memory], dim=1)  # (K, T, Cv, P)
     read = torch.einsum("ktpn,ktcp->kcn", weights, values)
     assert torch.allclose(read, space_time_read(query, memory, block_elements=20), atol=1e-5)
+    bounded = read_weights(query, [keys for keys, _ in memory], last_share=0.4)
+    assert torch.allclose(bounded.sum(dim=(1, 2)), torch.ones(2, 11), atol=1e-6)
+    assert bounded[:, -1].sum(dim=1).max() <= 0.4
+    read = torch.einsum("ktpn,ktcp->kcn", bounded, values)
+    expected = space_time_read(query, memory[:-1], previous=memory[-1], previous_share=0.4)
+    assert torch.allclose(read, expected, atol=1e-5)
+    alone = memory[0][0]
+    assert torch.equal(read_weights(query, [alone], last_share=0.4), read_weights(query, [alone]))
     with pytest.raises(ValueError, match="the memory is empty"):
         read_weights(query, [])
 
@@ -98,6 +107,16 @@ def test_what_is_captured_is_what_the_frame_read(video: VideoSequence, engine: F
     assert torch.allclose(read.memory_keys[0], key, atol=1e-5)
     alone = capture(video, NetworkSegmenter(engine, MemoryRule.parse("first"), None), "00001")
     assert [frame.name for frame in alone.memory] == ["00000"]
+
+
+def test_a_captured_previous_frame_has_its_share_at_most(video: VideoSequence, engine: FastNetwork) -> None:
+    segmenter = NetworkSegmenter(engine, MemoryRule.parse("every:2"), None)
+    read = capture(video, segmenter, "00004")
+    assert [frame.name for frame in read.memory] == ["00000", "00002", "00003"]
+    assert read.last_share == engine.previous_share == 0.5
+    unbounded = read_from(replace(read, last_share=1.0)).shares[-1]
+    assert read_from(read).shares[-1] == pytest.approx(0.5 * unbounded)
+    assert capture(video, segmenter, "00003").last_share == 1, "the previous frame is one that stays"
 
 
 def test_an_object_that_entered_late_reads_from_its_own_frames_alone(

@@ -313,8 +313,17 @@ def memorise(network: PlainNetwork, picture: Tensor, masks: Tensor) -> list[tupl
     return entries
 
 
-def segment(network: PlainNetwork, picture: Tensor, memory: list[list[tuple[Tensor, Tensor]]]) -> Tensor:
-    """One picture (3, H', W') against memory[frame][object] = (key, value) -> (K + 1, H', W')."""
+def segment(
+    network: PlainNetwork,
+    picture: Tensor,
+    memory: list[list[tuple[Tensor, Tensor]]],
+    last_share: float = 1.0,
+) -> Tensor:
+    """One picture (3, H', W') against memory[frame][object] = (key, value) -> (K + 1, H', W').
+
+    With a `last_share` s below 1, which the paper has not: s times what is read of all memory frames, plus
+    1 - s times what is read of all but the last.
+    """
     padded_picture, (rows, columns) = pad_to_stride(picture)
     query = network.encode_query(padded_picture)
     probabilities = []
@@ -322,6 +331,9 @@ def segment(network: PlainNetwork, picture: Tensor, memory: list[list[tuple[Tens
         keys = torch.stack([frame[index][0] for frame in memory], dim=1)  # (Ck, T, h, w)
         values = torch.stack([frame[index][1] for frame in memory], dim=1)  # (Cv, T, h, w)
         read = read_memory(query.key, keys, values)
+        if last_share < 1:
+            without = read_memory(query.key, keys[:, :-1], values[:, :-1])
+            read = last_share * read + (1 - last_share) * without
         y = torch.cat([read, query.value])  # equation 1
         probabilities.append(network.decode(y, query.skips))
     return soft_aggregation(torch.stack(probabilities))[:, rows, columns]
@@ -329,7 +341,11 @@ def segment(network: PlainNetwork, picture: Tensor, memory: list[list[tuple[Tens
 
 @torch.no_grad()
 def propagate(
-    network: PlainNetwork, pictures: Iterable[Tensor], masks: Tensor, rule: str
+    network: PlainNetwork,
+    pictures: Iterable[Tensor],
+    masks: Tensor,
+    rule: str,
+    previous_share: float = 1.0,
 ) -> Iterator[Tensor]:
     """The whole inference loop (section 3.6): frame 0 has masks, every later frame is segmented in order.
 
@@ -338,6 +354,7 @@ def propagate(
         pictures: (3, H', W') RGB in [0, 1], all of one size, frame 0 first.
         masks: (K, H', W') in [0, 1], of frame 0.
         rule: `first`, `previous`, `first+previous` or `every:N`.
+        previous_share: bound on a previous frame that does not stay, where others are in memory.
 
     Yields:
         for frames 1, 2, ...: (K + 1, H', W') probabilities after soft aggregation, background first.
@@ -351,7 +368,9 @@ def propagate(
             if frame - 1 in read_frames:
                 memory[frame - 1] = memorise(network, previous_picture, previous_masks)
             memory = {f: memory[f] for f in read_frames}
-            result = segment(network, picture, list(memory.values()))
+            passes = not which.keeps(frame - 1) and len(memory) > 1
+            share = previous_share if passes else 1.0
+            result = segment(network, picture, list(memory.values()), share)
             yield result
             previous_masks = result[1:]
         previous_picture = picture

@@ -112,6 +112,17 @@ def test_a_step_leaves_frames_out_in_either_direction(videos: Path, tmp_path: Pa
         assert [row["frame"] for row in rows if row["object"] == "1"] == frames
 
 
+def test_the_papers_read_can_be_measured_beside_the_bounded_one(
+    videos: Path, tmp_path: Path, stm: Command
+) -> None:
+    curves = []
+    for number, words in enumerate(((), ("--previous-share", "0.5"), ("--previous-share", "1"))):
+        out = tmp_path / str(number)
+        stm("eval", videos, "--sequence", "two", "--out", out, *words, *SMALL)
+        curves.append((out / "per_frame.csv").read_text())
+    assert curves[0] == curves[1] != curves[2]
+
+
 def test_a_split_names_the_sequences(videos: Path, tmp_path: Path, stm: Command) -> None:
     (tmp_path / "val.txt").write_text("one\n")
     said = stm("eval", videos, "--split", tmp_path / "val.txt", "--results", videos)

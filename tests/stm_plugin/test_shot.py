@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from torch import Tensor
 
+from model.config import network_config
 from model.inference import Query
 from model.memory import MemoryBank
 from stm_plugin.errors import (
@@ -171,6 +172,19 @@ def test_settings_make_stale_what_depends_on_them(desk: Desk) -> None:
     assert desk.shot.status().network_frames == 0
     desk.shot.set_settings(replace(SETTINGS, memory_rule="first"))
     assert "the memory settings changed" in str(desk.shot.status().dirty[0])
+    calls = desk.run()
+    assert calls["query"] == 0 and calls["read and decode"] == 11
+
+
+def test_a_network_that_reads_otherwise_makes_mattes_stale_but_not_features(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.shot.add_key(1001, {"chair": LEFT})
+    with monkeypatch.context() as before:
+        paper = replace(network_config("stm-lite"), previous_share=1.0)
+        before.setattr("stm_plugin.workshop.network_config", lambda name: paper)
+        desk.run()
+    assert "the share of the previous frame changed" in str(desk.shot.status().dirty[0])
     calls = desk.run()
     assert calls["query"] == 0 and calls["read and decode"] == 11
 
