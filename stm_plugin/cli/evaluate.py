@@ -198,11 +198,12 @@ def table4(
     protocol: ProtocolOption = "davis",
     precision: PrecisionOption = "float32",
     device: Device = "auto",
+    previous_share: PreviousShare = None,
 ) -> None:
     """Several weights on one data set: pre-training only, main training only, full, cross."""
     named = dict(_named(text) for text in weights)
     found = _find(folder, sequences, split)
-    engines = {name: _engine(file, device, precision) for name, file in named.items()}
+    engines = {name: _engine(file, device, precision, previous_share) for name, file in named.items()}
     with _progress() as progress:
         comparison = compare_weights(
             found, engines, rule, protocol, short_side=short_side, out=out, progress=progress
