@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.read import space_time_read
+from model.read import _parts, _read_parts, _StreamedSoftmax, space_time_read
 
 OBJECTS, KEYS, VALUES, POSITIONS = 2, 8, 6, 40
 SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
@@ -96,6 +96,16 @@ def test_the_previous_frame_gives_its_share_at_most(
         )
         expected = share * whole_softmax(query, memory) + (1 - share) * whole_softmax(query, memory[:-1])
         torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.3])
+@pytest.mark.parametrize("largest", [7, 10 * POSITIONS])
+def test_all_objects_at_once_as_on_a_card_are_read_the_same(share: float, largest: int) -> None:
+    query, memory = memory_with_scores(5, 3, 60.0)
+    parts = _parts(memory[:-1], memory[-1], share)
+    got = _read_parts(_StreamedSoftmax(query / KEYS**0.5, hopeful=False), parts, largest)
+    expected = space_time_read(query, memory[:-1], previous=memory[-1], previous_share=share)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_previous_frame_without_a_bound_is_a_frame_like_others() -> None:
