@@ -23,7 +23,7 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -40,7 +40,7 @@ from model.davis import VideoSequence, find_sequences
 from model.inference import FastNetwork, Precision, Query
 from model.memory import MemoryBank, MemoryEntry, MemoryRule
 from model.metrics import region_similarity
-from model.read import read_weights
+from model.read import Block, read_weights
 from model.weights import load_network
 
 INTERVAL = 5
@@ -59,9 +59,11 @@ class Memory:
     looks: dict[int, float] = field(default_factory=dict)
     scores: list[float] = field(default_factory=list)
 
-    def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for step in sorted(self.entries):
-            yield self.entries[step].keys, self.entries[step].values
+    def stored_and_previous(self) -> tuple[list[Block], Block | None]:
+        steps = sorted(self.entries)
+        blocks = [(self.entries[step].keys, self.entries[step].values) for step in steps]
+        passes = steps[-1] % INTERVAL != 0
+        return (blocks[:-1], blocks[-1]) if passes and len(blocks) > 1 else (blocks, None)
 
     def note_looks(self, query: Query) -> None:
         """Add how much the query looks at each stored frame."""
