@@ -64,8 +64,8 @@ NETWORKS: dict[str, NetworkConfig] = {
             # EfficientNet-Lite is trained on (pixel - 127) / 128 with pixels in 0..255.
             mean=(127 / 255, 127 / 255, 127 / 255),
             std=(128 / 255, 128 / 255, 128 / 255),
-            # What the network got wrong a moment ago looks most like the frame at hand: unbounded, a mistake
-            # confirms itself from frame to frame (measured: docs/model-card.md).
+            # A mistake seems to confirm itself through the previous frame; what was measured, and on what it
+            # was chosen: docs/model-card.md.
             previous_share=0.5,
         ),
     )
