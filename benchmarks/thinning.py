@@ -59,11 +59,10 @@ class Memory:
     looks: dict[int, float] = field(default_factory=dict)
     scores: list[float] = field(default_factory=list)
 
-    def stored_and_previous(self) -> tuple[list[Block], Block | None]:
+    def others_and_previous(self) -> tuple[list[Block], Block | None]:
         steps = sorted(self.entries)
         blocks = [(self.entries[step].keys, self.entries[step].values) for step in steps]
-        passes = steps[-1] % INTERVAL != 0
-        return (blocks[:-1], blocks[-1]) if passes and len(blocks) > 1 else (blocks, None)
+        return (blocks[:-1], blocks[-1]) if len(blocks) > 1 else (blocks, None)
 
     def note_looks(self, query: Query) -> None:
         """Add how much the query looks at each stored frame."""

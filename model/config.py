@@ -23,8 +23,8 @@ class NetworkConfig:
         decoder_channels: decoder width at 1/16, 1/8 and 1/4 of the picture (paper: 256 at each).
         half_channels: decoder width of a last refinement at 1/2, for finer contours; 0 (paper): none.
         mean, std: per-channel normalisation of RGB in [0, 1].
-        previous_share: the most of a read that may come from the previous frame where it is no stored one;
-            1 (paper): all of it. In inference only: training reads as the paper has it.
+        previous_share: the most of a read that may come from the previous frame, unless it is the key or all
+            that is in memory; 1 (paper): all of it. In inference only: training reads as the paper has it.
     """
 
     name: str

@@ -149,9 +149,9 @@ class FastNetwork:
             (K, H, W) fp32: each object's own probability. `soft_aggregate` merges those of all banks.
         """
         key = query.features.key  # (1, Ck, h, w)
-        stored, previous = bank.stored_and_previous()
+        others, previous = bank.others_and_previous()
         read = space_time_read(
-            key[0].flatten(1), stored, previous=previous, previous_share=self.previous_share
+            key[0].flatten(1), others, previous=previous, previous_share=self.previous_share
         )  # (K, Cv, N)
         read = read.reshape(*read.shape[:2], *key.shape[-2:])  # (K, Cv, h, w)
         alone = self.decode(read, query.features)  # (K, H, W) padded

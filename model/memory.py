@@ -204,15 +204,14 @@ class MemoryBank:
         for slot in (*self._permanent, *(self._slot_of_step[s] for s in self.steps)):
             yield self._keys[slot], self._values[slot]
 
-    def stored_and_previous(self) -> tuple[list[Block], Block | None]:
-        """The blocks that stay, and that of the previous frame if it is held for the next read alone.
+    def others_and_previous(self) -> tuple[list[Block], Block | None]:
+        """The blocks of all frames but the previous one, and its own.
 
-        There is no such frame where the rule stores the previous one, and where nothing else is held.
+        There is no previous frame where the newest is the key, and where nothing else is held.
         """
         blocks = list(self.blocks())
         newest = max(self._slot_of_step, default=0)
-        passes = newest not in self.rule.steps_in_memory(newest + 2, self.capacity)
-        return (blocks[:-1], blocks[-1]) if passes and len(blocks) > 1 else (blocks, None)
+        return (blocks[:-1], blocks[-1]) if newest > 0 and len(blocks) > 1 else (blocks, None)
 
     def _store(self, entry: MemoryEntry) -> int:
         if entry.keys.shape != self._keys.shape[1:] or entry.values.shape != self._values.shape[1:]:

@@ -195,7 +195,7 @@ class Workshop:
         base = {**self._features_base(), "memory settings": f"{self.settings.id('memory')} {THINNING}"}
         share = self._network_config().previous_share
         if share != 1:  # with the paper's read, the addresses are those of before there was another
-            base["share of the previous frame"] = str(share)
+            base["share of the previous frame"] = f"{share}, of all but the key"
         return Facts(
             frames=tuple(self.plate.frames),
             objects=tuple(one.id for one in description.objects),

@@ -354,7 +354,7 @@ def propagate(
         pictures: (3, H', W') RGB in [0, 1], all of one size, frame 0 first.
         masks: (K, H', W') in [0, 1], of frame 0.
         rule: `first`, `previous`, `first+previous` or `every:N`.
-        previous_share: bound on a previous frame that does not stay, where others are in memory.
+        previous_share: bound on the previous frame where others are in memory beside it.
 
     Yields:
         for frames 1, 2, ...: (K + 1, H', W') probabilities after soft aggregation, background first.
@@ -368,8 +368,7 @@ def propagate(
             if frame - 1 in read_frames:
                 memory[frame - 1] = memorise(network, previous_picture, previous_masks)
             memory = {f: memory[f] for f in read_frames}
-            passes = not which.keeps(frame - 1) and len(memory) > 1
-            share = previous_share if passes else 1.0
+            share = previous_share if frame - 1 in memory and len(memory) > 1 else 1.0
             result = segment(network, picture, list(memory.values()), share)
             yield result
             previous_masks = result[1:]
