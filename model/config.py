@@ -24,7 +24,7 @@ class NetworkConfig:
         half_channels: decoder width of a last refinement at 1/2, for finer contours; 0 (paper): none.
         mean, std: per-channel normalisation of RGB in [0, 1].
         previous_share: the most of a read that may come from the previous frame, unless it is the key or all
-            that is in memory; 1 (paper): all of it. In inference only: training reads as the paper has it.
+            that is in memory; 1 (paper): all of it. Training reads in the same way.
     """
 
     name: str

@@ -258,14 +258,18 @@ class SpaceTimeMemoryNetwork(nn.Module):
         return alone.reshape(batch, objects, *alone.shape[1:])
 
 
-def read_dense(query_key: Tensor, memory_key: Tensor, memory_value: Tensor) -> Tensor:
+def read_dense(
+    query_key: Tensor, memory_key: Tensor, memory_value: Tensor, *, previous_share: float = 1.0
+) -> Tensor:
     """The space-time read (paper section 3.2, equations 1 and 2) as two matrix products; for training on few
     frames.
 
     Args:
         query_key: (B, Ck, h, w).
-        memory_key: (B, K, T, Ck, h, w).
+        memory_key: (B, K, T, Ck, h, w), the previous frame last.
         memory_value: (B, K, T, Cv, h, w).
+        previous_share: the most of a read that comes from the previous frame, as in
+            `model.read.space_time_read`; with T = 1 that frame is the key, and is not bounded.
 
     Returns:
         (B, K, Cv, h, w): for each query position the weighted sum of the memory's values, without the query's
@@ -277,8 +281,18 @@ def read_dense(query_key: Tensor, memory_key: Tensor, memory_value: Tensor) -> T
     values = memory_value.movedim(3, 2).flatten(3)  # (B, K, Cv, T*hw)
     with torch.autocast(query.device.type, enabled=False):  # a score of 30 is off by 0.1 in bfloat16
         scores = keys.transpose(2, 3) @ query / keys.shape[2] ** 0.5  # (B, K, T*hw, hw)
-    weights = scores.softmax(dim=2).to(values.dtype)
-    read: Tensor = values @ weights
+    weights = scores.softmax(dim=2)
+    others = scores.shape[2] - query.shape[-1]  # positions of all frames but the previous one
+    if previous_share < 1 and others:
+        without = scores[:, :, :others].softmax(dim=2)
+        weights = torch.cat(
+            [
+                previous_share * weights[:, :, :others] + (1 - previous_share) * without,
+                previous_share * weights[:, :, others:],
+            ],
+            dim=2,
+        )
+    read: Tensor = values @ weights.to(values.dtype)
     return read.reshape(*read.shape[:3], *size)
 
 

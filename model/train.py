@@ -194,7 +194,12 @@ def propagate_clip(network: SpaceTimeMemoryNetwork, batch: Batch, *, through_mem
         keys.append(memory.key)
         values.append(memory.value)
         query = queries.map(partial(torch.select, dim=1, index=step - 1))
-        read = read_dense(query.key, torch.stack(keys, dim=2), torch.stack(values, dim=2))
+        read = read_dense(
+            query.key,
+            torch.stack(keys, dim=2),
+            torch.stack(values, dim=2),
+            previous_share=network.config.previous_share,
+        )
         log_probabilities = soft_aggregate_log(network.decode(read, query) * exists)
         outputs.append(log_probabilities)
         masks = log_probabilities[:, 1:].exp() * exists

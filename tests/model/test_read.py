@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.network import read_dense
 from model.read import _parts, _read_parts, _StreamedSoftmax, space_time_read
 
 OBJECTS, KEYS, VALUES, POSITIONS = 2, 8, 6, 40
@@ -127,3 +128,18 @@ def test_a_share_outside_its_range_is_refused(share: float) -> None:
 def test_an_empty_memory_is_refused() -> None:
     with pytest.raises(ValueError, match="the memory is empty"):
         space_time_read(torch.zeros(KEYS, POSITIONS), [])
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5])
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.0])
+def test_training_reads_the_same(share: float, frames: int) -> None:
+    query, memory = memory_with_scores(frames, frames // 2, 20.0)
+    keys, values = (torch.stack(parts, dim=1) for parts in zip(*memory, strict=True))
+    got = read_dense(
+        query.reshape(1, KEYS, 5, 8),
+        keys.transpose(2, 3).reshape(1, OBJECTS, frames, KEYS, 5, 8),
+        values.reshape(1, OBJECTS, frames, VALUES, 5, 8),
+        previous_share=share,
+    )
+    expected = space_time_read(query, memory[:-1], previous=memory[-1], previous_share=share)
+    torch.testing.assert_close(got[0].flatten(2), expected, rtol=1e-4, atol=1e-4)

@@ -15,8 +15,11 @@ import torch
 from PIL import Image
 
 from model.data import ClipDataset, ClipOptions, LoadedSource, davis_sources, still_sources
+from model.inference import FastNetwork
+from model.memory import MemoryRule
 from model.train import (
     EDGE_RADIUS,
+    Batch,
     Trainer,
     TrainingConfig,
     clip_losses,
@@ -25,6 +28,7 @@ from model.train import (
     near_contours,
     propagate_clip,
 )
+from tests.reference.samples import first_masks, lively_network, texture
 
 SIZE = 64
 
@@ -110,6 +114,26 @@ def test_the_loss_falls_on_a_clip_seen_again(still_folder: Path, tmp_path: Path)
     for _ in range(12):
         trainer._train_step(batch)
     assert loss() < 0.8 * before
+
+
+def test_a_clip_is_read_in_training_as_a_pass_reads_it() -> None:
+    frames, objects = 5, 2
+    network = lively_network("stm-lite")
+    pictures = texture(2)[:frames, :, :48, :80]
+    masks = (first_masks()[:objects, :48, :80] > 0.5).float()
+    masks[1] *= 1 - masks[0]
+    labels = (masks * torch.tensor([1.0, 2.0])[:, None, None]).sum(dim=0).long().expand(frames, -1, -1)
+    with torch.no_grad():
+        got = propagate_clip(network, Batch(pictures[None], labels[None], torch.tensor([objects])))[0].exp()
+    engine = FastNetwork(network)
+    entry = engine.encode_memory(pictures[0], masks)
+    bank = engine.new_bank(MemoryRule.parse("every:1"), entry)
+    bank.write(0, entry)
+    for step in range(1, frames):
+        expected = engine.segment(engine.encode_query(pictures[step]), bank)
+        torch.testing.assert_close(got[step - 1], expected, rtol=0, atol=1e-4)
+        bank.write(step, engine.encode_memory(pictures[step], expected[1:]))
+    assert network.config.previous_share < 1
 
 
 def test_only_the_parts_that_shall_learn_change_and_a_resumed_run_keeps_to_them(
