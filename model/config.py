@@ -25,6 +25,8 @@ class NetworkConfig:
         mean, std: per-channel normalisation of RGB in [0, 1].
         previous_share: the most of a read that may come from the previous frame, unless it is the key or all
             that is in memory; 1 (paper): all of it. Training reads in the same way.
+        shrink_limit: the share of its area that an object may lose from one frame to the next under that
+            bound; beyond it the frame is read without the bound. 1: it may lose all. In inference only.
     """
 
     name: str
@@ -36,6 +38,7 @@ class NetworkConfig:
     std: tuple[float, float, float]
     half_channels: int = 0
     previous_share: float = 1.0
+    shrink_limit: float = 1.0
 
     def to_dict(self) -> dict[str, object]:
         """As JSON-ready values, for checkpoints and manifests."""
@@ -67,6 +70,8 @@ NETWORKS: dict[str, NetworkConfig] = {
             # A mistake seems to confirm itself through the previous frame; what was measured, and on what it
             # was chosen: docs/model-card.md.
             previous_share=0.5,
+            # What turns fast is most like itself a frame ago: bounded, the read can lose it at once.
+            shrink_limit=0.15,
         ),
     )
 }

@@ -375,10 +375,10 @@ class NetworkSegmenter:
         """Writes each group's part of the entry to its bank; objects without a group begin one."""
         start = 0
         for group in groups:
-            group.bank.write(number - group.first, _part(entry, start, start + len(group.labels)))
+            group.bank.write(number - group.first, entry.of(slice(start, start + len(group.labels))))
             start += len(group.labels)
         if start < len(labels):
-            begin = _part(entry, start, len(labels))
+            begin = entry.of(slice(start, len(labels)))
             bank = self.engine.new_bank(self.rule, begin, capacity=self.capacity)
             bank.write(0, begin)
             groups.append(ObjectGroup(labels[start:], number, bank))
@@ -543,7 +543,3 @@ def _masks(labels: Labels, size: torch.Size) -> tuple[list[int], Tensor]:
     present = [int(label) for label in np.unique(labels) if label > 0]
     masks = torch.stack([torch.from_numpy(labels == label) for label in present]).float()
     return present, masks
-
-
-def _part(entry: MemoryEntry, start: int, stop: int) -> MemoryEntry:
-    return MemoryEntry(entry.keys[start:stop], entry.values[start:stop])

@@ -17,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from model.allocator import keep_freed_memory
 from model.fused import can_fuse, fuse_blocks
-from model.memory import DEFAULT_CAPACITY, MemoryBank, MemoryEntry, MemoryRule
+from model.memory import DEFAULT_CAPACITY, MemoryBank, MemoryEntry, MemoryRule, areas_of
 from model.network import (
     Decoder,
     SpaceTimeMemoryNetwork,
@@ -81,7 +81,7 @@ class FastNetwork:
         device: a torch device name: `cpu`, `cuda`, `cuda:1`, `mps`.
         precision: type of the convolutions and of the stored values. Keys, scores, logits and probabilities
             are fp32 always.
-        previous_share: instead of what the network's configuration says.
+        previous_share, shrink_limit: instead of what the network's configuration says.
     """
 
     def __init__(
@@ -91,10 +91,12 @@ class FastNetwork:
         device: str = "cpu",
         precision: Precision = "float32",
         previous_share: float | None = None,
+        shrink_limit: float | None = None,
     ) -> None:
         self.device = torch.device(device)
         self.precision = precision
         self.previous_share = network.config.previous_share if previous_share is None else previous_share
+        self.shrink_limit = network.config.shrink_limit if shrink_limit is None else shrink_limit
         self.dtype: torch.dtype = getattr(torch, precision)
         if self.device.type == "cpu":
             keep_freed_memory()  # first, so that weights too lie as it sees fit
@@ -124,7 +126,8 @@ class FastNetwork:
         """(3, H, W) RGB and (K, H, W) probabilities of the objects, both in [0, 1] -> one frame of memory."""
         memory = self.network.encode_memory(self._batch(picture), self._batch(probabilities))
         keys = memory.key[0].float().flatten(2).transpose(1, 2).contiguous()  # (K, P, Ck)
-        return MemoryEntry(keys, memory.value[0].flatten(2).contiguous())  # (K, Cv, P)
+        values = memory.value[0].flatten(2).contiguous()  # (K, Cv, P)
+        return MemoryEntry(keys, values, areas_of(probabilities.to(self.device, torch.float32)))
 
     def new_bank(
         self, rule: MemoryRule, like: MemoryEntry, *, capacity: int = DEFAULT_CAPACITY, permanent: int = 0
@@ -148,14 +151,35 @@ class FastNetwork:
         Returns:
             (K, H, W) fp32: each object's own probability. `soft_aggregate` merges those of all banks.
         """
+        alone = self._segment_with(self.previous_share, query, bank)
+        shrinks = self._shrinks(alone, bank)
+        if not bool(shrinks.any()):
+            return alone
+        return torch.where(shrinks[:, None, None], self._segment_with(1.0, query, bank), alone)
+
+    @torch.inference_mode()
+    def previous_shares(self, query: Query, bank: MemoryBank) -> list[float]:
+        """The most that each of the K objects reads from the previous frame in `segment_alone`."""
+        alone = self._segment_with(self.previous_share, query, bank)
+        bounded = ~self._shrinks(alone, bank) & (bank.others_and_previous()[1] is not None)
+        return [self.previous_share if one else 1.0 for one in bounded.tolist()]
+
+    def _segment_with(self, previous_share: float, query: Query, bank: MemoryBank) -> Tensor:
+        """(K, H, W) fp32: each object's own probability under one bound for all."""
         key = query.features.key  # (1, Ck, h, w)
         others, previous = bank.others_and_previous()
         read = space_time_read(
-            key[0].flatten(1), others, previous=previous, previous_share=self.previous_share
+            key[0].flatten(1), others, previous=previous, previous_share=previous_share
         )  # (K, Cv, N)
         read = read.reshape(*read.shape[:2], *key.shape[-2:])  # (K, Cv, h, w)
         alone = self.decode(read, query.features)  # (K, H, W) padded
         return unpad(alone, padding_to_stride(query.height, query.width))
+
+    def _shrinks(self, alone: Tensor, bank: MemoryBank) -> Tensor:
+        """(K,) bool: which objects lose so much of their area under the bound that they are read without."""
+        if self.previous_share == 1 or self.shrink_limit == 1 or bank.others_and_previous()[1] is None:
+            return torch.zeros(len(alone), dtype=torch.bool, device=alone.device)
+        return areas_of(merge_objects(alone)[1:]) < (1 - self.shrink_limit) * bank.newest_areas
 
     @torch.inference_mode()
     def decode(self, read: Tensor, query: PreparedQuery) -> Tensor:

@@ -114,21 +114,35 @@ def _thin(stored: list[int]) -> None:
     del stored[gaps.index(min(gaps))]
 
 
+AREA_UNITS = 256
+"""Parts of a pixel in which areas are counted: whole numbers have the same sum in any order."""
+
+
+def areas_of(probabilities: Tensor) -> Tensor:
+    """(K, H, W) in [0, 1] -> (K,) int64: the sum over each object's pixels, in `AREA_UNITS` of one."""
+    return (probabilities * AREA_UNITS).round_().to(torch.int32).sum(dim=(1, 2))
+
+
 @dataclass(frozen=True)
 class MemoryEntry:
     """One frame of memory for K objects: keys (K, P, Ck) in fp32 and values (K, Cv, P), P = h * w
-    positions."""
+    positions; and how large the objects are in it, (K,), as `areas_of` gives it."""
 
     keys: Tensor
     values: Tensor
+    areas: Tensor
 
     @property
     def nbytes(self) -> int:
-        return self.keys.nbytes + self.values.nbytes
+        return sum(tensor.nbytes for tensor in self.state().values())
 
     def state(self) -> dict[str, Tensor]:
         """The tensors by name, for a cache; the inverse is `MemoryEntry(**state)`."""
-        return {"keys": self.keys, "values": self.values}
+        return {"keys": self.keys, "values": self.values, "areas": self.areas}
+
+    def of(self, objects: slice) -> MemoryEntry:
+        """The same of some of the objects."""
+        return MemoryEntry(**{name: tensor[objects] for name, tensor in self.state().items()})
 
 
 class MemoryBank:
@@ -148,11 +162,9 @@ class MemoryBank:
         # the key, the stored frames, the previous frame, and one arriving before another leaves
         stored = capacity if rule.kind == "every" else 0
         self._slots = permanent + stored + 3
-        self._keys = torch.empty(
-            (self._slots, *like.keys.shape), dtype=like.keys.dtype, device=like.keys.device
-        )
-        self._values = torch.empty(
-            (self._slots, *like.values.shape), dtype=like.values.dtype, device=like.values.device
+        self._keys, self._values, self._areas = (
+            torch.empty((self._slots, *tensor.shape), dtype=tensor.dtype, device=tensor.device)
+            for tensor in (like.keys, like.values, like.areas)
         )
         self._slot_of_step: dict[int, int] = {}
         self._permanent: list[int] = []
@@ -161,7 +173,7 @@ class MemoryBank:
     @property
     def nbytes(self) -> int:
         """Bytes that the bank has reserved; they never change."""
-        return self._keys.nbytes + self._values.nbytes
+        return self._keys.nbytes + self._values.nbytes + self._areas.nbytes
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -213,6 +225,11 @@ class MemoryBank:
         newest = max(self._slot_of_step, default=0)
         return (blocks[:-1], blocks[-1]) if newest > 0 and len(blocks) > 1 else (blocks, None)
 
+    @property
+    def newest_areas(self) -> Tensor:
+        """(K,): how large the objects are in the newest frame held."""
+        return self._areas[self._slot_of_step[max(self._slot_of_step)]]
+
     def _store(self, entry: MemoryEntry) -> int:
         if entry.keys.shape != self._keys.shape[1:] or entry.values.shape != self._values.shape[1:]:
             mine, theirs = tuple(self._keys.shape[1:]), tuple(entry.keys.shape)
@@ -221,4 +238,5 @@ class MemoryBank:
         slot = next(i for i in range(self._slots) if i not in used)
         self._keys[slot].copy_(entry.keys)
         self._values[slot].copy_(entry.values)
+        self._areas[slot].copy_(entry.areas)
         return slot

@@ -178,7 +178,7 @@ def capture(
         query_key=step.query.features.key[0],
         memory=tuple(seen(first + number) for number in bank.steps),
         memory_keys=tuple(keys[mine].clone() for keys, _ in bank.blocks()),
-        last_share=1.0 if bank.others_and_previous()[1] is None else segmenter.engine.previous_share,
+        last_share=segmenter.engine.previous_shares(step.query, bank)[mine],
         scale=query.picture.shape[-1] / masks[-1].shape[-1],
     )
 

@@ -30,6 +30,7 @@ _WORKING_BYTES = {"float32": 4.0, "bfloat16": 2.4, "float16": 2.4}
 _WEIGHTS_BYTES = {"efficientnet_lite0": 20 * _MEBIBYTE, "resnet50": 260 * _MEBIBYTE}
 _PROGRAM_BYTES = {"cuda": 600 * _MEBIBYTE, "mps": 400 * _MEBIBYTE, "cpu": 780 * _MEBIBYTE}
 _VALUE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_AREA_BYTES = 8
 _PLATE_FRAME_BYTES = 12  # per pixel: three float32; half that for half floats
 
 # Adapting: measured peaks of its steps beyond what was there before, and a sixth to spare (on the CPU, crops
@@ -204,7 +205,8 @@ def predict_memory(run: Run) -> Forecast:
     """The memory of a run, from its sizes alone."""
     config, value_bytes = run.config, _VALUE_BYTES[run.precision]
     positions = -(-run.height // STRIDE) * -(-run.width // STRIDE)
-    per_entry = run.objects * positions * (4 * config.key_channels + value_bytes * config.value_channels)
+    per_position = 4 * config.key_channels + value_bytes * config.value_channels
+    per_entry = run.objects * (positions * per_position + _AREA_BYTES)
     slots = run.memory_cap + run.further_keys + 3  # the key, the previous frame, and one that arrives
     once, per_object = _VALUES_PER_PIXEL[config.trunk]
     pixels = positions * STRIDE * STRIDE

@@ -291,7 +291,7 @@ class Results:
         # Entries that stay for long are worth the disk; that of the previous frame is only worth the RAM.
         stays = step in self._bench.rule.steps_in_memory(step + 2, self._bench.memory_cap)
         return self._entry(
-            address_of("entry", address),
+            address_of("entry with areas", address),
             passed.frames[step - 1],
             lambda: self.pass_result(passed, step - 1),
             on_disk=stays,
@@ -300,7 +300,7 @@ class Results:
     def key_entry(self, passed: Pass, key: int) -> MemoryEntry:
         """What a pass remembers of a key: its own, or another's."""
         masks = [self._keys[key].masks[name].hash for name in passed.objects]
-        address = self._feature_key("key", self.plate_hash(key), *masks)
+        address = self._feature_key("key with areas", self.plate_hash(key), *masks)
         return self._entry(address, key, lambda: self.key_probabilities(key, passed.objects), on_disk=True)
 
     def key_probabilities(self, key: int, objects: tuple[str, ...]) -> FloatArray:

@@ -193,9 +193,11 @@ class Workshop:
         """
         frames = frozenset(self.plate.frames)
         base = {**self._features_base(), "memory settings": f"{self.settings.id('memory')} {THINNING}"}
-        share = self._network_config().previous_share
-        if share != 1:  # with the paper's read, the addresses are those of before there was another
-            base["share of the previous frame"] = f"{share}, of all but the key"
+        network = self._network_config()
+        if network.previous_share != 1:  # with the paper's read, addresses are those of before another was
+            base["share of the previous frame"] = (
+                f"{network.previous_share}, of all but the key; 1 below {1 - network.shrink_limit} of an area"
+            )
         return Facts(
             frames=tuple(self.plate.frames),
             objects=tuple(one.id for one in description.objects),

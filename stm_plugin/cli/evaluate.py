@@ -80,6 +80,14 @@ PreviousShare = Annotated[
         help="Most of a read that may come from the previous frame; 1 is the paper's. Else the network's.",
     ),
 ]
+ShrinkLimit = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Share of an area that may be lost in a frame under that bound; 1: any. Else the network's.",
+    ),
+]
 Out = Annotated[Path | None, typer.Option(help="Folder for predictions, CSV tables and curves.")]
 
 DEFAULT_RULE = TABLE_5_RULES[-1]
@@ -108,6 +116,7 @@ def scores(
         int, typer.Option(min=1, help="Only every STEP-th frame: faster motion, a further view.")
     ] = 1,
     previous_share: PreviousShare = None,
+    shrink_limit: ShrinkLimit = None,
 ) -> None:
     """J, F and J&F with the DAVIS definitions: of the network, or of results that are there already.
 
@@ -119,7 +128,8 @@ def scores(
     found = [sequence.stepped(step) for sequence in found]
     segmenter = None
     if results is None:
-        segmenter = _segmenter(weights, device, precision, rule, short_side, previous_share)
+        engine = _engine(weights, device, precision, previous_share, shrink_limit)
+        segmenter = NetworkSegmenter(engine, MemoryRule.parse(rule), short_side)
     measured = _measure(found, protocol, segmenter, results, out)
     output.print(measured.table(), highlight=False)
     if out is not None:
@@ -199,11 +209,14 @@ def table4(
     precision: PrecisionOption = "float32",
     device: Device = "auto",
     previous_share: PreviousShare = None,
+    shrink_limit: ShrinkLimit = None,
 ) -> None:
     """Several weights on one data set: pre-training only, main training only, full, cross."""
     named = dict(_named(text) for text in weights)
     found = _find(folder, sequences, split)
-    engines = {name: _engine(file, device, precision, previous_share) for name, file in named.items()}
+    engines = {
+        name: _engine(file, device, precision, previous_share, shrink_limit) for name, file in named.items()
+    }
     with _progress() as progress:
         comparison = compare_weights(
             found, engines, rule, protocol, short_side=short_side, out=out, progress=progress
@@ -224,13 +237,14 @@ def table5(
     precision: PrecisionOption = "float32",
     device: Device = "auto",
     previous_share: PreviousShare = None,
+    shrink_limit: ShrinkLimit = None,
 ) -> None:
     """Memory rules, with J, F and time per frame: first, previous, both, every fifth frame."""
     found = _find(folder, sequences, split)
     with _progress() as progress:
         comparison = compare_memory_rules(
             found,
-            _engine(weights, device, precision, previous_share),
+            _engine(weights, device, precision, previous_share, shrink_limit),
             tuple(rules or TABLE_5_RULES),
             protocol,
             short_side=short_side,
@@ -306,12 +320,20 @@ def _find(folder: Path, names: Sequence[str] | None, split: Path | None) -> list
 
 
 def _engine(
-    weights: str, device: str, precision: Precision, previous_share: float | None = None
+    weights: str,
+    device: str,
+    precision: Precision,
+    previous_share: float | None = None,
+    shrink_limit: float | None = None,
 ) -> FastNetwork:
     network, manifest = load_network(weights)
     errors.print(f"{manifest.name} ({manifest.architecture}); licence: {manifest.licence}", highlight=False)
     return FastNetwork(
-        network, device=pick_device(device), precision=precision, previous_share=previous_share
+        network,
+        device=pick_device(device),
+        precision=precision,
+        previous_share=previous_share,
+        shrink_limit=shrink_limit,
     )
 
 
@@ -321,10 +343,8 @@ def _segmenter(
     precision: Precision,
     rule: str,
     short_side: int,
-    previous_share: float | None = None,
 ) -> NetworkSegmenter:
-    engine = _engine(weights, device, precision, previous_share)
-    return NetworkSegmenter(engine, MemoryRule.parse(rule), short_side)
+    return NetworkSegmenter(_engine(weights, device, precision), MemoryRule.parse(rule), short_side)
 
 
 def _measure(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.config import network_config
 from model.inference import FastNetwork
-from model.memory import MemoryEntry, MemoryRule
+from model.memory import AREA_UNITS, MemoryEntry, MemoryRule, areas_of
 from model.network import SpaceTimeMemoryNetwork
 from model.read import space_time_read
 from model.weights import WeightsFileError, convert_published, load_network
@@ -76,8 +77,10 @@ def test_chain_of_twenty_frames_equals_the_reference(
 ) -> None:
     plain, engine = pair
     pictures, masks = texture(1), first_masks()
-    share = engine.network.config.previous_share
-    expected = torch.stack(list(propagate(plain, pictures, masks, rule, share)))
+    config = engine.network.config
+    expected = torch.stack(
+        list(propagate(plain, pictures, masks, rule, config.previous_share, config.shrink_limit))
+    )
     got = torch.stack(list(propagate_fast(engine, pictures, masks, rule)))
     assert expected.shape == (FRAMES - 1, OBJECTS + 1, HEIGHT, WIDTH)
     assert (expected - got).abs().max().item() <= TOLERANCE
@@ -90,6 +93,7 @@ def test_chain_of_twenty_frames_equals_the_reference(
 def test_the_papers_network_reads_as_the_paper_says_and_the_lite_one_bounds_the_previous_frame() -> None:
     assert network_config("stm-r50").previous_share == 1
     assert network_config("stm-lite").previous_share == 0.5
+    assert network_config("stm-lite").shrink_limit == 0.15
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.8, 1.0])
@@ -97,7 +101,7 @@ def test_any_share_of_the_previous_frame_equals_the_reference(share: float) -> N
     network = lively_network("stm-lite")
     pictures, masks = texture(1)[:9], first_masks()
     expected = torch.stack(list(propagate(PlainModules(network), pictures, masks, "every:3", share)))
-    engine = FastNetwork(network, previous_share=share)
+    engine = FastNetwork(network, previous_share=share, shrink_limit=1.0)
     got = torch.stack(list(propagate_fast(engine, pictures, masks, "every:3")))
     assert (expected - got).abs().max().item() <= TOLERANCE
     if share < 1:
@@ -105,6 +109,50 @@ def test_any_share_of_the_previous_frame_equals_the_reference(share: float) -> N
         differences = (expected - unbounded).abs().amax(dim=(1, 2, 3))
         assert differences[0] <= TOLERANCE, "the first frame reads the key alone"
         assert differences[1] > 10 * TOLERANCE, "the next one reads a previous frame"
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.02, 0.15])
+def test_an_object_that_would_shrink_too_fast_is_read_without_the_bound(limit: float) -> None:
+    network, rule = lively_network("stm-lite"), "every:3"
+    pictures, masks = texture(1)[:9], first_masks()
+
+    def reference(shrink_limit: float) -> Tensor:
+        plain = PlainModules(network)
+        return torch.stack(list(propagate(plain, pictures, masks, rule, 0.3, shrink_limit)))
+
+    engine = FastNetwork(network, previous_share=0.3, shrink_limit=limit)
+    got = torch.stack(list(propagate_fast(engine, pictures, masks, rule)))
+    assert (reference(limit) - got).abs().max().item() <= TOLERANCE
+    if limit == 0:
+        assert (reference(1.0) - got).abs().max() > 10 * TOLERANCE, "no object shrinks: an empty comparison"
+
+
+def test_which_objects_are_read_without_the_bound_is_told_apart() -> None:
+    engine = FastNetwork(lively_network("stm-lite"), previous_share=0.3)
+    pictures, masks = texture(1)[:3], first_masks()
+    entries = [engine.encode_memory(picture, masks) for picture in pictures[:2]]
+    bank = engine.new_bank(MemoryRule.parse("every:5"), entries[0])
+    bank.write(0, entries[0])
+    query = engine.encode_query(pictures[2])
+    assert engine.previous_shares(query, bank) == [1.0] * OBJECTS, "the key may give all"
+    bank.write(1, replace(entries[1], areas=torch.ones(OBJECTS, dtype=torch.int64)))
+    assert engine.previous_shares(query, bank) == [0.3] * OBJECTS
+    bounded = engine.segment_alone(query, bank)
+    bank.write(1, replace(entries[1], areas=torch.tensor([1, 1 << 40, 1])))
+    assert engine.previous_shares(query, bank) == [0.3, 1.0, 0.3]
+    got = engine.segment_alone(query, bank)
+    assert torch.equal(got[[0, 2]], bounded[[0, 2]])
+    engine.previous_share = 1.0
+    assert torch.equal(got[1], engine.segment_alone(query, bank)[1])
+    assert not torch.equal(got[1], bounded[1])
+
+
+def test_areas_are_the_same_in_any_order() -> None:
+    probabilities = torch.rand(2, 37, 53, generator=torch.Generator().manual_seed(1))
+    areas = areas_of(probabilities)
+    assert areas.dtype == torch.int64
+    assert torch.equal(areas, areas_of(probabilities.flip(1, 2)))
+    torch.testing.assert_close(areas / AREA_UNITS, probabilities.sum(dim=(1, 2)), rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("pair", ["stm-r50", "stm-lite"], indirect=True)

@@ -72,7 +72,9 @@ def test_the_memory_of_a_step_does_not_depend_on_what_was_asked_before() -> None
 )
 def test_a_bank_tells_the_previous_frame_from_the_others(rule: str, beside_others: list[int]) -> None:
     def entry(step: int) -> MemoryEntry:
-        return MemoryEntry(torch.full((1, 2, 3), float(step)), torch.full((1, 4, 2), float(step)))
+        return MemoryEntry(
+            torch.full((1, 2, 3), float(step)), torch.full((1, 4, 2), float(step)), torch.tensor([step])
+        )
 
     bank = MemoryBank(MemoryRule.parse(rule), entry(0))
     told = []
@@ -82,6 +84,7 @@ def test_a_bank_tells_the_previous_frame_from_the_others(rule: str, beside_other
         others, previous = bank.others_and_previous()
         held = [*others, *([] if previous is None else [previous])]
         assert [int(keys[0, 0, 0]) for keys, _ in held] == list(bank.steps)
+        assert bank.newest_areas.tolist() == [bank.steps[-1]]
         if previous is not None:
             assert int(previous[1][0, 0, 0]) == step
             told.append(step)
@@ -89,7 +92,7 @@ def test_a_bank_tells_the_previous_frame_from_the_others(rule: str, beside_other
 
 
 def test_the_key_of_a_pass_is_no_previous_frame_beside_further_keys() -> None:
-    entry = MemoryEntry(torch.zeros(1, 2, 3), torch.zeros(1, 4, 2))
+    entry = MemoryEntry(torch.zeros(1, 2, 3), torch.zeros(1, 4, 2), torch.zeros(1))
     bank = MemoryBank(MemoryRule.parse("first+previous"), entry, permanent=1)
     bank.write_permanent(entry)
     bank.write(0, entry)

@@ -319,7 +319,17 @@ def segment(
     memory: list[list[tuple[Tensor, Tensor]]],
     last_share: float = 1.0,
 ) -> Tensor:
-    """One picture (3, H', W') against memory[frame][object] = (key, value) -> (K + 1, H', W').
+    """One picture (3, H', W') against memory[frame][object] = (key, value) -> (K + 1, H', W')."""
+    return soft_aggregation(segment_alone(network, picture, memory, last_share))
+
+
+def segment_alone(
+    network: PlainNetwork,
+    picture: Tensor,
+    memory: list[list[tuple[Tensor, Tensor]]],
+    last_share: float,
+) -> Tensor:
+    """The same before the objects are merged: (K, H', W').
 
     With a `last_share` s below 1, which the paper has not: s times what is read of all memory frames, plus
     1 - s times what is read of all but the last.
@@ -336,7 +346,7 @@ def segment(
             read = last_share * read + (1 - last_share) * without
         y = torch.cat([read, query.value])  # equation 1
         probabilities.append(network.decode(y, query.skips))
-    return soft_aggregation(torch.stack(probabilities))[:, rows, columns]
+    return torch.stack(probabilities)[:, rows, columns]
 
 
 @torch.no_grad()
@@ -346,6 +356,7 @@ def propagate(
     masks: Tensor,
     rule: str,
     previous_share: float = 1.0,
+    shrink_limit: float = 1.0,
 ) -> Iterator[Tensor]:
     """The whole inference loop (section 3.6): frame 0 has masks, every later frame is segmented in order.
 
@@ -355,6 +366,8 @@ def propagate(
         masks: (K, H', W') in [0, 1], of frame 0.
         rule: `first`, `previous`, `first+previous` or `every:N`.
         previous_share: bound on the previous frame where others are in memory beside it.
+        shrink_limit: an object that would lose more than this share of its area under that bound is read
+            without it.
 
     Yields:
         for frames 1, 2, ...: (K + 1, H', W') probabilities after soft aggregation, background first.
@@ -369,7 +382,13 @@ def propagate(
                 memory[frame - 1] = memorise(network, previous_picture, previous_masks)
             memory = {f: memory[f] for f in read_frames}
             share = previous_share if frame - 1 in memory and len(memory) > 1 else 1.0
-            result = segment(network, picture, list(memory.values()), share)
+            alone = segment_alone(network, picture, list(memory.values()), share)
+            result = soft_aggregation(alone)
+            for index, before in enumerate(previous_masks):
+                if share < 1 and result[1 + index].sum() < (1 - shrink_limit) * before.sum():
+                    without = segment_alone(network, picture, list(memory.values()), 1.0)
+                    alone[index] = without[index]
+            result = soft_aggregation(alone)
             yield result
             previous_masks = result[1:]
         previous_picture = picture

@@ -115,12 +115,15 @@ def test_a_step_leaves_frames_out_in_either_direction(videos: Path, tmp_path: Pa
 def test_the_papers_read_can_be_measured_beside_the_bounded_one(
     videos: Path, tmp_path: Path, stm: Command
 ) -> None:
-    curves = []
-    for number, words in enumerate(((), ("--previous-share", "0.5"), ("--previous-share", "1"))):
-        out = tmp_path / str(number)
+    def measured(*words: str) -> str:
+        out = tmp_path / "_".join(("out", *words))
         stm("eval", videos, "--sequence", "two", "--out", out, *words, *SMALL)
-        curves.append((out / "per_frame.csv").read_text())
-    assert curves[0] == curves[1] != curves[2]
+        return (out / "per_frame.csv").read_text()
+
+    usual = measured()
+    assert measured("--previous-share", "0.5", "--shrink-limit", "0.15") == usual
+    assert measured("--previous-share", "1") != usual
+    assert measured("--previous-share", "0", "--shrink-limit", "0") != measured("--previous-share", "0")
 
 
 def test_a_split_names_the_sequences(videos: Path, tmp_path: Path, stm: Command) -> None:

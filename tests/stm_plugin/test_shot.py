@@ -176,13 +176,14 @@ def test_settings_make_stale_what_depends_on_them(desk: Desk) -> None:
     assert calls["query"] == 0 and calls["read and decode"] == 11
 
 
+@pytest.mark.parametrize("otherwise", [{"previous_share": 1.0}, {"shrink_limit": 1.0}])
 def test_a_network_that_reads_otherwise_makes_mattes_stale_but_not_features(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, otherwise: dict[str, float]
 ) -> None:
     desk.shot.add_key(1001, {"chair": LEFT})
     with monkeypatch.context() as before:
-        paper = replace(network_config("stm-lite"), previous_share=1.0)
-        before.setattr("stm_plugin.workshop.network_config", lambda name: paper)
+        config = replace(network_config("stm-lite"), **otherwise)  # type: ignore[arg-type]
+        before.setattr("stm_plugin.workshop.network_config", lambda name: config)
         desk.run()
     assert "the share of the previous frame changed" in str(desk.shot.status().dirty[0])
     calls = desk.run()
