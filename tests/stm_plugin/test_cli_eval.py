@@ -6,12 +6,14 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from model.inference import FastNetwork
 from model.pictures import read_labels, write_labels
 from stm_plugin.cli.main import app
 
@@ -113,8 +115,16 @@ def test_a_step_leaves_frames_out_in_either_direction(videos: Path, tmp_path: Pa
 
 
 def test_the_papers_read_can_be_measured_beside_the_bounded_one(
-    videos: Path, tmp_path: Path, stm: Command
+    videos: Path, tmp_path: Path, stm: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    engines: list[FastNetwork] = []
+
+    def remembered(*given: Any, **named: Any) -> FastNetwork:
+        engines.append(FastNetwork(*given, **named))
+        return engines[-1]
+
+    monkeypatch.setattr("stm_plugin.cli.evaluate.FastNetwork", remembered)
+
     def measured(*words: str) -> str:
         out = tmp_path / "_".join(("out", *words))
         stm("eval", videos, "--sequence", "two", "--out", out, *words, *SMALL)
@@ -123,7 +133,9 @@ def test_the_papers_read_can_be_measured_beside_the_bounded_one(
     usual = measured()
     assert measured("--previous-share", "0.5", "--shrink-limit", "0.15") == usual
     assert measured("--previous-share", "1") != usual
-    assert measured("--previous-share", "0", "--shrink-limit", "0") != measured("--previous-share", "0")
+    measured("--shrink-limit", "0.4")
+    shares = [(engine.previous_share, engine.shrink_limit) for engine in engines]
+    assert shares == [(0.5, 0.15), (0.5, 0.15), (1.0, 0.15), (0.5, 0.4)]
 
 
 def test_a_split_names_the_sequences(videos: Path, tmp_path: Path, stm: Command) -> None:
