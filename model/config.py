@@ -26,7 +26,8 @@ class NetworkConfig:
         previous_share: the most of a read that may come from the previous frame, unless it is the key or all
             that is in memory; 1 (paper): all of it. Training reads in the same way.
         shrink_limit: the share of its area that an object may lose from one frame to the next under that
-            bound; beyond it the frame is read without the bound. 1: it may lose all. In inference only.
+            bound; beyond it the frame is read without the bound, if the loss is larger than one position of
+            the network. 1: it may lose all. In inference only.
     """
 
     name: str

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from model.allocator import keep_freed_memory
+from model.config import STRIDE
 from model.fused import can_fuse, fuse_blocks
-from model.memory import DEFAULT_CAPACITY, MemoryBank, MemoryEntry, MemoryRule, areas_of
+from model.memory import AREA_UNITS, DEFAULT_CAPACITY, MemoryBank, MemoryEntry, MemoryRule, areas_of
 from model.network import (
     Decoder,
     SpaceTimeMemoryNetwork,
@@ -71,6 +72,11 @@ class Query:
     def from_state(cls, state: dict[str, Tensor], height: int, width: int) -> Query:
         """From what `state` gave, on the device where the tensors are."""
         return cls(PreparedQuery(**state), height, width)
+
+
+LEAST_LOSS = STRIDE * STRIDE * AREA_UNITS
+"""What an object must lose at least before it is read without the bound: the area of one position of the
+network. A loss of less is noise, which can be a large share of a small object."""
 
 
 class FastNetwork:
@@ -179,7 +185,9 @@ class FastNetwork:
         """(K,) bool: which objects lose so much of their area under the bound that they are read without."""
         if self.previous_share == 1 or self.shrink_limit == 1 or bank.others_and_previous()[1] is None:
             return torch.zeros(len(alone), dtype=torch.bool, device=alone.device)
-        return areas_of(merge_objects(alone)[1:]) < (1 - self.shrink_limit) * bank.newest_areas
+        before = bank.newest_areas
+        lost = before - areas_of(merge_objects(alone)[1:])
+        return (lost > self.shrink_limit * before) & (lost > LEAST_LOSS)
 
     @torch.inference_mode()
     def decode(self, read: Tensor, query: PreparedQuery) -> Tensor:

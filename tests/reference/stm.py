@@ -367,7 +367,7 @@ def propagate(
         rule: `first`, `previous`, `first+previous` or `every:N`.
         previous_share: bound on the previous frame where others are in memory beside it.
         shrink_limit: an object that would lose more than this share of its area under that bound is read
-            without it.
+            without it, if it would lose more than one position's.
 
     Yields:
         for frames 1, 2, ...: (K + 1, H', W') probabilities after soft aggregation, background first.
@@ -385,7 +385,8 @@ def propagate(
             alone = segment_alone(network, picture, list(memory.values()), share)
             result = soft_aggregation(alone)
             for index, before in enumerate(previous_masks):
-                if share < 1 and result[1 + index].sum() < (1 - shrink_limit) * before.sum():
+                lost = before.sum() - result[1 + index].sum()
+                if share < 1 and lost > shrink_limit * before.sum() and lost > STRIDE * STRIDE:
                     without = segment_alone(network, picture, list(memory.values()), 1.0)
                     alone[index] = without[index]
             result = soft_aggregation(alone)
