@@ -1,4 +1,5 @@
-"""What it costs to bound the previous frame's share of a read (`NetworkConfig.previous_share`).
+"""What it costs to bound the previous frame's share of a read (`NetworkConfig.previous_share`), and to look
+whether an object shrinks by it (`shrink_limit`).
 
     python benchmarks/previous_share.py [--precision bfloat16] [--threads 1]
 

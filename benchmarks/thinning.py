@@ -64,6 +64,10 @@ class Memory:
         blocks = [(self.entries[step].keys, self.entries[step].values) for step in steps]
         return (blocks[:-1], blocks[-1]) if len(blocks) > 1 else (blocks, None)
 
+    @property
+    def newest_areas(self) -> Tensor:
+        return self.entries[max(self.entries)].areas
+
     def note_looks(self, query: Query) -> None:
         """Add how much the query looks at each stored frame."""
         key = query.features.key[0].flatten(1)[:, ::LOOKED_AT]  # (Ck, N)
