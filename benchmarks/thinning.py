@@ -59,10 +59,13 @@ class Memory:
     looks: dict[int, float] = field(default_factory=dict)
     scores: list[float] = field(default_factory=list)
 
-    def others_and_previous(self) -> tuple[list[Block], Block | None]:
-        steps = sorted(self.entries)
-        blocks = [(self.entries[step].keys, self.entries[step].values) for step in steps]
-        return (blocks[:-1], blocks[-1]) if len(blocks) > 1 else (blocks, None)
+    def keys_others_and_previous(self) -> tuple[list[Block], list[Block], Block | None]:
+        key, *others = [(self.entries[step].keys, self.entries[step].values) for step in sorted(self.entries)]
+        return ([key], others[:-1], others[-1]) if others else ([key], [], None)
+
+    @property
+    def has_previous(self) -> bool:
+        return len(self.entries) > 1
 
     @property
     def newest_areas(self) -> Tensor:

@@ -25,6 +25,8 @@ class NetworkConfig:
         mean, std: per-channel normalisation of RGB in [0, 1].
         previous_share: the most of a read that may come from the previous frame, unless it is the key or all
             that is in memory; 1 (paper): all of it. Training reads in the same way.
+        key_share: of what is read beside a previous frame that is so bounded, the share that comes from keys
+            alone, where there are other frames; 0: none. Training reads in the same way.
         shrink_limit: the share of its area that an object may lose from one frame to the next under that
             bound; beyond it the frame is read without the bound, if the loss is larger than one position of
             the network. 1: it may lose all. In inference only.
@@ -39,6 +41,7 @@ class NetworkConfig:
     std: tuple[float, float, float]
     half_channels: int = 0
     previous_share: float = 1.0
+    key_share: float = 0.0
     shrink_limit: float = 1.0
 
     def to_dict(self) -> dict[str, object]:
@@ -71,6 +74,8 @@ NETWORKS: dict[str, NetworkConfig] = {
             # A mistake seems to confirm itself through the previous frame; what was measured, and on what it
             # was chosen: docs/model-card.md.
             previous_share=0.5,
+            # Stored frames hold the network's own mistakes; keys are true.
+            key_share=0.5,
             # What turns fast is most like itself a frame ago: bounded, the read can lose it at once.
             shrink_limit=0.15,
         ),

@@ -87,7 +87,7 @@ class FastNetwork:
         device: a torch device name: `cpu`, `cuda`, `cuda:1`, `mps`.
         precision: type of the convolutions and of the stored values. Keys, scores, logits and probabilities
             are fp32 always.
-        previous_share, shrink_limit: instead of what the network's configuration says.
+        previous_share, key_share, shrink_limit: instead of what the network's configuration says.
     """
 
     def __init__(
@@ -97,11 +97,13 @@ class FastNetwork:
         device: str = "cpu",
         precision: Precision = "float32",
         previous_share: float | None = None,
+        key_share: float | None = None,
         shrink_limit: float | None = None,
     ) -> None:
         self.device = torch.device(device)
         self.precision = precision
         self.previous_share = network.config.previous_share if previous_share is None else previous_share
+        self.key_share = network.config.key_share if key_share is None else key_share
         self.shrink_limit = network.config.shrink_limit if shrink_limit is None else shrink_limit
         self.dtype: torch.dtype = getattr(torch, precision)
         if self.device.type == "cpu":
@@ -167,15 +169,20 @@ class FastNetwork:
     def previous_shares(self, query: Query, bank: MemoryBank) -> list[float]:
         """The most that each of the K objects reads from the previous frame in `segment_alone`."""
         alone = self._segment_with(self.previous_share, query, bank)
-        bounded = ~self._shrinks(alone, bank) & (bank.others_and_previous()[1] is not None)
+        bounded = ~self._shrinks(alone, bank) & bank.has_previous
         return [self.previous_share if one else 1.0 for one in bounded.tolist()]
 
     def _segment_with(self, previous_share: float, query: Query, bank: MemoryBank) -> Tensor:
         """(K, H, W) fp32: each object's own probability under one bound for all."""
         key = query.features.key  # (1, Ck, h, w)
-        others, previous = bank.others_and_previous()
+        keys, others, previous = bank.keys_others_and_previous()
         read = space_time_read(
-            key[0].flatten(1), others, previous=previous, previous_share=previous_share
+            key[0].flatten(1),
+            others,
+            keys=keys,
+            key_share=self.key_share,
+            previous=previous,
+            previous_share=previous_share,
         )  # (K, Cv, N)
         read = read.reshape(*read.shape[:2], *key.shape[-2:])  # (K, Cv, h, w)
         alone = self.decode(read, query.features)  # (K, H, W) padded
@@ -183,7 +190,7 @@ class FastNetwork:
 
     def _shrinks(self, alone: Tensor, bank: MemoryBank) -> Tensor:
         """(K,) bool: which objects lose so much of their area under the bound that they are read without."""
-        if self.previous_share == 1 or self.shrink_limit == 1 or bank.others_and_previous()[1] is None:
+        if self.previous_share == 1 or self.shrink_limit == 1 or not bank.has_previous:
             return torch.zeros(len(alone), dtype=torch.bool, device=alone.device)
         before = bank.newest_areas
         lost = before - areas_of(merge_objects(alone)[1:])

@@ -216,14 +216,22 @@ class MemoryBank:
         for slot in (*self._permanent, *(self._slot_of_step[s] for s in self.steps)):
             yield self._keys[slot], self._values[slot]
 
-    def others_and_previous(self) -> tuple[list[Block], Block | None]:
-        """The blocks of all frames but the previous one, and its own.
+    def keys_others_and_previous(self) -> tuple[list[Block], list[Block], Block | None]:
+        """The blocks of the keys, of all other frames but the previous one, and its own.
 
         There is no previous frame where the newest is the key, and where nothing else is held.
         """
         blocks = list(self.blocks())
+        keys = len(self._permanent) + (0 in self._slot_of_step)
         newest = max(self._slot_of_step, default=0)
-        return (blocks[:-1], blocks[-1]) if newest > 0 and len(blocks) > 1 else (blocks, None)
+        if newest == 0 or len(blocks) == 1:
+            return blocks[:keys], blocks[keys:], None
+        return blocks[:keys], blocks[keys:-1], blocks[-1]
+
+    @property
+    def has_previous(self) -> bool:
+        """Whether a previous frame is held that is no key, and others beside it."""
+        return self.keys_others_and_previous()[2] is not None
 
     @property
     def newest_areas(self) -> Tensor:

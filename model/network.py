@@ -259,17 +259,23 @@ class SpaceTimeMemoryNetwork(nn.Module):
 
 
 def read_dense(
-    query_key: Tensor, memory_key: Tensor, memory_value: Tensor, *, previous_share: float = 1.0
+    query_key: Tensor,
+    memory_key: Tensor,
+    memory_value: Tensor,
+    *,
+    previous_share: float = 1.0,
+    key_share: float = 0.0,
 ) -> Tensor:
     """The space-time read (paper section 3.2, equations 1 and 2) as two matrix products; for training on few
     frames.
 
     Args:
         query_key: (B, Ck, h, w).
-        memory_key: (B, K, T, Ck, h, w), the previous frame last.
+        memory_key: (B, K, T, Ck, h, w), the key first and the previous frame last.
         memory_value: (B, K, T, Cv, h, w).
         previous_share: the most of a read that comes from the previous frame, as in
             `model.read.space_time_read`; with T = 1 that frame is the key, and is not bounded.
+        key_share: of the rest, what comes from the key alone, as there; with T = 2 all does.
 
     Returns:
         (B, K, Cv, h, w): for each query position the weighted sum of the memory's values, without the query's
@@ -284,14 +290,18 @@ def read_dense(
     weights = scores.softmax(dim=2)
     others = scores.shape[2] - query.shape[-1]  # positions of all frames but the previous one
     if previous_share < 1 and others:
-        without = scores[:, :, :others].softmax(dim=2)
-        weights = torch.cat(
+        key = query.shape[-1]
+        nothing = torch.zeros_like(scores[:, :, others:])
+        without = (1 - key_share) * scores[:, :, :others].softmax(dim=2)
+        without = torch.cat(
             [
-                previous_share * weights[:, :, :others] + (1 - previous_share) * without,
-                previous_share * weights[:, :, others:],
+                without[:, :, :key] + key_share * scores[:, :, :key].softmax(dim=2),
+                without[:, :, key:],
+                nothing,
             ],
             dim=2,
         )
+        weights = previous_share * weights + (1 - previous_share) * without
     read: Tensor = values @ weights.to(values.dtype)
     return read.reshape(*read.shape[:3], *size)
 

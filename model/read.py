@@ -42,6 +42,8 @@ def space_time_read(
     query_key: Tensor,
     memory: Iterable[Block],
     *,
+    keys: Sequence[Block] = (),
+    key_share: float = 0.0,
     previous: Block | None = None,
     previous_share: float = 1.0,
     block_elements: int | None = None,
@@ -53,12 +55,17 @@ def space_time_read(
     so the result does not depend on how the memory is cut into blocks (up to rounding).
 
     With a `previous_share` s below 1 the result is s times the read of everything plus 1 - s times the read
-    without the previous frame, which then never gives more than s of it. That is no part of the paper.
+    without the previous frame, which then never gives more than s of it. With a `key_share` k above 0 the
+    latter is in its turn k times the read of the keys alone plus 1 - k times that of keys and memory. Neither
+    is part of the paper.
 
     Args:
         query_key: (Ck, N) for N query positions, any float type.
         memory: blocks of keys and values. Scores are computed in fp32; the weighted sum in the values' type,
             accumulated in fp32.
+        keys: further blocks, those of keys.
+        key_share: what a query position takes from them alone, of what it takes beside the previous frame's
+            share, in [0, 1]; where there is neither such a share nor other memory, nothing.
         previous: a further block, the newest: that of the previous frame.
         previous_share: the most that a query position takes from it, in [0, 1].
         block_elements: bound on scores held at once per object; by default what suits the device.
@@ -71,8 +78,10 @@ def space_time_read(
     """
     if not 0 <= previous_share <= 1:
         raise ValueError(f"a previous frame's share of {previous_share} is not in [0, 1]")
+    if not 0 <= key_share <= 1:
+        raise ValueError(f"a share of {key_share} for keys is not in [0, 1]")
     query = query_key.float() / query_key.shape[0] ** 0.5  # (Ck, N)
-    parts = _parts(list(memory), previous, previous_share)
+    parts = _parts(list(memory), keys, key_share, previous, previous_share)
     sample = parts[0].blocks[0][1]
     if query.device.type == "cpu":
         suits = CPU_BLOCK_ELEMENTS if sample.dtype == torch.float32 else CPU_BLOCK_ELEMENTS_OF_HALVES
@@ -88,15 +97,24 @@ class _Part(NamedTuple):
     share: float
 
 
-def _parts(memory: list[Block], previous: Block | None, previous_share: float) -> list[_Part]:
+def _parts(
+    memory: list[Block],
+    keys: Sequence[Block],
+    key_share: float,
+    previous: Block | None,
+    previous_share: float,
+) -> list[_Part]:
     """Newest first: what is most like the query gives the reference, which then seldom needs to be raised."""
-    memory.reverse()
-    if previous is None or not memory or previous_share == 1:
-        memory = [*([] if previous is None else [previous]), *memory]
+    memory, keys = memory[::-1], list(keys[::-1])
+    if previous is None or previous_share == 1 or not (memory or keys):
+        memory = [*([] if previous is None else [previous]), *memory, *keys]
         if not memory:
             raise ValueError("the memory is empty: write the key's entry before reading")
         return [_Part(memory, 1.0)]
-    return [_Part(memory, 1 - previous_share), _Part([previous], previous_share)]
+    rest, newest = 1 - previous_share, _Part([previous], previous_share)
+    if key_share == 0 or not memory or not keys:
+        return [_Part([*memory, *keys], rest), newest]
+    return [_Part(keys, rest * key_share), _Part(memory, rest * (1 - key_share)), newest]
 
 
 def _read_parts(softmax: _StreamedSoftmax, parts: list[_Part], largest: int) -> Tensor:
@@ -106,7 +124,10 @@ def _read_parts(softmax: _StreamedSoftmax, parts: list[_Part], largest: int) -> 
         for keys, values in _blocks(part.blocks, largest):
             softmax.add(keys, values)
         results.append(softmax.result() if part.share == 1 else softmax.result().mul_(part.share))
-    return results[0] if len(results) == 1 else results[0].add_(results[1])
+    total = results[0]
+    for result in results[1:]:
+        total.add_(result)
+    return total
 
 
 def _read_one_by_one(query: Tensor, parts: list[_Part], block_elements: int) -> Tensor:
@@ -207,7 +228,9 @@ class _StreamedSoftmax:
         self._sum *= shrink
 
 
-def read_weights(query_key: Tensor, memory_keys: Sequence[Tensor], *, last_share: float = 1.0) -> Tensor:
+def read_weights(
+    query_key: Tensor, memory_keys: Sequence[Tensor], *, last_share: float = 1.0, key_share: float = 0.0
+) -> Tensor:
     """How much each query position takes from each memory position: the softmax of `space_time_read`, kept.
 
     For a look at few query positions (paper figure 5): all weights are held at once.
@@ -217,6 +240,7 @@ def read_weights(query_key: Tensor, memory_keys: Sequence[Tensor], *, last_share
         memory_keys: keys (K, P, Ck) of each of T memory frames.
         last_share: the most that comes from the last of them: `previous_share` where that is the previous
             frame of `space_time_read`.
+        key_share: as there; the first of them is the key.
 
     Returns:
         (K, T, P, N) in fp32, in [0, 1]; for each object and query position the sum over all T * P is 1.
@@ -232,6 +256,8 @@ def read_weights(query_key: Tensor, memory_keys: Sequence[Tensor], *, last_share
     if last_share == 1 or len(memory_keys) == 1:
         return weights
     without = scores[:, :-1].flatten(1, 2).softmax(dim=1).reshape(scores[:, :-1].shape)
+    without *= 1 - key_share
+    without[:, :1] += key_share * scores[:, :1].softmax(dim=2)
     weights *= last_share
     weights[:, :-1] += (1 - last_share) * without
     return weights

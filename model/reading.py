@@ -49,6 +49,7 @@ class CapturedRead:
         memory_keys: (P, Ck) of each, P = H/16 * W/16.
         scale: pixels of a working picture per pixel of the file.
         last_share: the most that is read from the last frame in memory (`model.read.read_weights`).
+        key_share: of the rest, what is read from the first alone.
     """
 
     query: SeenFrame
@@ -58,6 +59,7 @@ class CapturedRead:
     memory_keys: tuple[Tensor, ...]
     scale: float
     last_share: float = 1.0
+    key_share: float = 0.0
 
     @property
     def padding(self) -> Padding:
@@ -179,6 +181,7 @@ def capture(
         memory=tuple(seen(first + number) for number in bank.steps),
         memory_keys=tuple(keys[mine].clone() for keys, _ in bank.blocks()),
         last_share=segmenter.engine.previous_shares(step.query, bank)[mine],
+        key_share=segmenter.engine.key_share,
         scale=query.picture.shape[-1] / masks[-1].shape[-1],
     )
 
@@ -220,7 +223,8 @@ def read_from(read: CapturedRead, point: Point | None = None) -> Reading:
     positions = read.object_positions() if point is None else [read.position(point)]
     queries = read.query_key.flatten(1)[:, positions]  # (Ck, N)
     keys = [keys[None] for keys in read.memory_keys]
-    weights = read_weights(queries, keys, last_share=read.last_share)[0].mean(dim=-1)  # (T, P)
+    weights = read_weights(queries, keys, last_share=read.last_share, key_share=read.key_share)
+    weights = weights[0].mean(dim=-1)  # (T, P)
     name = f"object {read.label}" if point is None else f"point {point[0]:.0f},{point[1]:.0f}"
     return Reading(name, tuple(positions), weights.reshape(-1, *read.grid).cpu(), point)
 

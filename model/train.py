@@ -199,6 +199,7 @@ def propagate_clip(network: SpaceTimeMemoryNetwork, batch: Batch, *, through_mem
             torch.stack(keys, dim=2),
             torch.stack(values, dim=2),
             previous_share=network.config.previous_share,
+            key_share=network.config.key_share,
         )
         log_probabilities = soft_aggregate_log(network.decode(read, query) * exists)
         outputs.append(log_probabilities)

@@ -196,7 +196,8 @@ class Workshop:
         network = self._network_config()
         if network.previous_share != 1:  # with the paper's read, addresses are those of before another was
             base["share of the previous frame"] = (
-                f"{network.previous_share}, of all but the key; 1 below {1 - network.shrink_limit} of an area"
+                f"{network.previous_share}, of all but the key; {network.key_share} of the rest for keys; "
+                f"1 below {1 - network.shrink_limit} of an area"
             )
         return Facts(
             frames=tuple(self.plate.frames),

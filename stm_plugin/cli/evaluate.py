@@ -80,6 +80,10 @@ PreviousShare = Annotated[
         help="Most of a read that may come from the previous frame; 1 is the paper's. Else the network's.",
     ),
 ]
+KeyShare = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help="Of the rest, what comes from keys alone. Else the network's."),
+]
 ShrinkLimit = Annotated[
     float | None,
     typer.Option(
@@ -116,6 +120,7 @@ def scores(
         int, typer.Option(min=1, help="Only every STEP-th frame: faster motion, a further view.")
     ] = 1,
     previous_share: PreviousShare = None,
+    key_share: KeyShare = None,
     shrink_limit: ShrinkLimit = None,
 ) -> None:
     """J, F and J&F with the DAVIS definitions: of the network, or of results that are there already.
@@ -128,7 +133,7 @@ def scores(
     found = [sequence.stepped(step) for sequence in found]
     segmenter = None
     if results is None:
-        engine = _engine(weights, device, precision, previous_share, shrink_limit)
+        engine = _engine(weights, device, precision, previous_share, key_share, shrink_limit)
         segmenter = NetworkSegmenter(engine, MemoryRule.parse(rule), short_side)
     measured = _measure(found, protocol, segmenter, results, out)
     output.print(measured.table(), highlight=False)
@@ -209,13 +214,15 @@ def table4(
     precision: PrecisionOption = "float32",
     device: Device = "auto",
     previous_share: PreviousShare = None,
+    key_share: KeyShare = None,
     shrink_limit: ShrinkLimit = None,
 ) -> None:
     """Several weights on one data set: pre-training only, main training only, full, cross."""
     named = dict(_named(text) for text in weights)
     found = _find(folder, sequences, split)
     engines = {
-        name: _engine(file, device, precision, previous_share, shrink_limit) for name, file in named.items()
+        name: _engine(file, device, precision, previous_share, key_share, shrink_limit)
+        for name, file in named.items()
     }
     with _progress() as progress:
         comparison = compare_weights(
@@ -237,6 +244,7 @@ def table5(
     precision: PrecisionOption = "float32",
     device: Device = "auto",
     previous_share: PreviousShare = None,
+    key_share: KeyShare = None,
     shrink_limit: ShrinkLimit = None,
 ) -> None:
     """Memory rules, with J, F and time per frame: first, previous, both, every fifth frame."""
@@ -244,7 +252,7 @@ def table5(
     with _progress() as progress:
         comparison = compare_memory_rules(
             found,
-            _engine(weights, device, precision, previous_share, shrink_limit),
+            _engine(weights, device, precision, previous_share, key_share, shrink_limit),
             tuple(rules or TABLE_5_RULES),
             protocol,
             short_side=short_side,
@@ -324,6 +332,7 @@ def _engine(
     device: str,
     precision: Precision,
     previous_share: float | None = None,
+    key_share: float | None = None,
     shrink_limit: float | None = None,
 ) -> FastNetwork:
     network, manifest = load_network(weights)
@@ -333,6 +342,7 @@ def _engine(
         device=pick_device(device),
         precision=precision,
         previous_share=previous_share,
+        key_share=key_share,
         shrink_limit=shrink_limit,
     )
 

@@ -215,7 +215,13 @@ def test_network_segmenter_gives_the_labels_of_the_reference(engine: FastNetwork
     given = labels_of(first_masks())
     masks = torch.stack([torch.from_numpy(given == label).float() for label in (1, 2, 3)])
     expected = propagate(
-        Plain(lively_network("stm-lite")), texture(1), masks, rule, engine.previous_share, engine.shrink_limit
+        Plain(lively_network("stm-lite")),
+        texture(1),
+        masks,
+        rule,
+        engine.previous_share,
+        engine.key_share,
+        engine.shrink_limit,
     )
     first, *got = NetworkSegmenter(engine, MemoryRule.parse(rule), None)(texture(1), {0: given})
     assert np.array_equal(first, given)

@@ -78,9 +78,8 @@ def test_chain_of_twenty_frames_equals_the_reference(
     plain, engine = pair
     pictures, masks = texture(1), first_masks()
     config = engine.network.config
-    expected = torch.stack(
-        list(propagate(plain, pictures, masks, rule, config.previous_share, config.shrink_limit))
-    )
+    bounds = config.previous_share, config.key_share, config.shrink_limit
+    expected = torch.stack(list(propagate(plain, pictures, masks, rule, *bounds)))
     got = torch.stack(list(propagate_fast(engine, pictures, masks, rule)))
     assert expected.shape == (FRAMES - 1, OBJECTS + 1, HEIGHT, WIDTH)
     assert (expected - got).abs().max().item() <= TOLERANCE
@@ -93,6 +92,7 @@ def test_chain_of_twenty_frames_equals_the_reference(
 def test_the_papers_network_reads_as_the_paper_says_and_the_lite_one_bounds_the_previous_frame() -> None:
     assert network_config("stm-r50").previous_share == 1
     assert network_config("stm-lite").previous_share == 0.5
+    assert network_config("stm-lite").key_share == 0.5
     assert network_config("stm-lite").shrink_limit == 0.15
 
 
@@ -101,7 +101,7 @@ def test_any_share_of_the_previous_frame_equals_the_reference(share: float) -> N
     network = lively_network("stm-lite")
     pictures, masks = texture(1)[:9], first_masks()
     expected = torch.stack(list(propagate(PlainModules(network), pictures, masks, "every:3", share)))
-    engine = FastNetwork(network, previous_share=share, shrink_limit=1.0)
+    engine = FastNetwork(network, previous_share=share, key_share=0.0, shrink_limit=1.0)
     got = torch.stack(list(propagate_fast(engine, pictures, masks, "every:3")))
     assert (expected - got).abs().max().item() <= TOLERANCE
     if share < 1:
@@ -120,7 +120,7 @@ def test_an_object_that_would_shrink_too_fast_is_read_without_the_bound(limit: f
 
     def reference(shrink_limit: float) -> Tensor:
         plain = PlainModules(network)
-        return torch.stack(list(propagate(plain, pictures, masks, rule, 0.3, shrink_limit)))
+        return torch.stack(list(propagate(plain, pictures, masks, rule, 0.3, 0.5, shrink_limit)))
 
     engine = FastNetwork(network, previous_share=0.3, shrink_limit=limit)
     got = torch.stack(list(propagate_fast(engine, pictures, masks, rule)))

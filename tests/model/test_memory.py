@@ -81,8 +81,10 @@ def test_a_bank_tells_the_previous_frame_from_the_others(rule: str, beside_other
     for step in range(8):
         if step == 0 or step in bank.rule.steps_in_memory(step + 1):
             bank.write(step, entry(step))
-        others, previous = bank.others_and_previous()
-        held = [*others, *([] if previous is None else [previous])]
+        keys, others, previous = bank.keys_others_and_previous()
+        assert [int(key[0, 0, 0]) for key, _ in keys] == [one for one in bank.steps if one == 0]
+        held = [*keys, *others, *([] if previous is None else [previous])]
+        assert bank.has_previous == (previous is not None)
         assert [int(keys[0, 0, 0]) for keys, _ in held] == list(bank.steps)
         assert bank.newest_areas.tolist() == [bank.steps[-1]]
         if previous is not None:
@@ -96,7 +98,8 @@ def test_the_key_of_a_pass_is_no_previous_frame_beside_further_keys() -> None:
     bank = MemoryBank(MemoryRule.parse("first+previous"), entry, permanent=1)
     bank.write_permanent(entry)
     bank.write(0, entry)
-    assert len(bank.others_and_previous()[0]) == 2
+    keys, others, previous = bank.keys_others_and_previous()
+    assert len(keys) == 2 and not others and previous is None
     bank.write(1, entry)
-    others, previous = bank.others_and_previous()
-    assert len(others) == 2 and previous is not None
+    keys, others, previous = bank.keys_others_and_previous()
+    assert len(keys) == 2 and not others and previous is not None

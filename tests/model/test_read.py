@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -103,10 +105,47 @@ def test_the_previous_frame_gives_its_share_at_most(
 @pytest.mark.parametrize("largest", [7, 10 * POSITIONS])
 def test_all_objects_at_once_as_on_a_card_are_read_the_same(share: float, largest: int) -> None:
     query, memory = memory_with_scores(5, 3, 60.0)
-    parts = _parts(memory[:-1], memory[-1], share)
+    parts = _parts(memory[1:-1], memory[:1], 0.4, memory[-1], share)
     got = _read_parts(_StreamedSoftmax(query / KEYS**0.5, hopeful=False), parts, largest)
-    expected = space_time_read(query, memory[:-1], previous=memory[-1], previous_share=share)
+    expected = space_time_read(
+        query,
+        memory[1:-1],
+        keys=memory[:1],
+        key_share=0.4,
+        previous=memory[-1],
+        previous_share=share,
+    )
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("keys", [1, 2])
+@pytest.mark.parametrize("loudest", [0, 3, 5])
+@pytest.mark.parametrize("size", [0.0, 60.0, 1000.0])
+def test_keys_give_their_share_at_least(size: float, loudest: int, keys: int) -> None:
+    query, memory = memory_with_scores(6, loudest, size)
+    for share in (0.0, 0.3, 1.0):
+        got = space_time_read(
+            query,
+            memory[keys:-1],
+            keys=memory[:keys],
+            key_share=share,
+            previous=memory[-1],
+            previous_share=0.4,
+        )
+        rest = share * whole_softmax(query, memory[:keys]) + (1 - share) * whole_softmax(query, memory[:-1])
+        expected = 0.4 * whole_softmax(query, memory) + 0.6 * rest
+        torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_keys_are_frames_like_others_beside_a_previous_frame_without_a_bound() -> None:
+    query, memory = memory_with_scores(4, 3, 20.0)
+    read = partial(space_time_read, query, keys=memory[:1], key_share=0.5)
+    whole = space_time_read(query, memory)
+    assert torch.equal(read(memory[1:]), whole)
+    assert torch.equal(read(memory[1:-1], previous=memory[-1]), whole)
+    alone = read([], previous=memory[-1], previous_share=0.5)
+    expected = 0.5 * whole_softmax(query, [memory[0], memory[-1]]) + 0.5 * whole_softmax(query, memory[:1])
+    torch.testing.assert_close(alone.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_previous_frame_without_a_bound_is_a_frame_like_others() -> None:
@@ -123,6 +162,8 @@ def test_a_share_outside_its_range_is_refused(share: float) -> None:
     query, memory = memory_with_scores(2, 0, 1.0)
     with pytest.raises(ValueError, match=r"share of .* is not in"):
         space_time_read(query, memory[:-1], previous=memory[-1], previous_share=share)
+    with pytest.raises(ValueError, match=r"share of .* for keys is not in"):
+        space_time_read(query, memory[:-1], keys=memory[-1:], key_share=share)
 
 
 def test_an_empty_memory_is_refused() -> None:
@@ -140,6 +181,14 @@ def test_training_reads_the_same(share: float, frames: int) -> None:
         keys.transpose(2, 3).reshape(1, OBJECTS, frames, KEYS, 5, 8),
         values.reshape(1, OBJECTS, frames, VALUES, 5, 8),
         previous_share=share,
+        key_share=0.3,
     )
-    expected = space_time_read(query, memory[:-1], previous=memory[-1], previous_share=share)
+    expected = space_time_read(
+        query,
+        memory[1:-1],
+        keys=memory[: min(1, frames - 1)],
+        key_share=0.3,
+        previous=memory[-1],
+        previous_share=share,
+    )
     torch.testing.assert_close(got[0].flatten(2), expected, rtol=1e-4, atol=1e-4)

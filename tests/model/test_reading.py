@@ -87,6 +87,13 @@ def test_weights_are_those_of_the_read() -> None:
     read = torch.einsum("ktpn,ktcp->kcn", bounded, values)
     expected = space_time_read(query, memory[:-1], previous=memory[-1], previous_share=0.4)
     assert torch.allclose(read, expected, atol=1e-5)
+    beside = read_weights(query, [keys for keys, _ in memory], last_share=0.4, key_share=0.5)
+    assert torch.allclose(beside.sum(dim=(1, 2)), torch.ones(2, 11), atol=1e-6)
+    read = torch.einsum("ktpn,ktcp->kcn", beside, values)
+    expected = space_time_read(
+        query, memory[1:2], keys=memory[:1], key_share=0.5, previous=memory[2], previous_share=0.4
+    )
+    assert torch.allclose(read, expected, atol=1e-5)
     alone = memory[0][0]
     assert torch.equal(read_weights(query, [alone], last_share=0.4), read_weights(query, [alone]))
     with pytest.raises(ValueError, match="the memory is empty"):
@@ -114,6 +121,7 @@ def test_a_captured_previous_frame_has_its_share_at_most(video: VideoSequence, e
     read = capture(video, segmenter, "00003")
     assert [frame.name for frame in read.memory] == ["00000", "00002"]
     assert read.last_share == engine.previous_share == 0.5
+    assert read.key_share == engine.key_share == 0.5
     unbounded = read_from(replace(read, last_share=1.0)).shares[-1]
     assert read_from(read).shares[-1] == pytest.approx(0.5 * unbounded)
     assert capture(video, segmenter, "00001").last_share == 1, "the key may give all"

@@ -176,7 +176,7 @@ def test_settings_make_stale_what_depends_on_them(desk: Desk) -> None:
     assert calls["query"] == 0 and calls["read and decode"] == 11
 
 
-@pytest.mark.parametrize("otherwise", [{"previous_share": 1.0}, {"shrink_limit": 1.0}])
+@pytest.mark.parametrize("otherwise", [{"previous_share": 1.0}, {"key_share": 0.0}, {"shrink_limit": 1.0}])
 def test_a_network_that_reads_otherwise_makes_mattes_stale_but_not_features(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, otherwise: dict[str, float]
 ) -> None:
