@@ -75,7 +75,7 @@ NETWORKS: dict[str, NetworkConfig] = {
             # was chosen: docs/model-card.md.
             previous_share=0.5,
             # Stored frames hold the network's own mistakes; keys are true.
-            key_share=0.5,
+            key_share=0.3,
             # What turns fast is most like itself a frame ago: bounded, the read can lose it at once.
             shrink_limit=0.15,
         ),

@@ -92,7 +92,7 @@ def test_chain_of_twenty_frames_equals_the_reference(
 def test_the_papers_network_reads_as_the_paper_says_and_the_lite_one_bounds_the_previous_frame() -> None:
     assert network_config("stm-r50").previous_share == 1
     assert network_config("stm-lite").previous_share == 0.5
-    assert network_config("stm-lite").key_share == 0.5
+    assert network_config("stm-lite").key_share == 0.3
     assert network_config("stm-lite").shrink_limit == 0.15
 
 

@@ -121,7 +121,7 @@ def test_a_captured_previous_frame_has_its_share_at_most(video: VideoSequence, e
     read = capture(video, segmenter, "00003")
     assert [frame.name for frame in read.memory] == ["00000", "00002"]
     assert read.last_share == engine.previous_share == 0.5
-    assert read.key_share == engine.key_share == 0.5
+    assert read.key_share == engine.key_share == 0.3
     unbounded = read_from(replace(read, last_share=1.0)).shares[-1]
     assert read_from(read).shares[-1] == pytest.approx(0.5 * unbounded)
     assert capture(video, segmenter, "00001").last_share == 1, "the key may give all"

@@ -131,11 +131,11 @@ def test_the_papers_read_can_be_measured_beside_the_bounded_one(
         return (out / "per_frame.csv").read_text()
 
     usual = measured()
-    assert measured("--previous-share", "0.5", "--key-share", "0.5", "--shrink-limit", "0.15") == usual
+    assert measured("--previous-share", "0.5", "--key-share", "0.3", "--shrink-limit", "0.15") == usual
     assert measured("--previous-share", "1") != usual
     measured("--key-share", "0.2", "--shrink-limit", "0.4")
     shares = [(engine.previous_share, engine.key_share, engine.shrink_limit) for engine in engines]
-    assert shares == [(0.5, 0.5, 0.15), (0.5, 0.5, 0.15), (1.0, 0.5, 0.15), (0.5, 0.2, 0.4)]
+    assert shares == [(0.5, 0.3, 0.15), (0.5, 0.3, 0.15), (1.0, 0.3, 0.15), (0.5, 0.2, 0.4)]
 
 
 def test_a_split_names_the_sequences(videos: Path, tmp_path: Path, stm: Command) -> None:
