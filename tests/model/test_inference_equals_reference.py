@@ -122,7 +122,7 @@ def test_an_object_that_would_shrink_too_fast_is_read_without_the_bound(limit: f
         plain = PlainModules(network)
         return torch.stack(list(propagate(plain, pictures, masks, rule, 0.3, 0.5, shrink_limit)))
 
-    engine = FastNetwork(network, previous_share=0.3, shrink_limit=limit)
+    engine = FastNetwork(network, previous_share=0.3, key_share=0.5, shrink_limit=limit)
     got = torch.stack(list(propagate_fast(engine, pictures, masks, rule)))
     assert (reference(limit) - got).abs().max().item() <= TOLERANCE
     differences = (reference(1.0) - got).abs().amax(dim=(1, 2, 3))
