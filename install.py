@@ -1278,7 +1278,7 @@ def uninstall(at: Installation) -> None:
 def run_demo(at: Installation, out: Path) -> int:
     """Build the demo plate and make its mattes; its exit status."""
     return subprocess.call(
-        [str(at.python), "-m", "stm_plugin.demo", "--out", str(out)],
+        [str(at.python), "-m", "stm_plugin.demo.demo", "--out", str(out)],
         env=at.clean_environment(),
         cwd=str(at.prefix),
     )

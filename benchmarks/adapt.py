@@ -26,14 +26,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from model.adapt import PARTS, AdaptOptions
-from model.davis import VideoSequence, find_sequences
-from model.metrics import contour_accuracy, region_similarity
-from model.pictures import read_labels
-from stm_plugin.adapt import default_options
+from model.data.davis import VideoSequence, find_sequences
+from model.data.pictures import read_labels
+from model.evaluation.metrics import contour_accuracy, region_similarity
+from model.training.adapt import PARTS, AdaptOptions
+from stm_plugin.propagation.adaptation import default_options
 from stm_plugin.settings import Settings
-from stm_plugin.shot import Shot
-from stm_plugin.store import PlateDescription
+from stm_plugin.shot.shot import Shot
+from stm_plugin.store.description import PlateDescription
 from stm_plugin.windows import FloatArray
 
 HELD_OUT = ("bus", "dance-jump", "hockey", "mallard-water", "rollerblade")

@@ -24,13 +24,13 @@ import numpy.typing as npt
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from model.davis import VideoSequence, find_sequences
-from model.metrics import region_similarity
-from stm_plugin.networks import ready_network
-from stm_plugin.plan_values import State
+from model.data.davis import VideoSequence, find_sequences
+from model.evaluation.metrics import region_similarity
+from stm_plugin.planning.values import State
+from stm_plugin.propagation.networks import ready_network
 from stm_plugin.settings import Settings
-from stm_plugin.shot import Shot
-from stm_plugin.store import PlateDescription
+from stm_plugin.shot.shot import Shot
+from stm_plugin.store.description import PlateDescription
 from tests.stm_plugin.small_network import CountingNetwork
 
 FIRST = 1001

@@ -26,13 +26,13 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.network import key_masks, plate
-from model.config import NETWORKS
-from model.inference import FastNetwork, Precision
-from model.memory import MemoryRule
-from model.network import SpaceTimeMemoryNetwork
-from model.weights import load_network
-from stm_plugin.device import pick_device
-from stm_plugin.networks import exact_results
+from model.inference.fast_network import FastNetwork, Precision
+from model.network.config import NETWORKS
+from model.network.memory import MemoryRule
+from model.network.stm import SpaceTimeMemoryNetwork
+from model.weights_file import load_network
+from stm_plugin.propagation.memory_forecast import pick_device
+from stm_plugin.propagation.networks import exact_results
 from tests.reference.samples import lively_network
 
 RULE = MemoryRule.parse("every:5")

@@ -32,19 +32,19 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from model.memory import MemoryRule
-from stm_plugin.colour import ColourTransform, find_input_space, load_config
-from stm_plugin.demo_plate import DemoPlate, PlateSettings, build_plate
-from stm_plugin.export import MatteWriter
-from stm_plugin.frames import FrameLoader
-from stm_plugin.mask import read_mask
-from stm_plugin.matte import write_matte
-from stm_plugin.networks import ready_network
-from stm_plugin.plate import Plate
+from model.network.memory import MemoryRule
+from stm_plugin.demo.plate import DemoPlate, PlateSettings, build_plate
+from stm_plugin.images.colour import ColourTransform, find_input_space, load_config
+from stm_plugin.images.mask import read_mask
+from stm_plugin.images.matte import write_matte
+from stm_plugin.images.plate import Plate
+from stm_plugin.images.working_picture import to_working, working_geometry
+from stm_plugin.propagation.frame_loader import FrameLoader
+from stm_plugin.propagation.networks import ready_network
 from stm_plugin.settings import Settings
-from stm_plugin.shot import Shot
-from stm_plugin.store import PlateDescription
-from stm_plugin.working import to_working, working_geometry
+from stm_plugin.shot.export import MatteWriter
+from stm_plugin.shot.shot import Shot
+from stm_plugin.store.description import PlateDescription
 
 T = TypeVar("T")
 

@@ -29,11 +29,11 @@ import numpy.typing as npt
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from stm_plugin.events import Event, FrameComputed
-from stm_plugin.export import MatteWriter
+from stm_plugin.propagation.events import Event, FrameComputed
 from stm_plugin.settings import Settings
-from stm_plugin.shot import Shot
-from stm_plugin.store import PlateDescription
+from stm_plugin.shot.export import MatteWriter
+from stm_plugin.shot.shot import Shot
+from stm_plugin.store.description import PlateDescription
 
 FIRST = 1001
 PICTURES = (".jpg", ".jpeg", ".png", ".exr", ".tif", ".dpx")

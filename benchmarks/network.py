@@ -38,14 +38,14 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from model.config import network_config
-from model.evaluate import working_picture
-from model.inference import FastNetwork, Precision, Query
-from model.memory import DEFAULT_CAPACITY, MemoryBank, MemoryRule
-from model.network import SpaceTimeMemoryNetwork
-from model.pictures import PICTURE_SUFFIXES, read_labels, read_picture
-from model.read import space_time_read
-from model.weights import from_published_name, load_network
+from model.data.pictures import PICTURE_SUFFIXES, read_labels, read_picture
+from model.evaluation.evaluate import working_picture
+from model.inference.fast_network import FastNetwork, Precision, Query
+from model.network.config import network_config
+from model.network.memory import DEFAULT_CAPACITY, MemoryBank, MemoryRule
+from model.network.read import space_time_read
+from model.network.stm import SpaceTimeMemoryNetwork
+from model.weights_file import from_published_name, load_network
 from tests.reference.samples import lively_network, lively_reference
 from tests.reference.stm import ReferenceSTM, memorise, pad_to_stride, read_memory, segment
 

@@ -8,8 +8,8 @@ The key and the previous frame stay for ever; of the other stored frames as many
 
 - all: no cap, to see what forgetting costs
 - oldest: the oldest goes
-- shipped: `model.memory`: the one whose going leaves the smallest gap, so that they stay evenly spread from
-  the key to now
+- shipped: `model.network.memory`: the one whose going leaves the smallest gap, so that they stay evenly
+  spread from the key to now
 - recent: the smallest gap against its distance from now: dense lately, sparse long ago
 - attention: the one that the reads looked at least since it came; not known beforehand, so a run could not be
   resumed anywhere to the same bytes. Here to see what knowing would gain.
@@ -36,12 +36,12 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from model.davis import VideoSequence, find_sequences
-from model.inference import FastNetwork, Precision, Query
-from model.memory import MemoryBank, MemoryEntry, MemoryRule
-from model.metrics import region_similarity
-from model.read import Block, read_weights
-from model.weights import load_network
+from model.data.davis import VideoSequence, find_sequences
+from model.evaluation.metrics import region_similarity
+from model.inference.fast_network import FastNetwork, Precision, Query
+from model.network.memory import MemoryBank, MemoryEntry, MemoryRule
+from model.network.read import Block, read_weights
+from model.weights_file import load_network
 
 INTERVAL = 5
 POLICIES = ("all", "oldest", "recent", "shipped", "attention")

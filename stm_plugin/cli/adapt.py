@@ -8,12 +8,13 @@ from typing import Annotated
 
 import typer
 
-from model.adapt import AdaptStep
-from stm_plugin.adapt import DEFAULT_SECONDS, default_options
+from model.training.adapt import AdaptStep
 from stm_plugin.cli.console import output, progress_bar
-from stm_plugin.device import LessonForecast
-from stm_plugin.shot import Shot
-from stm_plugin.store import AdaptationRecord, with_suffix
+from stm_plugin.propagation.adaptation import DEFAULT_SECONDS, default_options
+from stm_plugin.propagation.memory_forecast import AdaptationForecast
+from stm_plugin.shot.shot import Shot
+from stm_plugin.store.description import AdaptationRecord
+from stm_plugin.store.store import with_suffix
 
 
 def adapt(
@@ -59,7 +60,7 @@ class AdaptPrinter:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def forecast(self, forecast: LessonForecast) -> None:
+    def forecast(self, forecast: AdaptationForecast) -> None:
         """Says what memory it will take."""
         self._bar.console.print(f"memory: {forecast}", highlight=False, soft_wrap=True)
 

@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from model.davis import VideoSequence, find_sequences, read_split
-from model.evaluate import (
+from model.data.davis import VideoSequence, find_sequences, read_split
+from model.evaluation.evaluate import (
     WORKING_SHORT_SIDE,
     Evaluation,
     EvaluationProtocol,
@@ -22,10 +22,8 @@ from model.evaluate import (
     submission_frames,
     write_submission,
 )
-from model.inference import FastNetwork, Precision
-from model.memory import MemoryRule
-from model.reading import Point, capture, draw, read_from, write_reading
-from model.tables import (
+from model.evaluation.read_picture import Point, capture, draw, read_from, write_reading
+from model.evaluation.tables import (
     CURVE_FILES,
     TABLE_5_RULES,
     TABLE_FILE,
@@ -37,9 +35,11 @@ from model.tables import (
     overall_of_groups,
     row_folder,
 )
-from model.weights import DEFAULT_WEIGHTS, load_network
+from model.inference.fast_network import FastNetwork, Precision
+from model.network.memory import MemoryRule
+from model.weights_file import DEFAULT_WEIGHTS, load_network
 from stm_plugin.cli.console import errors, output, progress_bar
-from stm_plugin.device import pick_device
+from stm_plugin.propagation.memory_forecast import pick_device
 
 DEFAULT_COMMAND = "scores"
 
@@ -119,9 +119,9 @@ def scores(
     step: Annotated[
         int, typer.Option(min=1, help="Only every STEP-th frame: faster motion, a further view.")
     ] = 1,
-    previous_share: PreviousShare = None,
-    key_share: KeyShare = None,
-    shrink_limit: ShrinkLimit = None,
+    previous_frame_cap: PreviousShare = None,
+    key_weight: KeyShare = None,
+    shrink_guard: ShrinkLimit = None,
 ) -> None:
     """J, F and J&F with the DAVIS definitions: of the network, or of results that are there already.
 
@@ -133,7 +133,7 @@ def scores(
     found = [sequence.stepped(step) for sequence in found]
     segmenter = None
     if results is None:
-        engine = _engine(weights, device, precision, previous_share, key_share, shrink_limit)
+        engine = _engine(weights, device, precision, previous_frame_cap, key_weight, shrink_guard)
         segmenter = NetworkSegmenter(engine, MemoryRule.parse(rule), short_side)
     measured = _measure(found, protocol, segmenter, results, out)
     output.print(measured.table(), highlight=False)
@@ -213,15 +213,15 @@ def table4(
     protocol: ProtocolOption = "davis",
     precision: PrecisionOption = "float32",
     device: Device = "auto",
-    previous_share: PreviousShare = None,
-    key_share: KeyShare = None,
-    shrink_limit: ShrinkLimit = None,
+    previous_frame_cap: PreviousShare = None,
+    key_weight: KeyShare = None,
+    shrink_guard: ShrinkLimit = None,
 ) -> None:
     """Several weights on one data set: pre-training only, main training only, full, cross."""
     named = dict(_named(text) for text in weights)
     found = _find(folder, sequences, split)
     engines = {
-        name: _engine(file, device, precision, previous_share, key_share, shrink_limit)
+        name: _engine(file, device, precision, previous_frame_cap, key_weight, shrink_guard)
         for name, file in named.items()
     }
     with _progress() as progress:
@@ -243,16 +243,16 @@ def table5(
     protocol: ProtocolOption = "davis",
     precision: PrecisionOption = "float32",
     device: Device = "auto",
-    previous_share: PreviousShare = None,
-    key_share: KeyShare = None,
-    shrink_limit: ShrinkLimit = None,
+    previous_frame_cap: PreviousShare = None,
+    key_weight: KeyShare = None,
+    shrink_guard: ShrinkLimit = None,
 ) -> None:
     """Memory rules, with J, F and time per frame: first, previous, both, every fifth frame."""
     found = _find(folder, sequences, split)
     with _progress() as progress:
         comparison = compare_memory_rules(
             found,
-            _engine(weights, device, precision, previous_share, key_share, shrink_limit),
+            _engine(weights, device, precision, previous_frame_cap, key_weight, shrink_guard),
             tuple(rules or TABLE_5_RULES),
             protocol,
             short_side=short_side,
@@ -331,9 +331,9 @@ def _engine(
     weights: str,
     device: str,
     precision: Precision,
-    previous_share: float | None = None,
-    key_share: float | None = None,
-    shrink_limit: float | None = None,
+    previous_frame_cap: float | None = None,
+    key_weight: float | None = None,
+    shrink_guard: float | None = None,
 ) -> FastNetwork:
     network, manifest = load_network(weights)
     errors.print(f"{manifest.name} ({manifest.architecture}); licence: {manifest.licence}", highlight=False)
@@ -341,9 +341,9 @@ def _engine(
         network,
         device=pick_device(device),
         precision=precision,
-        previous_share=previous_share,
-        key_share=key_share,
-        shrink_limit=shrink_limit,
+        previous_frame_cap=previous_frame_cap,
+        key_weight=key_weight,
+        shrink_guard=shrink_guard,
     )
 
 

@@ -14,9 +14,9 @@ from rich.table import Table
 from stm_plugin.cli.adapt import describe_adaptation
 from stm_plugin.cli.console import output
 from stm_plugin.cli.weights import weights_table
-from stm_plugin.colour import load_config
-from stm_plugin.device import pick_device
-from stm_plugin.store import ShotStore
+from stm_plugin.images.colour import load_config
+from stm_plugin.propagation.memory_forecast import pick_device
+from stm_plugin.store.store import ShotStore
 
 _PACKAGES = (
     "stm-nuke",

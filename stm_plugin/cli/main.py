@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from model.weights import WeightsFileError
+from model.weights_file import WeightsFileError
 from stm_plugin.cli import adapt, evaluate, info, propagate, serve, shot, train, weights
 from stm_plugin.cli.console import errors
 from stm_plugin.errors import StmError

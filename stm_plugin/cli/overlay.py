@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from stm_plugin.cli.console import progress_bar
-from stm_plugin.overlay import (
+from stm_plugin.images.overlay import (
     ByteArray,
     OverlayWriter,
     contact_sheet,
@@ -13,8 +13,8 @@ from stm_plugin.overlay import (
     pick_frames,
     write_picture,
 )
-from stm_plugin.plan_values import State
-from stm_plugin.shot import Shot
+from stm_plugin.planning.values import State
+from stm_plugin.shot.shot import Shot
 
 _FOLDER_PATTERN = "overlay.####.jpg"
 _CONTACT_SHEET = "contact_sheet.png"

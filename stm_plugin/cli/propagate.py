@@ -9,17 +9,17 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from model.inference import Precision
+from model.inference.fast_network import Precision
 from stm_plugin.cli.console import errors, output, progress_bar
 from stm_plugin.cli.overlay import write_overlays
 from stm_plugin.errors import KeyframeError, SettingsError
-from stm_plugin.events import DamageFound, Event, Notice, PlanMade, PlateChanged
-from stm_plugin.events import Progress as StepDone
-from stm_plugin.mask import MaskMode
-from stm_plugin.plan_values import Directions
-from stm_plugin.propagate import Summary
-from stm_plugin.propagate import propagate as run
+from stm_plugin.images.mask import MaskMode
+from stm_plugin.planning.values import Directions
+from stm_plugin.propagation.events import DamageFound, Event, Notice, PlanMade, PlateChanged
+from stm_plugin.propagation.events import Progress as StepDone
 from stm_plugin.settings import FinishSettings, KeysInMemory, Settings
+from stm_plugin.shot.propagate import Summary
+from stm_plugin.shot.propagate import propagate as run
 from stm_plugin.windows import Window
 
 _KEY = re.compile(r"(-?\d+)=(.+)")

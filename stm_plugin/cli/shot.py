@@ -12,13 +12,14 @@ from stm_plugin.cli.adapt import describe_adaptation
 from stm_plugin.cli.console import output, progress_bar
 from stm_plugin.cli.overlay import write_overlays
 from stm_plugin.cli.propagate import EventPrinter, parse_range
-from stm_plugin.events import Event, FrameFinished
-from stm_plugin.export import MatteWriter
-from stm_plugin.mask import MaskMode
-from stm_plugin.plan_values import Directions, Request, State
+from stm_plugin.images.mask import MaskMode
+from stm_plugin.planning.values import Directions, Request, State
+from stm_plugin.propagation.events import Event, FrameFinished
 from stm_plugin.settings import Settings
-from stm_plugin.shot import Shot, ShotStatus
-from stm_plugin.store import PlateDescription, with_suffix
+from stm_plugin.shot.export import MatteWriter
+from stm_plugin.shot.shot import Shot, ShotStatus
+from stm_plugin.store.description import PlateDescription
+from stm_plugin.store.store import with_suffix
 
 app = typer.Typer(help="Work on a shot: keys, corrections, cached memory.", no_args_is_help=True)
 key_app = typer.Typer(help="Add and remove keys.", no_args_is_help=True)

@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 import typer
 
-from model.davis import VideoSequence, find_sequences
-from model.recipe import Monitor, Stage, held_out_videos, read_config
-from model.recipe import train as train_stage
-from model.train import Losses, Trainer, TrainingConfig, continued_config
+from model.data.davis import VideoSequence, find_sequences
+from model.training.recipe import Monitor, Stage, held_out_videos, read_config
+from model.training.recipe import train as train_stage
+from model.training.trainer import Losses, Trainer, TrainingConfig, continued_config
 from stm_plugin.cli.console import errors, progress_bar
 
 app = typer.Typer(help="Train weights of your own (paper section 3.5).", no_args_is_help=True)

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from model.recipe import export as export_run
-from model.weights import Manifest, convert_published, read_manifest, shipped_weights
+from model.training.recipe import export as export_run
+from model.weights_file import Manifest, convert_published, read_manifest, shipped_weights
 from stm_plugin.cli.console import output
 
 app = typer.Typer(help="List, convert and export weights.", no_args_is_help=True)

@@ -9,7 +9,14 @@ from enum import IntEnum
 from typing import Any
 
 from stm_plugin.errors import ProtocolError
-from stm_plugin.protocol.limits import MAGIC, MAX_DEPTH, MAX_HEADER, MAX_INTEGER, MAX_PAYLOAD, PREFIX
+from stm_plugin.protocol.limits import (
+    MAGIC,
+    MAX_DEPTH,
+    MAX_HEADER,
+    MAX_INTEGER,
+    MAX_PAYLOAD,
+    PREFIX,
+)
 
 
 class Kind(IntEnum):

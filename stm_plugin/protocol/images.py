@@ -19,7 +19,14 @@ from stm_plugin.protocol.fields import (
     matching,
     window,
 )
-from stm_plugin.protocol.limits import MAX_CHANNELS, MAX_PAYLOAD, SAMPLE_BYTES, Layout, PixelFormat, Rectangle
+from stm_plugin.protocol.limits import (
+    MAX_CHANNELS,
+    MAX_PAYLOAD,
+    SAMPLE_BYTES,
+    Layout,
+    PixelFormat,
+    Rectangle,
+)
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def engine_version() -> str:
 
 
 def _load_engine() -> Backend:
-    from stm_plugin.server.shots import EngineBackend  # takes seconds: it brings torch
+    from stm_plugin.server.shot_service import EngineBackend
 
     return EngineBackend()
 

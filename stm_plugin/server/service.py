@@ -20,15 +20,6 @@ from stm_plugin import protocol as p
 from stm_plugin.errors import StmError
 from stm_plugin.protocol import RequestError, ranges_of
 from stm_plugin.server import pixels
-from stm_plugin.server.answers import (
-    information_json,
-    keys_json,
-    no_matte,
-    plan_json,
-    range_words,
-    reasons_json,
-    state_words,
-)
 from stm_plugin.server.backend import (
     Backend,
     Change,
@@ -40,6 +31,15 @@ from stm_plugin.server.backend import (
 )
 from stm_plugin.server.jobs import REMEMBERED_SECONDS, DeviceQueue, Job, Work
 from stm_plugin.server.mapped import MapFolder
+from stm_plugin.server.replies import (
+    information_json,
+    keys_json,
+    no_matte,
+    plan_json,
+    range_words,
+    reasons_json,
+    state_words,
+)
 
 log = logging.getLogger("stm.server")
 

@@ -10,21 +10,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.adapt import (
+from model.network.config import network_config
+from model.network.stm import SpaceTimeMemoryNetwork
+from model.training.adapt import (
     MOST_OBJECTS_PER_CLIP,
     AdaptOptions,
     AdaptStep,
     KeyClips,
     KeyPicture,
-    NothingToLearnError,
+    NothingToAdaptError,
     adapt,
     adapted_names,
     with_adaptation,
 )
-from model.config import network_config
-from model.network import SpaceTimeMemoryNetwork
-from model.train import clip_losses, collate, propagate_clip
-from model.weights import load_network
+from model.training.trainer import clip_losses, collate, propagate_clip
+from model.weights_file import load_network
 
 HEIGHT, WIDTH = 64, 96
 OPTIONS = AdaptOptions(steps=2, crop=48)
@@ -145,7 +145,7 @@ def test_objects_beyond_the_most_of_one_clip_are_learnt_from_too() -> None:
 
 @pytest.mark.parametrize("mask", [box(0, 0, 0), box(30, 20, 2)], ids=["empty", "tiny"])
 def test_keys_that_teach_nothing_are_refused(network: SpaceTimeMemoryNetwork, mask: Tensor) -> None:
-    with pytest.raises(NothingToLearnError):
+    with pytest.raises(NothingToAdaptError):
         adapt(network, [key(a=mask)], OPTIONS)
 
 

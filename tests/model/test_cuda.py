@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.data import ClipDataset, ClipOptions, LoadedSource
-from model.inference import FastNetwork, Precision
-from model.memory import MemoryRule
-from model.network import SpaceTimeMemoryNetwork
-from model.recipe import initial_state
-from model.train import Trainer, TrainingConfig, computes_bf16
-from stm_plugin.networks import exact_results
+from model.inference.fast_network import FastNetwork, Precision
+from model.network.memory import MemoryRule
+from model.network.stm import SpaceTimeMemoryNetwork
+from model.training.clips import ClipDataset, ClipOptions, LoadedSource
+from model.training.recipe import initial_state
+from model.training.trainer import Trainer, TrainingConfig, computes_bf16
+from stm_plugin.propagation.networks import exact_results
 from tests.reference.samples import FRAMES, first_masks, lively_network, texture
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA card")

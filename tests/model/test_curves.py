@@ -11,9 +11,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
-import model.plots
-from model.curves import add_scores, write_curves
-from model.plots import CHART_SIZE, CURVE_COLOURS, line_chart, round_numbers, stacked
+import model.evaluation.plots
+from model.evaluation.plots import CHART_SIZE, CURVE_COLOURS, line_chart, round_numbers, stacked
+from model.training.curves import add_scores, write_curves
 
 
 def write_log(folder: Path, *lines: tuple[int, float, float]) -> None:
@@ -114,5 +114,5 @@ def test_ticks_are_round_numbers(low: float, high: float, expected: list[float])
 
 
 def test_examples_in_the_documentation_hold() -> None:
-    found = doctest.testmod(model.plots)
+    found = doctest.testmod(model.evaluation.plots)
     assert found.attempted > 0 and found.failed == 0

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.davis import entering_masks, find_sequences, first_frames, read_split
-from model.pictures import Labels, write_labels
+from model.data.davis import entering_masks, find_sequences, first_frames, read_split
+from model.data.pictures import Labels, write_labels
 
 LABELS: Labels = np.repeat(np.array([[0, 1, 2], [3, 0, 1]], dtype=np.uint8), 6, axis=1)
 

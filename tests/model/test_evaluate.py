@@ -13,11 +13,11 @@ from PIL import Image
 from torch import Tensor
 from vos_benchmark.benchmark import VideoEvaluator
 
-from model.davis import find_sequences
-from model.evaluate import NetworkSegmenter, evaluate_network, evaluate_results
-from model.inference import FastNetwork
-from model.memory import MemoryRule
-from model.pictures import Labels, read_labels, write_labels
+from model.data.davis import find_sequences
+from model.data.pictures import Labels, read_labels, write_labels
+from model.evaluation.evaluate import NetworkSegmenter, evaluate_network, evaluate_results
+from model.inference.fast_network import FastNetwork
+from model.network.memory import MemoryRule
 from tests.reference.samples import FRAMES, HEIGHT, WIDTH, first_masks, lively_network, texture
 from tests.reference.samples import PlainModules as Plain
 from tests.reference.stm import propagate
@@ -219,9 +219,9 @@ def test_network_segmenter_gives_the_labels_of_the_reference(engine: FastNetwork
         texture(1),
         masks,
         rule,
-        engine.previous_share,
-        engine.key_share,
-        engine.shrink_limit,
+        engine.previous_frame_cap,
+        engine.key_weight,
+        engine.shrink_guard,
     )
     first, *got = NetworkSegmenter(engine, MemoryRule.parse(rule), None)(texture(1), {0: given})
     assert np.array_equal(first, given)

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.resnet import Bottleneck
 
-from model import inference
-from model.config import network_config
-from model.fused import FusedConv2d, can_fuse, fuse_blocks
-from model.inference import FastNetwork, Precision, fold_batch_norm
-from model.memory import MemoryRule
-from model.network import ResidualBlock
-from model.trunks import InvertedResidual
-from model.winograd import TILES_AT_ONCE, WinogradConv2d, gains
+from model.inference import fast_network as inference
+from model.inference.fast_network import FastNetwork, Precision, fold_batch_norm
+from model.inference.fused import FusedConv2d, can_fuse, fuse_blocks
+from model.inference.winograd import TILES_AT_ONCE, WinogradConv2d, gains
+from model.network.config import network_config
+from model.network.memory import MemoryRule
+from model.network.stm import ResidualBlock
+from model.network.trunks import InvertedResidual
 from tests.reference.samples import first_masks, lively_network, texture
 
 needs_onednn = pytest.mark.skipif(not can_fuse(), reason="this build of torch has no fused convolutions")
@@ -59,7 +59,7 @@ def test_winograd_in_several_chunks_of_rows_equals_one(monkeypatch: pytest.Monke
     with torch.inference_mode():
         assert x.shape[2] * x.shape[3] < 16 * TILES_AT_ONCE  # one chunk
         whole = conv(x, add)
-        monkeypatch.setattr("model.winograd.TILES_AT_ONCE", 5)
+        monkeypatch.setattr("model.inference.winograd.TILES_AT_ONCE", 5)
         torch.testing.assert_close(conv(x, add), whole, rtol=1e-5, atol=1e-5)
 
 
@@ -281,7 +281,7 @@ GIVEN_BACK = """
 import sys, threading
 from pathlib import Path
 import torch
-from model.allocator import keep_freed_memory
+from model.inference.allocator import keep_freed_memory
 torch.set_num_threads(1)
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
@@ -317,7 +317,7 @@ def test_large_maps_are_not_given_back_and_asked_for_again() -> None:
 RELEASED = """
 from pathlib import Path
 import torch
-from model.allocator import keep_freed_memory, release_freed_memory
+from model.inference.allocator import keep_freed_memory, release_freed_memory
 assert keep_freed_memory()
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1])
@@ -343,7 +343,7 @@ def test_an_idle_process_gives_kept_memory_back_when_it_is_asked_to() -> None:
 IN_LARGE_PAGES = """
 from pathlib import Path
 import torch
-from model.allocator import keep_freed_memory, release_freed_memory
+from model.inference.allocator import keep_freed_memory, release_freed_memory
 def advised():
     return "hg" in {flag for line in heap() if line.startswith("VmFlags") for flag in line.split()}
 def heap():

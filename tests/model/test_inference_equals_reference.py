@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model.config import STRIDE, network_config
-from model.inference import FastNetwork
-from model.memory import AREA_UNITS, MemoryEntry, MemoryRule, areas_of
-from model.network import SpaceTimeMemoryNetwork
-from model.read import space_time_read
-from model.weights import WeightsFileError, convert_published, load_network
+from model.inference.fast_network import FastNetwork
+from model.network.config import STRIDE, network_config
+from model.network.memory import AREA_UNITS, MemoryEntry, MemoryRule, areas_of
+from model.network.read import space_time_read
+from model.network.stm import SpaceTimeMemoryNetwork
+from model.weights_file import WeightsFileError, convert_published, load_network
 from tests.reference.samples import (
     FRAMES,
     HEIGHT,
@@ -78,7 +78,7 @@ def test_chain_of_twenty_frames_equals_the_reference(
     plain, engine = pair
     pictures, masks = texture(1), first_masks()
     config = engine.network.config
-    bounds = config.previous_share, config.key_share, config.shrink_limit
+    bounds = config.previous_frame_cap, config.key_weight, config.shrink_guard
     expected = torch.stack(list(propagate(plain, pictures, masks, rule, *bounds)))
     got = torch.stack(list(propagate_fast(engine, pictures, masks, rule)))
     assert expected.shape == (FRAMES - 1, OBJECTS + 1, HEIGHT, WIDTH)
@@ -90,10 +90,10 @@ def test_chain_of_twenty_frames_equals_the_reference(
 
 
 def test_the_papers_network_reads_as_the_paper_says_and_the_lite_one_bounds_the_previous_frame() -> None:
-    assert network_config("stm-r50").previous_share == 1
-    assert network_config("stm-lite").previous_share == 0.5
-    assert network_config("stm-lite").key_share == 0.3
-    assert network_config("stm-lite").shrink_limit == 0.15
+    assert network_config("stm-r50").previous_frame_cap == 1
+    assert network_config("stm-lite").previous_frame_cap == 0.5
+    assert network_config("stm-lite").key_weight == 0.3
+    assert network_config("stm-lite").shrink_guard == 0.15
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.8, 1.0])
@@ -101,7 +101,7 @@ def test_any_share_of_the_previous_frame_equals_the_reference(share: float) -> N
     network = lively_network("stm-lite")
     pictures, masks = texture(1)[:9], first_masks()
     expected = torch.stack(list(propagate(PlainModules(network), pictures, masks, "every:3", share)))
-    engine = FastNetwork(network, previous_share=share, key_share=0.0, shrink_limit=1.0)
+    engine = FastNetwork(network, previous_frame_cap=share, key_weight=0.0, shrink_guard=1.0)
     got = torch.stack(list(propagate_fast(engine, pictures, masks, "every:3")))
     assert (expected - got).abs().max().item() <= TOLERANCE
     if share < 1:
@@ -118,11 +118,11 @@ def test_an_object_that_would_shrink_too_fast_is_read_without_the_bound(limit: f
     pictures[3] *= 0.3  # one object grows in the dark, and shrinks again in the next frame
     masks = F.interpolate(first_masks()[None], scale_factor=2)[0]
 
-    def reference(shrink_limit: float) -> Tensor:
+    def reference(shrink_guard: float) -> Tensor:
         plain = PlainModules(network)
-        return torch.stack(list(propagate(plain, pictures, masks, rule, 0.3, 0.5, shrink_limit)))
+        return torch.stack(list(propagate(plain, pictures, masks, rule, 0.3, 0.5, shrink_guard)))
 
-    engine = FastNetwork(network, previous_share=0.3, key_share=0.5, shrink_limit=limit)
+    engine = FastNetwork(network, previous_frame_cap=0.3, key_weight=0.5, shrink_guard=limit)
     got = torch.stack(list(propagate_fast(engine, pictures, masks, rule)))
     assert (reference(limit) - got).abs().max().item() <= TOLERANCE
     differences = (reference(1.0) - got).abs().amax(dim=(1, 2, 3))
@@ -131,27 +131,27 @@ def test_an_object_that_would_shrink_too_fast_is_read_without_the_bound(limit: f
 
 
 def test_which_objects_are_read_without_the_bound_is_told_apart() -> None:
-    engine = FastNetwork(lively_network("stm-lite"), previous_share=0.3)
+    engine = FastNetwork(lively_network("stm-lite"), previous_frame_cap=0.3)
     pictures, masks = texture(1)[:3], first_masks()
     entries = [engine.encode_memory(picture, masks) for picture in pictures[:2]]
     bank = engine.new_bank(MemoryRule.parse("every:5"), entries[0])
     bank.write(0, entries[0])
     query = engine.encode_query(pictures[2])
-    assert engine.previous_shares(query, bank) == [1.0] * OBJECTS, "the key may give all"
+    assert engine.previous_frame_caps(query, bank) == [1.0] * OBJECTS, "the key may give all"
     bank.write(1, replace(entries[1], areas=torch.ones(OBJECTS, dtype=torch.int64)))
-    assert engine.previous_shares(query, bank) == [0.3] * OBJECTS
+    assert engine.previous_frame_caps(query, bank) == [0.3] * OBJECTS
     bounded = engine.segment_alone(query, bank)
     bank.write(1, replace(entries[1], areas=torch.tensor([1, 1 << 40, 1])))
-    assert engine.previous_shares(query, bank) == [0.3, 1.0, 0.3]
+    assert engine.previous_frame_caps(query, bank) == [0.3, 1.0, 0.3]
     got = engine.segment_alone(query, bank)
     assert torch.equal(got[[0, 2]], bounded[[0, 2]])
-    engine.previous_share = 1.0
+    engine.previous_frame_cap = 1.0
     assert torch.equal(got[1], engine.segment_alone(query, bank)[1])
     assert not torch.equal(got[1], bounded[1])
 
 
 def test_a_loss_of_less_than_one_position_is_no_reason_to_read_without_the_bound() -> None:
-    engine = FastNetwork(lively_network("stm-lite"), previous_share=0.3, shrink_limit=0.0)
+    engine = FastNetwork(lively_network("stm-lite"), previous_frame_cap=0.3, shrink_guard=0.0)
     pictures, masks = texture(1)[:3], first_masks()
     entry = engine.encode_memory(pictures[0], masks)
     bank = engine.new_bank(MemoryRule.parse("every:5"), entry)
@@ -161,7 +161,7 @@ def test_a_loss_of_less_than_one_position_is_no_reason_to_read_without_the_bound
     now = areas_of(engine.segment(query, bank)[1:])
     for more, shares in ((0, [0.3] * OBJECTS), (1, [1.0] * OBJECTS)):
         bank.write(1, replace(entry, areas=now + STRIDE * STRIDE * AREA_UNITS + more))
-        assert engine.previous_shares(query, bank) == shares
+        assert engine.previous_frame_caps(query, bank) == shares
 
 
 def test_areas_are_the_same_in_any_order() -> None:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.memory import MemoryBank, MemoryEntry, MemoryRule
+from model.network.memory import MemoryBank, MemoryEntry, MemoryRule
 
 EVERY = MemoryRule("every", 5)
 

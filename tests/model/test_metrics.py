@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 from vos_benchmark.evaluator import Evaluator
 
-import model.metrics
-from model.metrics import (
+import model.evaluation.metrics
+from model.data.pictures import read_labels
+from model.evaluation.metrics import (
     BoolArray,
     contour,
     contour_accuracy,
@@ -21,7 +22,6 @@ from model.metrics import (
     region_similarity,
     statistics,
 )
-from model.pictures import read_labels
 
 
 def square(top: int, left: int, size: int, shape: tuple[int, int] = (100, 100)) -> BoolArray:
@@ -40,7 +40,7 @@ def blobs(seed: int, height: int, width: int, objects: int) -> NDArray[np.uint8]
 
 
 def test_examples_in_the_documentation_hold() -> None:
-    assert doctest.testmod(model.metrics).failed == 0
+    assert doctest.testmod(model.evaluation.metrics).failed == 0
 
 
 def test_region_similarity_is_intersection_over_union() -> None:

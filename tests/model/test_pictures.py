@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.pictures import Labels, label_colour, read_labels, read_picture, write_labels
+from model.data.pictures import Labels, label_colour, read_labels, read_picture, write_labels
 
 LABELS: Labels = np.repeat(np.array([[0, 1, 2], [3, 0, 1]], dtype=np.uint8), 6, axis=1)
 MASK = (LABELS > 0).astype(np.uint8)

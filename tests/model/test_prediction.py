@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from model.network import Prediction, soft_aggregate
-from model.prediction import ObjectLogit, merge_objects
+from model.inference.prediction import ObjectLogit, merge_objects
+from model.network.stm import Prediction, soft_aggregate
 
 
 @pytest.mark.parametrize("fold", [False, True], ids=["convolution", "products first"])

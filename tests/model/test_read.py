@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.network import read_dense
-from model.read import _parts, _read_parts, _StreamedSoftmax, space_time_read
+from model.network.read import _parts, _read_parts, _StreamedSoftmax, space_time_read
+from model.network.stm import read_dense
 
 OBJECTS, KEYS, VALUES, POSITIONS = 2, 8, 6, 40
 SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
@@ -94,7 +94,7 @@ def test_the_previous_frame_gives_its_share_at_most(
             query,
             memory[:-1],
             previous=memory[-1],
-            previous_share=share,
+            previous_frame_cap=share,
             block_elements=block_elements,
         )
         expected = share * whole_softmax(query, memory) + (1 - share) * whole_softmax(query, memory[:-1])
@@ -111,9 +111,9 @@ def test_all_objects_at_once_as_on_a_card_are_read_the_same(share: float, larges
         query,
         memory[1:-1],
         keys=memory[:1],
-        key_share=0.4,
+        key_weight=0.4,
         previous=memory[-1],
-        previous_share=share,
+        previous_frame_cap=share,
     )
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
@@ -128,9 +128,9 @@ def test_keys_give_their_share_at_least(size: float, loudest: int, keys: int) ->
             query,
             memory[keys:-1],
             keys=memory[:keys],
-            key_share=share,
+            key_weight=share,
             previous=memory[-1],
-            previous_share=0.4,
+            previous_frame_cap=0.4,
         )
         rest = share * whole_softmax(query, memory[:keys]) + (1 - share) * whole_softmax(query, memory[:-1])
         expected = 0.4 * whole_softmax(query, memory) + 0.6 * rest
@@ -139,11 +139,11 @@ def test_keys_give_their_share_at_least(size: float, loudest: int, keys: int) ->
 
 def test_keys_are_frames_like_others_beside_a_previous_frame_without_a_bound() -> None:
     query, memory = memory_with_scores(4, 3, 20.0)
-    read = partial(space_time_read, query, keys=memory[:1], key_share=0.5)
+    read = partial(space_time_read, query, keys=memory[:1], key_weight=0.5)
     whole = space_time_read(query, memory)
     assert torch.equal(read(memory[1:]), whole)
     assert torch.equal(read(memory[1:-1], previous=memory[-1]), whole)
-    alone = read([], previous=memory[-1], previous_share=0.5)
+    alone = read([], previous=memory[-1], previous_frame_cap=0.5)
     expected = 0.5 * whole_softmax(query, [memory[0], memory[-1]]) + 0.5 * whole_softmax(query, memory[:1])
     torch.testing.assert_close(alone.double(), expected, rtol=1e-5, atol=1e-5)
 
@@ -153,7 +153,7 @@ def test_a_previous_frame_without_a_bound_is_a_frame_like_others() -> None:
     assert torch.equal(
         space_time_read(query, memory[:-1], previous=memory[-1]), space_time_read(query, memory)
     )
-    alone = space_time_read(query, [], previous=memory[-1], previous_share=0.5)
+    alone = space_time_read(query, [], previous=memory[-1], previous_frame_cap=0.5)
     assert torch.equal(alone, space_time_read(query, memory[-1:]))
 
 
@@ -161,9 +161,9 @@ def test_a_previous_frame_without_a_bound_is_a_frame_like_others() -> None:
 def test_a_share_outside_its_range_is_refused(share: float) -> None:
     query, memory = memory_with_scores(2, 0, 1.0)
     with pytest.raises(ValueError, match=r"share of .* is not in"):
-        space_time_read(query, memory[:-1], previous=memory[-1], previous_share=share)
+        space_time_read(query, memory[:-1], previous=memory[-1], previous_frame_cap=share)
     with pytest.raises(ValueError, match=r"share of .* for keys is not in"):
-        space_time_read(query, memory[:-1], keys=memory[-1:], key_share=share)
+        space_time_read(query, memory[:-1], keys=memory[-1:], key_weight=share)
 
 
 def test_an_empty_memory_is_refused() -> None:
@@ -180,15 +180,15 @@ def test_training_reads_the_same(share: float, frames: int) -> None:
         query.reshape(1, KEYS, 5, 8),
         keys.transpose(2, 3).reshape(1, OBJECTS, frames, KEYS, 5, 8),
         values.reshape(1, OBJECTS, frames, VALUES, 5, 8),
-        previous_share=share,
-        key_share=0.3,
+        previous_frame_cap=share,
+        key_weight=0.3,
     )
     expected = space_time_read(
         query,
         memory[1:-1],
         keys=memory[: min(1, frames - 1)],
-        key_share=0.3,
+        key_weight=0.3,
         previous=memory[-1],
-        previous_share=share,
+        previous_frame_cap=share,
     )
     torch.testing.assert_close(got[0].flatten(2), expected, rtol=1e-4, atol=1e-4)

@@ -14,10 +14,17 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from model.data import ClipOptions
-from model.pictures import write_labels
-from model.recipe import Monitor, held_out_videos, initial_state, read_config, train, training_clips
-from model.train import Losses, Trainer, TrainingConfig
+from model.data.pictures import write_labels
+from model.training.clips import ClipOptions
+from model.training.recipe import (
+    Monitor,
+    held_out_videos,
+    initial_state,
+    read_config,
+    train,
+    training_clips,
+)
+from model.training.trainer import Losses, Trainer, TrainingConfig
 from stm_plugin.cli.main import app
 
 SHAPE = (72, 96)

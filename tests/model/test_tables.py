@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.davis import find_sequences
-from model.evaluate import Evaluation, ObjectScores
-from model.inference import FastNetwork
-from model.pictures import write_labels
-from model.tables import (
+from model.data.davis import find_sequences
+from model.data.pictures import write_labels
+from model.evaluation.evaluate import Evaluation, ObjectScores
+from model.evaluation.tables import (
     TABLE_5_RULES,
     Comparison,
     by_group,
@@ -23,6 +22,7 @@ from model.tables import (
     compare_weights,
     overall_of_groups,
 )
+from model.inference.fast_network import FastNetwork
 from tests.reference.samples import first_masks, lively_network, texture
 
 

@@ -19,13 +19,13 @@ import pytest
 import torch
 from stm_nuke.client import Engine, EngineError, EngineGoneError, Image, Matte, Shot
 
-from model.config import network_config
-from model.network import SpaceTimeMemoryNetwork
-from model.weights import Manifest, save_network
-from stm_plugin.matte import read_matte
+from model.network.config import network_config
+from model.network.stm import SpaceTimeMemoryNetwork
+from model.weights_file import Manifest, save_network
+from stm_plugin.images.matte import read_matte
 from stm_plugin.settings import Settings
-from stm_plugin.shot import Shot as EngineShot
-from stm_plugin.store import PlateDescription
+from stm_plugin.shot.shot import Shot as EngineShot
+from stm_plugin.store.description import PlateDescription
 from stm_plugin.windows import Window
 from tests.stm_plugin.server_process import REPOSITORY, ServerProcess, wait_for
 

@@ -439,7 +439,7 @@ def test_a_key_outside_a_smaller_range_sleeps_until_the_range_is_larger_again(nu
 def test_the_panel_says_what_the_weights_are_and_their_licence(nuke: Any, node: Any) -> None:
     import stm_nuke
 
-    from model.weights import load_network
+    from model.weights_file import load_network
 
     stm_nuke.status(node)
     _, manifest = load_network("stm-lite")

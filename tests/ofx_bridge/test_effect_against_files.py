@@ -13,8 +13,8 @@ import numpy as np
 import OpenImageIO as oiio
 import pytest
 
-from stm_plugin.propagate import propagate
 from stm_plugin.settings import Settings
+from stm_plugin.shot.propagate import propagate
 from tests.conftest import write_exr
 from tests.hosts.ofx_fixtures import REPOSITORY, EngineHome
 from tests.hosts.ofx_host import ALPHA, HALF, OK, REPLY_NO, Clip, Effect, FloatArray, OfxHost, nodes_of

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stm_plugin.propagate import propagate
 from stm_plugin.settings import Settings
-from stm_plugin.shot import Shot
+from stm_plugin.shot.propagate import propagate
+from stm_plugin.shot.shot import Shot
 from tests.conftest import write_exr
 from tests.hosts.ofx_fixtures import FIRST, HEIGHT, WIDTH, EngineHome, disc, picture
 from tests.hosts.ofx_host import (

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.config import network_config
-from model.network import SpaceTimeMemoryNetwork
+from model.network.config import network_config
+from model.network.stm import SpaceTimeMemoryNetwork
 from tests.reference.stm import PlainNetwork, Query, ReferenceSTM, memorise, segment
 
 FRAMES, OBJECTS, HEIGHT, WIDTH = 21, 3, 58, 91  # a key and a chain of 20; neither side a multiple of 16

@@ -317,24 +317,24 @@ def segment(
     network: PlainNetwork,
     picture: Tensor,
     memory: list[list[tuple[Tensor, Tensor]]],
-    last_share: float = 1.0,
+    last_frame_cap: float = 1.0,
     first_share: float = 0.0,
 ) -> Tensor:
     """One picture (3, H', W') against memory[frame][object] = (key, value) -> (K + 1, H', W')."""
-    return soft_aggregation(segment_alone(network, picture, memory, last_share, first_share))
+    return soft_aggregation(segment_alone(network, picture, memory, last_frame_cap, first_share))
 
 
 def segment_alone(
     network: PlainNetwork,
     picture: Tensor,
     memory: list[list[tuple[Tensor, Tensor]]],
-    last_share: float,
+    last_frame_cap: float,
     first_share: float,
 ) -> Tensor:
     """The same before the objects are merged: (K, H', W').
 
-    With a `last_share` s below 1, which the paper has not: s times what is read of all memory frames, plus
-    1 - s times what is read of all but the last; of which `first_share` is read of the first alone.
+    With a `last_frame_cap` s below 1, which the paper has not: s times what is read of all memory frames,
+    plus 1 - s times what is read of all but the last; of which `first_share` is read of the first alone.
     """
     padded_picture, (rows, columns) = pad_to_stride(picture)
     query = network.encode_query(padded_picture)
@@ -343,11 +343,11 @@ def segment_alone(
         keys = torch.stack([frame[index][0] for frame in memory], dim=1)  # (Ck, T, h, w)
         values = torch.stack([frame[index][1] for frame in memory], dim=1)  # (Cv, T, h, w)
         read = read_memory(query.key, keys, values)
-        if last_share < 1:
+        if last_frame_cap < 1:
             without = read_memory(query.key, keys[:, :-1], values[:, :-1])
             without *= 1 - first_share
             without += first_share * read_memory(query.key, keys[:, :1], values[:, :1])
-            read = last_share * read + (1 - last_share) * without
+            read = last_frame_cap * read + (1 - last_frame_cap) * without
         y = torch.cat([read, query.value])  # equation 1
         probabilities.append(network.decode(y, query.skips))
     return torch.stack(probabilities)[:, rows, columns]
@@ -359,9 +359,9 @@ def propagate(
     pictures: Iterable[Tensor],
     masks: Tensor,
     rule: str,
-    previous_share: float = 1.0,
-    key_share: float = 0.0,
-    shrink_limit: float = 1.0,
+    previous_frame_cap: float = 1.0,
+    key_weight: float = 0.0,
+    shrink_guard: float = 1.0,
 ) -> Iterator[Tensor]:
     """The whole inference loop (section 3.6): frame 0 has masks, every later frame is segmented in order.
 
@@ -370,9 +370,9 @@ def propagate(
         pictures: (3, H', W') RGB in [0, 1], all of one size, frame 0 first.
         masks: (K, H', W') in [0, 1], of frame 0.
         rule: `first`, `previous`, `first+previous` or `every:N`.
-        previous_share: bound on the previous frame where others are in memory beside it.
-        key_share: of the rest, what is read of frame 0 alone.
-        shrink_limit: an object that would lose more than this share of its area under that bound is read
+        previous_frame_cap: bound on the previous frame where others are in memory beside it.
+        key_weight: of the rest, what is read of frame 0 alone.
+        shrink_guard: an object that would lose more than this share of its area under that bound is read
             without it, if it would lose more than one position's.
 
     Yields:
@@ -387,12 +387,12 @@ def propagate(
             if frame - 1 in read_frames:
                 memory[frame - 1] = memorise(network, previous_picture, previous_masks)
             memory = {f: memory[f] for f in read_frames}
-            share = previous_share if frame - 1 in memory and len(memory) > 1 else 1.0
-            alone = segment_alone(network, picture, list(memory.values()), share, key_share)
+            share = previous_frame_cap if frame - 1 in memory and len(memory) > 1 else 1.0
+            alone = segment_alone(network, picture, list(memory.values()), share, key_weight)
             result = soft_aggregation(alone)
             for index, before in enumerate(previous_masks):
                 lost = before.sum() - result[1 + index].sum()
-                if share < 1 and lost > shrink_limit * before.sum() and lost > STRIDE * STRIDE:
+                if share < 1 and lost > shrink_guard * before.sum() and lost > STRIDE * STRIDE:
                     without = segment_alone(network, picture, list(memory.values()), 1.0, 0.0)
                     alone[index] = without[index]
             result = soft_aggregation(alone)

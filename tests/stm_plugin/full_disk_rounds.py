@@ -33,9 +33,9 @@ torch.set_num_threads(1)
 cv2.setNumThreads(1)
 
 from stm_plugin.cli import main as stm  # noqa: E402
-from stm_plugin.mask import read_mask  # noqa: E402
-from stm_plugin.networks import ready_network  # noqa: E402
-from stm_plugin.plate import Plate  # noqa: E402
+from stm_plugin.images.mask import read_mask  # noqa: E402
+from stm_plugin.images.plate import Plate  # noqa: E402
+from stm_plugin.propagation.networks import ready_network  # noqa: E402
 from stm_plugin.settings import Settings  # noqa: E402
 from tests.stm_plugin.server_process import a_server  # noqa: E402
 

@@ -23,8 +23,8 @@ import torch
 torch.set_num_threads(1)
 cv2.setNumThreads(1)
 
-from stm_plugin.propagate import propagate  # noqa: E402
 from stm_plugin.settings import Settings  # noqa: E402
+from stm_plugin.shot.propagate import propagate  # noqa: E402
 from tests.stm_plugin.small_network import WORKING_SIZE, CountingNetwork, random_network  # noqa: E402
 
 SETTINGS = Settings(working_size=WORKING_SIZE, memory_rule="every:3", colour_space="lin_rec709_scene")

@@ -9,11 +9,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from model.config import network_config
-from model.inference import FastNetwork, Query
-from model.memory import MemoryBank, MemoryEntry, MemoryRule
-from model.network import SpaceTimeMemoryNetwork
-from stm_plugin.engine import Network
+from model.inference.fast_network import FastNetwork, Query
+from model.network.config import network_config
+from model.network.memory import MemoryBank, MemoryEntry, MemoryRule
+from model.network.stm import SpaceTimeMemoryNetwork
+from stm_plugin.propagation.execution import Network
 from stm_plugin.settings import Settings
 
 WORKING_SIZE = 32

@@ -14,13 +14,11 @@ import torch
 from safetensors import safe_open
 from typer.testing import CliRunner
 
-from model.adapt import AdaptOptions
-from model.config import network_config
-from model.network import SpaceTimeMemoryNetwork
-from model.weights import Manifest, save_network
-from stm_plugin.adapt import adaptation_path, read_adaptation_manifest
+from model.network.config import network_config
+from model.network.stm import SpaceTimeMemoryNetwork
+from model.training.adapt import AdaptOptions
+from model.weights_file import Manifest, save_network
 from stm_plugin.cli.main import app
-from stm_plugin.device import LessonForecast
 from stm_plugin.errors import (
     DeviceError,
     KeyframeError,
@@ -31,15 +29,17 @@ from stm_plugin.errors import (
     StoreBusyError,
     WeightsError,
 )
-from stm_plugin.events import Notice
-from stm_plugin.export import MatteWriter
-from stm_plugin.matte import read_matte
-from stm_plugin.plan_values import State
-from stm_plugin.plate import Plate
-from stm_plugin.propagate import propagate
+from stm_plugin.images.matte import read_matte
+from stm_plugin.images.plate import Plate
+from stm_plugin.planning.values import State
+from stm_plugin.propagation.adaptation import adaptation_path, read_adaptation_manifest
+from stm_plugin.propagation.events import Notice
+from stm_plugin.propagation.memory_forecast import AdaptationForecast
 from stm_plugin.settings import Settings
-from stm_plugin.shot import Shot
-from stm_plugin.store import PlateDescription
+from stm_plugin.shot.export import MatteWriter
+from stm_plugin.shot.propagate import propagate
+from stm_plugin.shot.shot import Shot
+from stm_plugin.store.description import PlateDescription
 from stm_plugin.windows import FloatArray
 from tests.conftest import PlateMaker, write_exr
 from tests.stm_plugin.small_network import CountingNetwork
@@ -236,11 +236,11 @@ def test_an_object_too_small_to_learn_from_is_named(shot: Shot) -> None:
 def test_it_says_its_memory_and_refuses_where_there_is_too_little(
     shot: Shot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[LessonForecast] = []
+    said: list[AdaptationForecast] = []
     shot.adapt(OPTIONS, on_forecast=said.append)
     assert len(said) == 1 and said[0].working > 0
     before, settings = shot.adaptation, shot.settings
-    monkeypatch.setattr("stm_plugin.workshop.free_memory", lambda device: 100 << 20)
+    monkeypatch.setattr("stm_plugin.propagation.propagation.free_memory", lambda device: 100 << 20)
     with pytest.raises(DeviceError, match=r"Adapting needs .* cpu has \d+ MB free.*nothing has changed"):
         shot.adapt(OPTIONS)
     assert (shot.adaptation, shot.settings) == (before, settings)

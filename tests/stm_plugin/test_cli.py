@@ -17,7 +17,7 @@ import PyOpenColorIO
 import pytest
 
 from stm_plugin.cli import main
-from stm_plugin.matte import read_matte
+from stm_plugin.images.matte import read_matte
 from stm_plugin.windows import FloatArray, Window
 from tests.conftest import PlateMaker, write_exr
 

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from model.inference import FastNetwork
-from model.pictures import read_labels, write_labels
+from model.data.pictures import read_labels, write_labels
+from model.inference.fast_network import FastNetwork
 from stm_plugin.cli.main import app
 
 FRAMES = 6
@@ -131,10 +131,10 @@ def test_the_papers_read_can_be_measured_beside_the_bounded_one(
         return (out / "per_frame.csv").read_text()
 
     usual = measured()
-    assert measured("--previous-share", "0.5", "--key-share", "0.3", "--shrink-limit", "0.15") == usual
-    assert measured("--previous-share", "1") != usual
-    measured("--key-share", "0.2", "--shrink-limit", "0.4")
-    shares = [(engine.previous_share, engine.key_share, engine.shrink_limit) for engine in engines]
+    assert measured("--previous-frame-cap", "0.5", "--key-weight", "0.3", "--shrink-guard", "0.15") == usual
+    assert measured("--previous-frame-cap", "1") != usual
+    measured("--key-weight", "0.2", "--shrink-guard", "0.4")
+    shares = [(engine.previous_frame_cap, engine.key_weight, engine.shrink_guard) for engine in engines]
     assert shares == [(0.5, 0.3, 0.15), (0.5, 0.3, 0.15), (1.0, 0.3, 0.15), (0.5, 0.2, 0.4)]
 
 

@@ -12,7 +12,8 @@ import OpenImageIO as oiio
 import PyOpenColorIO as ocio
 import pytest
 
-from stm_plugin.colour import (
+from stm_plugin.errors import ColourError
+from stm_plugin.images.colour import (
     BUILT_IN_CONFIG,
     SHOULDER_START,
     ColourConfig,
@@ -21,8 +22,7 @@ from stm_plugin.colour import (
     load_config,
     shoulder,
 )
-from stm_plugin.errors import ColourError
-from stm_plugin.plate import Plate, PlateFrame
+from stm_plugin.images.plate import Plate, PlateFrame
 from stm_plugin.windows import FloatArray, Window
 
 EIGHT_BIT_STEP = 1 / 255
@@ -202,7 +202,7 @@ def test_the_id_is_equal_for_equal_conversions_and_differs_otherwise(config: Col
 
 def test_the_id_is_the_same_in_another_process(config: ColourConfig, repository: Path) -> None:
     code = (
-        "from stm_plugin.colour import *;"
+        "from stm_plugin.images.colour import *;"
         "print(ColourTransform(load_config(), 'ARRI LogC4').id, ColourTransform(load_config(), 'ADX10').id)"
     )
     answer = subprocess.run(

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stm_plugin.cryptomatte import LAYER, channels, metadata, murmur3_32, object_id
-from stm_plugin.matte import write_matte
-from stm_plugin.plate import PlateFrame
+from stm_plugin.images.cryptomatte import LAYER, channels, metadata, murmur3_32, object_id
+from stm_plugin.images.matte import write_matte
+from stm_plugin.images.plate import PlateFrame
 from stm_plugin.windows import FloatArray, Window
 
 

@@ -13,11 +13,11 @@ import OpenImageIO as oiio
 import pytest
 from rich.console import Console
 
-from model.inference import FastNetwork
-from model.weights import load_network
-from stm_plugin import demo
-from stm_plugin.demo import Round, run_demo
-from stm_plugin.demo_plate import PlateSettings
+from model.inference.fast_network import FastNetwork
+from model.weights_file import load_network
+from stm_plugin.demo import demo
+from stm_plugin.demo.demo import Round, run_demo
+from stm_plugin.demo.plate import PlateSettings
 from stm_plugin.settings import Settings
 
 PLATE = PlateSettings(

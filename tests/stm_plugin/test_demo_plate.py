@@ -9,7 +9,7 @@ import numpy as np
 import OpenEXR
 import pytest
 
-from stm_plugin.demo_plate import (
+from stm_plugin.demo.plate import (
     CUP_CENTRE,
     DemoPlate,
     PlateSettings,

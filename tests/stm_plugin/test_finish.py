@@ -9,10 +9,16 @@ import cv2
 import numpy as np
 import pytest
 
-from stm_plugin.finish import Guide, Places, finish
+from stm_plugin.finishing.guided import Guide, Places, finish
+from stm_plugin.images.working_picture import (
+    WorkingGeometry,
+    inside_region,
+    to_plate,
+    to_working,
+    working_geometry,
+)
 from stm_plugin.settings import FinishSettings
 from stm_plugin.windows import FloatArray, Window
-from stm_plugin.working import WorkingGeometry, inside_region, to_plate, to_working, working_geometry
 
 WINDOW = Window(-8, -6, 400, 300)
 SETTINGS = FinishSettings()

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from stm_plugin.fusion import distance_weight, fuse, share_pixels
+from stm_plugin.propagation.fusion import distance_weight, fuse, share_pixels
 
 probabilities = arrays(np.float32, (3, 4), elements=st.floats(0, 1, width=32))
 

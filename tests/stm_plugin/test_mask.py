@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from stm_plugin.errors import MaskError
-from stm_plugin.mask import MaskImage, MaskMode, mask_hash, read_mask
+from stm_plugin.images.mask import MaskImage, MaskMode, mask_hash, read_mask
 from stm_plugin.windows import FloatArray, Window
 from tests.conftest import write_image
 

@@ -14,11 +14,11 @@ import OpenEXR
 import OpenImageIO as oiio
 import pytest
 
-from stm_plugin import images
 from stm_plugin.errors import MatteError
-from stm_plugin.mask import read_mask
-from stm_plugin.matte import channel_name, layer_names, read_matte, union_matte, write_matte
-from stm_plugin.plate import Plate, PlateFrame
+from stm_plugin.images import writer as images
+from stm_plugin.images.mask import read_mask
+from stm_plugin.images.matte import channel_name, layer_names, read_matte, union_matte, write_matte
+from stm_plugin.images.plate import Plate, PlateFrame
 from stm_plugin.windows import FloatArray, Window
 
 DATA = Window(-3, -2, 38, 27)
@@ -258,8 +258,8 @@ import numpy as np
 from pathlib import Path
 from stm_plugin import images
 from stm_plugin.errors import MatteError
-from stm_plugin.matte import write_matte
-from stm_plugin.plate import PlateFrame
+from stm_plugin.images.matte import write_matte
+from stm_plugin.images.plate import PlateFrame
 from stm_plugin.windows import Window
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 window = Window(0, 0, 512, 512)

@@ -10,7 +10,7 @@ import OpenImageIO as oiio
 import pytest
 
 from stm_plugin.errors import MatteError
-from stm_plugin.overlay import (
+from stm_plugin.images.overlay import (
     OBJECT_COLOURS,
     ByteArray,
     OverlayWriter,

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stm_plugin.errors import KeyframeError, PlateError
-from stm_plugin.plan import make_plan, record_of, spans
-from stm_plugin.plan_values import (
+from stm_plugin.planning.plan import make_plan, record_of, spans
+from stm_plugin.planning.values import (
     ComputeStep,
     Direction,
     Facts,

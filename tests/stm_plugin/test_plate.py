@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stm_plugin.errors import PlateError
-from stm_plugin.movie import rational_rate
-from stm_plugin.picture_file import open_image, reason_of
-from stm_plugin.plate import Plate, PlateFrame
+from stm_plugin.images.movie import rational_rate
+from stm_plugin.images.picture_file import open_image, reason_of
+from stm_plugin.images.plate import Plate, PlateFrame
 from stm_plugin.windows import FloatArray, Window, place
 from tests.conftest import write_image
 

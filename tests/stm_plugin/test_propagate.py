@@ -15,15 +15,15 @@ import numpy as np
 import OpenImageIO as oiio
 import pytest
 
-from stm_plugin import export
-from stm_plugin.delivery import FRAMES_WAITING
 from stm_plugin.errors import KeyframeError, MaskError, MatteError, PropagationCancelled, StoreError
-from stm_plugin.events import Event, FrameFinished
-from stm_plugin.export import MatteWriter
-from stm_plugin.matte import MatteImage, read_matte
-from stm_plugin.plate import Plate
-from stm_plugin.propagate import Summary, default_shot_folder, propagate
+from stm_plugin.images.matte import MatteImage, read_matte
+from stm_plugin.images.plate import Plate
+from stm_plugin.propagation.events import Event, FrameFinished
+from stm_plugin.propagation.finishing_queue import FRAMES_WAITING
 from stm_plugin.settings import Settings
+from stm_plugin.shot import export
+from stm_plugin.shot.export import MatteWriter
+from stm_plugin.shot.propagate import Summary, default_shot_folder, propagate
 from tests.stm_plugin.small_network import WORKING_SIZE, CountingNetwork
 
 SETTINGS = Settings(working_size=WORKING_SIZE, memory_rule="every:3", colour_space="lin_rec709_scene")

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from model.memory import MemoryRule
-from stm_plugin.fusion import distance_weight
-from stm_plugin.networks import ready_network
+from model.network.memory import MemoryRule
+from stm_plugin.propagation.fusion import distance_weight
+from stm_plugin.propagation.networks import ready_network
 from stm_plugin.settings import FinishSettings, Settings
-from stm_plugin.shot import Shot
-from stm_plugin.store import PlateDescription
+from stm_plugin.shot.shot import Shot
+from stm_plugin.store.description import PlateDescription
 from stm_plugin.windows import FloatArray
 
 FIRST, LAST = 10, 18

@@ -10,8 +10,13 @@ import numpy as np
 import pytest
 
 from stm_plugin.errors import MatteError, PlateError
-from stm_plugin.movie import MovieReader
-from stm_plugin.sequence import describe_frames, output_sequence, parse_frame_range, parse_sequence
+from stm_plugin.images.movie import MovieReader
+from stm_plugin.images.sequence import (
+    describe_frames,
+    output_sequence,
+    parse_frame_range,
+    parse_sequence,
+)
 
 MOVIE_FRAMES = 40
 

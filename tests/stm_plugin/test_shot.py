@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from model.config import network_config
-from model.inference import Query
-from model.memory import MemoryBank
+from model.inference.fast_network import Query
+from model.network.config import network_config
+from model.network.memory import MemoryBank
 from stm_plugin.errors import (
     DeviceError,
     KeyframeError,
@@ -26,7 +26,8 @@ from stm_plugin.errors import (
     StoreBusyError,
     StoreFullError,
 )
-from stm_plugin.events import (
+from stm_plugin.planning.values import Request, State
+from stm_plugin.propagation.events import (
     DamageFound,
     Event,
     FrameComputed,
@@ -36,10 +37,10 @@ from stm_plugin.events import (
     PlateChanged,
     Progress,
 )
-from stm_plugin.plan_values import Request, State
 from stm_plugin.settings import KeysInMemory, Settings
-from stm_plugin.shot import Shot
-from stm_plugin.store import PlateDescription, ProbabilityArray
+from stm_plugin.shot.shot import Shot
+from stm_plugin.store.description import PlateDescription
+from stm_plugin.store.store import ProbabilityArray
 from stm_plugin.windows import FloatArray, Window
 from tests.stm_plugin.small_network import WORKING_SIZE, CountingNetwork
 
@@ -176,14 +177,16 @@ def test_settings_make_stale_what_depends_on_them(desk: Desk) -> None:
     assert calls["query"] == 0 and calls["read and decode"] == 11
 
 
-@pytest.mark.parametrize("otherwise", [{"previous_share": 1.0}, {"key_share": 0.0}, {"shrink_limit": 1.0}])
+@pytest.mark.parametrize(
+    "otherwise", [{"previous_frame_cap": 1.0}, {"key_weight": 0.0}, {"shrink_guard": 1.0}]
+)
 def test_a_network_that_reads_otherwise_makes_mattes_stale_but_not_features(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, otherwise: dict[str, float]
 ) -> None:
     desk.shot.add_key(1001, {"chair": LEFT})
     with monkeypatch.context() as before:
         config = replace(network_config("stm-lite"), **otherwise)  # type: ignore[arg-type]
-        before.setattr("stm_plugin.workshop.network_config", lambda name: config)
+        before.setattr("stm_plugin.propagation.propagation.network_config", lambda name: config)
         desk.run()
     assert "the share of the previous frame changed" in str(desk.shot.status().dirty[0])
     calls = desk.run()
@@ -494,7 +497,7 @@ def test_too_little_memory_lowers_the_cap_with_a_word_and_keeps_it_lowered(
     desk.shot.add_key(1001, {"chair": LEFT})
     needed = desk.shot.forecast(desk.shot.plan()).forecast
     short = int((needed.fixed + needed.working + needed.bank * 0.8) / 0.85)
-    monkeypatch.setattr("stm_plugin.workshop.free_memory", lambda device: short)
+    monkeypatch.setattr("stm_plugin.propagation.propagation.free_memory", lambda device: short)
     summary = desk.shot.propagate(on_event=desk.events.append)
     assert "The memory cap was lowered from 20 to" in summary.notices[0]
     assert any(isinstance(event, Notice) for event in desk.events)
@@ -503,7 +506,7 @@ def test_too_little_memory_lowers_the_cap_with_a_word_and_keeps_it_lowered(
     assert desk.shot.settings.memory_cap < 20
     assert desk.shot.status().network_frames == 0
 
-    monkeypatch.setattr("stm_plugin.workshop.free_memory", lambda device: 1 << 20)
+    monkeypatch.setattr("stm_plugin.propagation.propagation.free_memory", lambda device: 1 << 20)
     with pytest.raises(DeviceError, match="needs at least"):
         desk.run()
 

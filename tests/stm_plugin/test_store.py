@@ -16,27 +16,24 @@ import numpy as np
 import pytest
 
 from stm_plugin.errors import StoreBusyError, StoreError
-from stm_plugin.files import (
+from stm_plugin.files.journal import Journal
+from stm_plugin.files.whole import (
     DamagedFileError,
-    Journal,
     looks_whole,
     read_sealed,
     write_atomically,
     write_sealed,
 )
-from stm_plugin.plan_values import FrameRecord, KeyMask
+from stm_plugin.planning.values import FrameRecord, KeyMask
 from stm_plugin.settings import Settings
-from stm_plugin.store import (
+from stm_plugin.store.description import (
     SCHEMA,
     PlateDescription,
     ShotDescription,
     ShotObject,
-    ShotStore,
     StoredKey,
-    dequantise,
-    list_shots,
-    quantise,
 )
+from stm_plugin.store.store import ShotStore, dequantise, list_shots, quantise
 from stm_plugin.windows import Window
 
 DESCRIPTION = ShotDescription(
@@ -199,7 +196,7 @@ def test_a_read_only_folder_can_be_read_and_refuses_changes_in_words() -> None:
     code = """
         import os, sys
         from stm_plugin.errors import StoreError
-        from stm_plugin.store import ShotStore
+        from stm_plugin.store.store import ShotStore
         if os.getuid() == 0:
             os.setuid(65534)  # root is above permissions
         store = ShotStore.open(sys.argv[1])
@@ -224,7 +221,7 @@ def test_a_read_only_folder_can_be_read_and_refuses_changes_in_words() -> None:
 HOLD = """
     import sys
     from pathlib import Path
-    from stm_plugin.lock import StoreLock
+    from stm_plugin.files.lock import StoreLock
     lock = StoreLock(Path(sys.argv[1]) / "LOCK")
     lock.acquire()
     print("held", flush=True)

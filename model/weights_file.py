@@ -1,0 +1,269 @@
+"""Weights files: safetensors with a manifest that says what they are; no pickle is ever executed.
+
+A weights file carries its manifest in its own metadata (without its sha256, which a file cannot hold of
+itself); shipped weights have it beside them as JSON as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from model.network.config import network_config
+from model.network.stm import SpaceTimeMemoryNetwork
+
+SHIPPED = Path(__file__).parent / "weights"
+"""Folder of the weights that come with the project."""
+
+DEFAULT_WEIGHTS = "stm-lite"
+
+PUBLISHED_LICENCE = "non-commercial (CC BY-NC-SA 4.0, as the authors of STM state for their released weights)"
+PUBLISHED_DATA = ("stills (saliency and segmentation sets) and DAVIS-2017 / YouTube-VOS, as the paper says",)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a weights file says of itself.
+
+    Args:
+        name: short name shown to people.
+        architecture: name of a registered network configuration.
+        licence: under which the weights may be used, in words.
+        data: what they were trained on, one entry per set, with its licence.
+        recipe: how they were trained, in words.
+        scores: measured quality, name to value.
+        sha256: of the weights file; also the weights' identity in every content address.
+    """
+
+    name: str
+    architecture: str
+    licence: str
+    data: tuple[str, ...] = ()
+    recipe: str = ""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    sha256: str = ""
+
+    @property
+    def id(self) -> str:
+        """Identity of the weights: the file's sha256."""
+        return self.sha256
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Manifest:
+        """The inverse of `to_dict`; unknown names are left out, so that older programs read newer
+        manifests."""
+        known = {k: v for k, v in values.items() if k in cls.__dataclass_fields__}
+        return cls(**{**known, "data": tuple(known.get("data", ()))})
+
+
+class WeightsFileError(ValueError):
+    """A weights file cannot be used; the message says which and why."""
+
+
+def shipped_weights() -> list[Path]:
+    """The weights files that come with the project."""
+    return sorted(SHIPPED.glob("*.safetensors"))
+
+
+def find_weights(name: str | Path) -> Path:
+    """The file of a shipped name, or the given path.
+
+    Raises:
+        WeightsFileError: if there is neither.
+    """
+    shipped = SHIPPED / f"{name}.safetensors"
+    if shipped.is_file():
+        return shipped
+    path = Path(name)
+    if path.is_file():
+        return path
+    names = ", ".join(p.stem for p in shipped_weights()) or "none"
+    raise WeightsFileError(f"{name}: no such weights; give a file, or one of the shipped names ({names})")
+
+
+def load_network(name: str | Path = DEFAULT_WEIGHTS) -> tuple[SpaceTimeMemoryNetwork, Manifest]:
+    """A network in fp32 with the weights of a safetensors file, or of a `.pth` as the authors of STM released
+    it.
+
+    Raises:
+        WeightsFileError: if the file is not there, is damaged, is not a weights file, or does not fit its
+            architecture.
+    """
+    path = find_weights(name)
+    if path.suffix in (".pth", ".pt"):
+        state, manifest = read_published(path)
+    else:
+        state, manifest = _read_safetensors(path)
+    try:
+        network = SpaceTimeMemoryNetwork(network_config(manifest.architecture))
+    except ValueError as error:
+        raise WeightsFileError(f"{path}: {error}; a newer version may know it") from None
+    try:
+        network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+    except RuntimeError as error:
+        raise WeightsFileError(f"{path}: does not fit {manifest.architecture}: {error}") from None
+    return network.eval(), manifest
+
+
+def read_manifest(name: str | Path = DEFAULT_WEIGHTS) -> Manifest:
+    """The manifest alone, without building the network.
+
+    Raises:
+        WeightsFileError: as `load_network`.
+    """
+    path = find_weights(name)
+    return read_published(path)[1] if path.suffix in (".pth", ".pt") else _read_safetensors_manifest(path)
+
+
+def save_network(
+    network: SpaceTimeMemoryNetwork, manifest: Manifest, path: Path, *, half: bool = True
+) -> Manifest:
+    """Writes a weights file and its manifest beside it (`.json`).
+
+    Args:
+        half: floating-point tensors as fp16, which halves the file.
+
+    Returns:
+        The manifest with the file's sha256.
+    """
+    state = {
+        k: (v.half() if half and v.is_floating_point() else v).contiguous().cpu().clone()
+        for k, v in network.state_dict().items()
+    }
+    _save_state(state, manifest, path)
+    path.chmod(0o644)  # safetensors makes it private; installed weights are for every user of a machine
+    manifest = replace(manifest, sha256=_sha256(path))
+    path.with_suffix(".json").write_text(json.dumps(manifest.to_dict(), indent=2) + "\n")
+    return manifest
+
+
+def convert_published(pth: Path, path: Path) -> Manifest:
+    """Turns the released `.pth` into a safetensors file in fp32, with its manifest beside it.
+
+    Raises:
+        WeightsFileError: as `load_network`.
+    """
+    network, manifest = load_network(pth)
+    return save_network(network, replace(manifest, sha256=""), path, half=False)
+
+
+def read_published(path: Path) -> tuple[dict[str, Tensor], Manifest]:
+    """State dict, by our names, and manifest of a `.pth` in the naming of the released weights (`stm-r50`).
+
+    A `module.` prefix may stand before each name. The file is read without executing pickled code.
+
+    Raises:
+        WeightsFileError: if it is not a plain state dict of tensors, or a name is unknown or missing.
+    """
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise WeightsFileError(
+            f"{path}: cannot be read as plain tensors, and nothing else is read from it "
+            f"(code inside a weights file is never run): {str(error).splitlines()[0]}"
+        ) from None
+    if isinstance(loaded, dict) and "state_dict" in loaded:
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
+        raise WeightsFileError(f"{path}: is not a state dict of tensors")
+    network = SpaceTimeMemoryNetwork(network_config("stm-r50"))
+    expected = network.state_dict()
+    state: dict[str, Tensor] = {}
+    unknown = []
+    for name, tensor in loaded.items():
+        ours = from_published_name(str(name).removeprefix("module."))
+        if ours in expected:
+            state[ours] = (
+                tensor.reshape(expected[ours].shape) if tensor.numel() == expected[ours].numel() else tensor
+            )
+        else:
+            unknown.append(str(name))
+    missing = [k for k in expected if k not in state and not k.endswith("num_batches_tracked")]
+    if unknown or missing:
+        raise WeightsFileError(
+            f"{path}: is not the released STM network: {len(missing)} tensors missing "
+            f"(first: {missing[:1]}), {len(unknown)} unknown (first: {unknown[:1]})"
+        )
+    for name, tensor in expected.items():
+        state.setdefault(name, tensor)
+    manifest = Manifest(
+        name=path.stem,
+        architecture="stm-r50",
+        licence=PUBLISHED_LICENCE,
+        data=PUBLISHED_DATA,
+        recipe="as published (Oh et al., ICCV 2019)",
+        sha256=_sha256(path),
+    )
+    return state, manifest
+
+
+_PUBLISHED_NAMES = (
+    (r"^Encoder_M\.conv1_m\.", "memory_encoder.mask_stem."),
+    (r"^Encoder_M\.conv1_o\.", "memory_encoder.others_stem."),
+    (r"^Encoder_M\.(mean|std)$", r"memory_encoder.normalise.\1"),
+    (r"^Encoder_M\.", "memory_encoder.trunk."),
+    (r"^Encoder_Q\.(mean|std)$", r"query_encoder.normalise.\1"),
+    (r"^Encoder_Q\.", "query_encoder.trunk."),
+    (r"^KV_M_r4\.Key\.", "memory_key_value.key."),
+    (r"^KV_M_r4\.Value\.", "memory_key_value.value."),
+    (r"^KV_Q_r4\.Key\.", "query_key_value.key."),
+    (r"^KV_Q_r4\.Value\.", "query_key_value.value."),
+    (r"^Decoder\.convFM\.", "decoder.conv."),
+    (r"^Decoder\.ResMM\.", "decoder.residual."),
+    (r"^Decoder\.RF3\.convFS\.", "decoder.refine_eighth.skip_conv."),
+    (r"^Decoder\.RF3\.ResFS\.", "decoder.refine_eighth.skip_residual."),
+    (r"^Decoder\.RF3\.ResMM\.", "decoder.refine_eighth.residual."),
+    (r"^Decoder\.RF2\.convFS\.", "decoder.refine_quarter.skip_conv."),
+    (r"^Decoder\.RF2\.ResFS\.", "decoder.refine_quarter.skip_residual."),
+    (r"^Decoder\.RF2\.ResMM\.", "decoder.refine_quarter.residual."),
+    (r"^Decoder\.pred2\.", "decoder.predict."),
+)
+
+
+def from_published_name(name: str) -> str:
+    """A tensor name of the released weights in our naming; an unknown name comes back unchanged."""
+    for pattern, ours in _PUBLISHED_NAMES:
+        renamed, count = re.subn(pattern, ours, name)
+        if count:
+            return renamed
+    return name
+
+
+def _save_state(state: dict[str, Tensor], manifest: Manifest, path: Path) -> None:
+    stated = {k: v for k, v in manifest.to_dict().items() if k != "sha256"}
+    save_file(state, path, metadata={"manifest": json.dumps(stated)})
+
+
+def _read_safetensors_manifest(path: Path) -> Manifest:
+    try:
+        with safe_open(path, framework="pt") as stream:
+            metadata = stream.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise WeightsFileError(f"{path}: is damaged, or is not a safetensors file: {error}") from None
+    if "manifest" not in metadata:
+        raise WeightsFileError(f"{path}: carries no manifest, so its architecture and licence are unknown")
+    return replace(Manifest.from_dict(json.loads(metadata["manifest"])), sha256=_sha256(path))
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Manifest]:
+    manifest = _read_safetensors_manifest(path)
+    with safe_open(path, framework="pt") as stream:
+        return {name: stream.get_tensor(name) for name in stream.keys()}, manifest  # noqa: SIM118
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,261 @@
+"""Finishing: from a probability at working size to a soft matte at plate resolution.
+
+A guided filter (He, Sun, Tang: Guided Image Filtering, 2010; Fast Guided Filter, 2015) is fitted at working
+size, with the working picture as its guide, and its local linear model is applied to the plate's own pixels:
+edges land where the plate has them. It counts as far as the plate explains the probability's detail: where
+the plate shows no edge it would only blur, and the plain enlargement stays. Then the transition, which the
+network spreads over its stride, is made steeper. Only a band around unsure pixels is looked at, in the plate
+too: its colours are asked for pixel by pixel. Elsewhere the matte is exactly 0 or 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from stm_plugin.images.working_picture import (
+    WorkingGeometry,
+    inside_region,
+    to_plate,
+    to_working_points,
+)
+from stm_plugin.settings import FinishSettings
+from stm_plugin.windows import FloatArray, Window
+
+VERSION = 2
+"""Enters the address of every matte; raise it when the same probabilities give another matte."""
+
+
+_LEAST_DETAIL = 1e-4
+"""Squared detail of the probability in a window below which there is no edge worth explaining."""
+
+
+_REACH = 2
+"""Radii that a refined pixel looks far: its model, and the model's average."""
+_POINTS_ABREAST = 1024
+"""OpenCV looks up points that are laid out as a picture; this is its width."""
+
+Places = npt.NDArray[np.intp]
+"""Pixels of a picture as places in its flat array, (N,)."""
+
+
+@dataclass(frozen=True)
+class Guide:
+    """What the edges of a matte follow: one frame in display-referred sRGB.
+
+    Attributes:
+        working: (3, h, w), the working picture.
+        colours: gives the plate's colours (N, 3) at places of `window`.
+        window: the frame's data window.
+    """
+
+    working: FloatArray
+    colours: Callable[[Places], FloatArray]
+    window: Window
+
+
+def finish(
+    probability: FloatArray, guide: Guide, geometry: WorkingGeometry, settings: FinishSettings
+) -> FloatArray:
+    """One object's matte over the frame's data window.
+
+    Args:
+        probability: (h, w) in [0, 1] at working size.
+
+    Returns:
+        float32 (H, W) in [0, 1]: exactly 0 or 1 where the network is sure, 0 outside the region.
+    """
+    clean = _steeper(probability, 1.0, settings.sure)
+    matte = to_plate(clean, guide.window, geometry)
+    unsure = _unsure(clean) if settings.enabled else None
+    if unsure is not None and unsure.any():
+        reach = _REACH * settings.radius + 1
+        rows, columns = _plate_pixels(_dilated(unsure, reach), guide.window, geometry)
+        box = _box_around(unsure, reach + 4 * settings.radius)  # windows, means, detail, the trust in it
+        band = _dilated(unsure, reach + settings.radius)[box]
+        model, trust = trusted_model(
+            guide.working[:, *box], clean[box], band, settings.radius, settings.epsilon
+        )
+        flat = matte.reshape(-1)
+        places = rows * guide.window.width + columns
+        x, y = _working_points(rows, columns, guide.window, geometry)
+        x, y = x - box[1].start, y - box[0].start
+        refined, shares = flat[places], _looked_up(trust, x, y)
+        some = np.flatnonzero(shares)  # where the model has a say
+        colours = guide.colours(places[some])
+        refined[some] = _refined(refined[some], _looked_up(model, x[some], y[some]), shares[some], colours)
+        flat[places] = _steeper(refined, settings.sharpness, settings.sure)
+    return inside_region(matte, guide.window, geometry)
+
+
+def _refined(plain: FloatArray, model: FloatArray, shares: FloatArray, colours: FloatArray) -> FloatArray:
+    """The matte (N,) at N plate pixels: the local model of their colours, as far as it is trusted.
+
+    Args:
+        plain: (N,), the plain enlargement.
+        model: (N, 4), slopes and offset, times the trust.
+        shares: (N,), the trust.
+        colours: (N, 3), of the plate.
+    """
+    refined = plain * (1.0 - shares) + model[:, 3]
+    refined += np.einsum("nc,nc->n", model[:, :3], colours)
+    return np.asarray(refined, dtype=np.float32)
+
+
+def _looked_up(values: FloatArray, x: FloatArray, y: FloatArray) -> FloatArray:
+    """Working values (h, w[, C]) at the points x, y (N,), bilinear; those of the border go on beyond it."""
+    count = x.size
+    if not count:
+        return np.zeros((0, *values.shape[2:]), np.float32)
+    padding = (0, -count % _POINTS_ABREAST)
+    across, down = (np.pad(one, padding).reshape(-1, _POINTS_ABREAST) for one in (x, y))
+    found = cv2.remap(values, across, down, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(found, dtype=np.float32).reshape(-1, *values.shape[2:])[:count]
+
+
+def trusted_model(
+    guide: FloatArray, values: FloatArray, band: npt.NDArray[np.uint8], radius: int, epsilon: float
+) -> tuple[FloatArray, FloatArray]:
+    """The guided filter's local model, values ~ slopes . guide + offset, and how far it may be trusted.
+
+    The model of a window is fitted to it and averaged over all windows that a pixel lies in. The trust is the
+    share of the local detail of `values` that the guide explains; detail is what a blur of the model's size
+    loses. Away from edges there is none, and the trust is 0, so that the model touches nothing there.
+
+    Window means are taken everywhere, as that is fast; the rest on the band alone.
+
+    Args:
+        guide: (3, h, w) in [0, 1].
+        values: (h, w).
+        band: (h, w), not 0 where the answer is wanted and `radius` around it.
+        epsilon: variance of the guide below which a window counts as flat.
+
+    Returns:
+        (h, w, 4): the slopes of the three channels and the offset, times the trust; (h, w): the trust in
+        [0, 1]. Both 0 off the band.
+    """
+    places = np.flatnonzero(band)
+    r, g, b = guide
+    pairs = ((r, r), (r, g), (r, b), (g, g), (g, b), (b, b), (r, values), (g, values), (b, values))
+    # One after the other, so that they stay in the processor's cache: the means (13, N) of r, g, b and the
+    # values v; of rr, rg, rb, gg, gb, bb; of rv, gv, bv.
+    means = [_mean_at(one, radius, places) for one in (r, g, b, values)]
+    product = np.empty_like(values)
+    means += [_mean_at(np.multiply(a, b, out=product), radius, places) for a, b in pairs]
+    coefficients = _fitted(means, epsilon)  # (4, N)
+    on_band = np.zeros(band.shape, np.float32)  # for one after the other: off the band it stays 0
+    model = np.stack([_mean_at(_put(one, places, on_band), radius, places) for one in coefficients])
+
+    colours = np.stack([one[band > 0] for one in guide])  # (3, N)
+    fitted = model[3] + np.einsum("cn,cn->n", colours, model[:3])
+    errors = np.square(np.clip(fitted, 0, 1) - values.reshape(-1)[places])
+    unexplained = _mean_at(_put(errors, places, on_band), radius, places)
+    blurred = _mean(_mean(values, radius), radius)
+    detail = _mean_at(np.square(np.subtract(blurred, values, out=product), out=product), radius, places)
+    share = 1.0 - unexplained / np.maximum(detail, np.float32(_LEAST_DETAIL))
+    trust = np.where(detail > 0, np.clip(share, 0.0, 1.0), np.float32(0.0))
+    model *= trust
+    maps = np.zeros((*band.shape, 4), np.float32)
+    maps.reshape(-1, 4)[places] = model.T
+    return maps, _put(trust, places, on_band)
+
+
+def _fitted(means: list[FloatArray], epsilon: float) -> FloatArray:
+    """(4, N): slopes and offset of the least-squares fit, from the 13 means (N,)."""
+    r, g, b, value = means[:4]
+    # The symmetric covariance matrix of the guide, and the guide's covariance with the values
+    rr, rg, rb = means[4] - r * r + epsilon, means[5] - r * g, means[6] - r * b
+    gg, gb, bb = means[7] - g * g + epsilon, means[8] - g * b, means[9] - b * b + epsilon
+    rv, gv, bv = means[10] - r * value, means[11] - g * value, means[12] - b * value
+    # slope = inverse(covariance matrix) . covariance, by cofactors
+    i_rr, i_rg, i_rb = gg * bb - gb * gb, gb * rb - rg * bb, rg * gb - gg * rb
+    i_gg, i_gb, i_bb = rr * bb - rb * rb, rb * rg - rr * gb, rr * gg - rg * rg
+    scale = 1.0 / np.maximum(rr * i_rr + rg * i_rg + rb * i_rb, np.float32(epsilon**3))
+    fitted = np.empty((4, r.size), np.float32)
+    fitted[0] = (i_rr * rv + i_rg * gv + i_rb * bv) * scale
+    fitted[1] = (i_rg * rv + i_gg * gv + i_gb * bv) * scale
+    fitted[2] = (i_rb * rv + i_gb * gv + i_bb * bv) * scale
+    fitted[3] = value - fitted[0] * r - fitted[1] * g - fitted[2] * b
+    return fitted
+
+
+def _put(values: FloatArray, places: Places, picture: FloatArray) -> FloatArray:
+    """The picture (h, w) itself, with values (N,) at their places."""
+    picture.reshape(-1)[places] = values
+    return picture
+
+
+def _mean_at(values: FloatArray, radius: int, places: Places) -> FloatArray:
+    """(N,): means over square windows at places of a picture (h, w)."""
+    means: FloatArray = _mean(values, radius).reshape(-1)[places]
+    return means
+
+
+def _mean(values: FloatArray, radius: int) -> FloatArray:
+    """Means over square windows, (h, w)."""
+    side = (2 * radius + 1, 2 * radius + 1)
+    means = cv2.boxFilter(np.ascontiguousarray(values), cv2.CV_32F, side, borderType=cv2.BORDER_REFLECT)
+    return np.asarray(means, dtype=np.float32)
+
+
+def _steeper(values: FloatArray, sharpness: float, sure: float) -> FloatArray:
+    """Contrast around 0.5; what is within `sure` of 0 or 1 becomes exactly 0 or 1."""
+    stretch = np.float32(sharpness / (1.0 - 2.0 * sure))
+    steep: FloatArray = values * stretch
+    steep += np.float32(0.5) - np.float32(0.5) * stretch
+    return np.clip(steep, 0.0, 1.0, out=steep)
+
+
+def _unsure(clean: FloatArray) -> npt.NDArray[np.uint8]:
+    """(h, w): 1 where a working pixel is not exactly as its neighbours are, else 0."""
+    gradient = cv2.morphologyEx(clean, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
+    return (np.asarray(gradient) > 0).view(np.uint8)
+
+
+def _dilated(band: npt.NDArray[np.uint8], reach: int) -> npt.NDArray[np.uint8]:
+    """A band (h, w), wider by some pixels on either side."""
+    return np.asarray(cv2.dilate(band, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)), dtype=np.uint8)
+
+
+def _box_around(band: npt.NDArray[np.uint8], spare: int) -> tuple[slice, slice]:
+    """Rows and columns that hold a band, with some to spare."""
+    left, top, width, height = cv2.boundingRect(band)
+    rows = slice(max(0, top - spare), min(band.shape[0], top + height + spare))
+    columns = slice(max(0, left - spare), min(band.shape[1], left + width + spare))
+    return rows, columns
+
+
+def _plate_pixels(
+    band: npt.NDArray[np.uint8], window: Window, geometry: WorkingGeometry
+) -> tuple[Places, Places]:
+    """The plate pixels that lie on a band of working pixels: rows and columns (N,) in `window`."""
+    left, top, width, height = cv2.boundingRect(band)
+    target = window.intersection(_on_plate(left, top, width, height, geometry))
+    if target is None:
+        return np.zeros(0, np.intp), np.zeros(0, np.intp)
+    rows = (np.arange(target.y, target.bottom) - geometry.region.y + 0.5) / geometry.scale_y
+    columns = (np.arange(target.x, target.right) - geometry.region.x + 0.5) / geometry.scale_x
+    lines = band.take(rows.astype(np.intp), axis=0, mode="clip")
+    found = cv2.findNonZero(lines.take(columns.astype(np.intp), axis=1, mode="clip"))
+    x, y = np.zeros((2, 0), np.intp) if found is None else found.reshape(-1, 2).T.astype(np.intp)
+    return y + (target.y - window.y), x + (target.x - window.x)
+
+
+def _working_points(
+    rows: Places, columns: Places, window: Window, geometry: WorkingGeometry
+) -> tuple[FloatArray, FloatArray]:
+    """Where plate pixels lie in the working picture: x and y (N,), pixel centres at whole numbers."""
+    across, _ = to_working_points(np.arange(window.width), np.zeros(1), window, geometry)
+    _, down = to_working_points(np.zeros(1), np.arange(window.height), window, geometry)
+    return across[columns], down[rows]
+
+
+def _on_plate(left: int, top: int, width: int, height: int, geometry: WorkingGeometry) -> Window:
+    """The plate pixels whose centres lie in a box of working pixels."""
+    x, y = round(left * geometry.scale_x), round(top * geometry.scale_y)
+    right, bottom = round((left + width) * geometry.scale_x), round((top + height) * geometry.scale_y)
+    return Window(geometry.region.x + x, geometry.region.y + y, right - x, bottom - y)

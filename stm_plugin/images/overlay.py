@@ -1,0 +1,280 @@
+"""Pictures for people: the matte over the plate, contact sheets, overlay sequences and movies."""
+
+from __future__ import annotations
+
+import math
+import os
+import uuid
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import OpenImageIO as oiio
+
+from stm_plugin.errors import MatteError
+from stm_plugin.images.sequence import output_sequence
+from stm_plugin.images.writer import image_error, probe_disk, remove_quietly, write_image
+from stm_plugin.windows import FloatArray
+
+ByteArray = npt.NDArray[np.uint8]
+
+OBJECT_COLOURS: tuple[tuple[int, int, int], ...] = (
+    (255, 64, 64),
+    (64, 160, 255),
+    (255, 208, 0),
+    (64, 224, 96),
+    (224, 96, 255),
+    (255, 144, 32),
+    (0, 224, 224),
+    (255, 128, 192),
+)
+"""R, G, B of the objects in their order: told apart on skin, sky and leaves."""
+PICTURE_KINDS = frozenset({".png", ".jpg", ".jpeg"})
+MOVIE_CODECS = {".mp4": "mp4v", ".mov": "mp4v", ".m4v": "mp4v", ".avi": "MJPG", ".mkv": "mp4v"}
+DEFAULT_NAME = "overlay.####.jpg"
+DEFAULT_FPS = 24.0
+
+_TINT = 0.45
+_EDGE = 0.5  # where the outline runs
+_LINE_PER_HEIGHT = 1 / 540  # an outline is two pixels wide in HD
+_JPEG_QUALITY = "jpeg:92"
+_GAP = 6
+_LABEL_HEIGHT = 26
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+_FONT_SCALE = 0.55
+_SHEET_COLOUR = 24
+_LABEL_COLOUR = (208, 208, 208)
+_KEY_COLOUR = (255, 208, 0)
+_MAX_COLUMNS = 4
+
+
+def overlay_picture(picture: FloatArray, mattes: Mapping[str, FloatArray]) -> ByteArray:
+    """Lay each object over the picture, tinted and outlined in a colour of its own.
+
+    Args:
+        picture: float32 (H, W, 3) in [0, 1], display-referred.
+        mattes: object name -> float32 (H, W) in [0, 1].
+
+    Returns:
+        uint8 (H, W, 3).
+    """
+    tinted = np.clip(picture, 0.0, 1.0).astype(np.float32)
+    for colour, matte in zip(_colours(len(mattes)), mattes.values(), strict=True):
+        if matte.shape != picture.shape[:2]:
+            raise ValueError(f"a matte {matte.shape} does not fit the picture {picture.shape}")
+        share = (_TINT * np.clip(matte, 0.0, 1.0))[..., None]
+        tinted += share * (np.asarray(colour, np.float32) / 255 - tinted)
+    result = np.ascontiguousarray(np.rint(tinted * 255), dtype=np.uint8)
+    width = max(1, round(picture.shape[0] * _LINE_PER_HEIGHT))
+    for colour, matte in zip(_colours(len(mattes)), mattes.values(), strict=True):
+        inside = (matte >= _EDGE).astype(np.uint8)
+        outlines, _ = cv2.findContours(inside, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(result, outlines, -1, colour, width, cv2.LINE_AA)
+    return result
+
+
+def pick_frames(frames: Sequence[int], keys: Collection[int], count: int = 12) -> tuple[int, ...]:
+    """Frames for a contact sheet: the first, the last, the keys, and the rest spread evenly.
+
+    Never more than `count`, unless there are more keys than that: keys always come.
+    """
+    available = sorted(set(frames))
+    chosen = {frame for frame in available if frame in keys}
+    if available and len(chosen) < count:
+        chosen |= {available[0]}
+    if available and len(chosen) < count:
+        chosen |= {available[-1]}
+    while len(chosen) < min(count, len(available)):
+        rest = [frame for frame in available if frame not in chosen]
+        chosen.add(max(rest, key=lambda frame: (min(abs(frame - other) for other in chosen), -frame)))
+    return tuple(sorted(chosen))
+
+
+def contact_sheet(
+    pictures: Mapping[int, ByteArray],
+    keys: Collection[int] = (),
+    *,
+    columns: int | None = None,
+    cell_width: int = 480,
+    pixel_aspect: float = 1.0,
+) -> ByteArray:
+    """One picture of many frames, each with its number; key frames are framed and marked.
+
+    Args:
+        pictures: frame number -> uint8 (H, W, 3); sizes may differ.
+        keys: frames that are keys.
+        columns: how many side by side; at most 4 if None.
+        cell_width: pixels of one picture on the sheet.
+        pixel_aspect: of the pictures; the sheet has square pixels.
+
+    Returns:
+        uint8 (h, w, 3).
+    """
+    if not pictures:
+        raise ValueError("a contact sheet needs at least one picture")
+    columns = columns or min(_MAX_COLUMNS, math.ceil(math.sqrt(len(pictures))))
+    rows = math.ceil(len(pictures) / columns)
+    heights = {
+        frame: max(1, round(cell_width * picture.shape[0] / (picture.shape[1] * pixel_aspect)))
+        for frame, picture in pictures.items()
+    }
+    cell_height = max(heights.values())
+    step_x, step_y = cell_width + _GAP, cell_height + _LABEL_HEIGHT + _GAP
+    sheet = np.full((rows * step_y + _GAP, columns * step_x + _GAP, 3), _SHEET_COLOUR, np.uint8)
+    for index, frame in enumerate(sorted(pictures)):
+        x, y = _GAP + index % columns * step_x, _GAP + index // columns * step_y
+        size = (cell_width, heights[frame])
+        enlarged = size[0] > pictures[frame].shape[1]
+        method = cv2.INTER_LINEAR if enlarged else cv2.INTER_AREA
+        sheet[y : y + size[1], x : x + size[0]] = cv2.resize(pictures[frame], size, interpolation=method)
+        is_key = frame in keys
+        if is_key:
+            corner = (x + size[0], y + size[1])
+            cv2.rectangle(sheet, (x - 2, y - 2), (corner[0] + 1, corner[1] + 1), _KEY_COLOUR, 2)
+        label = f"{frame}  KEY" if is_key else str(frame)
+        place = (x + 2, y + cell_height + _LABEL_HEIGHT - 8)
+        colour = _KEY_COLOUR if is_key else _LABEL_COLOUR
+        cv2.putText(sheet, label, place, _FONT, _FONT_SCALE, colour, 1, cv2.LINE_AA)
+    return sheet
+
+
+def write_picture(path: str | Path, picture: ByteArray, *, frame: int | None = None) -> None:
+    """Write a uint8 (H, W, 3) picture as PNG or JPEG, atomically; folders are made.
+
+    Raises:
+        MatteError: the name is neither, the disk is full, or the folder cannot be written.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in PICTURE_KINDS:
+        raise MatteError(
+            "Overlay pictures are PNG or JPEG.", frame=frame, path=path, hint="Name it .png or .jpg."
+        )
+    spec = oiio.ImageSpec(picture.shape[1], picture.shape[0], 3, oiio.UINT8)
+    spec.attribute("oiio:ColorSpace", "srgb_rec709_scene")
+    if path.suffix.lower() != ".png":
+        spec.attribute("compression", _JPEG_QUALITY)
+    write_image(path, spec, np.ascontiguousarray(picture, dtype=np.uint8), frame=frame, durable=False)
+
+
+class OverlayWriter:
+    """Writes overlay pictures frame by frame, as a sequence (`overlay.####.jpg`) or a movie (`overlay.mp4`).
+
+    A movie appears under its name when the writer is closed without an error. Its sides are made even (as
+    video needs) by leaving out the last row or column.
+    """
+
+    def __init__(self, target: str | Path, *, fps: float | None = None, pixel_aspect: float = 1.0) -> None:
+        """Prepare the target.
+
+        Args:
+            target: a sequence, a movie file, or a folder (for `overlay.####.jpg` in it).
+            fps: frames per second of a movie; 24 if None.
+            pixel_aspect: of the pictures; what is written has square pixels.
+
+        Raises:
+            MatteError: the name is not that of a sequence or movie that can be written.
+        """
+        self.target = output_sequence(target, default_name=DEFAULT_NAME)
+        self._fps = fps or DEFAULT_FPS
+        self._pixel_aspect = pixel_aspect
+        self._video: cv2.VideoWriter | None = None
+        self._part: Path | None = None
+        self._size: tuple[int, int] | None = None
+        self._count = 0
+        movie = self.target.movie
+        if movie is not None and movie.suffix.lower() not in MOVIE_CODECS:
+            kinds = ", ".join(sorted(MOVIE_CODECS))
+            raise MatteError("This kind of movie cannot be written.", path=movie, hint=f"Use one of {kinds}.")
+        if movie is None and self.target.path(0).suffix.lower() not in PICTURE_KINDS:
+            raise MatteError(
+                "Overlay pictures are PNG or JPEG.",
+                path=str(target),
+                hint="Name them .####.png or .####.jpg.",
+            )
+
+    def write(self, frame: int, picture: ByteArray) -> None:
+        """Add one frame: uint8 (H, W, 3). Movie frames come in order and in one size.
+
+        Raises:
+            MatteError: the file cannot be written, or a movie frame has another size than the first.
+        """
+        if self._pixel_aspect != 1.0:
+            size = (round(picture.shape[1] * self._pixel_aspect), picture.shape[0])
+            picture = np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
+        if self.target.movie is None:
+            write_picture(self.target.path(frame), picture, frame=frame)
+            return
+        height, width = picture.shape[0] // 2 * 2, picture.shape[1] // 2 * 2
+        if self._video is None:
+            self._open(self.target.movie, (width, height), frame)
+        if self._video is None or self._size != (width, height):
+            raise MatteError(
+                f"The frame is {width}x{height}, but the movie has another size.",
+                frame=frame,
+                path=self.target.movie,
+                hint="Write a sequence instead.",
+            )
+        self._video.write(np.ascontiguousarray(picture[:height, :width, ::-1]))  # OpenCV's order is B, G, R
+        self._count += 1
+
+    def close(self, *, keep: bool = True) -> None:
+        """Finish. A movie is put in place, or dropped where `keep` is False."""
+        if self._video is None or self._part is None or self.target.movie is None:
+            return
+        self._video.release()
+        self._video = None
+        try:
+            if keep:
+                if frames_of(self._part) != self._count:
+                    probe_disk(self._part)
+                    raise OSError("it was not written as a whole")
+                os.replace(self._part, self.target.movie)
+        except OSError as error:
+            raise image_error(error, None, self.target.movie) from error
+        finally:
+            remove_quietly(self._part)
+
+    def __enter__(self) -> OverlayWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(keep=kind is None)
+
+    def _open(self, movie: Path, size: tuple[int, int], frame: int) -> None:
+        try:
+            movie.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise MatteError(
+                f"The folder cannot be made: {error.strerror}.", frame=frame, path=movie.parent
+            ) from error
+        self._part = movie.with_name(f".{uuid.uuid4().hex[:12]}.part{movie.suffix}")
+        self._size = size
+        codec = cv2.VideoWriter.fourcc(*MOVIE_CODECS[movie.suffix.lower()])
+        video = cv2.VideoWriter(str(self._part), codec, self._fps, size)
+        if not video.isOpened():
+            video.release()
+            remove_quietly(self._part)
+            raise MatteError(
+                "The movie cannot be written: its folder is not writable, or OpenCV has no encoder for it.",
+                frame=frame,
+                path=movie,
+                hint="Write a sequence instead, such as overlay.####.jpg.",
+            )
+        self._video = video
+
+
+def frames_of(movie: Path) -> int:
+    """Frames that a movie file says it has; 0 where it is none."""
+    video = cv2.VideoCapture(str(movie))
+    count = int(video.get(cv2.CAP_PROP_FRAME_COUNT)) if video.isOpened() else 0
+    video.release()
+    return count
+
+
+def _colours(count: int) -> list[tuple[int, int, int]]:
+    return [OBJECT_COLOURS[index % len(OBJECT_COLOURS)] for index in range(count)]

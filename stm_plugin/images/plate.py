@@ -1,0 +1,357 @@
+"""Plates: the shot's pictures with their windows, aspect and metadata, read through OpenImageIO.
+
+What is read is R, G and B as stored: half floats stay half floats. Alpha is left out: a premultiplied plate
+stays premultiplied. A plate with one channel becomes grey. NaN, Inf, negative values and values above 1 are
+kept: colour.py deals with them. Movies are read with 8 bits a channel.
+"""
+
+from __future__ import annotations
+
+import struct
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import blake3
+import numpy as np
+import OpenImageIO as oiio
+
+from stm_plugin.errors import PlateError
+from stm_plugin.images.movie import MovieReader, rational_rate
+from stm_plugin.images.picture_file import (
+    PictureHeader,
+    normalised,
+    opened_picture,
+    read_header,
+    read_pixels,
+)
+from stm_plugin.images.sequence import (
+    DEFAULT_FIRST_FRAME,
+    FrameRange,
+    FrameSequence,
+    describe_frames,
+    parse_sequence,
+)
+from stm_plugin.windows import PixelArray, Window, union_of
+
+_HEADER_THREADS = 8
+"""Headers are tiny and mostly wait for a file server."""
+_ASPECT_TOLERANCE = 1e-4
+CONTENT_HASH = "blake3-1"
+"""How content hashes are made; what was noted under another name is not compared with them."""
+_HASH_HEADER = struct.Struct("<9qd")
+
+
+@dataclass(frozen=True, eq=False)
+class FrameHeader:
+    """What is known of a frame without its pixels; the attributes are those of PlateFrame."""
+
+    frame: int
+    path: Path | None
+    data_window: Window
+    metadata: oiio.ImageSpec = field(default_factory=oiio.ImageSpec, repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class PlateFrame:
+    """One frame of a plate. `pixels` covers the data window only.
+
+    Attributes:
+        frame: the host's frame number.
+        path: the file it came from, or None when a host pushed the pixels.
+        pixels: float16 or float32 (height, width, 3) of the data window as stored: NaN, Inf, negative
+            values and values above 1 kept.
+        data_window, display_window, pixel_aspect: as in the file.
+        metadata: the file's header (its attributes travel into the matte); empty for pushed frames.
+    """
+
+    frame: int
+    path: Path | None
+    pixels: PixelArray
+    data_window: Window
+    display_window: Window
+    pixel_aspect: float = 1.0
+    metadata: oiio.ImageSpec = field(default_factory=oiio.ImageSpec, repr=False)
+
+    def __post_init__(self) -> None:
+        shape = (self.data_window.height, self.data_window.width, 3)
+        if self.pixels.shape != shape or self.pixels.dtype not in (np.float16, np.float32):
+            raise PlateError(
+                f"The pixels are {self.pixels.dtype} {self.pixels.shape}, "
+                f"but the data window needs float16 or float32 {shape}.",
+                frame=self.frame,
+                path=self.path,
+            )
+
+    def content_hash(self) -> str:
+        """What the matte depends on, in 64 hexadecimal digits: pixels, windows, aspect; not the file's name.
+
+        BLAKE3: as collision-free as sha256, at the speed of memory on every processor.
+        """
+        data, display = self.data_window, self.display_window
+        digest = blake3.blake3(
+            _HASH_HEADER.pack(
+                self.pixels.itemsize,
+                data.x,
+                data.y,
+                data.width,
+                data.height,
+                display.x,
+                display.y,
+                display.width,
+                display.height,
+                self.pixel_aspect,
+            )
+        )
+        digest.update(np.ascontiguousarray(self.pixels).view(np.uint8).data)
+        return digest.hexdigest()
+
+
+class PlateSource(Protocol):
+    """What the engine needs of a plate, be it files (Plate) or frames pushed by a host."""
+
+    @property
+    def frames(self) -> tuple[int, ...]:
+        """Frame numbers of the range, ascending."""
+        ...
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """The frames of the range that are not there."""
+        ...
+
+    @property
+    def display_window(self) -> Window:
+        """The format: the same on every frame."""
+        ...
+
+    @property
+    def canvas(self) -> Window:
+        """Union of the display window and of every frame's data window."""
+        ...
+
+    @property
+    def pixel_aspect(self) -> float:
+        """Width over height of one pixel."""
+        ...
+
+    @property
+    def fps(self) -> float | None:
+        """Frames per second where known."""
+        ...
+
+    def read(self, frame: int) -> PlateFrame:
+        """One frame, or a PlateError that names it."""
+        ...
+
+    def header(self, frame: int) -> FrameHeader:
+        """One frame without its pixels, or a PlateError that names it."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Plate:
+    """A plate in files. Opened from headers only; pixels are read frame by frame.
+
+    Attributes:
+        sequence: where the frames are.
+        display_window, pixel_aspect: the same on every frame.
+        canvas: union of the display window and of every frame's data window.
+        fps: frames per second if the files say so.
+        layer, view: what is read from multichannel and multiview files; None is the main picture and
+            the first (hero) view.
+        colour_space: the input colour space the artist stated, or None.
+    """
+
+    sequence: FrameSequence
+    display_window: Window
+    canvas: Window
+    pixel_aspect: float
+    fps: float | None = None
+    layer: str | None = None
+    view: str | None = None
+    colour_space: str | None = None
+    _movie: MovieReader | None = field(default=None, repr=False)
+    _movie_first_frame: int = field(default=DEFAULT_FIRST_FRAME, repr=False)
+
+    @property
+    def frames(self) -> tuple[int, ...]:
+        """Frame numbers of the range, ascending, the missing ones included."""
+        return self.sequence.frames
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """The frames of the range that have no file. Reading one is a PlateError."""
+        return self.sequence.missing
+
+    @classmethod
+    def open(
+        cls,
+        text: str | Path,
+        *,
+        frame_range: FrameRange | None = None,
+        layer: str | None = None,
+        view: str | None = None,
+        colour_space: str | None = None,
+        movie_first_frame: int = DEFAULT_FIRST_FRAME,
+    ) -> Plate:
+        """Open a plate: find its files and read their headers.
+
+        Args:
+            text: the sequence, in any form that sequence.py knows.
+            frame_range: the frames wanted, all if None.
+            layer: the layer of a multichannel file; the main picture if None.
+            view: the view of a multiview file, and of `%V`; the first (hero) view if None.
+            colour_space: the plate's colour space as the artist states it, kept for colour.py.
+            movie_first_frame: the number of a movie's first frame.
+
+        Raises:
+            PlateError: a header cannot be read, the layer or view is not there, or the display window or the
+                pixel aspect changes in mid-plate. Frame and file are named. Missing frames are no error here.
+        """
+        sequence = parse_sequence(
+            text, frame_range=frame_range, view=view, movie_first_frame=movie_first_frame
+        )
+        if sequence.movie is not None:
+            return _open_movie(sequence, colour_space, movie_first_frame)
+        present = [frame for frame in sequence.frames if frame in sequence.files]
+        with ThreadPoolExecutor(min(_HEADER_THREADS, len(present))) as pool:
+            headers = list(
+                pool.map(lambda frame: read_header(sequence.files[frame], frame, layer, view), present)
+            )
+        first = headers[0]
+        for frame, header in zip(present, headers, strict=True):
+            _check_format(
+                header, first.display_window, first.pixel_aspect, frame, sequence.files[frame], present[0]
+            )
+        return cls(
+            sequence=sequence,
+            display_window=first.display_window,
+            canvas=union_of([first.display_window, *(header.data_window for header in headers)]),
+            pixel_aspect=first.pixel_aspect,
+            fps=_fps_of(first.spec),
+            layer=layer,
+            view=view,
+            colour_space=colour_space,
+        )
+
+    def read(self, frame: int) -> PlateFrame:
+        """Read one frame. Safe to be called from several threads.
+
+        Raises:
+            PlateError: the frame is outside the range, missing, truncated or damaged, or has changed its
+                format since the plate was opened.
+        """
+        path = self._path(frame)
+        if self._movie is not None:
+            return self._read_movie_frame(self._movie, frame, path)
+        with opened_picture(path, frame, self.layer, self.view) as (image, header):
+            self._check(header, frame, path)
+            return PlateFrame(
+                frame=frame,
+                path=path,
+                pixels=read_pixels(image, header, frame, path),
+                data_window=header.data_window,
+                display_window=header.display_window,
+                pixel_aspect=header.pixel_aspect,
+                metadata=header.spec,
+            )
+
+    def header(self, frame: int) -> FrameHeader:
+        """What one frame's header says. PlateError as in `read`, but for damaged pixels."""
+        path = self._path(frame)
+        if self._movie is not None:
+            return FrameHeader(frame, path, self.canvas, self._movie_spec())
+        header = read_header(path, frame, self.layer, self.view)
+        self._check(header, frame, path)
+        return FrameHeader(frame, path, header.data_window, header.spec)
+
+    def _path(self, frame: int) -> Path:
+        if frame not in self.sequence.frames:
+            raise PlateError(
+                f"The frame is not in the plate, which has {describe_frames(self.frames)}.",
+                frame=frame,
+                path=self.sequence.text,
+            )
+        return self.sequence.path(frame)
+
+    def _movie_spec(self) -> oiio.ImageSpec:
+        spec = oiio.ImageSpec(self.canvas.width, self.canvas.height, 3, "uint8")
+        if self.fps:
+            spec.attribute("FramesPerSecond", oiio.TypeDesc("rational"), rational_rate(self.fps))
+        return spec
+
+    def _check(self, header: PictureHeader, frame: int, path: Path) -> None:
+        """PlateError where a file is not what it was when the plate was opened."""
+        _check_format(header, self.display_window, self.pixel_aspect, frame, path, None)
+        if not self.canvas.contains(header.data_window):
+            raise PlateError(
+                f"The data window {header.data_window} is outside the canvas {self.canvas}: "
+                "the file has changed since the plate was opened.",
+                frame=frame,
+                path=path,
+                hint="Open the plate again.",
+            )
+
+    def _read_movie_frame(self, movie: MovieReader, frame: int, path: Path) -> PlateFrame:
+        number = frame - self._movie_first_frame
+        try:
+            picture = movie.read(number)
+        except PlateError as error:
+            raise PlateError(error.what, frame=frame, path=path, hint=error.hint) from error
+        return PlateFrame(
+            frame=frame,
+            path=path,
+            pixels=normalised(picture),
+            data_window=self.canvas,
+            display_window=self.display_window,
+            pixel_aspect=self.pixel_aspect,
+            metadata=self._movie_spec(),
+        )
+
+
+def _check_format(
+    header: PictureHeader, display: Window, aspect: float, frame: int, path: Path, first_frame: int | None
+) -> None:
+    before = "when the plate was opened" if first_frame is None else f"on frame {first_frame}"
+    if header.display_window != display:
+        raise PlateError(
+            f"The display window is {header.display_window}, but {display} {before}.",
+            frame=frame,
+            path=path,
+            hint="A plate must keep one format: split it, or reformat these frames.",
+        )
+    if abs(header.pixel_aspect - aspect) > _ASPECT_TOLERANCE:
+        raise PlateError(
+            f"The pixel aspect is {header.pixel_aspect:g}, but {aspect:g} {before}.",
+            frame=frame,
+            path=path,
+            hint="A plate must keep one pixel aspect: correct it in these frames.",
+        )
+
+
+def _fps_of(spec: oiio.ImageSpec) -> float | None:
+    for name in ("FramesPerSecond", "framesPerSecond", "dpx:FrameRate", "dpx:TelevisionFrameRate"):
+        value = spec.getattribute(name)
+        if isinstance(value, tuple) and len(value) == 2 and value[1]:
+            value = value[0] / value[1]
+        if isinstance(value, int | float) and value > 0:
+            return float(value)
+    return None
+
+
+def _open_movie(sequence: FrameSequence, colour_space: str | None, first_frame: int) -> Plate:
+    assert sequence.movie is not None
+    movie = MovieReader(sequence.movie)
+    window = Window(0, 0, movie.index.width, movie.index.height)
+    return Plate(
+        sequence=sequence,
+        display_window=window,
+        canvas=window,
+        pixel_aspect=movie.index.pixel_aspect,
+        fps=movie.index.fps,
+        colour_space=colour_space,
+        _movie=movie,
+        _movie_first_frame=first_frame,
+    )

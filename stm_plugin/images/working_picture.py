@@ -1,0 +1,161 @@
+"""The working picture: what the network sees of the plate, and the way back to plate pixels.
+
+The plate's canvas is cut to the region, brought to square pixels and scaled so that its short side has the
+working size; what is smaller is enlarged as far as helps the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from model.data.pictures import working_scale
+from stm_plugin.errors import SettingsError
+from stm_plugin.windows import FloatArray, PixelArray, Window, place, slices_of
+
+_BLOCK_ELEMENTS = 100_000
+"""Values that are converted and narrowed together: they stay in the second-level cache."""
+
+
+@dataclass(frozen=True)
+class WorkingGeometry:
+    """How working pixels lie on the plate.
+
+    Attributes:
+        canvas: the plate's pixels, on which masks and mattes live.
+        region: the part of the canvas that is propagated; mattes are 0 outside it.
+        height, width: size of the working picture, in square pixels.
+    """
+
+    canvas: Window
+    region: Window
+    height: int
+    width: int
+
+    @property
+    def scale_x(self) -> float:
+        """Plate pixels per working pixel, across."""
+        return self.region.width / self.width
+
+    @property
+    def scale_y(self) -> float:
+        """Plate pixels per working pixel, down."""
+        return self.region.height / self.height
+
+
+def working_geometry(
+    canvas: Window, pixel_aspect: float, working_size: int, region: Window | None = None
+) -> WorkingGeometry:
+    """The geometry for a plate.
+
+    Args:
+        pixel_aspect: width of a plate pixel over its height (2 for classic anamorphic).
+        working_size: short side in square pixels.
+        region: part of the canvas; the whole if None. What lies outside the canvas is cut off.
+
+    Raises:
+        SettingsError: the region lies outside the canvas.
+    """
+    inside = canvas if region is None else canvas.intersection(region)
+    if inside is None:
+        raise SettingsError(
+            f"The region {region} lies outside the plate.", hint=f"The plate covers {canvas}."
+        )
+    square_width = inside.width * pixel_aspect
+    scale = working_scale(min(square_width, inside.height), working_size)
+    height = max(1, round(inside.height * scale))
+    width = max(1, round(square_width * scale))
+    return WorkingGeometry(canvas, inside, height, width)
+
+
+def as_floats(pixels: PixelArray) -> FloatArray:
+    """The same values as float32."""
+    return pixels.astype(np.float32, copy=False)
+
+
+def to_working(
+    pixels: PixelArray,
+    window: Window,
+    geometry: WorkingGeometry,
+    convert: Callable[[PixelArray], FloatArray] = as_floats,
+) -> FloatArray:
+    """Pixels (h, w[, C]) over `window` as working pixels (height, width[, C]), antialiased.
+
+    Where the region is not covered by `window` it is 0, as everywhere outside an EXR's data window.
+
+    Args:
+        convert: what is done to each pixel before: its colour. It gets some rows at a time.
+    """
+    if not window.contains(geometry.region):
+        pixels, convert = place(convert(pixels), window, geometry.region), as_floats
+    else:
+        pixels = pixels[slices_of(geometry.region, window)]
+    height = pixels.shape[0]
+    narrow = np.empty((height, geometry.width, *pixels.shape[2:]), np.float32)
+    step = max(1, _BLOCK_ELEMENTS // (pixels.size // height))
+    for top in range(0, height, step):
+        rows = convert(pixels[top : top + step])
+        narrow[top : top + step] = _resized(rows, geometry.width, rows.shape[0])
+    return _resized(narrow, geometry.width, geometry.height)
+
+
+def to_plate(values: FloatArray, window: Window, geometry: WorkingGeometry) -> FloatArray:
+    """Working values (height, width[, C]) enlarged to the plate pixels of `window`, bilinear.
+
+    Beyond the working picture its border goes on; `inside_region` cuts a matte off there.
+    """
+    if window == geometry.region:
+        whole = cv2.resize(values, (window.width, window.height), interpolation=cv2.INTER_LINEAR)
+        return np.asarray(whole, dtype=np.float32)  # the same, faster
+    step_x, step_y = 1 / geometry.scale_x, 1 / geometry.scale_y
+    first_x, first_y = to_working_points(np.zeros(1), np.zeros(1), window, geometry)
+    to_source = np.array([[step_x, 0, first_x[0]], [0, step_y, first_y[0]]], dtype=np.float64)
+    enlarged = cv2.warpAffine(
+        np.ascontiguousarray(values, dtype=np.float32),
+        to_source,
+        (window.width, window.height),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+    return np.asarray(enlarged, dtype=np.float32)
+
+
+def to_working_points(
+    columns: npt.NDArray[Any],
+    rows: npt.NDArray[Any],
+    window: Window,
+    geometry: WorkingGeometry,
+) -> tuple[FloatArray, FloatArray]:
+    """Where plate pixels lie in the working picture: x and y (N,), pixel centres at whole numbers.
+
+    Args:
+        columns, rows: (N,), of the array over `window`.
+    """
+    x = (columns + (window.x - geometry.region.x + 0.5)) / geometry.scale_x - 0.5
+    y = (rows + (window.y - geometry.region.y + 0.5)) / geometry.scale_y - 0.5
+    return x.astype(np.float32), y.astype(np.float32)
+
+
+def inside_region(matte: FloatArray, window: Window, geometry: WorkingGeometry) -> FloatArray:
+    """A matte (h, w) over `window`, with 0 outside the region."""
+    region = geometry.region
+    if region.contains(window):
+        return matte
+    common = region.intersection(window)
+    if common is None:
+        return np.zeros_like(matte)
+    return place(matte[slices_of(common, window)], common, window)
+
+
+def _resized(pixels: FloatArray, width: int, height: int) -> FloatArray:
+    """Resize along one axis: by area where it shrinks (antialiased), linearly where it grows."""
+    if pixels.shape[1] == width and pixels.shape[0] == height:
+        return pixels
+    shrinks = width <= pixels.shape[1] and height <= pixels.shape[0]
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(pixels, (width, height), interpolation=method), dtype=np.float32)

@@ -1,0 +1,134 @@
+"""Image files that are whole or not there.
+
+The library that writes them does not always notice a full disk: what it still holds back when a file is
+closed may be lost without a word. So every file is looked at before it gets its name.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import uuid
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+import OpenImageIO as oiio
+
+from stm_plugin.errors import MatteError, MatteFullError
+from stm_plugin.images.picture_file import open_image, reason_of
+
+_NAME_LENGTH = 200
+_PROBE_BYTES = 1 << 16
+"""More than the rest of a block that a full disk may still take."""
+
+
+def write_image(
+    path: Path, spec: oiio.ImageSpec, pixels: npt.NDArray[Any], *, frame: int | None, durable: bool
+) -> None:
+    """Write one picture. Anyone sees the old file or the new one, never a part. Folders are made.
+
+    Args:
+        pixels: (h, w, C) as the spec says.
+        durable: wait until the disk has it.
+
+    Raises:
+        MatteError: the disk is full, or the folder cannot be written. Nothing is left behind.
+    """
+    temporary = path.with_name(f".{path.stem[:_NAME_LENGTH]}.{uuid.uuid4().hex[:12]}.part{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        _write_whole(temporary, spec, pixels)
+        if durable:
+            _sync(temporary)
+        os.replace(temporary, path)
+        if durable and os.name == "posix":
+            _sync(path.parent)
+    except OSError as error:
+        raise image_error(error, frame, path) from error
+    finally:
+        remove_quietly(temporary)
+
+
+def image_error(error: OSError, frame: int | None, path: Path) -> MatteError:
+    """What an operating system's error means for the person at the desk."""
+    reason = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) or "no space" in reason.lower():
+        return MatteFullError(
+            "The disk is full.", frame=frame, path=path, hint="Free some space and run again."
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return MatteError(
+            f"The folder cannot be written ({reason}).",
+            frame=frame,
+            path=path,
+            hint="Choose another folder, or ask for the right to write there.",
+        )
+    return MatteError(f"The file cannot be written: {reason}.", frame=frame, path=path)
+
+
+def probe_disk(path: Path) -> None:
+    """Write a little more into a file that turned out to be short. OSError where the disk takes no more."""
+    with path.open("ab") as stream:
+        stream.write(bytes(_PROBE_BYTES))
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def remove_quietly(path: Path) -> None:
+    """Remove a file of ours, if it is there."""
+    with suppress(OSError):  # the folder is gone or read-only: there is nothing of ours in it
+        path.unlink(missing_ok=True)
+
+
+def _write_whole(path: Path, spec: oiio.ImageSpec, pixels: npt.NDArray[Any]) -> None:
+    """Write one file and look at it. OSError where it could not be; of the system where that says why."""
+    try:
+        _write(path, spec, pixels)
+        _check_whole(path)
+    except OSError as error:
+        if error.errno is None:
+            probe_disk(path)
+        raise
+
+
+def _write(path: Path, spec: oiio.ImageSpec, pixels: npt.NDArray[Any]) -> None:
+    """Write one file, or raise OSError."""
+    # An OSError of our own tells the reason (a missing folder, no permission) better than the library does.
+    with open(path, "xb"):
+        pass
+    output = oiio.ImageOutput.create(str(path))
+    if output is None:
+        raise OSError(reason_of(oiio.geterror()))
+    opened = output.open(str(path), spec)
+    written = opened and output.write_image(pixels)
+    problem = output.geterror()
+    closed = output.close()
+    if not (opened and written and closed):
+        raise OSError(reason_of(problem or output.geterror()))
+
+
+def _check_whole(path: Path) -> None:
+    """OSError where the last lines, which are written last, are not there."""
+    image = open_image(path)
+    if image is not None:
+        spec = image.spec()
+        bottom = spec.y + spec.height
+        lines = image.read_scanlines(bottom - 1, bottom, 0, 0, spec.nchannels, spec.format)
+        problem = image.geterror()
+        image.close()
+        if lines is not None and not problem:
+            return
+    oiio.geterror()  # it would come up with the next file's
+    raise OSError("it was not written as a whole")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

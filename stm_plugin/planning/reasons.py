@@ -1,0 +1,76 @@
+"""The state of a frame, and in words why it has to be computed again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from stm_plugin.planning.values import Facts, FramePlan, FrameRecord, Source, State
+
+
+def frame_plan(
+    facts: Facts,
+    frame: int,
+    sources: Mapping[str, Source],
+    used: Callable[[], Mapping[int, str]],
+    address: str | None,
+    ready: bool,
+    reached: bool,
+    history: Mapping[int, FrameRecord],
+) -> FramePlan:
+    """What there is to know of one frame.
+
+    Args:
+        used: the keys that the frame depends on, with the hashes of their masks.
+        address: of its fused probabilities, where it is known.
+        ready: every pass that it needs is in the store.
+        reached: some pass in the asked directions comes by, or none has to.
+        history: what each frame was finished from, last.
+    """
+    if not reached:
+        return FramePlan(frame, sources, None, State.UNREACHED, "no pass in this direction comes by")
+    before = history.get(frame)
+    is_key = all(source.key is not None for source in sources.values())
+    if is_key and (before is None or before.address == address):
+        return FramePlan(frame, sources, address, State.KEY)
+    if ready and not is_key and address is not None and (before is None or before.address == address):
+        return FramePlan(frame, sources, address, State.DONE)
+    if before is None:
+        return FramePlan(frame, sources, address, State.MISSING, "not computed yet")
+    return FramePlan(frame, sources, address, State.STALE, _reason(facts, frame, used(), before, history))
+
+
+def _reason(
+    facts: Facts,
+    frame: int,
+    used: Mapping[int, str],
+    before: FrameRecord,
+    history: Mapping[int, FrameRecord],
+) -> str:
+    """What of the rule's ingredients has changed since the frame was finished, in words."""
+    for name in sorted({*facts.base, *before.base}):
+        if facts.base.get(name) != before.base.get(name):
+            return f"the {name} changed"
+    now = {key.frame: key.hash for key in facts.keys}
+    changed = [key for key in used if key in before.keys and before.keys[key] != used[key]]
+    added = [key for key in used if key not in before.keys]
+    removed = [key for key in before.keys if key not in now]
+    for keys, what in ((changed, "changed"), (removed, "was removed"), (added, "was added")):
+        if keys:
+            return f"the mask on {_list(keys)} {what}"
+    if set(before.keys) != set(used):
+        return "it comes from other keys than before"
+    path = _path(facts, frame, used)
+    plates = [one for one in path if one in history and history[one].plate != facts.plate.get(one)]
+    if plates:
+        return f"the plate changed on {_list(plates)}"
+    return "a result that it depends on is no longer there or has changed"
+
+
+def _path(facts: Facts, frame: int, keys: Mapping[int, str]) -> list[int]:
+    first, last = min([frame, *keys]), max([frame, *keys])
+    return [one for one in facts.frames if first <= one <= last]
+
+
+def _list(frames: list[int]) -> str:
+    shown = ", ".join(str(one) for one in frames[:4])
+    return f"{shown} and {len(frames) - 4} more" if len(frames) > 4 else shown

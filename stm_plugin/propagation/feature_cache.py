@@ -1,0 +1,314 @@
+"""Features that can be computed again, kept in RAM and on disk within a budget.
+
+The least recently used go first.
+Keys are content addresses, so an entry is never out of date. Values are dictionaries of tensors, kept bit for
+bit: what is read back gives the same matte as what was computed.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from stm_plugin.errors import DiskFullError, StoreError
+from stm_plugin.files.whole import SEAL_BYTES, DamagedFileError, read_sealed, write_sealed
+
+_OWN_MEMORY_FROM = 1 << 17
+"""Bytes of an entry that gets memory of its own. Fewer, and the blocks could be more than a system allows."""
+_ALIGNMENT = 64
+_LAST = "|channels last"
+"""Behind the name of a tensor (n, h, w, C) in a file that stands for one (n, C, h, w)."""
+
+Tensors = dict[str, Tensor]
+T = TypeVar("T")
+
+
+class RamCache:
+    """A dictionary of tensors with a byte budget."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.bytes = 0
+        self._entries: OrderedDict[str, Tensors] = OrderedDict()
+
+    def get(self, key: str) -> Tensors | None:
+        """The entry, which becomes the most recently used."""
+        if key not in self._entries:
+            return None
+        self._entries.move_to_end(key)
+        return self._entries[key]
+
+    def put(self, key: str, value: Tensors) -> None:
+        """Keep an entry, unless it is larger than the whole budget."""
+        self.drop(key)
+        size = _size(value)
+        if size > self.budget:
+            return
+        self._entries[key] = value
+        self.bytes += size
+        while self.bytes > self.budget:
+            self.drop(next(iter(self._entries)))
+
+    def limit(self, budget: int) -> None:
+        """Change the budget; what no longer fits leaves."""
+        self.budget = budget
+        while self.bytes > self.budget:
+            self.drop(next(iter(self._entries)))
+
+    def has(self, key: str) -> bool:
+        """Whether the entry is there; its place in the order of use does not change."""
+        return key in self._entries
+
+    def drop(self, key: str) -> None:
+        """Forget an entry, if it is there."""
+        value = self._entries.pop(key, None)
+        if value is not None:
+            self.bytes -= _size(value)
+
+
+class DiskCache:
+    """Sealed files in one folder with a byte budget. Anyone may delete them at any time."""
+
+    def __init__(self, folder: Path, budget: int) -> None:
+        self.folder, self.budget = folder, budget
+        self.bytes = 0
+        self._sizes: OrderedDict[str, int] | None = None  # least recently used first; read on first use
+
+    def get(self, key: str) -> bytes | None:
+        """The bytes, or None. A damaged file is removed and counts as not there."""
+        path = self._path(key)
+        try:
+            body = read_sealed(path)
+        except DamagedFileError:
+            self.drop(key)
+            return None
+        if body is not None:
+            self._touch(key, path)
+        return body
+
+    def put(self, key: str, body: bytes) -> None:
+        """Keep bytes. StoreError where the disk does not take them."""
+        size = len(body) + SEAL_BYTES
+        if size > self.budget:
+            return
+        sizes = self._known()
+        self._forget(key)
+        while sizes and self.bytes + size > self.budget:
+            self.drop(next(iter(sizes)))
+        write_sealed(self._path(key), body, durable=False)
+        sizes[key] = size
+        self.bytes += size
+
+    def has(self, key: str) -> bool:
+        """Whether the entry was there when last looked at."""
+        return key in self._known()
+
+    def drop(self, key: str) -> None:
+        """Delete an entry, if it is there."""
+        self._forget(key)
+        self._path(key).unlink(missing_ok=True)
+
+    def clear(self) -> int:
+        """Delete all entries; returns their bytes."""
+        freed = sum(self._known().values())
+        for key in list(self._known()):
+            self.drop(key)
+        return freed
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}.cache"
+
+    def _known(self) -> OrderedDict[str, int]:
+        if self._sizes is None:
+            found = []
+            for path in self.folder.glob("*.cache"):
+                try:
+                    status = path.stat()
+                except OSError:  # deleted while we look
+                    continue
+                found.append((status.st_mtime_ns, path.stem, status.st_size))
+            self._sizes = OrderedDict((key, size) for _, key, size in sorted(found))
+            self.bytes = sum(self._sizes.values())
+        return self._sizes
+
+    def _touch(self, key: str, path: Path) -> None:
+        sizes = self._known()
+        if key in sizes:
+            sizes.move_to_end(key)
+        try:
+            now = time.time()
+            os.utime(path, (now, now))
+        except OSError:
+            pass  # read-only, or just deleted: the order of use is only a hint
+
+    def _forget(self, key: str) -> None:
+        self.bytes -= self._known().pop(key, 0)
+
+
+class FeatureCache:
+    """RAM in front of disk. A disk that does not take more is said once and then only read. Several threads
+    may use it.
+
+    Args:
+        ram_budget, disk_budget: bytes; 0 turns a layer off.
+        folder: where the disk layer lives, or None for RAM alone.
+        warn: gets a sentence for people.
+    """
+
+    def __init__(
+        self,
+        ram_budget: int,
+        folder: Path | None = None,
+        disk_budget: int = 0,
+        warn: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.ram = RamCache(ram_budget)
+        self.disk = DiskCache(folder, disk_budget) if folder is not None and disk_budget else None
+        self.warn = warn
+        self._disk_takes_more = True
+        self._mutex = threading.RLock()
+
+    def get(self, key: str) -> Tensors | None:
+        """The tensors that were put, bit for bit, on the CPU; or None."""
+        with self._mutex:
+            value = self.ram.get(key)
+            if value is None and self.disk is not None:
+                body = self.disk.get(key)
+                if body is not None:
+                    value = _in_own_memory(_from_bytes(body))
+                    self.ram.put(key, value)
+            return value
+
+    def has(self, key: str) -> bool:
+        """Whether `get` would find something, as far as can be told without reading."""
+        with self._mutex:
+            return self.ram.has(key) or (self.disk is not None and self.disk.has(key))
+
+    def put(self, key: str, value: Mapping[str, Tensor], *, on_disk: bool = True) -> None:
+        """Keep tensors; those of another device are copied to the CPU."""
+        kept = _in_own_memory({name: tensor.detach() for name, tensor in value.items()})
+        with self._mutex:
+            self.ram.put(key, kept)
+            if not on_disk or self.disk is None or not self._disk_takes_more or self.disk.has(key):
+                return
+            try:
+                self.disk.put(key, _to_bytes(kept))
+            except StoreError as error:
+                self._leave_disk(str(error))
+
+    def limit_ram(self, budget: int) -> None:
+        """Change the budget of the RAM layer; what no longer fits leaves."""
+        with self._mutex:
+            self.ram.limit(budget)
+
+    def make_room_for(self, work: Callable[[], T]) -> T:
+        """Do `work`. Where the disk is full and the disk layer lies on it, give that up and do it again.
+
+        Raises:
+            DiskFullError: there is nothing to give, or it was not enough.
+        """
+        try:
+            return work()
+        except DiskFullError as error:
+            if not self._give_disk_back(error):
+                raise
+        return work()
+
+    def _give_disk_back(self, error: DiskFullError) -> bool:
+        with self._mutex:
+            if self.disk is None or not _on_one_disk(self.disk.folder, Path(error.path or "")):
+                return False
+            freed = self.disk.clear()
+            self._leave_disk(f"{error.path}: The disk is full; cached features have left it.")
+            return freed > 0
+
+    def _leave_disk(self, why: str) -> None:
+        if self._disk_takes_more:
+            self._disk_takes_more = False
+            self.warn(f"Features are kept in RAM only from here on. {why}")
+
+
+def _on_one_disk(folder: Path, file: Path) -> bool:
+    try:
+        return folder.stat().st_dev == file.parent.stat().st_dev
+    except OSError:
+        return False
+
+
+def _in_own_memory(value: Tensors) -> Tensors:
+    """CPU tensors in one block outside of the program's heap, given back when it is forgotten.
+
+    In the heap, what stays for long would lie scattered between what the network needs for a moment, and the
+    heap of a long run would grow by its gaps. Channels that came last stay last: the network would only put
+    them there again.
+    """
+    places, end = {}, 0
+    for name, tensor in value.items():
+        places[name] = end
+        end += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
+    if end < _OWN_MEMORY_FROM:
+        return {
+            name: tensor.cpu() if _has_channels_last(tensor) else tensor.cpu().contiguous()
+            for name, tensor in value.items()
+        }
+    block = _memory(end)
+    kept = {}
+    for name, tensor in value.items():
+        if tensor.numel() == 0:
+            kept[name] = tensor.cpu()
+            continue
+        flat = torch.frombuffer(block, dtype=tensor.dtype, count=tensor.numel(), offset=places[name])
+        kept[name] = _laid_out_like(tensor, flat).copy_(tensor)
+    return kept
+
+
+def _memory(size: int) -> mmap.mmap:
+    """So many bytes from the system. Private pages come a quarter faster than shared ones."""
+    if os.name == "nt":
+        return mmap.mmap(-1, size)
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+def _laid_out_like(tensor: Tensor, flat: Tensor) -> Tensor:
+    """Memory of as many values, in the shape of a tensor: channels last where they are there, too."""
+    if _has_channels_last(tensor):
+        count, channels, height, width = tensor.shape
+        return flat.view(count, height, width, channels).permute(0, 3, 1, 2)
+    return flat.view(tensor.shape)
+
+
+def _has_channels_last(tensor: Tensor) -> bool:
+    return tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+def _to_bytes(value: Tensors) -> bytes:
+    """Tensors as a file; where channels come last, that is in the name."""
+    flat = {}
+    for name, tensor in value.items():
+        if _has_channels_last(tensor):
+            flat[name + _LAST] = tensor.permute(0, 2, 3, 1)
+        else:
+            flat[name] = tensor
+    return safetensors.torch.save(flat)
+
+
+def _from_bytes(body: bytes) -> Tensors:
+    loaded = safetensors.torch.load(body)
+    return {
+        name.removesuffix(_LAST): tensor.permute(0, 3, 1, 2) if name.endswith(_LAST) else tensor
+        for name, tensor in loaded.items()
+    }
+
+
+def _size(value: Tensors) -> int:
+    return sum(tensor.nbytes for tensor in value.values())

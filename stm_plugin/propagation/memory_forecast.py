@@ -1,0 +1,365 @@
+"""The device, and the memory that a run will need on it: said before the run, and made to fit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+
+from model.network.config import STRIDE, NetworkConfig
+from model.training.adapt import MOST_OBJECTS_PER_CLIP, AdaptOptions
+from stm_plugin.errors import DeviceError
+from stm_plugin.propagation.frame_loader import FRAMES_HELD
+
+_MEBIBYTE = 1 << 20
+_SPARE = 0.85
+"""Of the free memory: the rest is for the allocator's gaps and for other programs."""
+
+_LEAST_CAP = 4
+_SCALES = (1.0, 0.75, 0.5)
+"""Working sizes to try, as parts of the asked one, when even the smallest cap does not fit."""
+
+# Measured peaks of one call at 480x864 beyond what was there before, in float32 values per padded pixel, on
+# the CPU: a part that does not depend on the objects, and a part for each. Half types take a little more than
+# half.
+_VALUES_PER_PIXEL = {"efficientnet_lite0": (30.0, 66.0), "resnet50": (60.0, 95.0)}
+_WORKING_BYTES = {"float32": 4.0, "bfloat16": 2.4, "float16": 2.4}
+_WEIGHTS_BYTES = {"efficientnet_lite0": 20 * _MEBIBYTE, "resnet50": 260 * _MEBIBYTE}
+_PROGRAM_BYTES = {"cuda": 600 * _MEBIBYTE, "mps": 400 * _MEBIBYTE, "cpu": 780 * _MEBIBYTE}
+_VALUE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_AREA_BYTES = 8
+_PLATE_FRAME_BYTES = 12  # per pixel: three float32; half that for half floats
+
+# Adapting: measured peaks of its steps beyond what was there before, and a sixth to spare (on the CPU, crops
+# of 128 to 384, one and two clips, one to three objects). In float32 values per pixel of all clips of a step,
+# again a part that does not depend on the objects and a part for each; half types take as much.
+_LEARNING_VALUES_PER_PIXEL = {"efficientnet_lite0": (250.0, 120.0), "resnet50": (350.0, 185.0)}
+_LEARNING_BYTES = {"efficientnet_lite0": 80 * _MEBIBYTE, "resnet50": 360 * _MEBIBYTE}
+_LABEL_BYTES = 8
+
+
+@dataclass(frozen=True)
+class MemoryRequest:
+    """The sizes of a run, from which its memory follows.
+
+    Args:
+        height, width: of the working picture.
+        objects: in one pass.
+        memory_cap: stored frames beside keys.
+        further_keys: other keys in every pass's memory.
+        frames: that the network looks at; their features are kept within `ram_budget` bytes.
+        plate_pixels: of one plate frame.
+    """
+
+    config: NetworkConfig
+    height: int
+    width: int
+    objects: int
+    memory_cap: int
+    further_keys: int = 0
+    precision: str = "float32"
+    device: str = "cpu"
+    frames: int = 0
+    ram_budget: int = 0
+    plate_pixels: int = 0
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Bytes that a run will take on its device.
+
+    Attributes:
+        bank: the space-time memory, reserved at once; it does not grow.
+        working: the largest working space of one call.
+        features: of frames, kept in case they are needed again (in the machine's own memory).
+        fixed: program, weights and the plate frames at hand.
+    """
+
+    bank: int
+    working: int
+    features: int
+    fixed: int
+
+    @property
+    def total(self) -> int:
+        return self.bank + self.working + self.features + self.fixed
+
+    def __str__(self) -> str:
+        return (
+            f"{_in_words(self.total)}: {_in_words(self.bank)} for the frames in memory, "
+            f"{_in_words(self.working)} to work in, {_in_words(self.features)} for cached features, "
+            f"{_in_words(self.fixed)} for program, weights and plate"
+        )
+
+
+@dataclass(frozen=True)
+class AdaptationMemory:
+    """The sizes of adapting a network to keys, from which its memory follows.
+
+    Args:
+        keys: how many.
+        objects: of a key, at the most.
+        height, width: of the working picture.
+        options: crop and clips count.
+        plate_pixels: of one plate frame.
+    """
+
+    config: NetworkConfig
+    keys: int
+    objects: int
+    height: int
+    width: int
+    options: AdaptOptions
+    device: str = "cpu"
+    plate_pixels: int = 0
+
+
+@dataclass(frozen=True)
+class AdaptationForecast:
+    """Bytes that adapting will take.
+
+    Attributes:
+        pictures: the keys' pictures and masks, and those of every pair of keys.
+        working: the largest working space of one step.
+        fixed: program, weights and the plate frames at hand.
+    """
+
+    pictures: int
+    working: int
+    fixed: int
+
+    @property
+    def total(self) -> int:
+        return self.pictures + self.working + self.fixed
+
+    def __str__(self) -> str:
+        return (
+            f"{_in_words(self.total)}: {_in_words(self.working)} to learn in, "
+            f"{_in_words(self.pictures)} for the keys, {_in_words(self.fixed)} for program, weights and plate"
+        )
+
+
+@dataclass(frozen=True)
+class MemoryFit:
+    """What a run can afford.
+
+    Attributes:
+        run: with its budget, cap and size lowered as far as it must be.
+        working_scale: the working size as a part of the asked one.
+        reason: why cap or size were lowered, in words; empty if they were not. (A smaller budget for features
+            costs time alone, and is not worth a word.)
+    """
+
+    run: MemoryRequest
+    working_scale: float
+    forecast: Forecast
+    reason: str = ""
+
+    @property
+    def memory_cap(self) -> int:
+        return self.run.memory_cap
+
+
+def pick_device(wanted: str = "auto") -> str:
+    """The device to compute on: the wanted one, or the best there is (cuda, then mps, then cpu).
+
+    Raises:
+        DeviceError: the wanted one is not there.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    kind, _, index = wanted.partition(":")
+    if kind == "auto":
+        return next(name for name, present in there.items() if present)
+    present = there.get(kind, False)
+    if present and kind == "cuda" and index:
+        present = index.isdigit() and int(index) < torch.cuda.device_count()
+    if not present:
+        found = ", ".join(name for name, is_there in there.items() if is_there)
+        raise DeviceError(f"The device {wanted} is not there.", hint=f"Use auto, or one of: {found}.")
+    return wanted
+
+
+def describe_device(device: str) -> str:
+    """A device as people know it."""
+    if device.startswith("cuda"):
+        return f"{torch.cuda.get_device_name(device)} ({device})"
+    if device == "mps":
+        return "Apple GPU (mps)"
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def free_memory(device: str) -> int:
+    """Bytes that a run may take on a device now."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(torch.device(device))[0])
+    if device == "mps":
+        limit = torch.mps.recommended_max_memory()
+        return int(limit - torch.mps.driver_allocated_memory())
+    return _free_system_memory()
+
+
+def predict_memory(run: MemoryRequest) -> Forecast:
+    """The memory of a run, from its sizes alone."""
+    config, value_bytes = run.config, _VALUE_BYTES[run.precision]
+    positions = -(-run.height // STRIDE) * -(-run.width // STRIDE)
+    per_position = 4 * config.key_channels + value_bytes * config.value_channels
+    per_entry = run.objects * (positions * per_position + _AREA_BYTES)
+    slots = run.memory_cap + run.further_keys + 3  # the key, the previous frame, and one that arrives
+    once, per_object = _VALUES_PER_PIXEL[config.trunk]
+    pixels = positions * STRIDE * STRIDE
+    on_cpu = run.device == "cpu"
+    fixed = _PROGRAM_BYTES[run.device.split(":")[0]] + _WEIGHTS_BYTES[config.trunk]
+    return Forecast(
+        bank=slots * per_entry,
+        working=round(pixels * _WORKING_BYTES[run.precision] * (once + per_object * run.objects)),
+        features=min(run.ram_budget, run.frames * (_feature_bytes(run) + per_entry)) if on_cpu else 0,
+        fixed=fixed + (FRAMES_HELD * _PLATE_FRAME_BYTES * run.plate_pixels if on_cpu else 0),
+    )
+
+
+def fit_memory(wanted: MemoryRequest, available: int) -> MemoryFit:
+    """Make a run fit into `available` bytes: fewer cached features, then a lower cap, then a smaller picture.
+
+    Raises:
+        DeviceError: not even the smallest fits.
+    """
+    budget = int(available * _SPARE)
+    forecast = predict_memory(wanted)
+    for scale in _SCALES:
+        for cap in _caps(wanted.memory_cap):
+            run = replace(
+                wanted,
+                height=round(wanted.height * scale),
+                width=round(wanted.width * scale),
+                memory_cap=cap,
+            )
+            without_features = predict_memory(replace(run, ram_budget=0)).total
+            run = replace(run, ram_budget=max(0, min(run.ram_budget, budget - without_features)))
+            forecast = predict_memory(run)
+            if forecast.total <= budget:
+                return MemoryFit(run, scale, forecast, _why(wanted.memory_cap, cap, scale, available))
+    raise DeviceError(
+        f"The run needs at least {forecast}, but {wanted.device} has {_in_words(available)} free.",
+        hint="Give a smaller region or working size, fewer objects, or use another device.",
+    )
+
+
+def predict_adaptation_memory(lesson: AdaptationMemory) -> AdaptationForecast:
+    """The memory of adapting, from its sizes alone."""
+    trunk, options = lesson.config.trunk, lesson.options
+    pixels = lesson.height * lesson.width
+    side = min(options.crop, min(lesson.height, lesson.width) // STRIDE * STRIDE)
+    in_a_clip = min(lesson.objects, MOST_OBJECTS_PER_CLIP)
+    groups = -(-lesson.objects // MOST_OBJECTS_PER_CLIP)
+    labels = groups * lesson.keys**2  # of each key, and twice of each pair
+    once, per_object = _LEARNING_VALUES_PER_PIXEL[trunk]
+    fixed = _PROGRAM_BYTES[lesson.device.split(":")[0]] + _LEARNING_BYTES[trunk]
+    key_bytes = 4 * (3 + lesson.objects)
+    on_cpu = lesson.device == "cpu"
+    return AdaptationForecast(
+        pictures=pixels * (lesson.keys * key_bytes + labels * _LABEL_BYTES) if on_cpu else 0,
+        working=round(options.clips * side * side * 4 * (once + per_object * in_a_clip)),
+        fixed=fixed + (FRAMES_HELD * _PLATE_FRAME_BYTES * lesson.plate_pixels if on_cpu else 0),
+    )
+
+
+def check_adaptation_memory(lesson: AdaptationMemory, available: int) -> AdaptationForecast:
+    """The memory of adapting, which must fit into `available` bytes.
+
+    Raises:
+        DeviceError: it does not.
+    """
+    forecast = predict_adaptation_memory(lesson)
+    if forecast.total > available * _SPARE:
+        fewer = ", with fewer keys" if forecast.pictures > forecast.working else ""
+        raise DeviceError(
+            f"Adapting needs {forecast}, but {lesson.device} has {_in_words(available)} free.",
+            hint=f"Close other programs, adapt at a smaller working size{fewer} or on another device, "
+            "or go on without adapting: nothing has changed.",
+        )
+    return forecast
+
+
+def _feature_bytes(run: MemoryRequest) -> int:
+    """Of one frame: the query's features and the working picture in half floats."""
+    config, value_bytes = run.config, _VALUE_BYTES[run.precision]
+    pixels = run.height * run.width
+    coarse, middle, fine = config.decoder_channels
+    coarse_bytes = 4 * config.key_channels + value_bytes * coarse
+    skips = middle / 8**2 + fine / 4**2 + config.half_channels / 2**2
+    per_pixel = coarse_bytes / STRIDE**2 + value_bytes * skips + 3 * 2
+    return round(pixels * per_pixel)
+
+
+@contextmanager
+def device_errors(device: str, frame: int | None = None) -> Iterator[None]:
+    """Turn a device's own errors into a DeviceError that says what to do.
+
+    Raises:
+        DeviceError: in place of an out-of-memory or device error inside.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise _out_of_memory(device, frame) from error
+    except RuntimeError as error:
+        text = str(error).lower()
+        if "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text:
+            raise _out_of_memory(device, frame) from error
+        raise DeviceError(
+            f"The device {device} failed: {str(error).splitlines()[0]}",
+            frame=frame,
+            hint="Finished frames are kept; run again, if need be with --device cpu.",
+        ) from error
+
+
+def _out_of_memory(device: str, frame: int | None) -> DeviceError:
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+    return DeviceError(
+        f"The memory of {device} did not suffice.",
+        frame=frame,
+        hint=(
+            "Finished frames are kept. Close other programs, or lower memory_cap or working_size, "
+            "give a region, or use --device cpu, and run again."
+        ),
+    )
+
+
+def _caps(wanted: int) -> list[int]:
+    """Caps to try, from the wanted one down."""
+    caps = [wanted]
+    while caps[-1] > _LEAST_CAP:
+        caps.append(max(_LEAST_CAP, caps[-1] * 3 // 4))
+    return caps
+
+
+def _why(wanted: int, cap: int, scale: float, available: int) -> str:
+    parts = []
+    if cap != wanted:
+        parts.append(f"the memory cap was lowered from {wanted} to {cap} frames")
+    if scale != 1.0:
+        parts.append(f"the working size was lowered to {scale:.0%}")
+    return f"{' and '.join(parts)} to fit into {_in_words(available)}" if parts else ""
+
+
+def _in_words(size: int) -> str:
+    return f"{size / (1 << 30):.1f} GB" if size >= 1 << 30 else f"{size / _MEBIBYTE:.0f} MB"
+
+
+def _free_system_memory() -> int:
+    """Bytes that the system would give to a new program."""
+    try:
+        with open("/proc/meminfo") as stream:
+            for line in stream:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    except (AttributeError, ValueError, OSError):  # Windows
+        return 4 << 30

@@ -1,0 +1,107 @@
+"""Networks ready to run, loaded once per process and shared by its shots."""
+
+from __future__ import annotations
+
+import threading
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from model.inference.fast_network import FastNetwork, Precision
+from model.network.stm import SpaceTimeMemoryNetwork
+from model.training.adapt import with_adaptation
+from model.weights_file import Manifest, WeightsFileError, find_weights, load_network, read_manifest
+from stm_plugin.errors import WeightsError
+from stm_plugin.propagation.adaptation import read_adaptation
+from stm_plugin.propagation.memory_forecast import device_errors
+
+_NETWORKS_HELD = 2
+_loading = threading.Lock()
+
+
+def weights_manifest(name: str) -> Manifest:
+    """What a weights file says of itself.
+
+    Args:
+        name: a shipped name, or a path.
+
+    Raises:
+        WeightsError: it is not there or cannot be used.
+    """
+    try:
+        path = find_weights(name).resolve()
+        return _manifest(str(path), path.stat().st_mtime_ns)
+    except (WeightsFileError, OSError) as error:
+        raise _weights_error(name, error) from error
+
+
+def ready_network(
+    name: str, device: str, precision: Precision, adaptation: Path | None = None
+) -> FastNetwork:
+    """The network of a weights file on a device.
+
+    Args:
+        adaptation: file of what it learnt from a shot (`stm_plugin.propagation.adaptation`).
+
+    Raises:
+        WeightsError: a file is not there or cannot be used.
+        DeviceError: the device does not take it.
+    """
+    try:
+        path = find_weights(name).resolve()
+        with _loading:
+            return _network(str(path), path.stat().st_mtime_ns, device, precision, adaptation)
+    except (WeightsFileError, OSError) as error:
+        raise _weights_error(name, error) from error
+
+
+def exact_results(device: str) -> None:
+    """Sets a device up so that a resumed run gives the bytes of an undisturbed one, and fp32 is fp32."""
+    if device.startswith("cuda"):
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def base_network(name: str) -> SpaceTimeMemoryNetwork:
+    """The network of a weights file, to be trained further.
+
+    Raises:
+        WeightsError: the file is not there or cannot be used.
+    """
+    try:
+        return load_network(name)[0]
+    except (WeightsFileError, OSError) as error:
+        raise _weights_error(name, error) from error
+
+
+@lru_cache(maxsize=16)
+def _manifest(path: str, changed: int) -> Manifest:
+    return read_manifest(path)
+
+
+@lru_cache(maxsize=_NETWORKS_HELD)
+def _network(
+    path: str, changed: int, device: str, precision: Precision, adaptation: Path | None
+) -> FastNetwork:
+    network, _ = load_network(path)
+    if adaptation is not None:
+        try:
+            network = with_adaptation(network, read_adaptation(adaptation))
+        except ValueError as error:
+            raise WeightsError(
+                f"The adaptation does not fit these weights: {error}.",
+                path=adaptation,
+                hint="Run `stm adapt` again, or go on without: `stm shot set SHOT adapt=false`.",
+            ) from error
+    exact_results(device)
+    with device_errors(device):
+        return FastNetwork(network, device=device, precision=precision)
+
+
+def _weights_error(name: str, error: Exception) -> WeightsError:
+    return WeightsError(
+        f"{error}.", hint=f"`stm info` lists the weights that are here ({name} was asked for)."
+    )

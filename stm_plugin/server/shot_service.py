@@ -1,0 +1,570 @@
+"""The engine behind the server: what the protocol's requests mean for a `Shot`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from model.inference.allocator import release_freed_memory
+from stm_plugin.address import address_of
+from stm_plugin.errors import MatteError, PlateError, PropagationCancelled
+from stm_plugin.files.journal import Journal
+from stm_plugin.images.host_plate import HostPlate
+from stm_plugin.planning.plan import frames_in_range, make_plan
+from stm_plugin.planning.quality import Advice
+from stm_plugin.planning.values import DirtyRange, Facts, Key, Plan, State
+from stm_plugin.planning.values import Request as PlanRange
+from stm_plugin.propagation.events import Event, FrameFinished, Notice, PlateChanged
+from stm_plugin.propagation.events import Progress as EngineProgress
+from stm_plugin.propagation.memory_forecast import pick_device
+from stm_plugin.protocol import Direction, PlateFiles, PushedGeometry, Range, Rectangle
+from stm_plugin.server.backend import (
+    Cancelled,
+    Change,
+    ExportOrder,
+    FloatArray,
+    Forecast,
+    Frames,
+    Information,
+    KeyState,
+    Matte,
+    NoMatte,
+    Progress,
+    PushedFrame,
+    PushedMasks,
+    Reason,
+    Report,
+    ShotState,
+)
+from stm_plugin.server.information import changed_settings, flat_settings, information
+from stm_plugin.settings import Settings
+from stm_plugin.shot.export import MatteWriter
+from stm_plugin.shot.shot import FinishedFrame, Shot
+from stm_plugin.store.description import PlateDescription, ShotObject
+from stm_plugin.store.store import with_suffix
+from stm_plugin.windows import Window
+
+GIVEN_OUT_BYTES: Final = 256 << 20
+"""Mattes that were given out and are kept in case someone wants the last one of a stale frame."""
+_DONE = (State.KEY, State.DONE)
+
+
+class EngineBackend:
+    """The shots of this machine."""
+
+    def information(self) -> Information:
+        """What a panel can offer."""
+        return information()
+
+    def rest(self) -> None:
+        """Give freed memory, which is kept for speed, back to the system."""
+        release_freed_memory()
+
+    def locate(self, folder: Path) -> Path:
+        """The folder of a shot as it is on disk: with its suffix."""
+        return with_suffix(folder)
+
+    def exists(self, folder: Path) -> bool:
+        """Whether the folder is a shot store."""
+        return (folder / "shot.json").exists()
+
+    def open(self, folder: Path) -> EngineShot:
+        """Open a shot store."""
+        return EngineShot(Shot.open(folder))
+
+    def create(
+        self,
+        folder: Path,
+        plate: PushedGeometry | PlateFiles,
+        settings: Mapping[str, Any],
+        objects: Sequence[str],
+    ) -> EngineShot:
+        """Make a shot store, with its objects in the order given."""
+        chosen = changed_settings(Settings(colour_space=plate.colour_space), settings)
+        shot = Shot.create(folder, _description(plate), chosen)
+        if objects:
+            named = tuple(ShotObject(f"o{number}", name) for number, name in enumerate(objects, 1))
+            with shot.store.lock:
+                description = shot.store.description()
+                shot.store.save(dataclasses.replace(description, objects=named, next_object=len(named) + 1))
+            shot.refresh()
+        return EngineShot(shot)
+
+
+class EngineShot:
+    """One open shot, for several threads: reading is one at a time, a job runs beside it."""
+
+    def __init__(self, shot: Shot) -> None:
+        self._shot = shot
+        self._reading = threading.RLock()
+        self._is_computing = False
+        self._given_out = _LastMattes(GIVEN_OUT_BYTES)
+        self._key_digests = Journal(shot.folder / "keys" / "digests.jsonl", "frame")
+
+    def device(self) -> str:
+        """The device that this shot computes on."""
+        return pick_device(self._shot.settings.device)
+
+    def close(self) -> None:
+        """Give back threads and memory."""
+        self._shot.close()
+
+    def _refresh(self) -> None:
+        """Take over what other processes changed. While a job holds the shot's lock there can be nothing."""
+        if not self._is_computing:
+            self._shot.refresh()
+
+    # ---- plate
+
+    def differs(self, plate: PushedGeometry | PlateFiles | None, settings: Mapping[str, Any]) -> bool:
+        """Whether `describe` would change anything."""
+        self._refresh()
+        wanted = self._wanted_settings(plate, settings)
+        if plate is not None and _description(plate) != self._shot.store.description().plate:
+            return True
+        return wanted != self._shot.settings
+
+    def describe(self, plate: PushedGeometry | PlateFiles | None, settings: Mapping[str, Any]) -> None:
+        """Take over a changed plate and changed settings."""
+        with self._reading:
+            wanted = self._wanted_settings(plate, settings)
+            if plate is not None and _description(plate) != self._shot.store.description().plate:
+                self._shot.set_plate(_description(plate))
+            self._shot.set_settings(wanted)
+
+    def _wanted_settings(
+        self, plate: PushedGeometry | PlateFiles | None, settings: Mapping[str, Any]
+    ) -> Settings:
+        wanted = changed_settings(self._shot.settings, settings)
+        if plate is not None and plate.colour_space is not None:
+            wanted = dataclasses.replace(wanted, colour_space=plate.colour_space)
+        return wanted
+
+    def plate_needed(self, frames: Range | None, digests: Mapping[int, str]) -> Frames:
+        """Frames that a propagation of `frames` reads and that are not here, or not with this digest."""
+        plate = self._shot.plate
+        if not isinstance(plate, HostPlate):
+            return []
+        with self._reading:
+            missing = set(plate.missing)
+            if not self._shot.keys:
+                read = touched = set(frames_in_range(plate.frames, _plan_range(frames)))
+            else:
+                plan = self._plan(frames)
+                read = _frames_read(plan)
+                touched = read | {one.frame for one in plan.frames}
+                touched |= {frame for passed in plan.passes for frame in (passed.key, *passed.frames)}
+            held = plate.records
+        changed = {
+            frame
+            for frame, digest in digests.items()
+            if frame in touched and frame in held and held[frame].digest != digest
+        }
+        return sorted((read & missing) | changed)
+
+    def push_plate(self, pushed: PushedFrame) -> Change:
+        """Keep one frame's pixels."""
+        plate = self._pushed_plate(pushed.frame)
+        _check_geometry(plate, pushed)
+        before = plate.signature(pushed.frame)
+        done_before = self._done() if before is not None else set()
+        pixels: Any = pushed.pixels.astype(np.float16) if pushed.is_half else pushed.pixels
+        record = plate.push(
+            pushed.frame,
+            pixels,
+            Window(*pushed.data_window),
+            digest=pushed.digest,
+            metadata=pushed.metadata,
+        )
+        changed = record.hash != before
+        dirty = sorted(done_before - self._done()) if changed and before is not None else []
+        return Change(changed, dirty, record.hash)
+
+    def _pushed_plate(self, frame: int) -> HostPlate:
+        plate = self._shot.plate
+        if not isinstance(plate, HostPlate):
+            raise PlateError("The plate of this shot is read from files; nothing can be pushed.", frame=frame)
+        return plate
+
+    # ---- keys, settings, objects
+
+    def push_key(self, pushed: PushedMasks) -> Change:
+        """Keep one key's masks."""
+
+        def add() -> None:
+            window = Window(*pushed.data_window)
+            self._shot.add_key(
+                pushed.frame,
+                pushed.masks,
+                window=window,
+                allow_empty=pushed.allow_empty,
+                replace_all=pushed.replace,
+            )
+
+        change = self._edit(add)
+        if pushed.digest is not None:
+            content = self._key_contents().get(pushed.frame, {})
+            entry = {"frame": pushed.frame, "digest": pushed.digest, "key": _key_content(content)}
+            self._key_digests.append(entry)
+        return change
+
+    def keys(self) -> tuple[KeyState, ...]:
+        """All keys, ascending."""
+        self._refresh()
+        digests = self._key_digests.load()
+        states = []
+        for frame, content in sorted(self._key_contents().items()):
+            noted = digests.get(frame, {})
+            fits = noted.get("key") == _key_content(content)
+            states.append(KeyState(frame, content, noted["digest"] if fits else None))
+        return tuple(states)
+
+    def remove_key(self, frame: int) -> Change:
+        """Take a key away."""
+        return self._edit(lambda: self._shot.remove_key(frame))
+
+    def settings(self) -> dict[str, Any]:
+        """All settings as plain values, by the names of `describe_settings`."""
+        self._refresh()
+        return flat_settings(self._shot.settings)
+
+    def set_settings(self, settings: Mapping[str, Any]) -> Change:
+        """Change some settings, or none when one is bad."""
+        wanted = changed_settings(self._shot.settings, settings)
+        return self._edit(lambda: self._shot.set_settings(wanted))
+
+    def set_objects(self, rename: Mapping[str, str], remove: Sequence[str]) -> Change:
+        """Rename or remove objects."""
+
+        def change() -> None:
+            for name in remove:
+                self._shot.remove_object(name)
+            for old, new in rename.items():
+                self._shot.rename_object(old, new)
+
+        return self._edit(change)
+
+    def _edit(self, work: Callable[[], Any]) -> Change:
+        """Do `work`; what it made stale is what was done before and is not afterwards."""
+        with self._reading:
+            self._refresh()
+            before, done_before = self._shot.store.description(), self._done()
+            work()
+            changed = self._shot.store.description() != before
+            dirty = sorted(done_before - self._done()) if changed else []
+            return Change(changed, dirty)
+
+    def _key_contents(self) -> dict[int, dict[str, str]]:
+        """By frame and object name, the hash of the mask."""
+        description = self._shot.store.description()
+        names = {one.id: one.name for one in description.objects}
+        return {
+            key.frame: {names[name]: mask.hash for name, mask in key.masks.items()}
+            for key in description.keys
+        }
+
+    # ---- status and plan
+
+    def state(self, frames: Range | None) -> ShotState:
+        """What is done, stale, missing, and why."""
+        shot = self._shot
+        with self._reading:
+            self._refresh()
+            plate_missing = sorted(set(shot.plate.missing))
+            chosen = frames_in_range(tuple(shot.plate.frames), _plan_range(frames))
+            states: dict[int, State] = dict.fromkeys(chosen, State.MISSING)
+            dirty: tuple[DirtyRange, ...] = ()
+            advice: Advice | None = None
+            if shot.keys:
+                plan = self._plan(frames)
+                advice = shot.next_key(plan)
+                states = {one.frame: one.state for one in plan.frames}
+                dirty = plan.dirty
+        keys = tuple(key.frame for key in shot.keys)
+        reasons = _reasons(dirty)
+        if not keys:
+            reasons = (Reason(chosen, "there is no keyframe yet"),)
+        within = set(chosen)
+        return ShotState(
+            first=shot.plate.frames[0],
+            last=shot.plate.frames[-1],
+            objects=shot.objects,
+            keys=keys,
+            done=[frame for frame, state in states.items() if state in _DONE],
+            stale=[frame for frame, state in states.items() if state is State.STALE],
+            missing=[frame for frame, state in states.items() if state in (State.MISSING, State.UNREACHED)],
+            plate_missing=[frame for frame in plate_missing if frame in within],
+            reasons=reasons,
+            advice=None if advice is None else (advice.frame, advice.text),
+        )
+
+    def forecast(self, frames: Range | None, direction: Direction) -> Forecast:
+        """What `propagate` would do."""
+        shot = self._shot
+        with self._reading:
+            self._refresh()
+            plan = self._plan(frames, direction)
+            missing = set(shot.plate.missing)
+            needed = sorted(_frames_read(plan) & missing)
+            has_plate = len(missing) < len(shot.plate.frames)
+            memory = shot.forecast(plan).forecast.total if has_plate else None
+        todo = [one.frame for one in plan.frames if one.state in (State.STALE, State.MISSING)]
+        return Forecast(
+            compute=len(plan.compute_steps),
+            frames=todo,
+            reasons=_reasons(plan.dirty),
+            plate_needed=needed,
+            memory=memory,
+            text=plan.words(),
+        )
+
+    def _plan(self, frames: Range | None, direction: Direction = "both") -> Plan:
+        """The plan for a range. KeyframeError where there is no key."""
+        request = _plan_range(frames, direction)
+        if len(self._shot.plate.missing) < len(self._shot.plate.frames):
+            return self._shot.plan(request)
+        # Without any picture its colour space is not known, and so no address: everything is missing.
+        description = self._shot.store.description()
+        facts = Facts(
+            frames=tuple(self._shot.plate.frames),
+            objects=tuple(one.id for one in description.objects),
+            keys=tuple(Key(key.frame, key.masks) for key in description.keys),
+            base={},
+            plate={},
+            keys_in_memory=description.settings.keys_in_memory,
+        )
+        return make_plan(facts, request)
+
+    def _done(self) -> set[int]:
+        """Frames whose matte is there and fresh."""
+        with self._reading:
+            if not self._shot.keys:
+                return set()
+            return {one.frame for one in self._plan(None).frames if one.state in _DONE}
+
+    # ---- jobs
+
+    def propagate(
+        self, frames: Range | None, direction: Direction, report: Report, cancelled: Cancelled
+    ) -> None:
+        """Compute what is not done."""
+        self._refresh()
+        self._is_computing = True
+        try:
+            teller = _EventForwarder(report)
+            self._shot.propagate(_plan_range(frames, direction), on_event=teller.hear, cancelled=cancelled)
+        finally:
+            self._is_computing = False
+
+    def export_frames(self, order: ExportOrder) -> Frames:
+        """The frames that `export` would write."""
+        return frames_in_range(tuple(self._shot.plate.frames), _plan_range(order.frames))
+
+    def export(self, order: ExportOrder, report: Report, cancelled: Cancelled) -> None:
+        """Write matte files."""
+        unknown = [name for name in order.objects if name not in self._shot.objects]
+        if unknown:
+            raise MatteError(
+                f"The shot has no object {unknown[0]}.", hint=f"It has {', '.join(self._shot.objects)}."
+            )
+        channel = order.channel or self._shot.settings.channel
+        with_ids = self._shot.settings.cryptomatte
+        writer = _SelectiveWriter(order.pattern, self._shot.plate, channel=channel, with_ids=with_ids)
+        writer.objects = order.objects
+        total = len(self.export_frames(order))
+        written = 0
+
+        def hear(event: Event) -> None:
+            nonlocal written
+            if isinstance(event, FrameFinished):
+                written += 1
+                report(Progress(written, total, event.frame, None, (event.frame,)))
+
+        self._shot.export(writer, _plan_range(order.frames), on_event=hear, cancelled=cancelled)
+        if cancelled() and written < total:
+            raise PropagationCancelled("Writing was stopped.", hint="Files that are written are whole.")
+
+    # ---- mattes
+
+    def matte(self, frame: int, objects: Sequence[str], stale: bool) -> Matte | NoMatte:
+        """The matte of one frame, if it is there."""
+        with self._reading:
+            self._refresh()
+            none = self._why_no_matte(frame)
+            if none is None:
+                try:
+                    finished = self._shot.matte(frame)
+                except MatteError as error:
+                    none = NoMatte("stale", error.what.rstrip(".").lower())
+                else:
+                    matte = self._matte_of(finished)
+                    self._given_out.keep(frame, matte)
+                    return matte
+        last = self._given_out.last(frame) if stale else None
+        return none if last is None else dataclasses.replace(last, stale=True)
+
+    def _why_no_matte(self, frame: int) -> NoMatte | None:
+        shot = self._shot
+        if frame not in shot.plate.frames:
+            return NoMatte("outside", f"the shot has frames {shot.plate.frames[0]}-{shot.plate.frames[-1]}")
+        if not shot.keys:
+            return NoMatte("missing", "there is no keyframe yet")
+        planned = self._plan((frame, frame)).frames[0]
+        if not planned.is_key and planned.state is State.STALE:
+            return NoMatte("stale", planned.why)
+        if not planned.is_key and planned.state not in _DONE:
+            return NoMatte("missing", planned.why)
+        if frame in shot.plate.missing:
+            return NoMatte("plate_missing", "the plate frame is not there")
+        return None
+
+    def _matte_of(self, finished: FinishedFrame) -> Matte:
+        plate_frame = finished.plate_frame
+        window = plate_frame.data_window
+        nothing: FloatArray = np.zeros((window.height, window.width), np.float32)
+        mattes = {name: finished.mattes.get(name, nothing) for name in self._shot.objects}
+        union = functools.reduce(np.add, mattes.values(), nothing)
+        return Matte(
+            mattes=mattes,
+            union=np.clip(union, 0.0, 1.0),
+            data_window=_rectangle(window),
+            display_window=_rectangle(plate_frame.display_window),
+            source="key" if finished.is_key else "propagated",
+            stale=False,
+            content=finished.address,
+            confidence=None if finished.is_key else finished.confidence,
+        )
+
+
+class _EventForwarder:
+    """Tells a job's progress from the engine's events."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._finished: list[int] = []
+        self._text = ""
+
+    def hear(self, event: Event) -> None:
+        match event:
+            case FrameFinished():
+                self._finished.append(event.frame)
+            case Notice():
+                self._text = event.text
+            case PlateChanged():
+                self._text = f"the plate changed on {len(event.frames)} frames; computing them anew"
+            case EngineProgress():
+                finished, self._finished = self._finished, []
+                text, self._text = self._text, ""
+                self._report(
+                    Progress(event.done, event.total, event.frame, event.seconds_left, finished, text)
+                )
+
+
+class _SelectiveWriter(MatteWriter):
+    """Writes some of the objects only, and knows such files from those with all."""
+
+    objects: tuple[str, ...] = ()
+
+    def is_current(self, frame: int, address: str) -> bool:
+        return super().is_current(frame, self._own(address))
+
+    def write(self, finished: FinishedFrame, address: str, metadata: Mapping[str, Any]) -> None:
+        chosen = finished.mattes
+        if self.objects:
+            chosen = {name: finished.mattes[name] for name in self.objects if name in finished.mattes}
+        super().write(dataclasses.replace(finished, mattes=chosen), self._own(address), metadata)
+
+    def _own(self, address: str) -> str:
+        return address_of("selection", address, self.objects) if self.objects else address
+
+
+class _LastMattes:
+    """The last matte of each frame that was given out, within a byte budget."""
+
+    def __init__(self, budget: int) -> None:
+        self._budget = budget
+        self._mattes: OrderedDict[int, Matte] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def keep(self, frame: int, matte: Matte) -> None:
+        with self._lock:
+            self._mattes[frame] = matte
+            self._mattes.move_to_end(frame)
+            while len(self._mattes) > 1 and sum(map(_matte_bytes, self._mattes.values())) > self._budget:
+                self._mattes.popitem(last=False)
+
+    def last(self, frame: int) -> Matte | None:
+        with self._lock:
+            return self._mattes.get(frame)
+
+
+def _matte_bytes(matte: Matte) -> int:
+    return matte.union.nbytes * (1 + len(matte.mattes))
+
+
+def _description(plate: PushedGeometry | PlateFiles) -> PlateDescription:
+    if isinstance(plate, PlateFiles):
+        return PlateDescription(
+            "files", text=plate.sequence, frame_range=plate.frames, layer=plate.layer, view=plate.view
+        )
+    return PlateDescription(
+        "pushed",
+        frames=plate.frames,
+        display_window=Window(*plate.display_window),
+        canvas=None if plate.canvas is None else Window(*plate.canvas),
+        pixel_aspect=plate.pixel_aspect,
+        fps=plate.fps,
+    )
+
+
+def _check_geometry(plate: HostPlate, pushed: PushedFrame) -> None:
+    display = pushed.display_window
+    if display is not None and Window(*display) != plate.display_window:
+        raise PlateError(
+            f"The frame's display window {display} is not the plate's, {_rectangle(plate.display_window)}.",
+            frame=pushed.frame,
+            hint="Give the shot a plate of one size.",
+        )
+    if pushed.pixel_aspect is not None and pushed.pixel_aspect != plate.pixel_aspect:
+        raise PlateError(
+            f"The frame's pixel aspect {pushed.pixel_aspect} is not the plate's, {plate.pixel_aspect}.",
+            frame=pushed.frame,
+        )
+
+
+def _frames_read(plan: Plan) -> set[int]:
+    """Plate frames that the execution of a plan reads."""
+    read = {step.frame for step in plan.steps}
+    for step in plan.compute_steps:
+        read |= {step.passed.key, *step.passed.memory_keys}
+    return read
+
+
+def _reasons(dirty: Sequence[DirtyRange]) -> tuple[Reason, ...]:
+    """Ranges with the same reason together."""
+    ordered = sorted(dirty, key=lambda one: one.why)
+    return tuple(
+        Reason([frame for one in same for frame in range(one.first, one.last + 1)], why)
+        for why, same in groupby(ordered, key=lambda one: one.why)
+    )
+
+
+def _key_content(content: Mapping[str, str]) -> str:
+    return address_of("key", dict(content))
+
+
+def _plan_range(frames: Range | None, direction: Direction = "both") -> PlanRange:
+    first, last = frames or (None, None)
+    return PlanRange(first, last, direction)
+
+
+def _rectangle(window: Window) -> Rectangle:
+    return window.x, window.y, window.width, window.height

@@ -1,0 +1,104 @@
+"""What people give a shot, opened: its plate, and the masks of its keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from stm_plugin.errors import MaskError, PlateError
+from stm_plugin.images.host_plate import HostPlate
+from stm_plugin.images.mask import MaskMode, read_mask
+from stm_plugin.images.plate import Plate, PlateSource
+from stm_plugin.propagation.execution import on_window
+from stm_plugin.settings import Settings
+from stm_plugin.store.description import PlateDescription
+from stm_plugin.windows import FloatArray, Window
+
+
+def open_plate(folder: Path, plate: PlateDescription, settings: Settings) -> PlateSource:
+    """The plate that a description tells of.
+
+    Args:
+        folder: where pushed pixels lie.
+
+    Raises:
+        PlateError: it cannot be opened.
+    """
+    if plate.kind == "files":
+        return Plate.open(
+            plate.text,
+            frame_range=plate.frame_range,
+            layer=plate.layer,
+            view=plate.view,
+            colour_space=settings.colour_space,
+            movie_first_frame=plate.movie_first_frame,
+        )
+    if plate.frames is None or plate.display_window is None:
+        raise PlateError("A pushed plate needs a frame range and a display window.", path=folder)
+    return HostPlate(
+        folder,
+        *plate.frames,
+        display_window=plate.display_window,
+        canvas=plate.canvas,
+        pixel_aspect=plate.pixel_aspect,
+        fps=plate.fps,
+        budget=settings.plate_budget,
+    )
+
+
+def masks_of_arrays(
+    masks: Mapping[str, FloatArray], window: Window, canvas: Window, *, frame: int, allow_empty: bool
+) -> dict[str, FloatArray]:
+    """Masks given as arrays over `window`, by object name: float32 over the canvas, in [0, 1].
+
+    Raises:
+        MaskError: one has another size or holds NaN or Inf, or all are empty.
+    """
+    for name, values in masks.items():
+        if values.shape != (window.height, window.width):
+            size = f"{values.shape[1]}x{values.shape[0]}"
+            raise MaskError(f"The mask of {name} is {size} and does not fill {window}.", frame=frame)
+        if not np.isfinite(values).all():
+            raise MaskError(f"The mask of {name} holds NaN or Inf.", frame=frame)
+    if not allow_empty and not any(values.any() for values in masks.values()):
+        raise MaskError(
+            "The mask is empty.",
+            frame=frame,
+            hint="If the object is not in this frame, say so (allow_empty).",
+        )
+    return {
+        name: on_window(np.clip(values, 0, 1).astype(np.float32), window, canvas)
+        for name, values in masks.items()
+    }
+
+
+def masks_of_file(
+    path: Path,
+    plate: PlateSource,
+    *,
+    frame: int,
+    objects: Sequence[str] | None,
+    mode: MaskMode,
+    channel: str | None,
+    allow_empty: bool,
+) -> dict[str, FloatArray]:
+    """Masks in an image file (`read_mask`), by object name: float32 over the plate's canvas, in [0, 1].
+
+    Raises:
+        MaskError: the file cannot be used.
+        PlateError: the plate frame cannot be read.
+    """
+    image = read_mask(
+        path,
+        canvas=plate.canvas,
+        display_window=plate.display_window,
+        data_window=plate.header(frame).data_window,
+        objects=objects,
+        mode=mode,
+        channel=channel,
+        allow_empty=allow_empty,
+        frame=frame,
+    )
+    return dict(image.objects)

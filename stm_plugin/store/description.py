@@ -1,0 +1,141 @@
+"""What `shot.json` says of a shot: its plate, objects, keys, settings and adaptation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from stm_plugin.planning.values import KeyMask
+from stm_plugin.settings import Settings
+from stm_plugin.windows import Window
+
+SCHEMA = 1
+"""Version of the folder's layout. Raise it when an older plug-in could no longer read the folder rightly."""
+
+
+@dataclass(frozen=True)
+class ShotObject:
+    """One thing being matted. The id never changes; the name is what people see."""
+
+    id: str
+    name: str
+
+
+@dataclass(frozen=True)
+class StoredKey:
+    """A key as the store keeps it: masks by object id, and the artist's files under keys/."""
+
+    frame: int
+    masks: Mapping[str, KeyMask]
+    originals: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class AdaptationRecord:
+    """Weights adapted to this shot (`stm_plugin.propagation.adaptation`).
+
+    Attributes:
+        id: sha256 of the file under adapted/.
+        base, base_name: the weights that it began from, by sha256 and by name.
+        licence: of the base, under which what came of it stands too.
+        keys: what it learnt from: hash of the masks by frame.
+        steps: taken.
+        plate: what it learnt from: content hash of the plate on each of these frames; empty in records of
+            before this was kept.
+    """
+
+    id: str
+    base: str
+    base_name: str
+    licence: str
+    keys: Mapping[int, str]
+    steps: int
+    plate: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PlateDescription:
+    """Where the plate comes from: files (`text` and how to read them), or pixels that a host pushes."""
+
+    kind: Literal["files", "pushed"]
+    text: str = ""
+    frame_range: tuple[int, int] | None = None
+    layer: str | None = None
+    view: str | None = None
+    movie_first_frame: int = 1
+    frames: tuple[int, int] | None = None
+    display_window: Window | None = None
+    canvas: Window | None = None
+    pixel_aspect: float = 1.0
+    fps: float | None = None
+
+
+@dataclass(frozen=True)
+class ShotDescription:
+    """Everything in shot.json."""
+
+    plate: PlateDescription
+    settings: Settings = field(default_factory=Settings)
+    objects: tuple[ShotObject, ...] = ()
+    keys: tuple[StoredKey, ...] = ()
+    next_object: int = 1
+    adaptation: AdaptationRecord | None = None
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Names of the objects by id."""
+        return {one.id: one.name for one in self.objects}
+
+    def to_json(self) -> dict[str, Any]:
+        keys = [
+            {
+                "frame": key.frame,
+                "masks": {name: asdict(mask) for name, mask in key.masks.items()},
+                "originals": list(key.originals),
+            }
+            for key in self.keys
+        ]
+        return {
+            "schema": SCHEMA,
+            "plate": asdict(self.plate),
+            "settings": self.settings.to_json(),
+            "objects": [asdict(one) for one in self.objects],
+            "keys": keys,
+            "next_object": self.next_object,
+            "adaptation": None if self.adaptation is None else asdict(self.adaptation),
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> ShotDescription:
+        """What `to_json` gave. KeyError, TypeError or ValueError where it did not."""
+        plate = dict(values["plate"])
+        for name in ("frame_range", "frames"):
+            plate[name] = None if plate[name] is None else tuple(plate[name])
+        for name in ("display_window", "canvas"):
+            plate[name] = None if plate[name] is None else Window(**plate[name])
+        keys = tuple(
+            StoredKey(
+                key["frame"],
+                {name: KeyMask(**mask) for name, mask in key["masks"].items()},
+                tuple(key["originals"]),
+            )
+            for key in values["keys"]
+        )
+        return cls(
+            plate=PlateDescription(**plate),
+            settings=Settings.from_json(values["settings"]),
+            objects=tuple(ShotObject(**one) for one in values["objects"]),
+            keys=keys,
+            next_object=values["next_object"],
+            adaptation=_adaptation(values.get("adaptation")),
+        )
+
+
+def _adaptation(values: Mapping[str, Any] | None) -> AdaptationRecord | None:
+    if values is None:
+        return None
+    by_frame = {
+        name: {int(frame): one for frame, one in values.get(name, {}).items()} for name in ("keys", "plate")
+    }
+    return AdaptationRecord(**{**values, **by_frame})

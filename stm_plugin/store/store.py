@@ -1,0 +1,325 @@
+"""The shot store: the folder `NAME.stmshot/` in which a shot lives, and nothing but its files.
+
+    shot.json   what the shot is: schema version, plate, objects, keys, settings (`ShotDescription`)
+    keys/       the masks of keys: the artist's own files byte for byte, and the decoded masks
+    mattes/     probabilities of every pass and frame by content address, what was finished when, and how sure
+                the network was of it
+    adapted/    what the network learnt from the keys (`stm adapt`), by content
+    memory/     features that can be computed again; may be deleted at any time
+    plate.jsonl content hashes of plate files that were read, so that they need not be read again
+    exported.jsonl  the matte files that were written, so that they need not be read to be checked
+    plate/      frames that a host pushed (only for such plates)
+    LOCK        held by the one process that writes
+
+Results are addressed by what made them, so nothing here is ever out of date: it is used or it is not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
+
+from stm_plugin.address import address_of
+from stm_plugin.errors import StoreError
+from stm_plugin.files.journal import Journal
+from stm_plugin.files.lock import StoreLock
+from stm_plugin.files.whole import (
+    looks_whole,
+    read_sealed,
+    remove_leftovers,
+    store_error,
+    write_atomically,
+    write_sealed,
+)
+from stm_plugin.images.mask import mask_hash
+from stm_plugin.planning.quality import Quality
+from stm_plugin.planning.values import FrameRecord, KeyMask
+from stm_plugin.store.description import SCHEMA, ShotDescription
+from stm_plugin.windows import FloatArray, Window
+
+SUFFIX = ".stmshot"
+FULL_SCALE = 65535
+"""A stored probability of 1. Sixteen bits: finer than the half floats of a matte."""
+
+_COMPRESSION = 1  # zlib's fastest: most pixels are exactly 0 or 1
+
+ProbabilityArray = npt.NDArray[np.uint16]
+
+
+@dataclass(frozen=True)
+class StoreSize:
+    """Bytes on disk by what they are for."""
+
+    keys: int
+    mattes: int
+    memory: int
+    plate: int
+
+    def __str__(self) -> str:
+        parts = {
+            "for keys": self.keys,
+            "for results": self.mattes,
+            "for cached features": self.memory,
+            "for the plate": self.plate,
+        }
+        told = [f"{size / 1e6:.1f} MB {what}" for what, size in parts.items() if size]
+        return ", ".join(told) or "nothing"
+
+
+class ShotStore:
+    """The files of one shot. Writing is for the holder of `lock`; reading is for everyone."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.lock = StoreLock(folder / "LOCK")
+        self.memory_folder = folder / "memory"
+        self.plate_folder = folder / "plate"
+        self.finished = Journal(folder / "mattes" / "frames.jsonl", "frame")
+        self.exported = Journal(folder / "exported.jsonl", "file")
+        self.quality_journal = Journal(folder / "mattes" / "quality.jsonl", "frame")
+        self.plate_index = Journal(folder / "plate.jsonl", "frame")
+
+    @classmethod
+    def create(cls, folder: str | Path, description: ShotDescription) -> ShotStore:
+        """Make a new store.
+
+        Raises:
+            StoreError: there is something already, or the place cannot be written.
+        """
+        path = with_suffix(folder)
+        if (path / "shot.json").exists():
+            raise StoreError(
+                "There is a shot here already.", path=path, hint="Open it, or choose another name."
+            )
+        try:
+            for name in ("keys", "mattes", "memory"):
+                (path / name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise store_error(error, path) from error
+        store = cls(path)
+        with store.lock:
+            store.save(description)
+        return store
+
+    @classmethod
+    def open(cls, folder: str | Path) -> ShotStore:
+        """Open a store that exists.
+
+        Raises:
+            StoreError: there is none, or a newer plug-in made it.
+        """
+        store = cls(with_suffix(folder))
+        store.description()
+        return store
+
+    # ---- shot.json ----
+
+    def description(self) -> ShotDescription:
+        """Read shot.json as it is now. StoreError where it cannot be used."""
+        path = self.folder / "shot.json"
+        try:
+            values = json.loads(path.read_text("utf-8"))
+            schema = values["schema"]
+        except FileNotFoundError as error:
+            raise StoreError(
+                "There is no shot here.", path=self.folder, hint="Make one with `stm shot new`."
+            ) from error
+        except OSError as error:
+            raise store_error(error, path) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise _unreadable(path) from error
+        if schema != SCHEMA:
+            raise StoreError(
+                f"A newer STM made this shot (schema {schema}; this one reads {SCHEMA}).",
+                path=self.folder,
+                hint="Update the plug-in, or make a new shot from the same plate and masks.",
+            )
+        try:
+            return ShotDescription.from_json(values)
+        except (KeyError, TypeError, ValueError) as error:
+            raise _unreadable(path) from error
+
+    def save(self, description: ShotDescription) -> None:
+        """Replace shot.json. StoreError where the disk does not take it."""
+        text = json.dumps(description.to_json(), indent=1, ensure_ascii=False)
+        write_atomically(self.folder / "shot.json", text.encode("utf-8"))
+
+    # ---- keys/ ----
+
+    def put_mask(self, mask: FloatArray, window: Window) -> KeyMask:
+        """Keep one object's mask, float32 (h, w) in [0, 1] over `window`, exactly."""
+        place = [window.x, window.y, window.width, window.height]
+        hash_ = address_of("mask", mask_hash(mask), place)
+        path = self._mask_path(hash_)
+        if not looks_whole(path):
+            write_sealed(path, _pack(mask=np.ascontiguousarray(mask), window=np.array(place, np.int64)))
+        return KeyMask(hash_, empty=not bool(mask.any()))
+
+    def mask(self, hash_: str) -> tuple[FloatArray, Window]:
+        """The mask that `put_mask` kept.
+
+        Raises:
+            StoreError: it is gone.
+            DamagedFileError: it is truncated or altered.
+        """
+        path = self._mask_path(hash_)
+        body = read_sealed(path)
+        if body is None:
+            raise StoreError("The mask of a key is gone.", path=path, hint="Give the key's mask again.")
+        arrays = _unpack(body)
+        x, y, width, height = (int(one) for one in arrays["window"])
+        return arrays["mask"].astype(np.float32, copy=False), Window(x, y, width, height)
+
+    def keep_original(self, frame: int, path: Path) -> str:
+        """Copy the artist's file byte for byte; returns its name under keys/."""
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise store_error(error, path) from error
+        name = f"{frame}-{hashlib.sha256(data).hexdigest()[:12]}{path.suffix.lower()}"
+        write_atomically(self.folder / "keys" / name, data)
+        return name
+
+    # ---- mattes/ ----
+
+    def has(self, address: str) -> bool:
+        """Whether the probabilities with this address are there, by the length of the file."""
+        return looks_whole(self._result_path(address))
+
+    def put_probabilities(self, address: str, probabilities: ProbabilityArray) -> None:
+        """Keep the result of a pass on a frame: uint16 (K, h, w), `FULL_SCALE` for 1."""
+        write_sealed(self._result_path(address), _pack(probabilities=probabilities))
+
+    def probabilities(self, address: str) -> ProbabilityArray | None:
+        """What `put_probabilities` kept, or None.
+
+        Raises:
+            DamagedFileError: it is truncated or altered.
+        """
+        body = read_sealed(self._result_path(address))
+        return None if body is None else _unpack(body)["probabilities"]
+
+    def history(self) -> dict[int, FrameRecord]:
+        """What each frame was finished from, last."""
+        records = {}
+        for frame, entry in self.finished.load().items():
+            keys = {int(key): hash_ for key, hash_ in entry["keys"].items()}
+            records[int(frame)] = FrameRecord(
+                int(frame), entry["address"], entry["base"], keys, entry["plate"]
+            )
+        return records
+
+    def record(self, record: FrameRecord) -> None:
+        """Note that a frame is finished."""
+        self.finished.append(asdict(record))
+
+    def qualities(self) -> dict[int, Quality]:
+        """What was said of each frame when it was finished last."""
+        return {int(frame): Quality(**entry) for frame, entry in self.quality_journal.load().items()}
+
+    def record_quality(self, quality: Quality) -> None:
+        """Note what is said of a finished frame."""
+        self.quality_journal.append(asdict(quality))
+
+    # ---- the folder as a whole ----
+
+    def tidy(self) -> None:
+        """Remove what a killed process left half written; for the holder of the lock."""
+        remove_leftovers(self.folder)
+
+    def clear_memory(self) -> None:
+        """Delete memory/; costs only time."""
+        shutil.rmtree(self.memory_folder, ignore_errors=True)
+
+    def remove_results_except(self, kept: set[str]) -> int:
+        """Delete probabilities that no one needs; returns how many."""
+        removed = 0
+        for path in self._result_paths():
+            if path.stem not in kept:
+                path.unlink(missing_ok=True)
+                removed += 1
+        return removed
+
+    def remove_adaptations_except(self, kept: str | None) -> None:
+        """Delete adapted weights that the shot has replaced."""
+        for path in (self.folder / "adapted").glob("*.safetensors"):
+            if path.stem != kept:
+                path.unlink(missing_ok=True)
+
+    def size(self) -> StoreSize:
+        """Bytes on disk."""
+        return StoreSize(
+            *(_bytes_under(self.folder / name) for name in ("keys", "mattes", "memory", "plate"))
+        )
+
+    def _mask_path(self, hash_: str) -> Path:
+        return self.folder / "keys" / f"{hash_}.mask"
+
+    def _result_path(self, address: str) -> Path:
+        return self.folder / "mattes" / address[:2] / f"{address}.prob"
+
+    def _result_paths(self) -> Iterator[Path]:
+        return (self.folder / "mattes").glob("??/*.prob")
+
+
+def with_suffix(folder: str | Path) -> Path:
+    """The folder of a shot; `.stmshot` is added where it is left out."""
+    path = Path(folder)
+    return path if path.suffix == SUFFIX else path.with_name(path.name + SUFFIX)
+
+
+def list_shots(folder: str | Path) -> tuple[Path, ...]:
+    """The shots in a folder, by name."""
+    return tuple(sorted(path.parent for path in Path(folder).glob(f"*{SUFFIX}/shot.json")))
+
+
+def quantise(probabilities: FloatArray) -> ProbabilityArray:
+    """Probabilities in [0, 1] as they are stored.
+
+    A running pass goes on with `dequantise` of this, as a resumed one must, so both give the same bytes.
+    """
+    scaled: FloatArray = np.clip(probabilities, 0.0, 1.0) * np.float32(FULL_SCALE)
+    return np.rint(scaled).astype(np.uint16)
+
+
+def dequantise(stored: ProbabilityArray) -> FloatArray:
+    """float32 in [0, 1] from what is stored."""
+    values: FloatArray = stored.astype(np.float32) / np.float32(FULL_SCALE)
+    return values
+
+
+def _pack(**arrays: npt.NDArray[Any]) -> bytes:
+    return zlib.compress(save_arrays(arrays), _COMPRESSION)
+
+
+def _unpack(body: bytes) -> dict[str, npt.NDArray[Any]]:
+    return load_arrays(zlib.decompress(body))
+
+
+def _unreadable(path: Path) -> StoreError:
+    return StoreError(
+        "The shot's description cannot be read.",
+        path=path,
+        hint="Restore it from a backup, or make the shot anew: the masks are in its keys/ folder.",
+    )
+
+
+def _bytes_under(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.stat().st_size if path.is_file() else 0
+        except OSError:  # deleted while we look
+            continue
+    return total

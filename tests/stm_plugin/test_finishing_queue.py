@@ -1,0 +1,80 @@
+"""Frames handed over come back in order, within bounds, and no error is lost."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from stm_plugin.propagation.finishing_queue import FRAMES_WAITING, FinishingQueue
+
+
+def test_what_follows_happens_here_and_in_order() -> None:
+    worked: list[tuple[int, int]] = []
+    told: list[tuple[int, int]] = []
+    here = threading.get_ident()
+    with FinishingQueue(
+        lambda frame: worked.append((frame, threading.get_ident())),
+        lambda frame, _: told.append((frame, threading.get_ident())),
+    ) as queue:
+        for frame in range(20):
+            queue.submit(frame)
+        queue.finish()
+    assert [frame for frame, _ in worked] == list(range(20)) and here not in {thread for _, thread in worked}
+    assert told == [(frame, here) for frame in range(20)]
+
+
+def test_no_more_frames_wait_than_are_allowed() -> None:
+    gate = threading.Semaphore(0)
+    begun = 0
+
+    def work(frame: int) -> None:
+        nonlocal begun
+        begun += 1
+        gate.acquire()
+
+    told: list[int] = []
+    with FinishingQueue(work, lambda frame, _: told.append(frame)) as queue:
+        for frame in range(FRAMES_WAITING):
+            queue.submit(frame)
+        assert told == [] and begun <= 1
+        gate.release()
+        queue.submit(FRAMES_WAITING)  # returns only when the first one is done
+        assert told == [0]
+        for _ in range(FRAMES_WAITING):
+            gate.release()
+        queue.finish()
+    assert told == list(range(FRAMES_WAITING + 1))
+
+
+def fails_on(bad: int, done: list[int]) -> Callable[[int], None]:
+    def work(frame: int) -> None:
+        if frame == bad:
+            raise OSError(f"frame {frame}")
+        done.append(frame)
+
+    return work
+
+
+def test_an_error_comes_out_and_nothing_after_it_is_told() -> None:
+    done: list[int] = []
+    told: list[int] = []
+    with (
+        pytest.raises(OSError, match="frame 3"),
+        FinishingQueue(fails_on(3, done), lambda frame, _: told.append(frame)) as queue,
+    ):
+        for frame in range(10):
+            queue.submit(frame)
+        queue.finish()
+    assert told == [0, 1, 2]
+
+
+def test_an_error_elsewhere_loses_no_frame_that_was_done() -> None:
+    done: list[int] = []
+    told: list[int] = []
+    with pytest.raises(KeyError), FinishingQueue(done.append, lambda frame, _: told.append(frame)) as queue:
+        queue.submit(1)
+        queue.submit(2)
+        raise KeyError
+    assert told == done

@@ -1,0 +1,157 @@
+"""A run says what memory it needs, is made to fit, or refuses in words."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.inference.fast_network import FastNetwork
+from model.network.config import network_config
+from model.network.memory import MemoryRule
+from model.network.stm import SpaceTimeMemoryNetwork
+from model.training.adapt import AdaptOptions
+from stm_plugin.errors import DeviceError
+from stm_plugin.propagation.memory_forecast import (
+    AdaptationMemory,
+    MemoryRequest,
+    check_adaptation_memory,
+    device_errors,
+    fit_memory,
+    free_memory,
+    pick_device,
+    predict_adaptation_memory,
+    predict_memory,
+)
+
+LITE = network_config("stm-lite")
+GIBIBYTE = 1 << 30
+PEAK_OF_A_LESSON = """
+import resource, torch
+from model.training.adapt import AdaptOptions, KeyPicture, adapt
+from model.network.config import network_config
+from model.network.stm import SpaceTimeMemoryNetwork
+torch.set_num_threads(1)
+network = SpaceTimeMemoryNetwork(network_config("stm-lite"))
+mask = torch.zeros({height}, {width})
+mask[100:300, 200:500] = 1
+key = KeyPicture(torch.rand(3, {height}, {width}), {{"one": mask}})
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+before = peak()
+adapt(network, [key], AdaptOptions(steps=1))
+print(peak() - before)
+"""
+
+
+def test_a_device_that_is_not_there_is_refused_in_words() -> None:
+    assert pick_device("cpu") == "cpu"
+    assert pick_device() in ("cpu", "cuda", "mps")
+    with pytest.raises(DeviceError, match=r"cuda:99 is not there.*Use auto"):
+        pick_device("cuda:99")
+
+
+def test_free_memory_is_a_plausible_number() -> None:
+    assert 64 << 20 < free_memory("cpu") < 1 << 50
+
+
+def test_the_predicted_bank_and_features_are_what_the_network_makes() -> None:
+    fast = FastNetwork(SpaceTimeMemoryNetwork(LITE).eval())
+    entry = fast.encode_memory(torch.zeros(3, 64, 96), torch.zeros(2, 64, 96))
+    bank = fast.new_bank(MemoryRule.parse("every:5"), entry, capacity=6, permanent=2)
+    run = MemoryRequest(LITE, 64, 96, objects=2, memory_cap=6, further_keys=2, frames=3, ram_budget=1 << 40)
+    forecast = predict_memory(run)
+    assert forecast.bank == bank.nbytes
+    picture = 3 * 64 * 96 * 2
+    query = fast.encode_query(torch.zeros(3, 64, 96))
+    assert forecast.features == 3 * (query.nbytes + picture + entry.nbytes)
+
+
+@given(
+    objects=st.integers(1, 16),
+    cap=st.integers(4, 100),
+    height=st.integers(100, 1000),
+    available=st.integers(GIBIBYTE // 2, 64 * GIBIBYTE),
+    ram_budget=st.integers(0, 4 * GIBIBYTE),
+)
+def test_a_run_fits_says_what_was_lowered_or_refuses(
+    objects: int, cap: int, height: int, available: int, ram_budget: int
+) -> None:
+    run = MemoryRequest(LITE, height, 2 * height, objects, cap, frames=1000, ram_budget=ram_budget)
+    try:
+        fit = fit_memory(run, available)
+    except DeviceError as error:
+        assert "needs at least" in str(error) and "smaller region" in str(error)
+        return
+    assert fit.forecast.total <= available
+    lowered = fit.memory_cap < cap or fit.working_scale < 1
+    assert lowered == bool(fit.reason)
+    assert fit.memory_cap <= cap
+    if lowered:
+        assert predict_memory(replace(run, ram_budget=0)).total > 0.8 * available
+
+
+def test_cached_features_leave_before_the_cap_and_the_cap_before_the_picture() -> None:
+    run = MemoryRequest(LITE, 480, 854, objects=4, memory_cap=100, frames=500, ram_budget=2 * GIBIBYTE)
+    everything = fit_memory(run, 64 * GIBIBYTE)
+    assert everything.run == run and not everything.reason
+    fewer = fit_memory(run, everything.forecast.total)
+    assert fewer.run.ram_budget < run.ram_budget and fewer.memory_cap == 100 and not fewer.reason
+    lowered = fit_memory(run, predict_memory(replace(run, ram_budget=0)).total)
+    assert lowered.memory_cap < 100 and lowered.working_scale == 1.0
+    assert lowered.reason.startswith("the memory cap was lowered from 100 to")
+
+
+LESSON = AdaptationMemory(LITE, keys=2, objects=2, height=480, width=854, options=AdaptOptions())
+
+
+def test_a_lesson_that_fits_says_its_memory_and_one_that_does_not_is_refused() -> None:
+    forecast = check_adaptation_memory(LESSON, 64 * GIBIBYTE)
+    assert str(forecast).startswith("1.1 GB: 245 MB to learn in, ")
+    with pytest.raises(DeviceError, match=r"Adapting needs 1\.1 GB.*cpu has 900 MB free.*another device"):
+        check_adaptation_memory(LESSON, 900 << 20)
+    many = replace(LESSON, keys=40)
+    with pytest.raises(DeviceError, match="with fewer keys"):
+        check_adaptation_memory(many, 4 * GIBIBYTE)
+
+
+def test_a_lesson_takes_more_for_more_of_anything() -> None:
+    def total(**more: Any) -> int:
+        return predict_adaptation_memory(replace(LESSON, **more)).total
+
+    before = total()
+    for more in ({"keys": 3}, {"objects": 3}, {"options": AdaptOptions(clips=3)}, {"plate_pixels": 1 << 22}):
+        assert total(**more) > before, more
+    assert total(config=network_config("stm-r50")) > before
+    assert total(height=120, width=200) < before  # the crop cannot be larger than the picture
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
+def test_a_lesson_takes_no_more_than_was_said() -> None:
+    lesson = replace(LESSON, keys=1, objects=1, options=AdaptOptions(steps=1))
+    script = PEAK_OF_A_LESSON.format(height=lesson.height, width=lesson.width)
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    forecast = predict_adaptation_memory(lesson)
+    assert int(run.stdout) <= forecast.working + forecast.pictures + (80 << 20)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("can't allocate memory: 9")],
+)
+def test_running_out_of_memory_is_a_named_error_with_a_way_on(error: Exception) -> None:
+    said = r"frame 1010: The memory of cpu did not suffice.*are kept"
+    with pytest.raises(DeviceError, match=said), device_errors("cpu", 1010):
+        raise error
+
+
+def test_a_failing_device_is_named() -> None:
+    said = r"frame 7: The device cpu failed: broken"
+    with pytest.raises(DeviceError, match=said), device_errors("cpu", 7):
+        raise RuntimeError("broken\nwith a long trace")

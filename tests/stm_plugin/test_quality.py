@@ -1,0 +1,63 @@
+"""Advice on the next key: where the doubt is, with the reason, and none where there is none."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stm_plugin.planning.quality import Quality, advise, agreement
+from stm_plugin.propagation.fusion import mean_confidence
+
+
+def qualities(uncertainties: dict[int, tuple[float, float | None]]) -> dict[int, Quality]:
+    return {frame: Quality(frame, "a", *of) for frame, of in uncertainties.items()}
+
+
+def test_a_doubtful_stretch_comes_before_a_single_doubtful_frame() -> None:
+    sure = dict.fromkeys(range(1001, 1061), (0.999, 0.999))
+    stretch = dict.fromkeys(range(1040, 1047), (0.9, 0.7))
+    found = advise(qualities({**sure, 1010: (0.9, 0.65), **stretch}), {1001, 1060})
+    assert found is not None and 1040 <= found.frame <= 1046
+    assert found.text == f"{found.frame}, where the two passes agree on 0.70 of the object"
+
+
+def test_among_equals_the_frame_far_from_every_key_comes_first() -> None:
+    found = advise(qualities(dict.fromkeys(range(1, 42), (0.8, 0.8))), {1, 11, 41})
+    assert found is not None and 24 <= found.frame <= 28
+
+
+def test_a_single_pass_is_not_taken_at_its_own_word() -> None:
+    two = dict.fromkeys(range(2, 30), (0.96, 0.86))
+    one = dict.fromkeys(range(31, 60), (0.95, None))
+    found = advise(qualities({**two, **one}), {1, 30})
+    assert found is not None and found.frame > 30
+    assert found.text == f"{found.frame}, where the network is 0.95 of 1 sure"
+
+
+def test_the_reason_is_that_of_the_frame() -> None:
+    found = advise(qualities({1: (1, 1), 2: (0.8, 0.95), 3: (0.97, 0.99)}), {1})
+    assert found is not None and found.text == "2, where the network is 0.80 of 1 sure"
+
+
+@given(st.dictionaries(st.integers(1, 50), st.floats(0.96, 1.0)))
+def test_where_all_is_sure_there_is_nothing_to_advise(sure: dict[int, float]) -> None:
+    assert advise(qualities({frame: (of, of) for frame, of in sure.items()}), ()) is None
+
+
+@given(st.dictionaries(st.integers(1, 50), st.floats(0.0, 1.0), min_size=1), st.sets(st.integers(1, 50)))
+def test_a_key_is_never_advised_on_a_key(found: dict[int, float], keys: set[int]) -> None:
+    advice = advise(qualities({frame: (of, None) for frame, of in found.items()}), keys)
+    assert advice is None or (advice.frame in found and advice.frame not in keys)
+
+
+def test_passes_agree_as_far_as_they_share_the_object() -> None:
+    left, right = np.zeros((8, 8), np.float32), np.zeros((8, 8), np.float32)
+    assert agreement(left, right) == 1.0, "both see nothing"
+    left[:, :6], right[:, 2:] = 1, 1
+    assert agreement(left, right) == pytest.approx(0.5)
+    assert agreement(left, left) == 1.0
+    assert mean_confidence(left) == 1.0
+    assert mean_confidence(np.full((4, 4), 0.6, np.float32)) == pytest.approx(0.2)
+    assert mean_confidence(np.zeros((4, 4), np.float32)) == 1.0
