@@ -1,4 +1,4 @@
-"""Imports go down only: the contracts in `pyproject.toml` (`[tool.importlinter]`), and what they cannot say."""
+"""Imports go down only: the contracts of `[tool.importlinter]` in `pyproject.toml`, and what they leave out."""
 
 from __future__ import annotations
 
