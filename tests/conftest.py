@@ -14,7 +14,8 @@ import torch
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_DATA_VARIABLE = "STM_SHARED_DATA"
-TEST_THREADS = max(1, min(2, os.cpu_count() or 1))
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))  # processes among which the tests are divided
+TEST_THREADS = max(1, min(2, (os.cpu_count() or 1) // WORKERS))
 SEED = 20190404
 
 Pixels = np.ndarray[tuple[int, int, int], np.dtype[np.float32]]
@@ -24,6 +25,9 @@ PlateMaker = Callable[..., str]
 def pytest_configure(config: pytest.Config) -> None:
     """Keep the suite polite on small and busy machines."""
     torch.set_num_threads(TEST_THREADS)
+    if WORKERS > 1:  # for the programs that tests start; threads that spin would starve each other
+        os.environ["OMP_NUM_THREADS"] = str(TEST_THREADS)
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 @pytest.fixture(autouse=True)

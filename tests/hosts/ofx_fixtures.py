@@ -14,13 +14,14 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from tests.hosts.ofx_host import ALPHA, FLOAT, RGBA, Clip, Effect, FloatArray, OfxHost
 
@@ -41,6 +42,25 @@ def load_build() -> ModuleType:
     return module
 
 
+def once_for_all_workers(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that is filled once, however many processes share the tests.
+
+    Args:
+        name: of the folder, the same in every process.
+        make: fills the folder that it is given.
+    """
+    base = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # what all workers share
+    folder, done = base / name, base / f"{name}.done"
+    with FileLock(base / f"{name}.lock"):
+        if not done.exists():
+            folder.mkdir(exist_ok=True)
+            make(folder)
+            done.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def effect_binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The effect: the one that $STM_OFX_BINARY names, else one built now as the installer builds it."""
@@ -53,8 +73,8 @@ def effect_binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
         build.find_compiler(build.host_target())
     except build.BuildError as error:
         pytest.skip(str(error))
-    bundle: Path = build.build(tmp_path_factory.mktemp("ofx"))
-    binary: Path = bundle / "Contents" / build.host_target().folder / build.BINARY_NAME
+    folder = once_for_all_workers(tmp_path_factory, "ofx", build.build)
+    binary: Path = folder / build.BUNDLE_NAME / "Contents" / build.host_target().folder / build.BINARY_NAME
     return binary
 
 
