@@ -27,10 +27,10 @@ GLIBC_FLOOR = (2, 17)
 WARNINGS = ("-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror")
 COMMON_SOURCES = (
     "connection.cpp",
+    "deadline.cpp",
     "effect.cpp",
     "host.cpp",
     "parameters.cpp",
-    "patience.cpp",
     "pixels.cpp",
     "plugin.cpp",
     "protocol.cpp",

@@ -26,8 +26,8 @@ class Starter {
     }
 
     // Starts the engine, or joins a start that is still under way. Tells whether it has started one.
-    bool ensureStarted(const Patience& patience) {
-        const auto turn = patience.lock(mutex_, "while another node starts it");
+    bool ensureStarted(const Deadline& deadline) {
+        const auto turn = deadline.lock(mutex_, "while another node starts it");
         if (child_ && folder_ == platform::runtimeFolder() && !child_->exitCode()) return false;
         const Installation found = installation();  // first: without one, waiting and trying again are no use
         if (Clock::now() - lastStart_ > startForgiven) count_ = 0;
@@ -35,7 +35,7 @@ class Starter {
             throw EngineError("internal", "The engine stopped " + std::to_string(count_) +
                                   " times in a row and is not started again for a minute. " + lastWords(), Json::object());
         }
-        patience.sleep(startPauses[count_], "before it is started again");
+        deadline.sleep(startPauses[count_], "before it is started again");
         ++count_;
         lastStart_ = Clock::now();
         start(found);
@@ -43,8 +43,8 @@ class Starter {
     }
 
     // Whether the engine that was started last has ended badly. (Ended well: another engine was quicker.)
-    bool hasFailed(const Patience& patience) {
-        const auto turn = patience.lock(mutex_, "while another node starts it");
+    bool hasFailed(const Deadline& deadline) {
+        const auto turn = deadline.lock(mutex_, "while another node starts it");
         return child_ && child_->exitCode().value_or(0) != 0;
     }
 
@@ -145,12 +145,12 @@ std::optional<Json> endpoint() {
     }
 }
 
-platform::Socket connectTo(const Json& found, const Patience& patience) {
+platform::Socket connectTo(const Json& found, const Deadline& deadline) {
     try {
         if (found.at("transport") == "unix") {
-            return platform::Socket::connectUnix(found.at("path").get<std::string>(), patience);
+            return platform::Socket::connectUnix(found.at("path").get<std::string>(), deadline);
         }
-        return platform::Socket::connectLoopback(found.at("port").get<int>(), patience);
+        return platform::Socket::connectLoopback(found.at("port").get<int>(), deadline);
     } catch (const Json::exception&) {
         throw ConnectionLost("The engine's endpoint file cannot be read.");
     }
@@ -158,29 +158,29 @@ platform::Socket connectTo(const Json& found, const Patience& patience) {
 
 }  // namespace
 
-std::unique_ptr<Connection> Connection::openRunning(const std::string& client, const Patience& patience) {
+std::unique_ptr<Connection> Connection::openRunning(const std::string& client, const Deadline& deadline) {
     const auto found = endpoint();
     if (!found) return nullptr;
     try {
-        return std::unique_ptr<Connection>(new Connection(connectTo(*found, patience), client, *found, patience));
+        return std::unique_ptr<Connection>(new Connection(connectTo(*found, deadline), client, *found, deadline));
     } catch (const ConnectionLost&) {
         return nullptr;  // a file that an engine left when it was killed
     }
 }
 
-std::unique_ptr<Connection> Connection::open(const std::string& client, const Patience& patience) {
-    if (auto connection = openRunning(client, patience)) return connection;
+std::unique_ptr<Connection> Connection::open(const std::string& client, const Deadline& deadline) {
+    if (auto connection = openRunning(client, deadline)) return connection;
     try {
         Starter& starter = Starter::instance();
-        bool started = starter.ensureStarted(patience);
+        bool started = starter.ensureStarted(deadline);
         const auto givenUp = Clock::now() + engineStartLimit;
         while (Clock::now() < givenUp) {
-            if (auto connection = openRunning(client, patience)) return connection;
-            if (starter.hasFailed(patience)) {
+            if (auto connection = openRunning(client, deadline)) return connection;
+            if (starter.hasFailed(deadline)) {
                 if (started) throw EngineError("internal", "The engine could not start. " + Starter::lastWords(), Json::object());
-                started = starter.ensureStarted(patience);  // what was dying when we came is dead now
+                started = starter.ensureStarted(deadline);  // what was dying when we came is dead now
             }
-            patience.sleep(pollInterval, "to start");
+            deadline.sleep(pollInterval, "to start");
         }
     } catch (const EngineError&) {
         throw;
@@ -193,7 +193,7 @@ std::unique_ptr<Connection> Connection::open(const std::string& client, const Pa
                          "/engine.log.");
 }
 
-Connection::Connection(platform::Socket socket, const std::string& client, const Json& found, const Patience& patience)
+Connection::Connection(platform::Socket socket, const std::string& client, const Json& found, const Deadline& deadline)
     : socket_(std::move(socket)) {
     const std::string token = found.at("token").get<std::string>();
     const std::string answer = found.at("answer").get<std::string>();
@@ -204,7 +204,7 @@ Connection::Connection(platform::Socket socket, const std::string& client, const
                          {"token", token},
                          {"client", client},
                          {"pid", platform::processId()}},
-                        patience);
+                        deadline);
     } catch (const EngineError& error) {
         // A new engine listens already, and the file is still that of the one before: soon it is there.
         if (error.code == "token") throw ConnectionLost(error.what());
@@ -219,35 +219,35 @@ Connection::Connection(platform::Socket socket, const std::string& client, const
     }
 }
 
-Reply Connection::request(Json header, const Patience& patience) {
-    return exchange(header, nullptr, 0, 0, patience);
+Reply Connection::request(Json header, const Deadline& deadline) {
+    return exchange(header, nullptr, 0, 0, deadline);
 }
 
-Reply Connection::requestWithPixels(Json header, const OutgoingPixels& pixels, const Patience& patience) {
-    const Look look = patience.look("for the pixels");
-    if (platform::MappedFile* file = mapped(outgoing_, pixels.bytes, patience)) {
-        pixels.fill(file->data(), look);
+Reply Connection::requestWithPixels(Json header, const OutgoingPixels& pixels, const Deadline& deadline) {
+    const Check check = deadline.checkFor("for the pixels");
+    if (platform::MappedFile* file = mapped(outgoing_, pixels.bytes, deadline)) {
+        pixels.fill(file->data(), check);
         Json withFile = header;
         withFile["image"]["mapped"] = {{"name", file->name()}, {"bytes", file->size()}};
         try {
-            return exchange(withFile, nullptr, 0, 0, patience);
+            return exchange(withFile, nullptr, 0, 0, deadline);
         } catch (const EngineError& error) {
             if (error.code != "map") throw;
             mapFolder_.reset();
         }
     }
     Bytes payload(pixels.bytes);
-    pixels.fill(payload.data(), look);
-    return exchange(header, payload.data(), payload.size(), 0, patience);
+    pixels.fill(payload.data(), check);
+    return exchange(header, payload.data(), payload.size(), 0, deadline);
 }
 
 Json Connection::requestPixels(Json header, std::size_t bytes, const std::function<void(const std::uint8_t*)>& take,
-                               const Patience& patience) {
-    if (platform::MappedFile* file = mapped(incoming_, bytes, patience)) {
+                               const Deadline& deadline) {
+    if (platform::MappedFile* file = mapped(incoming_, bytes, deadline)) {
         Json withFile = header;
         withFile["into"] = {{"name", file->name()}, {"offset", 0}, {"bytes", file->size()}};
         try {
-            const Reply reply = exchange(withFile, nullptr, 0, bytes, patience);
+            const Reply reply = exchange(withFile, nullptr, 0, bytes, deadline);
             if (!reply.payload.empty() && reply.payload.size() != bytes) throw FramingError("The engine sent too few pixels.");
             take(reply.payload.empty() ? file->data() : reply.payload.data());
             return reply.header;
@@ -256,33 +256,33 @@ Json Connection::requestPixels(Json header, std::size_t bytes, const std::functi
             mapFolder_.reset();
         }
     }
-    const Reply reply = exchange(header, nullptr, 0, bytes, patience);
+    const Reply reply = exchange(header, nullptr, 0, bytes, deadline);
     if (reply.payload.size() != bytes) throw FramingError("The engine sent too few pixels.");
     take(reply.payload.data());
     return reply.header;
 }
 
 std::uint32_t Connection::send(const Json& header, const std::uint8_t* payload, std::size_t payloadBytes,
-                               const Patience& patience) {
+                               const Deadline& deadline) {
     if (broken_) throw ConnectionLost("The connection to the engine was given up.");
     const std::uint32_t id = ++lastId_;
     const Bytes head = encoded(Kind::request, id, header, payloadBytes);
     broken_ = true;  // until all is sent: half a message cannot be taken back
-    sendAll(head.data(), head.size(), patience);
-    sendAll(payload, payloadBytes, patience);
+    sendAll(head.data(), head.size(), deadline);
+    sendAll(payload, payloadBytes, deadline);
     broken_ = false;
     return id;
 }
 
-void Connection::post(const Json& header, const Patience& patience) { send(header, nullptr, 0, patience); }
+void Connection::post(const Json& header, const Deadline& deadline) { send(header, nullptr, 0, deadline); }
 
 Reply Connection::exchange(const Json& header, const std::uint8_t* payload, std::size_t payloadBytes,
-                           std::uint64_t answerBytes, const Patience& patience) {
+                           std::uint64_t answerBytes, const Deadline& deadline) {
     reader_.setPayloadLimit(std::max<std::uint64_t>(answerBytes, maxPayloadBytes >> 4));
     try {
-        const std::uint32_t id = send(header, payload, payloadBytes, patience);
+        const std::uint32_t id = send(header, payload, payloadBytes, deadline);
         while (true) {
-            Message message = nextMessage(patience);
+            Message message = nextMessage(deadline);
             if (message.kind == Kind::error && (message.id == id || message.id == 0)) {
                 if (message.id == 0) broken_ = true;
                 const std::string code = message.header.value("code", "internal");
@@ -310,20 +310,20 @@ Reply Connection::exchange(const Json& header, const std::uint8_t* payload, std:
     }
 }
 
-Message Connection::nextMessage(const Patience& patience) {
+Message Connection::nextMessage(const Deadline& deadline) {
     Bytes chunk;
     while (true) {
         if (auto message = reader_.next()) return std::move(*message);
-        patience.check("for an answer");
+        deadline.check("for an answer");
         chunk.resize(std::min(reader_.wanted(), receiveChunk));
         const std::size_t got = socket_.receive(chunk.data(), chunk.size(), pollInterval);
         reader_.feed(chunk.data(), got);
     }
 }
 
-void Connection::sendAll(const std::uint8_t* bytes, std::size_t count, const Patience& patience) {
+void Connection::sendAll(const std::uint8_t* bytes, std::size_t count, const Deadline& deadline) {
     while (count > 0) {
-        patience.check("to take what was sent");
+        deadline.check("to take what was sent");
         const std::size_t sent = socket_.send(bytes, count, pollInterval);
         bytes += sent;
         count -= sent;
@@ -331,13 +331,13 @@ void Connection::sendAll(const std::uint8_t* bytes, std::size_t count, const Pat
 }
 
 platform::MappedFile* Connection::mapped(std::unique_ptr<platform::MappedFile>& slot, std::size_t bytes,
-                                         const Patience& patience) {
+                                         const Deadline& deadline) {
     if (!mapFolder_ || bytes == 0 || bytes > maxPayloadBytes) return nullptr;
     if (slot && slot->size() >= bytes) return slot.get();
     slot.reset();
     try {
         slot = std::make_unique<platform::MappedFile>(*mapFolder_, mapPrefix_ + std::to_string(++mapCount_), bytes,
-                                                      patience.look("for shared memory"));
+                                                      deadline.checkFor("for shared memory"));
         return slot.get();
     } catch (const DeadlinePassed&) {
         throw;

@@ -28,37 +28,37 @@ struct Reply {
 // Pixels on their way to the engine: `fill` writes exactly `bytes` bytes, and looks now and then.
 struct OutgoingPixels {
     std::size_t bytes = 0;
-    std::function<void(std::uint8_t*, const Look&)> fill;
+    std::function<void(std::uint8_t*, const Check&)> fill;
 };
 
 // One user at a time; ShotSession holds the lock. After ConnectionLost or FramingError it is of no more use.
 class Connection {
   public:
     // Connects to the running engine, or starts one and waits for it. `client` is this host's name and version.
-    static std::unique_ptr<Connection> open(const std::string& client, const Patience& patience);
+    static std::unique_ptr<Connection> open(const std::string& client, const Deadline& deadline);
     // Connects to the running engine; nothing when there is none.
-    static std::unique_ptr<Connection> openRunning(const std::string& client, const Patience& patience);
+    static std::unique_ptr<Connection> openRunning(const std::string& client, const Deadline& deadline);
 
     // Sends a request and waits for its answer. Throws EngineError, ConnectionLost, Cancelled or DeadlinePassed. A request
     // that is given up is still carried out; its answer is dropped when it comes.
-    Reply request(Json header, const Patience& patience);
+    Reply request(Json header, const Deadline& deadline);
     // Sends a request and does not wait for its answer, which is dropped when it comes.
-    void post(const Json& header, const Patience& patience);
+    void post(const Json& header, const Deadline& deadline);
     // `request` with an image: `header["image"]` is completed with where the pixels are.
-    Reply requestWithPixels(Json header, const OutgoingPixels& pixels, const Patience& patience);
+    Reply requestWithPixels(Json header, const OutgoingPixels& pixels, const Deadline& deadline);
     // The same for an operation that answers `bytes` of pixels; they are handed to `take` before this returns.
     Json requestPixels(Json header, std::size_t bytes, const std::function<void(const std::uint8_t*)>& take,
-                       const Patience& patience);
+                       const Deadline& deadline);
 
   private:
-    Connection(platform::Socket socket, const std::string& client, const Json& endpoint, const Patience& patience);
+    Connection(platform::Socket socket, const std::string& client, const Json& endpoint, const Deadline& deadline);
 
-    std::uint32_t send(const Json& header, const std::uint8_t* payload, std::size_t payloadBytes, const Patience& patience);
+    std::uint32_t send(const Json& header, const std::uint8_t* payload, std::size_t payloadBytes, const Deadline& deadline);
     Reply exchange(const Json& header, const std::uint8_t* payload, std::size_t payloadBytes, std::uint64_t answerBytes,
-                   const Patience& patience);
-    Message nextMessage(const Patience& patience);
-    void sendAll(const std::uint8_t* bytes, std::size_t count, const Patience& patience);
-    platform::MappedFile* mapped(std::unique_ptr<platform::MappedFile>& slot, std::size_t bytes, const Patience& patience);
+                   const Deadline& deadline);
+    Message nextMessage(const Deadline& deadline);
+    void sendAll(const std::uint8_t* bytes, std::size_t count, const Deadline& deadline);
+    platform::MappedFile* mapped(std::unique_ptr<platform::MappedFile>& slot, std::size_t bytes, const Deadline& deadline);
 
     platform::Socket socket_;
     MessageReader reader_;

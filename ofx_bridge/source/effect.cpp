@@ -76,8 +76,8 @@ class EffectInstance::Progress {
         if (shown_ && suite_->update(instance_.effect_, part_) == ofx::status::replyNo) instance_.stopRequested_ = true;
         return instance_.stopRequested_;
     }
-    Patience patience() {
-        return Patience(buttonLimit, [this] { return stopped(); });
+    Deadline deadline() {
+        return Deadline(buttonLimit, [this] { return stopped(); });
     }
 
   private:
@@ -128,7 +128,7 @@ void EffectInstance::perform(const std::string& name, double time) {
         } else {
             deleteKey(frame, progress);
         }
-        finishEdit(progress.patience());
+        finishEdit(progress.deadline());
     } catch (const Cancelled&) {
         parameters_.setStatus("Stopped. Finished frames are kept.");
         parameters_.bumpRevision();
@@ -139,18 +139,18 @@ void EffectInstance::perform(const std::string& name, double time) {
 }
 
 void EffectInstance::setKey(Frame frame, Progress& progress) {
-    const Patience patience = progress.patience();
+    const Deadline deadline = progress.deadline();
     const std::set<Frame> before = parameters_.keyFrames();
     if (parameters_.shotId().empty()) nameShot();
-    claimShot(frame, patience);
+    claimShot(frame, deadline);
     std::set<Frame> keys = before;
     if (before.empty()) {  // a store that somebody else began: its keys become this node's
-        for (const auto& [known, digest] : session_.keys(patience)) keys.insert(known);
+        for (const auto& [known, digest] : session_.keys(deadline)) keys.insert(known);
     }
-    if (!pushFrom(frame, patience)) throw UserError("The source has no image at frame " + std::to_string(frame) + ".");
-    const auto engineKeys = session_.keys(patience);
+    if (!pushFrom(frame, deadline)) throw UserError("The source has no image at frame " + std::to_string(frame) + ".");
+    const auto engineKeys = session_.keys(deadline);
     const auto known = engineKeys.find(frame);
-    if (!bringKey(frame, known == engineKeys.end() ? std::nullopt : std::make_optional(known->second), patience)) {
+    if (!bringKey(frame, known == engineKeys.end() ? std::nullopt : std::make_optional(known->second), deadline)) {
         throw UserError("There is no mask at frame " + std::to_string(frame) + ": connect one to the input " +
                         std::string(maskSource().name()) + ", or choose where masks come from.");
     }
@@ -160,11 +160,11 @@ void EffectInstance::setKey(Frame frame, Progress& progress) {
 }
 
 void EffectInstance::deleteKey(Frame frame, Progress& progress) {
-    const Patience patience = progress.patience();
+    const Deadline deadline = progress.deadline();
     std::set<Frame> keys = parameters_.keyFrames();
     if (keys.erase(frame) == 0) throw UserError("Frame " + std::to_string(frame) + " is no key.");
-    claimShot(frame, patience);
-    if (session_.keys(patience).count(frame) != 0) session_.removeKey(frame, patience);
+    claimShot(frame, deadline);
+    if (session_.keys(deadline).count(frame) != 0) session_.removeKey(frame, deadline);
     parameters_.setKeyFrames(keys);
     parameters_.setShotId(parameters_.shotId(), keys);
 }
@@ -179,10 +179,10 @@ void EffectInstance::propagate(Frame frame, const std::string& button, Progress&
                                       : "This node only shows the shot store " + store +
                                             ". Compute it where it was made, or press Set key here to make it this node's.");
     }
-    const Patience patience = progress.patience();
-    claimShot(frame, patience);
+    const Deadline deadline = progress.deadline();
+    claimShot(frame, deadline);
     const std::set<Frame> keys = parameters_.keyFrames();
-    bringKeys(keys, patience);
+    bringKeys(keys, deadline);
     Range frames = geometry(frame).frames;
     std::string direction = "both";
     if (button == param::propagateForward) {
@@ -200,7 +200,7 @@ void EffectInstance::propagate(Frame frame, const std::string& button, Progress&
             return;
         } catch (const EngineError& error) {
             if (error.code == "busy") {  // what was cancelled a moment ago ends with its frame
-                patience.sleep(pollInterval, "until another computation of this shot is done");
+                deadline.sleep(pollInterval, "until another computation of this shot is done");
                 --attempt;
                 continue;
             }
@@ -212,36 +212,36 @@ void EffectInstance::propagate(Frame frame, const std::string& button, Progress&
 }
 
 void EffectInstance::pushForPropagation(const Range& frames, const std::string& direction, Progress& progress) {
-    const Patience patience = progress.patience();
+    const Deadline deadline = progress.deadline();
     std::set<Frame> looked;
     const auto add = [&looked](const Json& ranges) {
         for (const auto& [first, last] : rangesOf(ranges)) {
             for (Frame frame = first; frame <= last; ++frame) looked.insert(frame);
         }
     };
-    const Json plan = session_.plan(frames, direction, patience);
+    const Json plan = session_.plan(frames, direction, deadline);
     add(plan.at("plate_needed"));
     add(plan.at("frames"));
     if (plateMayHaveChanged_) add(Json::array({{frames.first, frames.second}}));
     std::size_t count = 0;
     for (const Frame frame : looked) {
         progress.set(readingShare * static_cast<double>(count++) / static_cast<double>(looked.size()));
-        patience.check("for the plate");
-        if (!pushFrom(frame, patience)) {
+        deadline.check("for the plate");
+        if (!pushFrom(frame, deadline)) {
             throw UserError("The source has no image at frame " + std::to_string(frame) + ", which is needed.");
         }
     }
 }
 
 void EffectInstance::runJob(const Range& frames, const std::string& direction, Progress& progress) {
-    const Patience patience = progress.patience();
-    const std::string job = session_.propagate(frames, direction, patience);
+    const Deadline deadline = progress.deadline();
+    const std::string job = session_.propagate(frames, direction, deadline);
     JobState state;
     try {
         while (!state.ended()) {
             // Waiting here and not at the engine lets renders of this node through.
-            patience.sleep(pollInterval, "to compute");
-            state = session_.job(job, std::nullopt, patience);
+            deadline.sleep(pollInterval, "to compute");
+            state = session_.job(job, std::nullopt, deadline);
             const double part = static_cast<double>(state.done) / static_cast<double>(std::max<std::int64_t>(1, state.total));
             progress.set(readingShare + (1.0 - readingShare) * part);
         }
@@ -256,13 +256,13 @@ void EffectInstance::runJob(const Range& frames, const std::string& direction, P
 void EffectInstance::stopJobs() {
     requestStop();
     if (pressed_ || !ownsShot()) return;  // the action that is under way sees the request and ends its job itself
-    const Patience patience(stopLimit, nullptr);
-    useShot(source_.frameRange() ? static_cast<Frame>(source_.frameRange()->first) : 0, patience);
-    session_.cancelAll(patience);
+    const Deadline deadline(stopLimit, nullptr);
+    useShot(source_.frameRange() ? static_cast<Frame>(source_.frameRange()->first) : 0, deadline);
+    session_.cancelAll(deadline);
 }
 
-void EffectInstance::finishEdit(const Patience& patience) {
-    const Json status = session_.status(std::nullopt, patience);
+void EffectInstance::finishEdit(const Deadline& deadline) {
+    const Json status = session_.status(std::nullopt, deadline);
     parameters_.setStatus(status.value("text", ""));
     parameters_.bumpRevision();
 }
@@ -360,23 +360,23 @@ ShotSpec EffectInstance::describedShot(Frame frame) const {
 
 bool EffectInstance::ownsShot() const { return !parameters_.shotId().empty() || !parameters_.keyFrames().empty(); }
 
-void EffectInstance::useShot(Frame frame, const Patience& patience) {
+void EffectInstance::useShot(Frame frame, const Deadline& deadline) {
     if (!source_.connected()) throw UserError("The input Source is not connected.");
     const ShotSpec spec = describedShot(frame);
     if (spec.ours) platform::makeFolders(parentOf(spec.folder));
-    session_.use(spec, patience);
+    session_.use(spec, deadline);
 }
 
-void EffectInstance::claimShot(Frame frame, const Patience& patience) {
-    useShot(frame, patience);
-    if (session_.claim(patience)) return;
+void EffectInstance::claimShot(Frame frame, const Deadline& deadline) {
+    useShot(frame, deadline);
+    if (session_.claim(deadline)) return;
     if (endsWith(parameters_.shotStore(), storeSuffix)) {
         throw UserError("Another node uses the shot store " + parameters_.shotStore() + ". Give this node one of its own.");
     }
     nameShot();  // this node is a copy: from now on it has a store of its own
-    useShot(frame, patience);
-    if (!session_.claim(patience)) throw UserError("Another node uses the shot store of this node.");
-    bringKeys(reachable(parameters_.keyFrames(), frame), patience);
+    useShot(frame, deadline);
+    if (!session_.claim(deadline)) throw UserError("Another node uses the shot store of this node.");
+    bringKeys(reachable(parameters_.keyFrames(), frame), deadline);
 }
 
 std::set<Frame> EffectInstance::reachable(const std::set<Frame>& frames, Frame current) const {
@@ -398,30 +398,30 @@ std::set<Frame> EffectInstance::neighbouringKeys(double time) const {
 }
 
 // Makes the engine's keys those of the node; the masks of `compared` are looked at again.
-void EffectInstance::bringKeys(const std::set<Frame>& compared, const Patience& patience) {
+void EffectInstance::bringKeys(const std::set<Frame>& compared, const Deadline& deadline) {
     const std::set<Frame> wanted = parameters_.keyFrames();
     if (wanted.empty()) return;  // the store's own keys count
-    const auto known = session_.keys(patience);
+    const auto known = session_.keys(deadline);
     for (const auto& [frame, digest] : known) {
         if (wanted.count(frame) != 0) continue;
-        if (!session_.claim(patience)) {
+        if (!session_.claim(deadline)) {
             throw UserError("This node's keys are not those of its shot store, which another node uses. Press Set key or a "
                             "Propagate button to give this node a store of its own.");
         }
-        session_.removeKey(frame, patience);
+        session_.removeKey(frame, deadline);
     }
     for (const Frame frame : wanted) {
         const auto there = known.find(frame);
         const bool maySkip = there != known.end() || !host_.hasTemporalAccess();
         if (maySkip && compared.count(frame) == 0) continue;
-        bringKey(frame, there == known.end() ? std::nullopt : std::make_optional(there->second), patience);
+        bringKey(frame, there == known.end() ? std::nullopt : std::make_optional(there->second), deadline);
     }
 }
 
 // Pushes the mask at `frame` when it is not the one that the engine knows by the digest `known`. Gives the mask's digest, or
 // nothing when the host has no mask there.
 std::optional<std::string> EffectInstance::bringKey(Frame frame, const std::optional<std::string>& known,
-                                                    const Patience& patience) {
+                                                    const Deadline& deadline) {
     const ClipView& clip = maskSource();
     if (!clip.connected()) return std::nullopt;
     double time = static_cast<double>(frame);
@@ -429,7 +429,7 @@ std::optional<std::string> EffectInstance::bringKey(Frame frame, const std::opti
     const auto region = clip.regionOfDefinition(time);
     if (!region) return std::nullopt;
     const std::optional<Image> image = clip.image(time, &*region);
-    patience.check("for the mask");
+    deadline.check("for the mask");
     if (!image) return std::nullopt;
     if (!isFullSize(*image)) return std::nullopt;  // a proxy of the mask tells nothing
     const std::vector<MaskChannel> channels = parameters_.maskChannels(image->view().components);
@@ -439,41 +439,41 @@ std::optional<std::string> EffectInstance::bringKey(Frame frame, const std::opti
     for (const MaskChannel& one : channels) about += " " + one.object + "=" + one.channel;
     for (const int side : {box.x1, box.y1, box.x2, box.y2}) about += " " + std::to_string(side);
     const std::string digest = digestOf(image->view(), box, about + engineFormat(image->view().depth),
-                                        patience.look("for the mask"));
+                                        deadline.checkFor("for the mask"));
     if (known == digest) return digest;
-    if (!session_.claim(patience)) {
+    if (!session_.claim(deadline)) {
         throw UserError("The mask at key frame " + std::to_string(frame) +
                         " has changed, but another node uses this shot store. Press Set key there.");
     }
-    session_.pushKey(frame, {image->view(), box, false, digest}, channels, patience);
+    session_.pushKey(frame, {image->view(), box, false, digest}, channels, deadline);
     return digest;
 }
 
-void EffectInstance::pushIfNeeded(Frame frame, const Image& image, const Patience& patience) {
+void EffectInstance::pushIfNeeded(Frame frame, const Image& image, const Deadline& deadline) {
     const auto region = source_.regionOfDefinition(static_cast<double>(frame));
     const Box whole = region ? pixelBox(*region, source_.pixelAspect()) : image.view().box;
     if (!isFullSize(image) || !image.view().box.contains(whole) || image.view().components == 1) {
-        if (session_.plateNeeded({frame, frame}, {}, patience).empty()) return;
+        if (session_.plateNeeded({frame, frame}, {}, deadline).empty()) return;
         throw UserError("Frame " + std::to_string(frame) +
                         " can be given to the engine only whole, in colour and at full size: switch the proxy mode off.");
     }
     std::string about = image.premultiplied() ? "plate premultiplied" : "plate";
     for (const int side : {whole.x1, whole.y1, whole.x2, whole.y2}) about += " " + std::to_string(side);
     const std::string digest = digestOf(image.view(), whole, about + engineFormat(image.view().depth),
-                                        patience.look("for the plate"));
-    if (session_.plateNeeded({frame, frame}, {{frame, digest}}, patience).empty()) return;
+                                        deadline.checkFor("for the plate"));
+    if (session_.plateNeeded({frame, frame}, {{frame, digest}}, deadline).empty()) return;
     const PushedImage pushed{image.view(), whole, image.premultiplied(), digest};
-    if (session_.pushPlate(frame, pushed, source_.pixelAspect(), patience)) plateMayHaveChanged_ = true;
+    if (session_.pushPlate(frame, pushed, source_.pixelAspect(), deadline)) plateMayHaveChanged_ = true;
 }
 
 // Fetches the source at `frame` and gives it to the engine if that lacks it. False when the host has no image there.
-bool EffectInstance::pushFrom(Frame frame, const Patience& patience) {
+bool EffectInstance::pushFrom(Frame frame, const Deadline& deadline) {
     const auto time = static_cast<double>(frame);
     const auto region = source_.regionOfDefinition(time);
     const std::optional<Image> image = source_.image(time, region ? &*region : nullptr);
-    patience.check("for the plate");
+    deadline.check("for the plate");
     if (!image) return false;
-    pushIfNeeded(frame, *image, patience);
+    pushIfNeeded(frame, *image, deadline);
     return true;
 }
 
@@ -499,51 +499,51 @@ std::vector<double> EffectInstance::maskFramesNeeded(double time) const {
 }
 
 void EffectInstance::render(const RenderRequest& request) {
-    const Patience patience(renderLimit, [this] { return host_.effects().abort(effect_) != 0; });
+    const Deadline deadline(renderLimit, [this] { return host_.effects().abort(effect_) != 0; });
     const Frame frame = frameAt(request.time);
     const std::optional<Image> output = output_.image(request.time);
     if (!output) throw UserError("The host gives no image to render into.");
     const Box window = intersection(request.window, output->view().box);
     if (window.empty()) return;
-    patience.check("for the host");
-    useShot(frame, patience);
+    deadline.check("for the host");
+    useShot(frame, deadline);
     const bool owns = ownsShot();
-    if (owns) bringKeys(reachable(neighbouringKeys(request.time), frame), patience);
+    if (owns) bringKeys(reachable(neighbouringKeys(request.time), frame), deadline);
 
     const auto region = source_.regionOfDefinition(request.time);
     const std::optional<Image> source = source_.image(request.time, region ? &*region : nullptr);
-    patience.check("for the host");
+    deadline.check("for the host");
     if (!source) throw UserError("The source has no image at frame " + std::to_string(frame) + ".");
     const bool fullSize = request.scaleX == 1.0 && request.scaleY == 1.0;
-    if (owns && fullSize) pushIfNeeded(frame, *source, patience);
+    if (owns && fullSize) pushIfNeeded(frame, *source, deadline);
 
     const Box full = fullSize ? window : fullSizeBox(window, request.scaleX, request.scaleY);
-    Matte matte = obtainMatte(request, frame, full, patience);
-    const Look look = patience.look("for the picture");
-    if (!fullSize) matte = scaledMatte(matte, window, request.scaleX, request.scaleY, look);
-    look();
-    compose(*output, *source, matte, window, look);
+    Matte matte = obtainMatte(request, frame, full, deadline);
+    const Check check = deadline.checkFor("for the picture");
+    if (!fullSize) matte = scaledMatte(matte, window, request.scaleX, request.scaleY, check);
+    check();
+    compose(*output, *source, matte, window, check);
 }
 
-Matte EffectInstance::obtainMatte(const RenderRequest& request, Frame frame, const Box& box, const Patience& patience) {
+Matte EffectInstance::obtainMatte(const RenderRequest& request, Frame frame, const Box& box, const Deadline& deadline) {
     const std::string object = parameters_.outputObject();
     const bool owns = ownsShot();
     const bool mayCompute = owns && request.inOrder && request.scaleX == 1.0 && request.scaleY == 1.0;
     bool computed = false;
     while (true) {
         try {
-            return session_.matte(frame, box, object, false, patience);
+            return session_.matte(frame, box, object, false, deadline);
         } catch (const EngineError& error) {
             if (error.code == "timeout") continue;  // it is being made
             if (!isNoMatteYet(error)) throw;
             const bool isKey = parameters_.keyFrames().count(frame) != 0;  // needs no network, only to be taken over
             if ((mayCompute || isKey) && !computed) {
-                computeForward(frame, patience);
+                computeForward(frame, deadline);
                 computed = true;
                 continue;
             }
             if (parameters_.missingFrames() == MissingFrames::holdLast) {
-                if (auto matte = lastMatte(frame, box, patience)) return std::move(*matte);
+                if (auto matte = lastMatte(frame, box, deadline)) return std::move(*matte);
             }
             throw UserError(std::string(error.what()) +
                             (owns ? " Press Propagate on this node, or render the frames in order from a key."
@@ -554,8 +554,8 @@ Matte EffectInstance::obtainMatte(const RenderRequest& request, Frame frame, con
 }
 
 // Computes up to `frame` from the key before it. The engine knows what of that is there.
-void EffectInstance::computeForward(Frame frame, const Patience& patience) {
-    const auto keys = session_.keys(patience);
+void EffectInstance::computeForward(Frame frame, const Deadline& deadline) {
+    const auto keys = session_.keys(deadline);
     const auto after = keys.upper_bound(frame);
     if (after == keys.begin()) {
         throw UserError(keys.empty() ? "There is no key yet. Go to a frame with a mask and press Set key."
@@ -564,9 +564,9 @@ void EffectInstance::computeForward(Frame frame, const Patience& patience) {
     const Range frames{std::prev(after)->first, frame};
     for (int attempt = 1;; ++attempt) {
         std::vector<Range> unseen;
-        for (const auto& [first, last] : session_.plateNeeded(frames, {}, patience)) {
+        for (const auto& [first, last] : session_.plateNeeded(frames, {}, deadline)) {
             for (Frame at = first; at <= last; ++at) {
-                if (!host_.hasTemporalAccess() ? at != frame : !pushFrom(at, patience)) unseen.emplace_back(at, at);
+                if (!host_.hasTemporalAccess() ? at != frame : !pushFrom(at, deadline)) unseen.emplace_back(at, at);
             }
         }
         if (!unseen.empty()) {
@@ -574,10 +574,10 @@ void EffectInstance::computeForward(Frame frame, const Patience& patience) {
                             " and have not been seen: render in order from key frame " + std::to_string(frames.first) + ".");
         }
         try {
-            const std::string job = session_.propagate(frames, "forward", patience);
+            const std::string job = session_.propagate(frames, "forward", deadline);
             JobState state;
             try {
-                while (!state.ended()) state = session_.job(job, state.version, patience);
+                while (!state.ended()) state = session_.job(job, state.version, deadline);
             } catch (const Cancelled&) {
                 session_.cancel(job);
                 throw;
@@ -589,7 +589,7 @@ void EffectInstance::computeForward(Frame frame, const Patience& patience) {
             return;
         } catch (const EngineError& error) {
             if (error.code == "busy") {
-                patience.sleep(pollInterval, "until another computation of this shot is done");
+                deadline.sleep(pollInterval, "until another computation of this shot is done");
                 --attempt;
                 continue;
             }
@@ -600,18 +600,18 @@ void EffectInstance::computeForward(Frame frame, const Patience& patience) {
 }
 
 // The stale matte of this frame, else the nearest earlier one.
-std::optional<Matte> EffectInstance::lastMatte(Frame frame, const Box& box, const Patience& patience) {
+std::optional<Matte> EffectInstance::lastMatte(Frame frame, const Box& box, const Deadline& deadline) {
     const std::string object = parameters_.outputObject();
     const auto take = [&](Frame from) -> std::optional<Matte> {
         try {
-            return session_.matte(from, box, object, true, patience);
+            return session_.matte(from, box, object, true, deadline);
         } catch (const EngineError& error) {
             if (isNoMatteYet(error) || error.code == "timeout") return std::nullopt;
             throw;
         }
     };
     if (auto matte = take(frame)) return matte;
-    const Json status = session_.status(std::nullopt, patience);
+    const Json status = session_.status(std::nullopt, deadline);
     std::optional<Frame> last;
     for (const char* which : {"done", "stale"}) {
         for (const auto& [from, to] : rangesOf(status.at(which))) {
@@ -624,8 +624,8 @@ std::optional<Matte> EffectInstance::lastMatte(Frame frame, const Box& box, cons
 }
 
 void EffectInstance::compose(const Image& output, const Image& source, const Matte& matte, const Box& window,
-                             const Look& look) const {
-    Looking looking(look);
+                             const Check& check) const {
+    CancelCheck cancelCheck(check);
     const Output mode = parameters_.output();
     std::vector<Rgba> row(static_cast<std::size_t>(window.width()));
     for (int y = window.y1; y < window.y2; ++y) {
@@ -647,7 +647,7 @@ void EffectInstance::compose(const Image& output, const Image& source, const Mat
             }
         }
         writeRow(output.view(), window.x1, y, window.width(), row.data());
-        looking.worked(row.size() * sizeof(Rgba));
+        cancelCheck.worked(row.size() * sizeof(Rgba));
     }
 }
 

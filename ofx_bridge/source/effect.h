@@ -52,7 +52,7 @@ class EffectInstance {
     void runJob(const Range& frames, const std::string& direction, Progress& progress);
     void stopJobs();
     void perform(const std::string& button, double time);
-    void finishEdit(const Patience& patience);
+    void finishEdit(const Deadline& deadline);
 
     // The shot
     ShotSpec describedShot(Frame frame) const;
@@ -61,23 +61,23 @@ class EffectInstance {
     std::string storeFolder(const std::string& shotId) const;
     // Whether the shot is this node's to change. Without a key of its own it only shows what a shot store has.
     bool ownsShot() const;
-    void useShot(Frame frame, const Patience& patience);
-    void claimShot(Frame frame, const Patience& patience);
+    void useShot(Frame frame, const Deadline& deadline);
+    void claimShot(Frame frame, const Deadline& deadline);
     void nameShot();
     std::set<Frame> reachable(const std::set<Frame>& frames, Frame current) const;  // by a host without temporal access
 
     // Keys and plate
-    void bringKeys(const std::set<Frame>& compared, const Patience& patience);
-    std::optional<std::string> bringKey(Frame frame, const std::optional<std::string>& known, const Patience& patience);
+    void bringKeys(const std::set<Frame>& compared, const Deadline& deadline);
+    std::optional<std::string> bringKey(Frame frame, const std::optional<std::string>& known, const Deadline& deadline);
     std::set<Frame> neighbouringKeys(double time) const;
-    void pushIfNeeded(Frame frame, const Image& image, const Patience& patience);
-    bool pushFrom(Frame frame, const Patience& patience);
+    void pushIfNeeded(Frame frame, const Image& image, const Deadline& deadline);
+    bool pushFrom(Frame frame, const Deadline& deadline);
 
     // Rendering
-    Matte obtainMatte(const RenderRequest& request, Frame frame, const Box& box, const Patience& patience);
-    void computeForward(Frame frame, const Patience& patience);
-    std::optional<Matte> lastMatte(Frame frame, const Box& box, const Patience& patience);
-    void compose(const Image& output, const Image& source, const Matte& matte, const Box& window, const Look& look) const;
+    Matte obtainMatte(const RenderRequest& request, Frame frame, const Box& box, const Deadline& deadline);
+    void computeForward(Frame frame, const Deadline& deadline);
+    std::optional<Matte> lastMatte(Frame frame, const Box& box, const Deadline& deadline);
+    void compose(const Image& output, const Image& source, const Matte& matte, const Box& window, const Check& check) const;
 
     const ClipView& maskSource() const { return parameters_.maskFrom() == MaskFrom::maskClip ? mask_ : source_; }
 

@@ -202,7 +202,7 @@ void describeParameters(const Host& host, ofx::Effect effect, bool hasMaskClip) 
              "The source's colour space by its OpenColorIO name. Empty: what the host says; else scene-linear for float "
              "and half, sRGB for integers.",
              param::shotGroup);
-    add.toggle(param::useRegion, "Use region", "Look only at a part of the picture: more detail for a small object.",
+    add.toggle(param::useRegion, "Use region", "Check only at a part of the picture: more detail for a small object.",
                param::shotGroup);
     add.point(param::regionCorner, "Region corner", "The region's lower left corner.", param::shotGroup, 0.0, -farAway);
     add.point(param::regionSize, "Region size", "The region's width and height.", param::shotGroup, defaultRegionSize, 1.0);

@@ -252,15 +252,15 @@ Box fullSizeBox(const Box& box, double scaleX, double scaleY) {
             static_cast<int>(std::ceil(box.x2 / scaleX)), static_cast<int>(std::ceil(box.y2 / scaleY))};
 }
 
-Matte scaledMatte(const Matte& full, const Box& box, double scaleX, double scaleY, const Look& look) {
-    Looking looking(look);
+Matte scaledMatte(const Matte& full, const Box& box, double scaleX, double scaleY, const Check& check) {
+    CancelCheck cancelCheck(check);
     std::vector<Span> columns;
     for (int x = box.x1; x < box.x2; ++x) columns.push_back(spanOf(x, scaleX));
     Matte scaled{box, {}};
     scaled.values.reserve(static_cast<std::size_t>(box.width()) * static_cast<std::size_t>(box.height()));
     for (int y = box.y1; y < box.y2; ++y) {
         const Span rows = spanOf(y, scaleY);
-        looking.worked(static_cast<std::size_t>(full.box.width()) * rows.weights.size() * sizeof(double));
+        cancelCheck.worked(static_cast<std::size_t>(full.box.width()) * rows.weights.size() * sizeof(double));
         for (const Span& across : columns) {
             double sum = 0.0;
             for (std::size_t j = 0; j < rows.weights.size(); ++j) {
@@ -275,23 +275,23 @@ Matte scaledMatte(const Matte& full, const Box& box, double scaleX, double scale
     return scaled;
 }
 
-void packRows(const PixelView& view, const Box& box, std::uint8_t* into, const Look& look) {
-    Looking looking(look);
+void packRows(const PixelView& view, const Box& box, std::uint8_t* into, const Check& check) {
+    CancelCheck cancelCheck(check);
     const std::size_t rowBytes = view.pixelBytes() * static_cast<std::size_t>(box.width());
     for (int y = box.y2 - 1; y >= box.y1; --y, into += rowBytes) {
         std::memcpy(into, view.at(box.x1, y), rowBytes);
-        looking.worked(rowBytes);
+        cancelCheck.worked(rowBytes);
     }
 }
 
-std::string digestOf(const PixelView& view, const Box& box, const std::string& about, const Look& look) {
-    Looking looking(look);
+std::string digestOf(const PixelView& view, const Box& box, const std::string& about, const Check& check) {
+    CancelCheck cancelCheck(check);
     Hash hash;
     hash.add(reinterpret_cast<const std::uint8_t*>(about.data()), about.size());
     const std::size_t rowBytes = view.pixelBytes() * static_cast<std::size_t>(box.width());
     for (int y = box.y1; y < box.y2; ++y) {
         hash.add(view.at(box.x1, y), rowBytes);
-        looking.worked(rowBytes);
+        cancelCheck.worked(rowBytes);
     }
     return hash.hex();
 }

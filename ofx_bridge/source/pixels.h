@@ -1,6 +1,6 @@
 // Pixels: formats, windows and the arithmetic between them. Pure; knows neither OpenFX nor the engine.
 // Rows are counted upwards (y up), as hosts of OpenFX do, until `toEngineWindow` turns them round. What goes through
-// a whole picture takes a `look`, which may end it by throwing.
+// a whole picture takes a `check`, which may end it by throwing.
 #pragma once
 
 #include <array>
@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "look.h"
+#include "cancellation.h"
 
 namespace stm {
 
@@ -74,13 +74,13 @@ struct Matte {
 // The pixels at full size that pixel rectangle `box` of a picture rendered at `scaleX`, `scaleY` covers.
 Box fullSizeBox(const Box& box, double scaleX, double scaleY);
 // The mean of `full` over what every pixel of `box` covers at full size: a matte at the host's proxy scale.
-Matte scaledMatte(const Matte& full, const Box& box, double scaleX, double scaleY, const Look& look);
+Matte scaledMatte(const Matte& full, const Box& box, double scaleX, double scaleY, const Check& check);
 
 // Copies `box` out of `view` to tight rows, top row first (the engine's order). `into` has room for it.
-void packRows(const PixelView& view, const Box& box, std::uint8_t* into, const Look& look);
+void packRows(const PixelView& view, const Box& box, std::uint8_t* into, const Check& check);
 
 // A hash of the pixels of `box` (all components) and of `about`; 32 hex digits. Not cryptographic: it tells
 // whether a host's picture has changed.
-std::string digestOf(const PixelView& view, const Box& box, const std::string& about, const Look& look);
+std::string digestOf(const PixelView& view, const Box& box, const std::string& about, const Check& check);
 
 }  // namespace stm

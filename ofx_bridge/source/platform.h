@@ -1,60 +1,21 @@
 // What differs between systems: sockets, mapped files, processes, folders. One implementation per system.
 #pragma once
 
-#include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <optional>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
-#include "look.h"
+#include "deadline.h"
 
 namespace stm {
-
-using Clock = std::chrono::steady_clock;
-using Milliseconds = std::chrono::milliseconds;
-
-// The longest wait without looking whether the host wants us to stop. Every wait of the effect is made of waits like
-// this one, and every long piece of work looks up in between (look.h): nothing of ours blocks longer.
-inline constexpr Milliseconds pollInterval{50};
-
-// Thrown when the host asks to stop. No message: the host knows.
-struct Cancelled : std::exception {
-    const char* what() const noexcept override { return "The host asked to stop."; }
-};
-
-struct DeadlinePassed : std::runtime_error {
-    using std::runtime_error::runtime_error;
-};
 
 // The engine has gone, in the middle of a talk or before it.
 struct ConnectionLost : std::runtime_error {
     using std::runtime_error::runtime_error;
-};
-
-// How long a caller waits, and how it is asked whether it still wants to.
-class Patience {
-  public:
-    Patience(Milliseconds atMost, std::function<bool()> cancelled)
-        : deadline_(Clock::now() + atMost), cancelled_(std::move(cancelled)) {}
-    // Throws Cancelled or DeadlinePassed.
-    void check(const char* waitingFor) const;
-    void sleep(Milliseconds duration, const char* waitingFor) const;
-    std::unique_lock<std::timed_mutex> lock(std::timed_mutex& mutex, const char* waitingFor) const;
-    // `check` for work that is not ours to know about patience. Must not outlive this.
-    Look look(const char* waitingFor) const {
-        return [this, waitingFor] { check(waitingFor); };
-    }
-
-  private:
-    Clock::time_point deadline_;
-    std::function<bool()> cancelled_;
 };
 
 namespace platform {
@@ -74,10 +35,10 @@ std::optional<std::string> readSmallFile(const std::string& path, std::size_t li
 
 class Socket {
   public:
-    // Both throw ConnectionLost when nobody listens or the peer is another user's, and wait with patience while the one
-    // who listens takes nobody in.
-    static Socket connectUnix(const std::string& path, const Patience& patience);
-    static Socket connectLoopback(int port, const Patience& patience);
+    // Both throw ConnectionLost when nobody listens or the peer is another user's, and wait until the deadline while
+    // the one who listens takes nobody in.
+    static Socket connectUnix(const std::string& path, const Deadline& deadline);
+    static Socket connectLoopback(int port, const Deadline& deadline);
     Socket(Socket&& other) noexcept;
     Socket& operator=(Socket&& other) noexcept;
     Socket(const Socket&) = delete;
@@ -97,8 +58,8 @@ class Socket {
 // A file in the engine's map folder, mapped into memory; removed with the object.
 class MappedFile {
   public:
-    // Throws std::runtime_error when the folder cannot be used or is full. `look` is called between parts of a large one.
-    MappedFile(const std::string& folder, const std::string& name, std::size_t bytes, const Look& look);
+    // Throws std::runtime_error when the folder cannot be used or is full. `check` is called between parts of a large one.
+    MappedFile(const std::string& folder, const std::string& name, std::size_t bytes, const Check& check);
     MappedFile(const MappedFile&) = delete;
     MappedFile& operator=(const MappedFile&) = delete;
     ~MappedFile();

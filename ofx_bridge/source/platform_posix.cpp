@@ -86,7 +86,7 @@ void checkPeer(int descriptor) {
 }
 
 template <typename Address>
-int connected(int family, const Address& address, const Patience& patience) {
+int connected(int family, const Address& address, const Deadline& deadline) {
     Descriptor descriptor(::socket(family, SOCK_STREAM, 0));
     if (descriptor.number() < 0) throw ConnectionLost("No socket could be had: " + systemError());
     closeOnExec(descriptor.number());
@@ -98,9 +98,9 @@ int connected(int family, const Address& address, const Patience& patience) {
     while (::connect(descriptor.number(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) {
         const int why = errno;
         if (why == EISCONN) break;
-        patience.check("to take a connection");
+        deadline.check("to take a connection");
         if (why == EAGAIN) {  // a unix socket whose queue is full
-            patience.sleep(pollInterval, "to take a connection");
+            deadline.sleep(pollInterval, "to take a connection");
         } else if (why == EINPROGRESS || why == EALREADY || why == EINTR) {
             waitFor(descriptor.number(), POLLOUT, pollInterval);
         } else {
@@ -110,17 +110,17 @@ int connected(int family, const Address& address, const Patience& patience) {
     return descriptor.release();
 }
 
-void preallocate(int descriptor, std::size_t bytes, const Look& look) {
+void preallocate(int descriptor, std::size_t bytes, const Check& check) {
     const auto length = static_cast<off_t>(bytes);
 #ifdef __APPLE__
-    look();
+    check();
     fstore_t wanted{F_ALLOCATEALL, F_PEOFPOSMODE, 0, length, 0};
     if (::fcntl(descriptor, F_PREALLOCATE, &wanted) != 0 || ::ftruncate(descriptor, length) != 0) {
         throw std::runtime_error("The shared memory folder is full: " + systemError());
     }
 #else
     for (off_t done = 0; done < length; done += allocatedAtOnce) {
-        look();
+        check();
         const int failure = ::posix_fallocate(descriptor, done, std::min(allocatedAtOnce, length - done));
         if (failure != 0) throw std::runtime_error(std::string("The shared memory folder is full: ") + std::strerror(failure));
     }
@@ -279,22 +279,22 @@ std::optional<std::string> readSmallFile(const std::string& path, std::size_t li
     return text;
 }
 
-Socket Socket::connectUnix(const std::string& path, const Patience& patience) {
+Socket Socket::connectUnix(const std::string& path, const Deadline& deadline) {
     sockaddr_un address{};
     address.sun_family = AF_UNIX;
     if (path.size() >= sizeof address.sun_path) throw ConnectionLost("The engine's socket has too long a path.");
     std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
-    Socket socket(connected(AF_UNIX, address, patience));
+    Socket socket(connected(AF_UNIX, address, deadline));
     checkPeer(static_cast<int>(socket.handle_));
     return socket;
 }
 
-Socket Socket::connectLoopback(int port, const Patience& patience) {
+Socket Socket::connectLoopback(int port, const Deadline& deadline) {
     sockaddr_in address{};
     address.sin_family = AF_INET;
     address.sin_port = htons(static_cast<std::uint16_t>(port));
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    Socket socket(connected(AF_INET, address, patience));
+    Socket socket(connected(AF_INET, address, deadline));
     const int on = 1;
     ::setsockopt(static_cast<int>(socket.handle_), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     return socket;
@@ -329,12 +329,12 @@ std::size_t Socket::send(const std::uint8_t* from, std::size_t count, Millisecon
     throw ConnectionLost("The engine has closed the connection.");
 }
 
-MappedFile::MappedFile(const std::string& folder, const std::string& name, std::size_t bytes, const Look& look)
+MappedFile::MappedFile(const std::string& folder, const std::string& name, std::size_t bytes, const Check& check)
     : path_(folder + "/" + name), name_(name), size_(bytes) {
     Descriptor file(::open(path_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600));
     if (file.number() < 0) throw std::runtime_error(path_ + ": The shared memory cannot be made: " + systemError());
     try {
-        preallocate(file.number(), bytes, look);
+        preallocate(file.number(), bytes, check);
         void* mapped = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file.number(), 0);
         if (mapped == MAP_FAILED) throw std::runtime_error(path_ + ": The shared memory cannot be used: " + systemError());
         data_ = static_cast<std::uint8_t*>(mapped);

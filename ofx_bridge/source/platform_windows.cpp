@@ -84,9 +84,9 @@ bool waitFor(SOCKET socket, short events, Milliseconds wait) {
 }
 
 // `select` tells of a connection that failed on every Windows; WSAPoll does not.
-void awaitConnected(SOCKET socket, const Patience& patience) {
+void awaitConnected(SOCKET socket, const Deadline& deadline) {
     while (true) {
-        patience.check("to take a connection");
+        deadline.check("to take a connection");
         fd_set done;
         fd_set failed;
         FD_ZERO(&done);
@@ -206,9 +206,9 @@ std::optional<std::string> readSmallFile(const std::string& path, std::size_t li
     return text;
 }
 
-Socket Socket::connectUnix(const std::string&, const Patience&) { throw ConnectionLost("The engine's socket is of another system."); }
+Socket Socket::connectUnix(const std::string&, const Deadline&) { throw ConnectionLost("The engine's socket is of another system."); }
 
-Socket Socket::connectLoopback(int port, const Patience& patience) {
+Socket Socket::connectLoopback(int port, const Deadline& deadline) {
     startSockets();
     const SOCKET socket = ::socket(AF_INET, SOCK_STREAM, IPPROTO_TCP);
     if (socket == INVALID_SOCKET) throw ConnectionLost("No socket could be had.");
@@ -222,7 +222,7 @@ Socket Socket::connectLoopback(int port, const Patience& patience) {
     ::ioctlsocket(socket, static_cast<long>(FIONBIO), &on);
     if (::connect(socket, reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) {
         if (::WSAGetLastError() != WSAEWOULDBLOCK) throw ConnectionLost("No engine answers.");
-        awaitConnected(socket, patience);
+        awaitConnected(socket, deadline);
     }
     ::setsockopt(socket, IPPROTO_TCP, TCP_NODELAY, reinterpret_cast<const char*>(&on), sizeof on);
     return result;
@@ -259,9 +259,9 @@ std::size_t Socket::send(const std::uint8_t* from, std::size_t count, Millisecon
     throw ConnectionLost("The engine has closed the connection.");
 }
 
-MappedFile::MappedFile(const std::string& folder, const std::string& name, std::size_t bytes, const Look& look)
+MappedFile::MappedFile(const std::string& folder, const std::string& name, std::size_t bytes, const Check& check)
     : path_(folder + "\\" + name), name_(name), size_(bytes) {
-    look();
+    check();
     constexpr DWORD share = FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE;
     const Handle file(::CreateFileW(wide(path_).c_str(), GENERIC_READ | GENERIC_WRITE, share, nullptr, CREATE_NEW,
                                     FILE_ATTRIBUTE_TEMPORARY, nullptr));

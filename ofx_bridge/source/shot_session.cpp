@@ -48,9 +48,9 @@ ShotSession::ShotSession(std::string client) : client_(std::move(client)), owner
 // One thread's turn on the session.
 class ShotSession::Turn {
   public:
-    Turn(ShotSession& session, const Patience& patience) : session_(session) {
+    Turn(ShotSession& session, const Deadline& deadline) : session_(session) {
         if (session.atWork_ == std::this_thread::get_id()) throw Reentered();
-        lock_ = patience.lock(session.mutex_, "until another call of this node is done");
+        lock_ = deadline.lock(session.mutex_, "until another call of this node is done");
         session.atWork_ = std::this_thread::get_id();
     }
     Turn(const Turn&) = delete;
@@ -62,36 +62,36 @@ class ShotSession::Turn {
     std::unique_lock<std::timed_mutex> lock_;
 };
 
-void ShotSession::use(const ShotSpec& spec, const Patience& patience) {
-    const Turn turn(*this, patience);
+void ShotSession::use(const ShotSpec& spec, const Deadline& deadline) {
+    const Turn turn(*this, deadline);
     if (spec.folder != spec_.folder) owning_ = false;
     spec_ = spec;
 }
 
-bool ShotSession::claim(const Patience& patience) {
+bool ShotSession::claim(const Deadline& deadline) {
     {
-        const Turn turn(*this, patience);
+        const Turn turn(*this, deadline);
         owning_ = true;
     }
     try {
-        withShot(patience, [](Connection&, const std::string&) {});
+        withShot(deadline, [](Connection&, const std::string&) {});
         return true;
     } catch (const EngineError& error) {
         if (error.code != "shot_open") throw;
-        const Turn turn(*this, patience);
+        const Turn turn(*this, deadline);
         owning_ = false;
         return false;
     }
 }
 
-Json ShotSession::status(const std::optional<Range>& frames, const Patience& patience) {
+Json ShotSession::status(const std::optional<Range>& frames, const Deadline& deadline) {
     Json request{{"op", "status"}};
     if (frames) request["frames"] = asJson(*frames);
-    return call(std::move(request), patience);
+    return call(std::move(request), deadline);
 }
 
-std::map<Frame, std::string> ShotSession::keys(const Patience& patience) {
-    const Json answer = call({{"op", "list_keys"}}, patience);
+std::map<Frame, std::string> ShotSession::keys(const Deadline& deadline) {
+    const Json answer = call({{"op", "list_keys"}}, deadline);
     return reading([&answer] {
         std::map<Frame, std::string> keys;
         for (const Json& key : answer.at("keys")) {
@@ -103,68 +103,68 @@ std::map<Frame, std::string> ShotSession::keys(const Patience& patience) {
 }
 
 std::vector<Range> ShotSession::plateNeeded(const Range& frames, const std::map<Frame, std::string>& digests,
-                                            const Patience& patience) {
+                                            const Deadline& deadline) {
     Json request{{"op", "plate_needed"}, {"frames", asJson(frames)}};
     if (!digests.empty()) {
         Json told = Json::object();
         for (const auto& [frame, digest] : digests) told[std::to_string(frame)] = digest;
         request["digests"] = told;
     }
-    const Json answer = call(std::move(request), patience);
+    const Json answer = call(std::move(request), deadline);
     return reading([&answer] { return rangesOf(answer.at("needed")); });
 }
 
-bool ShotSession::pushPlate(Frame frame, const PushedImage& image, double pixelAspect, const Patience& patience) {
+bool ShotSession::pushPlate(Frame frame, const PushedImage& image, double pixelAspect, const Deadline& deadline) {
     bool madeStale = false;
-    withShot(patience, [&](Connection& connection, const std::string& shot) {
+    withShot(deadline, [&](Connection& connection, const std::string& shot) {
         Json request{{"op", "push_plate"},           {"shot", shot},
                      {"frame", frame},               {"image", imageHeader(image)},
                      {"pixel_aspect", pixelAspect},  {"digest", image.digest}};
         if (spec_.plate.contains("display_window")) request["display_window"] = spec_.plate["display_window"];
         const OutgoingPixels pixels{image.view.pixelBytes() * static_cast<std::size_t>(image.box.width()) *
                                         static_cast<std::size_t>(image.box.height()),
-                                    [&image](std::uint8_t* into, const Look& look) { packRows(image.view, image.box, into, look); }};
-        const Json answer = connection.requestWithPixels(std::move(request), pixels, patience).header;
+                                    [&image](std::uint8_t* into, const Check& check) { packRows(image.view, image.box, into, check); }};
+        const Json answer = connection.requestWithPixels(std::move(request), pixels, deadline).header;
         madeStale = reading([&answer] { return !answer.at("dirty").empty(); });
     });
     return madeStale;
 }
 
 void ShotSession::pushKey(Frame frame, const PushedImage& mask, const std::vector<MaskChannel>& channels,
-                          const Patience& patience) {
+                          const Deadline& deadline) {
     Json objects = Json::array();
     for (const MaskChannel& one : channels) objects.push_back({{"name", one.object}, {"channel", one.channel}});
-    withShot(patience, [&](Connection& connection, const std::string& shot) {
+    withShot(deadline, [&](Connection& connection, const std::string& shot) {
         Json request{{"op", "push_key"},  {"shot", shot},          {"frame", frame},
                      {"objects", objects}, {"image", imageHeader(mask)}, {"digest", mask.digest},
                      {"interrupt", true},  {"replace", true}};
         connection.requestWithPixels(std::move(request),
                                      {mask.view.pixelBytes() * static_cast<std::size_t>(mask.box.width()) *
                                           static_cast<std::size_t>(mask.box.height()),
-                                      [&mask](std::uint8_t* into, const Look& look) { packRows(mask.view, mask.box, into, look); }},
-                                     patience);
+                                      [&mask](std::uint8_t* into, const Check& check) { packRows(mask.view, mask.box, into, check); }},
+                                     deadline);
     });
 }
 
-void ShotSession::removeKey(Frame frame, const Patience& patience) {
-    call({{"op", "remove_key"}, {"frame", frame}, {"interrupt", true}}, patience);
+void ShotSession::removeKey(Frame frame, const Deadline& deadline) {
+    call({{"op", "remove_key"}, {"frame", frame}, {"interrupt", true}}, deadline);
 }
 
-Json ShotSession::plan(const Range& frames, const std::string& direction, const Patience& patience) {
-    return call({{"op", "plan"}, {"frames", asJson(frames)}, {"direction", direction}}, patience);
+Json ShotSession::plan(const Range& frames, const std::string& direction, const Deadline& deadline) {
+    return call({{"op", "plan"}, {"frames", asJson(frames)}, {"direction", direction}}, deadline);
 }
 
-std::string ShotSession::propagate(const Range& frames, const std::string& direction, const Patience& patience) {
-    const Json answer = call({{"op", "propagate"}, {"frames", asJson(frames)}, {"direction", direction}}, patience);
+std::string ShotSession::propagate(const Range& frames, const std::string& direction, const Deadline& deadline) {
+    const Json answer = call({{"op", "propagate"}, {"frames", asJson(frames)}, {"direction", direction}}, deadline);
     return reading([&answer] { return answer.at("job").get<std::string>(); });
 }
 
-JobState ShotSession::job(const std::string& job, const std::optional<std::int64_t>& seen, const Patience& patience) {
+JobState ShotSession::job(const std::string& job, const std::optional<std::int64_t>& seen, const Deadline& deadline) {
     JobState found;
-    withShot(patience, [&](Connection& connection, const std::string&) {
+    withShot(deadline, [&](Connection& connection, const std::string&) {
         Json request{{"op", "job"}, {"job", job}};
         if (seen) request.update({{"wait_ms", shortWait}, {"seen", *seen}});
-        const Json answer = connection.request(request, patience).header;
+        const Json answer = connection.request(request, deadline).header;
         found = reading([&answer] {
             JobState state{answer.at("state").get<std::string>(), answer.at("version").get<std::int64_t>(),
                            answer.at("done").get<std::int64_t>(), answer.at("total").get<std::int64_t>(),
@@ -181,10 +181,10 @@ void ShotSession::cancel(const std::string& job) {
         const std::lock_guard<std::mutex> guard(cancelsMutex_);
         cancels_.push_back(job);
     }
-    const Patience patience(sendingLimit, nullptr);
+    const Deadline deadline(sendingLimit, nullptr);
     try {
-        const Turn turn(*this, patience);
-        sendCancels(patience);
+        const Turn turn(*this, deadline);
+        sendCancels(deadline);
     } catch (const DeadlinePassed&) {
         // Another call is at work, or the engine reads nothing.
     } catch (const Reentered&) {
@@ -193,36 +193,36 @@ void ShotSession::cancel(const std::string& job) {
     }
 }
 
-void ShotSession::cancelAll(const Patience& patience) {
+void ShotSession::cancelAll(const Deadline& deadline) {
     {
-        const Turn turn(*this, patience);
-        if (!connection_) connection_ = Connection::openRunning(client_, patience);
+        const Turn turn(*this, deadline);
+        if (!connection_) connection_ = Connection::openRunning(client_, deadline);
         if (!connection_) return;
     }
-    const Json status = this->status(std::nullopt, patience);
+    const Json status = this->status(std::nullopt, deadline);
     for (const std::string& job : reading([&status] { return status.at("jobs").get<std::vector<std::string>>(); })) cancel(job);
 }
 
-void ShotSession::sendCancels(const Patience& patience) {
+void ShotSession::sendCancels(const Deadline& deadline) {
     std::vector<std::string> jobs;
     {
         const std::lock_guard<std::mutex> guard(cancelsMutex_);
         jobs.swap(cancels_);
     }
     if (!connection_) return;  // the jobs of a connection end with it
-    for (const std::string& job : jobs) connection_->post({{"op", "cancel"}, {"job", job}}, patience);
+    for (const std::string& job : jobs) connection_->post({{"op", "cancel"}, {"job", job}}, deadline);
 }
 
-Matte ShotSession::matte(Frame frame, const Box& box, const std::string& object, bool stale, const Patience& patience) {
+Matte ShotSession::matte(Frame frame, const Box& box, const std::string& object, bool stale, const Deadline& deadline) {
     Matte matte{box, {}};
     const std::size_t count = static_cast<std::size_t>(box.width()) * static_cast<std::size_t>(box.height());
-    withShot(patience, [&](Connection& connection, const std::string& shot) {
+    withShot(deadline, [&](Connection& connection, const std::string& shot) {
         Json request{{"op", "get_matte"}, {"shot", shot}, {"frame", frame},  {"format", "float"},
                      {"rows", "up"},      {"stale", stale}, {"wait_ms", shortWait}};
         if (!object.empty()) request["objects"] = Json::array({object});
         const auto take = [&](const std::uint8_t* pixels) {
-            const Look look = patience.look("for the matte");
-            Looking looking(look);
+            const Check check = deadline.checkFor("for the matte");
+            CancelCheck cancelCheck(check);
             matte.values.clear();
             matte.values.reserve(count);
             const std::size_t rowBytes = static_cast<std::size_t>(box.width()) * sizeof(float);
@@ -230,7 +230,7 @@ Matte ShotSession::matte(Frame frame, const Box& box, const std::string& object,
             for (int y = 0; y < box.height(); ++y, pixels += rowBytes) {
                 std::memcpy(row.data(), pixels, rowBytes);  // the pixels may lie anywhere
                 matte.values.insert(matte.values.end(), row.begin(), row.end());
-                looking.worked(rowBytes);
+                cancelCheck.worked(rowBytes);
             }
         };
         // The store's display window is its own: where ours was a wrong guess, the matte is asked for again.
@@ -238,7 +238,7 @@ Matte ShotSession::matte(Frame frame, const Box& box, const std::string& object,
         for (int guess = 1;; ++guess) {
             const EngineWindow window = placed(box, display);
             request["window"] = window;
-            const Json answer = connection.requestPixels(request, count * sizeof(float), take, patience);
+            const Json answer = connection.requestPixels(request, count * sizeof(float), take, deadline);
             const bool fits = reading([&] {
                 const Json& image = answer.at("image");
                 display = answer.at("display_window").get<EngineWindow>();
@@ -254,21 +254,21 @@ Matte ShotSession::matte(Frame frame, const Box& box, const std::string& object,
     return matte;
 }
 
-Json ShotSession::call(Json request, const Patience& patience) {
+Json ShotSession::call(Json request, const Deadline& deadline) {
     Json answer;
-    withShot(patience, [&](Connection& connection, const std::string& shot) {
+    withShot(deadline, [&](Connection& connection, const std::string& shot) {
         request["shot"] = shot;
-        answer = connection.request(request, patience).header;
+        answer = connection.request(request, deadline).header;
     });
     return answer;
 }
 
-void ShotSession::withShot(const Patience& patience, const std::function<void(Connection&, const std::string&)>& work) {
-    const Turn turn(*this, patience);
+void ShotSession::withShot(const Deadline& deadline, const std::function<void(Connection&, const std::string&)>& work) {
+    const Turn turn(*this, deadline);
     for (int attempt = 1;; ++attempt) {
         try {
-            ensureOpen(patience);
-            sendCancels(patience);
+            ensureOpen(deadline);
+            sendCancels(deadline);
             work(*connection_, shot_);
             return;
         } catch (const ConnectionLost&) {
@@ -279,21 +279,21 @@ void ShotSession::withShot(const Patience& patience, const std::function<void(Co
     }
 }
 
-void ShotSession::ensureOpen(const Patience& patience) {
+void ShotSession::ensureOpen(const Deadline& deadline) {
     if (!connection_) {
         opened_.reset();
-        connection_ = Connection::open(client_, patience);
+        connection_ = Connection::open(client_, deadline);
     }
     if (opened_ && openedAsOwner_ == owning_ && *opened_ == spec_) return;
     const bool isOpen = opened_ && openedAsOwner_ == owning_ && opened_->folder == spec_.folder;
-    if (!isOpen || opened_->plate != spec_.plate) openShot(patience);
-    if (spec_.ours) bringSettings(patience);
+    if (!isOpen || opened_->plate != spec_.plate) openShot(deadline);
+    if (spec_.ours) bringSettings(deadline);
     opened_ = spec_;
 }
 
-void ShotSession::openShot(const Patience& patience) {
+void ShotSession::openShot(const Deadline& deadline) {
     if (opened_ && (opened_->folder != spec_.folder || openedAsOwner_ != owning_)) {
-        connection_->request({{"op", "close_shot"}, {"shot", shot_}}, patience);
+        connection_->request({{"op", "close_shot"}, {"shot", shot_}}, deadline);
         opened_.reset();
     }
     const bool isThere = platform::exists(spec_.folder + "/shot.json");
@@ -304,15 +304,15 @@ void ShotSession::openShot(const Patience& patience) {
         request["plate"] = spec_.plate;
         if (!isThere) request["settings"] = spec_.settings;
     }
-    const Json answer = connection_->request(std::move(request), patience).header;
+    const Json answer = connection_->request(std::move(request), deadline).header;
     shot_ = reading([&answer] { return answer.at("shot").get<std::string>(); });
     openedAsOwner_ = owning_;
     opened_ = spec_;
     opened_->settings = nullptr;
 }
 
-void ShotSession::bringSettings(const Patience& patience) {
-    const Json answer = connection_->request({{"op", "get_settings"}, {"shot", shot_}}, patience).header;
+void ShotSession::bringSettings(const Deadline& deadline) {
+    const Json answer = connection_->request({{"op", "get_settings"}, {"shot", shot_}}, deadline).header;
     const bool differ = reading([&] {
         const Json& have = answer.at("settings");
         return std::any_of(spec_.settings.items().begin(), spec_.settings.items().end(), [&have](const auto& wanted) {
@@ -323,13 +323,13 @@ void ShotSession::bringSettings(const Patience& patience) {
     if (!owning_) {  // changing a store takes the right to it; refused (`shot_open`) when another node has it
         owning_ = true;
         try {
-            openShot(patience);
+            openShot(deadline);
         } catch (...) {
             owning_ = false;
             throw;
         }
     }
-    connection_->request({{"op", "set_settings"}, {"shot", shot_}, {"settings", spec_.settings}, {"interrupt", true}}, patience);
+    connection_->request({{"op", "set_settings"}, {"shot", shot_}, {"settings", spec_.settings}, {"interrupt", true}}, deadline);
 }
 
 Json ShotSession::imageHeader(const PushedImage& image) const {

@@ -69,42 +69,42 @@ class ShotSession {
     explicit ShotSession(std::string client);
 
     // Sets what later operations work on. Tells the engine only what has changed.
-    void use(const ShotSpec& spec, const Patience& patience);
+    void use(const ShotSpec& spec, const Deadline& deadline);
     // Whether this session is the one that may change the shot's keys and settings. False when another node has it.
-    bool claim(const Patience& patience);
+    bool claim(const Deadline& deadline);
 
-    Json status(const std::optional<Range>& frames, const Patience& patience);
-    std::map<Frame, std::string> keys(const Patience& patience);  // frame -> digest, perhaps empty
-    std::vector<Range> plateNeeded(const Range& frames, const std::map<Frame, std::string>& digests, const Patience& patience);
+    Json status(const std::optional<Range>& frames, const Deadline& deadline);
+    std::map<Frame, std::string> keys(const Deadline& deadline);  // frame -> digest, perhaps empty
+    std::vector<Range> plateNeeded(const Range& frames, const std::map<Frame, std::string>& digests, const Deadline& deadline);
     // Tells whether mattes became stale by it.
-    bool pushPlate(Frame frame, const PushedImage& image, double pixelAspect, const Patience& patience);
-    void pushKey(Frame frame, const PushedImage& mask, const std::vector<MaskChannel>& channels, const Patience& patience);
-    void removeKey(Frame frame, const Patience& patience);
-    Json plan(const Range& frames, const std::string& direction, const Patience& patience);
-    std::string propagate(const Range& frames, const std::string& direction, const Patience& patience);
+    bool pushPlate(Frame frame, const PushedImage& image, double pixelAspect, const Deadline& deadline);
+    void pushKey(Frame frame, const PushedImage& mask, const std::vector<MaskChannel>& channels, const Deadline& deadline);
+    void removeKey(Frame frame, const Deadline& deadline);
+    Json plan(const Range& frames, const std::string& direction, const Deadline& deadline);
+    std::string propagate(const Range& frames, const std::string& direction, const Deadline& deadline);
     // The state of a job; waits a moment for a newer one than `seen` where that is given.
-    JobState job(const std::string& job, const std::optional<std::int64_t>& seen, const Patience& patience);
+    JobState job(const std::string& job, const std::optional<std::int64_t>& seen, const Deadline& deadline);
     // Has a job stopped. Never waits for the engine: when it cannot be told now, it is told with the next request.
     void cancel(const std::string& job);
     // Stops all jobs of the shot, whoever started them. Starts no engine for it.
-    void cancelAll(const Patience& patience);
+    void cancelAll(const Deadline& deadline);
     // The matte over `box` (full-size pixels, y up). `object` empty: all objects together.
-    Matte matte(Frame frame, const Box& box, const std::string& object, bool stale, const Patience& patience);
+    Matte matte(Frame frame, const Box& box, const std::string& object, bool stale, const Deadline& deadline);
 
   private:
     class Turn;
 
-    Json call(Json request, const Patience& patience);
+    Json call(Json request, const Deadline& deadline);
     // Runs `work` on an open shot; once more after each recovery.
-    void withShot(const Patience& patience, const std::function<void(Connection&, const std::string& shot)>& work);
-    void ensureOpen(const Patience& patience);
-    void openShot(const Patience& patience);
-    void bringSettings(const Patience& patience);
+    void withShot(const Deadline& deadline, const std::function<void(Connection&, const std::string& shot)>& work);
+    void ensureOpen(const Deadline& deadline);
+    void openShot(const Deadline& deadline);
+    void bringSettings(const Deadline& deadline);
     Json imageHeader(const PushedImage& image) const;
     EngineWindow engineWindow(const Box& box) const;  // of what is pushed
     EngineWindow placed(const Box& box, const EngineWindow& display) const;
 
-    void sendCancels(const Patience& patience);
+    void sendCancels(const Deadline& deadline);
 
     std::timed_mutex mutex_;
     std::atomic<std::thread::id> atWork_{};  // who has the mutex

@@ -1,16 +1,16 @@
+#include "deadline.h"
+
 #include <algorithm>
 #include <thread>
 
-#include "platform.h"
-
 namespace stm {
 
-void Patience::check(const char* waitingFor) const {
+void Deadline::check(const char* waitingFor) const {
     if (cancelled_ && cancelled_()) throw Cancelled();
-    if (Clock::now() > deadline_) throw DeadlinePassed(std::string("The engine took too long: ") + waitingFor + ".");
+    if (Clock::now() > end_) throw DeadlinePassed(std::string("The engine took too long: ") + waitingFor + ".");
 }
 
-void Patience::sleep(Milliseconds duration, const char* waitingFor) const {
+void Deadline::sleep(Milliseconds duration, const char* waitingFor) const {
     const auto end = Clock::now() + duration;
     while (Clock::now() < end) {
         check(waitingFor);
@@ -18,7 +18,7 @@ void Patience::sleep(Milliseconds duration, const char* waitingFor) const {
     }
 }
 
-std::unique_lock<std::timed_mutex> Patience::lock(std::timed_mutex& mutex, const char* waitingFor) const {
+std::unique_lock<std::timed_mutex> Deadline::lock(std::timed_mutex& mutex, const char* waitingFor) const {
     std::unique_lock<std::timed_mutex> taken(mutex, std::defer_lock);
     while (!taken.try_lock_for(pollInterval)) check(waitingFor);
     return taken;
