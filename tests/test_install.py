@@ -9,10 +9,12 @@ import hashlib
 import inspect
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -24,19 +26,33 @@ from hypothesis import strategies as st
 from stm_nuke import launch
 
 import install
+from stm_plugin.installation import (
+    doctor,
+    nuke_init,
+    prefix,
+    programs,
+    removal,
+    setup,
+    steps,
+)
+from stm_plugin.installation.prefix import InstallationError, Prefix
+from stm_plugin.installation.steps import Installation, Options
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the miniature's scripts are POSIX ones")
 
 INSTALLER = Path(install.__file__).resolve()
+REPOSITORY = INSTALLER.parent
 TIMEOUT = 120
 
 
-def write_wheel(folder: str, name: str, files: dict[str, str], entry: str = "", needs: str = "") -> str:
-    """Write a wheel NAME-1.0 of text files; its file name. This source is also the miniature's backend."""
-    info = f"{name}-1.0.dist-info"
+def write_wheel(
+    folder: str, name: str, files: dict[str, str], entry: str = "", needs: str = "", version: str = "1.0"
+) -> str:
+    """Write a wheel of text files; its file name. This source is also the miniature's backend."""
+    info = f"{name}-{version}.dist-info"
     files = dict(files)
     needed = f"Requires-Dist: {needs}\n" if needs else ""
-    files[f"{info}/METADATA"] = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n{needed}"
+    files[f"{info}/METADATA"] = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needed}"
     files[f"{info}/WHEEL"] = (
         "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     )
@@ -47,7 +63,7 @@ def write_wheel(folder: str, name: str, files: dict[str, str], entry: str = "", 
         sha = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).decode().rstrip("=")
         lines.append(f"{path},sha256={sha},{len(text.encode())}")
     files[f"{info}/RECORD"] = "\n".join(lines)
-    wheel = f"{name}-1.0-py3-none-any.whl"
+    wheel = f"{name}-{version}-py3-none-any.whl"
     with zipfile.ZipFile(os.path.join(folder, wheel), "w") as archive:
         for path, text in files.items():
             archive.writestr(path, text)
@@ -64,8 +80,8 @@ def build_wheel(folder, config_settings=None, metadata_directory=None):
     time.sleep(float(os.environ.get("MINIATURE_BUILD_SECONDS", "0")))
     files = {{}}
     for package in ("model", "stm_plugin"):
-        for path in sorted(pathlib.Path(package).glob("*.py")):
-            files[f"{{package}}/{{path.name}}"] = path.read_text()
+        for path in sorted(pathlib.Path(package).rglob("*.py")):
+            files[path.as_posix()] = path.read_text()
     return write_wheel(folder, "stm_miniature", files, "stm = stm_plugin.cli:main")
 """
 
@@ -77,6 +93,8 @@ backend-path = ["stm_plugin"]
 [project]
 name = "stm-miniature"
 version = "1.0"
+[dependency-groups]
+test-alone = ["lonely>=1.0"]
 """
 
 CLI = """
@@ -94,6 +112,13 @@ print({name!r}, "ran", *sys.argv[1:])
 sys.exit(int({name!r} in os.environ.get("MINIATURE_FAILS", "")))
 """
 
+DEMO = """
+import pathlib, sys
+out = pathlib.Path(sys.argv[2], "plate")
+out.mkdir(parents=True)
+(out / "plate.1001.exr").write_text("a frame")
+(out.parent / "report.txt").write_text("scores")
+"""
 
 BUILD = """
 import os, pathlib, sys
@@ -121,8 +146,8 @@ class Miniature(NamedTuple):
         return self.checkout / "stm_plugin" / "cli.py"
 
     @property
-    def requirements(self) -> Path:
-        return self.checkout / "requirements.txt"
+    def engine_lock(self) -> Path:
+        return self.checkout / "locks" / "engine.txt"
 
     @property
     def init(self) -> Path:
@@ -134,6 +159,11 @@ class Miniature(NamedTuple):
         """What engine.json says."""
         read: dict[str, object] = json.loads((self.prefix / "engine.json").read_text())
         return read
+
+    @property
+    def groups(self) -> list[str]:
+        """What is installed, by the record."""
+        return Prefix(self.prefix).listed("groups")
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run its install.py to the end."""
@@ -158,47 +188,63 @@ class Miniature(NamedTuple):
         ).stdout.strip()
 
 
+PACKAGES = {
+    "engine": {"tiny": {"tiny/__init__.py": "VALUE = 'works'\n"}},
+    "torch": {"torch": {"torch.py": "BUILD = 'default'\n"}, "torchvision": {"torchvision.py": ""}},
+    "demo": {},
+    "train": {"trunk": {"trunk.py": ""}},
+    "ofx": {"compiler": {"compiler.py": ""}},
+    "test": {
+        "lonely": {"lonely.py": ""},
+        **{
+            name: {f"{name}/__init__.py": "", f"{name}/__main__.py": CHECK.format(name=name)}
+            for name in ("ruff", "mypy", "pytest")
+        },
+    },
+}
+NOBODYS_HASH = "sha256:" + "0" * 64
+
+
 def make_miniature(folder: Path) -> Miniature:
     checkout, wheels = folder / "checkout", folder / "wheels"
-    for package in ("model", "stm_plugin"):
+    for package in ("model", "stm_plugin", "locks"):
         (checkout / package).mkdir(parents=True)
-        (checkout / package / "__init__.py").touch()
     wheels.mkdir()
     shutil.copy(INSTALLER, checkout / "install.py")
+    for name in ("__init__.py", "__main__.py", "errors.py"):
+        shutil.copy(REPOSITORY / "stm_plugin" / name, checkout / "stm_plugin" / name)
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(
+        REPOSITORY / "stm_plugin" / "installation", checkout / "stm_plugin" / "installation", ignore=ignored
+    )
+    (checkout / "model" / "__init__.py").touch()
     (checkout / "pyproject.toml").write_text(PYPROJECT)
     (checkout / "stm_plugin" / "backend.py").write_text(BACKEND)
     (checkout / "stm_plugin" / "cli.py").write_text(CLI)
-    (checkout / "requirements.txt").write_text("# comment\ntiny==1.0\n")
-    (checkout / "requirements-demo.txt").touch()
-    (checkout / "requirements-train.txt").write_text("trunk==1.0\n")
-    (checkout / "requirements-ofx.txt").write_text("compiler==1.0\n")
+    (checkout / "stm_plugin" / "demo.py").write_text(DEMO)
     (checkout / "nuke" / "stm_nuke").mkdir(parents=True)
     (checkout / "nuke" / "init.py").write_text("LOADED = True\n")
     (checkout / "nuke" / "stm_nuke" / "client.py").write_text("# the client\n")
     (checkout / "ofx_bridge" / "source").mkdir(parents=True)
     (checkout / "ofx_bridge" / "build.py").write_text(BUILD)
     (checkout / "ofx_bridge" / "source" / "effect.cpp").write_text("effect")
-    (checkout / "requirements-test.txt").write_text("ruff==1.0\nmypy==1.0\npytest==1.0\n")
-    (checkout / "requirements-test-alone.txt").write_text("lonely==1.0\n")
-    (checkout / "constraints.txt").touch()
-    (checkout / "constraints-torch.txt").touch()
-    write_wheel(str(wheels), "lonely", {"lonely.py": ""}, needs="absent")
-    write_wheel(str(wheels), "compiler", {"compiler.py": ""})
-    write_wheel(str(wheels), "trunk", {"trunk.py": ""})
-    write_wheel(str(wheels), "tiny", {"tiny/__init__.py": "VALUE = 'works'\n"})
-    for name in ("ruff", "mypy", "pytest"):
-        write_wheel(
-            str(wheels), name, {f"{name}/__init__.py": "", f"{name}/__main__.py": CHECK.format(name=name)}
-        )
+    for group, named in PACKAGES.items():
+        lock = "# comment\n"
+        for name, files in named.items():
+            wheel = write_wheel(str(wheels), name, files, needs="absent" if name == "lonely" else "")
+            sha = hashlib.sha256((wheels / wheel).read_bytes()).hexdigest()
+            lock += f"{name}==1.0 \\\n    --hash={NOBODYS_HASH} \\\n    --hash=sha256:{sha}\n"
+        (checkout / "locks" / f"{group}.txt").write_text(lock)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "PYTHON"))}
-    kept.update(HOME=str(folder / "home"), PIP_NO_INDEX="1", PIP_FIND_LINKS=str(wheels))
+    kept.update(PIP_NO_INDEX="1", PIP_FIND_LINKS=str(wheels), PIP_CONFIG_FILE=os.devnull)
+    kept["HOME"] = str(folder / "home")
     return Miniature(checkout, folder / "prefix", folder / "links", kept)
 
 
-@pytest.fixture
-def miniature(tmp_path: Path) -> Miniature:
-    """Not installed yet."""
-    return make_miniature(tmp_path)
+@pytest.fixture(scope="module")
+def miniature(tmp_path_factory: pytest.TempPathFactory) -> Miniature:
+    """Installed or not: for what begins or ends an installation."""
+    return make_miniature(tmp_path_factory.mktemp("miniature"))
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +261,7 @@ def roomy(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """A function that sets how many gigabytes the disk seems to have free."""
 
     def set_free(gigabytes: float) -> None:
-        usage = shutil.disk_usage("/")._replace(free=int(gigabytes * install.GIGABYTE))
+        usage = shutil.disk_usage("/")._replace(free=int(gigabytes * steps.GIGABYTE))
         monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
 
     return set_free
@@ -275,34 +321,14 @@ def test_changed_sources_reinstall_the_engine_and_nothing_else(shared: Miniature
     with changed(shared.cli, CLI.replace('"miniature"', '"changed"')):
         done = shared.run()
         assert shared.stm() == "changed works hello"
-        assert "pinned packages: ready" in done.stdout and "engine: done" in done.stdout
+        assert "locked packages: ready" in done.stdout and "engine: done" in done.stdout
     assert shared.run().returncode == 0
 
 
 def test_the_checkout_stays_as_it_was(shared: Miniature) -> None:
-    names = {
-        path.relative_to(shared.checkout).as_posix() for path in shared.checkout.rglob("*") if path.is_file()
-    }
-    assert names == {
-        "install.py",
-        "pyproject.toml",
-        "requirements.txt",
-        "requirements-demo.txt",
-        "requirements-train.txt",
-        "requirements-ofx.txt",
-        "requirements-test.txt",
-        "requirements-test-alone.txt",
-        "constraints.txt",
-        "constraints-torch.txt",
-        "model/__init__.py",
-        "stm_plugin/__init__.py",
-        "stm_plugin/backend.py",
-        "stm_plugin/cli.py",
-        "nuke/init.py",
-        "nuke/stm_nuke/client.py",
-        "ofx_bridge/build.py",
-        "ofx_bridge/source/effect.cpp",
-    }
+    made = [path for path in shared.checkout.rglob("*") if path.suffix == ".pyc" or path.name == "build"]
+    assert made == []
+    assert (shared.checkout / "ofx_bridge" / "build.py").read_text() == BUILD
 
 
 def test_the_hosts_python_settings_do_not_reach_the_engine(shared: Miniature, tmp_path: Path) -> None:
@@ -310,18 +336,110 @@ def test_the_hosts_python_settings_do_not_reach_the_engine(shared: Miniature, tm
     shutil.rmtree(shared.prefix / "stamps")
     engine = next(shared.prefix.glob("env-*/stamps/engine"))
     engine.unlink()
+    (tmp_path / "tomllib.py").write_text("raise ImportError('the caller decides what is imported')\n")
     done = shared.run(PYTHONPATH=str(tmp_path), PIP_TARGET=str(tmp_path / "target"), PIP_USER="1")
     assert done.returncode == 0, done.stderr
     assert "miniature works info" in (shared.prefix / "install.log").read_text()
     assert not (tmp_path / "target").exists()
 
 
-def test_what_training_begins_with_is_installed_when_asked_for(miniature: Miniature) -> None:
-    assert miniature.run().returncode == 0
-    assert not (site_packages(miniature) / "trunk.py").exists()
-    assert miniature.run("--train").returncode == 0
-    assert (site_packages(miniature) / "trunk.py").exists()
-    assert miniature.record["groups"] == ["engine", "train"]
+def test_the_command_imports_nothing_that_its_caller_chose(shared: Miniature, tmp_path: Path) -> None:
+    for name in ("tiny", "sitecustomize", "stm_plugin"):
+        (tmp_path / f"{name}.py").write_text("VALUE = 'from somewhere else'\nprint('hijacked')\n")
+    bent = {"PYTHONPATH": str(tmp_path), "PYTHONSTARTUP": str(tmp_path / "tiny.py"), "PYTHONHOME": "/nowhere"}
+    done = subprocess.run(
+        [shared.links / "stm", "hello"],
+        env={**os.environ, **bent},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("miniature works hello\n", "")
+
+
+@pytest.mark.parametrize(("root", "option"), [(None, "-I"), ("/a/checkout", "-sP")])
+def test_hosts_start_the_engine_isolated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str | None, option: str
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/called\nexit 3\n')
+    python.chmod(0o755)
+    monkeypatch.setenv("STM_RUNTIME_DIR", str(tmp_path / "run"))
+    installed = launch.Installation(str(python), "1.0", root)
+    assert launch.Launcher()._start(installed, tmp_path / "run", lambda: False) is None
+    launch.reap()
+    called = (tmp_path / "called").read_text()
+    assert called.startswith(f"{option} -m stm_plugin.server --parent {os.getpid()}")
+
+
+def test_installing_needs_the_standard_library_only() -> None:
+    rooms = [path.stem for path in Path(prefix.__file__).parent.glob("[!_]*.py")]
+    modules = ", ".join(f"stm_plugin.installation.{room}" for room in rooms)
+    code = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); import {modules}"
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-B", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0 and len(rooms) > 5, done.stderr
+
+
+# --- the locks ----------------------------------------------------------------------------------------------
+
+
+def test_a_package_whose_hash_is_not_in_the_lock_is_not_installed(shared: Miniature) -> None:
+    site = site_packages(shared)
+    text = shared.engine_lock.read_text()
+    shutil.rmtree(site / "tiny-1.0.dist-info")
+    with changed(shared.engine_lock, re.sub("[0-9a-f]{64}", "0" * 64, text)):
+        done = shared.run()
+    assert done.returncode == 1
+    assert "its hash is not in the lock" in done.stderr and "Nothing of it was installed" in done.stderr
+    assert not (site / "tiny-1.0.dist-info").exists()
+    with changed(shared.engine_lock, "tiny==1.0\n"):
+        assert "hash" in shared.run().stderr, "a lock without hashes is no lock"
+    assert shared.run().returncode == 0 and shared.stm() == "miniature works hello"
+
+
+def test_another_build_of_torch_comes_from_its_own_index_and_nothing_else_does(
+    shared: Miniature, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = {
+        "torch": ("1.0+own", {"torch.py": "BUILD = 'own'\n"}, "cudalike"),
+        "torchvision": ("1.0+own", {"torchvision.py": ""}, ""),
+        "cudalike": ("3.0", {"cudalike.py": ""}, ""),
+        "tiny": ("2.0", {"tiny/__init__.py": "VALUE = 'of the index'\n"}, ""),
+    }
+    for name, (version, files, needs) in own.items():
+        (tmp_path / "index" / name).mkdir(parents=True)
+        wheel = write_wheel(str(tmp_path / "index" / name), name, files, needs=needs, version=version)
+        (tmp_path / "index" / name / "index.html").write_text(f'<a href="{wheel}">{wheel}</a>')
+    index = (tmp_path / "index").as_uri()
+    for name, value in shared.environment.items():
+        monkeypatch.setenv(name, value)
+    at = Installation(Options(shared.prefix, shared.checkout, torch_index=index))
+    assert "torch" not in [lock.stem for lock in at.locks()]
+    environment = Installation(Options(shared.prefix, shared.checkout)).environment
+    assert at.environment != environment, "an update that fails leaves the environment that works"
+    monkeypatch.setattr(Installation, "environment", environment)
+    site = site_packages(shared)
+    for name in ("torch-1.0", "torchvision-1.0"):
+        shutil.rmtree(site / f"{name}.dist-info")
+    steps.PackagesStep().do(at)
+    assert (site / "torch.py").read_text() == "BUILD = 'own'\n", "the default index has the same release"
+    assert (site / "cudalike.py").exists()
+    assert not (site / "tiny-2.0.dist-info").exists() and shared.stm() == "miniature works hello"
+    for metadata in site.glob("torch*.dist-info"):
+        shutil.rmtree(metadata)
+    (environment / "stamps" / "dependencies").unlink()
+    assert shared.run().returncode == 0
+
+
+def test_what_training_begins_with_is_installed_when_asked_for(shared: Miniature) -> None:
+    trunk = site_packages(shared) / "trunk.py"
+    if "train" not in shared.groups:
+        assert not trunk.exists()
+    assert shared.run("--train").returncode == 0
+    assert trunk.exists() and "train" in shared.groups
 
 
 def test_groups_once_installed_stay(shared: Miniature) -> None:
@@ -335,9 +453,9 @@ def test_packages_that_do_not_fit_together_are_named_unless_they_are_meant_to(sh
     site = site_packages(shared)
     metadata = site / "tiny-1.0.dist-info" / "METADATA"
     with changed(metadata, metadata.read_text() + "Requires-Dist: missing-friend\n"):
-        at = install.Installation(install.Options(shared.prefix, install.GROUPS, source=shared.checkout))
-        with pytest.raises(install.InstallError, match=r"tiny 1\.0 requires missing-friend") as caught:
-            install.DependenciesStep().check(at)
+        at = Installation(Options(shared.prefix, shared.checkout, steps.GROUPS))
+        with pytest.raises(InstallationError, match=r"tiny 1\.0 requires missing-friend") as caught:
+            steps.PackagesStep().check(at)
         assert "lonely" not in str(caught.value)
 
 
@@ -359,13 +477,50 @@ def test_a_package_that_pip_did_not_finish_is_installed_again(shared: Miniature)
 def test_repair_finds_files_that_were_damaged(shared: Miniature) -> None:
     module = site_packages(shared) / "tiny" / "__init__.py"
     module.write_text("")
-    doctor = shared.run("--doctor")
-    assert doctor.returncode == 1 and "damaged package: tiny-1.0" in doctor.stdout
+    looked = shared.run("--doctor")
+    assert looked.returncode == 1 and "damaged package: tiny-1.0" in looked.stdout
     assert shared.run("--repair").returncode == 0
     assert module.read_text() == "VALUE = 'works'\n"
 
 
+def test_doctor_says_why_from_other_sources(shared: Miniature, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(shared.checkout, copy)
+    other = shared._replace(checkout=copy)
+    same = other.run("--doctor")
+    assert same.returncode == 1 and "What differs: stm command." in same.stdout, "it would name this copy"
+    other.cli.write_text(CLI + "# newer\n")
+    looked = other.run("--doctor")
+    assert looked.returncode == 1
+    assert "not in order" not in looked.stdout
+    assert f"not made from these sources ({copy})" in looked.stdout
+    assert f"but from {shared.checkout}. What differs: engine, stm command." in looked.stdout
+    assert shared.run("--doctor").returncode == 0
+
+
+def test_doctor_says_why_a_part_is_not_in_order(
+    shared: Miniature, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", shared.environment["HOME"])
+    at, launcher = Prefix(shared.prefix), shared.prefix / "bin" / "stm"
+    with changed(shared.prefix / "nuke" / "init.py", "damaged"):
+        assert doctor.doctor(at) == 1
+    said = capsys.readouterr().out
+    assert f"folders for the hosts: not in order: files in {shared.prefix} were changed or lost" in said
+    advice = f"`python3 {shared.checkout}/install.py --prefix {shared.prefix} --repair` puts it in order."
+    assert advice in said
+    hidden = launcher.rename(launcher.with_name("hidden"))
+    assert doctor.doctor(at) == 1
+    assert f"stm command: not in order: {launcher} is not there" in capsys.readouterr().out
+    hidden.rename(launcher)
+    with changed(site_packages(shared) / "tiny" / "__init__.py", "VALUE = 'broken'\n"):
+        assert doctor.doctor(at) == 1
+    said = capsys.readouterr().out
+    assert "engine: not in order: `stm info` ends with 1:\n    miniature broken info" in said
+
+
 def test_a_killed_installer_is_repaired_by_the_next_run(miniature: Miniature) -> None:
+    assert "is not installed" in miniature.run("--doctor").stdout
     child = subprocess.Popen(
         miniature.command(),
         env={**miniature.environment, "MINIATURE_BUILD_SECONDS": "3"},
@@ -379,9 +534,10 @@ def test_a_killed_installer_is_repaired_by_the_next_run(miniature: Miniature) ->
     child.stdout.close()
     assert not (miniature.links / "stm").exists()
     assert "command" not in miniature.record
+    assert "was interrupted" in miniature.run("--doctor").stdout
     done = miniature.run()
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "pinned packages: ready" in done.stdout
+    assert "locked packages: ready" in done.stdout
     assert miniature.stm() == "miniature works hello"
 
 
@@ -422,12 +578,12 @@ def test_sigterm_stops_pip_too_and_says_how_to_go_on(shared: Miniature) -> None:
 @pytest.mark.parametrize("system", ["linux", "darwin", "win32"])
 def test_the_default_prefix_is_where_the_hosts_look(system: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", system)
-    monkeypatch.setattr(install, "ON_WINDOWS", system == "win32")
+    monkeypatch.setattr(prefix, "ON_WINDOWS", system == "win32")
     monkeypatch.setenv("LOCALAPPDATA", "/local")
     monkeypatch.setenv("XDG_DATA_HOME", "/elsewhere")
-    assert install.default_prefix() == launch.default_prefix()
+    assert prefix.default_prefix() == launch.default_prefix()
     monkeypatch.delenv("LOCALAPPDATA")
-    assert install.default_prefix() == launch.default_prefix()
+    assert prefix.default_prefix() == launch.default_prefix()
 
 
 def test_the_client_reads_the_record(shared: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -446,14 +602,14 @@ def test_a_new_version_is_recorded(shared: Miniature) -> None:
 
 
 def test_the_client_in_the_prefix_finds_its_engine(repository: Path, tmp_path: Path) -> None:
-    at = install.Installation(install.Options(prefix=tmp_path / "prefix", source=repository))
-    at.write_record(python="/the/python", version="7")
-    install.NukeStep().do(at)
-    assert install.NukeStep().intact(at)
+    at = Installation(Options(prefix=tmp_path / "prefix", source=repository))
+    at.prefix.change_record(python="/the/python", version="7")
+    steps.SidesStep().do(at)
+    assert steps.SidesStep().intact(at)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("STM_", "PYTHON"))}
     found = subprocess.run(
         [sys.executable, "-c", "from stm_nuke.launch import Installation as i; print(i.find())"],
-        env={**kept, "HOME": str(tmp_path), "PYTHONPATH": str(at.nuke)},
+        env={**kept, "HOME": str(tmp_path), "PYTHONPATH": str(at.prefix.nuke)},
         capture_output=True,
         text=True,
         check=True,
@@ -466,16 +622,16 @@ def test_what_hosts_keep_in_the_default_prefix_is_in_nobodys_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    at = install.Installation(install.Options(prefix=install.default_prefix()))
-    shot = at.prefix / "shots" / "a.stmshot"
+    at = Prefix(prefix.default_prefix())
+    shot = at.root / "shots" / "a.stmshot"
     shot.mkdir(parents=True)
     for _ in range(2):
-        install.uninstall(at)
+        removal.uninstall(at, None)
         assert "is not installed" in capsys.readouterr().out
-        install.open_prefix(at)
-        install.uninstall(at)
+        at.open()
+        removal.uninstall(at, None)
         assert "shots" in capsys.readouterr().out
-        assert shot.is_dir() and [path.name for path in at.prefix.iterdir()] == ["shots"]
+        assert shot.is_dir() and [path.name for path in at.root.iterdir()] == ["shots"]
 
 
 # --- Nuke ---------------------------------------------------------------------------------------------------
@@ -499,13 +655,13 @@ def test_the_folder_for_nuke_is_there_and_is_repaired(shared: Miniature) -> None
     (shared.prefix / "nuke" / "old.py").touch()
     assert shared.run("--doctor").returncode == 1
     done = shared.run()
-    assert "folder for Nuke: done" in done.stdout and "engine: ready" in done.stdout
+    assert "folders for the hosts: done" in done.stdout and "engine: ready" in done.stdout
     assert client.read_text() == "# the client\n" and not (shared.prefix / "nuke" / "old.py").exists()
 
 
 def test_without_being_asked_nukes_own_folder_is_not_touched(shared: Miniature) -> None:
     done = shared.run()
-    assert "run this again with --nuke (lines in ~/.nuke/init.py), or " in done.stdout
+    assert "`stm host nuke --add` (lines in ~/.nuke/init.py), or " in done.stdout
     assert f"set NUKE_PATH={shared.prefix}/nuke\n" in done.stdout
     assert not shared.init.parent.exists()
 
@@ -532,11 +688,11 @@ def test_nuke_finds_the_folder_and_the_rest_of_init_stays_byte_for_byte(shared: 
     shutil.rmtree(shared.init.parent)
 
 
-def test_a_prefix_that_was_deleted_does_not_stop_nuke(shared: Miniature, tmp_path: Path) -> None:
-    at = install.Installation(install.Options(prefix=tmp_path / "gone", source=shared.checkout))
+def test_a_prefix_that_was_deleted_does_not_stop_nuke(tmp_path: Path) -> None:
+    at = Prefix(tmp_path / "gone")
     file = tmp_path / ".nuke" / "init.py"
     file.parent.mkdir()
-    file.write_bytes(install.with_block(b"", install.NukeInitStep().lines(at)))
+    file.write_bytes(nuke_init.with_block(b"", nuke_init.NukeInit(at).lines()))
     assert add_paths(file) == []
     at.nuke.mkdir(parents=True)
     assert add_paths(file) == [str(at.nuke)]
@@ -548,24 +704,23 @@ def test_a_link_to_an_init_elsewhere_stays_one_and_a_read_only_one_is_said(share
         folder.mkdir(parents=True)
     real.write_text("mine = 1\n")
     shared.init.symlink_to(real)
-    at = install.Installation(install.Options(shared.prefix, source=shared.checkout))
-    step = install.NukeInitStep()
-    step.write(shared.init, install.with_block(real.read_bytes(), step.lines(at)))
-    assert shared.init.is_symlink() and install.BLOCK_START in real.read_bytes()
+    lines = nuke_init.NukeInit(Prefix(shared.prefix))
+    nuke_init.write_where_it_is(shared.init, nuke_init.with_block(real.read_bytes(), lines.lines()))
+    assert shared.init.is_symlink() and nuke_init.BLOCK_START in real.read_bytes()
     real.write_text("mine = 1\n")
     with pytest.MonkeyPatch.context() as patch:  # root may write anything
         patch.setattr(os, "access", lambda _path, _mode: False)
         patch.setenv("HOME", str(shared.init.parent.parent))
-        with pytest.raises(install.InstallError, match="read-only") as caught:
-            step.do(at)
-    assert f"NUKE_PATH={shared.prefix}" in caught.value.hint and real.read_text() == "mine = 1\n"
+        with pytest.raises(InstallationError, match="read-only") as caught:
+            lines.add()
+    assert f"NUKE_PATH={shared.prefix}" in str(caught.value.hint) and real.read_text() == "mine = 1\n"
     shutil.rmtree(shared.init.parent)
     assert "Nothing to do." in shared.run().stdout
 
 
 def test_half_a_block_is_left_to_its_owner(shared: Miniature) -> None:
     shared.init.parent.mkdir(parents=True)
-    half = b"a = 1\n" + install.BLOCK_START + b"\nimport nuke\n"
+    half = b"a = 1\n" + nuke_init.BLOCK_START + b"\nimport nuke\n"
     shared.init.write_bytes(half)
     done = shared.run("--nuke")
     assert done.returncode == 1
@@ -578,33 +733,56 @@ def test_half_a_block_is_left_to_its_owner(shared: Miniature) -> None:
     shutil.rmtree(shared.init.parent)
 
 
-def test_of_two_prefixes_the_latter_has_the_lines(shared: Miniature, tmp_path: Path) -> None:
-    file, step = tmp_path / ".nuke" / "init.py", install.NukeInitStep()
-    both = [
-        install.Installation(install.Options(tmp_path / name, source=shared.checkout))
-        for name in ("one", "two")
-    ]
+def test_of_two_prefixes_the_latter_has_the_lines(tmp_path: Path) -> None:
+    file = tmp_path / ".nuke" / "init.py"
+    both = [Prefix(tmp_path / name) for name in ("one", "two")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(tmp_path))
         for at in both:
-            step.do(at)
+            nuke_init.NukeInit(at).add()
             at.nuke.mkdir(parents=True)
     assert add_paths(file) == [str(both[1].nuke)]
-    step.undo(both[0])
+    nuke_init.NukeInit(both[0]).remove()
     assert add_paths(file) == [str(both[1].nuke)]
 
 
-LINES = (install.BLOCK_START, b"import nuke", install.BLOCK_END)
+LINES = (nuke_init.BLOCK_START, b"import nuke", nuke_init.BLOCK_END)
 TEXTS = st.lists(st.sampled_from([b"a = 1", b" ", b"\n", b"\r\n", b"\r", b"\xe9", b"# <", b"\\"]), max_size=8)
 
 
 @given(TEXTS.map(b"".join), TEXTS.map(b"".join))
 def test_a_block_comes_and_goes_without_a_trace(text: bytes, after: bytes) -> None:
-    whole = install.with_block(text, LINES)
-    assert install.without_block(whole) == text
-    assert install.with_block(whole, LINES) == whole
-    assert install.without_block(whole + whole) in (text + text, text + b"\n" + text)
-    assert install.without_block(whole + after).split() == (text + b"\n" + after).split()
+    whole = nuke_init.with_block(text, LINES)
+    assert nuke_init.without_block(whole) == text
+    assert nuke_init.with_block(whole, LINES) == whole
+    assert nuke_init.without_block(whole + whole) in (text + text, text + b"\n" + text)
+    assert nuke_init.without_block(whole + after).split() == (text + b"\n" + after).split()
+
+
+def test_hosts_are_set_up_and_forgotten_by_the_command(
+    shared: Miniature, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from stm_plugin.cli import host
+
+    monkeypatch.setenv("HOME", shared.environment["HOME"])
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    for name in ("PIP_NO_INDEX", "PIP_FIND_LINKS"):
+        monkeypatch.setenv(name, shared.environment[name])
+    bundle = shared.prefix / "ofx" / "STM.ofx.bundle"
+    host.nuke(True, shared.prefix)
+    host.ofx(True, prefix=shared.prefix)
+    said = capsys.readouterr().out
+    assert add_paths(shared.init) == [str(shared.prefix / "nuke")] and f"{shared.init} names" in said
+    assert bundle.is_dir() and f"OFX_PLUGIN_PATH={shared.prefix / 'ofx'}" in said
+    host.ofx(True, prefix=shared.prefix)
+    assert "Nothing to do." in capsys.readouterr().out
+    assert "Nothing to do." in shared.run().stdout, "the installer keeps up what the command has set up"
+    host.nuke(False, shared.prefix)
+    host.ofx(False, prefix=shared.prefix)
+    assert not shared.init.exists() and not bundle.exists()
+    assert shared.run().returncode == 0
+    with pytest.raises(InstallationError, match="no complete installation"):
+        host.nuke(True, shared.prefix / "elsewhere")
 
 
 # --- OpenFX -------------------------------------------------------------------------------------------------
@@ -635,6 +813,16 @@ def test_the_effect_is_built_when_asked_for_and_kept_up_from_then_on(shared: Min
     assert shared.run("--no-ofx").returncode == 0
     assert not bundle.parent.exists()
     assert "Nothing to do." in shared.run().stdout
+
+
+def test_a_long_compilation_says_that_it_is_at_work(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(programs, "TICK_SECONDS", 0.01)
+    with programs.ticking("compiling"):
+        time.sleep(0.2)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 2 and set(lines) == {"    compiling, 0 s"}
 
 
 def test_an_effect_that_never_could_be_built_does_not_stop_later_runs(shared: Miniature) -> None:
@@ -668,39 +856,63 @@ def test_the_effect_is_linked_where_it_is_asked_for_and_nothing_else_is_replaced
 # --- uninstalling -------------------------------------------------------------------------------------------
 
 
-def test_uninstall_leaves_nothing(miniature: Miniature) -> None:
+def test_uninstall_leaves_nothing(miniature: Miniature, tmp_path: Path) -> None:
+    out = tmp_path / "stm-demo"
     assert miniature.run("--nuke", "--ofx-link", str(miniature.links)).returncode == 0
+    assert miniature.run("--demo", "--out", str(out)).returncode == 0
+    (miniature.prefix / "cache" / "zig").mkdir(parents=True)  # what the compiler of the checks keeps
     assert add_paths(miniature.init) == [str(miniature.prefix / "nuke")]
-    assert len(list(miniature.links.iterdir())) == 2
+    assert len(list(miniature.links.iterdir())) == 2 and len(list(out.iterdir())) == 2
     done = miniature.run("--uninstall")
     assert done.returncode == 0, done.stderr
+    assert "private environment: removed" in done.stdout and f"{out}: removed" in done.stdout
     assert not miniature.prefix.exists()
-    assert list(miniature.links.iterdir()) == []
+    assert not miniature.links.exists(), "the installer made it"
     assert not miniature.init.parent.exists()
+    assert not out.exists() and tmp_path.exists()
     assert "is not installed" in miniature.run("--uninstall").stdout
+    looked = miniature.run("--doctor")
+    assert looked.returncode == 1 and "`python3 install.py` installs it" in looked.stdout
+    assert "--repair" not in looked.stdout
+
+
+def test_uninstall_keeps_what_was_changed_since_the_demo(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at, out = Prefix(tmp_path / "prefix"), tmp_path / "mine" / "demo"
+    out.mkdir(parents=True)
+    (out / "before.txt").write_text("mine")
+    at.open()
+    with removal.remembering_demo(at, out):
+        for name in ("matte.exr", "look/sheet.png"):
+            (out / name).parent.mkdir(exist_ok=True)
+            (out / name).write_text("made")
+    (out / "matte.exr").write_text("painted on")
+    removal.uninstall(at, None)
+    assert sorted(path.name for path in out.rglob("*")) == ["before.txt", "matte.exr"]
+    assert f"{out}: kept" in capsys.readouterr().out and not at.root.exists()
 
 
 def test_uninstall_keeps_what_is_not_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    at = install.Installation(install.Options(prefix=tmp_path / "prefix", link_folder=tmp_path / "links"))
-    install.open_prefix(at)
-    (at.prefix / "env-0123").mkdir()
-    (at.prefix / "notes.txt").write_text("mine")
-    at.link_folder = tmp_path / "links"
-    at.link_folder.mkdir()
-    (at.link_folder / "stm").write_text("another program")
-    install.uninstall(at)
-    assert [path.name for path in at.prefix.iterdir()] == ["notes.txt"]
-    assert (at.link_folder / "stm").read_text() == "another program"
+    at, links = Prefix(tmp_path / "prefix"), tmp_path / "links"
+    at.open()
+    (at.root / "env-0123").mkdir()
+    (at.root / "notes.txt").write_text("mine")
+    links.mkdir()
+    (links / "stm").write_text("another program")
+    removal.uninstall(at, links)
+    assert [path.name for path in at.root.iterdir()] == ["notes.txt"]
+    assert (links / "stm").read_text() == "another program"
     assert "notes.txt" in capsys.readouterr().out
 
 
 def test_a_folder_that_is_not_ours_is_neither_used_nor_removed(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    at = install.Installation(install.Options(prefix=tmp_path))
-    with pytest.raises(install.InstallError, match=r"thesis\.txt"):
-        install.open_prefix(at)
-    with pytest.raises(install.InstallError, match="nothing was removed"):
-        install.uninstall(at)
+    at = Prefix(tmp_path)
+    with pytest.raises(InstallationError, match=r"thesis\.txt"):
+        at.open()
+    with pytest.raises(InstallationError, match="nothing was removed"):
+        removal.uninstall(at, None)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
@@ -712,24 +924,22 @@ def test_a_small_disk_is_refused_before_anything_is_made(
 ) -> None:
     roomy(2.0)
     monkeypatch.setattr(sys, "platform", "linux")
-    at = install.Installation(install.Options(prefix=tmp_path / "prefix"))
-    with pytest.raises(install.InstallError, match=r"has 2\.0 GB free; about 9 GB are needed"):
-        install.install(at)
+    at = Installation(Options(tmp_path / "prefix", REPOSITORY))
+    with pytest.raises(InstallationError, match=r"has 2\.0 GB free; about 9 GB are needed"):
+        setup.install(at)
     assert not at.environment.exists()
 
 
 def test_a_disk_that_runs_full_later_is_said() -> None:
-    at = install.Installation(install.Options(prefix=Path("/nowhere")))
-    error = install.explain_pip(
-        at, "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device"
-    )
-    assert "disk ran full" in error.what and "--prefix" in error.hint
+    said = "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device"
+    error = programs.explain_pip(Prefix(Path("/nowhere")), said)
+    assert "disk ran full" in error.what and "--prefix" in str(error.hint)
 
 
 def test_no_network_is_said(shared: Miniature) -> None:
     closed_port = "http://127.0.0.1:9/simple"
     environment = {"PIP_NO_INDEX": "0", "PIP_INDEX_URL": closed_port, "PIP_RETRIES": "1"}
-    with changed(shared.requirements, shared.requirements.read_text() + "absent==1.0\n"):
+    with changed(shared.engine_lock, f"{shared.engine_lock.read_text()}absent==1.0 --hash={NOBODYS_HASH}\n"):
         done = shared.run(**environment)
     assert done.returncode == 1
     assert "Error: The package index cannot be reached" in done.stderr
@@ -738,7 +948,7 @@ def test_no_network_is_said(shared: Miniature) -> None:
 
 
 def test_a_package_that_the_index_lacks_is_named_with_the_machine(shared: Miniature) -> None:
-    with changed(shared.requirements, shared.requirements.read_text() + "absent==1.0\n"):
+    with changed(shared.engine_lock, f"{shared.engine_lock.read_text()}absent==1.0 --hash={NOBODYS_HASH}\n"):
         done = shared.run()
     assert done.returncode == 1
     assert "has no absent==1.0 for this machine" in done.stderr
@@ -767,17 +977,17 @@ def test_an_engine_that_does_not_start_is_an_error_with_its_words(shared: Miniat
 
 def test_a_prefix_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    at = install.Installation(install.Options(prefix=tmp_path / "file" / "prefix"))
-    with pytest.raises(install.InstallError, match="cannot be written"):
-        install.install(at)
+    at = Installation(Options(tmp_path / "file" / "prefix", REPOSITORY))
+    with pytest.raises(InstallationError, match="cannot be written"):
+        setup.install(at)
 
 
 def test_a_python_without_venv_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ensurepip", None)
-    at = install.Installation(install.Options(prefix=tmp_path / "prefix"))
-    with pytest.raises(install.InstallError, match=r"has no `ensurepip` module") as caught:
-        install.install(at)
-    assert "-venv" in caught.value.hint
+    at = Installation(Options(tmp_path / "prefix", REPOSITORY))
+    with pytest.raises(InstallationError, match=r"has no `ensurepip` module") as caught:
+        setup.install(at)
+    assert "-venv" in str(caught.value.hint)
 
 
 def test_another_program_called_stm_is_left_alone(shared: Miniature, tmp_path: Path) -> None:
@@ -813,9 +1023,9 @@ def test_a_python_fits_if_the_pins_exist_for_it(version: tuple[int, int], bits: 
 def test_a_python_that_is_too_old_is_said_in_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(install, "THIS_PYTHON", (3, 9))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(install.InstallError, match=r"needs a 64-bit Python 3\.11 to 3\.14") as caught:
+    with pytest.raises(SystemExit, match=r"needs a 64-bit Python 3\.11 to 3\.14") as caught:
         install.ensure_python([])
-    assert "Install Python 3.11" in caught.value.hint
+    assert "Install Python 3.11" in str(caught.value)
 
 
 def test_another_python_on_the_machine_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -847,37 +1057,57 @@ def test_the_checks_run_all_and_one_failure_fails(shared: Miniature) -> None:
         assert f"Failed: {name}" in bad.stdout and "pytest ran" in bad.stdout
 
 
-def test_every_pin_is_exact_and_named_once(repository: Path) -> None:
-    names = []
-    constraints = (install.CONSTRAINTS, install.TORCH_CONSTRAINTS)
-    for file in [*install.REQUIREMENTS.values(), *install.ALONE.values(), *constraints]:
-        for line in (repository / file).read_text().splitlines():
-            if line and not line.startswith("#"):
-                name, exact, version = line.partition("==")
-                assert exact and version and ";" not in version, f"{file}: {line}"
-                names.append(name.lower().replace("_", "-"))
-    assert len(names) == len(set(names))
+LOCK_FILES = tuple(sorted((REPOSITORY / "locks").glob("*.txt")))
+HASHES = r"((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)"
+RELEASE = re.compile(r"([a-z0-9-]+)==([^\s;]+)( ; [^\\]+)? \\\n" + HASHES)
 
 
-def test_everything_the_tests_import_is_pinned(repository: Path) -> None:
-    """A test that imports what no requirements file names would fail on the next machine."""
+def locked() -> dict[str, str]:
+    """Name -> release of everything that the locks name."""
+    return {name: release for lock in LOCK_FILES for name, release, *_ in RELEASE.findall(lock.read_text())}
+
+
+def plain(name: str) -> str:
+    """A package's name as indexes write it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_locks_hold_releases_with_hashes_and_nothing_else() -> None:
+    releases: dict[str, str] = {}
+    for lock in LOCK_FILES:
+        text = lock.read_text()
+        left = RELEASE.sub("", text)
+        assert [line for line in left.splitlines() if not line.startswith("#")] == [], lock.name
+        for name, release, *_ in RELEASE.findall(text):
+            assert releases.setdefault(name, release) == release, f"{name} in {lock.name}"
+    assert {lock.stem for lock in LOCK_FILES} == {*steps.GROUPS, "torch"}
+
+
+def test_everything_the_tests_import_is_locked(repository: Path) -> None:
+    """A test that imports what no list of pyproject.toml names would fail on the next machine."""
     from importlib.metadata import packages_distributions
 
-    pinned = {
-        line.partition("==")[0].lower().replace("_", "-")
-        for file in [*install.REQUIREMENTS.values(), *install.ALONE.values()]
-        for line in (repository / file).read_text().splitlines()
-    }
-    packages = packages_distributions()
+    declared = set(declarations(repository))
+    distributions = packages_distributions()
     own = {"benchmarks", "install", "model", "nuke", "stm_batch", "stm_nuke", "stm_plugin", "tests", "tiny"}
-    unpinned = {}
+    unlocked = {}
     for folder in ("model", "stm_plugin", "tests", "benchmarks"):
         for file in (repository / folder).rglob("*.py"):
             for module in imported(file) - own - sys.stdlib_module_names:
-                names = {name.lower().replace("_", "-") for name in [module, *packages.get(module, [])]}
-                if not names & pinned and not (file.parent / f"{module}.py").exists():
-                    unpinned[module] = file.relative_to(repository).as_posix()
-    assert unpinned == {}
+                names = {plain(name) for name in [module, *distributions.get(module, [])]}
+                if not names & declared and not (file.parent / f"{module}.py").exists():
+                    unlocked[module] = file.relative_to(repository).as_posix()
+    assert unlocked == {}
+
+
+def declarations(repository: Path) -> dict[str, str]:
+    """Name -> list of everything that pyproject.toml asks for."""
+    import tomllib
+
+    project = tomllib.loads((repository / "pyproject.toml").read_text())
+    lists = {"engine": project["project"]["dependencies"], **project["project"]["optional-dependencies"]}
+    lists.update(project["dependency-groups"])
+    return {plain(one.partition(">=")[0]): name for name, listed in lists.items() for one in listed}
 
 
 def imported(file: Path) -> set[str]:
@@ -891,41 +1121,27 @@ def imported(file: Path) -> set[str]:
     return found
 
 
-def test_everything_the_project_declares_is_pinned(repository: Path) -> None:
-    import tomllib
-
-    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"]
-    for group, declared in (
-        ("engine", project["dependencies"]),
-        ("demo", extras["demo"]),
-        ("ofx", extras["ofx"]),
-        ("test", extras["test"]),
-    ):
-        pins = (repository / install.REQUIREMENTS[group]).read_text().lower()
-        for requirement in declared:
-            name = requirement.partition(">=")[0].lower()
-            assert f"\n{name}==" in pins, f"{name} is declared for {group} and has no pin"
+def test_everything_the_project_declares_is_locked(repository: Path) -> None:
+    in_locks = {lock.stem: {name for name, *_ in RELEASE.findall(lock.read_text())} for lock in LOCK_FILES}
+    home = {"build": "engine", "test-alone": "test"}
+    for name, listed in declarations(repository).items():
+        lock = "torch" if name in ("torch", "torchvision") else home.get(listed, listed)
+        assert name in in_locks[lock], f"{name} is declared for {listed}: run .ci/locks.py"
 
 
-def test_installed_versions_are_the_pinned_ones(repository: Path) -> None:
-    """The environment that runs these tests is the one that the pins describe."""
-    from importlib.metadata import PackageNotFoundError, version
+def test_installed_versions_are_the_locked_ones() -> None:
+    """The environment that runs these tests is the one that the locks describe."""
+    from importlib.metadata import distributions
 
-    different = {}
-    for file in [*install.REQUIREMENTS.values(), *install.ALONE.values()]:
-        for line in (repository / file).read_text().splitlines():
-            if line and not line.startswith("#"):
-                name, _, pinned = line.partition("==")
-                try:
-                    found = version(name).partition("+")[0]
-                except PackageNotFoundError:
-                    found = "absent"
-                if found != pinned:
-                    different[name] = (pinned, found)
-    assert different == {}
+    releases = locked()
+    found = {plain(one.name): one.version.partition("+")[0] for one in distributions()}
+    different = {name: (release, found[name]) for name, release in releases.items() if name in found}
+    assert {name: both for name, both in different.items() if both[0] != both[1]} == {}
+    linux_only = {name for name in releases if name.startswith(("nvidia-", "cuda-", "triton"))}
+    absent = set(releases) - set(found) - (set() if sys.platform == "linux" else linux_only)
+    assert absent <= {"colorama"}, "Windows alone has that"
 
 
 def test_a_digest_tells_where_one_part_ends() -> None:
-    assert install.digest([b"ab", b"c"]) != install.digest([b"a", b"bc"])
-    assert len(install.digest([])) == 16 and hashlib.sha256().hexdigest().startswith(install.digest([]))
+    assert prefix.digest([b"ab", b"c"]) != prefix.digest([b"a", b"bc"])
+    assert len(prefix.digest([])) == 16 and hashlib.sha256().hexdigest().startswith(prefix.digest([]))

@@ -201,7 +201,8 @@ class Launcher:
     def _start(self, installation: Installation, folder: Path, aborted: Aborted) -> socket.socket | None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         check_private(folder)
-        command = [installation.python, "-s", "-m", "stm_plugin.server"]
+        isolated = "-I" if installation.root is None else "-sP"  # only a checkout needs PYTHONPATH
+        command = [installation.python, isolated, "-m", "stm_plugin.server"]
         if self.die_with_host:
             command += ["--parent", str(os.getpid())]
         with _log_of(folder) as log:

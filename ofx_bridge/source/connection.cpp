@@ -120,7 +120,8 @@ class Starter {
         if (found.root) variables["PYTHONPATH"] = *found.root;
         folder_ = platform::runtimeFolder();
         platform::requirePrivateFolder(folder_);
-        child_ = platform::start({found.python, "-s", "-m", "stm_plugin.server", "--parent",
+        const char* isolated = found.root ? "-sP" : "-I";  // only a checkout needs PYTHONPATH
+        child_ = platform::start({found.python, isolated, "-m", "stm_plugin.server", "--parent",
                                   std::to_string(platform::processId())},
                                  variables, folder_);
     }

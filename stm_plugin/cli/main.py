@@ -8,7 +8,7 @@ import sys
 import typer
 
 from model.weights_file import WeightsFileError
-from stm_plugin.cli import adapt, evaluate, info, propagate, serve, shot, train, weights
+from stm_plugin.cli import adapt, doctor, evaluate, host, info, propagate, serve, shot, train, weights
 from stm_plugin.cli.console import errors
 from stm_plugin.errors import StmError
 
@@ -26,6 +26,8 @@ app.add_typer(shot.app, name="shot")
 app.command("adapt")(adapt.adapt)
 app.command("serve")(serve.serve)
 app.command("info")(info.info)
+app.add_typer(host.app, name="host")
+app.command("doctor")(doctor.doctor)
 app.add_typer(evaluate.app, name="eval")
 app.add_typer(train.app, name="train")
 app.add_typer(weights.app, name="weights")

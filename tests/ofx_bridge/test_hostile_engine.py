@@ -160,7 +160,7 @@ def test_an_installation_that_is_not_there_is_said_in_words(
 
 
 STARTED = """#!/bin/sh
-env > "{folder}/environment.$$"
+{{ env; echo "OPTION=$1"; }} > "{folder}/environment.$$"
 exit 7
 """
 
@@ -199,6 +199,7 @@ def test_an_engine_that_dies_at_once_is_started_three_times_in_a_clean_environme
     }
     environment = {**os.environ, **hosts_own, "STM_RUNTIME_DIR": str(tmp_path / "run"), "KEPT": "yes"}
     environment["STM_ENGINE_PYTHON"] = str(starter)
+    isolated = "-sP" if "STM_ENGINE_ROOT" in environment else "-I"
     command = [sys.executable, "-c", DIES_AT_ONCE, str(effect_binary), str(tmp_path)]
     done = subprocess.run(
         command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
@@ -210,6 +211,7 @@ def test_an_engine_that_dies_at_once_is_started_three_times_in_a_clean_environme
         names = {line.partition("=")[0] for line in lines}
         assert not names & set(hosts_own)
         assert "PYTHONNOUSERSITE=1" in lines and "KEPT=yes" in lines
+        assert f"OPTION={isolated}" in lines
 
 
 def test_pixels_go_through_the_socket_when_there_is_no_shared_memory(

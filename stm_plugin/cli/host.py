@@ -1,0 +1,59 @@
+"""`stm host`: Nuke and OpenFX hosts are told where this installation's side of them is, or no longer told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stm_plugin.installation.hosts import add_hosts, remove_hosts, where_hosts_look
+from stm_plugin.installation.ofx_effect import machine_ofx_folder
+from stm_plugin.installation.prefix import NUKE, OFX, InstallationError, Prefix, own_prefix
+
+app = typer.Typer(help="Tell Nuke and OpenFX hosts where their side of it is.", no_args_is_help=True)
+
+_Add = Annotated[bool, typer.Option("--add/--remove", help="Set it up, or undo that.")]
+_Root = Annotated[Path | None, typer.Option("--prefix", help="The installation, if not this command's own.")]
+
+
+@app.command("nuke")
+def nuke(add: _Add, prefix: _Root = None) -> None:
+    """Keep lines in ~/.nuke/init.py that let Nuke find the node."""
+    _change(_installation(prefix), NUKE, add)
+
+
+@app.command("ofx")
+def ofx(
+    add: _Add,
+    link: Annotated[
+        Path | None, typer.Option(help=f"Link it into this folder, too, e.g. {machine_ofx_folder()}.")
+    ] = None,
+    prefix: _Root = None,
+) -> None:
+    """Build the effect for OpenFX hosts on this machine."""
+    _change(_installation(prefix), OFX, add, None if link is None else link.expanduser().absolute())
+
+
+def _installation(root: Path | None) -> Prefix:
+    """The installation that is meant.
+
+    Raises:
+        InstallationError: there is none.
+    """
+    prefix = Prefix(own_prefix() if root is None else root.expanduser().absolute())
+    if prefix.python is None:
+        raise InstallationError(
+            f"There is no complete installation in {prefix.root}.",
+            hint="Run `python3 install.py`, or name an installation with --prefix.",
+        )
+    return prefix
+
+
+def _change(prefix: Prefix, host: str, add: bool, link: Path | None = None) -> None:
+    with prefix.locked():
+        did = add_hosts(prefix, {host}, link) if add else remove_hosts(prefix, {host})
+    if not did:
+        print("Nothing to do.")
+    for line in where_hosts_look(prefix):
+        print(line)

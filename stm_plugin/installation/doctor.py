@@ -1,0 +1,124 @@
+"""`stm doctor`: for every part of an installation whether it is in order, why not, and what to do."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from stm_plugin.installation.hosts import host_parts, where_hosts_look
+from stm_plugin.installation.packages import broken_packages, site_packages
+from stm_plugin.installation.prefix import (
+    PRODUCT,
+    SIDE_NAMES,
+    SIDES,
+    Prefix,
+    content_of,
+    default_prefix,
+    is_our_link,
+    leads_to,
+    read_stamp,
+)
+from stm_plugin.installation.programs import clean_environment, last_lines
+
+ENGINE_SECONDS = 120.0  # how long `stm info` may take on a slow disk
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was seen of one part.
+
+    Attributes:
+        words: what people call it.
+        trouble: why it is not in order; empty if it is.
+    """
+
+    words: str
+    trouble: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.words}: not in order: {self.trouble}" if self.trouble else f"{self.words}: in order"
+
+
+def examine(prefix: Prefix) -> Iterator[Finding]:
+    """Look at every part of a complete installation, thoroughly; changes nothing."""
+    python = prefix.python
+    assert python is not None, "asked of a complete installation only"
+    environment = python.parents[1]
+    runs = python.exists() and _status([python, "-I", "-c", "pass"])[0] == 0
+    yield Finding("private environment", "" if runs else f"{python} does not run")
+    broken = broken_packages(site_packages(environment), thorough=True)
+    names = ", ".join(metadata.name.removesuffix(".dist-info") for metadata in broken)
+    yield Finding("pinned packages", f"damaged package: {names}" if broken else "")
+    if runs:
+        status, said = _status([python, "-I", "-m", "stm_plugin", "info"])
+        yield Finding("engine", f"`stm info` ends with {status}:\n{last_lines(said)}" if status else "")
+    same = read_stamp(prefix.root, SIDES) == content_of(prefix.root, SIDE_NAMES)
+    yield Finding("folders for the hosts", "" if same else f"files in {prefix.root} were changed or lost")
+    yield Finding("stm command", command_trouble(prefix))
+    hosts = prefix.listed("hosts")
+    for part in host_parts(prefix):
+        if part.wanted(hosts):
+            yield Finding(part.words, part.trouble())
+
+
+def command_trouble(prefix: Prefix) -> str:
+    """Why the command is not in order; empty if it is."""
+    if not prefix.launcher.is_file():
+        return f"{prefix.launcher} is not there"
+    link = prefix.record().get("link")
+    if isinstance(link, str) and is_our_link(Path(link)) and not leads_to(Path(link), prefix.launcher):
+        return f"{link} leads to another installation"
+    if isinstance(link, str) and not Path(link).exists():
+        return f"{link} is not there"
+    return ""
+
+
+def doctor(prefix: Prefix) -> int:
+    """Print what is in order and what is not, and what to do; 0 if all is."""
+    if not prefix.is_installation:
+        print(f"{PRODUCT} is not installed in {prefix.root}. `python3 install.py` installs it.")
+        return 1
+    if prefix.python is None:
+        print(f"The installation in {prefix.root} was interrupted. `{installer(prefix)}` goes on with it.")
+        return 1
+    print(f"{PRODUCT} {prefix.record().get('version', '')} in {prefix.root}", flush=True)
+    good = True
+    for finding in examine(prefix):
+        print(f"  {finding}", flush=True)
+        good = good and not finding.trouble
+    if not good:
+        print(f"`{installer(prefix)} --repair` puts it in order.")
+        return 1
+    for line in where_hosts_look(prefix):
+        print(line)
+    return 0
+
+
+def installer(prefix: Prefix) -> str:
+    """The command that brings this installation in order, from where its sources are."""
+    script = Path(str(prefix.record().get("source", ""))) / "install.py"
+    known = script.is_absolute() and script.is_file()
+    elsewhere = "" if prefix.root == default_prefix() else f" --prefix {shlex.quote(str(prefix.root))}"
+    return f"python3 {shlex.quote(str(script)) if known else 'install.py'}{elsewhere}"
+
+
+def _status(command: list[object]) -> tuple[int, str]:
+    """How a program ends, and what it says."""
+    try:
+        done = subprocess.run(
+            [str(word) for word in command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**clean_environment(), "OCIO": ""},
+            encoding="utf-8",
+            errors="replace",
+            timeout=ENGINE_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        return 1, str(error)
+    return done.returncode, done.stdout

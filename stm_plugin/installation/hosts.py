@@ -1,0 +1,99 @@
+"""Setting up Nuke and OpenFX hosts, keeping that up, and undoing it: `stm host` and the end of installing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from pathlib import Path
+from typing import Protocol
+
+from stm_plugin.installation.nuke_init import NukeInit
+from stm_plugin.installation.ofx_effect import OfxEffect, OfxLink
+from stm_plugin.installation.prefix import NUKE, OFX, Prefix
+
+
+class HostPart(Protocol):
+    """One thing that a host needs outside the environment."""
+
+    @property
+    def host(self) -> str:
+        """Whose part it is."""
+
+    @property
+    def words(self) -> str:
+        """What people call it."""
+
+    def wanted(self, hosts: Collection[str]) -> bool:
+        """Whether it belongs to an installation that is set up for these hosts."""
+
+    def trouble(self) -> str:
+        """Why it is not in order; empty if it is."""
+
+    def add(self) -> None:
+        """Make it, whatever an interrupted run has left."""
+
+    def remove(self) -> bool:
+        """Take it away, half there or absent; whether anything was there."""
+
+
+def host_parts(prefix: Prefix) -> tuple[HostPart, ...]:
+    """All parts, in the order in which they are made."""
+    return NukeInit(prefix), OfxEffect(prefix), OfxLink(prefix)
+
+
+def add_hosts(
+    prefix: Prefix, hosts: Collection[str], link_folder: Path | None = None, again: bool = False
+) -> bool:
+    """Set hosts up, and bring those in order that were set up before; whether anything had to be done.
+
+    Args:
+        prefix: held by this process.
+        hosts: to be set up, besides those that are.
+        link_folder: where a link to the OpenFX effect is to be.
+        again: make what is in order, too.
+
+    Raises:
+        InstallationError: one cannot be set up; what was done before stays.
+    """
+    did = False
+    if link_folder is not None:
+        OfxLink(prefix).ask_for(link_folder)
+    kept_up = prefix.listed("hosts")
+    for part in host_parts(prefix):
+        if not part.wanted({*hosts, *kept_up}):
+            continue
+        if part.host in kept_up and not part.trouble() and not again:
+            print(f"  {part.words}: ready", flush=True)
+            continue
+        print(f"  {part.words} ...", flush=True)
+        started = time.monotonic()
+        part.add()
+        did = True
+        print(f"  {part.words}: done in {time.monotonic() - started:.0f} s", flush=True)
+    return did
+
+
+def remove_hosts(prefix: Prefix, hosts: Collection[str]) -> bool:
+    """Undo what hosts were set up with; whether there was anything."""
+    did = False
+    for part in reversed(host_parts(prefix)):
+        if part.host in hosts and part.remove():
+            did = True
+            print(f"  {part.words}: removed", flush=True)
+    return did
+
+
+def where_hosts_look(prefix: Prefix) -> list[str]:
+    """One line for each host: how it finds its side, or how it would."""
+    hosts = prefix.listed("hosts")
+    lines = []
+    if NUKE in hosts:
+        file = NukeInit(prefix).file
+        lines.append(f"Nuke finds the node at its next start: {file} names {prefix.nuke}")
+    else:
+        lines.append(
+            f"For Nuke: `stm host nuke --add` (lines in ~/.nuke/init.py), or set NUKE_PATH={prefix.nuke}"
+        )
+    if OFX in hosts:
+        lines.append(f"For OpenFX hosts: OFX_PLUGIN_PATH={prefix.ofx}")
+    return lines

@@ -1,0 +1,186 @@
+"""The effect for OpenFX hosts: compiled on this machine, and linked where hosts look, if asked for."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Collection
+from pathlib import Path
+
+from stm_plugin.installation.prefix import (
+    OFX,
+    InstallationError,
+    Prefix,
+    content_of,
+    digest,
+    is_our_link,
+    leads_to,
+    read_stamp,
+    remove_tree,
+    replace_link,
+    write_stamp,
+)
+from stm_plugin.installation.programs import ProgramError, first_lines, install_locked, run, ticking
+
+BUNDLE = "STM.ofx.bundle"
+BUILD = "build.py"
+SOURCES = (BUILD, "source", "bundle")  # below the folder ofx_bridge
+LOCK_FILE = "ofx.txt"  # what it is built with
+
+
+def machine_ofx_folder() -> Path:
+    """Where the OpenFX hosts of every user of this machine look for effects."""
+    if os.name == "nt":
+        common = os.environ.get("COMMONPROGRAMFILES")
+        return Path(common or r"C:\Program Files\Common Files") / "OFX" / "Plugins"
+    return Path("/Library/OFX/Plugins" if sys.platform == "darwin" else "/usr/OFX/Plugins")
+
+
+class OfxEffect:
+    """The bundle, built from the sources in the prefix with the compiler of the private environment."""
+
+    host = OFX
+    words = "OpenFX effect"
+
+    def __init__(self, prefix: Prefix) -> None:
+        self.prefix = prefix
+
+    def wanted(self, hosts: Collection[str]) -> bool:
+        """Whether it belongs to an installation that is set up for these hosts."""
+        return OFX in hosts
+
+    def binaries(self) -> list[Path]:
+        """The effect, once for each system that the bundle holds it for."""
+        return sorted(self.prefix.ofx.glob(f"{BUNDLE}/Contents/*/*.ofx"))
+
+    def stamp(self) -> str:
+        """What the bundle depends on."""
+        lock = self.prefix.locks / LOCK_FILE
+        parts = [content_of(self.prefix.ofx_sources, SOURCES).encode()]
+        return digest([*parts, lock.read_bytes() if lock.is_file() else b""])
+
+    def trouble(self) -> str:
+        """Why the bundle is not in order; empty if it is."""
+        if not any(binary.stat().st_size for binary in self.binaries()):
+            return f"there is none in {self.prefix.ofx}"
+        if read_stamp(self.prefix.root, OFX) != self.stamp():
+            return "it was made from other sources, or its making was interrupted"
+        return ""
+
+    def add(self) -> None:
+        """Build the bundle, with the compiler that the lock names; one that is there stays until it is made.
+
+        Raises:
+            InstallationError: the compiler cannot be fetched, or refuses.
+        """
+        prefix, python = self.prefix, self.prefix.python
+        if python is None or not prefix.ofx_sources.is_dir():
+            raise InstallationError(
+                f"There is no complete installation in {prefix.root}.", hint="Run `python3 install.py` first."
+            )
+        write_stamp(prefix.root, OFX, None)
+        if OFX not in prefix.listed("groups"):
+            install_locked(prefix, python, [prefix.locks / LOCK_FILE])
+            prefix.set_listed("groups", OFX, True)
+        cache = os.environ.get("ZIG_GLOBAL_CACHE_DIR", str(prefix.temporary / "zig"))
+        local = os.environ.get("ZIG_LOCAL_CACHE_DIR", str(prefix.temporary / "zig-local"))
+        command = [python, "-I", "-B", prefix.ofx_sources / BUILD, "--output", prefix.ofx]
+        try:
+            with ticking("compiling the effect; the first time takes a minute or two"):
+                run(prefix, command, ZIG_GLOBAL_CACHE_DIR=cache, ZIG_LOCAL_CACHE_DIR=local)
+        except ProgramError as error:
+            raise InstallationError(
+                "The effect for OpenFX hosts could not be built. Everything else is installed and works.",
+                hint=f"All that the compiler said is in {prefix.log}. Its beginning:\n"
+                f"{first_lines(error.output)}",
+            ) from error
+        for binary in self.binaries():
+            os.utime(binary)  # a host that once failed to load it looks again only if its time changes
+        prefix.set_listed("hosts", OFX, True)
+        write_stamp(prefix.root, OFX, self.stamp())
+
+    def remove(self) -> bool:
+        """Take the bundle away; whether there was one."""
+        was_there = self.prefix.ofx.exists() or OFX in self.prefix.listed("hosts")
+        remove_tree(self.prefix.ofx)
+        write_stamp(self.prefix.root, OFX, None)
+        self.prefix.set_listed("hosts", OFX, False)
+        return was_there
+
+
+class OfxLink:
+    """A link to the bundle in a folder that hosts look into by themselves."""
+
+    host = OFX
+    words = "link to the OpenFX effect"
+
+    def __init__(self, prefix: Prefix) -> None:
+        self.prefix = prefix
+
+    @property
+    def place(self) -> Path | None:
+        """Where the link is to be, if it was asked for."""
+        found = self.prefix.record().get("ofx_link")
+        return Path(found) if isinstance(found, str) else None
+
+    def wanted(self, hosts: Collection[str]) -> bool:
+        """Whether it belongs to an installation that is set up for these hosts."""
+        return OFX in hosts and self.place is not None
+
+    def trouble(self) -> str:
+        """Why the link is not in order; empty if it is."""
+        place = self.place
+        if place is None or leads_to(place, self.prefix.ofx / BUNDLE):
+            return ""
+        return f"{place} does not lead to the effect"
+
+    def ask_for(self, folder: Path) -> None:
+        """Have the link in another folder from now on.
+
+        Raises:
+            InstallationError: something else has its name there.
+        """
+        place = folder / BUNDLE
+        if (place.exists() or place.is_symlink()) and not is_our_link(place):
+            raise InstallationError(
+                f"{place} is something else and was left as it is. Everything else is installed and works.",
+                hint=f"Move it away and run this again, or set OFX_PLUGIN_PATH={self.prefix.ofx}",
+            )
+        if place != self.place:
+            self.remove()
+            self.prefix.change_record(ofx_link=str(place))
+
+    def add(self) -> None:
+        """Make the link.
+
+        Raises:
+            InstallationError: it cannot be made; it is not asked for any more.
+        """
+        place = self.place
+        if place is None:
+            return
+        try:
+            self.ask_for(place.parent)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            replace_link(place, self.prefix.ofx / BUNDLE)
+        except OSError as error:
+            self.prefix.change_record(ofx_link=None)
+            raise InstallationError(
+                f"No link could be made at {place}: {error.strerror}. "
+                "Everything else is installed and works.",
+                hint=f"Someone who may write there can link {self.prefix.ofx / BUNDLE} to it; or set "
+                f"OFX_PLUGIN_PATH={self.prefix.ofx}",
+            ) from error
+
+    def remove(self) -> bool:
+        """Take the link away; whether there was one."""
+        place = self.place
+        if place is None:
+            return False
+        try:
+            if leads_to(place, self.prefix.ofx / BUNDLE):
+                place.unlink()
+        except OSError as error:
+            print(f"    {place} could not be removed: {error.strerror}.")
+        self.prefix.change_record(ofx_link=None)
+        return True

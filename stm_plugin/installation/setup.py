@@ -1,0 +1,75 @@
+"""Installing and looking after an installation as a whole, from a checkout of the sources."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from stm_plugin.installation.doctor import doctor
+from stm_plugin.installation.hosts import add_hosts, remove_hosts, where_hosts_look
+from stm_plugin.installation.prefix import PRODUCT, is_our_link, read_stamp, remove_tree, write_stamp
+from stm_plugin.installation.steps import STEPS, CommandStep, EnvironmentStep, Installation
+
+
+def install(at: Installation, repair: bool = False) -> None:
+    """Bring the installation to what this checkout says; does only what is not done yet."""
+    started = time.monotonic()
+    with at.prefix.locked():
+        at.prefix.open()
+        at.prefix.log.write_text("", encoding="utf-8")
+        print(f"{PRODUCT}: installing into {at.prefix.root}", flush=True)
+        try:
+            did = remove_hosts(at.prefix, at.options.dropped)
+            did = run_steps(at, repair) or did
+            did = add_hosts(at.prefix, at.options.hosts, at.options.ofx_folder, again=repair) or did
+        finally:
+            if CommandStep().ready(at):  # nothing leads to the environments of earlier ones any more
+                for folder in at.prefix.root.glob("env-*"):
+                    if folder != at.environment:
+                        remove_tree(folder)
+                remove_tree(at.prefix.temporary)
+    print(f"Installed in {time.monotonic() - started:.0f} s." if did else "Nothing to do.")
+    print_where(at)
+
+
+def run_steps(at: Installation, repair: bool) -> bool:
+    """Do every step that is not done; whether any was not."""
+    did = False
+    for number, step in enumerate(STEPS, start=1):
+        label = f"[{number}/{len(STEPS)}] {step.words}"
+        if step.ready(at) and not (repair and step.name != EnvironmentStep.name):
+            print(f"  {label}: ready", flush=True)
+            continue
+        print(f"  {label} ...", flush=True)
+        at_step = time.monotonic()
+        write_stamp(step.home(at), step.name, None)
+        step.do(at)
+        write_stamp(step.home(at), step.name, step.stamp(at))
+        did = True
+        print(f"  {label}: done in {time.monotonic() - at_step:.0f} s", flush=True)
+    return did
+
+
+def print_where(at: Installation) -> None:
+    """Say how the command is called from now on, and how hosts find their sides."""
+    link = CommandStep().link(at)
+    shown = link if link is not None and link.exists() and is_our_link(link) else at.prefix.launcher
+    print(f"The command is {shown}")
+    if str(shown.parent) not in os.environ.get("PATH", "").split(os.pathsep):
+        print(f"  {shown.parent} is not on PATH: add it there, or call the command by its full name.")
+    for line in where_hosts_look(at.prefix):
+        print(line, flush=True)
+
+
+def doctor_of_sources(at: Installation) -> int:
+    """Say what is in order, and whether it was made from these sources; 0 if both are so."""
+    status = doctor(at.prefix)
+    if at.prefix.python is None:
+        return status
+    differing = [step.words for step in STEPS if read_stamp(step.home(at), step.name) != step.stamp(at)]
+    if not differing:
+        return status
+    print(f"It was not made from these sources ({at.source}) as they are now, but from "
+          f"{at.prefix.record().get('source')}. What differs: {', '.join(differing)}.")
+    print("`python3 install.py` here installs these sources.")
+    return 1

@@ -1,0 +1,344 @@
+"""The steps of an installation: environment, locked packages, engine, folders for the hosts, command.
+
+Each is done again when its stamp has changed, when it was interrupted (then it has none), or when what it
+made is no longer there. Hosts are set up after them (`hosts.py`).
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+import tomllib
+from pathlib import Path
+from typing import NamedTuple
+
+from stm_plugin.installation.packages import broken_packages, clear_broken_packages, site_packages
+from stm_plugin.installation.prefix import (
+    EXE,
+    OFX,
+    ON_WINDOWS,
+    SCRIPTS,
+    SIDE_NAMES,
+    SIDES,
+    InstallationError,
+    Prefix,
+    content_of,
+    copy_files,
+    digest,
+    files_below,
+    is_our_link,
+    missing_folders,
+    read_stamp,
+    remove_tree,
+    replace_link,
+    write_atomically,
+)
+from stm_plugin.installation.programs import ProgramError, install_locked, pip, run
+
+PYTHON_VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
+ENGINE, DEMO, TRAIN, TEST = "engine", "demo", "train", "test"
+GROUPS = (ENGINE, DEMO, TRAIN, OFX, TEST)  # what can be installed, each with a lock
+ENGINE_SOURCES = ("pyproject.toml", "model", "stm_plugin")  # what is copied and built, and nothing else
+GIGABYTE = 10**9
+ROOM_CUDA_TORCH = 9 * GIGABYTE  # Linux: 5.6 GB installed, and 3 GB of downloads while installing
+ROOM_SMALL_TORCH = 3 * GIGABYTE
+
+
+class Options(NamedTuple):
+    """What was asked for."""
+
+    prefix: Path
+    source: Path  # the checkout
+    groups: tuple[str, ...] = (ENGINE,)
+    torch_index: str = ""
+    link_folder: Path | None = None
+    hosts: tuple[str, ...] = ()  # to be set up, besides those that are
+    dropped: tuple[str, ...] = ()  # hosts that are not to be set up any more
+    ofx_folder: Path | None = None  # to be given a link to the bundle
+
+
+class Installation:
+    """What a prefix is to be made of, by these sources and by what was asked for, now and earlier."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.prefix = Prefix(options.prefix)
+        self.source = options.source
+        self.torch_index = options.torch_index or str(self.prefix.record().get("torch_index", ""))
+        kept_up = (set(options.hosts) | set(self.prefix.listed("hosts"))) - set(options.dropped)
+        wanted = set(options.groups) | set(self.prefix.listed("groups")) | ({OFX} & kept_up)
+        self.groups = tuple(group for group in GROUPS if group in wanted)
+
+    @property
+    def environment(self) -> Path:
+        """The environment of this Python and this torch. Another torch is another folder, so that an update
+        that fails leaves the working environment as it was."""
+        parts = [PYTHON_VERSION, self.torch_index, *self.torch_pins()]
+        return self.prefix.root / f"env-{digest(part.encode() for part in parts)}"
+
+    @property
+    def python(self) -> Path:
+        return self.environment / SCRIPTS / ("python" + EXE)
+
+    @property
+    def site_packages(self) -> Path:
+        return site_packages(self.environment)
+
+    @property
+    def version(self) -> str:
+        """The version of the sources."""
+        project = tomllib.loads((self.source / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        return str(project["version"])
+
+    def lock(self, name: str) -> Path:
+        return self.source / "locks" / f"{name}.txt"
+
+    def locks(self) -> list[Path]:
+        """The locks of this installation; torch's only where its default build is used."""
+        return [self.lock(name) for name in (*self.groups, *(() if self.torch_index else ("torch",)))]
+
+    def pins(self, lock: Path) -> list[str]:
+        """The releases that a lock names, with their markers and without the hashes."""
+        lines = lock.read_text(encoding="utf-8").splitlines()
+        return [line.rstrip(" \\") for line in lines if line[:1].isalnum()]
+
+    def torch_pins(self) -> list[str]:
+        """torch's own two packages, of whatever build."""
+        return [pin for pin in self.pins(self.lock("torch")) if pin.startswith(("torch==", "torchvision=="))]
+
+
+class Step:
+    """One thing that an installation consists of."""
+
+    name = ""
+    words = ""
+
+    def home(self, at: Installation) -> Path:
+        """The folder that the step's stamp lies in: it goes away together with what the step made."""
+        return at.environment
+
+    def stamp(self, at: Installation) -> str:
+        """What the result depends on."""
+        raise NotImplementedError
+
+    def intact(self, at: Installation) -> bool:
+        """A cheap look whether what the step made is still there."""
+        raise NotImplementedError
+
+    def do(self, at: Installation) -> None:
+        """Make it, whatever an interrupted run has left."""
+        raise NotImplementedError
+
+    def ready(self, at: Installation) -> bool:
+        """Whether there is nothing to do."""
+        return read_stamp(self.home(at), self.name) == self.stamp(at) and self.intact(at)
+
+
+class EnvironmentStep(Step):
+    """The private environment: an interpreter and pip."""
+
+    name = "environment"
+    words = "private environment"
+
+    def stamp(self, at: Installation) -> str:
+        return digest([str(at.environment).encode(), sys.base_prefix.encode()])
+
+    def intact(self, at: Installation) -> bool:
+        return at.python.exists() and (at.site_packages / "pip").is_dir()
+
+    def do(self, at: Installation) -> None:
+        try:
+            import ensurepip  # noqa: F401
+            import venv  # noqa: F401
+        except ImportError as error:
+            raise InstallationError(
+                f"{sys.executable} has no `{error.name}` module, which makes private environments.",
+                hint="On Debian and Ubuntu it is a package of its own: apt install "
+                f"python{PYTHON_VERSION}-venv. Then run this again.",
+            ) from error
+        self.check_room(at)
+        try:
+            run(at.prefix, [sys.executable, "-I", "-m", "venv", "--clear", at.environment])
+        except ProgramError as error:
+            raise InstallationError(
+                f"The private environment could not be made at {at.environment}.",
+                hint=f"{sys.executable} -m venv said:\n{error.output}",
+            ) from error
+
+    def check_room(self, at: Installation) -> None:
+        """Raise InstallationError before anything is downloaded if the disk is too small for it."""
+        needed = ROOM_CUDA_TORCH if sys.platform.startswith("linux") else ROOM_SMALL_TORCH
+        remove_tree(at.environment)  # made anew: what lies there is room as well
+        free = shutil.disk_usage(at.prefix.root).free
+        if free < needed:
+            raise InstallationError(
+                f"{at.prefix.root} has {free / GIGABYTE:.1f} GB free; about {needed / GIGABYTE:.0f} GB are "
+                "needed (PyTorch is most of it).",
+                hint="Free some room, or choose another disk with --prefix.",
+            )
+
+
+class PackagesStep(Step):
+    """The locked packages of every group that was asked for, and torch."""
+
+    name = "dependencies"
+    words = "locked packages"
+
+    def stamp(self, at: Installation) -> str:
+        parts = [at.torch_index.encode()]
+        for lock in at.locks():
+            parts += [lock.name.encode(), lock.read_bytes()]
+        return digest(parts)
+
+    def intact(self, at: Installation) -> bool:
+        return not broken_packages(at.site_packages, thorough=False)
+
+    def do(self, at: Installation) -> None:
+        clear_broken_packages(at.site_packages)
+        install_locked(at.prefix, at.python, at.locks())
+        if at.torch_index:
+            self.take_torch_from_its_own_index(at)
+        self.check(at)
+
+    def take_torch_from_its_own_index(self, at: Installation) -> None:
+        """Install torch, and what only its build brings along, from that index and from nowhere else.
+
+        What the locks name is there already and stays. The hashes of another build cannot be known.
+        """
+        pins, nothing = at.prefix.temporary / "pins.txt", at.prefix.temporary / "no-files"
+        nothing.mkdir(parents=True, exist_ok=True)
+        pins.write_text("\n".join(pin for lock in at.locks() for pin in at.pins(lock)), encoding="utf-8")
+        only = {"PIP_NO_INDEX": "0", "PIP_INDEX_URL": at.torch_index, "PIP_EXTRA_INDEX_URL": at.torch_index}
+        plain = ("install", "--only-binary=:all:", "--progress-bar=off", "-c", pins)
+        pip(at.prefix, at.python, *plain, *at.torch_pins(), PIP_FIND_LINKS=str(nothing), **only)
+
+    def check(self, at: Installation) -> None:
+        """Raise InstallationError if a package lacks what it asks for and is not meant to."""
+        try:
+            run(at.prefix, [at.python, "-I", "-m", "pip", "check"])
+        except ProgramError as error:
+            excused = alone(at.source)
+            lacking = [line for line in error.output.splitlines() if not line.startswith(excused or ("\n",))]
+            if lacking:
+                raise InstallationError(
+                    "The packages that were installed do not fit together:\n    " + "\n    ".join(lacking),
+                    hint="`python3 install.py --repair` installs them again.",
+                ) from error
+
+
+def alone(source: Path) -> tuple[str, ...]:
+    """The packages that are installed without something that they ask for; pyproject.toml says why."""
+    project = tomllib.loads((source / "pyproject.toml").read_text(encoding="utf-8"))
+    named = project.get("dependency-groups", {}).get("test-alone", ())
+    return tuple(one.partition(">=")[0] + " " for one in named)
+
+
+class EngineStep(Step):
+    """The engine itself, built from a copy so that the checkout stays as it is."""
+
+    name = "engine"
+    words = "engine"
+
+    def stamp(self, at: Installation) -> str:
+        return content_of(at.source, ENGINE_SOURCES)
+
+    def intact(self, at: Installation) -> bool:
+        return (at.site_packages / "stm_plugin").is_dir()
+
+    def do(self, at: Installation) -> None:
+        copy = at.prefix.temporary / "engine"
+        copy_files(files_below(at.source, ENGINE_SOURCES), at.source, copy)
+        own = ("--no-index", "--no-deps", "--no-build-isolation", "--force-reinstall", "--no-cache-dir")
+        pip(at.prefix, at.python, "install", *own, copy)
+        try:  # the studio's own OCIO config is not what is being looked at
+            run(at.prefix, [at.python, "-I", "-m", "stm_plugin", "info"], OCIO="")
+        except ProgramError as error:
+            raise InstallationError(
+                "The engine is installed but does not start.",
+                hint=f"`stm info` said:\n{error.output}\nA system library may be missing; all output is in "
+                f"{at.prefix.log}.",
+            ) from error
+
+
+class SidesStep(Step):
+    """What hosts' sides are made from, beside the record that they find the engine by."""
+
+    name = SIDES
+    words = "folders for the hosts"
+
+    def home(self, at: Installation) -> Path:
+        return at.prefix.root
+
+    def stamp(self, at: Installation) -> str:
+        return content_of(at.source, SIDE_NAMES)
+
+    def intact(self, at: Installation) -> bool:
+        return content_of(at.prefix.root, SIDE_NAMES) == self.stamp(at)
+
+    def do(self, at: Installation) -> None:
+        copy = at.prefix.temporary / "sides"
+        copy_files(files_below(at.source, SIDE_NAMES), at.source, copy)
+        for folder in copy.iterdir():
+            remove_tree(at.prefix.root / folder.name)
+            os.replace(folder, at.prefix.root / folder.name)
+
+
+class CommandStep(Step):
+    """The `stm` command at a fixed address, a link to it on the user's PATH, and the record for the hosts."""
+
+    name = "command"
+    words = "stm command"
+
+    def home(self, at: Installation) -> Path:
+        return at.prefix.root
+
+    def link(self, at: Installation) -> Path | None:
+        return None if at.options.link_folder is None else at.options.link_folder / "stm"
+
+    def launcher(self, at: Installation) -> bytes:
+        """The launcher: the engine's Python, which heeds no PYTHON* variable of its caller."""
+        if ON_WINDOWS:
+            return f'@"{at.python}" -I -m stm_plugin %*\r\n'.encode()
+        return f'#!/bin/sh\nexec {shlex.quote(str(at.python))} -I -m stm_plugin "$@"\n'.encode()
+
+    def record(self, at: Installation) -> dict[str, object]:
+        return {
+            "python": str(at.python),
+            "version": at.version,
+            "command": str(at.prefix.launcher),
+            "torch_index": at.torch_index,
+            "groups": list(at.groups),
+            "source": str(at.source),
+        }
+
+    def stamp(self, at: Installation) -> str:
+        parts = [self.launcher(at), str(self.link(at)).encode(), repr(self.record(at)).encode()]
+        return digest(parts)
+
+    def intact(self, at: Installation) -> bool:
+        link = self.link(at)
+        launcher = at.prefix.launcher
+        written = launcher.is_file() and launcher.read_bytes() == self.launcher(at)
+        return written and (link is None or link.exists()) and at.prefix.python == at.python
+
+    def do(self, at: Installation) -> None:
+        write_atomically(at.prefix.launcher, self.launcher(at), mode=0o755)
+        at.prefix.change_record(**self.record(at))
+        link = self.link(at)
+        if link is None:
+            return
+        if (link.exists() or link.is_symlink()) and not is_our_link(link):
+            print(f"    {link} is something else and is left as it is.")
+            return
+        try:
+            at.prefix.remember_folders(missing_folders(link.parent))
+            link.parent.mkdir(parents=True, exist_ok=True)
+            replace_link(link, at.prefix.launcher)
+            at.prefix.change_record(link=str(link))
+        except OSError as error:
+            print(f"    No link at {link}: {error.strerror}.")
+
+
+STEPS: tuple[Step, ...] = (EnvironmentStep(), PackagesStep(), EngineStep(), SidesStep(), CommandStep())
