@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import time
 from collections.abc import Iterator
 from typing import cast
 
 import nuke
 
 PRINT_LETTERS = 32
-_INPUTS_OF_ALL_KINDS = nuke.INPUTS | nuke.HIDDEN_INPUTS | nuke.EXPRESSIONS
+_INPUTS_OF_ALL_KINDS = nuke.INPUTS | nuke.HIDDEN_INPUTS | nuke.EXPRESSIONS | nuke.LINKINPUTS
 
 _NOT_PICTURE = frozenset(
     [
@@ -49,8 +50,6 @@ _NOT_PICTURE = frozenset(
         "renderProgress",
         "dope_sheet",
         "window",
-        "lifetimeStart",
-        "lifetimeEnd",
         "cached",
         "process_file_contents",
         "reload",
@@ -71,11 +70,22 @@ _ROOT_KNOBS = (
     "views",
     "fps",
 )
-_FRAME_IN_NAME = re.compile(r"#+|%0?\d*d|%[vV]")
+_FRAME_IN_NAME = re.compile(r"#+|%0?\d*d")
 
 
-def print_of(node: nuke.Node | None) -> str:
-    """A print of everything that the picture of `node` is made from; of nothing, for None."""
+class TookTooLong(Exception):
+    """The graph, or its folders, could not be walked in the time that was given."""
+
+
+def print_of(node: nuke.Node | None, seconds: float | None = None) -> str:
+    """A print of everything that the picture of `node` is made from; of nothing, for None.
+
+    Args:
+        seconds: the most time to spend; None: as long as it takes.
+
+    Raises:
+        TookTooLong: the time was not enough.
+    """
     found = hashlib.sha256()
     root = nuke.root()
     for name in _ROOT_KNOBS:
@@ -83,13 +93,19 @@ def print_of(node: nuke.Node | None) -> str:
         if knob is not None:
             found.update(f"root {name} {knob.toScript()}\n".encode())
     if node is not None:
+        end = None if seconds is None else time.monotonic() + seconds
         for line in _lines(node):
             found.update(line.encode())
+            if end is not None and time.monotonic() > end:
+                raise TookTooLong
     return found.hexdigest()[:PRINT_LETTERS]
 
 
 def _lines(node: nuke.Node) -> Iterator[str]:
-    """What there is to say of `node` and of all that it depends on. Nodes go by number, not by name."""
+    """What there is to say of `node` and of all that it depends on. Nodes go by number, not by name.
+
+    The walk leaves a Group through its Input nodes: Nuke itself does not say what they are connected to.
+    """
     numbers = {node.fullName(): 0}
     waiting = [node]
 
@@ -106,15 +122,27 @@ def _lines(node: nuke.Node) -> Iterator[str]:
             if knob_name not in _NOT_PICTURE and knob.Class() not in _NOT_PICTURE_CLASSES:
                 yield f"{knob_name} {_value_of(knob)}\n"
                 if knob.Class() == "File_Knob":
-                    yield from _files(str(knob.value() or ""))
+                    for path in _paths(one, cast(nuke.File_Knob, knob)):
+                        yield from _files(path)
         if isinstance(one, nuke.Group):
             for inside in sorted(one.nodes(), key=lambda found: found.name()):
                 yield f"holds {number_of(inside)}\n"
         for number in range(one.inputs()):
             above = one.input(number)
             yield f"input {number} {None if above is None else number_of(above)}\n"
-        for above in sorted(one.dependencies(_INPUTS_OF_ALL_KINDS), key=lambda found: found.fullName()):
+        for above in sorted(_needs(one), key=lambda found: found.fullName()):
             yield f"needs {number_of(above)}\n"
+
+
+def _needs(node: nuke.Node) -> list[nuke.Node]:
+    """What the picture of a node is made from; of an Input node, what its group is connected to there."""
+    found = list(node.dependencies(_INPUTS_OF_ALL_KINDS))
+    if node.Class() == "Input":
+        number = node.knob("number")
+        above = node.parent().input(0 if number is None else int(number.value()))
+        if above is not None:
+            found.append(above)
+    return found
 
 
 def _value_of(knob: nuke.Knob) -> str:
@@ -125,10 +153,30 @@ def _value_of(knob: nuke.Knob) -> str:
         return repr(knob.value())
 
 
+def _paths(node: nuke.Node, knob: nuke.File_Knob) -> list[str]:
+    """The file names of a knob, with their frame patterns: TCL worked out, one for each view."""
+    text = str(knob.value() or "")
+    if "[" in text:
+        try:
+            named = nuke.filename(node) if knob.name() == "file" else None
+            text = str(named or knob.getEvaluatedValue() or "")
+        except (RuntimeError, ValueError):
+            return [text]
+    if not text:
+        return []
+    text = str(nuke.filenameFilter(text) or text)  # type: ignore[no-untyped-call]
+    if not os.path.isabs(text):
+        project = nuke.root().knob("project_directory")
+        text = os.path.join("" if project is None else str(project.getEvaluatedValue() or ""), text)
+    if "%V" not in text and "%v" not in text:
+        return [text]
+    return [text.replace("%V", view).replace("%v", view[:1]) for view in nuke.views()]
+
+
 def _files(text: str) -> Iterator[str]:
     """Sizes and times of the files of a sequence, however many there are."""
     folder, name = os.path.split(text)
-    if not folder or _FRAME_IN_NAME.search(folder) or "[" in text:
+    if not folder or _FRAME_IN_NAME.search(folder):
         yield f"files {text}\n"
         return
     parts = _FRAME_IN_NAME.split(name)
@@ -144,13 +192,15 @@ def _files(text: str) -> Iterator[str]:
 
 
 def depends_on(node: nuke.Node) -> list[nuke.Node]:
-    """Every node above `node`, each once, and all that is in the groups among them."""
+    """Every node above `node`, out of the groups that it is in, each once, and all that is in the groups among
+    them.
+    """
     found: dict[str, nuke.Node] = {}
     waiting = [node]
     while waiting:
         last = waiting.pop()
         inside = last.nodes() if isinstance(last, nuke.Group) else []
-        for one in (*last.dependencies(_INPUTS_OF_ALL_KINDS), *inside):
+        for one in (*_needs(last), *inside):
             if one.fullName() not in found:
                 found[one.fullName()] = one
                 waiting.append(one)

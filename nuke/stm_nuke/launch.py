@@ -149,19 +149,42 @@ def _local_app_data() -> Path:
     return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
 
 
+_UNWANTED = ("NUKE_PATH", "OFX_PLUGIN_PATH", "LD_PRELOAD", "DYLD_INSERT_LIBRARIES", "TCL_LIBRARY", "TK_LIBRARY")
+_UNWANTED_PREFIXES = ("PYTHON", "QT_", "QML")
+_LIBRARY_PATHS = ("LD_LIBRARY_PATH", "DYLD_")
+
+
 def scrubbed_environment(root: str | None = None) -> dict[str, str]:
-    """The host's environment without what would make another Python stumble."""
-    unwanted = ("NUKE_PATH", "OFX_PLUGIN_PATH", "LD_PRELOAD", "LD_LIBRARY_PATH")
-    prefixes = ("PYTHON", "DYLD_", "QT_", "QML")
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if name.upper() not in unwanted and not name.upper().startswith(prefixes)
-    }
+    """The host's environment without what would make another Python stumble.
+
+    Of the paths on which libraries are found only the entries in the host's own folder go: a studio's stay.
+    """
+    host = host_folder()
+    kept = {}
+    for name, value in os.environ.items():
+        upper = name.upper()
+        if upper in _UNWANTED or upper.startswith(_UNWANTED_PREFIXES):
+            continue
+        if upper.startswith(_LIBRARY_PATHS):
+            value = os.pathsep.join(one for one in value.split(os.pathsep) if one and not _is_in(one, host))
+            if not value:
+                continue
+        kept[name] = value
     kept["PYTHONNOUSERSITE"] = "1"
     if root:
         kept["PYTHONPATH"] = root
     return kept
+
+
+def host_folder() -> str:
+    """The folder of the program that this runs in."""
+    program = getattr(sys.modules.get("nuke"), "EXE_PATH", None) or sys.executable
+    return os.path.dirname(os.path.realpath(program))
+
+
+def _is_in(path: str, folder: str) -> bool:
+    found = os.path.realpath(path)
+    return found == folder or found.startswith(folder.rstrip(os.sep) + os.sep)
 
 
 class Launcher:

@@ -271,7 +271,8 @@ class StmNode:
         """The region in the engine's sense: y down from the top of the format."""
         if not self[knobs.USE_REGION]:
             return None
-        left, bottom, right, top = (round(one) for one in self[knobs.REGION])
+        box = cast(nuke.BBox_Knob, self.group[knobs.REGION])  # `value()` of an undrawn one is a single number
+        left, bottom, right, top = (round(one) for one in (box.x(), box.y(), box.r(), box.t()))
         with full_size():
             height = self.connected_plate().format().height()
         if right <= left or top <= bottom:

@@ -9,7 +9,11 @@ from typing import Any
 import numpy as np
 import OpenImageIO as oiio
 
+from tests.conftest import write_exr
+
 FIRST = 1001
+FRAMES = range(FIRST, FIRST + 3)
+"""Of the comp that needs no engine."""
 
 
 def small_clip(footage: Path, folder: Path, count: int, size: tuple[int, int] = (320, 180)) -> None:
@@ -57,6 +61,15 @@ def write_of(nuke: Any, node: Any, folder: Path, name: str = "out") -> Any:
     )
     write.setInput(0, node.group)
     return write
+
+
+def make_mattes(node: Any, frames: range, value: float = 0.5) -> None:
+    """Matte files as a propagation leaves them."""
+    from stm_nuke import cache
+
+    for frame in frames:
+        path = cache.matte_path(node.cache, "main", frame)
+        write_exr(path, np.full((48, 64, 1), value, np.float32), channels=("A",))
 
 
 def pixels(path: Path) -> Any:

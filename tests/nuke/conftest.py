@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import PlateMaker
 from tests.hosts.ofx_fixtures import effect_binary
+from tests.nuke.comps import FRAMES, read_node
 
 __all__ = ["effect_binary"]
 
@@ -47,6 +49,20 @@ def _forget_modules() -> dict[str, ModuleType]:
         or (name.startswith("stm_nuke") and name.split(".")[-1] not in ("client", "wire", "launch"))
     ]
     return {name: sys.modules.pop(name) for name in mine}
+
+
+@pytest.fixture
+def comp(nuke: Any, make_plate: PlateMaker, tmp_path: Path) -> Iterator[Any]:
+    """A saved script with an STM node on a small EXR plate with overscan; the plug-in is installed."""
+    import stm_nuke.callbacks
+
+    stm_nuke.callbacks.install()
+    plate = read_node(nuke, make_plate(FRAMES, overscan=4), FRAMES)
+    mask = read_node(nuke, str(tmp_path / "plate.mask.%04d.png"), FRAMES, raw=True)
+    node = stm_nuke.create(plate, mask)
+    node.set("objects", "disc = rgba.red")
+    nuke.scriptSave(str(tmp_path / "shot_v001.nk"))
+    yield node
 
 
 @pytest.fixture(scope="module")

@@ -130,12 +130,14 @@ def test_the_engine_gets_a_scrubbed_environment_and_none_of_the_hosts_files(
         "PYTHONSTARTUP": "/nowhere",
         "PYTHONPATH": "/nowhere",
         "NUKE_PATH": "/nowhere",
-        "LD_LIBRARY_PATH": "/nowhere",
+        "LD_PRELOAD": "/nowhere",
+        "TCL_LIBRARY": "/nowhere",
         "QT_PLUGIN_PATH": "/nowhere",
         "STM_KEPT": "yes",
     }
     for name, value in spoiled.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("LD_LIBRARY_PATH", os.pathsep.join([f"{launch.host_folder()}/lib", "/studio/lib"]))
     with socket.socket() as inheritable:
         inheritable.set_inheritable(True)
         link = os.readlink(f"/proc/self/fd/{inheritable.fileno()}")
@@ -145,6 +147,7 @@ def test_the_engine_gets_a_scrubbed_environment_and_none_of_the_hosts_files(
     variables = dict(line.decode().split("=", 1) for line in lines if line)
     assert not {name for name in spoiled if variables.get(name) == "/nowhere"}
     assert variables["STM_KEPT"] == "yes"
+    assert variables["LD_LIBRARY_PATH"] == "/studio/lib", "what a studio needs stays"
     assert variables["PYTHONNOUSERSITE"] == "1"
     assert variables["PYTHONPATH"] == str(REPOSITORY)
     open_files = {os.readlink(one) for one in (process / "fd").iterdir() if one.is_symlink()}

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,33 +13,9 @@ import numpy as np
 import pytest
 
 from tests.conftest import PlateMaker, write_exr
-from tests.nuke.comps import pixels, read_node, write_of
+from tests.nuke.comps import FRAMES, make_mattes, pixels, read_node, write_of
 
-FRAMES = range(1001, 1004)
 HOSTS = Path(__file__).resolve().parents[1] / "hosts" / "nuke_stand_in"
-
-
-@pytest.fixture
-def comp(nuke: Any, make_plate: PlateMaker, tmp_path: Path) -> Iterator[Any]:
-    """A saved script with an STM node on a small EXR plate with overscan; the plug-in is installed."""
-    import stm_nuke.callbacks
-
-    stm_nuke.callbacks.install()
-    plate = read_node(nuke, make_plate(FRAMES, overscan=4), FRAMES)
-    mask = read_node(nuke, str(tmp_path / "plate.mask.%04d.png"), FRAMES, raw=True)
-    node = stm_nuke.create(plate, mask)
-    node.set("objects", "disc = rgba.red")
-    nuke.scriptSave(str(tmp_path / "shot_v001.nk"))
-    yield node
-
-
-def make_mattes(node: Any, frames: range, value: float = 0.5) -> None:
-    """Matte files as a propagation leaves them."""
-    from stm_nuke import cache
-
-    for frame in frames:
-        path = cache.matte_path(node.cache, "main", frame)
-        write_exr(path, np.full((48, 64, 1), value, np.float32), channels=("A",))
 
 
 def test_before_the_first_propagation_a_render_fails_and_says_which_node_has_no_matte(

@@ -103,6 +103,7 @@ def differences(stubs: Stubs, module: Any) -> list[str]:
     public = {name for name in vars(module) if not name.startswith("_")}
     modules = {name for name in public if inspect.ismodule(getattr(module, name))}
     borrowed = {"annotations", "Any", "Callable", "Path", "Host", "delete_node", "every_node", "new_node"}
+    borrowed |= {"without_tcl"}
     return found + sorted(public - set(module.__all__) - modules - borrowed)
 
 

@@ -17,6 +17,7 @@ from ._graph import (
     EXPRESSIONS,
     HIDDEN_INPUTS,
     INPUTS,
+    LINKINPUTS,
     Format,
     FrameRange,
     Group,
@@ -57,6 +58,7 @@ from ._knobs import (
     Unsigned_Knob,
 )
 from ._pixels import write as _write
+from ._text import without_tcl
 
 __all__ = [
     "DISABLED",
@@ -66,6 +68,7 @@ __all__ = [
     "HIDDEN_INPUTS",
     "INPUTS",
     "INVISIBLE",
+    "LINKINPUTS",
     "NO_ANIMATION",
     "NO_UNDO",
     "NUKE_VERSION_STRING",
@@ -107,6 +110,7 @@ __all__ = [
     "ViewerWindow",
     "activeViewer",
     "addBeforeRender",
+    "addFilenameFilter",
     "addKnobChanged",
     "addOnCreate",
     "addOnScriptClose",
@@ -119,6 +123,8 @@ __all__ = [
     "execute",
     "executeInMainThread",
     "executeInMainThreadWithResult",
+    "filename",
+    "filenameFilter",
     "frame",
     "menu",
     "message",
@@ -343,6 +349,17 @@ def execute(
         _host.executing = False
 
 
+def filename(node: Node, i: int = 0) -> str | None:
+    knob = node.knob("file")
+    return None if knob is None or not knob.value() else without_tcl(str(knob.value()))
+
+
+def filenameFilter(filename: Any) -> Any:
+    for one in _host.listeners.get("filenameFilter", []):
+        filename = one.call(filename) or filename
+    return filename
+
+
 def frame(f: int | None = None) -> int:
     if f is not None:
         _host.frame = int(f)
@@ -541,6 +558,10 @@ def addOnScriptClose(call: Any, args: Any = (), kwargs: Any = None, nodeClass: s
 
 def removeOnScriptClose(call: Any, args: Any = (), kwargs: Any = None, nodeClass: str = "Root") -> None:
     _host.forget("onScriptClose", call)
+
+
+def addFilenameFilter(call: Any, args: Any = (), kwargs: Any = None, nodeClass: str = "*") -> None:
+    _host.listen("filenameFilter", call, args, kwargs, nodeClass)
 
 
 def addBeforeRender(call: Any, args: Any = (), kwargs: Any = None, nodeClass: str = "Write") -> None:

@@ -10,7 +10,7 @@ from . import _knobs as k
 from . import _ofx
 from ._host import host
 
-INPUTS, HIDDEN_INPUTS, EXPRESSIONS = 1, 4, 2
+INPUTS, HIDDEN_INPUTS, EXPRESSIONS, LINKINPUTS = 1, 4, 2, 8
 
 _COMPRESSIONS = ["none", "ZIP (1 scanline)", "ZIP (16 scanlines)", "PIZ Wavelet (32 scanlines)"]
 _METADATA = [
@@ -379,7 +379,7 @@ class Root(Group):
             ("proxy", k.Boolean_Knob, False), ("colorManagement", k.Enumeration_Knob, ["Nuke", "OCIO"]),
             ("OCIO_config", k.Enumeration_Knob, ["nuke-default", "aces_1.2", "custom"]),
             ("customOCIOConfigPath", k.File_Knob, ""), ("workingSpaceLUT", k.String_Knob, "linear"),
-            ("views", k.String_Knob, "main"), ("frame", _TimeKnob, 1.0),
+            ("views", k.String_Knob, "main"), ("project_directory", k.File_Knob, ""), ("frame", _TimeKnob, 1.0),
         ):  # fmt: skip
             self._add_native(name, kind, default)
 

@@ -123,7 +123,7 @@ class Knob:
 
     def fromScript(self, script: str) -> None:
         match = re.fullmatch(r"\{\{?(.*?)\}?\}", script)
-        if match and _is_expression(match[1]) and not isinstance(self, (String_Knob, BBox_Knob)):
+        if match and _is_expression(match[1]) and not isinstance(self, (String_Knob, _Numbers_Knob)):
             self._expression = match[1]
         else:
             self._change(self._read(script))
@@ -228,12 +228,16 @@ class Boolean_Knob(Array_Knob):
         return "true" if self._value else "false"
 
 
-class BBox_Knob(Array_Knob):
-    _type = 15
+class _Numbers_Knob(Array_Knob):
+    """Four numbers."""
+
     _default = (0.0, 0.0, 0.0, 0.0)
 
     def value(self, *args: Any, **kwargs: Any) -> Any:
-        return list(self._value)
+        """One number where all four are the same, as of a box that nobody has drawn."""
+        if args:
+            return self._value[args[0]]
+        return self._value[0] if len(set(self._value)) == 1 else list(self._value)
 
     def _accept(self, value: Any) -> Any:
         if isinstance(value, str):
@@ -244,13 +248,26 @@ class BBox_Knob(Array_Knob):
         return "{" + " ".join(f"{one:g}" for one in self._value) + "}"
 
 
-class AColor_Knob(BBox_Knob):
-    """In the real thing it descends from Color_Knob; four numbers here."""
+class BBox_Knob(_Numbers_Knob):
+    _type = 15
+
+    def x(self, *args: Any, **kwargs: Any) -> Any:
+        return self._value[0]
+
+    def y(self, *args: Any, **kwargs: Any) -> Any:
+        return self._value[1]
+
+    def r(self, *args: Any, **kwargs: Any) -> Any:
+        return self._value[2]
+
+    def t(self, *args: Any, **kwargs: Any) -> Any:
+        return self._value[3]
+
+
+class AColor_Knob(_Numbers_Knob):
+    """In the real thing it descends from Color_Knob."""
 
     _type = 19
-
-    def value(self, *args: Any, **kwargs: Any) -> Any:
-        return list(self._value)
 
 
 class Unsigned_Knob(Array_Knob):
@@ -340,6 +357,11 @@ class File_Knob(EvalString_Knob):
 
     def value(self, *args: Any, **kwargs: Any) -> Any:
         return self._value or None
+
+    def getEvaluatedValue(self, *args: Any, **kwargs: Any) -> Any:
+        from ._pixels import file_of
+
+        return file_of(self._value, host.frame, host.viewer_view) or None
 
 
 class Text_Knob(Knob):

@@ -15,6 +15,7 @@ import OpenImageIO as oiio
 from . import _ofx
 from ._graph import Format, Group, Node
 from ._host import host
+from ._text import without_tcl
 
 Plane = npt.NDArray[np.float32]
 Window = tuple[int, int, int, int]
@@ -156,8 +157,11 @@ def _nuke_name(name: str) -> str:
 
 
 def file_of(text: str, frame: float, view: str) -> str:
-    """The file of a frame, from a name with `%V`, `%04d` or `####`. Files are of whole frames."""
+    """The file of a frame, from a name with TCL, `%V`, `%04d` or `####`. Files are of whole frames."""
     frame = math.floor(frame)
+    text = without_tcl(text)
+    for one in host.listeners.get("filenameFilter", []):
+        text = one.call(text) or text
     text = text.replace("%V", view).replace("%v", view[:1])
     text = re.sub(r"%0?(\d*)d", lambda match: f"{frame:0{int(match[1] or 1)}d}", text)
     return re.sub(r"#+", lambda match: f"{frame:0{len(match[0])}d}", text)
@@ -224,7 +228,7 @@ def _filtered(node: Node, frame: float) -> float:
 
 def _crop(node: Node, frame: float, view: str) -> Picture:
     above = _input(node, 0, frame, view)
-    left, bottom, right, top = (round(one) for one in node["box"].value())
+    left, bottom, right, top = (round(one) for one in node["box"]._value)
     return above.over((left, above.format.height() - top, right - left, top - bottom))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 _BARE = re.compile(r"[^\s\"{}\[\]$\\;#]+")
@@ -92,3 +93,17 @@ def _closing(text: str, at: int, opening: str, closing: str) -> int:
                 return at
         at += 1
     raise ValueError(f"a {opening} stays open")
+
+
+_ENVIRONMENT = re.compile(r"\[getenv (\w+)\]")
+_SCRIPT_FOLDER = "[file dirname [value root.name]]"
+
+
+def without_tcl(text: str) -> str:
+    """A file name whose TCL is worked out: the two pieces of it that artists use most."""
+    if _SCRIPT_FOLDER in text:
+        from ._host import host
+
+        assert host.root is not None
+        text = text.replace(_SCRIPT_FOLDER, os.path.dirname(host.root.name()))
+    return _ENVIRONMENT.sub(lambda found: os.environ.get(found[1], ""), text)
