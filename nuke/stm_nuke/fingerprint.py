@@ -167,7 +167,8 @@ def _paths(node: nuke.Node, knob: nuke.File_Knob) -> list[str]:
     text = str(nuke.filenameFilter(text) or text)  # type: ignore[no-untyped-call]
     if not os.path.isabs(text):
         project = nuke.root().knob("project_directory")
-        text = os.path.join("" if project is None else str(project.getEvaluatedValue() or ""), text)
+        base = None if project is None else cast(nuke.File_Knob, project).getEvaluatedValue()
+        text = os.path.join(str(base or ""), text)
     if "%V" not in text and "%v" not in text:
         return [text]
     return [text.replace("%V", view).replace("%v", view[:1]) for view in nuke.views()]

@@ -149,7 +149,14 @@ def _local_app_data() -> Path:
     return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
 
 
-_UNWANTED = ("NUKE_PATH", "OFX_PLUGIN_PATH", "LD_PRELOAD", "DYLD_INSERT_LIBRARIES", "TCL_LIBRARY", "TK_LIBRARY")
+_UNWANTED = (
+    "NUKE_PATH",
+    "OFX_PLUGIN_PATH",
+    "LD_PRELOAD",
+    "DYLD_INSERT_LIBRARIES",
+    "TCL_LIBRARY",
+    "TK_LIBRARY",
+)
 _UNWANTED_PREFIXES = ("PYTHON", "QT_", "QML")
 _LIBRARY_PATHS = ("LD_LIBRARY_PATH", "DYLD_")
 

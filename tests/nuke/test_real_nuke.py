@@ -1,4 +1,4 @@
-"""What a real Nuke does to nodes, as its documentation and public code tell it, and that the node survives it."""
+"""What a real Nuke does to nodes, as its documents and public code tell it: the node survives it."""
 
 from __future__ import annotations
 

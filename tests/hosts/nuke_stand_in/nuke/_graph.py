@@ -379,7 +379,8 @@ class Root(Group):
             ("proxy", k.Boolean_Knob, False), ("colorManagement", k.Enumeration_Knob, ["Nuke", "OCIO"]),
             ("OCIO_config", k.Enumeration_Knob, ["nuke-default", "aces_1.2", "custom"]),
             ("customOCIOConfigPath", k.File_Knob, ""), ("workingSpaceLUT", k.String_Knob, "linear"),
-            ("views", k.String_Knob, "main"), ("project_directory", k.File_Knob, ""), ("frame", _TimeKnob, 1.0),
+            ("views", k.String_Knob, "main"), ("frame", _TimeKnob, 1.0),
+            ("project_directory", k.File_Knob, ""),
         ):  # fmt: skip
             self._add_native(name, kind, default)
 
