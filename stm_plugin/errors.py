@@ -73,6 +73,10 @@ class MatteError(StmError):
     """A matte cannot be written, or is not there."""
 
 
+class OutputError(MatteError):
+    """An output must not be written: it is an input, or somebody else's file."""
+
+
 class StoreError(StmError):
     """The shot store cannot be read or written."""
 

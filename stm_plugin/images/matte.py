@@ -15,16 +15,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 from pathlib import Path
 
+import blake3
 import numpy as np
 import numpy.typing as npt
 import OpenImageIO as oiio
 
 from stm_plugin.errors import MatteError
 from stm_plugin.images import cryptomatte
-from stm_plugin.images.half_float import to_half
+from stm_plugin.images.half_float import to_float, to_half
 from stm_plugin.images.picture_file import open_image, read_channels, reason_of, window_pair
 from stm_plugin.images.plate import PlateFrame
 from stm_plugin.images.writer import write_image
@@ -35,6 +36,10 @@ MetadataValue = str | int | float
 COMPRESSION = "zip:4"
 """Lossless, 16 scanlines a block, read fast by everything; level 4 is where OpenEXR itself has settled."""
 PART_NAME = "matte"
+PIXELS_ATTRIBUTE = "stm:pixels"
+"""A hash of the file's pixels: tells a matte that somebody has changed from one as it was written."""
+ADDRESS_ATTRIBUTE = "stm:address"
+"""What the matte was made from. Every matte that STM writes to a sequence has one."""
 
 _LAYER_CHANNEL = "A"
 _NAME_LENGTH = 200
@@ -93,6 +98,16 @@ class MatteImage:
     pixel_aspect: float
     metadata: oiio.ImageSpec
 
+    @cached_property
+    def is_as_written(self) -> bool:
+        """Whether the pixels are those that STM wrote; False where the file does not say."""
+        spec = self.metadata
+        stored = {
+            name: to_half(pixels) if str(spec.channelformat(index)) == "half" else pixels
+            for index, (name, pixels) in enumerate(self.channels.items())
+        }
+        return bool(spec.get_string_attribute(PIXELS_ATTRIBUTE) == pixel_hash(stored))
+
 
 def write_matte(
     path: str | Path,
@@ -128,11 +143,13 @@ def write_matte(
         clamped = {name: np.clip(matte, 0.0, 1.0, dtype=np.float32) for name, matte in mattes.items()}
         ids = cryptomatte.channels(clamped)
         extra |= cryptomatte.metadata(tuple(mattes))
+    halves = {name: to_half(matte) for name, matte in channels.items()}
+    extra[PIXELS_ATTRIBUTE] = pixel_hash({**halves, **ids})
     spec = _matte_spec(plate_frame, (*channels, *ids), extra)
-    pixels: npt.NDArray[np.float16] | FloatArray = _interleaved(tuple(channels.values()))
+    pixels: npt.NDArray[np.float16] | FloatArray = _interleaved(tuple(halves.values()))
     if ids:
         spec.channelformats = (oiio.HALF,) * len(channels) + (oiio.FLOAT,) * len(ids)
-        pixels = np.stack([*channels.values(), *ids.values()], axis=-1)
+        pixels = np.stack([*map(to_float, halves.values()), *ids.values()], axis=-1)
     write_image(path, spec, pixels, frame=plate_frame.frame, durable=durable)
 
 
@@ -268,14 +285,20 @@ def _channels(
     return dict(zip(names, (union_matte(clamped.values()), *clamped.values()), strict=True))
 
 
-def _interleaved(channels: tuple[FloatArray, ...]) -> npt.NDArray[np.float16]:
+def pixel_hash(channels: Mapping[str, npt.NDArray[np.float16] | FloatArray]) -> str:
+    """A hash (hex) of the channels (h, w) of a file as they are stored, in whatever order they come."""
+    digest = blake3.blake3()
+    for name, pixels in sorted(channels.items()):
+        digest.update(f"{name} {pixels.dtype} {pixels.shape}".encode())
+        digest.update(np.ascontiguousarray(pixels).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _interleaved(channels: tuple[npt.NDArray[np.float16], ...]) -> npt.NDArray[np.float16]:
     """(h, w, C) half floats. Always with C: OpenImageIO 3.2 reads beyond the end of an (h, w) array."""
     if len(channels) == 1:
-        return to_half(channels[0])[..., None]
-    pixels = np.empty((*channels[0].shape, len(channels)), np.float16)
-    for number, channel in enumerate(channels):
-        pixels[..., number] = to_half(channel)
-    return pixels
+        return channels[0][..., None]
+    return np.stack(channels, axis=-1)
 
 
 def _matte_spec(

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import OpenImageIO as oiio
 
 from stm_plugin.errors import MatteError
+from stm_plugin.images.provenance import MAKER, MAKER_ATTRIBUTE
 from stm_plugin.images.sequence import output_sequence
 from stm_plugin.images.writer import image_error, probe_disk, remove_quietly, write_image
 from stm_plugin.windows import FloatArray
@@ -154,6 +155,7 @@ def write_picture(path: str | Path, picture: ByteArray, *, frame: int | None = N
         )
     spec = oiio.ImageSpec(picture.shape[1], picture.shape[0], 3, oiio.UINT8)
     spec.attribute("oiio:ColorSpace", "srgb_rec709_scene")
+    spec.attribute(MAKER_ATTRIBUTE, MAKER)
     if path.suffix.lower() != ".png":
         spec.attribute("compression", _JPEG_QUALITY)
     write_image(path, spec, np.ascontiguousarray(picture, dtype=np.uint8), frame=frame, durable=False)

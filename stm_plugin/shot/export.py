@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stm_plugin.errors import MatteError, StoreError
+from stm_plugin.errors import StoreError
 from stm_plugin.files.journal import Journal
-from stm_plugin.images.matte import MetadataValue, check_kind, read_matte, write_matte
-from stm_plugin.images.plate import Plate, PlateSource
+from stm_plugin.files.outputs import Ownership, Row, check_outputs
+from stm_plugin.images.matte import ADDRESS_ATTRIBUTE, MetadataValue, check_kind, write_matte
+from stm_plugin.images.plate import PlateSource
+from stm_plugin.images.provenance import FoundMatte, look_at_matte
 from stm_plugin.images.sequence import FrameSequence, output_sequence
 from stm_plugin.propagation.propagation import FinishedFrame
+from stm_plugin.shot.inputs import Inputs
 
-ADDRESS_ATTRIBUTE = "stm:address"
 LEFTOVER = ".part.exr"
 
 
@@ -34,12 +36,14 @@ class MatteWriter:
 
     Args:
         out: the sequence as the artist writes it (`matte.####.exr`).
-        plate: must not be overwritten.
+        plate: whose frames are written.
         channel: the channel, where there is one object.
         with_ids: whether the files hold a Cryptomatte layer too.
+        overwrite: whether files that STM did not make, or that belong to another shot, may be replaced. An
+            input is never replaced.
 
     Raises:
-        MatteError: the sequence is no EXR, or would overwrite the plate.
+        MatteError: the sequence is no EXR.
     """
 
     def __init__(
@@ -49,22 +53,39 @@ class MatteWriter:
         *,
         channel: str = "A",
         with_ids: bool = False,
+        overwrite: bool = False,
     ) -> None:
         self.sequence = out if isinstance(out, FrameSequence) else output_sequence(out)
         check_kind(self.sequence.path((self.sequence.frames or plate.frames)[0]))
-        self._channel, self._with_ids = channel, with_ids
+        self._channel, self._with_ids, self._overwrite = channel, with_ids, overwrite
+        self._row = Row(self.sequence.folder, self.sequence.head, self.sequence.tail)
+        self._owner: Ownership | None = None
         self._notes: Journal | None = None
         self._noted: dict[Any, dict[str, Any]] = {}
+        self._found: dict[str, tuple[dict[str, Any], FoundMatte]] = {}  # by file: what was read, and when
         self._written: dict[int, bool] = {}  # whether it had to be written
-        if isinstance(plate, Plate):
-            for frame in plate.frames:
-                if self.sequence.path(frame).resolve() == plate.sequence.path(frame).resolve():
-                    raise MatteError(
-                        "The mattes would overwrite the plate.",
-                        frame=frame,
-                        path=self.sequence.path(frame),
-                        hint="Give another name or folder for the mattes.",
-                    )
+
+    def check(self, inputs: Inputs, shot: Path, frames: Iterable[int]) -> None:
+        """Ask whether these frames may be written for a shot. Nothing is written.
+
+        Raises:
+            OutputError: they may not; both files are named.
+        """
+        check_outputs(
+            [(frame, self.sequence.path(frame)) for frame in frames],
+            inputs.given,
+            row=self._row,
+            given_rows=inputs.rows,
+            overwrite=self._overwrite,
+            is_ours=self._is_ours,
+        )
+        Ownership(self._row, shot).check_free(overwrite=self._overwrite)
+
+    def begin(self, inputs: Inputs, shot: Path, frames: Iterable[int]) -> str | None:
+        """`check`, and become the owner of the sequence. A sentence for people where another shot was."""
+        self.check(inputs, shot, frames)
+        self._owner = Ownership(self._row, shot)
+        return self._owner.take(overwrite=self._overwrite)
 
     @property
     def written(self) -> tuple[Written, ...]:
@@ -91,7 +112,7 @@ class MatteWriter:
     def is_current(self, frame: int, address: str) -> bool:
         """Whether the file of a frame is whole and was made from exactly this.
 
-        A file that is as it was when it was written, by size and time, is not read again.
+        A file that is as it was when it was written, by size, times and inode, is not read again.
         """
         path = self.sequence.path(frame)
         note = _note_of(path, address)
@@ -99,14 +120,24 @@ class MatteWriter:
             return False
         if self._noted.get(note["file"]) == note:
             return True
-        try:
-            metadata = read_matte(path, frame=frame).metadata
-        except MatteError:
-            return False
-        is_current = bool(metadata.get_string_attribute(ADDRESS_ATTRIBUTE) == address)
+        is_current = self._look_at(path, frame).address == address
         if is_current:
             self._note(note)
         return is_current
+
+    def _is_ours(self, frame: int | None, path: Path) -> bool:
+        """Whether this product wrote a file, and nobody has changed it since."""
+        noted = self._noted.get(str(path.absolute()))
+        if noted is not None and noted == _note_of(path, noted.get("address", "")):
+            return True
+        return self._look_at(path, frame).is_ours
+
+    def _look_at(self, path: Path, frame: int | None) -> FoundMatte:
+        """What lies in the place of a matte; read once as long as it does not change."""
+        file, note = str(path.absolute()), _note_of(path, "") or {}
+        if file not in self._found or self._found[file][0] != note:
+            self._found[file] = note, look_at_matte(path, frame)
+        return self._found[file][1]
 
     def _note(self, note: dict[str, Any] | None) -> None:
         if note is not None and self._notes is not None:
@@ -118,7 +149,9 @@ class MatteWriter:
         self._written.setdefault(frame, False)
 
     def write(self, finished: FinishedFrame, address: str, metadata: Mapping[str, MetadataValue]) -> None:
-        """Write one frame. MatteError or StoreError where it cannot be."""
+        """Write one frame. MatteError or StoreError where it cannot be, OutputError where it may not be."""
+        if self._owner is not None:
+            self._owner.check(finished.frame)
         path = self.sequence.path(finished.frame)
         write_matte(
             path,
@@ -138,5 +171,11 @@ def _note_of(path: Path, address: str) -> dict[str, Any] | None:
         status = path.stat()
     except OSError:
         return None
-    file = str(path.absolute())
-    return {"file": file, "address": address, "size": status.st_size, "time": status.st_mtime_ns}
+    return {
+        "file": str(path.absolute()),
+        "address": address,
+        "size": status.st_size,
+        "time": status.st_mtime_ns,
+        "inode": status.st_ino,
+        "changed": status.st_ctime_ns,
+    }

@@ -48,6 +48,30 @@ def open_plate(folder: Path, plate: PlateDescription, settings: Settings) -> Pla
     )
 
 
+def check_frames(plate: PlateSource, frame_range: tuple[int, int] | None) -> None:
+    """Frames that are asked for must be in the plate.
+
+    Raises:
+        PlateError: some are not; they are named.
+    """
+    if frame_range is None:
+        return
+    (first, last), (start, end) = frame_range, (plate.frames[0], plate.frames[-1])
+    outside = [(first, min(last, start - 1)), (max(first, end + 1), last)]
+    named = [str(low) if low == high else f"{low}-{high}" for low, high in outside if low <= high]
+    if named:
+        count = "frame" if len(named) == 1 and "-" not in named[0] else "frames"
+        raise PlateError(f"The plate does not have the {count} {', '.join(named)}.", hint=frames_hint(plate))
+
+
+def frames_hint(plate: PlateSource) -> str:
+    """Which frames a plate has, in a sentence or two."""
+    text = f"It has frames {plate.frames[0]} to {plate.frames[-1]}."
+    if isinstance(plate, Plate) and plate.sequence.movie is not None:
+        text += " Say --start-frame 1001 if that is the number of the movie's first frame."
+    return text
+
+
 def masks_of_arrays(
     masks: Mapping[str, FloatArray], window: Window, canvas: Window, *, frame: int, allow_empty: bool
 ) -> dict[str, FloatArray]:

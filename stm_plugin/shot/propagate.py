@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from model.training.adapt import AdaptOptions
 from stm_plugin.errors import KeyframeError
 from stm_plugin.images.mask import MaskMode
+from stm_plugin.images.plate import PlateSource
 from stm_plugin.images.sequence import output_sequence
+from stm_plugin.planning.plan import frames_in_range
 from stm_plugin.planning.values import Directions, Request
 from stm_plugin.propagation.events import Notice
 from stm_plugin.settings import Settings
 from stm_plugin.shot.export import MatteWriter, Written
+from stm_plugin.shot.inputs import Inputs, inputs_of
+from stm_plugin.shot.opening import check_frames, open_plate
 from stm_plugin.shot.shot import (
     Cancelled,
     Emit,
@@ -25,7 +29,7 @@ from stm_plugin.shot.shot import (
     silent,
 )
 from stm_plugin.store.description import PlateDescription
-from stm_plugin.store.store import SUFFIX, with_suffix
+from stm_plugin.store.store import SUFFIX, ShotStore, with_suffix
 from stm_plugin.windows import FloatArray
 
 
@@ -41,6 +45,22 @@ class Summary:
     propagation: PropagationSummary
     files: tuple[Written, ...]
     shot: Path
+
+
+@dataclass(frozen=True)
+class MaskReading:
+    """How mask files are understood (`read_mask`)."""
+
+    objects: Sequence[str] | None = None
+    mode: MaskMode = "auto"
+    channel: str | None = None
+
+
+Check = Callable[[PlateSource, Inputs, Sequence[int]], None]
+
+
+def unchecked(plate: PlateSource, inputs: Inputs, frames: Sequence[int]) -> None:
+    """Nothing else is going to be written."""
 
 
 def propagate(
@@ -64,6 +84,8 @@ def propagate(
     cancelled: Cancelled = never,
     wait: float | None = 0.0,
     network: NetworkFactory | None = None,
+    overwrite: bool = False,
+    check: Check = unchecked,
 ) -> Summary:
     """Propagate the keys through the plate and write a matte for every frame of the range.
 
@@ -72,8 +94,8 @@ def propagate(
 
     Args:
         plate: the sequence in any form that people write.
-        keys: the masks by frame: an image file, or arrays by object name over the plate's canvas. They are
-            the only keys: those of an earlier run that are not named are forgotten.
+        keys: the masks by frame: an image file, or arrays by object name over the plate's canvas. Keys and
+            objects that the shot has besides are kept, and named in a notice (`Shot.remove_key` removes one).
         out: the matte sequence (`matte.####.exr`).
         shot_folder: where the shot is kept; beside the mattes if None.
         frame_range: first and last frame to compute; the whole plate if None. Keys may lie outside.
@@ -81,8 +103,12 @@ def propagate(
             a mask may be empty: the object is not there.
         adapt: let the network learn from the keys first, unless it has learnt from just these before.
         adapt_options: how; the measured defaults if None.
+        overwrite: whether files that STM did not make, or that belong to another shot, may be replaced.
+        check: is asked before anything is written, with the plate, the shot's inputs and the frames of the
+            range; it may raise.
 
     Raises:
+        OutputError: a matte would overwrite an input, or somebody else's file; nothing was written.
         StmError: what happened, on which frame and file, and what to do; finished mattes stay valid.
         PropagationCancelled: `cancelled` said so.
     """
@@ -92,30 +118,66 @@ def propagate(
     text = str(Path(plate).expanduser().absolute())
     description = PlateDescription("files", text, layer=layer, view=view, movie_first_frame=movie_first_frame)
     folder = with_suffix(shot_folder) if shot_folder is not None else default_shot_folder(out)
+    first, last = frame_range or (None, None)
+    request = Request(first, last, directions)
+    source = open_plate(folder, description, settings)
+    check_frames(source, frame_range)
+    masks = {frame: Path(mask) for frame, mask in keys.items() if not isinstance(mask, Mapping)}
+    inputs, frames = inputs_of(source, settings, folder, masks), frames_in_range(source.frames, request)
+    writer = MatteWriter(
+        out, source, channel=settings.channel, with_ids=settings.cryptomatte, overwrite=overwrite
+    )
+    writer.remember_in(ShotStore(folder).exported)
+    writer.check(inputs, folder, frames)
+    check(source, inputs, frames)
     with _opened(folder, description, settings, network, wait) as shot:
-        writer = MatteWriter(out, shot.plate, channel=settings.channel, with_ids=settings.cryptomatte)
         shot.store.lock.acquire(wait, cancelled)
         try:
-            for frame in {key.frame for key in shot.keys} - set(keys):
-                shot.remove_key(frame)
-            for frame, mask in keys.items():
-                shot.add_key(
-                    frame,
-                    mask,
-                    objects=objects,
-                    mode=mask_mode,
-                    channel=mask_channel,
-                    allow_empty=len(keys) > 1,
-                )
+            reading = MaskReading(objects, mask_mode, mask_channel)
+            _give_keys(shot, keys, reading, on_event)
             if adapt:
                 _adapted(shot, adapt_options, cancelled, on_event)
-            first, last = frame_range or (None, None)
-            summary = shot.propagate(
-                Request(first, last, directions), on_event=on_event, cancelled=cancelled, writer=writer
-            )
+            summary = shot.propagate(request, on_event=on_event, cancelled=cancelled, writer=writer)
         finally:
             shot.store.lock.release()
         return Summary(summary, writer.written, shot.folder)
+
+
+def _give_keys(
+    shot: Shot,
+    keys: Mapping[int, str | Path | Mapping[str, FloatArray]],
+    reading: MaskReading,
+    on_event: Emit,
+) -> None:
+    """Give a shot these keys. What it has besides is kept, and said."""
+    before = {key.frame: key for key in shot.keys}
+    others = [frame for frame in before if frame not in keys]
+    if others:
+        frames = ", ".join(map(str, others))
+        word, verb = ("key on", "is kept") if len(others) == 1 else ("keys on", "are kept")
+        on_event(
+            Notice(
+                f"The {word} {frames}, not given here, {verb}; "
+                f"`stm shot key remove {shot.folder} FRAME` takes one away."
+            )
+        )
+    for frame, mask in keys.items():
+        key = shot.add_key(
+            frame,
+            mask,
+            objects=reading.objects,
+            mode=reading.mode,
+            channel=reading.channel,
+            allow_empty=len(keys) + len(others) > 1,
+            replace_all=False,
+        )
+        if key.kept:
+            on_event(
+                Notice(
+                    f"The key on {frame} keeps its mask of {', '.join(key.kept)}, not given here; "
+                    f"`stm shot key remove {shot.folder} {frame} --object {key.kept[0]}` takes it away."
+                )
+            )
 
 
 def default_shot_folder(out: str | Path) -> Path:

@@ -57,7 +57,8 @@ from stm_plugin.propagation.propagation import NetworkFactory as NetworkFactory
 from stm_plugin.propagation.propagation import Propagation, not_done
 from stm_plugin.settings import Settings
 from stm_plugin.shot.export import MatteWriter
-from stm_plugin.shot.opening import masks_of_arrays, masks_of_file, open_plate
+from stm_plugin.shot.inputs import inputs_of, note_source
+from stm_plugin.shot.opening import frames_hint, masks_of_arrays, masks_of_file, open_plate
 from stm_plugin.store import editing
 from stm_plugin.store.description import AdaptationRecord, PlateDescription, ShotDescription
 from stm_plugin.store.store import ShotStore, StoreSize
@@ -81,11 +82,16 @@ def never() -> bool:
 
 @dataclass(frozen=True)
 class KeyInfo:
-    """A key by the names of its objects; `empty` names those with an empty mask ("not here")."""
+    """A key by the names of its objects; `empty` names those with an empty mask ("not here").
+
+    After `add_key`, `kept` and `dropped` name objects of the key before that the new mask does not give.
+    """
 
     frame: int
     objects: tuple[str, ...]
     empty: tuple[str, ...]
+    kept: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -272,11 +278,7 @@ class Shot:
             StoreBusyError, StoreError: the shot is held, or cannot be written.
         """
         if frame not in self.plate.frames:
-            raise KeyframeError(
-                "The plate has no such frame.",
-                frame=frame,
-                hint=f"It has frames {self.plate.frames[0]} to {self.plate.frames[-1]}.",
-            )
+            raise KeyframeError("The plate has no such frame.", frame=frame, hint=frames_hint(self.plate))
         original: Path | None = None
         if isinstance(mask, Mapping):
             canvas = self.plate.canvas
@@ -293,14 +295,19 @@ class Shot:
                 allow_empty=allow_empty,
             )
         with self._writing(wait) as description, concerning(frame):
+            before = {name for key in self.keys if key.frame == frame for name in key.objects}
             description = editing.with_objects(description, masks, frame)
             kept = {
                 editing.id_of(description, name): self.store.put_mask(values, self.plate.canvas)
                 for name, values in masks.items()
             }
             originals = [] if original is None else [self.store.keep_original(frame, original)]
+            if original is not None:
+                note_source(self.folder, frame, original)
             self._save(editing.with_key(description, frame, kept, originals, replace_all=replace_all))
-        return next(one for one in self.keys if one.frame == frame)
+        others = tuple(name for name in self.objects if name in before - set(masks))
+        key = next(one for one in self.keys if one.frame == frame)
+        return replace(key, dropped=others) if replace_all else replace(key, kept=others)
 
     def remove_key(
         self, frame: int, objects: Sequence[str] | None = None, *, wait: float | None = 0.0
@@ -445,6 +452,7 @@ class Shot:
             self.refresh()
             self.store.tidy()
             if writer is not None:
+                self._begin(writer, request, emit)
                 writer.tidy(self.plate.frames)
             fit = self._fit(request or Request(), emit)
             for _ in range(MOST_PLANS):
@@ -540,13 +548,13 @@ class Shot:
         Raises:
             MatteError: a frame is not done; it is named before anything is written.
         """
-        writer.remember_in(self.store.exported)
         plan = self.plan(request)
         results = self._results(plan)
         waiting = {step.frame for step in plan.compute_steps}
         for one in plan.frames:
             if one.state in (State.MISSING, State.UNREACHED) or one.frame in waiting:
                 raise not_done(one.frame, one.why)
+        self._begin(writer, request, on_event)
         for one in plan.frames:
             if cancelled():
                 return
@@ -679,6 +687,14 @@ class Shot:
         if changed:
             emit(PlateChanged(changed))
         return not changed
+
+    def _begin(self, writer: MatteWriter, request: Request | None, emit: Emit) -> None:
+        """Ask the guard of outputs before the first byte. OutputError where it refuses."""
+        writer.remember_in(self.store.exported)
+        frames = frames_in_range(tuple(self.plate.frames), request or Request())
+        notice = writer.begin(inputs_of(self.plate, self.settings, self.folder), self.folder, frames)
+        if notice is not None:
+            emit(Notice(notice))
 
     def _remove_damaged(self, path: Path) -> None:
         """A damaged result can be computed again; a damaged mask only the artist can bring back."""

@@ -16,14 +16,15 @@ import OpenImageIO as oiio
 import pytest
 
 from stm_plugin.errors import KeyframeError, MaskError, MatteError, PropagationCancelled, StoreError
+from stm_plugin.images import provenance
 from stm_plugin.images.matte import MatteImage, read_matte
 from stm_plugin.images.plate import Plate
-from stm_plugin.propagation.events import Event, FrameFinished
+from stm_plugin.propagation.events import Event, FrameFinished, Notice
 from stm_plugin.propagation.finishing_queue import FRAMES_WAITING
 from stm_plugin.settings import Settings
-from stm_plugin.shot import export
 from stm_plugin.shot.export import MatteWriter
 from stm_plugin.shot.propagate import Summary, default_shot_folder, propagate
+from stm_plugin.shot.shot import Shot
 from tests.stm_plugin.small_network import WORKING_SIZE, CountingNetwork
 
 SETTINGS = Settings(working_size=WORKING_SIZE, memory_rule="every:3", colour_space="lin_rec709_scene")
@@ -107,7 +108,7 @@ def test_files_that_are_as_they_were_written_are_not_read_again(
         read.append(path)
         return read_matte(path, frame=frame)
 
-    monkeypatch.setattr(export, "read_matte", noted)
+    monkeypatch.setattr(provenance, "read_matte", noted)
     order.run(1004)
     assert not read
     touched = order.folder / "out" / "matte.1006.exr"
@@ -137,15 +138,31 @@ def test_a_correction_writes_only_what_it_changes(order: Order) -> None:
     assert order.network.calls["read and decode"] == 3
 
 
-def test_a_key_that_is_no_longer_given_is_forgotten(order: Order) -> None:
-    order.run(1001)
-    before = order.files()
+def test_a_key_that_is_not_given_again_is_kept_and_named(order: Order) -> None:
     order.run(1001, 1008)
-    assert order.files() != before
-    order.run(1001)
-    assert {name: data for name, data in order.files().items() if "1001" not in name} == {
-        name: data for name, data in before.items() if "1001" not in name
-    }
+    before = order.files()
+    heard: list[Event] = []
+    summary = order.run(1001, on_event=heard.append)
+    assert order.files() == before
+    told = [one.text for one in heard if isinstance(one, Notice)]
+    assert any("The key on 1008, not given here, is kept" in text for text in told), told
+    with Shot.open(summary.shot, network=order.network.factory) as shot:
+        shot.remove_key(1008)
+    heard.clear()
+    order.run(1001, on_event=heard.append)
+    assert order.files() != before and not any(isinstance(one, Notice) for one in heard)
+
+
+def test_an_object_that_is_not_given_again_on_its_key_is_kept_and_named(order: Order) -> None:
+    summary = order.run(1001)
+    with Shot.open(summary.shot, network=order.network.factory) as shot:
+        hand = np.zeros((54, 70), np.float32)
+        hand[10:40, 40:60] = 1
+        key = shot.add_key(1001, {"hand": hand}, replace_all=False)
+        assert key.kept == ("object1",)
+    heard: list[Event] = []
+    order.run(1001, on_event=heard.append)
+    assert any("keeps its mask of hand" in one.text for one in heard if isinstance(one, Notice))
 
 
 def test_mattes_are_whole_as_soon_as_they_are_final(order: Order) -> None:
@@ -186,7 +203,9 @@ def test_a_range_and_a_direction_limit_what_is_written(order: Order) -> None:
 
 def test_the_shot_is_kept_beside_the_mattes_or_where_it_is_told(order: Order, tmp_path: Path) -> None:
     assert order.run(1004).shot == tmp_path / "out" / "matte.stmshot"
-    other = order.run(1004, shot_folder=tmp_path / "elsewhere")
+    with pytest.raises(MatteError, match="belong to another shot"):
+        order.run(1004, shot_folder=tmp_path / "elsewhere")
+    other = order.run(1004, shot_folder=tmp_path / "elsewhere", overwrite=True)
     assert other.shot == tmp_path / "elsewhere.stmshot"
     assert default_shot_folder(tmp_path / "beauty_v003.%04d.exr").name == "beauty_v003.stmshot"
 
