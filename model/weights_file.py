@@ -13,15 +13,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from model.network.config import network_config
-from model.network.stm import SpaceTimeMemoryNetwork
+
+if TYPE_CHECKING:  # manifests are read without waiting for torch
+    from torch import Tensor
+
+    from model.network.stm import SpaceTimeMemoryNetwork
 
 SHIPPED = Path(__file__).parent / "weights"
 """Folder of the weights that come with the project."""
@@ -65,9 +66,26 @@ class Manifest:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Manifest:
         """The inverse of `to_dict`; unknown names are left out, so that older programs read newer
-        manifests."""
+        manifests.
+
+        Raises:
+            ValueError: if a field is missing or is of another kind.
+        """
+        if not isinstance(values, Mapping):
+            raise ValueError(f"it is a {type(values).__name__}, not an object with fields")
+        for name in ("name", "architecture", "licence", "recipe", "sha256"):
+            value = values.get(name, "" if name in ("recipe", "sha256") else None)
+            if not isinstance(value, str):
+                raise ValueError(f"the field {name} is {'missing' if value is None else 'not a text'}")
+        data, scores = values.get("data", ()), values.get("scores", {})
+        if not isinstance(data, list | tuple) or not all(isinstance(one, str) for one in data):
+            raise ValueError("the field data is not a list of texts")
+        if not isinstance(scores, Mapping) or not all(
+            isinstance(one, int | float) and not isinstance(one, bool) for one in scores.values()
+        ):
+            raise ValueError("the field scores is not numbers by name")
         known = {k: v for k, v in values.items() if k in cls.__dataclass_fields__}
-        return cls(**{**known, "data": tuple(known.get("data", ()))})
+        return cls(**{**known, "data": tuple(data)})
 
 
 class WeightsFileError(ValueError):
@@ -103,6 +121,8 @@ def load_network(name: str | Path = DEFAULT_WEIGHTS) -> tuple[SpaceTimeMemoryNet
         WeightsFileError: if the file is not there, is damaged, is not a weights file, or does not fit its
             architecture.
     """
+    from model.network.stm import SpaceTimeMemoryNetwork
+
     path = find_weights(name)
     if path.suffix in (".pth", ".pt"):
         state, manifest = read_published(path)
@@ -111,11 +131,21 @@ def load_network(name: str | Path = DEFAULT_WEIGHTS) -> tuple[SpaceTimeMemoryNet
     try:
         network = SpaceTimeMemoryNetwork(network_config(manifest.architecture))
     except ValueError as error:
-        raise WeightsFileError(f"{path}: {error}; a newer version may know it") from None
+        raise WeightsFileError(
+            f"{path}: {error}; a newer version of the plug-in may know it: update, or choose other weights"
+        ) from None
+    for tensor_name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise WeightsFileError(
+                f"{path}: the tensor {tensor_name} holds values that are not numbers; get the file again"
+            )
     try:
         network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
     except RuntimeError as error:
-        raise WeightsFileError(f"{path}: does not fit {manifest.architecture}: {error}") from None
+        first = " ".join(str(error).split("\n")[1:2]).strip() or str(error)
+        raise WeightsFileError(
+            f"{path}: does not fit {manifest.architecture} ({first}); get the file again, or export it anew"
+        ) from None
     return network.eval(), manifest
 
 
@@ -169,16 +199,26 @@ def read_published(path: Path) -> tuple[dict[str, Tensor], Manifest]:
     Raises:
         WeightsFileError: if it is not a plain state dict of tensors, or a name is unknown or missing.
     """
+    import torch
+
+    from model.network.stm import SpaceTimeMemoryNetwork
+
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except UnpicklingError:  # its text says how to run the code all the same; that is not passed on
         raise WeightsFileError(
-            f"{path}: cannot be read as plain tensors, and nothing else is read from it "
-            f"(code inside a weights file is never run): {str(error).splitlines()[0]}"
+            f"{path}: holds more than plain tensors, or is not a PyTorch file; "
+            "code inside a weights file is never run. Get the file from its authors again"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        what = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsFileError(
+            f"{path}: cannot be read as plain tensors ({what}); code inside a weights file is never run. "
+            "Get the file from its authors again"
         ) from None
     if isinstance(loaded, dict) and "state_dict" in loaded:
         loaded = loaded["state_dict"]
-    if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
+    if not isinstance(loaded, dict) or not all(isinstance(v, torch.Tensor) for v in loaded.values()):
         raise WeightsFileError(f"{path}: is not a state dict of tensors")
     network = SpaceTimeMemoryNetwork(network_config("stm-r50"))
     expected = network.state_dict()
@@ -244,19 +284,32 @@ def from_published_name(name: str) -> str:
 
 
 def _save_state(state: dict[str, Tensor], manifest: Manifest, path: Path) -> None:
+    from safetensors.torch import save_file
+
     stated = {k: v for k, v in manifest.to_dict().items() if k != "sha256"}
     save_file(state, path, metadata={"manifest": json.dumps(stated)})
 
 
 def _read_safetensors_manifest(path: Path) -> Manifest:
     try:
-        with safe_open(path, framework="pt") as stream:
+        with safe_open(path, framework="np") as stream:
             metadata = stream.metadata() or {}
+        sha256 = _sha256(path)
     except (SafetensorError, OSError) as error:
-        raise WeightsFileError(f"{path}: is damaged, or is not a safetensors file: {error}") from None
+        raise WeightsFileError(
+            f"{path}: is damaged, or is not a safetensors file ({error}); get the file again"
+        ) from None
     if "manifest" not in metadata:
-        raise WeightsFileError(f"{path}: carries no manifest, so its architecture and licence are unknown")
-    return replace(Manifest.from_dict(json.loads(metadata["manifest"])), sha256=_sha256(path))
+        raise WeightsFileError(
+            f"{path}: carries no manifest, so its architecture and licence are unknown; "
+            "export it with `stm weights export`"
+        )
+    try:
+        return replace(Manifest.from_dict(json.loads(metadata["manifest"])), sha256=sha256)
+    except ValueError as error:
+        raise WeightsFileError(
+            f"{path}: its manifest cannot be used ({error}); get the file again"
+        ) from None
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Manifest]:

@@ -31,6 +31,11 @@ Part = Literal["picture", "memory", "finish", "export", "identity", "machine"]
 KeysInMemory = Literal["own", "span", "all"]
 Precision = Literal["float32", "bfloat16", "float16"]
 Device = Literal["auto", "cuda", "mps", "cpu"]
+MaskMode = Literal["auto", "soft", "labels", "layers"]
+"""How a mask file is understood (`stm_plugin.images.mask`)."""
+
+DEFAULT_ADAPT_SECONDS = 900.0
+"""Adapting ends after this time at the latest, with what it has learnt by then."""
 
 MAX_OBJECTS = 16
 """Objects of one shot; soft aggregation and the memory are sized for it."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
+from typing import TYPE_CHECKING, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.float32]
-PixelArray = npt.NDArray[np.float32] | npt.NDArray[np.float16]
+FloatArray: TypeAlias = "npt.NDArray[np.float32]"
+PixelArray: TypeAlias = "npt.NDArray[np.float32] | npt.NDArray[np.float16]"
 """Plate pixels as they are stored."""
 
 
@@ -67,6 +69,8 @@ def place(pixels: PixelArray, window: Window, canvas: Window, fill: float = 0.0)
 
     What lies outside the canvas is dropped.
     """
+    import numpy as np  # here: the command line needs a window's values and must not wait for numpy
+
     if pixels.shape[:2] != (window.height, window.width):
         raise ValueError(f"pixels {pixels.shape} do not fill the window {window}")
     result = np.full((canvas.height, canvas.width, *pixels.shape[2:]), fill, dtype=np.float32)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -43,19 +43,16 @@ from model.evaluation.metrics import (
     region_similarity,
     statistics,
 )
+from model.evaluation.protocol import WORKING_SHORT_SIDE as WORKING_SHORT_SIDE
+from model.evaluation.protocol import EvaluationProtocol as EvaluationProtocol
 from model.inference.fast_network import FastNetwork, Query
 from model.network.memory import DEFAULT_CAPACITY, MemoryBank, MemoryEntry, MemoryRule
 from model.network.stm import soft_aggregate
-
-EvaluationProtocol = Literal["davis", "youtube-vos"]
 
 SCORE_COLUMNS = ("J&F", "J mean", "J recall", "J decay", "F mean", "F recall", "F decay")
 
 Progress = Callable[[str, int, int], None]
 """Called with (sequence, frames done, frames in all) after every frame of a run."""
-
-WORKING_SHORT_SIDE = 480
-"""Short side at which the network sees a picture (paper section 4: 480p)."""
 
 
 @dataclass(frozen=True)

@@ -30,13 +30,12 @@ from model.evaluation.evaluate import (
     write_table,
 )
 from model.evaluation.plots import line_chart
+from model.evaluation.protocol import TABLE_5_RULES as TABLE_5_RULES
 from model.inference.fast_network import FastNetwork
 from model.network.memory import MemoryRule
 
 TABLE_FILE = "table.csv"
 CURVE_FILES = ("sorted_j.csv", "sorted_j.png")
-
-TABLE_5_RULES = ("first", "previous", "first+previous", "every:5")
 
 
 def category_groups(meta: Path, training_meta: Path) -> dict[tuple[str, int], str]:

@@ -9,14 +9,14 @@ order.
 from __future__ import annotations
 
 import copy
+import sys
 import threading
 from collections.abc import Sequence
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.resnet import Bottleneck
 
 from model.inference.prediction import ObjectLogit
 from model.inference.winograd import WinogradConv2d, gains
@@ -38,6 +38,9 @@ from model.network.trunks import (
     Trunk,
     TrunkFeatures,
 )
+
+if TYPE_CHECKING:
+    from torchvision.models.resnet import Bottleneck
 
 Activation = Literal["relu", "relu6"]
 
@@ -65,7 +68,7 @@ def fuse_blocks(module: nn.Module) -> None:
     from it, and the remaining convolutions that `model.inference.winograd` makes faster."""
     for name, child in module.named_children():
         fused_child: nn.Module | None = None
-        if isinstance(child, Bottleneck):
+        if _is_bottleneck(child):
             # Behind the first block of a stage nobody else sees what comes in.
             owns_input = isinstance(module, nn.Sequential) and child is not module[0]
             fused_child = FusedBottleneck(child, owns_input=owns_input)
@@ -191,6 +194,12 @@ def join_inputs(convs: Sequence[nn.Conv2d]) -> nn.Conv2d:
 
 def _bias(conv: nn.Conv2d) -> Tensor:
     return conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias
+
+
+def _is_bottleneck(module: nn.Module) -> TypeGuard[Bottleneck]:
+    """Whether it is a block of torchvision's ResNet-50. A network with such blocks has loaded torchvision."""
+    resnet = sys.modules.get("torchvision.models.resnet")
+    return resnet is not None and isinstance(module, resnet.Bottleneck)
 
 
 class FusedBottleneck(nn.Module):

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -64,6 +63,8 @@ class ResNet50Trunk(Trunk):
 
     def __init__(self) -> None:
         super().__init__()
+        import torchvision  # here: `stm-lite` does not need it, and loading it costs more than loading torch
+
         resnet = torchvision.models.resnet50(weights=None)
         self.conv1 = resnet.conv1
         self.bn1 = resnet.bn1

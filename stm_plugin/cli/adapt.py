@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from model.training.adapt import AdaptStep
 from stm_plugin.cli.console import output, progress_bar
-from stm_plugin.propagation.adaptation import DEFAULT_SECONDS, default_options
-from stm_plugin.propagation.memory_forecast import AdaptationForecast
-from stm_plugin.shot.shot import Shot
-from stm_plugin.store.description import AdaptationRecord
-from stm_plugin.store.store import with_suffix
+from stm_plugin.settings import DEFAULT_ADAPT_SECONDS
+
+if TYPE_CHECKING:  # what computes is imported where it is called: help and completion must not wait for it
+    from model.training.adapt import AdaptStep
+    from stm_plugin.propagation.memory_forecast import AdaptationForecast
+    from stm_plugin.store.description import AdaptationRecord
 
 
 def adapt(
@@ -25,7 +25,7 @@ def adapt(
     seed: Annotated[int, typer.Option(min=0, help="The same seed and keys give the same weights.")] = 0,
     seconds: Annotated[
         float, typer.Option(min=1, help="Stop after this time at the latest.")
-    ] = DEFAULT_SECONDS,
+    ] = DEFAULT_ADAPT_SECONDS,
     wait: Annotated[
         float, typer.Option(help="Seconds to wait for another process that holds the shot.")
     ] = 0.0,
@@ -34,6 +34,10 @@ def adapt(
 
     `stm shot set SHOT adapt=false` goes back to the weights as they are, and `adapt=true` here again.
     """
+    from stm_plugin.propagation.adaptation import default_options
+    from stm_plugin.shot.shot import Shot
+    from stm_plugin.store.store import with_suffix
+
     with Shot.open(with_suffix(shot)) as opened:
         options = default_options(opened.settings)
         options = replace(options, seed=seed, steps=steps or options.steps)

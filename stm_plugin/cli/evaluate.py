@@ -5,41 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer.core import TyperGroup
 
-from model.data.davis import VideoSequence, find_sequences, read_split
-from model.evaluation.evaluate import (
-    WORKING_SHORT_SIDE,
-    Evaluation,
-    EvaluationProtocol,
-    NetworkSegmenter,
-    Progress,
-    evaluate_network,
-    evaluate_results,
-    submission_frames,
-    write_submission,
-)
-from model.evaluation.read_picture import Point, capture, draw, read_from, write_reading
-from model.evaluation.tables import (
-    CURVE_FILES,
-    TABLE_5_RULES,
-    TABLE_FILE,
-    Comparison,
-    by_group,
-    category_groups,
-    compare_memory_rules,
-    compare_weights,
-    overall_of_groups,
-    row_folder,
-)
-from model.inference.fast_network import FastNetwork, Precision
-from model.network.memory import MemoryRule
-from model.weights_file import DEFAULT_WEIGHTS, load_network
+from model.evaluation.protocol import TABLE_5_RULES, WORKING_SHORT_SIDE, EvaluationProtocol
+from model.weights_file import DEFAULT_WEIGHTS
 from stm_plugin.cli.console import errors, output, progress_bar
-from stm_plugin.propagation.memory_forecast import pick_device
+from stm_plugin.settings import Precision
+
+if TYPE_CHECKING:  # what measures is imported where it is called: help and completion must not wait for it
+    from model.data.davis import VideoSequence
+    from model.evaluation.evaluate import Evaluation, NetworkSegmenter, Progress
+    from model.evaluation.read_picture import Point
+    from model.evaluation.tables import Comparison
+    from model.inference.fast_network import FastNetwork
 
 DEFAULT_COMMAND = "scores"
 
@@ -127,6 +108,9 @@ def scores(
 
     Tables 2 and 3 of the paper, on DAVIS-2016 and 2017.
     """
+    from model.evaluation.evaluate import NetworkSegmenter
+    from model.network.memory import MemoryRule
+
     found = _find(folder, sequences, split)
     if backward:
         found = [sequence.backward for sequence in found]
@@ -160,6 +144,8 @@ def submission(
 
     YouTube-VOS validation, DAVIS-2017 test.
     """
+    from model.evaluation.evaluate import submission_frames, write_submission
+
     found = _find(folder, sequences, split)
     frames = submission_frames(meta) if meta else None
     segmenter = _segmenter(weights, device, precision, rule, short_side)
@@ -186,6 +172,14 @@ def table1(
     device: Device = "auto",
 ) -> None:
     """YouTube-VOS: J and F of seen and unseen categories, and the mean of the four."""
+    from model.evaluation.tables import (
+        TABLE_FILE,
+        Comparison,
+        by_group,
+        category_groups,
+        overall_of_groups,
+    )
+
     groups = category_groups(meta, training_meta)
     found = _find(folder, sequences, split)
     segmenter = None if results else _segmenter(weights, device, precision, rule, short_side)
@@ -218,6 +212,8 @@ def table4(
     shrink_guard: ShrinkLimit = None,
 ) -> None:
     """Several weights on one data set: pre-training only, main training only, full, cross."""
+    from model.evaluation.tables import compare_weights
+
     named = dict(_named(text) for text in weights)
     found = _find(folder, sequences, split)
     engines = {
@@ -248,6 +244,8 @@ def table5(
     shrink_guard: ShrinkLimit = None,
 ) -> None:
     """Memory rules, with J, F and time per frame: first, previous, both, every fifth frame."""
+    from model.evaluation.tables import compare_memory_rules
+
     found = _find(folder, sequences, split)
     with _progress() as progress:
         comparison = compare_memory_rules(
@@ -285,6 +283,9 @@ def figure5(
 
     One block for the whole object, and one for each point.
     """
+    from model.data.davis import find_sequences
+    from model.evaluation.read_picture import capture, draw, read_from, write_reading
+
     chosen = [_point(text) for text in points or ()]
     video = find_sequences(folder, [sequence] if sequence else [])[0]
     name = video.frames[len(video.frames) // 2] if frame is None else _frame_name(video, frame)
@@ -316,6 +317,8 @@ def figure7(
     device: Device = "auto",
 ) -> None:
     """J of all frames, sorted, for several memory rules (or whatever table4 or table5 compared)."""
+    from model.evaluation.tables import TABLE_FILE, Comparison
+
     if (folder / TABLE_FILE).is_file():
         comparison = Comparison.read(folder).only(rules or ())
         _say_written(comparison.write_curves(out))
@@ -324,6 +327,8 @@ def figure7(
 
 
 def _find(folder: Path, names: Sequence[str] | None, split: Path | None) -> list[VideoSequence]:
+    from model.data.davis import find_sequences, read_split
+
     return find_sequences(folder, [*(names or ()), *(read_split(split) if split else ())])
 
 
@@ -335,6 +340,10 @@ def _engine(
     key_weight: float | None = None,
     shrink_guard: float | None = None,
 ) -> FastNetwork:
+    from model.inference.fast_network import FastNetwork
+    from model.weights_file import load_network
+    from stm_plugin.propagation.memory_forecast import pick_device
+
     network, manifest = load_network(weights)
     errors.print(f"{manifest.name} ({manifest.architecture}); licence: {manifest.licence}", highlight=False)
     return FastNetwork(
@@ -354,6 +363,9 @@ def _segmenter(
     rule: str,
     short_side: int,
 ) -> NetworkSegmenter:
+    from model.evaluation.evaluate import NetworkSegmenter
+    from model.network.memory import MemoryRule
+
     return NetworkSegmenter(_engine(weights, device, precision), MemoryRule.parse(rule), short_side)
 
 
@@ -365,6 +377,8 @@ def _measure(
     out: Path | None,
 ) -> Evaluation:
     """Scores of a network, or of results that are there already."""
+    from model.evaluation.evaluate import evaluate_network, evaluate_results
+
     if segmenter is None:
         assert results is not None
         return evaluate_results(found, results, protocol)
@@ -387,6 +401,8 @@ def _progress() -> Iterator[Progress]:
 
 
 def _show(comparison: Comparison, out: Path | None) -> None:
+    from model.evaluation.tables import CURVE_FILES, TABLE_FILE, row_folder
+
     output.print(comparison.table(), highlight=False)
     if out is not None:
         names = ", ".join(

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
+import importlib.util
+import os
 import platform
+import runpy
+import sys
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from rich.table import Table
 
 from stm_plugin.cli.adapt import describe_adaptation
 from stm_plugin.cli.console import output
 from stm_plugin.cli.weights import weights_table
-from stm_plugin.images.colour import load_config
-from stm_plugin.propagation.memory_forecast import pick_device
-from stm_plugin.store.store import ShotStore
 
 _PACKAGES = (
     "stm-nuke",
@@ -35,6 +36,8 @@ def info(
     spaces: Annotated[bool, typer.Option("--spaces", help="List the colour spaces too.")] = False,
 ) -> None:
     """Device, versions, weights with their licences, and the OCIO config."""
+    from stm_plugin.images.colour import load_config
+
     table = Table.grid(padding=(0, 2))
     table.add_row("device", _device())
     table.add_row("python", f"{platform.python_version()} on {platform.platform()}")
@@ -45,6 +48,8 @@ def info(
     output.print(table, highlight=False)
     output.print(weights_table())
     if shot is not None:
+        from stm_plugin.store.store import ShotStore
+
         description = ShotStore.open(shot).description()
         record, used = description.adaptation, description.settings.adapt
         said = "not adapted" if record is None else describe_adaptation(record)
@@ -55,10 +60,34 @@ def info(
 
 
 def _device() -> str:
+    """The device that a run takes. Torch, which loads slowly, is asked only where there may be a GPU."""
+    if not _may_have_gpu():
+        return f"cpu ({len(os.sched_getaffinity(0)) if sys.platform == 'linux' else os.cpu_count()} threads)"
+    import torch
+
+    from stm_plugin.propagation.memory_forecast import pick_device
+
     device = pick_device()
     if device == "cuda":
         return f"cuda ({torch.cuda.get_device_name()}, {torch.cuda.mem_get_info()[1] >> 30} GiB)"
     return f"{device} ({torch.get_num_threads()} threads)" if device == "cpu" else device
+
+
+def _may_have_gpu() -> bool:
+    """Whether torch could find a GPU: a Mac, or a build with CUDA on a system with NVIDIA's driver."""
+    if sys.platform == "darwin":
+        return True
+    found = importlib.util.find_spec("torch")
+    if found is None or found.origin is None:
+        return False
+    build = runpy.run_path(str(Path(found.origin).with_name("version.py")))
+    if build.get("cuda") is None:
+        return build.get("hip") is not None
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def _version(package: str) -> str:

@@ -7,7 +7,6 @@ import sys
 
 import typer
 
-from model.weights_file import WeightsFileError
 from stm_plugin.cli import adapt, doctor, evaluate, host, info, propagate, serve, shot, train, weights
 from stm_plugin.cli.console import errors
 from stm_plugin.errors import StmError
@@ -19,7 +18,6 @@ app = typer.Typer(
     help="From one roto key to a matte channel for the whole shot, by space-time memory.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 app.command("propagate")(propagate.propagate)
 app.add_typer(shot.app, name="shot")
@@ -39,6 +37,6 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
-    except (StmError, WeightsFileError, FileNotFoundError, PermissionError, ValueError) as error:
+    except (StmError, FileNotFoundError, PermissionError, ValueError) as error:
         errors.print(f"Error: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(getattr(error, "exit_code", EXIT_ERROR))

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from model.inference.fast_network import Precision
 from stm_plugin.cli.console import errors, output, progress_bar
-from stm_plugin.cli.overlay import write_overlays
 from stm_plugin.errors import KeyframeError, SettingsError
-from stm_plugin.images.mask import MaskMode
 from stm_plugin.planning.values import Directions
 from stm_plugin.propagation.events import DamageFound, Event, Notice, PlanMade, PlateChanged
 from stm_plugin.propagation.events import Progress as StepDone
-from stm_plugin.settings import FinishSettings, KeysInMemory, Settings
-from stm_plugin.shot.propagate import Summary
-from stm_plugin.shot.propagate import propagate as run
+from stm_plugin.settings import FinishSettings, KeysInMemory, MaskMode, Precision, Settings
 from stm_plugin.windows import Window
+
+if TYPE_CHECKING:  # what computes is imported where it is called: help and completion must not wait for it
+    from stm_plugin.shot.propagate import Summary
 
 _KEY = re.compile(r"(-?\d+)=(.+)")
 _RANGE = re.compile(r"(-?\d+)-(-?\d+)|(-?\d+)")
@@ -76,6 +74,9 @@ def propagate(
     ] = None,
 ) -> None:
     """Propagate the masks of keys through a plate and write a matte for every frame."""
+    from stm_plugin.cli.overlay import write_overlays
+    from stm_plugin.shot.propagate import propagate as run
+
     settings = Settings(
         memory_rule=memory,
         memory_cap=memory_cap,

@@ -7,8 +7,7 @@ from typing import Annotated
 import typer
 
 from stm_plugin.cli.console import errors
-from stm_plugin.server import DEFAULT_IDLE_SECONDS, EngineRunningError, ServeOptions
-from stm_plugin.server import serve as run
+from stm_plugin.server.options import DEFAULT_IDLE_SECONDS, ServeOptions
 
 
 def serve(
@@ -19,6 +18,9 @@ def serve(
     log: Annotated[bool, typer.Option("--log/--foreground", help="Log to a file or to the terminal.")] = True,
 ) -> None:
     """Serve hosts (Nuke, OpenFX) on this machine, for this user only. One engine per user."""
+    from stm_plugin.server.main import serve as run
+    from stm_plugin.server.runtime import EngineRunningError
+
     try:
         run(ServeOptions(idle, parent, to_log=log))
     except EngineRunningError as running:

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from stm_plugin.cli.adapt import describe_adaptation
 from stm_plugin.cli.console import output, progress_bar
-from stm_plugin.cli.overlay import write_overlays
 from stm_plugin.cli.propagate import EventPrinter, parse_range
-from stm_plugin.images.mask import MaskMode
 from stm_plugin.planning.values import Directions, Request, State
 from stm_plugin.propagation.events import Event, FrameFinished
-from stm_plugin.settings import Settings
-from stm_plugin.shot.export import MatteWriter
-from stm_plugin.shot.shot import Shot, ShotStatus
-from stm_plugin.store.description import PlateDescription
-from stm_plugin.store.store import with_suffix
+from stm_plugin.settings import MaskMode, Settings
+
+if TYPE_CHECKING:  # what computes is imported where it is called: help and completion must not wait for it
+    from stm_plugin.shot.shot import Shot, ShotStatus
 
 app = typer.Typer(help="Work on a shot: keys, corrections, cached memory.", no_args_is_help=True)
 key_app = typer.Typer(help="Add and remove keys.", no_args_is_help=True)
@@ -40,6 +37,10 @@ def new(
     setting: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE; repeatable.")] = None,
 ) -> None:
     """Make a shot store for a plate."""
+    from stm_plugin.shot.shot import Shot
+    from stm_plugin.store.description import PlateDescription
+    from stm_plugin.store.store import with_suffix
+
     text = str(Path(plate).expanduser().absolute())
     description = PlateDescription("files", text, layer=layer, view=view, movie_first_frame=start_frame)
     with Shot.create(with_suffix(shot), description, parse_settings(Settings(), setting or [])) as made:
@@ -59,7 +60,7 @@ def add_key(
     wait: Wait = 0.0,
 ) -> None:
     """Give the masks of one frame."""
-    with Shot.open(with_suffix(shot)) as opened:
+    with _open(shot) as opened:
         key = opened.add_key(
             frame,
             mask,
@@ -78,7 +79,7 @@ def remove_key(
     shot: Folder, frame: Annotated[int, typer.Argument(help="The key's frame.")], wait: Wait = 0.0
 ) -> None:
     """Take a key away."""
-    with Shot.open(with_suffix(shot)) as opened:
+    with _open(shot) as opened:
         opened.remove_key(frame, wait=wait)
         _print_dirty(opened.status())
 
@@ -90,7 +91,7 @@ def set_settings(
     wait: Wait = 0.0,
 ) -> None:
     """Change settings; see what becomes stale."""
-    with Shot.open(with_suffix(shot)) as opened:
+    with _open(shot) as opened:
         opened.set_settings(parse_settings(opened.settings, settings), wait=wait)
         _print_dirty(opened.status())
 
@@ -98,7 +99,7 @@ def set_settings(
 @app.command()
 def status(shot: Folder) -> None:
     """What is done, stale and missing, and why: the plan, before it runs."""
-    with Shot.open(with_suffix(shot)) as opened:
+    with _open(shot) as opened:
         found = opened.status()
         table = Table.grid(padding=(0, 2))
         for key in found.keys:
@@ -129,7 +130,7 @@ def propagate(
 ) -> None:
     """Compute what is not done, and nothing else."""
     first, last = parse_range(frames) or (None, None)
-    with Shot.open(with_suffix(shot)) as opened, EventPrinter() as printer:
+    with _open(shot) as opened, EventPrinter() as printer:
         done = opened.propagate(Request(first, last, direction), on_event=printer, wait=wait)
     output.print(f"{done.computed} computed, {done.reused} kept, {done.seconds:.1f} s", highlight=False)
 
@@ -141,8 +142,10 @@ def export(
     frames: Frames = None,
 ) -> None:
     """Write the mattes of frames that are done."""
+    from stm_plugin.shot.export import MatteWriter
+
     first, last = parse_range(frames) or (None, None)
-    with Shot.open(with_suffix(shot)) as opened, progress_bar() as bar:
+    with _open(shot) as opened, progress_bar() as bar:
         settings = opened.settings
         writer = MatteWriter(out, opened.plate, channel=settings.channel, with_ids=settings.cryptomatte)
         task = bar.add_task("export", total=None)
@@ -165,6 +168,9 @@ def overlay(
     frames: Frames = None,
 ) -> None:
     """Pictures to look at: the matte over the plate, and a contact sheet."""
+    from stm_plugin.cli.overlay import write_overlays
+    from stm_plugin.store.store import with_suffix
+
     for path in write_overlays(with_suffix(shot), out, parse_range(frames)):
         output.print(f"to look at: {path}", highlight=False, soft_wrap=True)
 
@@ -176,9 +182,17 @@ def clean(
     wait: Wait = 0.0,
 ) -> None:
     """Delete what can be computed again."""
-    with Shot.open(with_suffix(shot)) as opened:
+    with _open(shot) as opened:
         freed = opened.clean(results=results, wait=wait)
         output.print(f"freed: {freed}", highlight=False)
+
+
+def _open(folder: Path) -> Shot:
+    """The shot of a folder, with or without its suffix."""
+    from stm_plugin.shot.shot import Shot
+    from stm_plugin.store.store import with_suffix
+
+    return Shot.open(with_suffix(folder))
 
 
 def parse_settings(settings: Settings, texts: list[str]) -> Settings:

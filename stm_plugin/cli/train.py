@@ -5,17 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
-import torch.distributed as dist
 import typer
 
-from model.data.davis import VideoSequence, find_sequences
-from model.training.recipe import Monitor, Stage, held_out_videos, read_config
-from model.training.recipe import train as train_stage
-from model.training.trainer import Losses, Trainer, TrainingConfig, continued_config
 from stm_plugin.cli.console import errors, progress_bar
+
+if TYPE_CHECKING:  # what trains is imported where it is called: help and completion must not wait for it
+    from model.data.davis import VideoSequence
+    from model.training.recipe import Stage
+    from model.training.trainer import Losses, Trainer, TrainingConfig
 
 app = typer.Typer(help="Train weights of your own (paper section 3.5).", no_args_is_help=True)
 
@@ -64,6 +63,8 @@ def stills(
     evaluate_on: EvaluateOn = None,
 ) -> None:
     """First stage: synthetic clips from stills."""
+    from model.training.recipe import read_config
+
     given = read_config("stills", config, stills=stills, still_weights=still_weight, start=start, steps=steps)
     _run("stills", run, given, device, workers, evaluate_every, evaluate_on)
 
@@ -84,6 +85,8 @@ def video(
     evaluate_on: EvaluateOn = None,
 ) -> None:
     """Second stage: real videos, with stills mixed in where they are given."""
+    from model.training.recipe import read_config
+
     given = read_config(
         "video",
         config,
@@ -107,6 +110,14 @@ def _run(
     evaluate_every: int,
     evaluate_on: Path | None,
 ) -> None:
+    import torch
+    import torch.distributed as dist
+
+    from model.data.davis import find_sequences
+    from model.training.recipe import Monitor, held_out_videos
+    from model.training.recipe import train as train_stage
+    from model.training.trainer import continued_config
+
     if "LOCAL_RANK" in os.environ:  # under torchrun
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
         if device == "cuda":

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from model.training.recipe import export as export_run
 from model.weights_file import Manifest, convert_published, read_manifest, shipped_weights
 from stm_plugin.cli.console import output
 
@@ -41,6 +40,8 @@ def export(
     recipe: Annotated[str, typer.Option(help="How they were trained, in words.")] = "",
 ) -> None:
     """Write the averaged weights of a training run as a weights file (fp16)."""
+    from model.training.recipe import export as export_run
+
     stated = Manifest(name=name, architecture="", licence=licence, data=tuple(data), recipe=recipe)
     manifest = export_run(run, stated, out)
     output.print(f"{out}: {manifest.architecture}, sha256 {manifest.sha256}")

@@ -23,7 +23,6 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -40,11 +39,11 @@ from stm_plugin.images.picture_file import (
     window_pair,
 )
 from stm_plugin.images.plate import PlateFrame
+from stm_plugin.settings import MaskMode as MaskMode
 from stm_plugin.windows import FloatArray, Window, place
 
 _FILE_HINT = "Give the picture of one frame: EXR, PNG, TIFF or another kind that Nuke writes."
 
-MaskMode = Literal["auto", "soft", "labels", "layers"]
 
 MAX_LABEL = 63
 """The largest value of a grey label image: see rule 3."""

@@ -30,9 +30,6 @@ from stm_plugin.propagation.memory_forecast import device_errors
 from stm_plugin.settings import Settings
 from stm_plugin.store.description import AdaptationRecord
 
-DEFAULT_SECONDS = 900.0
-"""Adapting ends after this time at the latest, with what it has learnt by then."""
-
 _WITHOUT = "or go on without: `stm shot set SHOT adapt=false`."
 _AGAIN = f"Run `stm adapt` again, {_WITHOUT}"
 

@@ -8,7 +8,9 @@ import os
 import sys
 
 from stm_plugin.errors import StmError
-from stm_plugin.server import DEFAULT_IDLE_SECONDS, EngineRunningError, ServeOptions, serve
+from stm_plugin.server.main import serve
+from stm_plugin.server.options import DEFAULT_IDLE_SECONDS, ServeOptions
+from stm_plugin.server.runtime import EngineRunningError
 
 
 def main(arguments: list[str] | None = None) -> int:

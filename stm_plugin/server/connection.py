@@ -187,6 +187,7 @@ class Connection:
             },
         }
         await self._send(Message(Kind.REPLY, prefix.request_id, answer))
+        self._service.begin_loading()  # behind the answer: a host must not wait for torch to know its engine
         return True
 
     # ---- carrying out

@@ -11,7 +11,6 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Final
@@ -19,6 +18,7 @@ from typing import Final
 from stm_plugin.server.backend import Backend
 from stm_plugin.server.connection import ByteBudget, Connection
 from stm_plugin.server.mapped import MapFolder
+from stm_plugin.server.options import ServeOptions
 from stm_plugin.server.runtime import (
     ENDPOINT_NAME,
     LOG_NAME,
@@ -39,37 +39,19 @@ from stm_plugin.server.service import Service
 
 log = logging.getLogger("stm.server")
 
-DEFAULT_IDLE_SECONDS: Final = 900.0
-DEFAULT_REST_SECONDS: Final = 5.0
-"""Longer than a pause between two frames; what was given back is had again in a fraction of it."""
 MAX_CONNECTIONS: Final = 64
 _WATCH_SECONDS: Final = 0.5
+_LOAD_SECONDS: Final = 2.0
+"""The engine itself is loaded with the first hello; where none comes, after this time, to be ready for it."""
 _TIDY_SECONDS: Final = 30.0
 _STREAM_LIMIT: Final = 1 << 18
-
-
-@dataclass(frozen=True)
-class ServeOptions:
-    """How an engine process is to live.
-
-    Attributes:
-        idle_seconds: it ends after this time without a client or a job.
-        rest_seconds: it gives memory back that is only kept for speed after this time without work.
-        parent: the process that it is to die with, or None.
-        to_log: whether messages go into the log file instead of to standard error.
-    """
-
-    idle_seconds: float = DEFAULT_IDLE_SECONDS
-    parent: int | None = None
-    to_log: bool = True
-    rest_seconds: float = DEFAULT_REST_SECONDS
 
 
 def serve(options: ServeOptions, load_backend: Callable[[], Backend] | None = None) -> None:
     """Be the user's engine until nobody needs it.
 
     Args:
-        load_backend: what loads the engine itself; it runs in a thread while the server already answers.
+        load_backend: what loads the engine itself; it runs in a thread behind the answer of the first hello.
 
     Raises:
         EngineRunningError: there is one already.
@@ -175,10 +157,12 @@ class _Server:
 
     async def _watch(self) -> None:
         """End the engine when nobody needs it; tidy now and then."""
-        needed_at = tidied_at = time.monotonic()
+        started_at = needed_at = tidied_at = time.monotonic()
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
             now = time.monotonic()
+            if now - started_at > _LOAD_SECONDS:
+                self._service.begin_loading()
             clients = self._count_clients()
             if clients or self._service.is_working:
                 needed_at = now

@@ -101,7 +101,8 @@ class Service:
         self.stop = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(WORKER_THREADS, thread_name_prefix="request")
-        self._loading = self._loop.run_in_executor(self._threads, load_backend)
+        self._load_backend = load_backend
+        self._loading: asyncio.Future[Backend] | None = None
         self._shots: dict[str, SharedShot] = {}
         self._opening: dict[Path, asyncio.Lock] = {}
         self._jobs: dict[str, Job] = {}
@@ -123,6 +124,12 @@ class Service:
     def worked_at(self) -> float | None:
         """When pixels or a whole shot were last in hand, by the monotonic clock; None since the last rest."""
         return time.monotonic() if self.is_working else self._worked_at
+
+    def begin_loading(self) -> asyncio.Future[Backend]:
+        """Load the engine itself in a thread, unless that has begun: it takes seconds."""
+        if self._loading is None:
+            self._loading = self._loop.run_in_executor(self._threads, self._load_backend)
+        return self._loading
 
     async def rest(self) -> None:
         """Give back memory that is only kept for speed."""
@@ -249,7 +256,7 @@ class Service:
 
     async def _backend(self) -> Backend:
         """The engine itself, once it is loaded."""
-        return await asyncio.shield(self._loading)
+        return await asyncio.shield(self.begin_loading())
 
     # ---- shots
 

@@ -55,7 +55,7 @@ from stm_plugin.propagation.networks import base_network, weights_manifest
 from stm_plugin.propagation.propagation import FinishedFrame as FinishedFrame
 from stm_plugin.propagation.propagation import NetworkFactory as NetworkFactory
 from stm_plugin.propagation.propagation import Propagation, not_done
-from stm_plugin.settings import Settings
+from stm_plugin.settings import DEFAULT_ADAPT_SECONDS, Settings
 from stm_plugin.shot.export import MatteWriter
 from stm_plugin.shot.inputs import inputs_of, note_source
 from stm_plugin.shot.opening import frames_hint, masks_of_arrays, masks_of_file, open_plate
@@ -481,7 +481,7 @@ class Shot:
         self,
         options: AdaptOptions | None = None,
         *,
-        seconds: float = adapting.DEFAULT_SECONDS,
+        seconds: float = DEFAULT_ADAPT_SECONDS,
         on_forecast: Callable[[AdaptationForecast], None] = lambda forecast: None,
         on_step: Callable[[AdaptStep], None] = lambda step: None,
         cancelled: Cancelled = never,

@@ -23,8 +23,13 @@ from stm_nuke.wire import Connection, EngineError, EngineGoneError, Image, Mappe
 
 from stm_plugin import protocol
 from stm_plugin.protocol import Kind
-from stm_plugin.server import EngineRunningError, RuntimeFolderError
-from stm_plugin.server.runtime import Parent, engine_lock, make_private_folder
+from stm_plugin.server.runtime import (
+    EngineRunningError,
+    Parent,
+    RuntimeFolderError,
+    engine_lock,
+    make_private_folder,
+)
 from tests.stm_plugin.server_process import (
     ServerProcess,
     a_server,

@@ -17,7 +17,6 @@ import numpy as np
 
 from stm_plugin.errors import KeyframeError, PropagationCancelled, StmError
 from stm_plugin.protocol import Direction, PlateFiles, PushedGeometry, Range
-from stm_plugin.server import DEFAULT_REST_SECONDS, ServeOptions, serve
 from stm_plugin.server.backend import (
     Cancelled,
     Change,
@@ -35,6 +34,8 @@ from stm_plugin.server.backend import (
     Report,
     ShotState,
 )
+from stm_plugin.server.main import serve
+from stm_plugin.server.options import DEFAULT_REST_SECONDS, ServeOptions
 
 FRAME_SECONDS = 0.02
 

@@ -1,0 +1,27 @@
+"""How an engine process is to live: plain values, which the command line shows without loading the server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+DEFAULT_IDLE_SECONDS: Final = 900.0
+DEFAULT_REST_SECONDS: Final = 5.0
+"""Longer than a pause between two frames; what was given back is had again in a fraction of it."""
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """How an engine process is to live.
+
+    Attributes:
+        idle_seconds: it ends after this time without a client or a job.
+        rest_seconds: it gives memory back that is only kept for speed after this time without work.
+        parent: the process that it is to die with, or None.
+        to_log: whether messages go into the log file instead of to standard error.
+    """
+
+    idle_seconds: float = DEFAULT_IDLE_SECONDS
+    parent: int | None = None
+    to_log: bool = True
+    rest_seconds: float = DEFAULT_REST_SECONDS
