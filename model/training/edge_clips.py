@@ -1,0 +1,492 @@
+"""Clips with exactly known alpha, for the training of the edge refiner (`model.edges`).
+
+A clip is a thing that moves in front of a background: fur and hair, wires, solid shapes with hard edges, shapes
+out of focus (everywhere, or along a part of their outline), shapes behind an open shutter, gauze and smoke.
+Everything is composited in linear light and encoded as sRGB, with grain or without, as JPEG or not. Textures come
+from noise, from patterns, from scikit-image's photographs (CC0 or public domain) and, if given, from a folder of
+pictures. A clip depends on its seed alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+ByteArray = npt.NDArray[np.uint8]
+FloatArray = npt.NDArray[np.float32]
+
+PHOTOGRAPHS = ("astronaut.png", "camera.png", "chelsea.png", "coffee.png", "grass.png", "gravel.png", "retina.jpg")
+"""Of scikit-image: CC0 or public domain, all of them (its README of the data says so)."""
+
+WORKING_SIDE = 256
+"""Side of a clip in working pixels."""
+FRAMES = 5
+"""Frames of a clip; the first is its key."""
+_CANVAS = 768
+"""Side of what is drawn; the plate is reduced from it."""
+_SCALES = (1.0, 1.5, 2.0, 3.0)
+"""Plate pixels per working pixel."""
+_SUB_FRAMES = 24
+
+
+@dataclass(frozen=True, eq=False)
+class EdgeClip:
+    """A clip of F frames and K objects, the first of which is the one to be matted.
+
+    Attributes:
+        plate: (F, H, W, 3), sRGB.
+        alpha: (F, K, H, W), the coverage in 255ths, exact before it is rounded.
+        kind: what is seen, for statistics.
+        scale: plate pixels per working pixel.
+    """
+
+    plate: ByteArray
+    alpha: ByteArray
+    kind: str
+    scale: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """A thing as it is drawn, on the canvas.
+
+    Attributes:
+        alpha: (S, S) in [0, 1].
+        colour: (S, S, 3) in linear light, not multiplied with alpha.
+    """
+
+    alpha: FloatArray
+    colour: FloatArray
+
+
+def make_clip(seed: int, pictures: Sequence[Path] = ()) -> EdgeClip:
+    """One clip.
+
+    Args:
+        pictures: more pictures for textures and backgrounds.
+    """
+    rng = np.random.default_rng(seed)
+    kind = str(rng.choice(list(_KINDS), p=_SHARES))
+    textures = _Textures(rng, pictures)
+    layers = [_KINDS[kind](rng, textures)]
+    if rng.random() < 0.2:  # another object behind it
+        layers.append(_solid(rng, textures))
+    speed = rng.uniform(0, 10) if kind != "motion blur" else rng.uniform(15, 170)
+    blur = kind == "motion blur" or (kind != "defocus" and rng.random() < 0.15)
+    moves = [_Motion(rng, speed if index == 0 else rng.uniform(0, 8)) for index in range(len(layers))]
+    scale = float(rng.choice(_SCALES))
+    side = round(WORKING_SIDE * scale)
+    lens = _Lens(rng, kind)
+    background = _Background(rng, textures, side)
+    camera = _Camera(rng)
+    plates, alphas = [], []
+    for frame in range(FRAMES):
+        seen = background.at(frame)
+        coverage: list[FloatArray] = []
+        for index in reversed(range(len(layers))):
+            samples = _SUB_FRAMES if blur and index == 0 else 1
+            alpha, premultiplied = _exposed(layers[index], moves[index], frame, samples)
+            if index == 0:
+                alpha, premultiplied = lens.through(alpha, premultiplied)
+            alpha, premultiplied = _reduced(alpha, side), _reduced(premultiplied, side)
+            seen = premultiplied + seen * (1 - alpha[..., None])
+            coverage = [alpha, *(one * (1 - alpha) for one in coverage)]
+        plates.append(camera.recorded(seen))
+        alphas.append(np.stack([_as_bytes(one) for one in coverage]))
+    return EdgeClip(np.stack(plates), np.stack(alphas), kind, scale)
+
+
+# ---- things ----------------------------------------------------------------------------------
+
+
+def _fur(rng: np.random.Generator, textures: _Textures) -> _Layer:
+    """A body with strands along its outline: short dense fur to long thin hair."""
+    outline = _outline(rng, rough=0.2)
+    alpha = _filled(outline, soft=rng.uniform(0, 3))
+    length, count = rng.uniform(12, 90), int(rng.uniform(500, 5000))
+    width_small = rng.random() < 0.6
+    shades = 6
+    strands = _strands(rng, outline, count, length)
+    colour = textures.colour()
+    tint = rng.uniform(0.5, 1.6, shades)
+    drawn = np.zeros_like(alpha, dtype=np.uint8)
+    shade = np.full(alpha.shape, 127, np.uint8)
+    strength = int(rng.uniform(90, 255)) if width_small else 255
+    for index in range(shades):
+        some = [one for one in strands[index::shades]]
+        thickness = 1 if width_small or index % 2 else 2
+        cv2.polylines(drawn, some, False, strength, thickness, cv2.LINE_AA, shift=3)
+        cv2.polylines(shade, some, False, int(80 * tint[index]), thickness, cv2.LINE_AA, shift=3)
+    alpha = 1 - (1 - alpha) * (1 - drawn.astype(np.float32) / 255)
+    colour = colour * (shade.astype(np.float32) / 127)[..., None]
+    return _Layer(alpha, colour)
+
+
+def _strands(rng: np.random.Generator, outline: FloatArray, count: int, length: float) -> list[npt.NDArray[np.int32]]:
+    """Curved strands that grow out of an outline (N, 2), as polylines in eighths of a pixel."""
+    place = rng.integers(0, len(outline), count)
+    root = outline[place] + rng.normal(0, 3 + 0.15 * length, (count, 2))
+    along = np.roll(outline, -3, 0)[place] - np.roll(outline, 3, 0)[place]
+    normal = np.stack([along[:, 1], -along[:, 0]], 1) / (np.linalg.norm(along, axis=1, keepdims=True) + 1e-6)
+    patch = np.sin(place / len(outline) * math.tau * rng.integers(2, 9) + rng.uniform(0, 6, 1))  # locks
+    angle = np.arctan2(normal[:, 1], normal[:, 0]) + rng.normal(0, 0.35, count) + 0.5 * patch + rng.normal(0, 0.4)
+    bend = rng.normal(0, 0.5, count) + 0.4 * patch
+    reach = length * rng.uniform(0.3, 1.2, count) * (0.7 + 0.3 * patch)
+    steps = np.linspace(0, 1, 7)
+    headings = angle[:, None] + bend[:, None] * steps * 2
+    points = np.cumsum(
+        np.stack([np.cos(headings), np.sin(headings)], -1) * (reach[:, None, None] / len(steps)), axis=1
+    )
+    lines = root[:, None] + points - points[:, :1]
+    return [np.round(one * 8).astype(np.int32) for one in lines]
+
+
+def _wires(rng: np.random.Generator, textures: _Textures) -> _Layer:
+    """Posts, cables and threads, and now and then a mesh."""
+    drawn = np.zeros((_CANVAS, _CANVAS), np.uint8)
+    for _ in range(int(rng.integers(2, 9))):
+        ends = rng.uniform(-50, _CANVAS + 50, (2, 2))
+        sag = rng.normal(0, 60, 2)
+        t = np.linspace(0, 1, 24)[:, None]
+        line = ends[0] * (1 - t) + ends[1] * t + sag * (4 * t * (1 - t))
+        thickness = int(rng.choice([2, 3, 4, 6, 9, 14, 24]))
+        cv2.polylines(drawn, [np.round(line * 8).astype(np.int32)], False, 255, thickness, cv2.LINE_AA, shift=3)
+    if rng.random() < 0.3:
+        pitch, turn = int(rng.integers(24, 70)), rng.uniform(0, math.pi)
+        mesh = np.zeros_like(drawn)
+        for place in range(-_CANVAS, 2 * _CANVAS, pitch):
+            for angle in (turn, turn + rng.uniform(1.2, 1.6)):
+                c, s = math.cos(angle), math.sin(angle)
+                middle = np.array([_CANVAS / 2 - s * (place - _CANVAS / 2), _CANVAS / 2 + c * (place - _CANVAS / 2)])
+                a, b = middle + 1200 * np.array([c, s]), middle - 1200 * np.array([c, s])
+                line = np.round(np.stack([a, b]) * 8).astype(np.int32)
+                cv2.polylines(mesh, [line], False, 255, int(rng.choice([1, 2, 3])), cv2.LINE_AA, shift=3)
+        inside = _filled(_outline(rng, rough=0.1), soft=0)
+        drawn = np.maximum(drawn, (mesh * inside).astype(np.uint8))
+    return _Layer(drawn.astype(np.float32) / 255, textures.colour())
+
+
+def _solid(rng: np.random.Generator, textures: _Textures) -> _Layer:
+    """A shape with a hard edge: round, angular, or with holes."""
+    alpha = _filled(_outline(rng, rough=rng.choice([0.05, 0.25, 0.5])), soft=rng.uniform(0, 2.0))
+    if rng.random() < 0.35:
+        for _ in range(int(rng.integers(1, 3))):
+            hole = _outline(rng, rough=0.1, size=rng.uniform(20, 70), middle=rng.uniform(250, 520, 2))
+            alpha = alpha * (1 - _filled(hole, soft=1.0))
+    if rng.random() < 0.35:  # a limb
+        limb = np.zeros((_CANVAS, _CANVAS), np.uint8)
+        ends = np.round(rng.uniform(150, 620, (3, 2)) * 8).astype(np.int32)
+        cv2.polylines(limb, [ends], False, 255, int(rng.uniform(10, 60)), cv2.LINE_AA, shift=3)
+        alpha = np.maximum(alpha, limb.astype(np.float32) / 255)
+    return _Layer(alpha, textures.colour())
+
+
+def _half_defocused(rng: np.random.Generator, textures: _Textures) -> _Layer:
+    """A shape whose edge is hard on one side and soft on the other."""
+    layer = _solid(rng, textures)
+    radius = rng.uniform(6, 40)
+    soft = cv2.GaussianBlur(layer.alpha, (0, 0), radius / 2)
+    angle = rng.uniform(0, math.tau)
+    rows, columns = np.mgrid[0:_CANVAS, 0:_CANVAS].astype(np.float32) / _CANVAS - 0.5
+    weight = np.clip(0.5 + 4 * (rows * math.sin(angle) + columns * math.cos(angle)), 0, 1)
+    return _Layer(np.asarray(layer.alpha * (1 - weight) + soft * weight, np.float32), layer.colour)
+
+
+def _gauze(rng: np.random.Generator, textures: _Textures) -> _Layer:
+    """A solid part with something half transparent around it: smoke, or cloth."""
+    core = _filled(_outline(rng, rough=0.2, size=rng.uniform(60, 140)), soft=2.0)
+    cloud = _filled(_outline(rng, rough=0.4), soft=rng.uniform(2, 60))
+    noise = _noise(rng, _CANVAS, rng.uniform(20, 120))
+    veil = cloud * np.clip(rng.uniform(0.2, 0.7) + rng.uniform(0.2, 1.0) * (noise - 0.5), 0, 1)
+    return _Layer(np.asarray(1 - (1 - core) * (1 - veil), np.float32), textures.colour())
+
+
+_Maker = Callable[[np.random.Generator, "_Textures"], _Layer]
+_KINDS: dict[str, _Maker] = {
+    "fur": _fur,
+    "wires": _wires,
+    "solid": _solid,
+    "defocus": _solid,
+    "half defocus": _half_defocused,
+    "motion blur": _solid,
+    "gauze": _gauze,
+}
+_SHARES = (0.36, 0.06, 0.2, 0.14, 0.06, 0.14, 0.04)
+
+
+def _outline(
+    rng: np.random.Generator, rough: float, size: float | None = None, middle: FloatArray | None = None
+) -> FloatArray:
+    """A closed curve (N, 2) on the canvas: a circle bent by a few waves, or a polygon with round corners."""
+    size = rng.uniform(110, 250) if size is None else size
+    middle = rng.uniform(300, 470, 2) if middle is None else middle
+    angles = np.linspace(0, math.tau, 400, endpoint=False)
+    if rng.random() < 0.3:
+        corners = np.sort(rng.uniform(0, math.tau, int(rng.integers(4, 9))))
+        radius = np.interp(angles, corners, rng.uniform(0.5, 1.1, corners.size), period=math.tau)
+    else:
+        radius = np.ones_like(angles)
+        for wave in range(1, 8):
+            radius += rough / wave * rng.normal(0, 0.7) * np.sin(wave * angles + rng.uniform(0, math.tau))
+    radius = np.clip(radius, 0.15, 1.7) * size
+    stretch = rng.uniform(0.6, 1.3)
+    return np.stack([middle[0] + radius * np.cos(angles) * stretch, middle[1] + radius * np.sin(angles)], 1).astype(
+        np.float32
+    )
+
+
+def _filled(outline: FloatArray, soft: float) -> FloatArray:
+    """(S, S): the inside of an outline, with an edge of a Gaussian of `soft` pixels."""
+    drawn = np.zeros((_CANVAS, _CANVAS), np.uint8)
+    cv2.fillPoly(drawn, [np.round(outline * 8).astype(np.int32)], 255, cv2.LINE_AA, shift=3)
+    alpha = drawn.astype(np.float32) / 255
+    return np.asarray(cv2.GaussianBlur(alpha, (0, 0), soft), np.float32) if soft > 0.4 else alpha
+
+
+# ---- how it moves and is photographed ----------------------------------------------------------
+
+
+class _Motion:
+    """Where a thing is at a time: it moves, turns, grows and sways."""
+
+    def __init__(self, rng: np.random.Generator, speed: float) -> None:
+        angle = rng.uniform(0, math.tau)
+        self._velocity = speed * np.array([math.cos(angle), math.sin(angle)])
+        self._turn = rng.normal(0, 0.02) * min(3.0, 0.4 + speed / 12)
+        self._growth = rng.normal(0, 0.008)
+        self._sway, self._phase = rng.uniform(0, 5), rng.uniform(0, math.tau, 2)
+        self._waves = rng.uniform(0.006, 0.025, 2)
+        self._shutter = rng.uniform(0.4, 1.0)
+
+    def times(self, frame: int, samples: int) -> FloatArray:
+        """When the shutter is open, in frames."""
+        return (frame + np.linspace(0, self._shutter, samples, endpoint=False)).astype(np.float32)
+
+    def sources(self, time: float, step: int) -> tuple[FloatArray, FloatArray]:
+        """(S, S) x and y of what is seen at each pixel of the canvas, or of every `step`-th pixel."""
+        t = time - FRAMES / 2
+        c, s = math.cos(self._turn * t), math.sin(self._turn * t)
+        rows, columns = np.mgrid[0:_CANVAS:step, 0:_CANVAS:step].astype(np.float32) + np.float32((step - 1) / 2)
+        half = _CANVAS / 2
+        x, y = columns - np.float32(half + self._velocity[0] * t), rows - np.float32(half + self._velocity[1] * t)
+        grown = np.float32(1 / (1 + self._growth * t))
+        across = (x * c + y * s) * grown + half
+        down = (y * c - x * s) * grown + half
+        if self._sway > 1:
+            across += self._sway * np.sin(down * self._waves[0] + self._phase[0] + 0.9 * t)
+            down += self._sway * np.sin(across * self._waves[1] + self._phase[1] + 1.1 * t)
+        return across.astype(np.float32), down.astype(np.float32)
+
+
+def _exposed(layer: _Layer, motion: _Motion, frame: int, samples: int) -> tuple[FloatArray, FloatArray]:
+    """Alpha (S, S) and premultiplied colour (S, S, 3) of a frame: the mean over the open shutter.
+
+    What is blurred is drawn at half the size.
+    """
+    whole = np.dstack([layer.colour * layer.alpha[..., None], layer.alpha])
+    step = 1 if samples == 1 else 2
+    total = np.zeros((_CANVAS // step, _CANVAS // step, 4), np.float32)
+    source = whole if step == 1 else cv2.resize(whole, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    for time in motion.times(frame, samples):
+        across, down = (np.float32(1 / step) * one - np.float32(0.5 - 0.5 / step) for one in motion.sources(float(time), step))
+        total += cv2.remap(source, across, down, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+    total /= samples
+    if step == 2:
+        total = cv2.resize(total, (_CANVAS, _CANVAS), interpolation=cv2.INTER_LINEAR)
+    return np.clip(total[..., 3], 0, 1), total[..., :3]
+
+
+class _Lens:
+    """Out of focus or not."""
+
+    def __init__(self, rng: np.random.Generator, kind: str) -> None:
+        self._radius = rng.uniform(3, 42) if kind == "defocus" else rng.choice([0, 0, 1.5, 3])
+
+    def through(self, alpha: FloatArray, premultiplied: FloatArray) -> tuple[FloatArray, FloatArray]:
+        if self._radius < 1:
+            return alpha, premultiplied
+        reach = math.ceil(self._radius)
+        rows, columns = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+        disc = np.clip(self._radius + 0.5 - np.hypot(rows, columns), 0, 1).astype(np.float32)
+        disc /= disc.sum()
+        return (
+            np.clip(cv2.filter2D(alpha, -1, disc, borderType=cv2.BORDER_REFLECT), 0, 1).astype(np.float32),
+            np.asarray(cv2.filter2D(premultiplied, -1, disc, borderType=cv2.BORDER_REFLECT), np.float32),
+        )
+
+
+class _Background:
+    """What is behind, at plate size, in linear light: sharp or out of focus, still or moving."""
+
+    def __init__(self, rng: np.random.Generator, textures: _Textures, side: int) -> None:
+        self._side = side
+        picture = textures.picture(side + 64)
+        if rng.random() < 0.45:
+            picture = np.asarray(cv2.GaussianBlur(picture, (0, 0), rng.uniform(1, 12)), np.float32)
+        self._picture = picture * np.float32(rng.uniform(0.4, 1.4))
+        self._start, self._speed = rng.uniform(20, 44, 2), rng.uniform(-4, 4, 2) * (rng.random() < 0.6)
+
+    def at(self, frame: int) -> FloatArray:
+        """(H, W, 3)."""
+        x, y = self._start + self._speed * frame
+        matrix = np.array([[1, 0, x], [0, 1, y]], np.float64)
+        moved = cv2.warpAffine(
+            self._picture, matrix, (self._side, self._side), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        )
+        return np.asarray(moved, np.float32)
+
+
+class _Camera:
+    """Grain, encoding, JPEG."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self._rng = rng
+        self._grain = rng.choice([0, 0, 0.008, 0.02]) * rng.uniform(0.5, 1.5)
+        self._quality = int(rng.integers(80, 99)) if rng.random() < 0.6 else None
+        self._subsampled = rng.random() < 0.7
+
+    def recorded(self, linear: FloatArray) -> ByteArray:
+        """(H, W, 3) linear light -> sRGB bytes."""
+        if self._grain:
+            grain = self._rng.standard_normal(linear.shape, np.float32)
+            linear = linear + grain * np.float32(self._grain) * np.sqrt(np.clip(linear, 0.01, 1))
+        picture = _as_bytes(encoded(linear))
+        if self._quality is None:
+            return picture
+        sampling = (
+            cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420 if self._subsampled else cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444
+        )
+        options = [cv2.IMWRITE_JPEG_QUALITY, self._quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling]
+        _, written = cv2.imencode(".jpg", picture[..., ::-1], options)
+        return np.ascontiguousarray(cv2.imdecode(written, cv2.IMREAD_COLOR)[..., ::-1])
+
+
+# ---- textures --------------------------------------------------------------------------------
+
+
+class _Textures:
+    """Colours for things and backgrounds, in linear light."""
+
+    def __init__(self, rng: np.random.Generator, pictures: Sequence[Path]) -> None:
+        self._rng, self._pictures = rng, pictures
+
+    def colour(self) -> FloatArray:
+        """(S, S, 3) for a thing."""
+        if self._rng.random() < 0.3:  # nearly plain
+            plain = self._rng.uniform(0, 1, 3).astype(np.float32) ** 2
+            return np.asarray(plain * (0.85 + 0.3 * _noise(self._rng, _CANVAS, 40))[..., None], np.float32)
+        return self.picture(_CANVAS) * np.float32(self._rng.uniform(0.5, 1.3))
+
+    def picture(self, side: int) -> FloatArray:
+        """(side, side, 3)."""
+        draw = self._rng.random()
+        if draw < 0.12:
+            return self._pattern(side)
+        if draw < 0.25:
+            a, b = self._rng.uniform(0, 1, (2, 3)).astype(np.float32) ** 2
+            noise = _noise(self._rng, side, self._rng.uniform(3, 150))[..., None]
+            return np.asarray(a * noise + b * (1 - noise), np.float32)
+        if self._pictures and draw < 0.6:
+            path = str(self._pictures[int(self._rng.integers(len(self._pictures)))])
+        else:
+            path = str(_photographs()[int(self._rng.integers(len(PHOTOGRAPHS)))])
+        return self._cut(_read(path), side)
+
+    def _cut(self, picture: ByteArray, side: int) -> FloatArray:
+        """A part of a photograph, turned, enlarged and tinted by chance."""
+        rng = self._rng
+        height, width = picture.shape[:2]
+        part = int(min(height, width) * rng.uniform(0.35, 1.0))
+        y, x = int(rng.integers(0, height - part + 1)), int(rng.integers(0, width - part + 1))
+        cut = np.rot90(picture[y : y + part, x : x + part], int(rng.integers(4)))
+        if rng.random() < 0.5:
+            cut = cut[:, ::-1]
+        method = cv2.INTER_AREA if part > side else cv2.INTER_CUBIC
+        resized = cv2.resize(np.ascontiguousarray(cut), (side, side), interpolation=method)
+        tint = rng.uniform(0.7, 1.3, 3) if rng.random() < 0.5 else np.ones(3)
+        return np.asarray(decoded(resized) * tint, np.float32)
+
+    def _pattern(self, side: int) -> FloatArray:
+        """Stripes or squares, or a gradient."""
+        rng = self._rng
+        rows, columns = np.mgrid[0:side, 0:side].astype(np.float32)
+        angle, pitch = rng.uniform(0, math.pi), rng.uniform(6, 160)
+        u = (rows * math.sin(angle) + columns * math.cos(angle)) / pitch
+        v = (rows * math.cos(angle) - columns * math.sin(angle)) / pitch
+        weight = rng.choice(3)
+        if weight == 0:
+            share = (np.sin(u * math.tau) > 0).astype(np.float32)
+        elif weight == 1:
+            share = ((np.sin(u * math.tau) > 0) ^ (np.sin(v * math.tau) > 0)).astype(np.float32)
+        else:
+            share = np.clip(u * pitch / side + 0.5, 0, 1)
+        a, b = rng.uniform(0, 1, (2, 3)) ** 2
+        return np.asarray(share[..., None] * a + (1 - share[..., None]) * b, np.float32)
+
+
+@lru_cache(maxsize=1)
+def _photographs() -> tuple[Path, ...]:
+    import skimage  # not needed by what only uses the refiner
+
+    folder = Path(skimage.__file__).parent / "data"
+    return tuple(folder / name for name in PHOTOGRAPHS)
+
+
+@lru_cache(maxsize=64)
+def _read(path: str) -> ByteArray:
+    picture = cv2.imread(path, cv2.IMREAD_COLOR)
+    if picture is None:
+        raise ValueError(f"{path} cannot be read as a picture")
+    return np.ascontiguousarray(picture[..., ::-1])
+
+
+def _noise(rng: np.random.Generator, side: int, size: float) -> FloatArray:
+    """(side, side) in [0, 1]: smooth noise with details down to a quarter of `size` pixels."""
+    total = np.zeros((side, side), np.float32)
+    for octave in range(3):
+        cells = max(2, round(side / size * 2**octave) + 1)
+        values = rng.random((cells, cells), np.float32)
+        total += np.float32(0.5**octave) * cv2.resize(values, (side, side), interpolation=cv2.INTER_CUBIC)
+    low, high = float(total.min()), float(total.max())
+    return (total - np.float32(low)) / np.float32(max(high - low, 1e-6))
+
+
+def decoded(picture: ByteArray) -> FloatArray:
+    """sRGB bytes -> linear light."""
+    return _DECODED[picture]
+
+
+def encoded(linear: FloatArray) -> FloatArray:
+    """Linear light -> sRGB in [0, 1]; what is outside is cut off."""
+    places = np.sqrt(np.clip(linear, 0, 1)) * np.float32(_ENCODED.size - 1)
+    return _ENCODED[(places + np.float32(0.5)).astype(np.int32)]
+
+
+def _curve(linear: npt.NDArray[np.float64]) -> FloatArray:
+    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * np.maximum(linear, 1e-9) ** (1 / 2.4) - 0.055).astype(
+        np.float32
+    )
+
+
+_ENCODED: FloatArray = _curve(np.linspace(0, 1, 1 << 14) ** 2)
+"""By the root of the linear value, so that the dark is fine enough."""
+_CODES = np.arange(256) / 255.0
+_DECODED: FloatArray = np.where(_CODES <= 0.04045, _CODES / 12.92, ((_CODES + 0.055) / 1.055) ** 2.4).astype(np.float32)
+
+
+def _reduced(values: FloatArray, side: int) -> FloatArray:
+    """What is on the canvas, at plate size."""
+    if values.shape[0] == side:
+        return values
+    return np.asarray(cv2.resize(values, (side, side), interpolation=cv2.INTER_AREA), np.float32)
+
+
+def _as_bytes(values: FloatArray) -> ByteArray:
+    return (np.clip(values, 0, 1) * np.float32(255) + np.float32(0.5)).astype(np.uint8)

@@ -1,0 +1,116 @@
+"""A pool of edge clips on disk, each with what a network of the product gives for it: what the refiner learns from.
+
+The mistakes that the refiner is to put right are the network's own, so they are made by the network: it gets the
+first frame's mask, hard or soft, and propagates it through the clip.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from model.inference.fast_network import FastNetwork
+from model.network.memory import MemoryRule
+from model.training.edge_clips import FRAMES, WORKING_SIDE, ByteArray, EdgeClip, FloatArray, make_clip
+
+_SOFT_KEYS = 0.35
+"""Share of clips whose key is the true alpha; the others' is the alpha cut at a half, as most masks are drawn."""
+
+
+@dataclass(frozen=True, eq=False)
+class PooledClip:
+    """An edge clip and its coarse masks.
+
+    Attributes:
+        plate: (F, H, W, 3), sRGB bytes.
+        alpha: (F, H, W): true alpha of the first object, bytes.
+        coarse: (F, K, h, w) in [0, 1]: the key on the first frame, then what the network gave.
+        soft_key: whether the key is soft.
+        scale: plate pixels per working pixel.
+    """
+
+    plate: ByteArray
+    alpha: ByteArray
+    coarse: FloatArray
+    soft_key: bool
+    kind: str
+    scale: float
+
+
+def fill_pool(
+    folder: Path, seeds: Sequence[int], network: FastNetwork, pictures: Sequence[Path] = ()
+) -> Iterator[Path]:
+    """Makes the clips of these seeds that are not there yet; gives each as it is written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed in seeds:
+        path = pool_file(folder, seed)
+        if path.exists():
+            continue
+        clip = make_clip(seed, pictures)
+        soft = bool(np.random.default_rng([seed, 1]).random() < _SOFT_KEYS)
+        coarse = coarse_masks(clip, network, soft_key=soft)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        with temporary.open("wb") as file:
+            np.savez(
+                file,
+                plate=clip.plate,
+                alpha=clip.alpha[:, 0],
+                coarse=np.round(coarse * 65535).astype(np.uint16),
+                soft_key=soft,
+                kind=clip.kind,
+                scale=clip.scale,
+            )
+        temporary.replace(path)
+        yield path
+
+
+def pool_file(folder: Path, seed: int) -> Path:
+    """Where the clip of a seed lies."""
+    return folder / f"clip-{seed:07d}.npz"
+
+
+def read_pooled(path: Path) -> PooledClip:
+    """A clip of the pool."""
+    with np.load(path, allow_pickle=False) as stored:
+        return PooledClip(
+            plate=stored["plate"],
+            alpha=stored["alpha"],
+            coarse=stored["coarse"].astype(np.float32) / np.float32(65535),
+            soft_key=bool(stored["soft_key"]),
+            kind=str(stored["kind"]),
+            scale=float(stored["scale"]),
+        )
+
+
+def coarse_masks(clip: EdgeClip, network: FastNetwork, *, soft_key: bool) -> FloatArray:
+    """(F, K, h, w): the key, then the network's probabilities of the frames after it."""
+    pictures = [torch.from_numpy(at_working_size(one).transpose(2, 0, 1).copy()) for one in clip.plate]
+    key = np.stack([at_working_size(one) for one in clip.alpha[0]])
+    if not soft_key:
+        key = np.stack([at_working_size((one > 127).astype(np.uint8) * np.uint8(255)) for one in clip.alpha[0]])
+    masks = [torch.from_numpy(key)]
+    entry = network.encode_memory(pictures[0], masks[0])
+    bank = network.new_bank(MemoryRule.parse("every:5"), entry)
+    bank.restore(0, entry)
+    for step in range(1, FRAMES):
+        masks.append(network.segment(network.encode_query(pictures[step]), bank)[1:].float())
+        if step + 1 < FRAMES:
+            bank.write(step, network.encode_memory(pictures[step], masks[-1]))
+    return torch.stack(masks).numpy()
+
+
+def at_working_size(picture: npt.NDArray[np.uint8]) -> FloatArray:
+    """(H, W[, C]) bytes -> (h, w[, C]) in [0, 1]."""
+    values = picture.astype(np.float32) / np.float32(255)
+    if values.shape[0] == WORKING_SIDE:
+        return values
+    return np.asarray(
+        cv2.resize(values, (WORKING_SIDE, WORKING_SIDE), interpolation=cv2.INTER_AREA), np.float32
+    )

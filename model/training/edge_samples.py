@@ -1,0 +1,214 @@
+"""Samples for the edge refiner: crops of pooled clips, two neighbouring frames at a time.
+
+The network's mistakes are made worse by chance: contours that are bent anew on every frame, holes and islands that
+only one frame has, edges that are too hard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.network.edges import softness_of
+from model.training.edge_clips import FRAMES, WORKING_SIDE, FloatArray
+from model.training.edge_pool import PooledClip, read_pooled
+
+CROP = 128
+"""Side of a sample in working pixels."""
+PATCH = 96
+"""Side of a sample in plate pixels."""
+_MOST_BENT = 8.0
+"""Working pixels that a contour is bent at most."""
+
+
+@dataclass(frozen=True, eq=False)
+class EdgeSample:
+    """Two neighbouring frames of a clip, (2, ...).
+
+    Attributes:
+        inputs: (2, 8, c, c), for `WorkingNet`.
+        alpha: (2, c, c), at working size.
+        plate: (2, 3, P, P), a part of the plate.
+        plate_alpha: (2, P, P).
+        corner: x and y of that part in the crop, in working pixels; scale: plate pixels per working pixel.
+    """
+
+    inputs: Tensor
+    alpha: Tensor
+    plate: Tensor
+    plate_alpha: Tensor
+    corner: tuple[float, float]
+    scale: float
+
+
+def make_sample(pool: Sequence[Path], seed: int, index: int) -> EdgeSample:
+    """The sample of an index; the same for the same pool and seed."""
+    rng = np.random.default_rng([seed, index])
+    clip = _clip(str(pool[int(rng.integers(len(pool)))]))
+    first = int(rng.integers(1, FRAMES - 1))
+    y, x = _corner(clip, first, rng)
+    coarse = _worsened(clip.coarse, first, rng)[..., y : y + CROP, x : x + CROP]
+    softness = _known_softness(clip, rng)
+    turn = int(rng.integers(8))
+    inputs, alphas, plates, plate_alphas = [], [], [], []
+    top, left = (int(rng.integers(0, round(CROP * clip.scale) - PATCH + 1)) for _ in range(2))
+    if rng.random() < 0.8:
+        top, left = _where_soft(clip, first, (y, x), (top, left))
+    gain, gamma = rng.uniform(0.7, 1.25), rng.uniform(0.8, 1.25)
+    for frame in (first, first + 1):
+        plate, alpha = _cut(clip, frame, y, x)
+        plate = np.asarray(np.clip(plate * gain, 0, 1) ** gamma, np.float32)
+        small, small_alpha = (_resized(one) for one in (plate, alpha))
+        masks = _masks(coarse, frame, rng)
+        constant = np.full((1, CROP, CROP), softness, np.float32)
+        inputs.append(_turned(np.concatenate([small.transpose(2, 0, 1), masks, constant]), turn))
+        alphas.append(_turned(small_alpha, turn))
+        part = np.s_[top : top + PATCH, left : left + PATCH]
+        plates.append(plate[part].transpose(2, 0, 1))
+        plate_alphas.append(alpha[part])
+    scale = clip.scale
+    whole = [torch.from_numpy(np.stack(one)) for one in (inputs, alphas)]
+    # The part of the plate is turned with the crop when it is used: see `turned_back`.
+    parts = [torch.from_numpy(np.stack([_turned(one, turn) for one in some])) for some in (plates, plate_alphas)]
+    corner = _turned_corner(left / scale, top / scale, PATCH / scale, turn)
+    return EdgeSample(whole[0], whole[1], parts[0], parts[1], corner, scale)
+
+
+@lru_cache(maxsize=24)
+def _clip(path: str) -> PooledClip:
+    return read_pooled(Path(path))
+
+
+def _corner(clip: PooledClip, frame: int, rng: np.random.Generator) -> tuple[int, int]:
+    """Top and left of the crop, even, most often around an edge or a mistake."""
+    most = WORKING_SIDE - CROP
+    if rng.random() < 0.1:
+        return int(rng.integers(0, most // 2)) * 2, int(rng.integers(0, most // 2)) * 2
+    alpha = _small(clip.alpha[frame])
+    there = np.flatnonzero(((alpha > 0.05) & (alpha < 0.95)) | (np.abs(clip.coarse[frame, 0] - alpha) > 0.3))
+    place = int(there[rng.integers(there.size)]) if there.size else WORKING_SIDE**2 // 2
+    centre = np.array(divmod(place, WORKING_SIDE)) - CROP // 2 + rng.integers(-32, 33, 2)
+    top, left = np.clip(centre, 0, most) // 2 * 2
+    return int(top), int(left)
+
+
+def _where_soft(clip: PooledClip, frame: int, corner: tuple[int, int], else_: tuple[int, int]) -> tuple[int, int]:
+    """Top and left, in the plate's crop, of a part around a soft pixel."""
+    alpha = _part(clip.alpha[frame], clip.scale, *corner)
+    there = np.flatnonzero((alpha > 12) & (alpha < 243))
+    if not there.size:
+        return else_
+    place = divmod(int(there[(else_[0] * 7919 + else_[1]) % there.size]), alpha.shape[1])
+    most = alpha.shape[0] - PATCH
+    return min(max(place[0] - PATCH // 2, 0), most), min(max(place[1] - PATCH // 2, 0), most)
+
+
+def _known_softness(clip: PooledClip, rng: np.random.Generator) -> float:
+    """Of the key as it was given, or of a key that is cut at a half."""
+    key = clip.coarse[0, 0]
+    if clip.soft_key and rng.random() < 0.25:
+        key = (key > 0.5).astype(np.float32)
+    return softness_of(torch.from_numpy(key)) * float(rng.uniform(0.85, 1.15))
+
+
+def _worsened(coarse: FloatArray, first: int, rng: np.random.Generator) -> FloatArray:
+    """(F, K, h, w): coarse masks with more mistakes; the key stays."""
+    changed = coarse.copy()
+    if rng.random() < 0.35:
+        amount = rng.uniform(1, _MOST_BENT)
+        cells = int(rng.integers(12, 40))
+        for frame in range(1, FRAMES):
+            _bend(changed[frame], amount, cells, rng)
+    if rng.random() < 0.2:
+        steepness = rng.uniform(1.5, 6)
+        changed[1:] = np.clip((changed[1:] - 0.5) * steepness + 0.5, 0, 1)
+    if rng.random() < 0.2:
+        _spot(changed[first + int(rng.integers(2)), 0], rng)
+    return changed
+
+
+def _bend(masks: FloatArray, amount: float, cells: int, rng: np.random.Generator) -> None:
+    """Bends the masks (K, h, w) of one frame, in place."""
+    side = masks.shape[-1]
+    rows, columns = np.mgrid[0:side, 0:side].astype(np.float32)
+    shift = cv2.resize(rng.normal(0, amount / 2, (cells, cells, 2)).astype(np.float32), (side, side))
+    across, down = columns + shift[..., 0], rows + shift[..., 1]
+    for one in masks:
+        one[:] = cv2.remap(one, across, down, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+
+def _spot(mask: FloatArray, rng: np.random.Generator) -> None:
+    """A hole or an island, near the object, in place."""
+    there = np.flatnonzero(mask > 0.5)
+    if not there.size:
+        return
+    y, x = divmod(int(there[rng.integers(there.size)]), WORKING_SIDE)
+    y, x = y + int(rng.normal(0, 15)), x + int(rng.normal(0, 15))
+    spot = np.zeros_like(mask)
+    axes = (int(rng.integers(2, 14)), int(rng.integers(2, 14)))
+    cv2.ellipse(spot, (x, y), axes, float(rng.uniform(0, 180)), 0, 360, 1.0, -1)
+    spot = np.asarray(cv2.GaussianBlur(spot, (0, 0), rng.uniform(1, 3)), np.float32)
+    mask[:] = mask * (1 - spot) if rng.random() < 0.6 else np.maximum(mask, spot)
+
+
+def _masks(coarse: FloatArray, frame: int, rng: np.random.Generator) -> FloatArray:
+    """(4, c, c): the probability, that of the frame before and after (its own where there is none), the others'."""
+    own = coarse[frame, 0]
+    before = coarse[frame - 1, 0] if rng.random() < 0.9 else own
+    after = coarse[frame + 1, 0] if frame + 1 < FRAMES and rng.random() < 0.9 else own
+    if rng.random() < 0.5:
+        before, after = after, before
+    return np.stack([own, before, after, coarse[frame, 1:].sum(0)])
+
+
+def _cut(clip: PooledClip, frame: int, y: int, x: int) -> tuple[FloatArray, FloatArray]:
+    """The plate's pixels (n, n, 3) and their alpha (n, n) of a crop, in [0, 1]."""
+    plate, alpha = (
+        _part(one, clip.scale, y, x).astype(np.float32) / np.float32(255)
+        for one in (clip.plate[frame], clip.alpha[frame])
+    )
+    return plate, alpha
+
+
+def _part(whole: np.ndarray, scale: float, y: int, x: int) -> np.ndarray:  # type: ignore[type-arg]
+    side = round(CROP * scale)
+    top, left = round(y * scale), round(x * scale)
+    return whole[top : top + side, left : left + side]
+
+
+def _small(alpha: np.ndarray) -> FloatArray:  # type: ignore[type-arg]
+    resized = cv2.resize(alpha, (WORKING_SIDE, WORKING_SIDE), interpolation=cv2.INTER_AREA)
+    return np.asarray(resized, np.float32) / np.float32(255)
+
+
+def _resized(values: FloatArray) -> FloatArray:
+    if values.shape[0] == CROP:
+        return values
+    return np.asarray(cv2.resize(values, (CROP, CROP), interpolation=cv2.INTER_AREA), np.float32)
+
+
+def _turned(values: FloatArray, turn: int) -> FloatArray:
+    """The last two axes flipped (bits 1 and 2) and swapped (bit 4)."""
+    if turn & 1:
+        values = values[..., ::-1]
+    if turn & 2:
+        values = values[..., ::-1, :]
+    if turn & 4:
+        values = values.swapaxes(-1, -2)
+    return np.ascontiguousarray(values)
+
+
+def _turned_corner(x: float, y: float, side: float, turn: int) -> tuple[float, float]:
+    """Where the corner of a square part lies after `_turned`."""
+    if turn & 1:
+        x = CROP - x - side
+    if turn & 2:
+        y = CROP - y - side
+    return (y, x) if turn & 4 else (x, y)
