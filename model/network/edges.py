@@ -1,9 +1,9 @@
 """The edge refiner: from a coarse probability to alpha, as the picture has it.
 
-Two small networks of plain convolutions. `WorkingNet` looks at the picture at working size, with the probability of
-the frame and of those before and after it, and gives alpha and how likely each pixel is soft: it finds out how wide
-an edge is, and how soft. `DetailNet` looks at the plate's own pixels along that band, and gives what is lost between
-working size and plate size.
+Two small networks of plain convolutions. `WorkingNet` looks at the picture at working size, with the
+probability of the frame and of those before and after it, and gives alpha and how likely each pixel is soft:
+it finds out how wide an edge is, and how soft. `DetailNet` looks at the plate's own pixels along that band,
+and gives what is lost between working size and plate size.
 
 No normalisation over a batch or a picture, so a pixel depends on its surroundings alone.
 """
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 WORKING_INPUTS = 8
-"""R, G, B, probability, that of the frame before, of the frame after, of the other objects, softness of the keys."""
+"""R, G, B, probability, that of the frame before, of the frame after, of the other objects, softness of the
+keys."""
 DETAIL_INPUTS = 6
 """R, G, B, alpha, softness of the pixel, working pixels per plate pixel."""
 WORKING_REACH = 48
@@ -177,8 +178,8 @@ def _doubled(x: Tensor) -> Tensor:
 def softness_of(mask: Tensor) -> float:
     """How wide the ramps of a mask (h, w) in [0, 1] are, in [0, 1]: working pixels over SOFTEST.
 
-    A ramp of width w has an integral of 4 a (1 - a) of 2/3 w per pixel of outline, and the outline's length is the
-    sum of the slope.
+    A ramp of width w has an integral of 4 a (1 - a) of 2/3 w per pixel of outline, and the outline's length
+    is the sum of the slope.
     """
     mask = mask.double()
     down, across = mask[1:, :-1] - mask[:-1, :-1], mask[:-1, 1:] - mask[:-1, :-1]

@@ -1,10 +1,10 @@
 """Clips with exactly known alpha, for the training of the edge refiner (`model.edges`).
 
-A clip is a thing that moves in front of a background: fur and hair, wires, solid shapes with hard edges, shapes
-out of focus (everywhere, or along a part of their outline), shapes behind an open shutter, gauze and smoke.
-Everything is composited in linear light and encoded as sRGB, with grain or without, as JPEG or not. Textures come
-from noise, from patterns, from scikit-image's photographs (CC0 or public domain) and, if given, from a folder of
-pictures. A clip depends on its seed alone.
+A clip is a thing that moves in front of a background: fur and hair, wires, solid shapes with hard edges,
+shapes out of focus (everywhere, or along a part of their outline), shapes behind an open shutter, gauze and
+smoke. Everything is composited in linear light and encoded as sRGB, with grain or without, as JPEG or not.
+Textures come from noise, from patterns, from scikit-image's photographs (CC0 or public domain) and, if given,
+from a folder of pictures. A clip depends on its seed alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,15 @@ import numpy.typing as npt
 ByteArray = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
 
-PHOTOGRAPHS = ("astronaut.png", "camera.png", "chelsea.png", "coffee.png", "grass.png", "gravel.png", "retina.jpg")
+PHOTOGRAPHS = (
+    "astronaut.png",
+    "camera.png",
+    "chelsea.png",
+    "coffee.png",
+    "grass.png",
+    "gravel.png",
+    "retina.jpg",
+)
 """Of scikit-image: CC0 or public domain, all of them (its README of the data says so)."""
 
 WORKING_SIDE = 256
@@ -96,8 +104,9 @@ def make_clip(seed: int, pictures: Sequence[Path] = ()) -> EdgeClip:
             if index == 0:
                 alpha, premultiplied = lens.through(alpha, premultiplied)
             alpha, premultiplied = _reduced(alpha, side), _reduced(premultiplied, side)
-            seen = premultiplied + seen * (1 - alpha[..., None])
-            coverage = [alpha, *(one * (1 - alpha) for one in coverage)]
+            through: FloatArray = np.float32(1) - alpha
+            seen = premultiplied + seen * through[..., None]
+            coverage = [alpha, *(one * through for one in coverage)]
         plates.append(camera.recorded(seen))
         alphas.append(np.stack([_as_bytes(one) for one in coverage]))
     return EdgeClip(np.stack(plates), np.stack(alphas), kind, scale)
@@ -120,23 +129,28 @@ def _fur(rng: np.random.Generator, textures: _Textures) -> _Layer:
     shade = np.full(alpha.shape, 127, np.uint8)
     strength = int(rng.uniform(90, 255)) if width_small else 255
     for index in range(shades):
-        some = [one for one in strands[index::shades]]
+        some = strands[index::shades]
         thickness = 1 if width_small or index % 2 else 2
         cv2.polylines(drawn, some, False, strength, thickness, cv2.LINE_AA, shift=3)
         cv2.polylines(shade, some, False, int(80 * tint[index]), thickness, cv2.LINE_AA, shift=3)
-    alpha = 1 - (1 - alpha) * (1 - drawn.astype(np.float32) / 255)
-    colour = colour * (shade.astype(np.float32) / 127)[..., None]
+    bare: FloatArray = np.float32(1) - drawn.astype(np.float32) / np.float32(255)
+    alpha = np.float32(1) - (np.float32(1) - alpha) * bare
+    colour = colour * (shade.astype(np.float32) / np.float32(127))[..., None]
     return _Layer(alpha, colour)
 
 
-def _strands(rng: np.random.Generator, outline: FloatArray, count: int, length: float) -> list[npt.NDArray[np.int32]]:
+def _strands(
+    rng: np.random.Generator, outline: FloatArray, count: int, length: float
+) -> list[npt.NDArray[np.int32]]:
     """Curved strands that grow out of an outline (N, 2), as polylines in eighths of a pixel."""
     place = rng.integers(0, len(outline), count)
     root = outline[place] + rng.normal(0, 3 + 0.15 * length, (count, 2))
     along = np.roll(outline, -3, 0)[place] - np.roll(outline, 3, 0)[place]
     normal = np.stack([along[:, 1], -along[:, 0]], 1) / (np.linalg.norm(along, axis=1, keepdims=True) + 1e-6)
     patch = np.sin(place / len(outline) * math.tau * rng.integers(2, 9) + rng.uniform(0, 6, 1))  # locks
-    angle = np.arctan2(normal[:, 1], normal[:, 0]) + rng.normal(0, 0.35, count) + 0.5 * patch + rng.normal(0, 0.4)
+    angle = (
+        np.arctan2(normal[:, 1], normal[:, 0]) + rng.normal(0, 0.35, count) + 0.5 * patch + rng.normal(0, 0.4)
+    )
     bend = rng.normal(0, 0.5, count) + 0.4 * patch
     reach = length * rng.uniform(0.3, 1.2, count) * (0.7 + 0.3 * patch)
     steps = np.linspace(0, 1, 7)
@@ -157,20 +171,24 @@ def _wires(rng: np.random.Generator, textures: _Textures) -> _Layer:
         t = np.linspace(0, 1, 24)[:, None]
         line = ends[0] * (1 - t) + ends[1] * t + sag * (4 * t * (1 - t))
         thickness = int(rng.choice([2, 3, 4, 6, 9, 14, 24]))
-        cv2.polylines(drawn, [np.round(line * 8).astype(np.int32)], False, 255, thickness, cv2.LINE_AA, shift=3)
+        cv2.polylines(
+            drawn, [np.round(line * 8).astype(np.int32)], False, 255, thickness, cv2.LINE_AA, shift=3
+        )
     if rng.random() < 0.3:
         pitch, turn = int(rng.integers(24, 70)), rng.uniform(0, math.pi)
         mesh = np.zeros_like(drawn)
         for place in range(-_CANVAS, 2 * _CANVAS, pitch):
             for angle in (turn, turn + rng.uniform(1.2, 1.6)):
                 c, s = math.cos(angle), math.sin(angle)
-                middle = np.array([_CANVAS / 2 - s * (place - _CANVAS / 2), _CANVAS / 2 + c * (place - _CANVAS / 2)])
+                middle = np.array(
+                    [_CANVAS / 2 - s * (place - _CANVAS / 2), _CANVAS / 2 + c * (place - _CANVAS / 2)]
+                )
                 a, b = middle + 1200 * np.array([c, s]), middle - 1200 * np.array([c, s])
                 line = np.round(np.stack([a, b]) * 8).astype(np.int32)
                 cv2.polylines(mesh, [line], False, 255, int(rng.choice([1, 2, 3])), cv2.LINE_AA, shift=3)
         inside = _filled(_outline(rng, rough=0.1), soft=0)
         drawn = np.maximum(drawn, (mesh * inside).astype(np.uint8))
-    return _Layer(drawn.astype(np.float32) / 255, textures.colour())
+    return _Layer(drawn.astype(np.float32) / np.float32(255), textures.colour())
 
 
 def _solid(rng: np.random.Generator, textures: _Textures) -> _Layer:
@@ -222,11 +240,14 @@ _SHARES = (0.36, 0.06, 0.2, 0.14, 0.06, 0.14, 0.04)
 
 
 def _outline(
-    rng: np.random.Generator, rough: float, size: float | None = None, middle: FloatArray | None = None
+    rng: np.random.Generator,
+    rough: float,
+    size: float | None = None,
+    middle: npt.NDArray[np.float64] | None = None,
 ) -> FloatArray:
     """A closed curve (N, 2) on the canvas: a circle bent by a few waves, or a polygon with round corners."""
     size = rng.uniform(110, 250) if size is None else size
-    middle = rng.uniform(300, 470, 2) if middle is None else middle
+    centre = rng.uniform(300, 470, 2) if middle is None else middle
     angles = np.linspace(0, math.tau, 400, endpoint=False)
     if rng.random() < 0.3:
         corners = np.sort(rng.uniform(0, math.tau, int(rng.integers(4, 9))))
@@ -237,16 +258,15 @@ def _outline(
             radius += rough / wave * rng.normal(0, 0.7) * np.sin(wave * angles + rng.uniform(0, math.tau))
     radius = np.clip(radius, 0.15, 1.7) * size
     stretch = rng.uniform(0.6, 1.3)
-    return np.stack([middle[0] + radius * np.cos(angles) * stretch, middle[1] + radius * np.sin(angles)], 1).astype(
-        np.float32
-    )
+    x, y = centre[0] + radius * np.cos(angles) * stretch, centre[1] + radius * np.sin(angles)
+    return np.stack([x, y], 1).astype(np.float32)
 
 
 def _filled(outline: FloatArray, soft: float) -> FloatArray:
     """(S, S): the inside of an outline, with an edge of a Gaussian of `soft` pixels."""
     drawn = np.zeros((_CANVAS, _CANVAS), np.uint8)
     cv2.fillPoly(drawn, [np.round(outline * 8).astype(np.int32)], 255, cv2.LINE_AA, shift=3)
-    alpha = drawn.astype(np.float32) / 255
+    alpha: FloatArray = drawn.astype(np.float32) / np.float32(255)
     return np.asarray(cv2.GaussianBlur(alpha, (0, 0), soft), np.float32) if soft > 0.4 else alpha
 
 
@@ -273,9 +293,14 @@ class _Motion:
         """(S, S) x and y of what is seen at each pixel of the canvas, or of every `step`-th pixel."""
         t = time - FRAMES / 2
         c, s = math.cos(self._turn * t), math.sin(self._turn * t)
-        rows, columns = np.mgrid[0:_CANVAS:step, 0:_CANVAS:step].astype(np.float32) + np.float32((step - 1) / 2)
+        rows, columns = np.mgrid[0:_CANVAS:step, 0:_CANVAS:step].astype(np.float32) + np.float32(
+            (step - 1) / 2
+        )
         half = _CANVAS / 2
-        x, y = columns - np.float32(half + self._velocity[0] * t), rows - np.float32(half + self._velocity[1] * t)
+        x, y = (
+            columns - np.float32(half + self._velocity[0] * t),
+            rows - np.float32(half + self._velocity[1] * t),
+        )
         grown = np.float32(1 / (1 + self._growth * t))
         across = (x * c + y * s) * grown + half
         down = (y * c - x * s) * grown + half
@@ -295,11 +320,14 @@ def _exposed(layer: _Layer, motion: _Motion, frame: int, samples: int) -> tuple[
     total = np.zeros((_CANVAS // step, _CANVAS // step, 4), np.float32)
     source = whole if step == 1 else cv2.resize(whole, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
     for time in motion.times(frame, samples):
-        across, down = (np.float32(1 / step) * one - np.float32(0.5 - 0.5 / step) for one in motion.sources(float(time), step))
+        across, down = (
+            np.float32(1 / step) * one - np.float32(0.5 - 0.5 / step)
+            for one in motion.sources(float(time), step)
+        )
         total += cv2.remap(source, across, down, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
     total /= samples
     if step == 2:
-        total = cv2.resize(total, (_CANVAS, _CANVAS), interpolation=cv2.INTER_LINEAR)
+        total = np.asarray(cv2.resize(total, (_CANVAS, _CANVAS), interpolation=cv2.INTER_LINEAR), np.float32)
     return np.clip(total[..., 3], 0, 1), total[..., :3]
 
 
@@ -365,7 +393,8 @@ class _Camera:
         )
         options = [cv2.IMWRITE_JPEG_QUALITY, self._quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling]
         _, written = cv2.imencode(".jpg", picture[..., ::-1], options)
-        return np.ascontiguousarray(cv2.imdecode(written, cv2.IMREAD_COLOR)[..., ::-1])
+        read = np.asarray(cv2.imdecode(written, cv2.IMREAD_COLOR), np.uint8)
+        return np.ascontiguousarray(read[..., ::-1])
 
 
 # ---- textures --------------------------------------------------------------------------------
@@ -411,7 +440,7 @@ class _Textures:
         method = cv2.INTER_AREA if part > side else cv2.INTER_CUBIC
         resized = cv2.resize(np.ascontiguousarray(cut), (side, side), interpolation=method)
         tint = rng.uniform(0.7, 1.3, 3) if rng.random() < 0.5 else np.ones(3)
-        return np.asarray(decoded(resized) * tint, np.float32)
+        return np.asarray(decoded(np.asarray(resized, np.uint8)) * tint, np.float32)
 
     def _pattern(self, side: int) -> FloatArray:
         """Stripes or squares, or a gradient."""
@@ -470,15 +499,17 @@ def encoded(linear: FloatArray) -> FloatArray:
 
 
 def _curve(linear: npt.NDArray[np.float64]) -> FloatArray:
-    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * np.maximum(linear, 1e-9) ** (1 / 2.4) - 0.055).astype(
-        np.float32
-    )
+    return np.where(
+        linear <= 0.0031308, 12.92 * linear, 1.055 * np.maximum(linear, 1e-9) ** (1 / 2.4) - 0.055
+    ).astype(np.float32)
 
 
 _ENCODED: FloatArray = _curve(np.linspace(0, 1, 1 << 14) ** 2)
 """By the root of the linear value, so that the dark is fine enough."""
 _CODES = np.arange(256) / 255.0
-_DECODED: FloatArray = np.where(_CODES <= 0.04045, _CODES / 12.92, ((_CODES + 0.055) / 1.055) ** 2.4).astype(np.float32)
+_DECODED: FloatArray = np.where(_CODES <= 0.04045, _CODES / 12.92, ((_CODES + 0.055) / 1.055) ** 2.4).astype(
+    np.float32
+)
 
 
 def _reduced(values: FloatArray, side: int) -> FloatArray:

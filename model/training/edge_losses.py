@@ -14,7 +14,9 @@ _ELSEWHERE = 0.15
 """How much other pixels count."""
 
 
-def working_loss(alpha: Tensor, soft: Tensor, truth: Tensor, coarse: Tensor) -> tuple[Tensor, dict[str, float]]:
+def working_loss(
+    alpha: Tensor, soft: Tensor, truth: Tensor, coarse: Tensor
+) -> tuple[Tensor, dict[str, float]]:
     """The loss of `WorkingNet`.
 
     Args:

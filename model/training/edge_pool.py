@@ -1,7 +1,8 @@
-"""A pool of edge clips on disk, each with what a network of the product gives for it: what the refiner learns from.
+"""A pool of edge clips on disk, each with what a network of the product gives for it: what the refiner learns
+from.
 
-The mistakes that the refiner is to put right are the network's own, so they are made by the network: it gets the
-first frame's mask, hard or soft, and propagates it through the clip.
+The mistakes that the refiner is to put right are the network's own, so they are made by the network: it gets
+the first frame's mask, hard or soft, and propagates it through the clip.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from model.network.memory import MemoryRule
 from model.training.edge_clips import FRAMES, WORKING_SIDE, ByteArray, EdgeClip, FloatArray, make_clip
 
 _SOFT_KEYS = 0.35
-"""Share of clips whose key is the true alpha; the others' is the alpha cut at a half, as most masks are drawn."""
+"""Share of clips whose key is the true alpha; the others' is the alpha cut at a half, as most masks are
+drawn."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,14 +33,14 @@ class PooledClip:
     Attributes:
         plate: (F, H, W, 3), sRGB bytes.
         alpha: (F, H, W): true alpha of the first object, bytes.
-        coarse: (F, K, h, w) in [0, 1]: the key on the first frame, then what the network gave.
+        coarse: (F, K, h, w) in 65535ths: the key on the first frame, then what the network gave.
         soft_key: whether the key is soft.
         scale: plate pixels per working pixel.
     """
 
     plate: ByteArray
     alpha: ByteArray
-    coarse: FloatArray
+    coarse: npt.NDArray[np.uint16]
     soft_key: bool
     kind: str
     scale: float
@@ -82,7 +84,7 @@ def read_pooled(path: Path) -> PooledClip:
         return PooledClip(
             plate=stored["plate"],
             alpha=stored["alpha"],
-            coarse=stored["coarse"].astype(np.float32) / np.float32(65535),
+            coarse=stored["coarse"],
             soft_key=bool(stored["soft_key"]),
             kind=str(stored["kind"]),
             scale=float(stored["scale"]),
@@ -94,7 +96,9 @@ def coarse_masks(clip: EdgeClip, network: FastNetwork, *, soft_key: bool) -> Flo
     pictures = [torch.from_numpy(at_working_size(one).transpose(2, 0, 1).copy()) for one in clip.plate]
     key = np.stack([at_working_size(one) for one in clip.alpha[0]])
     if not soft_key:
-        key = np.stack([at_working_size((one > 127).astype(np.uint8) * np.uint8(255)) for one in clip.alpha[0]])
+        key = np.stack(
+            [at_working_size((one > 127).astype(np.uint8) * np.uint8(255)) for one in clip.alpha[0]]
+        )
     masks = [torch.from_numpy(key)]
     entry = network.encode_memory(pictures[0], masks[0])
     bank = network.new_bank(MemoryRule.parse("every:5"), entry)

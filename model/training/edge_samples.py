@@ -1,7 +1,7 @@
 """Samples for the edge refiner: crops of pooled clips, two neighbouring frames at a time.
 
-The network's mistakes are made worse by chance: contours that are bent anew on every frame, holes and islands that
-only one frame has, edges that are too hard.
+The network's mistakes are made worse by chance: contours that are bent anew on every frame, holes and islands
+that only one frame has, edges that are too hard.
 """
 
 from __future__ import annotations
@@ -13,17 +13,20 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from model.network.edges import softness_of
-from model.training.edge_clips import FRAMES, WORKING_SIDE, FloatArray
+from model.training.edge_clips import FRAMES, WORKING_SIDE, ByteArray, FloatArray
 from model.training.edge_pool import PooledClip, read_pooled
 
 CROP = 128
 """Side of a sample in working pixels."""
 PATCH = 96
 """Side of a sample in plate pixels."""
+_CLIPS_HELD = 900
+"""In memory, about 6 MB each."""
 _MOST_BENT = 8.0
 """Working pixels that a contour is bent at most."""
 
@@ -61,10 +64,10 @@ def make_sample(pool: Sequence[Path], seed: int, index: int) -> EdgeSample:
     top, left = (int(rng.integers(0, round(CROP * clip.scale) - PATCH + 1)) for _ in range(2))
     if rng.random() < 0.8:
         top, left = _where_soft(clip, first, (y, x), (top, left))
-    gain, gamma = rng.uniform(0.7, 1.25), rng.uniform(0.8, 1.25)
+    codes = np.arange(256, dtype=np.float32) / np.float32(255)
+    exposure = np.clip(codes * rng.uniform(0.7, 1.25), 0, 1) ** np.float32(rng.uniform(0.8, 1.25))
     for frame in (first, first + 1):
-        plate, alpha = _cut(clip, frame, y, x)
-        plate = np.asarray(np.clip(plate * gain, 0, 1) ** gamma, np.float32)
+        plate, alpha = _cut(clip, frame, y, x, exposure)
         small, small_alpha = (_resized(one) for one in (plate, alpha))
         masks = _masks(coarse, frame, rng)
         constant = np.full((1, CROP, CROP), softness, np.float32)
@@ -76,12 +79,14 @@ def make_sample(pool: Sequence[Path], seed: int, index: int) -> EdgeSample:
     scale = clip.scale
     whole = [torch.from_numpy(np.stack(one)) for one in (inputs, alphas)]
     # The part of the plate is turned with the crop when it is used: see `turned_back`.
-    parts = [torch.from_numpy(np.stack([_turned(one, turn) for one in some])) for some in (plates, plate_alphas)]
+    parts = [
+        torch.from_numpy(np.stack([_turned(one, turn) for one in some])) for some in (plates, plate_alphas)
+    ]
     corner = _turned_corner(left / scale, top / scale, PATCH / scale, turn)
     return EdgeSample(whole[0], whole[1], parts[0], parts[1], corner, scale)
 
 
-@lru_cache(maxsize=24)
+@lru_cache(maxsize=_CLIPS_HELD)
 def _clip(path: str) -> PooledClip:
     return read_pooled(Path(path))
 
@@ -92,14 +97,17 @@ def _corner(clip: PooledClip, frame: int, rng: np.random.Generator) -> tuple[int
     if rng.random() < 0.1:
         return int(rng.integers(0, most // 2)) * 2, int(rng.integers(0, most // 2)) * 2
     alpha = _small(clip.alpha[frame])
-    there = np.flatnonzero(((alpha > 0.05) & (alpha < 0.95)) | (np.abs(clip.coarse[frame, 0] - alpha) > 0.3))
+    coarse = clip.coarse[frame, 0].astype(np.float32) / np.float32(65535)
+    there = np.flatnonzero(((alpha > 0.05) & (alpha < 0.95)) | (np.abs(coarse - alpha) > 0.3))
     place = int(there[rng.integers(there.size)]) if there.size else WORKING_SIDE**2 // 2
     centre = np.array(divmod(place, WORKING_SIDE)) - CROP // 2 + rng.integers(-32, 33, 2)
     top, left = np.clip(centre, 0, most) // 2 * 2
     return int(top), int(left)
 
 
-def _where_soft(clip: PooledClip, frame: int, corner: tuple[int, int], else_: tuple[int, int]) -> tuple[int, int]:
+def _where_soft(
+    clip: PooledClip, frame: int, corner: tuple[int, int], else_: tuple[int, int]
+) -> tuple[int, int]:
     """Top and left, in the plate's crop, of a part around a soft pixel."""
     alpha = _part(clip.alpha[frame], clip.scale, *corner)
     there = np.flatnonzero((alpha > 12) & (alpha < 243))
@@ -112,19 +120,19 @@ def _where_soft(clip: PooledClip, frame: int, corner: tuple[int, int], else_: tu
 
 def _known_softness(clip: PooledClip, rng: np.random.Generator) -> float:
     """Of the key as it was given, or of a key that is cut at a half."""
-    key = clip.coarse[0, 0]
+    key = clip.coarse[0, 0].astype(np.float32) / np.float32(65535)
     if clip.soft_key and rng.random() < 0.25:
         key = (key > 0.5).astype(np.float32)
     return softness_of(torch.from_numpy(key)) * float(rng.uniform(0.85, 1.15))
 
 
-def _worsened(coarse: FloatArray, first: int, rng: np.random.Generator) -> FloatArray:
+def _worsened(coarse: npt.NDArray[np.uint16], first: int, rng: np.random.Generator) -> FloatArray:
     """(F, K, h, w): coarse masks with more mistakes; the key stays."""
-    changed = coarse.copy()
+    changed = coarse.astype(np.float32) / np.float32(65535)
     if rng.random() < 0.35:
         amount = rng.uniform(1, _MOST_BENT)
         cells = int(rng.integers(12, 40))
-        for frame in range(1, FRAMES):
+        for frame in range(max(1, first - 1), min(FRAMES, first + 3)):
             _bend(changed[frame], amount, cells, rng)
     if rng.random() < 0.2:
         steepness = rng.uniform(1.5, 6)
@@ -159,7 +167,8 @@ def _spot(mask: FloatArray, rng: np.random.Generator) -> None:
 
 
 def _masks(coarse: FloatArray, frame: int, rng: np.random.Generator) -> FloatArray:
-    """(4, c, c): the probability, that of the frame before and after (its own where there is none), the others'."""
+    """(4, c, c): the probability, that of the frame before and after (its own where there is none), the
+    others'."""
     own = coarse[frame, 0]
     before = coarse[frame - 1, 0] if rng.random() < 0.9 else own
     after = coarse[frame + 1, 0] if frame + 1 < FRAMES and rng.random() < 0.9 else own
@@ -168,22 +177,24 @@ def _masks(coarse: FloatArray, frame: int, rng: np.random.Generator) -> FloatArr
     return np.stack([own, before, after, coarse[frame, 1:].sum(0)])
 
 
-def _cut(clip: PooledClip, frame: int, y: int, x: int) -> tuple[FloatArray, FloatArray]:
-    """The plate's pixels (n, n, 3) and their alpha (n, n) of a crop, in [0, 1]."""
-    plate, alpha = (
-        _part(one, clip.scale, y, x).astype(np.float32) / np.float32(255)
-        for one in (clip.plate[frame], clip.alpha[frame])
-    )
-    return plate, alpha
+def _cut(clip: PooledClip, frame: int, y: int, x: int, exposure: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """The plate's pixels (n, n, 3), exposed anew, and their alpha (n, n) of a crop, in [0, 1].
+
+    Args:
+        exposure: (256,), what each byte becomes.
+    """
+    plate = cv2.LUT(np.ascontiguousarray(_part(clip.plate[frame], clip.scale, y, x)), exposure)
+    alpha = _part(clip.alpha[frame], clip.scale, y, x).astype(np.float32) / np.float32(255)
+    return np.asarray(plate, np.float32), alpha
 
 
-def _part(whole: np.ndarray, scale: float, y: int, x: int) -> np.ndarray:  # type: ignore[type-arg]
+def _part(whole: ByteArray, scale: float, y: int, x: int) -> ByteArray:
     side = round(CROP * scale)
     top, left = round(y * scale), round(x * scale)
     return whole[top : top + side, left : left + side]
 
 
-def _small(alpha: np.ndarray) -> FloatArray:  # type: ignore[type-arg]
+def _small(alpha: ByteArray) -> FloatArray:
     resized = cv2.resize(alpha, (WORKING_SIDE, WORKING_SIDE), interpolation=cv2.INTER_AREA)
     return np.asarray(resized, np.float32) / np.float32(255)
 

@@ -1,7 +1,7 @@
 """Training of the edge refiner: first the working network, then the detail network behind it.
 
-A step's samples depend on seed and step alone, and a checkpoint holds the optimiser, so a run that was stopped goes on
-as if it had not been.
+A step's samples depend on seed and step alone, and a checkpoint holds the optimiser, so a run that was
+stopped goes on as if it had not been.
 """
 
 from __future__ import annotations
@@ -108,8 +108,10 @@ class EdgeTrainer:
             group["lr"] = rate_at(self.step, options)
         first = self.step * options.batch
         samples = [make_sample(pool, options.seed, first + number) for number in range(options.batch)]
-        loss, parts = working_step(self.refiner, samples) if options.part == "working" else detail_step(
-            self.refiner, samples
+        loss, parts = (
+            working_step(self.refiner, samples)
+            if options.part == "working"
+            else detail_step(self.refiner, samples)
         )
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -165,7 +167,11 @@ def detail_step(refiner: EdgeRefiner, samples: Sequence[EdgeSample]) -> tuple[Te
     before = (inputs[:, 3].reshape(shape) - truth)[inner].square().mean() * 1000
     after = (cut - truth)[inner].square().mean().detach() * 1000
     values = {name: float(one.detach()) for name, one in parts.items()}
-    return sum(parts.values(), start=torch.zeros(())), {**values, "before": float(before), "mse": float(after)}
+    return sum(parts.values(), start=torch.zeros(())), {
+        **values,
+        "before": float(before),
+        "mse": float(after),
+    }
 
 
 def detail_inputs(sample: EdgeSample, coarse: Tensor) -> Tensor:

@@ -79,10 +79,24 @@ def test_a_wide_soft_edge_stays_soft() -> None:
     assert np.abs(finished - alpha).max() < 0.3
 
 
+def test_a_wide_soft_edge_that_the_network_made_hard_comes_back_better_than_a_perfect_binary_mask() -> None:
+    alpha = soft_disc(36.0)  # plate pixels: 12 at working size
+    _, guide, geometry = prepared(alpha)
+    hard = (to_working(alpha, WINDOW, geometry) > 0.5).astype(np.float32)
+    probability = np.asarray(cv2.GaussianBlur(hard, (0, 0), 1.5), np.float32)
+    finished = finish(probability, guide, geometry, SETTINGS)
+    before = finish(probability, guide, geometry, replace(SETTINGS, radius=2, sharpness=2.0))
+    cut = (alpha > 0.5).astype(np.float32)
+    error = np.square(finished - alpha).mean()
+    assert error < 0.5 * np.square(cut - alpha).mean()
+    assert error < 0.5 * np.square(before - alpha).mean()
+
+
 def test_sure_pixels_are_exactly_zero_or_one_and_there_is_no_halo() -> None:
     alpha = soft_disc(2.0)
-    finished = finish(*prepared(alpha), SETTINGS)
-    reach = 4 * (2 * SETTINGS.radius + 6)  # in plate pixels, at a scale of 3: well beyond the edge
+    settings = replace(SETTINGS, radius=2)
+    finished = finish(*prepared(alpha), settings)
+    reach = 4 * (2 * settings.radius + 6)  # in plate pixels, at a scale of 3: well beyond the edge
     far_out = cv2.dilate(alpha, np.ones((reach, reach), np.uint8)) == 0
     far_in = cv2.erode(alpha, np.ones((reach, reach), np.uint8)) == 1
     assert (finished[far_out] == 0).all() and far_out.any()

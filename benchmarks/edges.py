@@ -1,0 +1,295 @@
+"""How good the edges of a matte are, against exactly known alpha: every way of finishing beside each other.
+
+    python benchmarks/edges.py ../shared/data/soft
+    python benchmarks/edges.py ../shared/data/soft --clips furball_C --methods off guided true-cut --times
+
+A folder holds clips as `NAME/plate/*` with `NAME/alpha/*` (for `furball_A`, `_B` and `_C`: `furball/alpha`).
+The network gets one key, the true alpha of the first frame cut at a half, and propagates it; that frame is
+not scored. All ways of finishing get the same probabilities.
+
+Measured inside the band, the pixels within 10 of one whose true alpha is neither 0 nor 1 (SAD: everywhere):
+
+- MSE x 1000: mean squared error;
+- Grad: sum of (|grad p| - |grad g|)^2 / 1000, gradients by first derivatives of a Gaussian of 1.4 pixels of
+  norm 1;
+- dtSSD x 100: root of the mean square of the error's change from frame to frame;
+- SAD: sum of |p - g| / 1000;
+- soft: pixels with 0.02 < p < 0.98 over those of the truth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from stm_plugin.finishing.guided import Guide, finish
+from stm_plugin.images.working_picture import WorkingGeometry, to_plate
+from stm_plugin.planning.values import Request
+from stm_plugin.settings import FinishSettings, Settings
+from stm_plugin.shot.shot import Shot
+from stm_plugin.store.description import PlateDescription
+from stm_plugin.windows import FloatArray
+
+BAND = 10
+GRADIENT_SIGMA = 1.4
+OWN_TRIMAP = 0.05
+"""Of the short side: how wide the trimap around the unsure pixels of a matte is for closed-form matting."""
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """What a way of finishing gets of one frame.
+
+    Attributes:
+        probability: (h, w) at working size; before, after: those of the neighbours.
+        guide: the frame's colours.
+        display: (H, W, 3) sRGB.
+        truth: (H, W), for the ways that are told more than the product is.
+    """
+
+    probability: FloatArray
+    before: FloatArray
+    after: FloatArray
+    guide: Guide
+    geometry: WorkingGeometry
+    display: FloatArray
+    truth: FloatArray
+
+
+Way = Callable[[Shown], FloatArray]
+
+
+def off(shown: Shown) -> FloatArray:
+    """The plain enlargement."""
+    return finish(shown.probability, shown.guide, shown.geometry, FinishSettings(enabled=False))
+
+
+def guided(shown: Shown) -> FloatArray:
+    """The guided filter as it is set by default."""
+    return finish(shown.probability, shown.guide, shown.geometry, FinishSettings())
+
+
+def guided_before(shown: Shown) -> FloatArray:
+    """The guided filter as it was set before: a small window and a steep edge."""
+    return finish(shown.probability, shown.guide, shown.geometry, FinishSettings(radius=2, sharpness=2.0))
+
+
+def closed_form(shown: Shown) -> FloatArray:
+    """PyMatting's closed-form matting, with a trimap around the contour of the probability."""
+    inside = to_plate(shown.probability, shown.guide.window, shown.geometry) > 0.5
+    reach = max(1, round(OWN_TRIMAP * min(inside.shape)))
+    return _closed_form(shown.display, inside, inside, reach)
+
+
+def closed_form_true_trimap(shown: Shown) -> FloatArray:
+    """The same with the trimap that the truth gives: unknown is what is neither 0 nor 1."""
+    return _closed_form(shown.display, shown.truth >= 1, shown.truth > 0, 0)
+
+
+def true_cut(shown: Shown) -> FloatArray:
+    """The true alpha cut at a half: a perfect binary mask."""
+    return (shown.truth > 0.5).astype(np.float32)
+
+
+WAYS: dict[str, Way] = {
+    "off": off,
+    "guided": guided,
+    "guided before": guided_before,
+    "closed form": closed_form,
+    "closed form, true trimap": closed_form_true_trimap,
+    "true cut": true_cut,
+}
+
+
+def _closed_form(display: FloatArray, inside: BoolArray, maybe: BoolArray, reach: int) -> FloatArray:
+    from pymatting import estimate_alpha_cf  # slow to import
+
+    kernel = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
+    trimap = np.full(inside.shape, 0.5)
+    trimap[cv2.erode(inside.astype(np.uint8), kernel) > 0] = 1
+    trimap[cv2.dilate(maybe.astype(np.uint8), kernel) == 0] = 0
+    if not (trimap == 1).any() or not (trimap == 0).any():
+        return inside.astype(np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return np.asarray(estimate_alpha_cf(display.astype(np.float64), trimap), np.float32)
+
+
+# ---- clips -----------------------------------------------------------------------------------
+
+
+def clips_of(folder: Path) -> dict[str, tuple[Path, Path]]:
+    """The clips of a folder: plate and alpha by name."""
+    found = {}
+    for plate in sorted(folder.glob("*/plate")):
+        alpha = plate.parent / "alpha"
+        if not alpha.is_dir():
+            alpha = folder / plate.parent.name.rpartition("_")[0] / "alpha"
+        if alpha.is_dir():
+            found[plate.parent.name] = (plate, alpha)
+    if not found:
+        raise SystemExit(f"{folder}: no clips (NAME/plate and NAME/alpha)")
+    return found
+
+
+def shown_frames(plate: Path, alpha: Path) -> Iterator[Shown]:
+    """All frames of a clip but the first, propagated from it."""
+    truths = [cv2.imread(str(one), cv2.IMREAD_GRAYSCALE) / np.float32(255) for one in sorted(alpha.iterdir())]
+    with tempfile.TemporaryDirectory() as folder:
+        shot = Shot.create(Path(folder) / "clip", PlateDescription("files", str(plate)), Settings())
+        first, *others = shot.plate.frames
+        shot.add_key(first, {"object": (truths[0] > 0.5).astype(np.float32)})
+        shot.propagate()
+        yield from _shown(shot, first, others, truths)
+        shot.close()
+
+
+def _shown(shot: Shot, first: int, others: list[int], truths: list[FloatArray]) -> Iterator[Shown]:
+    propagation = shot._working
+    plan = shot.plan(Request())
+    results = shot._results(plan)
+    (name,) = plan.by_frame[others[0]].sources
+    masks = {frame: results.frame_result(plan, frame).probabilities[name] for frame in others}
+    masks[first] = results.key_probabilities(first, (name,))[0]
+    for frame, truth in zip(others, truths[1:], strict=True):
+        loaded = propagation.frames.load(frame)
+        window = loaded.plate_frame.data_window
+        yield Shown(
+            masks[frame],
+            masks[frame - 1],
+            masks.get(frame + 1, masks[frame]),
+            Guide(loaded.guide(), loaded.display_at, window),
+            propagation.geometry,
+            loaded.display(),
+            truth,
+        )
+
+
+# ---- measures --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Means over the frames of a clip; the units are those of the module's docstring."""
+
+    mse: float
+    grad: float
+    change: float
+    sad: float
+    soft: float
+
+    def __str__(self) -> str:
+        return f"{self.mse:6.1f} {self.grad:7.2f} {self.change:6.1f} {self.sad:7.2f} {self.soft:6.2f}"
+
+
+def scores(mattes: list[FloatArray], truths: list[FloatArray]) -> Scores:
+    """Of the mattes of neighbouring frames."""
+    bands = [band_of(one) for one in truths]
+    pairs = list(zip(mattes, truths, bands, strict=True))
+    changes = [
+        float(np.square((p1 - p0) - (g1 - g0))[band1].mean())
+        for (p0, g0, _), (p1, g1, band1) in itertools.pairwise(pairs)
+    ]
+    return Scores(
+        mse=statistics.mean(float(np.square(p - g)[band].mean()) * 1000 for p, g, band in pairs),
+        grad=statistics.mean(
+            float(np.square(slope_of(p) - slope_of(g))[band].sum()) / 1000 for p, g, band in pairs
+        ),
+        change=statistics.mean(100 * float(np.sqrt(one)) for one in changes) if changes else float("nan"),
+        sad=statistics.mean(float(np.abs(p - g).sum()) / 1000 for p, g, _ in pairs),
+        soft=sum(soft_pixels(p) for p, _, _ in pairs) / max(1, sum(soft_pixels(g) for _, g, _ in pairs)),
+    )
+
+
+def band_of(truth: FloatArray) -> BoolArray:
+    """(H, W): within BAND pixels of one that is neither 0 nor 1."""
+    soft = ((truth > 0) & (truth < 1)).astype(np.uint8)
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * BAND + 1, 2 * BAND + 1))
+    return np.asarray(cv2.dilate(soft, disc)) > 0
+
+
+def slope_of(values: FloatArray) -> FloatArray:
+    """(H, W): length of the gradient, by first derivatives of a Gaussian."""
+    reach = int(np.ceil(4 * GRADIENT_SIGMA))
+    x = np.arange(-reach, reach + 1, dtype=np.float64)
+    smooth = np.exp(-(x**2) / (2 * GRADIENT_SIGMA**2))
+    slope = x * smooth
+    slope /= np.sqrt(
+        np.square(slope).sum() * np.square(smooth).sum()
+    )  # the kernel as a whole has a norm of 1
+    across = cv2.sepFilter2D(values, cv2.CV_32F, slope, smooth, borderType=cv2.BORDER_REPLICATE)
+    down = cv2.sepFilter2D(values, cv2.CV_32F, smooth, slope, borderType=cv2.BORDER_REPLICATE)
+    return np.asarray(np.hypot(across, down), np.float32)
+
+
+def soft_pixels(values: FloatArray) -> int:
+    return int(np.count_nonzero((values > 0.02) & (values < 0.98)))
+
+
+# ---- times -----------------------------------------------------------------------------------
+
+
+def enlarged(shown: Shown, width: int = 2048) -> Shown:
+    """The same frame as a 2K plate."""
+    window = shown.guide.window
+    height = round(width * window.height / window.width)
+    display = np.asarray(
+        cv2.resize(shown.display, (width, height), interpolation=cv2.INTER_CUBIC), np.float32
+    )
+    display = np.clip(display, 0, 1)
+    big = replace(window, x=0, y=0, width=width, height=height)
+    flat = display.reshape(-1, 3)
+    guide = Guide(shown.guide.working, lambda places: flat[places], big)
+    geometry = replace(shown.geometry, canvas=big, region=big)
+    truth = np.asarray(cv2.resize(shown.truth, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
+    return replace(shown, guide=guide, geometry=geometry, display=display, truth=truth)
+
+
+def milliseconds(way: Way, shown: Shown, rounds: int = 5) -> float:
+    """The least time of some rounds."""
+    times = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        way(shown)
+        times.append(1000 * (time.perf_counter() - started))
+        if times[-1] > 2000:
+            break
+    return min(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--clips", nargs="*", help="names; all by default")
+    parser.add_argument("--methods", nargs="*", choices=list(WAYS), default=list(WAYS))
+    parser.add_argument("--frames", type=int, help="score the first N frames only")
+    parser.add_argument("--times", action="store_true", help="and the time of a 2K frame of each clip")
+    options = parser.parse_args()
+    clips = clips_of(options.folder)
+    print(f"{'clip':14} {'way':26} {'MSE':>6} {'Grad':>7} {'dtSSD':>6} {'SAD':>7} {'soft':>6}   2K ms")
+    for name in options.clips or clips:
+        frames = list(shown_frames(*clips[name]))[: options.frames]
+        truths = [one.truth for one in frames]
+        for way in options.methods:
+            measured = scores([WAYS[way](one) for one in frames], truths)
+            spent = f"{milliseconds(WAYS[way], enlarged(frames[0])):7.0f}" if options.times else ""
+            print(f"{name:14} {way:26} {measured} {spent}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
