@@ -100,6 +100,7 @@ if python_fits(THIS_PYTHON, 64):  # an older Python could not read these
     sys.dont_write_bytecode = True
     sys.path.insert(0, str(SOURCE))
     from stm_plugin.installation import removal
+    from stm_plugin.installation.bundle import make_bundle, open_bundle
     from stm_plugin.installation.ofx_effect import machine_ofx_folder
     from stm_plugin.installation.prefix import (
         HOSTS,
@@ -108,7 +109,9 @@ if python_fits(THIS_PYTHON, 64):  # an older Python could not read these
         ON_WINDOWS,
         PRODUCT,
         InstallationError,
+        copy_files,
         default_prefix,
+        files_below,
     )
     from stm_plugin.installation.programs import clean_environment
     from stm_plugin.installation.setup import doctor_of_sources, install
@@ -130,10 +133,14 @@ def run_checks(at: Installation, more: Sequence[str]) -> int:
     checks = (["ruff", "check", "."], ["mypy"], ["pytest", *more])
     environment = clean_environment()
     environment.setdefault("ZIG_GLOBAL_CACHE_DIR", str(at.prefix.cache / "zig"))
+    folder = at.source
+    if at.options.bundle is not None:  # a bundle stays as it is
+        folder = at.prefix.cache / "sources"
+        copy_files(files_below(at.source, [item.name for item in at.source.iterdir()]), at.source, folder)
     failed = []
     for arguments in checks:
         print("\n$ python -m {}".format(" ".join(arguments)), flush=True)
-        if subprocess.call([str(at.python), "-m", *arguments], env=environment, cwd=str(at.source)) != 0:
+        if subprocess.call([str(at.python), "-m", *arguments], env=environment, cwd=str(folder)) != 0:
             failed.append(arguments[0])
     if failed:
         print("Failed: {}".format(", ".join(failed)), flush=True)
@@ -170,6 +177,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--link-dir", type=Path, help=words)
     words = "package index with another build of torch: taken from there alone, its hashes not checked"
     parser.add_argument("--torch-index", default="", metavar="URL", help=words)
+    words = "collect all that an installation on a machine like this one needs, for one without a network"
+    verbs.add_argument("--bundle", type=Path, metavar="FOLDER", help=words)
+    words = "take everything from a folder that --bundle has filled, and nothing from a network"
+    parser.add_argument("--from", dest="bundle_from", type=Path, metavar="FOLDER", help=words)
     words = "where --demo writes (default: ./stm-demo)"
     parser.add_argument("--out", type=Path, default=Path("stm-demo"), help=words)
     parser.add_argument("pytest", nargs="*", help=argparse.SUPPRESS)
@@ -177,6 +188,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     if asked.pytest and not asked.test:
         parser.error("words after the options go to pytest and need --test")
     return asked
+
+
+def absolute(path: Path) -> Path:
+    """A path that somebody typed."""
+    return Path(os.path.abspath(str(path.expanduser())))
 
 
 def options_of(asked: argparse.Namespace) -> Options:
@@ -188,13 +204,13 @@ def options_of(asked: argparse.Namespace) -> Options:
     dropped = {NUKE: asked.no_nuke, OFX: asked.no_ofx}
     return Options(
         source=SOURCE,
-        prefix=default_prefix() if own else Path(os.path.abspath(str(asked.prefix.expanduser()))),
+        prefix=default_prefix() if own else absolute(asked.prefix),
         groups=(*groups, TRAIN) if asked.train else groups,
         torch_index=asked.torch_index,
-        link_folder=asked.link_dir.expanduser().absolute() if asked.link_dir else user_links,
+        link_folder=absolute(asked.link_dir) if asked.link_dir else user_links,
         hosts=tuple(host for host in HOSTS if wanted[host]),
         dropped=tuple(host for host in HOSTS if dropped[host]),
-        ofx_folder=asked.ofx_link.expanduser().absolute() if asked.ofx_link else None,
+        ofx_folder=absolute(asked.ofx_link) if asked.ofx_link else None,
     )
 
 
@@ -208,7 +224,15 @@ def main(arguments: Sequence[str]) -> int:
     try:
         asked = parse(arguments)
         signal.signal(signal.SIGTERM, stop)
-        at = Installation(options_of(asked))
+        options = options_of(asked)
+        if asked.bundle:
+            at = Installation(options._replace(prefix=asked.bundle / ".work", groups=GROUPS))
+            make_bundle(absolute(asked.bundle), SOURCE, at.locks(), at.torch_pins(), at.torch_index)
+            return 0
+        if asked.bundle_from:
+            found = open_bundle(absolute(asked.bundle_from))
+            options = options._replace(bundle=found, source=found.sources)
+        at = Installation(options)
         if asked.uninstall:
             removal.uninstall(at.prefix, at.options.link_folder)
             return 0
@@ -216,7 +240,7 @@ def main(arguments: Sequence[str]) -> int:
             return doctor_of_sources(at)
         install(at, repair=asked.repair)
         if asked.demo:
-            return run_demo(at, asked.out.expanduser().absolute())
+            return run_demo(at, absolute(asked.out))
         return run_checks(at, asked.pytest) if asked.test else 0
     except InstallationError as error:
         print(f"\nError: {error.what}\n{error.hint or ''}".rstrip(), file=sys.stderr)

@@ -27,6 +27,7 @@ from stm_nuke import launch
 
 import install
 from stm_plugin.installation import (
+    bundle,
     doctor,
     nuke_init,
     prefix,
@@ -459,6 +460,83 @@ def test_packages_that_do_not_fit_together_are_named_unless_they_are_meant_to(sh
         assert "lonely" not in str(caught.value)
 
 
+# --- without a network --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def made_bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Miniature, Path]:
+    """A checkout, and a bundle of it."""
+    made = make_miniature(tmp_path_factory.mktemp("bundled"))
+    folder = made.checkout.parent / "bundle"
+    done = made.run("--bundle", str(folder))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return made, folder
+
+
+def test_a_bundle_installs_without_a_network_and_stays_as_it_is(
+    made_bundle: tuple[Miniature, Path], tmp_path: Path
+) -> None:
+    made, folder = made_bundle
+    before = bundle.open_bundle(folder)
+    shutil.move(made.checkout, made.checkout.with_name("gone"))
+    shutil.move(made.checkout.with_name("wheels"), made.checkout.with_name("no wheels"))
+    own = made._replace(checkout=before.sources)
+    nowhere = {"PIP_NO_INDEX": "0", "PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "0"}
+    kept = {name: value for name, value in own.environment.items() if not name.startswith("PIP_")}
+    without = ["unshare", "-n"] if shutil.which("unshare") and os.geteuid() == 0 else []
+    for arguments in (["--ofx"], ["--demo", "--out", str(tmp_path / "demo")], ["--test"]):
+        done = subprocess.run(
+            [*without, *own.command("--from", str(folder), *arguments)],
+            env={**kept, **nowhere},
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert own.stm() == "miniature works hello"
+    assert (own.prefix / "ofx" / "STM.ofx.bundle").is_dir() and (tmp_path / "demo" / "report.txt").exists()
+    assert bundle.open_bundle(folder) == before
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert names == {*json.loads((folder / "bundle.json").read_text())["files"], "bundle.json"}
+
+
+def test_the_same_sources_make_the_same_bundle(made_bundle: tuple[Miniature, Path], tmp_path: Path) -> None:
+    _, folder = made_bundle
+    again = tmp_path / "again"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PIP_CONFIG_FILE", os.devnull)
+        patch.setenv("PIP_NO_INDEX", "1")
+        patch.setenv("PIP_FIND_LINKS", str(folder / "wheels"))
+        sources = folder / "sources"
+        locks = [sources / "locks" / f"{name}.txt" for name in PACKAGES]
+        bundle.make_bundle(again, sources, locks)
+    assert (again / "bundle.json").read_bytes() == (folder / "bundle.json").read_bytes()
+    damaged = again / "wheels" / "tiny-1.0-py3-none-any.whl"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    with pytest.raises(InstallationError, match=f"{damaged} is damaged; nothing was installed"):
+        bundle.open_bundle(again)
+    damaged.unlink()
+    with pytest.raises(InstallationError, match=f"{damaged} is missing"):
+        bundle.open_bundle(again)
+
+
+def test_a_bundle_for_another_machine_and_half_a_bundle_are_refused(
+    made_bundle: tuple[Miniature, Path], tmp_path: Path
+) -> None:
+    _, folder = made_bundle
+    manifest = json.loads((folder / "bundle.json").read_text())
+    (tmp_path / "bundle.json").write_text(json.dumps({**manifest, "machine": "Amiga 68000, Python 3.11"}))
+    with pytest.raises(InstallationError, match="was made for Amiga 68000, Python 3.11; this is "):
+        bundle.open_bundle(tmp_path)
+    (tmp_path / "bundle.json").write_text("[]")
+    with pytest.raises(InstallationError, match="is no complete bundle"):
+        bundle.open_bundle(tmp_path)
+    with pytest.raises(InstallationError, match=r"holds other files \(thesis\.txt\)"):
+        (tmp_path / "thesis.txt").touch()
+        bundle.make_bundle(tmp_path, folder / "sources", [])
+
+
 # --- repairing ----------------------------------------------------------------------------------------------
 
 
@@ -768,18 +846,19 @@ def test_hosts_are_set_up_and_forgotten_by_the_command(
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     for name in ("PIP_NO_INDEX", "PIP_FIND_LINKS"):
         monkeypatch.setenv(name, shared.environment[name])
-    bundle = shared.prefix / "ofx" / "STM.ofx.bundle"
+    effect = shared.prefix / "ofx" / "STM.ofx.bundle"
     host.nuke(True, shared.prefix)
     host.ofx(True, prefix=shared.prefix)
     said = capsys.readouterr().out
     assert add_paths(shared.init) == [str(shared.prefix / "nuke")] and f"{shared.init} names" in said
-    assert bundle.is_dir() and f"OFX_PLUGIN_PATH={shared.prefix / 'ofx'}" in said
+    assert effect.is_dir() and f"OFX_PLUGIN_PATH={shared.prefix / 'ofx'}" in said
     host.ofx(True, prefix=shared.prefix)
     assert "Nothing to do." in capsys.readouterr().out
-    assert "Nothing to do." in shared.run().stdout, "the installer keeps up what the command has set up"
+    kept_up = shared.run().stdout
+    assert "init.py: ready" in kept_up and "OpenFX effect: ready" in kept_up
     host.nuke(False, shared.prefix)
     host.ofx(False, prefix=shared.prefix)
-    assert not shared.init.exists() and not bundle.exists()
+    assert not shared.init.exists() and not effect.exists()
     assert shared.run().returncode == 0
     with pytest.raises(InstallationError, match="no complete installation"):
         host.nuke(True, shared.prefix / "elsewhere")
@@ -789,9 +868,9 @@ def test_hosts_are_set_up_and_forgotten_by_the_command(
 
 
 def test_the_effect_is_built_when_asked_for_and_kept_up_from_then_on(shared: Miniature) -> None:
-    bundle = shared.prefix / "ofx" / "STM.ofx.bundle"
-    binary = bundle / "Contents" / "Linux-x86-64" / "STM.ofx"
-    assert "OFX" not in shared.run().stdout and not bundle.exists()
+    effect = shared.prefix / "ofx" / "STM.ofx.bundle"
+    binary = effect / "Contents" / "Linux-x86-64" / "STM.ofx"
+    assert "OFX" not in shared.run().stdout and not effect.exists()
     done = shared.run("--ofx")
     assert done.returncode == 0, done.stderr
     assert f"OFX_PLUGIN_PATH={shared.prefix}/ofx\n" in done.stdout
@@ -811,7 +890,7 @@ def test_the_effect_is_built_when_asked_for_and_kept_up_from_then_on(shared: Min
         assert binary.read_text() == "better"
 
     assert shared.run("--no-ofx").returncode == 0
-    assert not bundle.parent.exists()
+    assert not effect.parent.exists()
     assert "Nothing to do." in shared.run().stdout
 
 

@@ -9,7 +9,7 @@ import typer
 
 from stm_plugin.installation.hosts import add_hosts, remove_hosts, where_hosts_look
 from stm_plugin.installation.ofx_effect import machine_ofx_folder
-from stm_plugin.installation.prefix import NUKE, OFX, InstallationError, Prefix, own_prefix
+from stm_plugin.installation.prefix import NUKE, OFX, InstallationError, Prefix, own_prefix, remove_tree
 
 app = typer.Typer(help="Tell Nuke and OpenFX hosts where their side of it is.", no_args_is_help=True)
 
@@ -52,7 +52,10 @@ def _installation(root: Path | None) -> Prefix:
 
 def _change(prefix: Prefix, host: str, add: bool, link: Path | None = None) -> None:
     with prefix.locked():
-        did = add_hosts(prefix, {host}, link) if add else remove_hosts(prefix, {host})
+        try:
+            did = add_hosts(prefix, {host}, link) if add else remove_hosts(prefix, {host})
+        finally:
+            remove_tree(prefix.temporary)
     if not did:
         print("Nothing to do.")
     for line in where_hosts_look(prefix):

@@ -109,15 +109,35 @@ def pip(prefix: Prefix, python: Path, *arguments: object, **changes: str) -> str
         raise explain_pip(prefix, error.output) from error
 
 
-def install_locked(prefix: Prefix, python: Path, locks: Sequence[Path]) -> None:
+def torch_only_from(index: str, work: Path, files: Path | None = None) -> dict[str, str]:
+    """What makes pip take packages from one index and from nowhere else, whatever it is configured for.
+
+    Args:
+        work: a folder to make an empty one in.
+        files: a folder with packages that are to count as well.
+    """
+    nothing = work / "no-files"
+    nothing.mkdir(parents=True, exist_ok=True)
+    return {
+        "PIP_NO_INDEX": "0",
+        "PIP_INDEX_URL": index,
+        "PIP_EXTRA_INDEX_URL": index,
+        "PIP_FIND_LINKS": str(nothing if files is None else files),
+    }
+
+
+def install_locked(prefix: Prefix, python: Path, locks: Sequence[Path], **changes: str) -> None:
     """Install what lock files name: those releases, only files whose hashes they hold, and nothing else.
+
+    Args:
+        changes: environment variables for pip.
 
     Raises:
         InstallationError: with the cause in words.
     """
     named = [word for lock in locks for word in ("-r", lock)]
     plain = ("install", "--require-hashes", "--no-deps", "--only-binary=:all:", "--progress-bar=off")
-    pip(prefix, python, *plain, *named)
+    pip(prefix, python, *plain, *named, **changes)
 
 
 def last_lines(output: str) -> str:

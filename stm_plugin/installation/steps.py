@@ -14,6 +14,7 @@ import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
+from stm_plugin.installation.bundle import Bundle
 from stm_plugin.installation.packages import broken_packages, clear_broken_packages, site_packages
 from stm_plugin.installation.prefix import (
     EXE,
@@ -35,7 +36,7 @@ from stm_plugin.installation.prefix import (
     replace_link,
     write_atomically,
 )
-from stm_plugin.installation.programs import ProgramError, install_locked, pip, run
+from stm_plugin.installation.programs import ProgramError, install_locked, pip, run, torch_only_from
 
 PYTHON_VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
 ENGINE, DEMO, TRAIN, TEST = "engine", "demo", "train", "test"
@@ -56,7 +57,8 @@ class Options(NamedTuple):
     link_folder: Path | None = None
     hosts: tuple[str, ...] = ()  # to be set up, besides those that are
     dropped: tuple[str, ...] = ()  # hosts that are not to be set up any more
-    ofx_folder: Path | None = None  # to be given a link to the bundle
+    ofx_folder: Path | None = None  # to be given a link to the effect
+    bundle: Bundle | None = None  # where packages come from, if not from an index
 
 
 class Installation:
@@ -67,6 +69,8 @@ class Installation:
         self.prefix = Prefix(options.prefix)
         self.source = options.source
         self.torch_index = options.torch_index or str(self.prefix.record().get("torch_index", ""))
+        if options.bundle is not None:
+            self.torch_index = options.bundle.torch_index
         kept_up = (set(options.hosts) | set(self.prefix.listed("hosts"))) - set(options.dropped)
         wanted = set(options.groups) | set(self.prefix.listed("groups")) | ({OFX} & kept_up)
         self.groups = tuple(group for group in GROUPS if group in wanted)
@@ -91,6 +95,10 @@ class Installation:
         """The version of the sources."""
         project = tomllib.loads((self.source / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         return str(project["version"])
+
+    def pip_variables(self) -> dict[str, str]:
+        """What tells pip where packages come from; empty for what this machine is configured for."""
+        return {} if self.options.bundle is None else self.options.bundle.pip_variables()
 
     def lock(self, name: str) -> Path:
         return self.source / "locks" / f"{name}.txt"
@@ -197,7 +205,7 @@ class PackagesStep(Step):
 
     def do(self, at: Installation) -> None:
         clear_broken_packages(at.site_packages)
-        install_locked(at.prefix, at.python, at.locks())
+        install_locked(at.prefix, at.python, at.locks(), **at.pip_variables())
         if at.torch_index:
             self.take_torch_from_its_own_index(at)
         self.check(at)
@@ -207,12 +215,12 @@ class PackagesStep(Step):
 
         What the locks name is there already and stays. The hashes of another build cannot be known.
         """
-        pins, nothing = at.prefix.temporary / "pins.txt", at.prefix.temporary / "no-files"
-        nothing.mkdir(parents=True, exist_ok=True)
+        pins = at.prefix.temporary / "pins.txt"
+        pins.parent.mkdir(parents=True, exist_ok=True)
         pins.write_text("\n".join(pin for lock in at.locks() for pin in at.pins(lock)), encoding="utf-8")
-        only = {"PIP_NO_INDEX": "0", "PIP_INDEX_URL": at.torch_index, "PIP_EXTRA_INDEX_URL": at.torch_index}
+        only = at.pip_variables() or torch_only_from(at.torch_index, at.prefix.temporary)
         plain = ("install", "--only-binary=:all:", "--progress-bar=off", "-c", pins)
-        pip(at.prefix, at.python, *plain, *at.torch_pins(), PIP_FIND_LINKS=str(nothing), **only)
+        pip(at.prefix, at.python, *plain, *at.torch_pins(), **only)
 
     def check(self, at: Installation) -> None:
         """Raise InstallationError if a package lacks what it asks for and is not meant to."""
