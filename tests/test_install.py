@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -527,7 +528,7 @@ def test_a_bundle_for_another_machine_and_half_a_bundle_are_refused(
     _, folder = made_bundle
     manifest = json.loads((folder / "bundle.json").read_text())
     (tmp_path / "bundle.json").write_text(json.dumps({**manifest, "machine": "Amiga 68000, Python 3.11"}))
-    with pytest.raises(InstallationError, match="was made for Amiga 68000, Python 3.11; this is "):
+    with pytest.raises(InstallationError, match=r"was made for Amiga 68000, Python 3\.11; this is "):
         bundle.open_bundle(tmp_path)
     (tmp_path / "bundle.json").write_text("[]")
     with pytest.raises(InstallationError, match="is no complete bundle"):
@@ -535,6 +536,44 @@ def test_a_bundle_for_another_machine_and_half_a_bundle_are_refused(
     with pytest.raises(InstallationError, match=r"holds other files \(thesis\.txt\)"):
         (tmp_path / "thesis.txt").touch()
         bundle.make_bundle(tmp_path, folder / "sources", [])
+
+
+# --- one installation for many users ------------------------------------------------------------------------
+
+
+def python_of_every_user() -> str | None:
+    """A Python of this machine that other users may run and that makes environments."""
+    for name in ("python3.11", "python3.12", "python3.13", "python3.14"):
+        found = shutil.which(name, path="/usr/bin:/usr/local/bin")
+        if found and subprocess.run([found, "-c", "import ensurepip, venv"], check=False).returncode == 0:
+            return found
+    return None
+
+
+def test_a_read_only_prefix_serves_two_other_users_at_once() -> None:
+    python = python_of_every_user()
+    needed = (python, shutil.which("unshare"), shutil.which("setpriv"), os.geteuid() == 0 or None)
+    if None in needed:
+        pytest.skip("needs root, unshare, setpriv, and a Python of the system with venv")
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        made = make_miniature(Path(name))
+        command = [str(python), *made.command()[1:]]
+        done = subprocess.run(command, env=made.environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        before = sorted(path for path in made.prefix.rglob("*"))
+        stm = made.prefix / "bin" / "stm"
+        asked = [
+            f"mount --bind {made.prefix} {made.prefix} && mount -o remount,bind,ro {made.prefix}",
+            f"! touch {made.prefix}/x 2>/dev/null",
+            *(f"{{ setpriv --reuid {user} --clear-groups {stm} hello {user} & }}" for user in (12345, 12346)),
+            "wait",
+        ]
+        call = ["unshare", "-m", "sh", "-c", " && ".join(asked)]
+        both = subprocess.run(call, capture_output=True, text=True, check=True, cwd="/", timeout=TIMEOUT)
+        said = ["miniature works hello 12345", "miniature works hello 12346"]
+        assert sorted(both.stdout.splitlines()) == said, both.stderr
+        assert sorted(path for path in made.prefix.rglob("*")) == before
 
 
 # --- repairing ----------------------------------------------------------------------------------------------
@@ -617,6 +656,19 @@ def test_a_killed_installer_is_repaired_by_the_next_run(miniature: Miniature) ->
     assert done.returncode == 0, done.stdout + done.stderr
     assert "locked packages: ready" in done.stdout
     assert miniature.stm() == "miniature works hello"
+
+
+def test_a_prefix_that_was_moved_works_and_doctor_says_so(
+    shared: Miniature, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = shared.prefix.rename(shared.prefix.with_name("moved here"))
+    call = [str(moved / "bin" / "stm"), "hello"]
+    done = subprocess.run(call, capture_output=True, text=True, check=True, timeout=TIMEOUT)
+    assert done.stdout == "miniature works hello\n"
+    assert doctor.doctor(Prefix(moved)) == 1
+    assert f"it was made for {shared.prefix}, and was moved here" in capsys.readouterr().out
+    moved.rename(shared.prefix)
+    assert "Nothing to do." in shared.run().stdout
 
 
 def test_of_two_at_once_the_second_waits_and_finds_it_done(shared: Miniature) -> None:

@@ -48,7 +48,9 @@ def examine(prefix: Prefix) -> Iterator[Finding]:
     assert python is not None, "asked of a complete installation only"
     environment = python.parents[1]
     runs = python.exists() and _status([python, "-I", "-c", "pass"])[0] == 0
-    yield Finding("private environment", "" if runs else f"{python} does not run")
+    moved = f"it was made for {environment.parent}, and was moved here; hosts do not find it"
+    trouble = moved if environment.parent != prefix.root else "" if runs else f"{python} does not run"
+    yield Finding("private environment", trouble)
     broken = broken_packages(site_packages(environment), thorough=True)
     names = ", ".join(metadata.name.removesuffix(".dist-info") for metadata in broken)
     yield Finding("pinned packages", f"damaged package: {names}" if broken else "")

@@ -306,10 +306,15 @@ class CommandStep(Step):
         return None if at.options.link_folder is None else at.options.link_folder / "stm"
 
     def launcher(self, at: Installation) -> bytes:
-        """The launcher: the engine's Python, which heeds no PYTHON* variable of its caller."""
+        """The launcher: the engine's Python, which heeds no PYTHON* variable of its caller.
+
+        It finds that beside itself, so that a prefix that was moved works.
+        """
+        python = os.path.relpath(at.python, at.prefix.launcher.parent)
         if ON_WINDOWS:
-            return f'@"{at.python}" -I -m stm_plugin %*\r\n'.encode()
-        return f'#!/bin/sh\nexec {shlex.quote(str(at.python))} -I -m stm_plugin "$@"\n'.encode()
+            return f'@"%~dp0{python}" -I -m stm_plugin %*\r\n'.encode()
+        here = '$(dirname -- "$(readlink -f -- "$0")")'
+        return f'#!/bin/sh\nexec "{here}"/{shlex.quote(python)} -I -m stm_plugin "$@"\n'.encode()
 
     def record(self, at: Installation) -> dict[str, object]:
         return {
