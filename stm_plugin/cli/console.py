@@ -13,21 +13,35 @@ output = Console()
 errors = Console(stderr=True)
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 frame`, `2 frames`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def progress_bar(unit: str = "frames") -> Progress:
     """A bar on stderr with what is done, time spent and time left."""
     from rich.progress import (
         BarColumn,
-        MofNCompleteColumn,
         Progress,
+        ProgressColumn,
+        Task,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.text import Text
+
+    class DoneColumn(ProgressColumn):
+        """`12/25`; `12` while nobody knows how many there are."""
+
+        def render(self, task: Task) -> Text:
+            done = int(task.completed)
+            return Text(f"{done}" if task.total is None else f"{done}/{int(task.total)}")
 
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        DoneColumn(),
         TextColumn(unit),
         TimeElapsedColumn(),
         TextColumn("left"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +13,8 @@ from typer.core import TyperGroup
 from model.evaluation.protocol import TABLE_5_RULES, WORKING_SHORT_SIDE, EvaluationProtocol
 from model.weights_file import DEFAULT_WEIGHTS
 from stm_plugin.cli.console import errors, output, progress_bar
+from stm_plugin.cli.guard import Overwrite, given_of, listed_outputs
+from stm_plugin.files.outputs import Given
 from stm_plugin.settings import Precision
 
 if TYPE_CHECKING:  # what measures is imported where it is called: help and completion must not wait for it
@@ -23,6 +25,7 @@ if TYPE_CHECKING:  # what measures is imported where it is called: help and comp
     from model.inference.fast_network import FastNetwork
 
 DEFAULT_COMMAND = "scores"
+_SCORES = ("global.csv", "per_sequence.csv", "per_object.csv", "per_frame.csv")
 
 
 class DefaultCommandGroup(TyperGroup):
@@ -103,6 +106,7 @@ def scores(
     previous_frame_cap: PreviousShare = None,
     key_weight: KeyShare = None,
     shrink_guard: ShrinkLimit = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """J, F and J&F with the DAVIS definitions: of the network, or of results that are there already.
 
@@ -115,14 +119,15 @@ def scores(
     if backward:
         found = [sequence.backward for sequence in found]
     found = [sequence.stepped(step) for sequence in found]
-    segmenter = None
-    if results is None:
-        engine = _engine(weights, device, precision, previous_frame_cap, key_weight, shrink_guard)
-        segmenter = NetworkSegmenter(engine, MemoryRule.parse(rule), short_side)
-    measured = _measure(found, protocol, segmenter, results, out)
-    output.print(measured.table(), highlight=False)
-    if out is not None:
-        _say_written(measured.write_csv(out))
+    with _outputs(out, found, overwrite, results=results, files=_SCORES):
+        segmenter = None
+        if results is None:
+            engine = _engine(weights, device, precision, previous_frame_cap, key_weight, shrink_guard)
+            segmenter = NetworkSegmenter(engine, MemoryRule.parse(rule), short_side)
+        measured = _measure(found, protocol, segmenter, results, out)
+        output.print(measured.table(), highlight=False)
+        if out is not None:
+            _say_written(measured.write_csv(out))
 
 
 @app.command()
@@ -139,6 +144,7 @@ def submission(
     short_side: ShortSide = WORKING_SHORT_SIDE,
     precision: PrecisionOption = "float32",
     device: Device = "auto",
+    overwrite: Overwrite = False,
 ) -> None:
     """Results for a benchmark's server, where only each object's first mask is known.
 
@@ -148,8 +154,8 @@ def submission(
 
     found = _find(folder, sequences, split)
     frames = submission_frames(meta) if meta else None
-    segmenter = _segmenter(weights, device, precision, rule, short_side)
-    with _progress() as progress:
+    with _outputs(out, found, overwrite), _progress() as progress:
+        segmenter = _segmenter(weights, device, precision, rule, short_side)
         written = write_submission(found, segmenter, out, frames=frames, progress=progress)
     output.print(f"written: {written} label pictures of {len(found)} sequences to {out}", highlight=False)
 
@@ -170,6 +176,7 @@ def table1(
     short_side: ShortSide = WORKING_SHORT_SIDE,
     precision: PrecisionOption = "float32",
     device: Device = "auto",
+    overwrite: Overwrite = False,
 ) -> None:
     """YouTube-VOS: J and F of seen and unseen categories, and the mean of the four."""
     from model.evaluation.tables import (
@@ -182,14 +189,15 @@ def table1(
 
     groups = category_groups(meta, training_meta)
     found = _find(folder, sequences, split)
-    segmenter = None if results else _segmenter(weights, device, precision, rule, short_side)
-    measured = _measure(found, "youtube-vos", segmenter, results, out)
-    parts = by_group(measured, groups)
-    comparison = Comparison("categories", parts)
-    output.print(comparison.table(), highlight=False)
-    output.print(f"overall {100 * overall_of_groups(parts):.1f}", highlight=False)
-    if out is not None:
-        _say_written([*measured.write_csv(out), comparison.write_csv(out / TABLE_FILE)])
+    with _outputs(out, found, overwrite, results=results, files=(*_SCORES, TABLE_FILE)):
+        segmenter = None if results else _segmenter(weights, device, precision, rule, short_side)
+        measured = _measure(found, "youtube-vos", segmenter, results, out)
+        parts = by_group(measured, groups)
+        comparison = Comparison("categories", parts)
+        output.print(comparison.table(), highlight=False)
+        output.print(f"overall {100 * overall_of_groups(parts):.1f}", highlight=False)
+        if out is not None:
+            _say_written([*measured.write_csv(out), comparison.write_csv(out / TABLE_FILE)])
 
 
 @app.command()
@@ -210,17 +218,18 @@ def table4(
     previous_frame_cap: PreviousShare = None,
     key_weight: KeyShare = None,
     shrink_guard: ShrinkLimit = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Several weights on one data set: pre-training only, main training only, full, cross."""
     from model.evaluation.tables import compare_weights
 
     named = dict(_named(text) for text in weights)
     found = _find(folder, sequences, split)
-    engines = {
-        name: _engine(file, device, precision, previous_frame_cap, key_weight, shrink_guard)
-        for name, file in named.items()
-    }
-    with _progress() as progress:
+    with _outputs(out, found, overwrite, rows=tuple(named)), _progress() as progress:
+        engines = {
+            name: _engine(file, device, precision, previous_frame_cap, key_weight, shrink_guard)
+            for name, file in named.items()
+        }
         comparison = compare_weights(
             found, engines, rule, protocol, short_side=short_side, out=out, progress=progress
         )
@@ -242,16 +251,18 @@ def table5(
     previous_frame_cap: PreviousShare = None,
     key_weight: KeyShare = None,
     shrink_guard: ShrinkLimit = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Memory rules, with J, F and time per frame: first, previous, both, every fifth frame."""
     from model.evaluation.tables import compare_memory_rules
 
     found = _find(folder, sequences, split)
-    with _progress() as progress:
+    chosen = tuple(rules or TABLE_5_RULES)
+    with _outputs(out, found, overwrite, rows=chosen), _progress() as progress:
         comparison = compare_memory_rules(
             found,
             _engine(weights, device, precision, previous_frame_cap, key_weight, shrink_guard),
-            tuple(rules or TABLE_5_RULES),
+            chosen,
             protocol,
             short_side=short_side,
             out=out,
@@ -278,6 +289,7 @@ def figure5(
     short_side: ShortSide = WORKING_SHORT_SIDE,
     precision: PrecisionOption = "float32",
     device: Device = "auto",
+    overwrite: Overwrite = False,
 ) -> None:
     """Where a query reads from: the read's weights over the frames in memory, as a picture.
 
@@ -289,16 +301,17 @@ def figure5(
     chosen = [_point(text) for text in points or ()]
     video = find_sequences(folder, [sequence] if sequence else [])[0]
     name = video.frames[len(video.frames) // 2] if frame is None else _frame_name(video, frame)
-    segmenter = _segmenter(weights, device, precision, rule, short_side)
-    with _progress() as progress:
+    table = out.with_suffix(".csv")
+    with listed_outputs(out.parent, [out, table], given_of([video]), overwrite), _progress() as progress:
+        segmenter = _segmenter(weights, device, precision, rule, short_side)
         read = capture(video, segmenter, name, object_label, progress=progress)
-    if read.query.mask.any():
-        readings = [read_from(read), *(read_from(read, p) for p in chosen or [read.inner_point()])]
-    else:  # an object that is hidden on the query frame has no block, but its memory can be asked by points
-        readings = [read_from(read, point) for point in chosen] or [read_from(read)]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draw(read, readings).save(out)
-    _say_written([out, write_reading(out.with_suffix(".csv"), read, readings)])
+        if read.query.mask.any():
+            readings = [read_from(read), *(read_from(read, p) for p in chosen or [read.inner_point()])]
+        else:  # an object that is hidden on the query frame has no block; points can ask for its memory
+            readings = [read_from(read, point) for point in chosen] or [read_from(read)]
+        out.parent.mkdir(parents=True, exist_ok=True)
+        draw(read, readings).save(out)
+        _say_written([out, write_reading(table, read, readings)])
 
 
 @app.command()
@@ -315,21 +328,62 @@ def figure7(
     protocol: ProtocolOption = "davis",
     precision: PrecisionOption = "float32",
     device: Device = "auto",
+    overwrite: Overwrite = False,
 ) -> None:
     """J of all frames, sorted, for several memory rules (or whatever table4 or table5 compared)."""
-    from model.evaluation.tables import TABLE_FILE, Comparison
+    from model.evaluation.tables import CURVE_FILES, TABLE_FILE, Comparison
 
     if (folder / TABLE_FILE).is_file():
         comparison = Comparison.read(folder).only(rules or ())
-        _say_written(comparison.write_curves(out))
+        with listed_outputs(out, [out / name for name in CURVE_FILES], [], overwrite):
+            _say_written(comparison.write_curves(out))
         return
-    table5(folder, rules, sequences, split, out, weights, short_side, protocol, precision, device)
+    table5(
+        *(folder, rules, sequences, split, out, weights),
+        short_side=short_side,
+        protocol=protocol,
+        precision=precision,
+        device=device,
+        overwrite=overwrite,
+    )
 
 
 def _find(folder: Path, names: Sequence[str] | None, split: Path | None) -> list[VideoSequence]:
     from model.data.davis import find_sequences, read_split
 
     return find_sequences(folder, [*(names or ()), *(read_split(split) if split else ())])
+
+
+def _outputs(
+    out: Path | None,
+    found: Sequence[VideoSequence],
+    overwrite: bool,
+    *,
+    results: Path | None = None,
+    files: Sequence[str] = (),
+    rows: Sequence[str] = (),
+) -> AbstractContextManager[None]:
+    """Asks the guard of outputs for all that an evaluation may write to `out`."""
+    from model.evaluation.tables import CURVE_FILES, TABLE_FILE, row_folder
+
+    if out is None:
+        return listed_outputs(None, [], [], overwrite)
+    folders = [row_folder(out, row) for row in rows] or [out]
+    paths = [out / name for name in files]
+    if rows:
+        paths += [out / name for name in (TABLE_FILE, *CURVE_FILES)]
+        paths += [folder / name for folder in folders for name in _SCORES]
+    if results is None:
+        paths += [
+            folder / sequence.name / f"{frame}.png"
+            for folder in folders
+            for sequence in found
+            for frame in sequence.frames
+        ]
+    given = given_of(found)
+    if results is not None:
+        given += [Given("a result that is measured", path) for path in results.rglob("*.png")]
+    return listed_outputs(out, list(dict.fromkeys(paths)), given, overwrite)
 
 
 def _engine(

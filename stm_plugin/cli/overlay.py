@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from stm_plugin.cli.console import progress_bar
+from stm_plugin.cli.console import counted, errors, progress_bar
+from stm_plugin.errors import MatteError
+from stm_plugin.files.outputs import Ownership, check_outputs
 from stm_plugin.images.overlay import (
     ByteArray,
     OverlayWriter,
@@ -13,45 +17,115 @@ from stm_plugin.images.overlay import (
     pick_frames,
     write_picture,
 )
+from stm_plugin.images.provenance import is_our_picture, row_of
+from stm_plugin.images.sequence import describe_frames, output_sequence
 from stm_plugin.planning.values import State
+from stm_plugin.shot.inputs import Inputs, inputs_of
+from stm_plugin.shot.opening import check_frames
 from stm_plugin.shot.shot import Shot
 
 _FOLDER_PATTERN = "overlay.####.jpg"
 _CONTACT_SHEET = "contact_sheet.png"
 
 
-def write_overlays(folder: Path, target: str, frame_range: tuple[int, int] | None = None) -> list[Path]:
+@dataclass(frozen=True)
+class OverlayTarget:
+    """Where overlays go.
+
+    Attributes:
+        text: a folder, a sequence (`overlay.####.jpg`) or a movie (`overlay.mp4`).
+        overwrite: whether files that STM did not make may be replaced.
+    """
+
+    text: str
+    overwrite: bool = False
+
+    @property
+    def overlay(self) -> Path:
+        """The sequence, as a pattern, or the movie."""
+        path = Path(self.text).expanduser()
+        return path / _FOLDER_PATTERN if path.is_dir() or not path.suffix else path
+
+    @property
+    def sheet(self) -> Path:
+        """The contact sheet."""
+        return self.overlay.parent / _CONTACT_SHEET
+
+    def check(self, inputs: Inputs, shot: Path, frames: Sequence[int]) -> None:
+        """Ask the guard of outputs before anything is written. OutputError where it refuses."""
+        OverlayWriter(self.overlay)  # the name of a kind that can be written
+        sequence = output_sequence(self.overlay)
+        if sequence.movie is not None:
+            wanted: list[tuple[int | None, Path]] = [(None, sequence.movie)]
+        else:
+            wanted = [(frame, sequence.path(frame)) for frame in frames]
+        row = row_of(sequence)
+        check_outputs(
+            [*wanted, (None, self.sheet)],
+            inputs.given,
+            row=row,
+            given_rows=inputs.rows,
+            overwrite=self.overwrite,
+            is_ours=lambda _, path: is_our_picture(path),
+        )
+        if row is not None:
+            Ownership(row, shot).check_free(overwrite=self.overwrite)
+
+    def take(self, shot: Path) -> None:
+        """Become the owner of the row of pictures."""
+        row = row_of(output_sequence(self.overlay))
+        notice = None if row is None else Ownership(row, shot).take(overwrite=self.overwrite)
+        if notice is not None:
+            errors.print(notice, markup=False, highlight=False)
+
+
+def write_overlays(
+    folder: Path, target: OverlayTarget, frame_range: tuple[int, int] | None = None
+) -> list[str]:
     """Writes the overlay of every finished frame, and a contact sheet beside it.
 
     Args:
         folder: of the shot.
-        target: a folder, a sequence (`overlay.####.jpg`) or a movie (`overlay.mp4`).
         frame_range: first and last frame; all if None.
 
     Returns:
-        what was written: the overlay, and the contact sheet.
+        what was written, in words: the overlay, and the contact sheet.
+
+    Raises:
+        OutputError: a picture would overwrite an input or somebody else's file; nothing was written.
+        PlateError: the plate does not have all frames of the range.
+        MatteError: no frame of the range is done.
     """
-    path = Path(target).expanduser()
-    is_folder = path.is_dir() or not path.suffix
-    overlay = path / _FOLDER_PATTERN if is_folder else path
-    overlay.parent.mkdir(parents=True, exist_ok=True)
     with Shot.open(folder) as shot:
-        status = shot.status()
-        first, last = frame_range or (min(status.states), max(status.states))
-        done = [
-            frame
-            for frame, state in sorted(status.states.items())
-            if first <= frame <= last and state in (State.KEY, State.DONE)
-        ]
-        keys = {key.frame for key in shot.keys}
-        on_sheet = set(pick_frames(done, keys & set(done)))
-        sheet: dict[int, ByteArray] = {}
-        with OverlayWriter(overlay) as writer, progress_bar() as bar:
-            for frame in bar.track(done, description="overlay"):
-                picture = overlay_picture(shot.display(frame), shot.matte(frame).mattes)
-                writer.write(frame, picture)
-                if frame in on_sheet:
-                    sheet[frame] = picture
-        sheet_path = overlay.parent / _CONTACT_SHEET
-        write_picture(sheet_path, contact_sheet(sheet, keys, pixel_aspect=shot.plate.pixel_aspect))
-    return [overlay, sheet_path]
+        check_frames(shot.plate, frame_range)
+        states = shot.status().states
+        first, last = frame_range or (min(states), max(states))
+        asked = [frame for frame in sorted(states) if first <= frame <= last]
+        target.check(inputs_of(shot.plate, shot.settings, shot.folder), shot.folder, asked)
+        done = [frame for frame in asked if states[frame] in (State.KEY, State.DONE)]
+        if not done:
+            raise MatteError(
+                "No frame is done, so there is nothing to show.",
+                path=shot.folder,
+                hint="Run `stm shot propagate` first.",
+            )
+        if left_out := sorted(set(asked) - set(done)):
+            errors.print(f"Left out, as they are not done: {describe_frames(left_out)}.", highlight=False)
+        return _write(shot, target, done)
+
+
+def _write(shot: Shot, target: OverlayTarget, done: Sequence[int]) -> list[str]:
+    keys = {key.frame for key in shot.keys}
+    on_sheet = set(pick_frames(done, keys & set(done)))
+    sheet: dict[int, ByteArray] = {}
+    target.take(shot.folder)
+    with OverlayWriter(target.overlay) as writer, progress_bar() as bar:
+        for frame in bar.track(done, description="overlay"):
+            picture = overlay_picture(shot.display(frame), shot.matte(frame).mattes)
+            writer.write(frame, picture)
+            if frame in on_sheet:
+                sheet[frame] = picture
+    note = f"{len(on_sheet)} of {counted(len(done), 'frame')}"
+    picture = contact_sheet(sheet, keys, pixel_aspect=shot.plate.pixel_aspect, note=note)
+    write_picture(target.sheet, picture)
+    return [str(target.overlay), f"{target.sheet} ({note})"]

@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from stm_plugin.cli.console import errors, output, progress_bar
+from stm_plugin.cli.console import counted, errors, output, progress_bar
+from stm_plugin.cli.guard import Overwrite
 from stm_plugin.errors import KeyframeError, SettingsError
-from stm_plugin.planning.values import Directions
-from stm_plugin.propagation.events import DamageFound, Event, Notice, PlanMade, PlateChanged
+from stm_plugin.planning.values import Directions, State
+from stm_plugin.propagation.events import (
+    DamageFound,
+    Event,
+    FrameFinished,
+    Notice,
+    PlanMade,
+    PlateChanged,
+)
 from stm_plugin.propagation.events import Progress as StepDone
 from stm_plugin.settings import FinishSettings, KeysInMemory, MaskMode, Precision, Settings
 from stm_plugin.windows import Window
 
 if TYPE_CHECKING:  # what computes is imported where it is called: help and completion must not wait for it
+    from stm_plugin.images.plate import PlateSource
+    from stm_plugin.shot.inputs import Inputs
     from stm_plugin.shot.propagate import Summary
+
+STOPPED = 130
+"""Exit code of a command that was stopped by Ctrl-C, as shells have it."""
 
 _KEY = re.compile(r"(-?\d+)=(.+)")
 _RANGE = re.compile(r"(-?\d+)-(-?\d+)|(-?\d+)")
@@ -72,10 +87,16 @@ def propagate(
             help="A folder, overlay.####.jpg or overlay.mp4: pictures to look at, with a contact sheet."
         ),
     ] = None,
+    overwrite: Overwrite = False,
+    wait: Annotated[
+        float, typer.Option(help="Seconds to wait for another process that holds the shot.")
+    ] = 0.0,
 ) -> None:
     """Propagate the masks of keys through a plate and write a matte for every frame."""
-    from stm_plugin.cli.overlay import write_overlays
+    from stm_plugin.cli.overlay import OverlayTarget, write_overlays
+    from stm_plugin.shot.propagate import default_shot_folder
     from stm_plugin.shot.propagate import propagate as run
+    from stm_plugin.store.store import with_suffix
 
     settings = Settings(
         memory_rule=memory,
@@ -93,6 +114,12 @@ def propagate(
         device=device,  # type: ignore[arg-type]  # checked by Settings, which also knows cuda:N
     )
     keys = parse_keys(key)
+    target = None if overlay is None else OverlayTarget(overlay, overwrite)
+
+    def check(plate: PlateSource, inputs: Inputs, chosen: Sequence[int]) -> None:
+        if target is not None:
+            target.check(inputs, default_shot_folder(out) if shot is None else with_suffix(shot), chosen)
+
     with EventPrinter() as printer:
         summary = run(
             plate,
@@ -110,11 +137,15 @@ def propagate(
             mask_channel=mask_channel,
             adapt=adapt,
             on_event=printer,
+            wait=wait,
+            overwrite=overwrite,
+            check=check,
         )
     print_summary(summary)
-    if overlay is not None:
-        for path in write_overlays(summary.shot, overlay, parse_range(frames)):
-            output.print(f"to look at: {path}", highlight=False, soft_wrap=True)
+    if target is not None:
+        for words in write_overlays(summary.shot, target, parse_range(frames)):
+            output.print(f"to look at: {words}", highlight=False, soft_wrap=True, markup=False)
+    printer.check_reached()
 
 
 class EventPrinter:
@@ -124,17 +155,46 @@ class EventPrinter:
         self._bar = progress_bar("steps")
         self._task = self._bar.add_task("propagate", total=None)
         self._bar.disable = True
+        self._finished: set[int] = set()
+        self._unreached: list[int] = []
 
     def __enter__(self) -> EventPrinter:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bar.stop()
+        if isinstance(error, KeyboardInterrupt):
+            kept = counted(len(self._finished), "frame")
+            errors.print(
+                f"Stopped. {kept} finished in this run {'is' if len(self._finished) == 1 else 'are'} kept, "
+                "and so is all that was done before. The same command goes on from here.",
+                highlight=False,
+            )
+            raise typer.Exit(STOPPED) from error
+
+    def check_reached(self) -> None:
+        """Frames that no pass comes by are an error, when everything else is done.
+
+        Raises:
+            KeyframeError: there are some; they are named.
+        """
+        from stm_plugin.images.sequence import describe_frames
+
+        if self._unreached:
+            word = "frame" if len(self._unreached) == 1 else "frames"
+            raise KeyframeError(
+                f"Not computed: {word} {describe_frames(self._unreached)}, as no key reaches "
+                f"{'it' if word == 'frame' else 'them'} in this direction.",
+                hint="Say --direction both, add a key on that side, or leave them out with --frames.",
+            )
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, PlanMade):
             for dirty in event.plan.dirty:
                 errors.print(str(dirty), highlight=False, markup=False)
+            self._unreached = [one.frame for one in event.plan.frames if one.state is State.UNREACHED]
             self._bar.disable = False
             self._bar.start()
             self._bar.update(self._task, total=len(event.plan.steps), completed=0)
@@ -142,6 +202,8 @@ class EventPrinter:
             self._bar.update(
                 self._task, completed=event.done, total=event.total, description=f"frame {event.frame}"
             )
+        elif isinstance(event, FrameFinished):
+            self._finished.add(event.frame)
         elif isinstance(event, PlateChanged):
             numbers = ", ".join(map(str, event.frames))
             errors.print(f"The plate changed on {numbers}; what depends on it is computed again.")

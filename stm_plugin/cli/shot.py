@@ -9,10 +9,12 @@ import typer
 from rich.table import Table
 
 from stm_plugin.cli.adapt import describe_adaptation
-from stm_plugin.cli.console import output, progress_bar
+from stm_plugin.cli.console import counted, output, progress_bar
+from stm_plugin.cli.guard import Overwrite
 from stm_plugin.cli.propagate import EventPrinter, parse_range
+from stm_plugin.planning.plan import frames_in_range
 from stm_plugin.planning.values import Directions, Request, State
-from stm_plugin.propagation.events import Event, FrameFinished
+from stm_plugin.propagation.events import Event, FrameFinished, Notice
 from stm_plugin.settings import MaskMode, Settings
 
 if TYPE_CHECKING:  # what computes is imported where it is called: help and completion must not wait for it
@@ -57,6 +59,9 @@ def add_key(
     mask_mode: Annotated[MaskMode, typer.Option(help="How the file is understood.")] = "auto",
     mask_channel: Annotated[str | None, typer.Option(help="Channel or layer of the mask.")] = None,
     keep_others: Annotated[bool, typer.Option(help="Keep the key's other objects.")] = False,
+    allow_empty: Annotated[
+        bool, typer.Option("--allow-empty", help="The mask may be empty: the object is not in this frame.")
+    ] = False,
     wait: Wait = 0.0,
 ) -> None:
     """Give the masks of one frame."""
@@ -67,20 +72,34 @@ def add_key(
             objects=objects,
             mode=mask_mode,
             channel=mask_channel,
+            allow_empty=allow_empty,
             replace_all=not keep_others,
             wait=wait,
         )
-        output.print(f"key {key.frame}: {', '.join(key.objects)}", highlight=False)
+        output.print(f"key {key.frame}: {', '.join(key.objects)}", highlight=False, markup=False)
+        if key.dropped:
+            output.print(
+                f"The key's mask of {', '.join(key.dropped)} is gone; --keep-others would have kept it.",
+                highlight=False,
+                markup=False,
+            )
         _print_dirty(opened.status())
 
 
 @key_app.command("remove")
 def remove_key(
-    shot: Folder, frame: Annotated[int, typer.Argument(help="The key's frame.")], wait: Wait = 0.0
+    shot: Folder,
+    frame: Annotated[int, typer.Argument(help="The key's frame.")],
+    objects: Annotated[
+        list[str] | None, typer.Option("--object", help="Only the masks of these objects; repeatable.")
+    ] = None,
+    wait: Wait = 0.0,
 ) -> None:
     """Take a key away."""
     with _open(shot) as opened:
-        opened.remove_key(frame, wait=wait)
+        opened.remove_key(frame, objects, wait=wait)
+        gone = "removed" if not objects else f"without {', '.join(objects)} now"
+        output.print(f"key {frame}: {gone}", highlight=False, markup=False)
         _print_dirty(opened.status())
 
 
@@ -106,8 +125,8 @@ def status(shot: Folder) -> None:
             table.add_row(f"key {key.frame}", ", ".join(key.objects))
         for state in State:
             if found.count(state):
-                table.add_row(state.value, f"{found.count(state)} frames")
-        table.add_row("to run", f"{found.network_frames} frames through the network")
+                table.add_row(state.value, counted(found.count(state), "frame"))
+        table.add_row("to run", f"{counted(found.network_frames, 'frame')} through the network")
         table.add_row("on disk", str(found.size))
         if found.holder is not None:
             table.add_row("held by", str(found.holder))
@@ -129,10 +148,14 @@ def propagate(
     wait: Wait = 0.0,
 ) -> None:
     """Compute what is not done, and nothing else."""
+    from stm_plugin.shot.opening import check_frames
+
     first, last = parse_range(frames) or (None, None)
     with _open(shot) as opened, EventPrinter() as printer:
+        check_frames(opened.plate, parse_range(frames))
         done = opened.propagate(Request(first, last, direction), on_event=printer, wait=wait)
     output.print(f"{done.computed} computed, {done.reused} kept, {done.seconds:.1f} s", highlight=False)
+    printer.check_reached()
 
 
 @app.command()
@@ -140,24 +163,39 @@ def export(
     shot: Folder,
     out: Annotated[str, typer.Argument(help="The matte sequence: matte.####.exr.")],
     frames: Frames = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write the mattes of frames that are done."""
     from stm_plugin.shot.export import MatteWriter
+    from stm_plugin.shot.opening import check_frames
 
     first, last = parse_range(frames) or (None, None)
     with _open(shot) as opened, progress_bar() as bar:
         settings = opened.settings
-        writer = MatteWriter(out, opened.plate, channel=settings.channel, with_ids=settings.cryptomatte)
-        task = bar.add_task("export", total=None)
+        check_frames(opened.plate, parse_range(frames))
+        writer = MatteWriter(
+            out,
+            opened.plate,
+            channel=settings.channel,
+            with_ids=settings.cryptomatte,
+            overwrite=overwrite,
+        )
+        request = Request(first, last)
+        total = len(frames_in_range(tuple(opened.plate.frames), request))
+        task = bar.add_task("export", total=total)
 
         def on_event(event: Event) -> None:
             if isinstance(event, FrameFinished):
                 bar.advance(task)
+            elif isinstance(event, Notice):
+                bar.console.print(event.text, highlight=False, markup=False)
 
-        opened.export(writer, Request(first, last), on_event=on_event)
+        opened.export(writer, request, on_event=on_event)
     files = writer.written
     output.print(
-        f"{len(files)} frames: {files[0].path} to {files[-1].path.name}", highlight=False, soft_wrap=True
+        f"{counted(len(files), 'frame')}: {files[0].path} to {files[-1].path.name}",
+        highlight=False,
+        soft_wrap=True,
     )
 
 
@@ -166,13 +204,14 @@ def overlay(
     shot: Folder,
     out: Annotated[str, typer.Argument(help="A folder, overlay.####.jpg or overlay.mp4.")],
     frames: Frames = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Pictures to look at: the matte over the plate, and a contact sheet."""
-    from stm_plugin.cli.overlay import write_overlays
+    from stm_plugin.cli.overlay import OverlayTarget, write_overlays
     from stm_plugin.store.store import with_suffix
 
-    for path in write_overlays(with_suffix(shot), out, parse_range(frames)):
-        output.print(f"to look at: {path}", highlight=False, soft_wrap=True)
+    for words in write_overlays(with_suffix(shot), OverlayTarget(out, overwrite), parse_range(frames)):
+        output.print(f"to look at: {words}", highlight=False, soft_wrap=True, markup=False)
 
 
 @app.command()

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from model.weights_file import Manifest, convert_published, read_manifest, shipped_weights
 from stm_plugin.cli.console import output
+from stm_plugin.cli.guard import Overwrite, check_single, given_of
 
 app = typer.Typer(help="List, convert and export weights.", no_args_is_help=True)
 
@@ -24,8 +25,10 @@ def list_weights() -> None:
 def convert(
     pth: Annotated[Path, typer.Argument(help="STM_weights.pth, as the authors of STM released it.")],
     out: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+    overwrite: Overwrite = False,
 ) -> None:
     """Turn the released STM weights into a safetensors file; code inside the .pth is never run."""
+    _check(out, ("the weights", pth), overwrite)
     manifest = convert_published(pth, out)
     output.print(f"{out}: {manifest.architecture}, {manifest.licence}")
 
@@ -38,13 +41,21 @@ def export(
     licence: Annotated[str, typer.Option(help="Under which the weights may be used, in words.")],
     data: Annotated[list[str], typer.Option(help="A training set with its licence. May be repeated.")],
     recipe: Annotated[str, typer.Option(help="How they were trained, in words.")] = "",
+    overwrite: Overwrite = False,
 ) -> None:
     """Write the averaged weights of a training run as a weights file (fp16)."""
     from model.training.recipe import export as export_run
 
+    _check(out, ("a file of the training run", run), overwrite)
     stated = Manifest(name=name, architecture="", licence=licence, data=tuple(data), recipe=recipe)
     manifest = export_run(run, stated, out)
     output.print(f"{out}: {manifest.architecture}, sha256 {manifest.sha256}")
+
+
+def _check(out: Path, source: tuple[str, Path], overwrite: bool) -> None:
+    """Ask the guard of outputs for a weights file and the manifest beside it."""
+    given = given_of([], source, *(("the shipped weights", path) for path in shipped_weights()))
+    check_single([out, out.with_suffix(".json")], given, overwrite)
 
 
 def weights_table() -> Table:

@@ -362,8 +362,12 @@ class WrittenList:
     def finish(self, paths: Iterable[Path]) -> None:
         """These files are written as they are now."""
         for path in paths:
-            with suppress(OSError, StoreError):  # then it stays begun
-                self._journal.append({"file": self._name(path), "hash": _content_hash(path)})
+            with suppress(StoreError):  # then it stays begun
+                try:
+                    content = _content_hash(path)
+                except OSError:
+                    content = ""  # it was not written after all
+                self._journal.append({"file": self._name(path), "hash": content})
 
     def finish_as(self, path: Path, content: Path) -> None:
         """The file will appear under its name with this content at once."""

@@ -128,8 +128,8 @@ def read_mask(
             f"The mask is empty (read from {source}).",
             frame=frame,
             path=path,
-            hint="Draw the object, or name the channel that holds it; an object that is not in the frame "
-            "needs an empty mask to be allowed.",
+            hint="Draw the object, or name the channel that holds it. If the object is not in this frame: an "
+            "empty mask is allowed beside other keys (`stm shot key add SHOT FRAME MASK --allow-empty`).",
         )
     return MaskImage(objects=placed, path=Path(path), source=source)
 

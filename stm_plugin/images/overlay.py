@@ -15,6 +15,7 @@ import numpy.typing as npt
 import OpenImageIO as oiio
 
 from stm_plugin.errors import MatteError
+from stm_plugin.files.outputs import WrittenList
 from stm_plugin.images.provenance import MAKER, MAKER_ATTRIBUTE
 from stm_plugin.images.sequence import output_sequence
 from stm_plugin.images.writer import image_error, probe_disk, remove_quietly, write_image
@@ -101,6 +102,7 @@ def contact_sheet(
     columns: int | None = None,
     cell_width: int = 480,
     pixel_aspect: float = 1.0,
+    note: str = "",
 ) -> ByteArray:
     """One picture of many frames, each with its number; key frames are framed and marked.
 
@@ -110,6 +112,7 @@ def contact_sheet(
         columns: how many side by side; at most 4 if None.
         cell_width: pixels of one picture on the sheet.
         pixel_aspect: of the pictures; the sheet has square pixels.
+        note: a line below the pictures.
 
     Returns:
         uint8 (h, w, 3).
@@ -124,7 +127,11 @@ def contact_sheet(
     }
     cell_height = max(heights.values())
     step_x, step_y = cell_width + _GAP, cell_height + _LABEL_HEIGHT + _GAP
-    sheet = np.full((rows * step_y + _GAP, columns * step_x + _GAP, 3), _SHEET_COLOUR, np.uint8)
+    below = _LABEL_HEIGHT if note else 0
+    sheet = np.full((rows * step_y + _GAP + below, columns * step_x + _GAP, 3), _SHEET_COLOUR, np.uint8)
+    if note:
+        corner = (_GAP + 2, rows * step_y + _LABEL_HEIGHT - 4)
+        cv2.putText(sheet, note, corner, _FONT, _FONT_SCALE, _LABEL_COLOUR, 1, cv2.LINE_AA)
     for index, frame in enumerate(sorted(pictures)):
         x, y = _GAP + index % columns * step_x, _GAP + index // columns * step_y
         size = (cell_width, heights[frame])
@@ -233,6 +240,7 @@ class OverlayWriter:
                 if frames_of(self._part) != self._count:
                     probe_disk(self._part)
                     raise OSError("it was not written as a whole")
+                WrittenList(self.target.movie.parent).finish_as(self.target.movie, self._part)
                 os.replace(self._part, self.target.movie)
         except OSError as error:
             raise image_error(error, None, self.target.movie) from error

@@ -22,7 +22,7 @@ from model.inference.allocator import release_freed_memory
 from model.inference.fast_network import QUERY_LAYOUT, Query
 from model.network.memory import MemoryBank, MemoryEntry, MemoryRule
 from stm_plugin.address import address_of
-from stm_plugin.errors import PropagationCancelled, StoreError, concerning
+from stm_plugin.errors import PropagationCancelled, StoreError, WeightsError, concerning
 from stm_plugin.images.working_picture import WorkingGeometry, to_working
 from stm_plugin.planning.plan import chain, frame_address, pass_root, position_in
 from stm_plugin.planning.quality import Quality, agreement
@@ -77,6 +77,7 @@ class PropagationContext:
     Attributes:
         network: gives the network; loaded only when it is needed.
         features_base: what the features of a frame depend on besides its pixels.
+        weights: as the settings name them, for error texts.
     """
 
     store: ShotStore
@@ -87,6 +88,7 @@ class PropagationContext:
     rule: MemoryRule
     memory_cap: int
     features_base: Mapping[str, str]
+    weights: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +175,9 @@ class Execution:
             query = results.query(step.frame)
             bank = self._bank(step.passed, step.position + 1)
             probabilities = context.network().segment(query, bank)[1:]  # (K, h, w), without the background
-        stored = quantise(probabilities.float().cpu().numpy())
+        computed = probabilities.float().cpu().numpy()
+        check_finite(computed, step.frame, context.weights)
+        stored = quantise(computed)
         context.cache.make_room_for(lambda: context.store.put_probabilities(address, stored))
         results.remember(address, stored)
         self._computed += 1
@@ -401,6 +405,17 @@ class Results:
             self._expected[frame] = hash_
             self.facts = replace(self.facts, plate=self._expected)
         return hash_
+
+
+def check_finite(probabilities: FloatArray, frame: int, weights: str) -> None:
+    """Ask whether what the network gave are numbers (K, h, w). WeightsError where they are not."""
+    if not np.isfinite(probabilities).all():
+        raise WeightsError(
+            "The network gives values that are not numbers (NaN or Inf), so there is no matte.",
+            frame=frame,
+            path=weights or None,
+            hint="The weights are damaged, or the precision is too small for them: try --precision float32.",
+        )
 
 
 def on_window(values: FloatArray, window: Window, target: Window) -> FloatArray:

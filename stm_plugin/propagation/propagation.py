@@ -190,6 +190,7 @@ class Propagation:
                 rule=MemoryRule.parse(settings.memory_rule),
                 memory_cap=settings.memory_cap,
                 features_base=self._features_base(),
+                weights=settings.weights,
             )
 
     # ---- what a plan is made from ----

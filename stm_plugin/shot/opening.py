@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stm_plugin.errors import MaskError, PlateError
+from stm_plugin.errors import KeyframeError, MaskError, PlateError
 from stm_plugin.images.host_plate import HostPlate
 from stm_plugin.images.mask import MaskMode, read_mask
 from stm_plugin.images.plate import Plate, PlateSource
@@ -62,6 +62,12 @@ def check_frames(plate: PlateSource, frame_range: tuple[int, int] | None) -> Non
     if named:
         count = "frame" if len(named) == 1 and "-" not in named[0] else "frames"
         raise PlateError(f"The plate does not have the {count} {', '.join(named)}.", hint=frames_hint(plate))
+
+
+def check_key_frame(plate: PlateSource, frame: int) -> None:
+    """KeyframeError where the plate has no such frame for a key."""
+    if frame not in plate.frames:
+        raise KeyframeError("The plate has no such frame.", frame=frame, hint=frames_hint(plate))
 
 
 def frames_hint(plate: PlateSource) -> str:

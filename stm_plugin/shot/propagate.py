@@ -18,7 +18,7 @@ from stm_plugin.propagation.events import Notice
 from stm_plugin.settings import Settings
 from stm_plugin.shot.export import MatteWriter, Written
 from stm_plugin.shot.inputs import Inputs, inputs_of
-from stm_plugin.shot.opening import check_frames, open_plate
+from stm_plugin.shot.opening import check_frames, check_key_frame, open_plate
 from stm_plugin.shot.shot import (
     Cancelled,
     Emit,
@@ -122,6 +122,8 @@ def propagate(
     request = Request(first, last, directions)
     source = open_plate(folder, description, settings)
     check_frames(source, frame_range)
+    for frame in keys:
+        check_key_frame(source, frame)
     masks = {frame: Path(mask) for frame, mask in keys.items() if not isinstance(mask, Mapping)}
     inputs, frames = inputs_of(source, settings, folder, masks), frames_in_range(source.frames, request)
     writer = MatteWriter(

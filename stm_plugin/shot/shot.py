@@ -22,7 +22,6 @@ from types import TracebackType
 from model.training.adapt import AdaptOptions, AdaptStep
 from model.weights_file import Manifest
 from stm_plugin.errors import (
-    KeyframeError,
     MaskError,
     MatteError,
     PlateError,
@@ -58,7 +57,7 @@ from stm_plugin.propagation.propagation import Propagation, not_done
 from stm_plugin.settings import DEFAULT_ADAPT_SECONDS, Settings
 from stm_plugin.shot.export import MatteWriter
 from stm_plugin.shot.inputs import inputs_of, note_source
-from stm_plugin.shot.opening import frames_hint, masks_of_arrays, masks_of_file, open_plate
+from stm_plugin.shot.opening import check_key_frame, masks_of_arrays, masks_of_file, open_plate
 from stm_plugin.store import editing
 from stm_plugin.store.description import AdaptationRecord, PlateDescription, ShotDescription
 from stm_plugin.store.store import ShotStore, StoreSize
@@ -277,8 +276,7 @@ class Shot:
             MaskError: the mask cannot be used, or there would be too many objects.
             StoreBusyError, StoreError: the shot is held, or cannot be written.
         """
-        if frame not in self.plate.frames:
-            raise KeyframeError("The plate has no such frame.", frame=frame, hint=frames_hint(self.plate))
+        check_key_frame(self.plate, frame)
         original: Path | None = None
         if isinstance(mask, Mapping):
             canvas = self.plate.canvas

@@ -123,7 +123,7 @@ def test_the_papers_read_can_be_measured_beside_the_bounded_one(
         engines.append(FastNetwork(*given, **named))
         return engines[-1]
 
-    monkeypatch.setattr("stm_plugin.cli.evaluate.FastNetwork", remembered)
+    monkeypatch.setattr("model.inference.fast_network.FastNetwork", remembered)
 
     def measured(*words: str) -> str:
         out = tmp_path / "_".join(("out", *words))

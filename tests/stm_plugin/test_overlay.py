@@ -10,6 +10,7 @@ import OpenImageIO as oiio
 import pytest
 
 from stm_plugin.errors import MatteError
+from stm_plugin.files.outputs import LIST_NAME
 from stm_plugin.images.overlay import (
     OBJECT_COLOURS,
     ByteArray,
@@ -156,7 +157,7 @@ def test_an_overlay_movie_holds_every_frame(tmp_path: Path, name: str) -> None:
         assert abs(float(picture[..., 2].mean()) - 40 * frame) < 12, "red is red"
     assert not capture.read()[0]
     capture.release()
-    assert [entry.name for entry in tmp_path.iterdir()] == [name]
+    assert {entry.name for entry in tmp_path.iterdir()} == {name, LIST_NAME}
 
 
 def test_a_movie_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:

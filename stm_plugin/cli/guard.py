@@ -1,0 +1,71 @@
+"""The guard of outputs for commands without a shot: tables, label pictures, weights."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stm_plugin.files.outputs import Given, WrittenList, check_outputs
+
+if TYPE_CHECKING:  # what measures is imported where it is called
+    from model.data.davis import VideoSequence
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that STM did not make.")]
+
+
+@contextmanager
+def listed_outputs(
+    folder: Path | None, files: Collection[Path], given: Iterable[Given], overwrite: bool
+) -> Iterator[None]:
+    """Write files into a folder, and remember in it that STM made them.
+
+    Args:
+        folder: nothing is written where it is None.
+        files: all that may be written.
+        given: what must never be written.
+
+    Raises:
+        OutputError: a file is an input, or not made by STM; nothing was written.
+    """
+    if folder is None:
+        yield
+        return
+    listed = WrittenList(folder)
+    ours = listed.has(path for path in files if path.is_file())
+    wanted = [(None, path) for path in files]
+    check_outputs(wanted, given, overwrite=overwrite, is_ours=lambda _, path: path in ours)
+    listed.begin(files)
+    try:
+        yield
+    finally:
+        listed.finish(files)
+
+
+def check_single(files: Iterable[Path], given: Iterable[Given], overwrite: bool) -> None:
+    """Ask for files that are precious even where STM made them: any that is there needs `--overwrite`.
+
+    Raises:
+        OutputError: one is there already, or is an input.
+    """
+    wanted = [(None, path) for path in files]
+    check_outputs(wanted, given, overwrite=overwrite, is_ours=lambda _, path: False)
+
+
+def given_of(sequences: Iterable[VideoSequence], *others: tuple[str, Path | None]) -> list[Given]:
+    """The files of a data set, and others by what they are (a folder stands for all files in it)."""
+    given = [
+        Given(what, path)
+        for sequence in sequences
+        for what, paths in (("a picture", sequence.pictures), ("an annotation", sequence.annotations))
+        for path in paths.values()
+    ]
+    for what, path in others:
+        if path is not None and path.is_dir():
+            given += [Given(what, one) for one in path.rglob("*") if one.is_file()]
+        elif path is not None:
+            given.append(Given(what, path))
+    return given
