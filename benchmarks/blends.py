@@ -28,8 +28,8 @@ from model.data.davis import VideoSequence, find_sequences
 from model.evaluation.metrics import region_similarity
 from stm_plugin.planning.plan import position_in
 from stm_plugin.planning.values import Direction
-from stm_plugin.propagation.execution import Results
 from stm_plugin.propagation.fusion import confidence, distance_weight, fuse
+from stm_plugin.propagation.results import Results
 from stm_plugin.settings import Settings
 from stm_plugin.shot.shot import Shot
 from stm_plugin.store.description import PlateDescription
@@ -87,7 +87,7 @@ def measured(sequence: VideoSequence, step: int, keys_wanted: int, settings: Set
                 shot.add_key(key, {OBJECT: truths[key]})
             shot.propagate()
             plan = shot.plan()
-            results = Results(shot._working.context(), plan.facts)
+            results = Results(shot._working.context(), plan)
             passes = {one.name: one for one in plan.passes}
             for left, right in pairwise(keys):
                 both = passes[left, Direction.FORWARD], passes[right, Direction.BACKWARD]

@@ -65,13 +65,13 @@ def add_key(
     wait: Wait = 0.0,
 ) -> None:
     """Give the masks of one frame."""
+    from stm_plugin.shot.opening import MaskReading
+
     with _open(shot) as opened:
         key = opened.add_key(
             frame,
             mask,
-            objects=objects,
-            mode=mask_mode,
-            channel=mask_channel,
+            reading=MaskReading(objects, mask_mode, mask_channel),
             allow_empty=allow_empty,
             replace_all=not keep_others,
             wait=wait,

@@ -25,9 +25,9 @@ from model.weights_file import Manifest
 from stm_plugin.errors import KeyframeError, PropagationCancelled, SettingsError, WeightsError
 from stm_plugin.files.whole import store_error, write_atomically
 from stm_plugin.planning.values import Facts, Key
-from stm_plugin.propagation.execution import Results
 from stm_plugin.propagation.memory_forecast import device_errors
-from stm_plugin.settings import Settings
+from stm_plugin.propagation.results import Material
+from stm_plugin.settings import DEFAULT_ADAPT_SECONDS, Settings
 from stm_plugin.store.description import AdaptationRecord
 
 _WITHOUT = "or go on without: `stm shot set SHOT adapt=false`."
@@ -45,43 +45,56 @@ class AdaptationResult:
     steps: int
 
 
+@dataclass(frozen=True)
+class LearningOptions:
+    """How long adapting may take, and who hears of it.
+
+    Attributes:
+        seconds: it ends after this time, with what it has learnt by then.
+        on_step: gets every step, in the caller's thread.
+        cancelled: asked after every step; then nothing changes.
+    """
+
+    seconds: float = DEFAULT_ADAPT_SECONDS
+    on_step: Progress = lambda step: None
+    cancelled: Cancelled = lambda: False
+
+
 def learn(
     network: SpaceTimeMemoryNetwork,
-    results: Results,
+    material: Material,
     options: AdaptOptions,
     *,
     device: str,
-    seconds: float,
-    on_step: Progress,
-    cancelled: Cancelled,
+    learning: LearningOptions,
 ) -> AdaptationResult:
     """Adapt a network to the keys of a shot.
 
     Args:
         network: the base, which stays as it is.
-        results: gives pictures and masks at working size.
-        seconds: stop after this time, with the steps taken so far (at least one).
+        material: gives pictures and masks at working size.
+        learning: how long, and who hears of it. At least one step is taken.
 
     Raises:
         KeyframeError: there is no key to learn from.
         PropagationCancelled: the user stopped it.
         PlateError: the plate of a key cannot be read.
     """
-    keys = [key for key in results.facts.keys if key.visible(results.facts.objects)]
+    keys = [key for key in material.facts.keys if key.visible(material.facts.objects)]
     if not keys:
         raise KeyframeError(
             "There is no key to learn from.",
             hint="Give the mask of at least one frame (`stm shot key add`); an empty mask teaches nothing.",
         )
-    pictures = [_key_picture(results, key) for key in results.facts.keys]
-    end = time.monotonic() + seconds
+    pictures = [_key_picture(material, key) for key in material.facts.keys]
+    end = time.monotonic() + learning.seconds
     steps = 0
 
     def after_step(step: AdaptStep) -> bool:
         nonlocal steps
         steps = step.step
-        on_step(step)
-        return not cancelled() and time.monotonic() < end
+        learning.on_step(step)
+        return not learning.cancelled() and time.monotonic() < end
 
     try:
         with device_errors(device):
@@ -92,7 +105,7 @@ def learn(
             frame=keys[0].frame,
             hint="Give a smaller --region or a larger working size, or a key on which the object is larger.",
         ) from error
-    if cancelled():
+    if learning.cancelled():
         raise PropagationCancelled("Adapting was stopped.", hint="The shot is as it was before.")
     return AdaptationResult(tensors, steps)
 
@@ -228,7 +241,7 @@ def advice(record: AdaptationRecord, keys: Sequence[Key], plate_hash: Callable[[
     return f"The keys changed since the shot was adapted ({'; '.join(said)}): `stm adapt` would take them in."
 
 
-def _key_picture(results: Results, key: Key) -> KeyPicture:
+def _key_picture(material: Material, key: Key) -> KeyPicture:
     names = tuple(key.masks)
-    masks = torch.from_numpy(results.key_probabilities(key.frame, names))  # (K, h, w)
-    return KeyPicture(results.picture(key.frame), dict(zip(names, masks, strict=True)))
+    masks = torch.from_numpy(material.key_probabilities(key.frame, names))  # (K, h, w)
+    return KeyPicture(material.picture(key.frame), dict(zip(names, masks, strict=True)))

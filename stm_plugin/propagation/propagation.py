@@ -1,43 +1,44 @@
-"""What is needed to compute and finish a shot's frames: plate, colour, geometry, features, network.
+"""The working side of a shot: plans are made here and carried out.
 
-A workshop belongs to one plate and one set of settings; when these change, the shot makes a new one. Keys and
-objects come with each call.
+A propagation belongs to one plate and one set of settings; when these change, the shot makes a new one. Keys
+and objects may change: `description` says what they are now.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
-
-import numpy as np
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
 
 from model.network.config import NetworkConfig, network_config
 from model.network.memory import THINNING, MemoryRule
 from model.training.adapt import AdaptOptions
 from model.weights_file import Manifest
-from stm_plugin.address import address_of
-from stm_plugin.errors import MatteError, PlateError, StoreError
-from stm_plugin.finishing import guided as finishing
+from stm_plugin.errors import MaskError, MatteError, PlateError, SettingsError, StmError, StoreError
+from stm_plugin.files.whole import DamagedFileError
 from stm_plugin.images.colour import ColourTransform, find_input_space, load_config
 from stm_plugin.images.matte import MetadataValue
-from stm_plugin.images.plate import Plate, PlateFrame, PlateSource
+from stm_plugin.images.plate import Plate, PlateSource
 from stm_plugin.images.working_picture import WorkingGeometry, working_geometry
-from stm_plugin.planning.plan import position_in
-from stm_plugin.planning.quality import Quality
-from stm_plugin.planning.values import Facts, Key, Plan, State
-from stm_plugin.propagation import fusion
-from stm_plugin.propagation.adaptation import adaptation_path, check_adaptation
-from stm_plugin.propagation.execution import (
-    FrameResult,
-    Network,
-    PlateMovedOn,
-    PropagationContext,
-    Results,
-    on_window,
+from stm_plugin.planning.plan import make_plan
+from stm_plugin.planning.values import Facts, Key, Plan, Request, State
+from stm_plugin.propagation.adaptation import (
+    LearningOptions,
+    adaptation_path,
+    advice,
+    check_adaptation,
+    default_options,
+    keep,
+    learn,
+    read_adaptation,
 )
+from stm_plugin.propagation.context import Network, PlateMovedOn, PropagationContext
+from stm_plugin.propagation.events import DamageFound, Event, FrameFinished, PlanMade, PlateChanged
+from stm_plugin.propagation.execution import Execution
 from stm_plugin.propagation.feature_cache import FeatureCache
+from stm_plugin.propagation.frame_finisher import FrameDelivery, FrameFinisher, FrameWriter, not_done
 from stm_plugin.propagation.frame_loader import FrameLoader, LoadedFrame, signature_of
 from stm_plugin.propagation.memory_forecast import (
     AdaptationForecast,
@@ -49,64 +50,41 @@ from stm_plugin.propagation.memory_forecast import (
     free_memory,
     pick_device,
 )
-from stm_plugin.propagation.networks import ready_network, weights_manifest
+from stm_plugin.propagation.networks import base_network, ready_network, weights_manifest
+from stm_plugin.propagation.results import Material, Results
 from stm_plugin.settings import Settings
 from stm_plugin.store.description import AdaptationRecord, ShotDescription
 from stm_plugin.store.store import ShotStore
-from stm_plugin.windows import FloatArray
 
 NetworkFactory = Callable[[Settings, str], Network]
 
 
-@dataclass(frozen=True, eq=False)
-class FinishedFrame:
-    """One frame as it goes to the artist.
-
-    Attributes:
-        mattes: by object name, float32 (h, w) in [0, 1] over the plate frame's data window.
-        address: of everything that made it, finishing included.
-        is_key: the mattes are the artist's own masks.
-        quality: what the network says of it.
-    """
-
-    frame: int
-    mattes: Mapping[str, FloatArray]
-    plate_frame: PlateFrame
-    address: str
-    is_key: bool
-    quality: Quality
-
-    @property
-    def confidence(self) -> float:
-        """Mean sureness where an object may be, in [0, 1]; 1 on a key."""
-        return self.quality.confidence
-
-
 class Propagation:
-    """The working side of a shot. Several threads may look; one at a time computes.
+    """Plans and carries out. Several threads may look; one at a time computes.
 
     Args:
+        description: of the shot. Its settings stay; keys and objects may be replaced.
         network: gives the network for settings and device; that of the settings' weights if None.
         warn: gets a sentence for people.
-        adaptation: what the network learnt from the shot's keys, if the settings ask for it.
     """
 
     def __init__(
         self,
         store: ShotStore,
         plate: PlateSource,
-        settings: Settings,
+        description: ShotDescription,
         network: NetworkFactory | None,
         warn: Callable[[str], None],
-        adaptation: AdaptationRecord | None = None,
     ) -> None:
-        self.store, self.plate, self.settings = store, plate, settings
+        self.description = description
+        self.store, self.plate, self.settings = store, plate, description.settings
+        settings = self.settings
         self.geometry: WorkingGeometry = working_geometry(
             plate.canvas, plate.pixel_aspect, settings.working_size, settings.region
         )
         self._network = network
         self._warn = warn
-        self._adaptation = adaptation
+        self._adaptation = description.adaptation
         self._mutex = threading.RLock()
         self._colour: ColourTransform | None = None
         self._loader: FrameLoader | None = None
@@ -193,14 +171,176 @@ class Propagation:
                 weights=settings.weights,
             )
 
+    # ---- deciding and doing ----
+
+    def plan(self, request: Request | None = None) -> Plan:
+        """What a propagation would do now. KeyframeError where there is no key."""
+        return make_plan(self.facts(), request or Request(), self.store.has, self.store.history())
+
+    def finisher(self, plan: Plan) -> FrameFinisher:
+        """What fuses and finishes the frames of a plan."""
+        context = self.context()
+        return FrameFinisher(context, Results(context, plan), self.description, self._metadata())
+
+    def run(
+        self,
+        plan: Plan,
+        writer: FrameWriter | None,
+        on_event: Callable[[Event], None],
+        cancelled: Callable[[], bool],
+    ) -> bool:
+        """Carry out a plan; False where a new plan is needed: the plate changed, or a result was damaged.
+
+        Args:
+            writer: gets every frame of the plan as soon as it is final.
+            on_event: gets every event, in this thread.
+            cancelled: asked before every step.
+
+        Raises:
+            PropagationCancelled: finished frames are kept.
+            StmError: what it says; finished frames are kept.
+        """
+        self._check_plate(plan)
+        signatures = self._signatures(plan)
+        on_event(PlanMade(plan))
+        finisher = self.finisher(plan)
+        try:
+            with FrameDelivery(self.context(), finisher, writer, on_event) as delivery:
+                Execution(self.context(), finisher.results, on_event, cancelled, delivery.submit).run()
+                delivery.finish()
+        except PlateMovedOn as moved:
+            on_event(PlateChanged((moved.frame,)))
+            return False
+        except DamagedFileError as damaged:
+            self.remove_damaged(damaged.path)
+            on_event(DamageFound(str(damaged.path)))
+            return False
+        changed = tuple(
+            frame for frame, sign in signatures.items() if signature_of(self.plate, frame) != sign
+        )
+        if changed:
+            on_event(PlateChanged(changed))
+        return not changed
+
+    def export(
+        self,
+        plan: Plan,
+        writer: FrameWriter,
+        on_event: Callable[[Event], None],
+        cancelled: Callable[[], bool],
+    ) -> None:
+        """Write the mattes of a plan that is carried out. MatteError where one cannot be read."""
+        finisher = self.finisher(plan)
+        for one in plan.frames:
+            if cancelled():
+                return
+            with self.reading(one.frame):
+                finisher.write(one.frame, writer)
+                on_event(FrameFinished(one.frame, finisher.results.address(one.frame)))
+
+    def check_done(self, plan: Plan) -> None:
+        """MatteError where a frame of the plan is not computed; it is named."""
+        waiting = {step.frame for step in plan.compute_steps}
+        for one in plan.frames:
+            if one.state in (State.MISSING, State.UNREACHED) or one.frame in waiting:
+                raise not_done(one.frame, one.why)
+
+    @contextmanager
+    def reading(self, frame: int) -> Iterator[None]:
+        """What reading a matte may find out, in words. A damaged result leaves: it is computed anew."""
+        try:
+            yield
+        except PlateMovedOn as moved:
+            raise MatteError(
+                f"The matte is stale: the plate changed on {moved.frame}.",
+                frame=frame,
+                hint="Run `stm shot propagate` again.",
+            ) from moved
+        except DamagedFileError as damaged:
+            with suppress(OSError):  # a store that cannot be written
+                self.remove_damaged(damaged.path)
+            raise MatteError(
+                "A stored result is damaged.",
+                frame=frame,
+                path=damaged.path,
+                hint="Run `stm shot propagate` again: it is computed anew.",
+            ) from damaged
+
+    def remove_damaged(self, path: Path) -> None:
+        """Remove a damaged result: it can be computed again.
+
+        Raises:
+            MaskError: it is a mask, which only the artist can bring back.
+        """
+        if path.parent == self.store.folder / "keys":
+            raise MaskError(
+                "The stored mask of a key is damaged.",
+                path=path,
+                hint="Give the key's mask again (a copy of your own file lies beside it).",
+            )
+        path.unlink(missing_ok=True)
+
+    def adapt(
+        self,
+        options: AdaptOptions | None,
+        on_forecast: Callable[[AdaptationForecast], None],
+        learning: LearningOptions,
+    ) -> AdaptationRecord:
+        """Adapt the network to the keys and keep that in the store.
+
+        Raises:
+            SettingsError: the network was handed in and has no weights file.
+            StmError: see `Shot.adapt`.
+        """
+        base = self.manifest()
+        if base is None:
+            raise SettingsError("Only a network with a weights file can be adapted.")
+        # nothing of the plate is taken for known: the keys are read as they are now
+        material = Material(self.context(), replace(self.facts(), plate={}))
+        chosen = options or default_options(self.settings)
+        on_forecast(self._forecast_adaptation(material.facts, chosen))
+        network, device = base_network(self.settings.weights), pick_device(self.settings.device)
+        try:
+            adapted = learn(network, material, chosen, device=device, learning=learning)
+        except DamagedFileError as damaged:
+            self.remove_damaged(damaged.path)
+            raise
+        return keep(self.store.folder, adapted, base, material.facts, chosen)
+
+    def adaptation_advice(self, record: AdaptationRecord | None) -> tuple[str, ...]:
+        """Why the shot might be adapted again; empty if there is no reason."""
+        try:
+            record = check_adaptation(record, self.manifest())
+            read_adaptation(adaptation_path(self.store.folder, record.id))
+        except StmError as error:
+            return (str(error),)
+        frames = set(self.plate.frames)
+        keys = [Key(key.frame, key.masks) for key in self.description.keys if key.frame in frames]
+        changed = advice(record, keys, self.plate_hash)
+        return (changed,) if changed else ()
+
     # ---- what a plan is made from ----
 
-    def facts(self, description: ShotDescription) -> Facts:
+    def facts(self) -> Facts:
         """Everything that a plan depends on, as it is now.
 
-        Keys outside the plate's range sleep: they are kept, and count again when the range comes back.
+        Keys outside the plate's range are inactive: they are kept, and count again when the range comes back.
+        Without any picture the plate's colour space is not known, and so no address: everything is missing.
         """
         frames = frozenset(self.plate.frames)
+        description = self.description
+        has_pictures = len(self.plate.missing) < len(frames)
+        return Facts(
+            frames=tuple(self.plate.frames),
+            objects=tuple(one.id for one in description.objects),
+            keys=tuple(Key(key.frame, key.masks) for key in description.keys if key.frame in frames),
+            base=self._base() if has_pictures else {},
+            plate=self._known_plate() if has_pictures else {},
+            keys_in_memory=self.settings.keys_in_memory,
+        )
+
+    def _base(self) -> dict[str, str]:
+        """What every probability depends on, by the names that people know."""
         base = {**self._features_base(), "memory settings": f"{self.settings.id('memory')} {THINNING}"}
         network = self._network_config()
         # With the paper's read the addresses are those that they had before there was another one.
@@ -209,23 +349,16 @@ class Propagation:
                 f"{network.previous_frame_cap}, of all but the key; {network.key_weight} of the rest "
                 f"for keys; 1 below {1 - network.shrink_guard} of an area"
             )
-        return Facts(
-            frames=tuple(self.plate.frames),
-            objects=tuple(one.id for one in description.objects),
-            keys=tuple(Key(key.frame, key.masks) for key in description.keys if key.frame in frames),
-            base=base,
-            plate=self._known_plate(),
-            keys_in_memory=self.settings.keys_in_memory,
-        )
+        return base
 
-    def signatures(self, plan: Plan) -> dict[int, str | None]:
+    def _signatures(self, plan: Plan) -> dict[int, str | None]:
         """Quick signs of all plate frames that a plan has to do with."""
         frames = {one.frame for one in plan.frames}
         for passed in plan.passes:
             frames |= {passed.key, *passed.memory_keys, *passed.frames}
         return {frame: signature_of(self.plate, frame) for frame in sorted(frames)}
 
-    def check_plate(self, plan: Plan) -> None:
+    def _check_plate(self, plan: Plan) -> None:
         """Everything that a plan needs of the plate must be there before anything is computed.
 
         Raises:
@@ -262,7 +395,7 @@ class Propagation:
         )
         return fit_memory(run, free_memory(device) + self._ram_held())
 
-    def forecast_adaptation(self, facts: Facts, options: AdaptOptions) -> AdaptationForecast:
+    def _forecast_adaptation(self, facts: Facts, options: AdaptOptions) -> AdaptationForecast:
         """The memory that adapting to the keys will need. DeviceError if it does not fit."""
         device = pick_device(self.settings.device)
         lesson = AdaptationMemory(
@@ -293,60 +426,11 @@ class Propagation:
         """Bytes of cached features that would make room."""
         return 0 if self._cache is None else self._cache.ram.bytes
 
-    # ---- finished frames ----
-
-    def finished(
-        self, description: ShotDescription, plan: Plan, results: Results, frame: int
-    ) -> FinishedFrame:
-        """One frame, fused and finished.
-
-        Raises:
-            MatteError: something that it needs is not computed.
-            PlateMovedOn: the plate frame is not the one of the plan.
-            DamagedFileError: a stored result is damaged.
-        """
-        loaded = self.frames.load(frame)
-        if results.plate_hash(frame) != loaded.hash:
-            raise PlateMovedOn(frame)
-        one = plan.by_frame[frame]
-        if one.state is State.UNREACHED:
-            raise not_done(frame, one.why)
-        for passed in plan.passes:  # of a plan for many frames, those that this one needs
-            objects = [name for name, source in one.sources.items() if passed.serves(source)]
-            if objects and not self.store.has(results.pass_address(passed, position_in(passed, frame))):
-                raise not_done(frame, one.why, description.names[objects[0]])
-        result = results.frame_result(plan, frame)
-        return FinishedFrame(
-            frame=frame,
-            mattes=self._mattes(description, result, loaded),
-            plate_frame=loaded.plate_frame,
-            address=self.matte_address(description, plan, results, frame),
-            is_key=not result.probabilities,
-            quality=result.quality,
-        )
-
-    def matte_address(self, description: ShotDescription, plan: Plan, results: Results, frame: int) -> str:
-        """The address of everything that a frame's matte depends on."""
-        names = description.names
-        return address_of(
-            "matte",
-            results.address(plan, frame),
-            results.plate_hash(frame),
-            self.settings.id("finish"),
-            self.settings.id("export"),
-            [names[one] for one in plan.by_frame[frame].sources],
-            fusion.VERSION,
-            finishing.VERSION,
-            str(self.geometry.canvas),
-        )
-
-    def metadata(self, description: ShotDescription, finished: FinishedFrame) -> dict[str, MetadataValue]:
-        """What a matte's file says of how it was made."""
+    def _metadata(self) -> dict[str, MetadataValue]:
+        """What every matte's file says of how it was made."""
         settings = self.settings
         values: dict[str, MetadataValue] = {
-            "stm:keys": " ".join(str(key.frame) for key in description.keys),
-            "stm:source": "key" if finished.is_key else "propagated",
-            "stm:confidence": round(finished.confidence, 4),
+            "stm:keys": " ".join(str(key.frame) for key in self.description.keys),
             "stm:memory_rule": settings.memory_rule,
             "stm:memory_cap": settings.memory_cap,
             "stm:keys_in_memory": settings.keys_in_memory,
@@ -370,24 +454,6 @@ class Propagation:
                 "stm:adaptation_steps": record.steps,
             }
         return values
-
-    def _mattes(
-        self, description: ShotDescription, result: FrameResult, loaded: LoadedFrame
-    ) -> dict[str, FloatArray]:
-        window = loaded.plate_frame.data_window
-        masks = {name: on_window(mask, self.geometry.canvas, window) for name, mask in result.masks.items()}
-        finished: dict[str, FloatArray] = {}
-        guide: finishing.Guide | None = None  # one for all objects
-        for name, probability in result.probabilities.items():
-            if probability.any():
-                guide = guide or finishing.Guide(loaded.guide(), loaded.display_at, window)
-                finished[name] = finishing.finish(probability, guide, self.geometry, self.settings.finish)
-            else:
-                finished[name] = np.zeros((window.height, window.width), np.float32)
-        if len(masks) + len(finished) > 1:
-            finished = fusion.share_pixels(masks, finished)
-        mattes = {**masks, **finished}
-        return {one.name: mattes[one.id] for one in description.objects if one.id in mattes}
 
     # ---- what is known of the plate ----
 
@@ -430,10 +496,3 @@ class Propagation:
             entry = {"frame": frame, "signature": loaded.signature, "hash": loaded.hash}
             with suppress(StoreError):  # then it is read the next time
                 self.store.plate_index.append(entry)
-
-
-def not_done(frame: int, why: str, name: str | None = None) -> MatteError:
-    """The error for a matte that is asked for too early."""
-    which = f"The matte of {name}" if name else "The matte"
-    reason = f" ({why})" if why else ""
-    return MatteError(f"{which} is not done{reason}.", frame=frame, hint="Run `stm shot propagate` first.")

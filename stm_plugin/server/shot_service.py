@@ -18,9 +18,9 @@ from stm_plugin.address import address_of
 from stm_plugin.errors import MatteError, PlateError, PropagationCancelled
 from stm_plugin.files.journal import Journal
 from stm_plugin.images.host_plate import HostPlate
-from stm_plugin.planning.plan import frames_in_range, make_plan
+from stm_plugin.planning.plan import frames_in_range
 from stm_plugin.planning.quality import Advice
-from stm_plugin.planning.values import DirtyRange, Facts, Key, Plan, State
+from stm_plugin.planning.values import DirtyRange, Plan, State
 from stm_plugin.planning.values import Request as PlanRange
 from stm_plugin.propagation.events import Event, FrameFinished, Notice, PlateChanged
 from stm_plugin.propagation.events import Progress as EngineProgress
@@ -328,20 +328,7 @@ class EngineShot:
 
     def _plan(self, frames: Range | None, direction: Direction = "both") -> Plan:
         """The plan for a range. KeyframeError where there is no key."""
-        request = _plan_range(frames, direction)
-        if len(self._shot.plate.missing) < len(self._shot.plate.frames):
-            return self._shot.plan(request)
-        # Without any picture its colour space is not known, and so no address: everything is missing.
-        description = self._shot.store.description()
-        facts = Facts(
-            frames=tuple(self._shot.plate.frames),
-            objects=tuple(one.id for one in description.objects),
-            keys=tuple(Key(key.frame, key.masks) for key in description.keys),
-            base={},
-            plate={},
-            keys_in_memory=description.settings.keys_in_memory,
-        )
-        return make_plan(facts, request)
+        return self._shot.plan(_plan_range(frames, direction))
 
     def _done(self) -> set[int]:
         """Frames whose matte is there and fresh."""

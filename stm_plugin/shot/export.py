@@ -16,7 +16,7 @@ from stm_plugin.images.matte import ADDRESS_ATTRIBUTE, MetadataValue, check_kind
 from stm_plugin.images.plate import PlateSource
 from stm_plugin.images.provenance import FoundMatte, look_at_matte
 from stm_plugin.images.sequence import FrameSequence, output_sequence
-from stm_plugin.propagation.propagation import FinishedFrame
+from stm_plugin.propagation.frame_finisher import FinishedFrame
 from stm_plugin.shot.inputs import Inputs
 
 LEFTOVER = ".part.exr"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,19 @@ from stm_plugin.errors import KeyframeError, MaskError, PlateError
 from stm_plugin.images.host_plate import HostPlate
 from stm_plugin.images.mask import MaskMode, read_mask
 from stm_plugin.images.plate import Plate, PlateSource
-from stm_plugin.propagation.execution import on_window
+from stm_plugin.propagation.results import on_window
 from stm_plugin.settings import Settings
 from stm_plugin.store.description import PlateDescription
 from stm_plugin.windows import FloatArray, Window
+
+
+@dataclass(frozen=True)
+class MaskReading:
+    """How a mask file is understood (`read_mask`); found from the file where nothing is said."""
+
+    objects: Sequence[str] | None = None
+    mode: MaskMode = "auto"
+    channel: str | None = None
 
 
 def open_plate(folder: Path, plate: PlateDescription, settings: Settings) -> PlateSource:
@@ -78,6 +88,29 @@ def frames_hint(plate: PlateSource) -> str:
     return text
 
 
+def masks_of_key(
+    mask: str | Path | Mapping[str, FloatArray],
+    plate: PlateSource,
+    frame: int,
+    window: Window | None,
+    reading: MaskReading,
+    allow_empty: bool,
+) -> tuple[dict[str, FloatArray], Path | None]:
+    """The masks that are given for a frame, by object name, and the file that they come from, if any.
+
+    Raises:
+        KeyframeError: the plate has no such frame.
+        MaskError: the mask cannot be used.
+        PlateError: the plate frame cannot be read.
+    """
+    check_key_frame(plate, frame)
+    canvas = plate.canvas
+    if isinstance(mask, Mapping):
+        return masks_of_arrays(mask, window or canvas, canvas, frame=frame, allow_empty=allow_empty), None
+    path = Path(mask)
+    return masks_of_file(path, plate, reading, frame=frame, allow_empty=allow_empty), path
+
+
 def masks_of_arrays(
     masks: Mapping[str, FloatArray], window: Window, canvas: Window, *, frame: int, allow_empty: bool
 ) -> dict[str, FloatArray]:
@@ -107,11 +140,9 @@ def masks_of_arrays(
 def masks_of_file(
     path: Path,
     plate: PlateSource,
+    reading: MaskReading,
     *,
     frame: int,
-    objects: Sequence[str] | None,
-    mode: MaskMode,
-    channel: str | None,
     allow_empty: bool,
 ) -> dict[str, FloatArray]:
     """Masks in an image file (`read_mask`), by object name: float32 over the plate's canvas, in [0, 1].
@@ -125,9 +156,9 @@ def masks_of_file(
         canvas=plate.canvas,
         display_window=plate.display_window,
         data_window=plate.header(frame).data_window,
-        objects=objects,
-        mode=mode,
-        channel=channel,
+        objects=reading.objects,
+        mode=reading.mode,
+        channel=reading.channel,
         allow_empty=allow_empty,
         frame=frame,
     )

@@ -22,6 +22,7 @@ from stm_plugin.shot.opening import check_frames, check_key_frame, open_plate
 from stm_plugin.shot.shot import (
     Cancelled,
     Emit,
+    MaskReading,
     NetworkFactory,
     PropagationSummary,
     Shot,
@@ -45,15 +46,6 @@ class Summary:
     propagation: PropagationSummary
     files: tuple[Written, ...]
     shot: Path
-
-
-@dataclass(frozen=True)
-class MaskReading:
-    """How mask files are understood (`read_mask`)."""
-
-    objects: Sequence[str] | None = None
-    mode: MaskMode = "auto"
-    channel: str | None = None
 
 
 Check = Callable[[PlateSource, Inputs, Sequence[int]], None]
@@ -167,9 +159,7 @@ def _give_keys(
         key = shot.add_key(
             frame,
             mask,
-            objects=reading.objects,
-            mode=reading.mode,
-            channel=reading.channel,
+            reading=reading,
             allow_empty=len(keys) + len(others) > 1,
             replace_all=False,
         )

@@ -14,50 +14,33 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
 from model.training.adapt import AdaptOptions, AdaptStep
 from model.weights_file import Manifest
-from stm_plugin.errors import (
-    MaskError,
-    MatteError,
-    PlateError,
-    SettingsError,
-    StmError,
-    concerning,
-)
-from stm_plugin.files.lock import Holder
-from stm_plugin.files.whole import DamagedFileError
-from stm_plugin.images.mask import MaskMode
+from stm_plugin.errors import PlateError, concerning
 from stm_plugin.images.plate import PlateSource
-from stm_plugin.planning.plan import frames_in_range, make_plan, record_of
-from stm_plugin.planning.quality import Advice, Quality, advise
-from stm_plugin.planning.values import DirtyRange, Key, Plan, Request, State
+from stm_plugin.planning.plan import frames_in_range
+from stm_plugin.planning.quality import Advice, advise
+from stm_plugin.planning.values import Plan, Request, State
 from stm_plugin.propagation import adaptation as adapting
-from stm_plugin.propagation.events import (
-    DamageFound,
-    Event,
-    FrameComputed,
-    FrameFinished,
-    Notice,
-    PlanMade,
-    PlateChanged,
-)
-from stm_plugin.propagation.execution import Execution, PlateMovedOn, Results
-from stm_plugin.propagation.finishing_queue import FinishingQueue
-from stm_plugin.propagation.frame_loader import signature_of
+from stm_plugin.propagation.events import Event, FrameComputed, Notice
+from stm_plugin.propagation.frame_finisher import FinishedFrame as FinishedFrame
 from stm_plugin.propagation.memory_forecast import AdaptationForecast, MemoryFit, pick_device
-from stm_plugin.propagation.networks import base_network, weights_manifest
-from stm_plugin.propagation.propagation import FinishedFrame as FinishedFrame
+from stm_plugin.propagation.networks import weights_manifest
 from stm_plugin.propagation.propagation import NetworkFactory as NetworkFactory
-from stm_plugin.propagation.propagation import Propagation, not_done
+from stm_plugin.propagation.propagation import Propagation
 from stm_plugin.settings import DEFAULT_ADAPT_SECONDS, Settings
 from stm_plugin.shot.export import MatteWriter
 from stm_plugin.shot.inputs import inputs_of, note_source
-from stm_plugin.shot.opening import check_key_frame, masks_of_arrays, masks_of_file, open_plate
+from stm_plugin.shot.opening import MaskReading as MaskReading
+from stm_plugin.shot.opening import masks_of_key, open_plate
+from stm_plugin.shot.values import KeyInfo as KeyInfo
+from stm_plugin.shot.values import PropagationSummary as PropagationSummary
+from stm_plugin.shot.values import ShotStatus as ShotStatus
 from stm_plugin.store import editing
 from stm_plugin.store.description import AdaptationRecord, PlateDescription, ShotDescription
 from stm_plugin.store.store import ShotStore, StoreSize
@@ -65,6 +48,8 @@ from stm_plugin.windows import FloatArray, Window
 
 MOST_PLANS = 20
 """How often one propagation starts anew because the plate changed under it or a result was damaged."""
+
+_AS_FOUND = MaskReading()
 
 Emit = Callable[[Event], None]
 Cancelled = Callable[[], bool]
@@ -77,64 +62,6 @@ def silent(event: Event) -> None:
 def never() -> bool:
     """Nobody cancels."""
     return False
-
-
-@dataclass(frozen=True)
-class KeyInfo:
-    """A key by the names of its objects; `empty` names those with an empty mask ("not here").
-
-    After `add_key`, `kept` and `dropped` name objects of the key before that the new mask does not give.
-    """
-
-    frame: int
-    objects: tuple[str, ...]
-    empty: tuple[str, ...]
-    kept: tuple[str, ...] = ()
-    dropped: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class ShotStatus:
-    """What is done, stale and missing, and why.
-
-    Attributes:
-        states: of every frame of the range.
-        dirty: what a propagation would compute, in words (`str` of each).
-        network_frames: how often the network would run.
-        plate_missing: frames of the plate that are not there.
-        holder: who is working on the shot now, if anyone else is.
-        adapted: the adaptation that the shot uses.
-        advice: what might be done about the shot, in sentences.
-        next_key: where the next key would help most, if anything is in doubt.
-    """
-
-    keys: tuple[KeyInfo, ...]
-    objects: tuple[str, ...]
-    states: Mapping[int, State]
-    dirty: tuple[DirtyRange, ...]
-    network_frames: int
-    plate_missing: tuple[int, ...]
-    size: StoreSize
-    holder: Holder | None
-    adapted: AdaptationRecord | None = None
-    advice: tuple[str, ...] = ()
-    next_key: Advice | None = None
-
-    def count(self, state: State) -> int:
-        return Counter(self.states.values())[state]
-
-
-@dataclass(frozen=True)
-class PropagationSummary:
-    """What a propagation did."""
-
-    frames: int
-    computed: int
-    reused: int
-    seconds: float
-    device: str
-    forecast: str
-    notices: tuple[str, ...]
 
 
 class Shot:
@@ -216,7 +143,7 @@ class Shot:
     @property
     def adaptation_fits(self) -> bool:
         """Whether the network has learnt from just these keys, beginning from the settings' weights."""
-        return self.adaptation is not None and not self._advice(self.adaptation)
+        return self.adaptation is not None and not self._working.adaptation_advice(self.adaptation)
 
     @property
     def objects(self) -> tuple[str, ...]:
@@ -254,9 +181,7 @@ class Shot:
         mask: str | Path | Mapping[str, FloatArray],
         *,
         window: Window | None = None,
-        objects: Sequence[str] | None = None,
-        mode: MaskMode = "auto",
-        channel: str | None = None,
+        reading: MaskReading = _AS_FOUND,
         allow_empty: bool = False,
         replace_all: bool = True,
         wait: float | None = 0.0,
@@ -266,7 +191,7 @@ class Shot:
         Args:
             mask: an image file, or arrays by object name, float32 (h, w) in [0, 1] over `window` (the canvas
                 if None). An empty mask says that the object is not here.
-            objects, mode, channel: how to understand a file (`read_mask`).
+            reading: how to understand a file.
             allow_empty: whether all masks may be empty.
             replace_all: forget objects that the key gave before and that are not in `mask`.
             wait: seconds to wait for another process that holds the shot.
@@ -276,22 +201,7 @@ class Shot:
             MaskError: the mask cannot be used, or there would be too many objects.
             StoreBusyError, StoreError: the shot is held, or cannot be written.
         """
-        check_key_frame(self.plate, frame)
-        original: Path | None = None
-        if isinstance(mask, Mapping):
-            canvas = self.plate.canvas
-            masks = masks_of_arrays(mask, window or canvas, canvas, frame=frame, allow_empty=allow_empty)
-        else:
-            original = Path(mask)
-            masks = masks_of_file(
-                original,
-                self.plate,
-                frame=frame,
-                objects=objects,
-                mode=mode,
-                channel=channel,
-                allow_empty=allow_empty,
-            )
+        masks, original = masks_of_key(mask, self.plate, frame, window, reading, allow_empty)
         with self._writing(wait) as description, concerning(frame):
             before = {name for key in self.keys if key.frame == frame for name in key.objects}
             description = editing.with_objects(description, masks, frame)
@@ -349,8 +259,7 @@ class Shot:
 
     def plan(self, request: Request | None = None) -> Plan:
         """What a propagation would do now. KeyframeError where there is no key."""
-        facts = self._working.facts(self._description)
-        return make_plan(facts, request or Request(), self.store.has, self.store.history())
+        return self._working.plan(request)
 
     def status(self, request: Request | None = None) -> ShotStatus:
         """What is done, stale and missing, and why. Without keys everything is missing."""
@@ -371,7 +280,7 @@ class Shot:
             size=self.store.size(),
             holder=self.store.lock.held_by_another(),
             adapted=self.adaptation if self.settings.adapt else None,
-            advice=self._advice(self.adaptation) if self.settings.adapt else (),
+            advice=self._working.adaptation_advice(self.adaptation) if self.settings.adapt else (),
             next_key=None if plan is None else self.next_key(plan),
         )
 
@@ -395,8 +304,8 @@ class Shot:
             PlateError: the plate frame cannot be read.
         """
         plan = self.plan(Request(frame, frame))
-        with self._reading(frame):
-            return self._working.finished(self._description, plan, self._results(plan), frame)
+        with self._working.reading(frame):
+            return self._working.finisher(plan).finished(frame)
 
     def display(self, frame: int) -> FloatArray:
         """The plate frame as the network's colours show it: (h, w, 3) sRGB in [0, 1] over its data window.
@@ -453,15 +362,7 @@ class Shot:
                 self._begin(writer, request, emit)
                 writer.tidy(self.plate.frames)
             fit = self._fit(request or Request(), emit)
-            for _ in range(MOST_PLANS):
-                if self._walk(request or Request(), emit, cancelled, writer):
-                    break
-            else:
-                raise PlateError(
-                    "The plate keeps changing while it is being worked on.",
-                    path=self._description.plate.text or self.folder,
-                    hint="Wait until it is rendered, and run again: finished frames are kept.",
-                )
+            self._run(request, emit, cancelled, writer)
         finally:
             self._on_event = silent
             self.store.lock.release()
@@ -505,29 +406,8 @@ class Shot:
             PropagationCancelled: `cancelled` said so.
         """
         with self._writing(wait) as description:
-            base = self._base_manifest(self.settings)
-            if base is None:
-                raise SettingsError("Only a network with a weights file can be adapted.")
-            context = self._working.context()
-            # nothing of the plate is taken for known: the keys are read as they are now
-            facts = replace(self._working.facts(description), plate={})
-            chosen = options or adapting.default_options(self.settings)
-            on_forecast(self._working.forecast_adaptation(facts, chosen))
-            results = Results(context, facts)
-            try:
-                adapted_network = adapting.learn(
-                    base_network(self.settings.weights),
-                    results,
-                    chosen,
-                    device=pick_device(self.settings.device),
-                    seconds=seconds,
-                    on_step=on_step,
-                    cancelled=cancelled,
-                )
-            except DamagedFileError as damaged:
-                self._remove_damaged(damaged.path)
-                raise
-            record = adapting.keep(self.folder, adapted_network, base, results.facts, chosen)
+            learning = adapting.LearningOptions(seconds, on_step, cancelled)
+            record = self._working.adapt(options, on_forecast, learning)
             settings = replace(self.settings, adapt=True)
             self._save(replace(description, adaptation=record, settings=settings))
             self.close()
@@ -547,18 +427,9 @@ class Shot:
             MatteError: a frame is not done; it is named before anything is written.
         """
         plan = self.plan(request)
-        results = self._results(plan)
-        waiting = {step.frame for step in plan.compute_steps}
-        for one in plan.frames:
-            if one.state in (State.MISSING, State.UNREACHED) or one.frame in waiting:
-                raise not_done(one.frame, one.why)
+        self._working.check_done(plan)
         self._begin(writer, request, on_event)
-        for one in plan.frames:
-            if cancelled():
-                return
-            with self._reading(one.frame):
-                self._write(plan, results, one.frame, writer)
-                on_event(FrameFinished(one.frame, results.address(plan, one.frame)))
+        self._working.export(plan, writer, on_event, cancelled)
 
     def clean(self, *, memory: bool = True, results: bool = True, wait: float | None = 0.0) -> StoreSize:
         """Delete what can be computed again (`memory`), and results that no key needs any more (`results`).
@@ -593,99 +464,36 @@ class Shot:
 
     @property
     def _working(self) -> Propagation:
-        """The workshop for the plate and the settings as they are."""
+        """The propagation for the plate, the settings and the keys as they are."""
         with self._mutex:
             if self._propagation is None:
                 self._propagation = Propagation(
                     self.store,
                     self.plate,
-                    self.settings,
+                    self._description,
                     self._network,
                     lambda text: self._on_event(Notice(text)),
-                    self.adaptation,
                 )
+            self._propagation.description = self._description
             return self._propagation
 
     def _base_manifest(self, settings: Settings) -> Manifest | None:
         """Of the weights that the settings name; None where a network was brought along."""
         return weights_manifest(settings.weights) if self._network is None else None
 
-    def _advice(self, record: AdaptationRecord | None) -> tuple[str, ...]:
-        """Why the shot might be adapted again; empty if there is no reason."""
-        try:
-            record = adapting.check_adaptation(record, self._base_manifest(self.settings))
-            adapting.read_adaptation(adapting.adaptation_path(self.folder, record.id))
-        except StmError as error:
-            return (str(error),)
-        frames = set(self.plate.frames)
-        keys = [Key(key.frame, key.masks) for key in self._description.keys if key.frame in frames]
-        changed = adapting.advice(record, keys, self._working.plate_hash)
-        return (changed,) if changed else ()
-
-    def _results(self, plan: Plan) -> Results:
-        return Results(self._working.context(), plan.facts)
-
-    def _walk(self, request: Request, emit: Emit, cancelled: Cancelled, writer: MatteWriter | None) -> bool:
-        """Plan and execute once; False where a new plan is needed."""
-        propagation = self._working
-        plan = self.plan(request)
-        propagation.check_plate(plan)
-        signatures = propagation.signatures(plan)
-        if writer is not None:
-            writer.remember_in(self.store.exported)
-        emit(PlanMade(plan))
-
-        quality_journal = self.store.qualities()
-
-        def write(frame: int) -> Quality | None:
-            results = execution.results
-            finished = None if writer is None else self._write(plan, results, frame, writer)
-            if finished is not None:
-                return finished.quality
-            before = quality_journal.get(frame)
-            if before is not None and before.address == results.address(plan, frame):
-                return None
-            return results.frame_result(plan, frame).quality
-
-        def note(frame: int, address: str, quality: Quality | None) -> None:
-            if quality is not None:
-                self.store.record_quality(quality)
-            facts = execution.results.facts
-            self.store.record(record_of(facts, frame, plan.by_frame[frame].sources, address))
-
-        def finished(frame: int, quality: Quality | None) -> None:
-            address = execution.results.address(plan, frame)
-            with concerning(frame):
-                context.cache.make_room_for(lambda: note(frame, address, quality))
-            emit(FrameFinished(frame, address))
-
-        def submit(frame: int) -> None:
-            execution.results.plate_hash(frame)
-            if writer is None:
-                finished(frame, write(frame))
-            else:
-                queue.submit(frame)
-
-        context = propagation.context()
-        execution = Execution(context, plan, emit, cancelled, submit)
-        try:
-            with FinishingQueue(write, finished) as queue:
-                execution.run()
-                queue.finish()
-        except PlateMovedOn as moved:
-            emit(PlateChanged((moved.frame,)))
-            return False
-        except DamagedFileError as damaged:
-            self._remove_damaged(damaged.path)
-            emit(DamageFound(str(damaged.path)))
-            return False
-        changed = tuple(
-            frame for frame, sign in signatures.items() if signature_of(self.plate, frame) != sign
+    def _run(
+        self, request: Request | None, emit: Emit, cancelled: Cancelled, writer: MatteWriter | None
+    ) -> None:
+        """Plan and carry out, until a plan has come to its end."""
+        for _ in range(MOST_PLANS):
+            propagation = self._working
+            if propagation.run(propagation.plan(request), writer, emit, cancelled):
+                return
+        raise PlateError(
+            "The plate keeps changing while it is being worked on.",
+            path=self._description.plate.text or self.folder,
+            hint="Wait until it is rendered, and run again: finished frames are kept.",
         )
-        if changed:
-            emit(PlateChanged(changed))
-        return not changed
-
     def _begin(self, writer: MatteWriter, request: Request | None, emit: Emit) -> None:
         """Ask the guard of outputs before the first byte. OutputError where it refuses."""
         writer.remember_in(self.store.exported)
@@ -694,15 +502,6 @@ class Shot:
         if notice is not None:
             emit(Notice(notice))
 
-    def _remove_damaged(self, path: Path) -> None:
-        """A damaged result can be computed again; a damaged mask only the artist can bring back."""
-        if path.parent == self.store.folder / "keys":
-            raise MaskError(
-                "The stored mask of a key is damaged.",
-                path=path,
-                hint="Give the key's mask again (a copy of your own file lies beside it).",
-            )
-        path.unlink(missing_ok=True)
 
     def _fit(self, request: Request, emit: Emit) -> MemoryFit:
         """Make the run fit into the memory there is.
@@ -723,18 +522,6 @@ class Shot:
         self._working.limit_ram(fit.run.ram_budget)
         return fit
 
-    def _write(self, plan: Plan, results: Results, frame: int, writer: MatteWriter) -> FinishedFrame | None:
-        """Write a frame's file; None where it is as it should be."""
-        propagation, description = self._working, self._description
-        address = propagation.matte_address(description, plan, results, frame)
-        if writer.is_current(frame, address):
-            writer.skip(frame)
-            return None
-        finished = propagation.finished(description, plan, results, frame)
-        metadata = propagation.metadata(description, finished)
-        propagation.context().cache.make_room_for(lambda: writer.write(finished, address, metadata))
-        return finished
-
     @contextmanager
     def _writing(self, wait: float | None) -> Iterator[ShotDescription]:
         """Hold the lock; gives the description as it is now."""
@@ -744,27 +531,6 @@ class Shot:
             yield self._description
         finally:
             self.store.lock.release()
-
-    @contextmanager
-    def _reading(self, frame: int) -> Iterator[None]:
-        """What reading a matte may find out, in words. A damaged result leaves: it is computed anew."""
-        try:
-            yield
-        except PlateMovedOn as moved:
-            raise MatteError(
-                f"The matte is stale: the plate changed on {moved.frame}.",
-                frame=frame,
-                hint="Run `stm shot propagate` again.",
-            ) from moved
-        except DamagedFileError as damaged:
-            with suppress(OSError):  # a store that cannot be written
-                self._remove_damaged(damaged.path)
-            raise MatteError(
-                "A stored result is damaged.",
-                frame=frame,
-                path=damaged.path,
-                hint="Run `stm shot propagate` again: it is computed anew.",
-            ) from damaged
 
     def _save(self, description: ShotDescription) -> None:
         self.store.save(description)

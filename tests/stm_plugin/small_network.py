@@ -13,7 +13,7 @@ from model.inference.fast_network import FastNetwork, Query
 from model.network.config import network_config
 from model.network.memory import MemoryBank, MemoryEntry, MemoryRule
 from model.network.stm import SpaceTimeMemoryNetwork
-from stm_plugin.propagation.execution import Network
+from stm_plugin.propagation.context import Network
 from stm_plugin.settings import Settings
 
 WORKING_SIZE = 32

@@ -1,0 +1,63 @@
+"""What an execution works with: the store, the caches, the plate, the network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from model.inference.fast_network import Query
+from model.network.memory import MemoryBank, MemoryEntry, MemoryRule
+from stm_plugin.images.working_picture import WorkingGeometry
+from stm_plugin.propagation.feature_cache import FeatureCache
+from stm_plugin.propagation.frame_loader import FrameLoader
+from stm_plugin.store.store import ShotStore
+
+
+class Network(Protocol):
+    """What the engine asks of a network (`model.inference.fast_network.FastNetwork`)."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def encode_query(self, picture: Tensor) -> Query: ...
+
+    def encode_memory(self, picture: Tensor, probabilities: Tensor) -> MemoryEntry: ...
+
+    def new_bank(
+        self, rule: MemoryRule, like: MemoryEntry, *, capacity: int, permanent: int
+    ) -> MemoryBank: ...
+
+    def segment(self, query: Query, bank: MemoryBank) -> Tensor: ...
+
+
+class PlateMovedOn(Exception):
+    """A frame's content is not what the plan was made for."""
+
+    def __init__(self, frame: int) -> None:
+        self.frame = frame
+        super().__init__(f"the plate changed on {frame}")
+
+
+@dataclass(frozen=True)
+class PropagationContext:
+    """Everything that an execution works with.
+
+    Attributes:
+        network: gives the network; loaded only when it is needed.
+        features_base: what the features of a frame depend on besides its pixels.
+        weights: as the settings name them, for error texts.
+    """
+
+    store: ShotStore
+    cache: FeatureCache
+    loader: FrameLoader
+    network: Callable[[], Network]
+    geometry: WorkingGeometry
+    rule: MemoryRule
+    memory_cap: int
+    features_base: Mapping[str, str]
+    weights: str = ""

@@ -1,0 +1,237 @@
+"""From the fused probabilities of a frame to its mattes, and on to a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from stm_plugin.address import address_of
+from stm_plugin.errors import MatteError, concerning
+from stm_plugin.finishing import guided as finishing
+from stm_plugin.images.matte import MetadataValue
+from stm_plugin.images.plate import PlateFrame
+from stm_plugin.planning.plan import position_in, record_of
+from stm_plugin.planning.quality import Quality
+from stm_plugin.planning.values import State
+from stm_plugin.propagation import fusion
+from stm_plugin.propagation.context import PlateMovedOn, PropagationContext
+from stm_plugin.propagation.events import Event, FrameFinished
+from stm_plugin.propagation.finishing_queue import FinishingQueue
+from stm_plugin.propagation.frame_loader import LoadedFrame
+from stm_plugin.propagation.results import FrameResult, Results, on_window
+from stm_plugin.settings import Settings
+from stm_plugin.store.description import ShotDescription
+from stm_plugin.windows import FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class FinishedFrame:
+    """One frame as it goes to the artist.
+
+    Attributes:
+        mattes: by object name, float32 (h, w) in [0, 1] over the plate frame's data window.
+        address: of everything that made it, finishing included.
+        is_key: the mattes are the artist's own masks.
+        quality: what the network says of it.
+    """
+
+    frame: int
+    mattes: Mapping[str, FloatArray]
+    plate_frame: PlateFrame
+    address: str
+    is_key: bool
+    quality: Quality
+
+    @property
+    def confidence(self) -> float:
+        """Mean sureness where an object may be, in [0, 1]; 1 on a key."""
+        return self.quality.confidence
+
+
+class FrameWriter(Protocol):
+    """What takes finished frames (`stm_plugin.shot.export.MatteWriter`)."""
+
+    def is_current(self, frame: int, address: str) -> bool: ...
+
+    def skip(self, frame: int) -> None: ...
+
+    def write(self, finished: FinishedFrame, address: str, metadata: Mapping[str, MetadataValue]) -> None: ...
+
+
+class FrameFinisher:
+    """Fuses and finishes the frames of one plan. Several threads may ask.
+
+    Args:
+        metadata: what every matte's file says of how it was made.
+    """
+
+    def __init__(
+        self,
+        context: PropagationContext,
+        results: Results,
+        description: ShotDescription,
+        metadata: Mapping[str, MetadataValue],
+    ) -> None:
+        self.results = results
+        self._context, self._description, self._metadata = context, description, metadata
+
+    @property
+    def _settings(self) -> Settings:
+        return self._description.settings
+
+    def finished(self, frame: int) -> FinishedFrame:
+        """One frame, fused and finished.
+
+        Raises:
+            MatteError: something that it needs is not computed.
+            PlateMovedOn: the plate frame is not the one of the plan.
+            DamagedFileError: a stored result is damaged.
+        """
+        loaded = self._context.loader.load(frame)
+        if self.results.plate_hash(frame) != loaded.hash:
+            raise PlateMovedOn(frame)
+        self._check_computed(frame)
+        result = self.results.frame_result(frame)
+        return FinishedFrame(
+            frame=frame,
+            mattes=self._mattes(result, loaded),
+            plate_frame=loaded.plate_frame,
+            address=self.matte_address(frame),
+            is_key=not result.probabilities,
+            quality=result.quality,
+        )
+
+    def matte_address(self, frame: int) -> str:
+        """The address of everything that a frame's matte depends on."""
+        names = self._description.names
+        return address_of(
+            "matte",
+            self.results.address(frame),
+            self.results.plate_hash(frame),
+            self._settings.id("finish"),
+            self._settings.id("export"),
+            [names[one] for one in self.results.plan.by_frame[frame].sources],
+            fusion.VERSION,
+            finishing.VERSION,
+            str(self._context.geometry.canvas),
+        )
+
+    def write(self, frame: int, writer: FrameWriter) -> Quality | None:
+        """Write a frame's file; None where it is as it should be."""
+        address = self.matte_address(frame)
+        if writer.is_current(frame, address):
+            writer.skip(frame)
+            return None
+        finished = self.finished(frame)
+        metadata: dict[str, MetadataValue] = {
+            **self._metadata,
+            "stm:source": "key" if finished.is_key else "propagated",
+            "stm:confidence": round(finished.confidence, 4),
+        }
+        self._context.cache.make_room_for(lambda: writer.write(finished, address, metadata))
+        return finished.quality
+
+    def _check_computed(self, frame: int) -> None:
+        results = self.results
+        one = results.plan.by_frame[frame]
+        if one.state is State.UNREACHED:
+            raise not_done(frame, one.why)
+        for passed in results.plan.passes:  # of a plan for many frames, those that this one needs
+            objects = [name for name, source in one.sources.items() if passed.serves(source)]
+            if objects and not self._context.store.has(
+                results.pass_address(passed, position_in(passed, frame))
+            ):
+                raise not_done(frame, one.why, self._description.names[objects[0]])
+
+    def _mattes(self, result: FrameResult, loaded: LoadedFrame) -> dict[str, FloatArray]:
+        geometry = self._context.geometry
+        window = loaded.plate_frame.data_window
+        masks = {name: on_window(mask, geometry.canvas, window) for name, mask in result.masks.items()}
+        finished: dict[str, FloatArray] = {}
+        guide: finishing.Guide | None = None  # one for all objects
+        for name, probability in result.probabilities.items():
+            if probability.any():
+                guide = guide or finishing.Guide(loaded.guide(), loaded.display_at, window)
+                finished[name] = finishing.finish(probability, guide, geometry, self._settings.finish)
+            else:
+                finished[name] = np.zeros((window.height, window.width), np.float32)
+        if len(masks) + len(finished) > 1:
+            finished = fusion.share_pixels(masks, finished)
+        mattes = {**masks, **finished}
+        return {one.name: mattes[one.id] for one in self._description.objects if one.id in mattes}
+
+
+class FrameDelivery:
+    """Takes the frames of an execution whose results are complete: writes and records them, and reports them.
+
+    With a writer the work is done in a thread beside the network. Use it in a `with` statement.
+
+    Args:
+        writer: gets every frame; None where nobody wants files.
+        on_event: gets `FrameFinished`, in the caller's thread.
+    """
+
+    def __init__(
+        self,
+        context: PropagationContext,
+        finisher: FrameFinisher,
+        writer: FrameWriter | None,
+        on_event: Callable[[Event], None],
+    ) -> None:
+        self._context, self._finisher, self._writer = context, finisher, writer
+        self._on_event = on_event
+        self._qualities = context.store.qualities()
+        self._queue: FinishingQueue[Quality | None] = FinishingQueue(self._work, self._record)
+
+    def __enter__(self) -> FrameDelivery:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._queue.close()
+
+    def submit(self, frame: int) -> None:
+        """Take a frame. Raises what the work on an earlier one raised."""
+        self._finisher.results.plate_hash(frame)
+        if self._writer is None:
+            self._record(frame, self._work(frame))
+        else:
+            self._queue.submit(frame)
+
+    def finish(self) -> None:
+        """Wait for all frames. Raises what the work on one of them raised."""
+        self._queue.finish()
+
+    def _work(self, frame: int) -> Quality | None:
+        """Write a frame; what is said of it, unless that is recorded already."""
+        results = self._finisher.results
+        quality = None if self._writer is None else self._finisher.write(frame, self._writer)
+        if quality is not None:
+            return quality
+        before = self._qualities.get(frame)
+        if before is not None and before.address == results.address(frame):
+            return None
+        return results.frame_result(frame).quality
+
+    def _record(self, frame: int, quality: Quality | None) -> None:
+        results, store = self._finisher.results, self._context.store
+        address = results.address(frame)
+
+        def record() -> None:
+            if quality is not None:
+                store.record_quality(quality)
+            sources = results.plan.by_frame[frame].sources
+            store.record(record_of(results.facts, frame, sources, address))
+
+        with concerning(frame):
+            self._context.cache.make_room_for(record)
+        self._on_event(FrameFinished(frame, address))
+
+
+def not_done(frame: int, why: str, name: str | None = None) -> MatteError:
+    """The error for a matte that is asked for too early."""
+    which = f"The matte of {name}" if name else "The matte"
+    reason = f" ({why})" if why else ""
+    return MatteError(f"{which} is not done{reason}.", frame=frame, hint="Run `stm shot propagate` first.")

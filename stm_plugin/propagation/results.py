@@ -1,0 +1,261 @@
+"""What is stored or cached of a plan: addresses, features, the results of passes, fused frames."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.inference.fast_network import QUERY_LAYOUT, Query
+from model.network.memory import MemoryEntry
+from stm_plugin.address import address_of
+from stm_plugin.errors import StoreError
+from stm_plugin.images.working_picture import to_working
+from stm_plugin.planning.plan import chain, frame_address, pass_root, position_in
+from stm_plugin.planning.quality import Quality, agreement
+from stm_plugin.planning.values import Direction, Facts, Pass, Plan
+from stm_plugin.propagation.context import PlateMovedOn, PropagationContext
+from stm_plugin.propagation.finishing_queue import FRAMES_WAITING
+from stm_plugin.propagation.fusion import fuse, mean_confidence
+from stm_plugin.store.store import ProbabilityArray, dequantise, quantise
+from stm_plugin.windows import FloatArray, Window, place
+
+_RESULTS_HELD = 2 + FRAMES_WAITING
+"""The result that is remembered next, and those of the frames that wait for their matte or are at it."""
+
+
+@dataclass(frozen=True, eq=False)
+class FrameResult:
+    """One frame before finishing.
+
+    Attributes:
+        masks: objects whose mask is given here: (H, W) over the canvas, as the artist gave it.
+        probabilities: the other objects: (h, w) at working size, in [0, 1].
+        agreement: of the two passes, of the object on which they agree least; None without.
+    """
+
+    frame: int
+    address: str
+    masks: Mapping[str, FloatArray]
+    probabilities: Mapping[str, FloatArray]
+    agreement: float | None = None
+
+    @property
+    def confidence(self) -> float:
+        """Sureness of the least sure object; 1 on a key and where there is nothing."""
+        return min((mean_confidence(one) for one in self.probabilities.values()), default=1.0)
+
+    @property
+    def quality(self) -> Quality:
+        return Quality(self.frame, self.address, self.confidence, self.agreement)
+
+
+class Material:
+    """What a network is given: pictures, features and the masks of keys, computed where they are not cached.
+
+    Content hashes become known as the plate is read. One thread computes; others may read.
+    """
+
+    def __init__(self, context: PropagationContext, facts: Facts) -> None:
+        self._context = context
+        self._expected = dict(facts.plate)
+        self.facts = replace(facts, plate=dict(facts.plate))
+        self._keys = {key.frame: key for key in facts.keys}
+        self._mutex = threading.RLock()
+
+    def plate_hash(self, frame: int) -> str:
+        """The content hash of a plate frame; read if it is not known.
+
+        Raises:
+            PlateMovedOn: it is another than the plan was made for.
+        """
+        known = self.facts.plate.get(frame)
+        if known is not None:
+            return known
+        return self._loaded_hash(frame)
+
+    def has_query(self, frame: int) -> bool:
+        """Whether the features of a frame are cached, so that its pixels are not needed."""
+        hash_ = self.facts.plate.get(frame)
+        return hash_ is not None and self._context.cache.has(self._feature_key(QUERY_LAYOUT, hash_))
+
+    def query(self, frame: int) -> Query:
+        """The query features of a frame, from the cache or the network."""
+        geometry, network = self._context.geometry, self._context.network()
+        key = self._feature_key(QUERY_LAYOUT, self.plate_hash(frame))
+        state = self._context.cache.get(key)
+        if state is None:
+            query = network.encode_query(self.picture(frame))
+            self._context.cache.put(key, query.state())
+            return query
+        on_device = {name: tensor.to(network.device) for name, tensor in state.items()}
+        return Query.from_state(on_device, geometry.height, geometry.width)
+
+    def picture(self, frame: int) -> Tensor:
+        """The working picture of a frame: (3, h, w) float32 in [0, 1]."""
+        key = self._feature_key("picture", self.plate_hash(frame))
+        state = self._context.cache.get(key)
+        if state is None:
+            self._loaded_hash(frame)
+            state = {"picture": torch.from_numpy(self._context.loader.load(frame).picture)}
+            self._context.cache.put(key, state)
+        return state["picture"].float()
+
+    def mask(self, key: int, name: str) -> FloatArray:
+        """An object's mask on a key, (H, W) over the canvas."""
+        mask, window = self._context.store.mask(self._keys[key].masks[name].hash)
+        return on_window(mask, window, self._context.geometry.canvas)
+
+    def key_probabilities(self, key: int, objects: tuple[str, ...]) -> FloatArray:
+        """The masks of a key at working size: (K, h, w), as exact as stored probabilities are."""
+        geometry = self._context.geometry
+        masks = [to_working(self.mask(key, name), geometry.canvas, geometry) for name in objects]
+        return dequantise(quantise(np.stack(masks)))
+
+    def _feature_key(self, kind: str, *ingredients: str) -> str:
+        return address_of(kind, dict(self._context.features_base), *ingredients)
+
+    def _loaded_hash(self, frame: int) -> str:
+        hash_ = self._context.loader.load(frame).hash
+        with self._mutex:
+            if self._expected.get(frame, hash_) != hash_:
+                raise PlateMovedOn(frame)
+            self._expected[frame] = hash_
+            self.facts = replace(self.facts, plate=self._expected)
+        return hash_
+
+
+class Results(Material):
+    """What the store has of a plan: addresses, the results of passes, memory entries, fused frames."""
+
+    def __init__(self, context: PropagationContext, plan: Plan) -> None:
+        super().__init__(context, plan.facts)
+        self.plan = plan
+        self._passes = {one.name: one for one in plan.passes}
+        self._chains: dict[tuple[int, Direction], list[str]] = {}
+        self._recent: OrderedDict[str, ProbabilityArray] = OrderedDict()
+
+    # ---- passes ----
+
+    def pass_address(self, passed: Pass, position: int) -> str:
+        """The address of a pass on its frame at `position`; -1 is the key."""
+        with self._mutex:
+            addresses = self._chains.setdefault(passed.name, [])
+            if not addresses:
+                for frame in (passed.key, *passed.memory_keys):
+                    self.plate_hash(frame)
+                root = pass_root(self.facts, passed.key, passed.direction, passed.memory_keys)
+                assert root is not None
+                addresses.append(root)
+            while len(addresses) < position + 2:
+                following = chain(addresses[-1], self.plate_hash(passed.frames[len(addresses) - 1]))
+                assert following is not None
+                addresses.append(following)
+            return addresses[position + 1]
+
+    def remember(self, address: str, stored: ProbabilityArray) -> None:
+        """A result was stored: those of the last frames need not be read back for memory and matte."""
+        with self._mutex:
+            self._recent[address] = stored
+            while len(self._recent) > _RESULTS_HELD:
+                self._recent.popitem(last=False)
+
+    def pass_result(self, passed: Pass, position: int) -> FloatArray:
+        """What a pass gave on its frame at `position`: (K, h, w)."""
+        address = self.pass_address(passed, position)
+        with self._mutex:
+            stored = self._recent.get(address)
+        if stored is None:
+            stored = self._context.store.probabilities(address)
+        if stored is None:
+            raise StoreError(
+                "A result that was there a moment ago is gone.",
+                frame=passed.frames[position],
+                path=self._context.store.folder,
+                hint="Is another program deleting files? Run again: it is computed anew.",
+            )
+        return dequantise(stored)
+
+    # ---- frames ----
+
+    def frame_result(self, frame: int) -> FrameResult:
+        """One frame, fused. Everything that it needs must be in the store."""
+        passes = self._passes
+        sources = self.plan.by_frame[frame].sources
+        masks: dict[str, FloatArray] = {}
+        fused: dict[str, FloatArray] = {}
+        agreed: list[float] = []
+        for name, source in sources.items():
+            if source.key is not None:
+                masks[name] = self.mask(source.key, name)
+            elif source.forward is not None and source.backward is not None:
+                forward = self._object_result(passes[source.forward, Direction.FORWARD], frame, name)
+                backward = self._object_result(passes[source.backward, Direction.BACKWARD], frame, name)
+                fused[name] = fuse(forward, backward, frame - source.forward, source.backward - frame)
+                agreed.append(agreement(forward, backward))
+            elif source.forward is not None:
+                fused[name] = self._object_result(passes[source.forward, Direction.FORWARD], frame, name)
+            elif source.backward is not None:
+                fused[name] = self._object_result(passes[source.backward, Direction.BACKWARD], frame, name)
+            else:
+                geometry = self._context.geometry
+                fused[name] = np.zeros((geometry.height, geometry.width), np.float32)
+        return FrameResult(frame, self.address(frame), masks, fused, min(agreed, default=None))
+
+    def address(self, frame: int) -> str:
+        """The address of a fused frame."""
+
+        def of_pass(key: int, direction: Direction) -> str:
+            passed = self._passes[key, direction]
+            return self.pass_address(passed, position_in(passed, frame))
+
+        address = frame_address(self.facts, frame, self.plan.by_frame[frame].sources, of_pass)
+        assert address is not None
+        return address
+
+    def _object_result(self, passed: Pass, frame: int, name: str) -> FloatArray:
+        result: FloatArray = self.pass_result(passed, position_in(passed, frame))[passed.objects.index(name)]
+        return result
+
+    # ---- memory ----
+
+    def entry(self, passed: Pass, step: int) -> MemoryEntry:
+        """What a pass remembers of its frame at `step` (0: of its key)."""
+        if step == 0:
+            return self.key_entry(passed, passed.key)
+        address = self.pass_address(passed, step - 1)
+        # Entries that stay for long are worth the disk; that of the previous frame is only worth the RAM.
+        stays = step in self._context.rule.steps_in_memory(step + 2, self._context.memory_cap)
+        return self._entry(
+            address_of("entry with areas", address),
+            passed.frames[step - 1],
+            lambda: self.pass_result(passed, step - 1),
+            on_disk=stays,
+        )
+
+    def key_entry(self, passed: Pass, key: int) -> MemoryEntry:
+        """What a pass remembers of a key: its own, or another's."""
+        masks = [self._keys[key].masks[name].hash for name in passed.objects]
+        address = self._feature_key("key with areas", self.plate_hash(key), *masks)
+        return self._entry(address, key, lambda: self.key_probabilities(key, passed.objects), on_disk=True)
+
+    def _entry(
+        self, address: str, frame: int, probabilities: Callable[[], FloatArray], *, on_disk: bool
+    ) -> MemoryEntry:
+        network = self._context.network()
+        state = self._context.cache.get(address)
+        if state is None:
+            entry = network.encode_memory(self.picture(frame), torch.from_numpy(probabilities()))
+            self._context.cache.put(address, entry.state(), on_disk=on_disk)
+            return entry
+        return MemoryEntry(**{name: tensor.to(network.device) for name, tensor in state.items()})
+
+
+def on_window(values: FloatArray, window: Window, target: Window) -> FloatArray:
+    """An array over `window` as one over `target`, 0 where there was nothing."""
+    return values if window == target else place(values, window, target)

@@ -1,0 +1,71 @@
+"""What a shot says of itself and of a propagation: values alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from stm_plugin.files.lock import Holder
+from stm_plugin.planning.quality import Advice
+from stm_plugin.planning.values import DirtyRange, State
+from stm_plugin.store.description import AdaptationRecord
+from stm_plugin.store.store import StoreSize
+
+
+@dataclass(frozen=True)
+class KeyInfo:
+    """A key by the names of its objects; `empty` names those with an empty mask ("not here").
+
+    After `add_key`, `kept` and `dropped` name objects of the key before that the new mask does not give.
+    """
+
+    frame: int
+    objects: tuple[str, ...]
+    empty: tuple[str, ...]
+    kept: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ShotStatus:
+    """What is done, stale and missing, and why.
+
+    Attributes:
+        states: of every frame of the range.
+        dirty: what a propagation would compute, in words (`str` of each).
+        network_frames: how often the network would run.
+        plate_missing: frames of the plate that are not there.
+        holder: who is working on the shot now, if anyone else is.
+        adapted: the adaptation that the shot uses.
+        advice: what might be done about the shot, in sentences.
+        next_key: where the next key would help most, if anything is in doubt.
+    """
+
+    keys: tuple[KeyInfo, ...]
+    objects: tuple[str, ...]
+    states: Mapping[int, State]
+    dirty: tuple[DirtyRange, ...]
+    network_frames: int
+    plate_missing: tuple[int, ...]
+    size: StoreSize
+    holder: Holder | None
+    adapted: AdaptationRecord | None = None
+    advice: tuple[str, ...] = ()
+    next_key: Advice | None = None
+
+    def count(self, state: State) -> int:
+        return Counter(self.states.values())[state]
+
+
+@dataclass(frozen=True)
+class PropagationSummary:
+    """What a propagation did."""
+
+    frames: int
+    computed: int
+    reused: int
+    seconds: float
+    device: str
+    forecast: str
+    notices: tuple[str, ...]
