@@ -307,9 +307,7 @@ def _read_safetensors_manifest(path: Path) -> Manifest:
     try:
         return replace(Manifest.from_dict(json.loads(metadata["manifest"])), sha256=sha256)
     except ValueError as error:
-        raise WeightsFileError(
-            f"{path}: its manifest cannot be used ({error}); get the file again"
-        ) from None
+        raise WeightsFileError(f"{path}: its manifest cannot be used ({error}); get the file again") from None
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Manifest]:

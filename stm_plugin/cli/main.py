@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from stm_plugin.cli import adapt, doctor, evaluate, host, info, propagate, serve, shot, train, weights
+from stm_plugin.cli import adapt, doctor, evaluate, host, info, propagate, review, serve, shot, train, weights
 from stm_plugin.cli.console import errors
 from stm_plugin.errors import StmError
 
@@ -24,6 +24,7 @@ app.add_typer(shot.app, name="shot")
 app.command("adapt")(adapt.adapt)
 app.command("serve")(serve.serve)
 app.command("info")(info.info)
+app.command("review")(review.review)
 app.add_typer(host.app, name="host")
 app.command("doctor")(doctor.doctor)
 app.add_typer(evaluate.app, name="eval")

@@ -265,9 +265,7 @@ def files_below(root: Path, names: Iterable[str]) -> list[Path]:
         path = root / name
         found += [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     ignored = shutil.ignore_patterns("__pycache__", "*.pyc", "*.egg-info")
-    kept = [
-        file for file in found if not any(ignored("", [part]) for part in file.relative_to(root).parts)
-    ]
+    kept = [file for file in found if not any(ignored("", [part]) for part in file.relative_to(root).parts)]
     return sorted(kept, key=lambda file: file.relative_to(root).as_posix())
 
 

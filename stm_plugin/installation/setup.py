@@ -69,7 +69,9 @@ def doctor_of_sources(at: Installation) -> int:
     differing = [step.words for step in STEPS if read_stamp(step.home(at), step.name) != step.stamp(at)]
     if not differing:
         return status
-    print(f"It was not made from these sources ({at.source}) as they are now, but from "
-          f"{at.prefix.record().get('source')}. What differs: {', '.join(differing)}.")
+    print(
+        f"It was not made from these sources ({at.source}) as they are now, but from "
+        f"{at.prefix.record().get('source')}. What differs: {', '.join(differing)}."
+    )
     print("`python3 install.py` here installs these sources.")
     return 1

@@ -1,0 +1,497 @@
+// The page: its state, its keys and buttons, and what they do.
+
+import * as api from "./api.js";
+import { Mask, area, stroke } from "./paint.js";
+import { Pictures } from "./pictures.js";
+import { Timeline } from "./timeline.js";
+import { Viewer } from "./viewer.js";
+
+const by = (id) => document.getElementById(id);
+const SHOWN = new Set(["key", "done"]);
+const PAINTING = new Set(["brush", "eraser", "lasso", "polygon"]);
+const HINTING = new Set(["box", "inside", "outside"]);
+const FLICKER_MS = 450;
+
+let state = null;
+let frame = null;
+let object = null;
+let tool = "brush";
+let speed = 0; // frames a second, negative backward
+let mask = null; // what is painted and not yet a key
+let hints = null; // {frame, box, inside, outside}
+let drag = null;
+let pointer = null;
+let polygon = [];
+let drawn = false;
+
+const viewer = new Viewer(by("view"));
+const pictures = new Pictures(() => draw());
+const timeline = new Timeline(by("timeline"), (one) => go(one));
+
+// ---- state ----
+
+async function refresh() {
+  try {
+    state = await api.state();
+  } catch (error) {
+    return say(error.message, true);
+  }
+  if (frame === null) frame = state.keys.length ? state.keys[0].frame : state.frames[0];
+  const names = state.objects.map((one) => one.name);
+  if (object === null || (!names.includes(object) && !mask)) object = names[0];
+  if (!names.includes(object)) state.objects.push({ name: object, colour: [64, 224, 96] });
+  viewer.setPlate(state.canvas[2], state.canvas[3], state.pixelAspect);
+  ahead();
+  show();
+  return undefined;
+}
+
+const shownFrames = () => new Set(state.frames.filter((one) => SHOWN.has(state.states[one])));
+const names = () => state.objects.map((one) => one.name);
+const isKey = () => state.keys.some((one) => one.frame === frame);
+
+function ahead() {
+  pictures.ahead(state.frames, frame, names(), shownFrames());
+}
+
+function say(text, failed = false) {
+  by("run").textContent = text;
+  by("run").classList.toggle("failed", failed);
+}
+
+// Run an action of a button; its failure is told.
+async function act(action) {
+  try {
+    await action();
+  } catch (error) {
+    say(error.message, true);
+  }
+}
+
+// ---- what is shown ----
+
+function show() {
+  if (!state) return;
+  by("name").textContent = state.name;
+  by("frame").textContent = `${frame}${isKey() ? " (key)" : ""}`;
+  const select = by("object");
+  if ([...select.options].map((one) => one.value).join("\n") !== names().join("\n")) {
+    select.replaceChildren(...names().map((name) => new Option(name, name)));
+  }
+  select.value = object;
+  const run = state.run;
+  by("dirty").textContent = state.networkFrames
+    ? `Propagating computes ${state.networkFrames} frames: ${state.dirty.join("; ")}`
+    : state.keys.length ? (state.dirty.join("; ") || "Everything is up to date.") : "There is no key yet: paint a mask.";
+  by("propagate").disabled = run.running || !state.keys.length;
+  by("stop").disabled = !run.running;
+  by("progress").value = run.total ? run.done / run.total : 0;
+  if (run.running) {
+    const left = run.seconds_left === null ? "" : `, ${Math.ceil(run.seconds_left)} s left`;
+    say(run.total ? `Frame ${run.frame}: ${run.done} of ${run.total} steps${left}` : "Getting ready ...");
+  } else if (run.message) {
+    say(run.message, run.failed);
+  } else if (state.heldBy) {
+    say(`The shot is held by ${state.heldBy}.`);
+  }
+  by("advice").textContent = [state.next ? `The next key would help most on ${state.next.text}.` : "", ...state.advice]
+    .filter(Boolean).join(" ");
+  by("go-next").disabled = !state.next;
+  const dirtyMask = mask !== null && mask.frame === frame;
+  by("set-key").disabled = !dirtyMask;
+  by("discard").disabled = !dirtyMask && !hints;
+  by("undo").disabled = !dirtyMask || !mask.done.length;
+  by("redo").disabled = !dirtyMask || !mask.undone.length;
+  by("remove-key").disabled = !isKey();
+  by("from-matte").disabled = !SHOWN.has(state.states[frame]);
+  by("from-hints").disabled = !hints || hints.frame !== frame;
+  by("nuke").disabled = !state.exported;
+  by("play").textContent = speed ? "Stop" : "Play";
+  for (const button of document.querySelectorAll("[data-tool]")) button.classList.toggle("on", button.dataset.tool === tool);
+  for (const button of document.querySelectorAll("[data-view]")) {
+    button.classList.toggle("on", button.dataset.view === (viewer.view === "compare" ? "wipe" : viewer.view));
+  }
+  timeline.draw(state, frame);
+  draw();
+}
+
+// Ask for the next repaint; several requests make one.
+function draw() {
+  if (drawn) return;
+  drawn = true;
+  requestAnimationFrame(() => { drawn = false; paint(); });
+}
+
+function paint() {
+  if (!state) return;
+  const close = viewer.close && !speed;
+  if (close && pictures.full.frame !== frame) pictures.loadFull(frame, SHOWN.has(state.states[frame]) ? names() : []);
+  const painted = mask && mask.frame === frame ? mask : null;
+  const layers = state.objects.map((one) => {
+    const own = painted && painted.object === one.name ? painted.canvas : null;
+    if (viewer.view === "confidence") pictures.loadConfidence(frame, one.name);
+    return {
+      bitmap: own ?? pictures.matte(frame, one.name, close),
+      old: pictures.matte(frame, one.name, close, true),
+      colour: one.colour,
+      confidence: pictures.confidences.get(`${frame}/${one.name}`),
+      active: one.name === object,
+    };
+  });
+  viewer.draw({ plate: pictures.plate(frame, close), layers, over: drawOver });
+  by("zoom").textContent = `${Math.round(viewer.scale * 100)} %`;
+  const failed = pictures.failed.get(`plate ${frame}`);
+  const why = { stale: "This matte is stale: propagate.", missing: "No matte yet.", unreached: "No pass comes by." };
+  by("note").textContent = failed ?? (painted ? "Painted, not a key yet." : why[state.states[frame]] ?? "");
+}
+
+// Strokes under way, hints, the brush.
+function drawOver(context) {
+  const thin = 1 / viewer.scale;
+  context.lineWidth = 1.5 * thin;
+  if (hints && hints.frame === frame) {
+    context.strokeStyle = "#ffd000";
+    if (hints.box) context.strokeRect(hints.box[0], hints.box[1], hints.box[2] - hints.box[0], hints.box[3] - hints.box[1]);
+    for (const [strokes, colour] of [[hints.inside, "#40e060"], [hints.outside, "#ff4040"]]) {
+      context.strokeStyle = colour;
+      context.lineWidth = Math.max(hints.width, 2 * thin);
+      context.lineCap = "round";
+      for (const points of strokes) line(context, points);
+    }
+    context.lineWidth = 1.5 * thin;
+  }
+  context.strokeStyle = "#fff";
+  if (drag && drag.points && tool === "lasso") line(context, drag.points);
+  if (polygon.length) line(context, pointer ? [...polygon, pointer] : polygon);
+  if (pointer && (tool === "brush" || tool === "eraser")) {
+    context.beginPath();
+    context.ellipse(pointer[0], pointer[1], Number(by("size").value) / 2, Number(by("size").value) / 2, 0, 0, 2 * Math.PI);
+    context.stroke();
+  }
+}
+
+function line(context, points) {
+  context.beginPath();
+  points.forEach((point, index) => (index ? context.lineTo(...point) : context.moveTo(...point)));
+  context.stroke();
+}
+
+// ---- frames ----
+
+function go(one) {
+  if (!state || !state.frames.includes(one) || one === frame) return;
+  if (mask && mask.frame !== one && mask.changed && !speed) say(`The mask on ${mask.frame} is painted and not a key yet.`);
+  frame = one;
+  polygon = [];
+  if (!speed) ahead();
+  show();
+}
+
+function step(count) {
+  const place = state.frames.indexOf(frame) + count;
+  go(state.frames[Math.min(state.frames.length - 1, Math.max(0, place))]);
+}
+
+let clock = null;
+function play(next) {
+  speed = next;
+  clearInterval(clock);
+  if (speed) {
+    clock = setInterval(() => {
+      const place = state.frames.indexOf(frame) + Math.sign(speed);
+      go(state.frames[(place + state.frames.length) % state.frames.length]);
+    }, 1000 / Math.abs(speed));
+  }
+  show();
+}
+
+// ---- painting ----
+
+// The mask of this frame and object; begun with the present matte if there is none.
+async function ensureMask(from = "matte") {
+  if (mask && mask.frame === frame && mask.object === object) return mask;
+  if (mask && mask.changed && mask.frame !== frame) {
+    if (!window.confirm(`The mask painted on ${mask.frame} is not a key yet. Forget it?`)) throw new Error("Kept.");
+  }
+  const made = new Mask(frame, object, state.canvas[2], state.canvas[3]);
+  if (from === "matte" && SHOWN.has(state.states[frame])) {
+    made.context.drawImage((await api.matte(frame, object, "full")).bitmap, 0, 0);
+  }
+  mask = made;
+  return made;
+}
+
+const edge = () => Number(by("soft").value);
+const brush = () => Number(by("size").value);
+
+async function beginDrag(event, point) {
+  if (event.button === 1 || tool === "hand") {
+    drag = { kind: "hand", at: [event.clientX, event.clientY] };
+    return;
+  }
+  if (event.button !== 0) return;
+  if (viewer.view === "compare" && Math.abs(point[0] - viewer.wipeLine()) * viewer.scale < 12) {
+    drag = { kind: "wipe" };
+    return;
+  }
+  if (HINTING.has(tool)) {
+    if (!hints || hints.frame !== frame) hints = { frame, box: null, inside: [], outside: [], width: 8 / viewer.scale };
+    drag = { kind: tool, points: [point] };
+    if (tool !== "box") hints[tool].push(drag.points);
+    return;
+  }
+  if (!PAINTING.has(tool)) return;
+  if (tool === "polygon") {
+    polygon.push(point);
+    return;
+  }
+  drag = { kind: tool, points: [point], ready: false };
+  const mine = drag;
+  await act(async () => {
+    const made = await ensureMask();
+    made.start();
+    mine.mask = made;
+    mine.ready = true;
+  });
+  if (!mine.ready && drag === mine) drag = null;
+  growDrag(mine, event);
+}
+
+function growDrag(mine, event) {
+  if (!mine || !mine.ready || mine.kind === "lasso") return;
+  mine.mask.preview(stroke(mine.points, brush()), { erase: mine.kind === "eraser" || event.altKey, soft: edge() });
+  draw();
+}
+
+function moveDrag(event, point) {
+  if (drag.kind === "hand") {
+    viewer.offset = [viewer.offset[0] + event.clientX - drag.at[0], viewer.offset[1] + event.clientY - drag.at[1]];
+    viewer.fitted = false;
+    drag.at = [event.clientX, event.clientY];
+  } else if (drag.kind === "wipe") {
+    viewer.wipe = Math.min(1, Math.max(0, point[0] / viewer.size[0]));
+  } else {
+    drag.points.push(point);
+    if (drag.kind === "box") {
+      const [a, b] = [drag.points[0], point];
+      hints.box = [Math.min(a[0], b[0]), Math.min(a[1], b[1]), Math.max(a[0], b[0]), Math.max(a[1], b[1])];
+    }
+    growDrag(drag, event);
+  }
+  draw();
+}
+
+function endDrag(event) {
+  const mine = drag;
+  drag = null;
+  if (!mine) return;
+  const finish = () => {
+    if (mine.kind === "lasso" && mine.points.length > 2) {
+      mine.mask.preview(area(mine.points), { erase: event.altKey, soft: edge() });
+    }
+    if (mine.mask) mine.mask.finish();
+    show();
+  };
+  if (mine.ready) finish();
+  else if (PAINTING.has(mine.kind)) {
+    const wait = setInterval(() => { if (mine.ready) { clearInterval(wait); growDrag(mine, event); finish(); } }, 20);
+    setTimeout(() => clearInterval(wait), 5000);
+  } else show();
+}
+
+function closePolygon(erase) {
+  const points = polygon;
+  polygon = [];
+  if (points.length < 3) return draw();
+  return act(async () => {
+    const made = await ensureMask();
+    made.remember(() => made.preview(area(points), { erase, soft: edge() }));
+    show();
+  });
+}
+
+const setKey = () => act(async () => {
+  if (!mask || mask.frame !== frame) return;
+  const given = mask;
+  const empty = given.empty;
+  if (empty && !window.confirm(`The mask is empty. Does ${given.object} not appear on ${given.frame}?`)) return;
+  say("Setting the key ...");
+  await api.setKey(given.frame, given.object, await given.blob(), given.canvas.width, given.canvas.height, empty);
+  if (mask === given) mask = null;
+  hints = null;
+  say(`Key ${given.frame} is set.`);
+  await refresh();
+  pictures.refresh(given.frame, names());
+});
+
+const removeKey = () => act(async () => {
+  if (!isKey()) return;
+  await api.removeKey(frame);
+  say(`Key ${frame} is removed.`);
+  await refresh();
+});
+
+function discard() {
+  if (mask && mask.frame === frame) mask = null;
+  hints = null;
+  polygon = [];
+  show();
+}
+
+const fromNothing = () => act(async () => { (await ensureMask("nothing")).fill(null); show(); });
+const fromMatte = () => act(async () => {
+  const found = await api.matte(frame, object, "full");
+  (await ensureMask("nothing")).fill(found.bitmap);
+  show();
+});
+const fromHints = () => act(async () => {
+  say("Looking for the object ...");
+  const found = await api.startMask(frame, hints);
+  (await ensureMask("nothing")).fill(found);
+  say("A first mask: correct it, then set the key.");
+  show();
+});
+
+// ---- events ----
+
+function onEvent(event) {
+  if (event.kind === "progress" && state) {
+    state.run = event.run;
+    show();
+  } else if (event.kind === "frame" && state) {
+    state.states[event.frame] = state.keys.some((one) => one.frame === event.frame) ? "key" : "done";
+    pictures.refresh(event.frame, names());
+    show();
+  } else if (event.kind === "notice") {
+    say(event.text);
+  } else if (event.kind === "state") {
+    refresh();
+  }
+}
+
+function setView(view) {
+  if (view === "cutout" && viewer.view === "cutout") viewer.back += 1;
+  viewer.view = view === "wipe" ? "compare" : view;
+  show();
+}
+
+function setTool(next) {
+  tool = next;
+  polygon = [];
+  by("view").style.cursor = tool === "hand" ? "grab" : "crosshair";
+  show();
+}
+
+function zoom(scale) { viewer.zoom(scale / (window.devicePixelRatio || 1)); draw(); }
+function fit() { viewer.fit(); draw(); }
+function resize(factor) { by("size").value = Math.round(brush() * factor + (factor > 1 ? 1 : -1)); draw(); }
+const undo = () => { if (mask && mask.frame === frame) mask.undo(); show(); };
+const redo = () => { if (mask && mask.frame === frame) mask.redo(); show(); };
+const propagate = () => act(async () => { await api.propagate(); await refresh(); });
+const stop = () => act(api.stop);
+const goNext = () => { if (state.next) go(state.next.frame); };
+const exportMattes = () => act(async () => {
+  say("Writing ...");
+  const done = await api.exportMattes({
+    out: by("out").value.trim(), cryptomatte: by("ids").checked, overwrite: by("overwrite").checked,
+  });
+  await refresh();
+  say(done.text);
+});
+const copyForNuke = () => act(async () => {
+  const text = await api.nukeText();
+  try {
+    await navigator.clipboard.writeText(text);
+    say("Copied. Paste it into Nuke's node graph.");
+  } catch {
+    window.prompt("Copy this and paste it into Nuke's node graph:", text);
+  }
+});
+function newObject() {
+  const name = window.prompt("The object's name:", `object${state.objects.length + 1}`);
+  if (!name || !name.trim()) return;
+  object = name.trim();
+  if (!names().includes(object)) state.objects.push({ name: object, colour: [64, 224, 96] });
+  mask = new Mask(frame, object, state.canvas[2], state.canvas[3]);
+  show();
+}
+
+const BUTTONS = {
+  "zoom-fit": fit, "zoom-100": () => zoom(1), "zoom-200": () => zoom(2), "zoom-400": () => zoom(4),
+  undo, redo, "new-object": newObject, "from-nothing": fromNothing, "from-matte": fromMatte, "from-hints": fromHints,
+  discard, "set-key": setKey, "remove-key": removeKey, propagate, stop, "go-next": goNext, export: exportMattes,
+  nuke: copyForNuke, first: () => go(state.frames[0]), previous: () => step(-1), following: () => step(1),
+  last: () => go(state.frames.at(-1)), play: () => play(speed ? 0 : state.fps),
+};
+for (const [id, action] of Object.entries(BUTTONS)) by(id).addEventListener("click", () => state && action());
+for (const button of document.querySelectorAll("[data-view]")) button.addEventListener("click", () => setView(button.dataset.view));
+for (const button of document.querySelectorAll("[data-tool]")) button.addEventListener("click", () => setTool(button.dataset.tool));
+by("object").addEventListener("change", () => { object = by("object").value; show(); });
+
+const KEYS = {
+  ArrowLeft: () => step(-1), ArrowRight: () => step(1), " ": () => play(speed ? 0 : state.fps),
+  j: () => play(speed < 0 ? speed * 2 : -state.fps), k: () => play(0), l: () => play(speed > 0 ? speed * 2 : state.fps),
+  a: () => setView("matte"), o: () => setView("overlay"), c: () => setView("cutout"), p: () => setView("plate"),
+  d: () => setView("confidence"), w: () => setView("wipe"), f: () => setView("flicker"),
+  b: () => setTool("brush"), e: () => setTool("eraser"), g: () => setTool("lasso"), v: () => setTool("polygon"),
+  h: () => setTool("hand"), x: () => setTool("box"), n: () => setTool("inside"), m: () => setTool("outside"),
+  "[": () => resize(0.85), "]": () => resize(1.18), 0: fit, Home: fit, 1: () => zoom(1), 2: () => zoom(2), 4: () => zoom(4),
+  Enter: () => (polygon.length ? closePolygon(false) : setKey()), Delete: removeKey, Escape: discard,
+  r: propagate, s: stop, q: goNext,
+};
+window.addEventListener("keydown", (event) => {
+  if (!state || event.target.matches("input[type=text], select")) return;
+  if (event.target.matches("button") && (event.key === " " || event.key === "Enter")) return;
+  const command = event.ctrlKey || event.metaKey;
+  let action = null;
+  if (command && event.key.toLowerCase() === "z") action = event.shiftKey ? redo : undo;
+  else if (command && event.key.toLowerCase() === "y") action = redo;
+  else if (command && event.key === "ArrowLeft") action = BUTTONS.first;
+  else if (command && event.key === "ArrowRight") action = BUTTONS.last;
+  else if (!command) action = KEYS[event.key] ?? KEYS[event.key.toLowerCase()] ?? null;
+  if (!action) return;
+  event.preventDefault();
+  action();
+});
+
+const stage = by("view");
+const at = (event) => {
+  const box = stage.getBoundingClientRect();
+  return viewer.toPlate(event.clientX - box.left, event.clientY - box.top);
+};
+stage.addEventListener("pointerdown", (event) => {
+  if (!state) return;
+  stage.setPointerCapture(event.pointerId);
+  play(0);
+  beginDrag(event, at(event));
+});
+stage.addEventListener("pointermove", (event) => {
+  pointer = at(event);
+  if (drag) moveDrag(event, pointer);
+  else draw();
+});
+stage.addEventListener("pointerup", endDrag);
+stage.addEventListener("pointercancel", endDrag);
+stage.addEventListener("pointerleave", () => { pointer = null; draw(); });
+stage.addEventListener("dblclick", (event) => { if (tool === "polygon") closePolygon(event.altKey); });
+stage.addEventListener("contextmenu", (event) => event.preventDefault());
+stage.addEventListener("wheel", (event) => {
+  event.preventDefault();
+  const box = stage.getBoundingClientRect();
+  viewer.zoom(viewer.scale * 1.0015 ** -event.deltaY, event.clientX - box.left, event.clientY - box.top);
+  draw();
+}, { passive: false });
+window.addEventListener("resize", () => { if (viewer.fitted) viewer.fit(); show(); });
+window.addEventListener("beforeunload", (event) => { if (mask && mask.changed) event.preventDefault(); });
+setInterval(() => {
+  if (viewer.view !== "flicker") return;
+  viewer.flickerOld = !viewer.flickerOld;
+  draw();
+}, FLICKER_MS);
+
+api.listen(onEvent, (there) => {
+  by("link").textContent = there ? "connected" : "not connected: trying again";
+  by("link").classList.toggle("off", !there);
+  if (there) refresh();
+});
+refresh();

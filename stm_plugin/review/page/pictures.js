@@ -1,0 +1,107 @@
+// Pictures by frame: small ones of every frame, made ahead; the full one of the frame that is looked at.
+
+import * as api from "./api.js";
+
+const AT_ONCE = 4;
+
+export class Pictures {
+  // onArrival: called whenever a picture has come.
+  constructor(onArrival) {
+    this.onArrival = onArrival;
+    this.plates = new Map(); // frame -> bitmap
+    this.mattes = new Map(); // "frame/object" -> {bitmap, address, old}
+    this.confidences = new Map(); // "frame/object" -> bitmap
+    this.full = { plate: null, mattes: new Map(), frame: null };
+    this.failed = new Map(); // "plate 1001" -> message
+    this.queue = [];
+    this.running = 0;
+  }
+
+  // Ask for the small pictures of all frames, the nearest to `frame` first.
+  ahead(frames, frame, objects, shown) {
+    const wanted = [...frames].sort((a, b) => Math.abs(a - frame) - Math.abs(b - frame));
+    this.queue = [];
+    for (const one of wanted) {
+      if (!this.plates.has(one) && !this.failed.has(`plate ${one}`)) this.queue.push(() => this.loadPlate(one));
+      if (shown.has(one)) {
+        for (const object of objects) {
+          if (!this.mattes.has(`${one}/${object}`)) this.queue.push(() => this.loadMatte(one, object));
+        }
+      }
+    }
+    this.work();
+  }
+
+  work() {
+    while (this.running < AT_ONCE && this.queue.length) {
+      const next = this.queue.shift();
+      this.running += 1;
+      next().finally(() => { this.running -= 1; this.work(); });
+    }
+  }
+
+  async loadPlate(frame) {
+    if (this.plates.has(frame)) return;
+    try {
+      this.plates.set(frame, await api.plate(frame, "proxy"));
+      this.failed.delete(`plate ${frame}`);
+    } catch (error) {
+      this.failed.set(`plate ${frame}`, error.message);
+    }
+    this.onArrival();
+  }
+
+  // A new matte keeps the one before it, to be compared with.
+  async loadMatte(frame, object) {
+    const name = `${frame}/${object}`;
+    try {
+      const found = await api.matte(frame, object, "proxy");
+      const before = this.mattes.get(name);
+      if (before && before.address === found.address) return;
+      this.mattes.set(name, { ...found, old: before ? before.bitmap : null });
+      this.confidences.delete(name);
+      if (this.full.frame === frame) this.full.mattes.delete(object);
+    } catch { /* stale or missing: the timeline says so */ }
+    this.onArrival();
+  }
+
+  // A frame's matte was made: the next look shows it.
+  refresh(frame, objects) {
+    for (const object of objects) this.queue.unshift(() => this.loadMatte(frame, object));
+    this.work();
+  }
+
+  async loadConfidence(frame, object) {
+    const name = `${frame}/${object}`;
+    if (this.confidences.has(name)) return;
+    this.confidences.set(name, null);
+    try { this.confidences.set(name, await api.confidence(frame, object)); } catch { /* not done */ }
+    this.onArrival();
+  }
+
+  // The full-size pictures of one frame, for a close look.
+  async loadFull(frame, objects) {
+    if (this.full.frame !== frame) this.full = { plate: null, mattes: new Map(), frame };
+    const full = this.full;
+    try {
+      if (!full.plate) {
+        full.plate = await api.plate(frame, "full");
+        this.onArrival();
+      }
+      for (const object of objects) {
+        if (!full.mattes.has(object)) full.mattes.set(object, (await api.matte(frame, object, "full")).bitmap);
+      }
+    } catch { /* the small ones stay */ }
+    this.onArrival();
+  }
+
+  plate(frame, close) {
+    return (close && this.full.frame === frame && this.full.plate) || this.plates.get(frame) || null;
+  }
+
+  matte(frame, object, close, old = false) {
+    const small = this.mattes.get(`${frame}/${object}`);
+    if (old) return small ? small.old ?? small.bitmap : null;
+    return (close && this.full.frame === frame && this.full.mattes.get(object)) || (small ? small.bitmap : null);
+  }
+}

@@ -1,0 +1,281 @@
+"""The shot behind the page: what it shows, what may be changed, and the one propagation that may run.
+
+Everything here is a verb of `Shot`, so the command line can do it too.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+
+from stm_plugin.errors import PropagationCancelled, StmError
+from stm_plugin.images.overlay import OBJECT_COLOURS
+from stm_plugin.planning.values import Request, State
+from stm_plugin.propagation.events import Event, FrameFinished, Notice, PlanMade, Progress
+from stm_plugin.propagation.frame_loader import signature_of
+from stm_plugin.review.proxies import PictureCache, Size, encode_matte, encode_picture
+from stm_plugin.review.start_mask import Hints, first_mask
+from stm_plugin.shot.export import MatteWriter
+from stm_plugin.shot.shot import Shot
+from stm_plugin.windows import FloatArray, place
+
+_SHOWN: Final = (State.KEY, State.DONE)
+Listener = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A propagation as the page shows it: steps done and to do, and how it ended."""
+
+    running: bool = False
+    done: int = 0
+    total: int = 0
+    frame: int | None = None
+    seconds_left: float | None = None
+    message: str = ""
+    failed: bool = False
+
+
+class ReviewSession:
+    """One open shot and those who look at it. Methods may be called from several threads.
+
+    Args:
+        shot: open; `close` closes it.
+        cache: for pictures of this shot.
+    """
+
+    def __init__(self, shot: Shot, cache: PictureCache) -> None:
+        self._shot, self._cache = shot, cache
+        self._mutex = threading.RLock()
+        self._listeners: set[Listener] = set()
+        self._run = Run()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._exported: tuple[str, int, int] | None = None
+
+    # ---- what there is ----
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the page draws but the pictures.
+
+        Raises:
+            StmError: the plate is gone or the store is damaged.
+        """
+        with self._mutex:
+            status, shot = self._shot.status(), self._shot
+            canvas = shot.plate.canvas
+            names = shot.objects or ("object",)
+            return {
+                "name": shot.folder.stem,
+                "folder": str(shot.folder),
+                "frames": list(shot.plate.frames),
+                "missing": list(status.plate_missing),
+                "canvas": [canvas.x, canvas.y, canvas.width, canvas.height],
+                "pixelAspect": shot.plate.pixel_aspect,
+                "fps": shot.plate.fps or 24.0,
+                "objects": [
+                    {"name": name, "colour": list(OBJECT_COLOURS[index % len(OBJECT_COLOURS)])}
+                    for index, name in enumerate(names)
+                ],
+                "keys": [{"frame": key.frame, "objects": key.objects} for key in status.keys],
+                "states": {str(frame): state.value for frame, state in status.states.items()},
+                "confidence": self._confidence(),
+                "dirty": [str(one) for one in status.dirty],
+                "networkFrames": status.network_frames,
+                "advice": list(status.advice),
+                "next": None
+                if status.next_key is None
+                else {"frame": status.next_key.frame, "text": status.next_key.text},
+                "heldBy": None if status.holder is None or self._run.running else str(status.holder),
+                "run": asdict(self._run),
+                "exported": None if self._exported is None else self._exported[0],
+            }
+
+    def _confidence(self) -> dict[str, float]:
+        """Of each finished frame, in [0, 1]."""
+        return {str(frame): round(one.confidence, 4) for frame, one in self._shot.store.qualities().items()}
+
+    def plate(self, frame: int, size: Size) -> bytes:
+        """A plate frame over the canvas, as WebP.
+
+        Raises:
+            PlateError: it cannot be read.
+        """
+        signature = f"{signature_of(self._shot.plate, frame)} {self._shot.settings.id('picture')}"
+        found = self._cache.get("plate", str(frame), signature, size)
+        if found is None:
+            found = encode_picture(self._display(frame), size)
+            self._cache.put(found, "plate", str(frame), signature, size)
+        return found
+
+    def matte(self, frame: int, name: str, size: Size) -> tuple[bytes, str]:
+        """An object's matte over the canvas as WebP (alpha), and the address of what made it.
+
+        Raises:
+            MatteError: it is not done; the message says why.
+            PlateError: the plate frame cannot be read.
+        """
+        finished = self._shot.matte(frame)
+        found = self._cache.get("matte", finished.address, name, size)
+        if found is None:
+            window, canvas = finished.plate_frame.data_window, self._shot.plate.canvas
+            matte = finished.mattes.get(name)
+            pixels = (
+                np.zeros((canvas.height, canvas.width), np.float32)
+                if matte is None
+                else place(matte, window, canvas)
+            )
+            found = encode_matte(pixels, size)
+            self._cache.put(found, "matte", finished.address, name, size)
+        return found, finished.address
+
+    def start_mask(self, frame: int, hints: Hints) -> bytes:
+        """A first mask over the canvas from strokes and a box, as WebP (alpha).
+
+        Raises:
+            MaskError: the hints point at nothing.
+            PlateError: the plate frame cannot be read.
+        """
+        return encode_matte(first_mask(self._display(frame), hints), "full")
+
+    def _display(self, frame: int) -> FloatArray:
+        """(H, W, 3) sRGB in [0, 1] over the canvas."""
+        window = self._shot.plate.header(frame).data_window
+        return place(self._shot.display(frame), window, self._shot.plate.canvas)
+
+    # ---- changing it ----
+
+    def set_key(self, frame: int, name: str, mask: FloatArray, *, empty: bool = False) -> None:
+        """Give an object's mask on a frame; other objects of the key stay.
+
+        Args:
+            mask: float32 (H, W) in [0, 1] over the canvas.
+            empty: whether a mask without a pixel says "not here".
+        """
+        with self._mutex:
+            self._shot.add_key(frame, {name: mask}, allow_empty=empty, replace_all=False)
+        self._tell({"kind": "state"})
+
+    def remove_key(self, frame: int) -> None:
+        """Take a key away."""
+        with self._mutex:
+            self._shot.remove_key(frame)
+        self._tell({"kind": "state"})
+
+    def propagate(self) -> bool:
+        """Begin to compute what is not done; False where that is under way."""
+        with self._mutex:
+            if self._run.running:
+                return False
+            self._stop.clear()
+            self._run = Run(running=True)
+            self._thread = threading.Thread(target=self._propagate, name="propagation", daemon=True)
+            self._thread.start()
+        self._tell({"kind": "state"})
+        return True
+
+    def stop(self) -> None:
+        """End a propagation after the frame that it is at. What is done is kept."""
+        self._stop.set()
+
+    def export(self, out: str, *, overwrite: bool = False, cryptomatte: bool = False) -> str:
+        """Write the mattes as EXR files; the words that say so.
+
+        Raises:
+            OutputError: a file may not be written over.
+            MatteError: a frame is not done.
+        """
+        with self._mutex:
+            shot = self._shot
+            writer = MatteWriter(
+                out, shot.plate, channel=shot.settings.channel, with_ids=cryptomatte, overwrite=overwrite
+            )
+            shot.export(writer)
+            frames = shot.plate.frames
+            self._exported = (str(writer.sequence), frames[0], frames[-1])
+        self._tell({"kind": "state"})
+        return f"{len(writer.written)} frames: {writer.sequence}"
+
+    def nuke_text(self) -> str:
+        """A Read of the exported mattes as text to paste into Nuke's node graph.
+
+        Raises:
+            StmError: nothing was exported.
+        """
+        if self._exported is None:
+            raise StmError("Nothing was exported yet.", hint="Export first: Nuke reads the files.")
+        file, first, last = self._exported
+        return (
+            "set cut_paste_input [stack 0]\n"
+            "push $cut_paste_input\n"
+            "Read {\n"
+            " inputs 0\n"
+            f" file {json.dumps(file)}\n"
+            f" first {first}\n last {last}\n origfirst {first}\n origlast {last}\n"
+            " origset true\n raw true\n on_error error\n"
+            f" name {self._shot.folder.stem.replace(' ', '_')}_matte\n"
+            "}\n"
+        )
+
+    # ---- listening ----
+
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        """Tell `listener` of every change, from any thread; gives what ends that."""
+        self._listeners.add(listener)
+        return lambda: self._listeners.discard(listener)
+
+    def close(self) -> None:
+        """Stop, wait for the frame under way, and close the shot."""
+        self.stop()
+        thread = self._thread
+        if thread is not None:
+            thread.join()
+        self._shot.close()
+
+    def _tell(self, what: dict[str, Any]) -> None:
+        for listener in tuple(self._listeners):
+            listener(what)
+
+    def _propagate(self) -> None:
+        """The thread's work."""
+        started, ended = time.monotonic(), Run()
+        try:
+            summary = self._shot.propagate(Request(), on_event=self._on_event, cancelled=self._stop.is_set)
+            ended = Run(
+                message=f"{summary.computed} computed, {summary.reused} kept, "
+                f"{time.monotonic() - started:.1f} s"
+            )
+        except PropagationCancelled:
+            ended = Run(message="Stopped. Finished frames are kept; propagating again goes on from here.")
+        except StmError as error:
+            ended = Run(message=str(error), failed=True)
+        except Exception as error:
+            ended = Run(message=f"The engine failed: {error!r}. Finished frames are kept.", failed=True)
+            raise
+        finally:
+            with self._mutex:
+                self._run = ended
+            self._tell({"kind": "state"})
+
+    def _on_event(self, event: Event) -> None:
+        if isinstance(event, Progress):
+            self._run = replace(
+                self._run,
+                done=event.done,
+                total=event.total,
+                frame=event.frame,
+                seconds_left=event.seconds_left,
+            )
+            self._tell({"kind": "progress", "run": asdict(self._run)})
+        elif isinstance(event, FrameFinished):
+            self._tell({"kind": "frame", "frame": event.frame})
+        elif isinstance(event, PlanMade):
+            self._tell({"kind": "plan", "dirty": [str(one) for one in event.plan.dirty]})
+        elif isinstance(event, Notice):
+            self._tell({"kind": "notice", "text": event.text})
