@@ -22,7 +22,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from stm_plugin.errors import MatteError, StmError
+from stm_plugin.errors import MatteError, OutputError, StmError
 from stm_plugin.review.guard import Guard
 from stm_plugin.review.proxies import Size, decode_mask
 from stm_plugin.review.session import ReviewSession
@@ -91,7 +91,9 @@ def make_app(session: ReviewSession) -> Starlette:
         async def endpoint(request: Request) -> Response:
             try:
                 return await handler(session, request)
-            except MatteError as error:
+            except OutputError as error:
+                return JSONResponse({"error": str(error)}, 422)
+            except MatteError as error:  # not done yet, or stale
                 return JSONResponse({"error": str(error)}, 409)
             except StmError as error:
                 return JSONResponse({"error": str(error)}, 422)

@@ -1,8 +1,7 @@
 """Who may speak to the page: one browser of this user, from this machine, and no other page.
 
-The address that `stm review` opens holds a token that works once. The first visit changes it for a cookie. From
-then on every request needs the cookie, the page's own host name, and (where something changes) the page's own
-origin.
+The address that `stm review` opens holds a token that works once. The first visit changes it for a cookie.
+From then on every request needs the cookie, the host name of the page, and (for changes) its origin.
 """
 
 from __future__ import annotations

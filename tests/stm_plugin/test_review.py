@@ -1,0 +1,313 @@
+"""The page of `stm review`: who may speak to it, and what it answers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPResponse
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from stm_plugin.errors import MaskError, PlateError
+from stm_plugin.review.app import ReviewServer, make_server
+from stm_plugin.review.guard import MOST_BODY_BYTES
+from stm_plugin.review.opening import open_for_review
+from stm_plugin.review.proxies import PROXY_WIDTH, PictureCache, decode_mask, encode_matte, encode_picture
+from stm_plugin.review.session import ReviewSession
+from stm_plugin.review.start_mask import Hints, first_mask
+from stm_plugin.settings import Settings
+from stm_plugin.shot.shot import Shot
+from stm_plugin.store.description import PlateDescription
+from tests.conftest import PlateMaker
+from tests.stm_plugin.small_network import WORKING_SIZE, CountingNetwork
+
+WIDTH, HEIGHT, FRAMES = 64, 48, range(1001, 1005)
+
+
+@dataclass
+class Page:
+    """A served session, and a browser's worth of requests."""
+
+    server: ReviewServer
+    session: ReviewSession
+    shot: Shot
+    cookie: str = ""
+
+    @property
+    def port(self) -> int:
+        return int(self.server.listening.getsockname()[1])
+
+    @property
+    def host(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def ask(
+        self, method: str, path: str, body: bytes | None = None, **headers: str
+    ) -> tuple[HTTPResponse, bytes]:
+        """One request as the page makes it; `headers` replace what it sends."""
+        sent = {"Host": self.host, "Cookie": self.cookie, "Origin": f"http://{self.host}", **headers}
+        link = HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            link.request(method, path, body, {name: value for name, value in sent.items() if value})
+            answer = link.getresponse()
+            return answer, answer.read()
+        finally:
+            link.close()
+
+    def enter(self) -> HTTPResponse:
+        answer, _ = self.ask("GET", self.server.address.split(self.host, 1)[1])
+        self.cookie = (answer.headers.get("set-cookie") or "").split(";")[0]
+        return answer
+
+    def state(self) -> dict[str, Any]:
+        answer, body = self.ask("GET", "/api/state")
+        assert answer.status == 200, body
+        found: dict[str, Any] = json.loads(body)
+        return found
+
+    def paint(self, frame: int, name: str = "disc", **changes: str) -> tuple[HTTPResponse, bytes]:
+        """Set a key as the page does: a PNG whose alpha is the mask."""
+        pixels = np.full((HEIGHT, WIDTH, 4), 255, np.uint8)
+        pixels[..., 3] = 0
+        pixels[10:30, 20:40, 3] = 255
+        pixels[10:30, 40, 3] = 128
+        done, data = cv2.imencode(".png", pixels)
+        assert done
+        path = f"/api/key/{frame}?object={name}&width={WIDTH}&height={HEIGHT}&empty=0"
+        return self.ask("POST", path, data.tobytes(), **changes)
+
+    def wait(self) -> dict[str, Any]:
+        """The state after a propagation has ended."""
+        end = time.monotonic() + 60
+        while (state := self.state())["run"]["running"]:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        return state
+
+
+@pytest.fixture
+def page(make_plate: PlateMaker, tmp_path: Path) -> Iterator[Page]:
+    plate = PlateDescription("files", make_plate(frames=FRAMES, size=(WIDTH, HEIGHT)))
+    settings = Settings(working_size=WORKING_SIZE, device="cpu")
+    shot = Shot.create(tmp_path / "disc.stmshot", plate, settings, network=CountingNetwork().factory)
+    session = ReviewSession(shot, PictureCache(tmp_path / "pictures"))
+    served = make_server(session)
+    thread = threading.Thread(target=served.run)
+    thread.start()
+    try:
+        yield Page(served, session, shot)
+    finally:
+        served.server.should_exit = True
+        thread.join()
+        served.listening.close()
+        session.close()
+
+
+def test_the_address_lets_one_browser_in_once(page: Page) -> None:
+    answer = page.enter()
+    assert answer.status == 303 and answer.headers["location"] == "/"
+    cookie = answer.headers["set-cookie"].lower()
+    assert "httponly" in cookie and "samesite=strict" in cookie
+    assert page.ask("GET", "/")[0].status == 200
+    again, words = page.ask("GET", page.server.address.split(page.host, 1)[1], Cookie="")
+    assert again.status == 403 and b"used" in words
+
+
+def test_nobody_else_gets_a_byte(page: Page) -> None:
+    for path in ("/", "/api/state", "/page/main.js", "/?token=wrong", "/api/plate/1001"):
+        answer, words = page.ask("GET", path, Cookie="stm_review=guessed")
+        assert answer.status == 403 and b"stm review" in words
+    assert page.enter().status == 303  # a wrong token does not use up the right one
+
+
+def test_no_other_page_may_change_anything(page: Page) -> None:
+    page.enter()
+    for origin in ("", "http://evil.example", "null", f"http://localhost:{page.port}"):
+        answer, _ = page.paint(1001, Origin=origin)
+        assert answer.status == 403
+        assert page.ask("POST", "/api/propagate", Origin=origin)[0].status == 403
+    assert page.state()["keys"] == []
+
+
+def test_a_name_that_was_bent_to_this_machine_is_refused(page: Page) -> None:
+    page.enter()
+    assert page.ask("GET", "/api/state", Host="evil.example")[0].status == 421
+    assert page.ask("GET", "/api/state", Host=f"localhost:{page.port}")[0].status == 200
+
+
+def test_a_request_that_is_too_large_is_refused(page: Page) -> None:
+    page.enter()
+    answer, _ = page.ask("POST", "/api/start/1001", b"{}", **{"Content-Length": str(MOST_BODY_BYTES + 1)})
+    assert answer.status == 413
+
+
+def test_the_page_may_load_its_own_files_alone(page: Page) -> None:
+    page.enter()
+    answer, body = page.ask("GET", "/")
+    rules = answer.headers["content-security-policy"]
+    assert (
+        "default-src 'none'" in rules and "script-src 'self'" in rules and "frame-ancestors 'none'" in rules
+    )
+    assert b"http://" not in body and b"https://" not in body
+    assert page.ask("GET", "/page/../app.py")[0].status == 404
+    assert page.ask("GET", "/page/%2e%2e/app.py")[0].status == 404
+
+
+def test_paint_a_key_propagate_see_the_mattes_and_export(page: Page, tmp_path: Path) -> None:
+    page.enter()
+    assert page.state()["networkFrames"] == 0 and page.state()["keys"] == []
+    assert page.paint(1001)[0].status == 200
+    before = page.state()
+    assert [key["frame"] for key in before["keys"]] == [1001] and before["networkFrames"] == 3
+    assert page.ask("GET", "/api/matte/1003?object=disc")[0].status == 409
+    answer, body = page.ask("POST", "/api/propagate")
+    assert answer.status == 200 and json.loads(body) == {"started": True}
+    after = page.wait()
+    assert after["networkFrames"] == 0 and not after["run"]["failed"], after["run"]
+    for frame in FRAMES:
+        answer, picture = page.ask("GET", f"/api/matte/{frame}?object=disc&size=full")
+        assert answer.status == 200 and answer.headers["content-type"] == "image/webp"
+        alpha = decode_mask(picture, WIDTH, HEIGHT)
+        np.testing.assert_allclose(alpha, page.shot.matte(frame).mattes["disc"], atol=0.003)
+    out = tmp_path / "out" / "matte.####.exr"
+    answer, words = page.ask("POST", "/api/export", json.dumps({"out": str(out)}).encode())
+    assert answer.status == 200 and b"4 frames" in words
+    assert len(list((tmp_path / "out").glob("matte.*.exr"))) == 4
+    answer, text = page.ask("GET", "/api/nuke")
+    assert (
+        answer.status == 200 and b"first 1001" in text and b"last 1004" in text and str(out).encode() in text
+    )
+
+
+def test_the_plate_is_never_written_over(page: Page, tmp_path: Path) -> None:
+    page.enter()
+    page.paint(1001)
+    page.ask("POST", "/api/propagate")
+    page.wait()
+    before = (tmp_path / "plate.1001.exr").read_bytes()
+    order = {"out": str(tmp_path / "plate.####.exr"), "overwrite": True}
+    answer, words = page.ask("POST", "/api/export", json.dumps(order).encode())
+    assert answer.status == 422 and b"plate" in words, words
+    assert (tmp_path / "plate.1001.exr").read_bytes() == before
+
+
+def test_bad_requests_are_answered_in_words(page: Page) -> None:
+    page.enter()
+    bad = [
+        ("POST", f"/api/key/1001?object=disc&width={WIDTH}&height={HEIGHT}", b"no picture", 400),
+        ("POST", "/api/key/1001?object=disc", b"", 400),
+        ("POST", "/api/export", b"[]", 400),
+        ("POST", "/api/export", b"not json", 400),
+        ("POST", "/api/start/1001", b'{"box": 3}', 400),
+        ("POST", "/api/start/1001", b"{}", 422),
+        ("GET", "/api/plate/99", None, 422),
+        ("GET", "/api/matte/1001", None, 400),
+        ("DELETE", "/api/key/1002", None, 422),
+        ("GET", "/api/nuke", None, 422),
+    ]
+    for method, path, body, status in bad:
+        answer, words = page.ask(method, path, body)
+        assert answer.status == status, (path, words)
+        assert json.loads(words)["error"]
+
+
+def test_a_plate_frame_that_went_is_named(page: Page, tmp_path: Path) -> None:
+    page.enter()
+    (tmp_path / "plate.1003.exr").unlink()
+    answer, words = page.ask("GET", "/api/plate/1003")
+    assert answer.status == 422 and b"1003" in words
+
+
+def test_changes_are_told_as_they_happen(page: Page) -> None:
+    page.enter()
+    link = HTTPConnection("127.0.0.1", page.port, timeout=30)
+    link.request("GET", "/api/events", headers={"Host": page.host, "Cookie": page.cookie})
+    answer = link.getresponse()
+    assert answer.readline() == b"retry: 1000\n"
+    page.paint(1001)
+    page.ask("POST", "/api/propagate")
+    kinds = set()
+    while kinds < {"state", "frame", "progress", "plan"}:
+        line = answer.readline()
+        if line.startswith(b"data: "):
+            kinds.add(json.loads(line[6:])["kind"])
+    link.close()
+    assert page.wait()["run"]["message"]
+
+
+def test_two_windows_share_one_shot(page: Page) -> None:
+    page.enter()
+    other = Page(page.server, page.session, page.shot, page.cookie)
+    page.paint(1001)
+    other.paint(1001, "second")
+    assert [set(key["objects"]) for key in page.state()["keys"]] == [{"disc", "second"}]
+    page.ask("POST", "/api/propagate")
+    answer, body = other.ask("POST", "/api/propagate")
+    assert answer.status == 200 and json.loads(body)["started"] in (True, False)
+    assert not page.wait()["run"]["failed"]
+
+
+def test_pictures_are_small_ahead_and_whole_for_a_close_look() -> None:
+    picture = np.zeros((100, 2 * PROXY_WIDTH, 3), np.float32)
+    picture[:, PROXY_WIDTH:] = 0.5
+    for size, width in (("proxy", PROXY_WIDTH), ("full", 2 * PROXY_WIDTH)):
+        data = np.frombuffer(encode_picture(picture, size), np.uint8)  # type: ignore[arg-type]
+        found = cv2.imdecode(data, cv2.IMREAD_COLOR)
+        assert found is not None and found.shape[1] == width
+        assert abs(int(found[-1, -1, 0]) - 128) <= 3
+
+
+def test_a_mattes_picture_loses_nothing_of_eight_bits() -> None:
+    matte = (np.arange(256, dtype=np.float32) / np.float32(255)).reshape(16, 16)
+    np.testing.assert_array_equal(decode_mask(encode_matte(matte, "full"), 16, 16), matte)
+
+
+def test_pictures_that_cannot_be_kept_cost_time_only(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("no folder")
+    cache = PictureCache(blocked)
+    cache.put(b"picture", "a")
+    assert cache.get("a") is None
+    kept = PictureCache(tmp_path / "folder")
+    kept.put(b"picture", "a", "b")
+    assert kept.get("a", "b") == b"picture" and kept.get("ab") is None
+
+
+def test_a_box_round_the_object_gives_a_first_mask() -> None:
+    rows, columns = np.mgrid[0:120, 0:160]
+    disc = (np.hypot(columns - 80, rows - 60) < 30)[..., None]
+    noise = np.random.default_rng(5).normal(0, 0.02, (120, 160, 3))
+    picture = np.clip(np.where(disc, (0.8, 0.3, 0.1), (0.1, 0.2, 0.5)) + noise, 0, 1).astype(np.float32)
+    mask = first_mask(picture, Hints(box=(40, 20, 120, 100)))
+    overlap = ((mask > 0.5) & disc[..., 0]).sum() / ((mask > 0.5) | disc[..., 0]).sum()
+    assert overlap > 0.97
+    np.testing.assert_array_equal(mask, first_mask(picture, Hints(box=(40, 20, 120, 100))))
+    picture[75:95, 85:105] = (0.1, 0.8, 0.2)
+    hints = Hints(
+        box=(40, 20, 120, 100), inside=[[(60, 60), (90, 60)]], outside=[[(90, 80), (100, 90)]], width=4
+    )
+    without = first_mask(picture, hints)
+    assert without[85, 95] < 0.5 < without[60, 75]
+    for nothing in (Hints(), Hints(box=(500, 500, 600, 600))):
+        with pytest.raises(MaskError):
+            first_mask(picture, nothing)
+
+
+def test_a_plate_gets_a_shot_beside_it_and_finds_it_again(make_plate: PlateMaker, tmp_path: Path) -> None:
+    pattern = make_plate(frames=FRAMES)
+    with contextlib.closing(open_for_review(pattern)) as made:
+        assert made.folder == tmp_path / "plate.stmshot" and made.plate.frames == tuple(FRAMES)
+        made.add_key(1001, {"disc": np.ones((HEIGHT, WIDTH), np.float32)})
+    for named in (pattern, str(tmp_path / "plate"), str(tmp_path / "plate.stmshot")):
+        with contextlib.closing(open_for_review(named)) as found:
+            assert [key.frame for key in found.keys] == [1001]
+    with pytest.raises(PlateError):
+        open_for_review(str(tmp_path / "nothing.####.exr"))
