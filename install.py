@@ -115,22 +115,24 @@ if python_fits(THIS_PYTHON, 64):  # an older Python could not read these
     )
     from stm_plugin.installation.programs import clean_environment
     from stm_plugin.installation.setup import doctor_of_sources, install
-    from stm_plugin.installation.steps import DEMO, ENGINE, GROUPS, TRAIN, Installation, Options
+    from stm_plugin.installation.steps import DEMO, ENGINE, GROUPS, REVIEW, TRAIN, Installation, Options
 
 
 # --- the verbs ----------------------------------------------------------------------------------------------
 
 
-def run_demo(at: Installation, out: Path) -> int:
-    """Build the demo plate and make its mattes; its exit status."""
+def run_demo(at: Installation, out: Path, *, review: bool) -> int:
+    """Build the demo plate and make its mattes, then open the page on them if asked to; the exit status."""
     command = [str(at.python), "-I", "-m", "stm_plugin.demo", "--out", str(out)]
+    command += ["--review"] * review
     with removal.remembering_demo(at.prefix, out):
         return subprocess.call(command, env=clean_environment(), cwd=str(at.prefix.root))
 
 
 def run_checks(at: Installation, more: Sequence[str]) -> int:
     """Run every check on the checkout; 0 only if all pass. pytest comes last, so that its summary ends it."""
-    checks = (["ruff", "check", "."], ["mypy"], ["pytest", *more])
+    shared_out = ["-n", "auto", "--dist", "loadfile"]  # among as many processes as there are cores
+    checks = (["ruff", "check", "."], ["mypy"], ["pytest", *shared_out, *more])
     environment = clean_environment()
     environment.setdefault("ZIG_GLOBAL_CACHE_DIR", str(at.prefix.cache / "zig"))
     folder = at.source
@@ -161,6 +163,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         (verbs, "--repair", "look through every package and mend what is damaged"),
         (verbs, "--uninstall", "take everything away but your caches and shots"),
         (parser, "--train", "install what training from ImageNet weights begins with, too"),
+        (
+            parser,
+            "--review",
+            "install what `stm review` needs, too; with --demo: open its page on the demo's shot",
+        ),
         (nuke, "--nuke", "keep lines in ~/.nuke/init.py that let Nuke find the node"),
         (nuke, "--no-nuke", "take those lines out again"),
         (ofx, "--ofx", "build the effect for OpenFX hosts"),
@@ -205,7 +212,7 @@ def options_of(asked: argparse.Namespace) -> Options:
     return Options(
         source=SOURCE,
         prefix=default_prefix() if own else absolute(asked.prefix),
-        groups=(*groups, TRAIN) if asked.train else groups,
+        groups=groups + (TRAIN,) * asked.train + (REVIEW,) * asked.review,
         torch_index=asked.torch_index,
         link_folder=absolute(asked.link_dir) if asked.link_dir else user_links,
         hosts=tuple(host for host in HOSTS if wanted[host]),
@@ -240,7 +247,7 @@ def main(arguments: Sequence[str]) -> int:
             return doctor_of_sources(at)
         install(at, repair=asked.repair)
         if asked.demo:
-            return run_demo(at, absolute(asked.out))
+            return run_demo(at, absolute(asked.out), review=asked.review)
         return run_checks(at, asked.pytest) if asked.test else 0
     except InstallationError as error:
         print(f"\nError: {error.what}\n{error.hint or ''}".rstrip(), file=sys.stderr)

@@ -16,7 +16,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LOCKS = ROOT / "locks"
 OLDEST_PYTHON = "3.11"
-EXTRAS = {"engine": ("build",), "demo": ("demo",), "train": ("train",), "ofx": ("ofx",), "test": ("test",)}
+EXTRAS = {
+    "engine": ("build",),
+    "demo": ("demo",),
+    "train": ("train",),
+    "ofx": ("ofx",),
+    "review": ("review",),
+    "test": ("test",),
+}
 GROUPS = {"test": ("test-alone",)}
 NEVER = "sys_platform == 'none'"  # how pyproject.toml says that a package is not to be installed
 TORCH = re.compile(r"torch|torchvision|triton|nvidia-.*|cuda-.*")  # what each build of torch has its own of
@@ -26,6 +33,7 @@ WORDS = {
     "demo": "What the demo needs besides the engine's.",
     "train": "What training from the beginning needs besides the engine's.",
     "ofx": "What building the OpenFX effect needs besides the engine's.",
+    "review": "What the page of `stm review` needs besides the engine's.",
     "test": "What the checks need besides the engine's.",
 }
 

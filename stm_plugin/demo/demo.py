@@ -30,6 +30,7 @@ from stm_plugin.images.matte import read_matte
 from stm_plugin.images.overlay import contact_sheet, overlay_picture, pick_frames, write_picture
 from stm_plugin.images.plate import Plate
 from stm_plugin.propagation.events import Event, PlanMade, Progress
+from stm_plugin.review.serving import serve_review
 from stm_plugin.settings import Settings
 from stm_plugin.shot.propagate import propagate
 from stm_plugin.shot.shot import NetworkFactory
@@ -250,8 +251,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, default=DEFAULT_OUT, help=f"the folder (default: ./{DEFAULT_OUT})"
     )
+    parser.add_argument(
+        "--review", action="store_true", help="then open the page of `stm review` on its shot"
+    )
+    given = parser.parse_args(arguments)
+    out = given.out.expanduser().absolute()
     try:
-        run_demo(parser.parse_args(arguments).out.expanduser().absolute())
+        run_demo(out)
+        if given.review:
+            serve_review(str(out / f"{OBJECT}.stmshot"))
     except StmError as error:
         print(f"Error: {error}", file=sys.stderr)
         return error.exit_code

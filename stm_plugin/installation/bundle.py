@@ -1,8 +1,8 @@
 """A bundle: a folder with all that an installation needs, for machines without a network.
 
-    FOLDER/bundle.json   what it holds: the sha256 of every file, for which machine, and where torch came from
-    FOLDER/wheels/       the packages of the locks
-    FOLDER/sources/      this project: `python3 FOLDER/sources/install.py --from FOLDER`
+FOLDER/bundle.json   what it holds: the sha256 of every file, for which machine, and where torch came from
+FOLDER/wheels/       the packages of the locks
+FOLDER/sources/      this project: `python3 FOLDER/sources/install.py --from FOLDER`
 """
 
 from __future__ import annotations

@@ -39,8 +39,8 @@ from stm_plugin.installation.prefix import (
 from stm_plugin.installation.programs import ProgramError, install_locked, pip, run, torch_only_from
 
 PYTHON_VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
-ENGINE, DEMO, TRAIN, TEST = "engine", "demo", "train", "test"
-GROUPS = (ENGINE, DEMO, TRAIN, OFX, TEST)  # what can be installed, each with a lock
+ENGINE, DEMO, TRAIN, REVIEW, TEST = "engine", "demo", "train", "review", "test"
+GROUPS = (ENGINE, DEMO, TRAIN, OFX, REVIEW, TEST)  # what can be installed, each with a lock
 ENGINE_SOURCES = ("pyproject.toml", "model", "stm_plugin")  # what is copied and built, and nothing else
 GIGABYTE = 10**9
 ROOM_CUDA_TORCH = 9 * GIGABYTE  # Linux: 5.6 GB installed, and 3 GB of downloads while installing

@@ -23,6 +23,7 @@ let drag = null;
 let pointer = null;
 let polygon = [];
 let drawn = false;
+let told = ""; // how the last propagation ended, once it has been said
 
 const viewer = new Viewer(by("view"));
 const pictures = new Pictures(() => draw());
@@ -88,8 +89,10 @@ function show() {
   by("progress").value = run.total ? run.done / run.total : 0;
   if (run.running) {
     const left = run.seconds_left === null ? "" : `, ${Math.ceil(run.seconds_left)} s left`;
+    told = "";
     say(run.total ? `Frame ${run.frame}: ${run.done} of ${run.total} steps${left}` : "Getting ready ...");
-  } else if (run.message) {
+  } else if (run.message && run.message !== told) {
+    told = run.message;
     say(run.message, run.failed);
   } else if (state.heldBy) {
     say(`The shot is held by ${state.heldBy}.`);

@@ -1,0 +1,223 @@
+"""The page of `stm review` in a real browser: the whole loop, with mouse and keys, on a real clip."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from stm_plugin.settings import Settings
+from stm_plugin.shot.shot import Shot
+from stm_plugin.store.description import PlateDescription
+from tests.conftest import REPOSITORY
+
+playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
+expect = playwright.expect
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+COMMAND = "from stm_plugin.cli.main import main; main()"
+FRAMES = 8
+WAIT_MS = 120_000
+
+pytestmark = pytest.mark.slow
+
+
+@dataclass
+class Running:
+    """`stm review` as a person starts it."""
+
+    shot: Path
+    home: Path
+    process: subprocess.Popen[str] | None = None
+
+    def start(self) -> str:
+        """The address that it prints."""
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", COMMAND, "review", str(self.shot), "--no-browser"],
+            cwd=REPOSITORY,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "XDG_CACHE_HOME": str(self.home)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if found := re.search(r"Open (\S+)", line):
+                return found[1]
+        raise AssertionError("the page did not start")
+
+    def end(self, how: signal.Signals = signal.SIGINT) -> None:
+        if self.process is not None:
+            self.process.send_signal(how)
+            self.process.wait(30)
+            assert self.process.stdout is not None
+            self.process.stdout.close()
+            self.process = None
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    found = next((shutil.which(name) for name in BROWSERS if shutil.which(name)), None)
+    if found is None:
+        pytest.skip(f"no browser is installed (looked for {', '.join(BROWSERS)})")
+    options = [
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--disable-component-update",
+    ]
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=found, args=options)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def running(shared_data: Path, tmp_path: Path) -> Iterator[Running]:
+    """A shot of a real clip, small enough for tests, and its page."""
+    for index, path in enumerate(
+        sorted((shared_data / "clips" / "chair" / "JPEGImages").rglob("*.jpg"))[:FRAMES]
+    ):
+        picture = cv2.imread(str(path))
+        assert picture is not None
+        small = cv2.resize(picture, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+        cv2.imwrite(str(tmp_path / f"chair.{1001 + index}.jpg"), small)
+    plate = PlateDescription("files", str(tmp_path / "chair.####.jpg"))
+    Shot.create(tmp_path / "chair.stmshot", plate, Settings(working_size=96, device="cpu")).close()
+    page = Running(tmp_path / "chair.stmshot", tmp_path / "cache")
+    yield page
+    page.end(signal.SIGKILL)
+
+
+def says(page: object, text: str) -> None:
+    """Wait until the page says so."""
+    expect(page.locator("#run")).to_contain_text(text, timeout=WAIT_MS)  # type: ignore[attr-defined]
+
+
+def test_the_whole_loop_in_a_browser(browser: object, running: Running, tmp_path: Path) -> None:
+    context = browser.new_context(viewport={"width": 1280, "height": 720})  # type: ignore[attr-defined]
+    page = context.new_page()
+    failures: list[str] = []
+    page.on("pageerror", lambda error: failures.append(str(error)))
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.goto(running.start())
+    expect(page.locator("#dirty")).to_contain_text("no key yet", timeout=WAIT_MS)
+    stage = page.locator("#view").bounding_box()
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return stage["x"] + stage["width"] * x, stage["y"] + stage["height"] * y
+
+    # Paint a mask with the brush, take a stroke back, and make it a key.
+    page.locator("#size").fill("60")
+    for start, end in (((0.45, 0.4), (0.55, 0.6)), ((0.1, 0.1), (0.2, 0.1))):
+        page.mouse.move(*at(*start))
+        page.mouse.down()
+        page.mouse.move(*at(*end), steps=5)
+        page.mouse.up()
+    expect(page.locator("#note")).to_contain_text("Painted")
+    page.keyboard.press("Control+z")
+    page.click("#set-key")
+    says(page, "Key 1001 is set")
+    expect(page.locator("#dirty")).to_contain_text(f"computes {FRAMES - 1} frames")
+    with Shot.open(running.shot) as shot:
+        mask, _ = shot.store.mask(next(iter(shot.store.description().keys[0].masks.values())).hash)
+    height, width = mask.shape
+    assert mask[height // 2, width // 2] == 1.0 and mask[: height // 5, : width // 4].max() == 0.0
+    assert ((mask > 0) & (mask < 1)).any()
+
+    # Propagate, and go to the frame that the engine advises.
+    page.click("#propagate")
+    says(page, f"{FRAMES - 1} computed")
+    expect(page.locator("#dirty")).to_contain_text("up to date")
+    page.screenshot(path=str(tmp_path / "page.png"))
+
+    # Correct another frame by a lasso, reload in the middle, and propagate again.
+    page.keyboard.press("Control+ArrowRight")
+    expect(page.locator("#frame")).to_contain_text(str(1000 + FRAMES))
+    page.keyboard.press("g")
+    page.mouse.move(*at(0.6, 0.6))
+    page.mouse.down()
+    for corner in ((0.7, 0.6), (0.7, 0.7), (0.6, 0.7), (0.6, 0.6)):
+        page.mouse.move(*at(*corner), steps=3)
+    page.mouse.up()
+    expect(page.locator("#set-key")).to_be_enabled()
+    page.keyboard.press("Enter")
+    says(page, f"Key {1000 + FRAMES} is set")
+    page.reload()
+    expect(page.locator("#propagate")).to_be_enabled(timeout=WAIT_MS)
+    expect(page.locator("#dirty")).to_contain_text("computes")
+    page.keyboard.press("r")
+    says(page, "computed")
+
+    # Every view draws; a second window of the same browser sees the same shot.
+    for key in "acpdwfo":
+        page.keyboard.press(key)
+    other = context.new_page()
+    other.goto(page.url)
+    expect(other.locator("#dirty")).to_contain_text("up to date", timeout=WAIT_MS)
+    other.close()
+
+    # Hand on.
+    page.locator("#out").fill(str(tmp_path / "out" / "matte.####.exr"))
+    page.click("#export")
+    says(page, f"{FRAMES} frames")
+    assert len(list((tmp_path / "out").glob("matte.*.exr"))) == FRAMES
+    page.locator("#out").fill(str(tmp_path / "chair.####.exr"))
+    assert failures == []
+    picture = cv2.imread(str(tmp_path / "page.png"))
+    assert picture is not None and np.ptp(picture[60:600, 100:1050]) > 100
+    page.close()
+
+
+def test_a_killed_engine_is_said_and_nothing_is_lost(browser: object, running: Running) -> None:
+    page = browser.new_page()  # type: ignore[attr-defined]
+    with Shot.open(running.shot) as shot:
+        canvas = shot.plate.canvas
+        mask = np.zeros((canvas.height, canvas.width), np.float32)
+        mask[canvas.height // 3 : -canvas.height // 3, canvas.width // 3 : -canvas.width // 3] = 1
+        shot.add_key(1001, {"chair": mask})
+    page.goto(running.start())
+    expect(page.locator("#propagate")).to_be_enabled(timeout=WAIT_MS)
+    page.click("#propagate")
+    says(page, "Frame 100")
+    running.end(signal.SIGKILL)
+    expect(page.locator("#link")).to_contain_text("not connected", timeout=WAIT_MS)
+    page.goto(running.start())
+    expect(page.locator("#propagate")).to_be_enabled(timeout=WAIT_MS)
+    page.click("#propagate")
+    says(page, "computed")
+    with Shot.open(running.shot) as shot:
+        assert shot.status().network_frames == 0
+    page.close()
+
+
+def test_a_plate_that_went_is_named_in_the_page(browser: object, running: Running, tmp_path: Path) -> None:
+    page = browser.new_page()  # type: ignore[attr-defined]
+    page.goto(running.start())
+    expect(page.locator("#dirty")).to_contain_text("no key yet", timeout=WAIT_MS)
+    (tmp_path / "chair.1005.jpg").unlink()
+    time.sleep(0.1)
+    page.reload()
+    for _ in range(4):
+        page.keyboard.press("ArrowRight")
+    expect(page.locator("#note")).to_contain_text("1005", timeout=WAIT_MS)
+    page.close()
+
+
+def test_a_wrong_token_is_refused_in_words(browser: object, running: Running) -> None:
+    page = browser.new_page()  # type: ignore[attr-defined]
+    address = running.start()
+    answer = page.goto(re.sub(r"token=.*", "token=guessed", address))
+    assert answer is not None and answer.status == 403
+    expect(page.locator("body")).to_contain_text("stm review")
+    page.close()
