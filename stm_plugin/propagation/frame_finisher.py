@@ -13,6 +13,7 @@ from stm_plugin.errors import MatteError, concerning
 from stm_plugin.finishing import guided as finishing
 from stm_plugin.images.matte import MetadataValue
 from stm_plugin.images.plate import PlateFrame
+from stm_plugin.images.working_picture import inside_region, to_plate
 from stm_plugin.planning.plan import position_in, record_of
 from stm_plugin.planning.quality import Quality
 from stm_plugin.planning.values import State
@@ -103,6 +104,29 @@ class FrameFinisher:
             is_key=not result.probabilities,
             quality=result.quality,
         )
+
+    def confidence(self, frame: int) -> dict[str, FloatArray]:
+        """How sure the network is of each pixel: by object name, float32 (h, w) over the data window.
+
+        1 where its probability is 0 or 1, on a key, and outside of the region; 0 where it is one half.
+
+        Raises:
+            MatteError, PlateMovedOn, DamagedFileError: as `finished`.
+        """
+        loaded = self._context.loader.load(frame)
+        if self.results.plate_hash(frame) != loaded.hash:
+            raise PlateMovedOn(frame)
+        self._check_computed(frame)
+        geometry, window = self._context.geometry, loaded.plate_frame.data_window
+        probabilities = self.results.frame_result(frame).probabilities
+        found: dict[str, FloatArray] = {}
+        for one in self._description.objects:
+            doubt = np.zeros((window.height, window.width), np.float32)
+            if one.id in probabilities:
+                small = np.float32(1.0) - np.abs(2 * probabilities[one.id] - np.float32(1.0))
+                doubt = inside_region(to_plate(small, window, geometry), window, geometry)
+            found[one.name] = np.float32(1.0) - doubt
+        return found
 
     def matte_address(self, frame: int) -> str:
         """The address of everything that a frame's matte depends on."""

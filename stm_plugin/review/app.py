@@ -110,6 +110,7 @@ def make_app(session: ReviewSession) -> Starlette:
             on("/api/state", _state),
             on("/api/plate/{frame:int}", _plate),
             on("/api/matte/{frame:int}", _matte),
+            on("/api/confidence/{frame:int}", _confidence),
             on("/api/start/{frame:int}", _start, "POST"),
             on("/api/key/{frame:int}", _set_key, "POST"),
             on("/api/key/{frame:int}", _remove_key, "DELETE"),
@@ -143,6 +144,12 @@ async def _matte(session: ReviewSession, request: Request) -> Response:
     )
     headers = {"cache-control": "no-cache", "x-address": address}
     return Response(picture, media_type="image/webp", headers=headers)
+
+
+async def _confidence(session: ReviewSession, request: Request) -> Response:
+    name, frame = request.query_params["object"], request.path_params["frame"]
+    picture = await run_in_threadpool(session.confidence, frame, name)
+    return Response(picture, media_type="image/webp", headers={"cache-control": "no-cache"})
 
 
 async def _start(session: ReviewSession, request: Request) -> Response:

@@ -135,6 +135,22 @@ class ReviewSession:
             self._cache.put(found, "matte", finished.address, name, size)
         return found, finished.address
 
+    def confidence(self, frame: int, name: str) -> bytes:
+        """Where the network is unsure of an object: bright pixels over the canvas, as WebP (alpha).
+
+        Raises:
+            MatteError, PlateError: as `matte`.
+        """
+        address = self._shot.matte(frame).address
+        found = self._cache.get("confidence", address, name)
+        if found is None:
+            sure = self._shot.confidence(frame).get(name)
+            window, canvas = self._shot.plate.header(frame).data_window, self._shot.plate.canvas
+            doubt = np.zeros((1, 1), np.float32) if sure is None else place(1 - sure, window, canvas)
+            found = encode_matte(doubt, "proxy")
+            self._cache.put(found, "confidence", address, name)
+        return found
+
     def start_mask(self, frame: int, hints: Hints) -> bytes:
         """A first mask over the canvas from strokes and a box, as WebP (alpha).
 

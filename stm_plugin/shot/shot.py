@@ -307,6 +307,16 @@ class Shot:
         with self._working.reading(frame):
             return self._working.finisher(plan).finished(frame)
 
+    def confidence(self, frame: int) -> dict[str, FloatArray]:
+        """How sure the network is of each pixel of each object: float32 (h, w) in [0, 1], data window.
+
+        Raises:
+            MatteError, PlateError: as `matte`.
+        """
+        plan = self.plan(Request(frame, frame))
+        with self._working.reading(frame):
+            return self._working.finisher(plan).confidence(frame)
+
     def display(self, frame: int) -> FloatArray:
         """The plate frame as the network's colours show it: (h, w, 3) sRGB in [0, 1] over its data window.
 
@@ -494,6 +504,7 @@ class Shot:
             path=self._description.plate.text or self.folder,
             hint="Wait until it is rendered, and run again: finished frames are kept.",
         )
+
     def _begin(self, writer: MatteWriter, request: Request | None, emit: Emit) -> None:
         """Ask the guard of outputs before the first byte. OutputError where it refuses."""
         writer.remember_in(self.store.exported)
@@ -501,7 +512,6 @@ class Shot:
         notice = writer.begin(inputs_of(self.plate, self.settings, self.folder), self.folder, frames)
         if notice is not None:
             emit(Notice(notice))
-
 
     def _fit(self, request: Request, emit: Emit) -> MemoryFit:
         """Make the run fit into the memory there is.

@@ -177,6 +177,11 @@ def test_paint_a_key_propagate_see_the_mattes_and_export(page: Page, tmp_path: P
         assert answer.status == 200 and answer.headers["content-type"] == "image/webp"
         alpha = decode_mask(picture, WIDTH, HEIGHT)
         np.testing.assert_allclose(alpha, page.shot.matte(frame).mattes["disc"], atol=0.003)
+    answer, picture = page.ask("GET", "/api/confidence/1003?object=disc")
+    doubt = 1 - page.shot.confidence(1003)["disc"]
+    assert answer.status == 200 and doubt.max() > 0
+    np.testing.assert_allclose(decode_mask(picture, WIDTH, HEIGHT), doubt, atol=0.003)
+    assert page.shot.confidence(1001)["disc"].min() == 1  # a key is sure
     out = tmp_path / "out" / "matte.####.exr"
     answer, words = page.ask("POST", "/api/export", json.dumps({"out": str(out)}).encode())
     assert answer.status == 200 and b"4 frames" in words
@@ -234,7 +239,7 @@ def test_changes_are_told_as_they_happen(page: Page) -> None:
     assert answer.readline() == b"retry: 1000\n"
     page.paint(1001)
     page.ask("POST", "/api/propagate")
-    kinds = set()
+    kinds: set[str] = set()
     while kinds < {"state", "frame", "progress", "plan"}:
         line = answer.readline()
         if line.startswith(b"data: "):
