@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stm_plugin.installation.prefix import (
-    EXE,
-    SCRIPTS,
     InstallationError,
     Prefix,
     copy_files,
@@ -26,7 +24,7 @@ from stm_plugin.installation.prefix import (
     remove_tree,
     write_atomically,
 )
-from stm_plugin.installation.programs import ProgramError, pip, run, torch_only_from
+from stm_plugin.installation.programs import pip, torch_only_from
 
 MANIFEST = "bundle.json"
 SCHEMA = 1
@@ -101,15 +99,11 @@ def make_bundle(
 
 
 def _fetch(folder: Path, locks: Sequence[Path], torch_pins: Sequence[str], torch_index: str) -> None:
-    """Fill the folder of packages, with the pip of an environment that lasts as long as this."""
+    """Fill the folder of packages."""
     work = Prefix(folder / WORK)
     remove_tree(work.root)
     work.root.mkdir()
-    python = work.root / "env" / SCRIPTS / ("python" + EXE)
-    try:
-        run(work, [sys.executable, "-I", "-m", "venv", work.root / "env"])
-    except ProgramError as error:
-        raise InstallationError("pip cannot be had.", hint=f"python -m venv said:\n{error.output}") from error
+    python = Path(sys.executable)
     into = ("download", "--only-binary=:all:", "--progress-bar=off", "--dest", folder / WHEELS)
     named = [word for lock in locks for word in ("-r", lock)]
     pip(work, python, *into, "--require-hashes", "--no-deps", *named)

@@ -9,11 +9,13 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from stm_plugin.installation.packages import site_packages
 from stm_plugin.installation.prefix import ON_WINDOWS, InstallationError, Prefix
 
 LOG_TAIL = 25  # lines of a program's output that are shown when it fails
@@ -97,6 +99,29 @@ def run(prefix: Prefix, command: Sequence[object], **changes: str) -> str:
     return output
 
 
+def bundled_pip() -> Path | None:
+    """The wheel of pip that this Python brings along; None if its maker has left it out."""
+    import ensurepip
+
+    folders = [sysconfig.get_config_var("WHEEL_PKG_DIR"), Path(ensurepip.__file__).parent / "_bundled"]
+    wheels = [wheel for folder in folders if folder for wheel in sorted(Path(folder).glob("pip-*.whl"))]
+    return wheels[0] if wheels else None
+
+
+def pip_command(python: Path) -> list[object]:
+    """How an environment's pip is called. Before there is one, this Python's wheel is run as it lies there.
+
+    Raises:
+        InstallationError: there is neither.
+    """
+    if any(site_packages(python.parents[1]).glob("pip-*.dist-info/RECORD")):
+        return [python, "-I", "-m", "pip"]
+    wheel = bundled_pip()
+    if wheel is None:
+        raise InstallationError("The private environment has no pip.", hint="Delete it, then run this again.")
+    return [python, "-I", wheel / "pip"]
+
+
 def pip(prefix: Prefix, python: Path, *arguments: object, **changes: str) -> str:
     """Run an environment's pip as this machine's user has it configured.
 
@@ -104,7 +129,7 @@ def pip(prefix: Prefix, python: Path, *arguments: object, **changes: str) -> str
         InstallationError: with the cause in words.
     """
     try:
-        return run(prefix, [python, "-I", "-m", "pip", *arguments], **changes)
+        return run(prefix, [*pip_command(python), *arguments], **changes)
     except ProgramError as error:
         raise explain_pip(prefix, error.output) from error
 

@@ -36,7 +36,14 @@ from stm_plugin.installation.prefix import (
     replace_link,
     write_atomically,
 )
-from stm_plugin.installation.programs import ProgramError, install_locked, pip, run, torch_only_from
+from stm_plugin.installation.programs import (
+    ProgramError,
+    bundled_pip,
+    install_locked,
+    pip,
+    run,
+    torch_only_from,
+)
 
 PYTHON_VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
 ENGINE, DEMO, TRAIN, REVIEW, TEST = "engine", "demo", "train", "review", "test"
@@ -110,7 +117,7 @@ class Installation:
     def pins(self, lock: Path) -> list[str]:
         """The releases that a lock names, with their markers and without the hashes."""
         lines = lock.read_text(encoding="utf-8").splitlines()
-        return [line.rstrip(" \\") for line in lines if line[:1].isalnum()]
+        return [line.partition(" --hash")[0].rstrip(" \\") for line in lines if line[:1].isalnum()]
 
     def torch_pins(self) -> list[str]:
         """torch's own two packages, of whatever build."""
@@ -154,7 +161,7 @@ class EnvironmentStep(Step):
         return digest([str(at.environment).encode(), sys.base_prefix.encode()])
 
     def intact(self, at: Installation) -> bool:
-        return at.python.exists() and (at.site_packages / "pip").is_dir()
+        return at.python.exists()
 
     def do(self, at: Installation) -> None:
         try:
@@ -168,7 +175,8 @@ class EnvironmentStep(Step):
             ) from error
         self.check_room(at)
         try:
-            run(at.prefix, [sys.executable, "-I", "-m", "venv", "--clear", at.environment])
+            without = [] if bundled_pip() is None else ["--without-pip"]  # the locked one is put in anyway
+            run(at.prefix, [sys.executable, "-I", "-m", "venv", "--clear", *without, at.environment])
         except ProgramError as error:
             raise InstallationError(
                 f"The private environment could not be made at {at.environment}.",
