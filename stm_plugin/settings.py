@@ -40,6 +40,9 @@ DEFAULT_ADAPT_SECONDS = 900.0
 MAX_OBJECTS = 16
 """Objects of one shot; soft aggregation and the memory are sized for it."""
 
+MAX_CHANNEL_BYTES = 255
+"""Of a channel's name in an EXR."""
+
 _MEMORY_RULE = re.compile(r"first|previous|first\+previous|every:[1-9][0-9]{0,3}")
 _GIBIBYTE = 1 << 30
 
@@ -172,9 +175,14 @@ class Settings:
             raise SettingsError("The region is empty.", hint="Give a width and a height of at least 1 pixel.")
         for name in ("ram_budget", "disk_budget", "plate_budget"):
             _within(name, getattr(self, name), 0, 1 << 50)
-        if not self.channel or any(letter.isspace() for letter in self.channel):
+        if not self.channel or not self.channel.isprintable() or " " in self.channel:
             raise SettingsError(
                 f"The channel name {self.channel!r} cannot be used.", hint="Use A or layer.channel."
+            )
+        if len(self.channel.encode()) > MAX_CHANNEL_BYTES:
+            raise SettingsError(
+                f"The channel name has {len(self.channel)} letters; an EXR takes {MAX_CHANNEL_BYTES}.",
+                hint="Use A or layer.channel.",
             )
 
     def id(self, part: Part) -> str:

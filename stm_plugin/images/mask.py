@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +49,11 @@ MAX_LABEL = 63
 """The largest value of a grey label image: see rule 3."""
 MAX_OBJECTS = 64
 """More labels than this are a photograph, not a mask."""
+
+_OVERSHOOT = 0.5
+"""What a sharpening filter or a keyer may leave beyond 0 and 1."""
+_LONGEST_NAME = 200
+_RANGE_HINT = "Divide it by its white (255, perhaps), or name the channel that holds the mask."
 
 _LUMINANCE = np.array([0.2126, 0.7152, 0.0722], dtype=np.float32)
 _ALPHA_NAMES = ("a", "alpha")
@@ -112,6 +117,7 @@ def read_mask(
         MaskError: the file is missing, damaged, of another size than the plate, empty, holds NaN or Inf, or
             does not have the channel, the layers or the labels asked for.
     """
+    check_object_names(objects or (), frame=frame, path=Path(path))
     reader = _Reader(Path(path), frame)
     if mode == "layers":
         named, source = reader.layers(objects), "layers"
@@ -132,6 +138,36 @@ def read_mask(
             "empty mask is allowed beside other keys (`stm shot key add SHOT FRAME MASK --allow-empty`).",
         )
     return MaskImage(objects=placed, path=Path(path), source=source)
+
+
+def out_of_range(mask: FloatArray) -> str | None:
+    """What is wrong with the range of a soft mask, in words; None where it can be clamped to [0, 1].
+
+    A filter or a keyer overshoots a little. Values far outside are another scale, or no mask.
+    """
+    least, most = float(mask.min(initial=0.0)), float(mask.max(initial=0.0))
+    if most <= 1 + _OVERSHOOT and least >= -_OVERSHOOT:
+        return None
+    return f"The mask's values go from {least:g} to {most:g}, but a mask goes from 0 to 1."
+
+
+def check_object_names(names: Iterable[str], *, frame: int | None = None, path: Path | None = None) -> None:
+    """Ask whether objects can have these names.
+
+    Raises:
+        MaskError: one is empty, too long, or holds characters that cannot be shown.
+    """
+    for name in names:
+        what = None
+        if not name.strip():
+            what = "The name of an object is empty."
+        elif len(name) > _LONGEST_NAME:
+            what = f"The name of an object has {len(name)} letters; {_LONGEST_NAME} are possible."
+        elif not name.isprintable():
+            what = f"The name of the object {name!r} holds characters that cannot be shown."
+        if what is not None:
+            hint = "Give it a short name, such as chair."
+            raise MaskError(what, frame=frame, path=path, hint=hint)
 
 
 def mask_hash(mask: FloatArray) -> str:
@@ -188,6 +224,8 @@ class _Reader:
             self.specs = specs_of(image)
         finally:
             image.close()
+        if any(spec.deep or spec.depth > 1 for spec in self.specs):
+            raise self.error("Deep and volume images are not masks.", hint="Flatten it first.")
 
     def error(self, what: str, *, hint: str | None = None) -> MaskError:
         return MaskError(what, frame=self.frame, path=self.path, hint=hint)
@@ -368,6 +406,9 @@ class _Reader:
             raise self.error(
                 "The mask holds values that are not numbers (NaN or Inf).", hint="Clean or render it again."
             )
+        problem = out_of_range(mask)
+        if problem is not None:
+            raise self.error(problem, hint=_RANGE_HINT)
         return np.ascontiguousarray(np.clip(mask, 0.0, 1.0), dtype=np.float32)
 
     def _palette_indices(self) -> Labels | None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
+import subprocess
+import sys
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -28,6 +33,14 @@ _TIME_TOLERANCE_MS = 0.5
 _RATE_TOLERANCE = 2e-3
 _COUNT_TOLERANCE = 2
 """Frames that a container may promise and not hold (edit lists, delayed pictures) without being truncated."""
+_DAMAGE = re.compile(
+    r"error|damaged|invalid|corrupt|conceal|overread|bad vlc|no frame|missing|illegal|out of range|truncat",
+    re.IGNORECASE,
+)
+_HARMLESS = re.compile(
+    r"mmco|co located|\bPOCs?\b|deprecated|\bSEI\b|monoton|timestamp|\bdts\b", re.IGNORECASE
+)
+"""Complaints about the order of frames, which stand in files that show as they should."""
 
 ByteArray = npt.NDArray[np.uint8]
 
@@ -70,36 +83,70 @@ def index_movie(path: Path) -> MovieIndex:
         status = path.stat()
     except OSError as error:
         raise PlateError(f"The movie cannot be opened ({error.strerror}).", path=path) from error
-    return _index_movie(path, status.st_size, status.st_mtime_ns)
+    return _index_movie(path, (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
 
 
 @lru_cache(maxsize=16)
-def _index_movie(path: Path, size: int, modified_ns: int) -> MovieIndex:
-    capture = _open(path)
-    try:
-        promised = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        times = []
-        while capture.grab():
-            times.append(capture.get(cv2.CAP_PROP_POS_MSEC))
-        if not times:
-            raise PlateError("The movie holds no frames that can be decoded.", path=path)
-        if promised - len(times) > max(_COUNT_TOLERANCE, promised // 100):
-            raise PlateError(
-                f"The movie promises {promised} frames but holds {len(times)}: it is truncated or damaged.",
-                path=path,
-                hint="Copy or render it again.",
-            )
-        aspect_x, aspect_y = capture.get(cv2.CAP_PROP_SAR_NUM), capture.get(cv2.CAP_PROP_SAR_DEN)
-        fps = capture.get(cv2.CAP_PROP_FPS)
-        return MovieIndex(
-            times=tuple(times),
-            width=int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)),
-            height=int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)),
-            fps=fps if fps > 0 else None,
-            pixel_aspect=aspect_x / aspect_y if aspect_x > 0 and aspect_y > 0 else 1.0,
+def _index_movie(path: Path, signs: tuple[int, ...]) -> MovieIndex:
+    walked = _walked(path, threads=0)
+    times = tuple(float(time) for time in walked["times"])
+    if not times:
+        raise PlateError("The movie holds no frames that can be decoded.", path=path)
+    promised = int(walked["promised"])
+    if promised - len(times) > max(_COUNT_TOLERANCE, promised // 100):
+        raise PlateError(
+            f"The movie promises {promised} frames but holds {len(times)}: it is truncated or damaged.",
+            path=path,
+            hint="Copy or render it again.",
         )
-    finally:
-        capture.release()
+    if any(is_damage(text) for _, text in walked["complaints"]):
+        # Several threads decode ahead of the frame that is given out: one thread knows whose the damage is.
+        alone = _walked(path, threads=1)["complaints"]
+        frame, text = next(one for one in (*alone, *walked["complaints"]) if is_damage(one[1]))
+        raise PlateError(
+            f"Frame {int(frame) + 1} of the movie is damaged (the decoder says: {_plain(text)}).",
+            path=path,
+            hint="Copy or render it again.",
+        )
+    aspect_x, aspect_y = walked["aspect"]
+    return MovieIndex(
+        times=times,
+        width=int(walked["width"]),
+        height=int(walked["height"]),
+        fps=walked["fps"] if walked["fps"] > 0 else None,
+        pixel_aspect=aspect_x / aspect_y if aspect_x > 0 and aspect_y > 0 else 1.0,
+    )
+
+
+def _walked(path: Path, threads: int) -> dict[str, Any]:
+    """What `movie_walk.py` found in a process of its own. PlateError where the movie cannot be opened."""
+    program = Path(__file__).with_name("movie_walk.py")
+    done = subprocess.run(
+        [sys.executable, "-I", str(program), str(path.absolute()), str(threads)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+    )
+    try:
+        found: dict[str, Any] = json.loads(done.stdout)
+    except ValueError:
+        found = {}
+    if not found.get("opened"):
+        raise _cannot_open(path)
+    return found
+
+
+def is_damage(line: str) -> bool:
+    """Whether a line of the decoder's says that a picture is not what was encoded.
+
+    >>> is_damage("[h264 @ 0x1] error while decoding MB 3 4"), is_damage("[h264 @ 0x1] mmco: unref")
+    (True, False)
+    """
+    return _DAMAGE.search(line) is not None and _HARMLESS.search(line) is None
+
+
+def _plain(line: str) -> str:
+    return re.sub(r"^\[[^]]*\] *", "", line).rstrip(". ")
 
 
 def rational_rate(fps: float) -> tuple[int, int]:
@@ -204,9 +251,13 @@ def _open(path: Path) -> cv2.VideoCapture:
     capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
     if not capture.isOpened():
         capture.release()
-        raise PlateError(
-            "The movie cannot be opened: it is damaged, or of a kind that OpenCV's FFmpeg cannot decode.",
-            path=path,
-            hint="Convert it to an image sequence (EXR, DPX, PNG or JPEG).",
-        )
+        raise _cannot_open(path)
     return capture
+
+
+def _cannot_open(path: Path) -> PlateError:
+    return PlateError(
+        "The movie cannot be opened: it is damaged, or of a kind that OpenCV's FFmpeg cannot decode.",
+        path=path,
+        hint="Convert it to an image sequence (EXR, DPX, PNG or JPEG).",
+    )

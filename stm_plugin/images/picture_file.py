@@ -43,6 +43,7 @@ class PictureHeader:
     display_window: Window
     pixel_aspect: float
     spec: oiio.ImageSpec
+    has_views: bool = False
 
 
 @dataclass(frozen=True)
@@ -205,6 +206,7 @@ def _header_of(
         display_window=display,
         pixel_aspect=aspect if _LEAST_ASPECT <= aspect <= 1 / _LEAST_ASPECT else 1.0,
         spec=spec,
+        has_views=any(layer.view for layer in layers_of(specs)),
     )
 
 

@@ -7,6 +7,7 @@ kept: colour.py deals with them. Movies are read with 8 bits a channel.
 
 from __future__ import annotations
 
+import re
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ _HEADER_THREADS = 8
 _ASPECT_TOLERANCE = 1e-4
 CONTENT_HASH = "blake3-1"
 """How content hashes are made; what was noted under another name is not compared with them."""
+_VIEW_TOKEN = re.compile("%[Vv]")
 _HASH_HEADER = struct.Struct("<9qd")
 
 
@@ -214,6 +216,12 @@ class Plate:
             text, frame_range=frame_range, view=view, movie_first_frame=movie_first_frame
         )
         if sequence.movie is not None:
+            other_view = None if _VIEW_TOKEN.search(str(text)) else view
+            for word, value in (("layers", layer), ("views", other_view)):
+                if value:
+                    raise PlateError(
+                        f"A movie has no {word}, so {value!r} cannot be read from it.", path=sequence.movie
+                    )
             return _open_movie(sequence, colour_space, movie_first_frame)
         present = [frame for frame in sequence.frames if frame in sequence.files]
         with ThreadPoolExecutor(min(_HEADER_THREADS, len(present))) as pool:
@@ -221,6 +229,13 @@ class Plate:
                 pool.map(lambda frame: read_header(sequence.files[frame], frame, layer, view), present)
             )
         first = headers[0]
+        if view and not first.has_views and not _VIEW_TOKEN.search(str(text)):
+            raise PlateError(
+                f"There is no view {view!r}: the plate's files have no views.",
+                frame=present[0],
+                path=sequence.files[present[0]],
+                hint="Leave the view out, or write %V into the name where each view has files of its own.",
+            )
         for frame, header in zip(present, headers, strict=True):
             _check_format(
                 header, first.display_window, first.pixel_aspect, frame, sequence.files[frame], present[0]

@@ -41,6 +41,9 @@ DEFAULT_FIRST_FRAME = 1
 """The number of the first frame of a movie, and of a still that has no number."""
 
 _SINGLE_HASH_DIGITS = 4
+_MOST_DIGITS = 20
+"""Of a frame number; more is a slip of the hand."""
+_LONGEST_NUMBER = 4
 _MAX_LISTED = 8
 _MAX_FRAMES = 1_000_000
 _TOKEN = re.compile(r"(?P<pad>#+|@+|%0?(?P<printf>\d*)d|\$F(?P<houdini>\d*))")
@@ -205,7 +208,10 @@ def output_sequence(
     path = Path(_with_view(written, view, MatteError)).expanduser()
     if is_movie(path):
         return FrameSequence(text=written, frames=(), movie=path, folder=path.parent)
-    token = _split_token(path.name)
+    try:
+        token = _split_token(path.name)
+    except PlateError as error:
+        raise MatteError(error.what, path=path, hint=error.hint) from error
     if token is None and (path.is_dir() or written.endswith(("/", "\\")) or not path.suffix):
         path = path / default_name
         token = _split_token(default_name)
@@ -239,6 +245,12 @@ def _split_token(name: str) -> tuple[str, str | None, int, str] | None:
     if not tokens:
         return None
     token = tokens[-1]
+    if _padding_of(token) > _MOST_DIGITS:
+        raise PlateError(
+            f"The frame token asks for more than {_MOST_DIGITS} digits.",
+            path=name,
+            hint="Write it as #### or %04d.",
+        )
     head, tail = name[: token.start()], name[token.end() :]
     stated = None
     found = _RANGE_BEFORE.search(head)
@@ -258,7 +270,7 @@ def _padding_of(token: re.Match[str]) -> int:
     if pad[0] == "@":
         return len(pad)
     digits = token["printf"] if token["printf"] is not None else token["houdini"]
-    return int(digits) if digits else 1
+    return min(int(digits[:_LONGEST_NUMBER]), _MOST_DIGITS + 1) if digits else 1
 
 
 def _files_sequence(

@@ -184,7 +184,8 @@ def signature_of(plate: PlateSource, frame: int) -> str | None:
             status = path.stat()
         except OSError:
             return None
-        return f"{CONTENT_HASH}|{path}|{plate.layer}|{plate.view}|{status.st_size}|{status.st_mtime_ns}"
+        times = f"{status.st_mtime_ns}|{status.st_ctime_ns}"  # a copied or restored time leaves the second
+        return f"{CONTENT_HASH}|{path}|{plate.layer}|{plate.view}|{status.st_size}|{times}|{status.st_ino}"
     signature: Any = getattr(plate, "signature", None)
     if signature is None:
         raise PlateError("This plate cannot say whether its frames have changed.", frame=frame)

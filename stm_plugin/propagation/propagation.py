@@ -209,6 +209,7 @@ class Propagation:
                 Execution(self.context(), finisher.results, on_event, cancelled, delivery.submit).run()
                 delivery.finish()
         except PlateMovedOn as moved:
+            self.distrust()
             on_event(PlateChanged((moved.frame,)))
             return False
         except DamagedFileError as damaged:
@@ -487,6 +488,13 @@ class Propagation:
             return self.frames.load(frame).hash
         except PlateError:
             return None
+
+    def distrust(self) -> None:
+        """A frame is not what its file's signs said: every frame is looked at again."""
+        with self._mutex:
+            self._noted.clear()
+            self.frames.forget()
+        self.store.forget_plate()
 
     def _note(self, loaded: LoadedFrame) -> None:
         """A plate frame was read: note its hash, so that the next plan need not read it."""

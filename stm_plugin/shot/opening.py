@@ -10,7 +10,7 @@ import numpy as np
 
 from stm_plugin.errors import KeyframeError, MaskError, PlateError
 from stm_plugin.images.host_plate import HostPlate
-from stm_plugin.images.mask import MaskMode, read_mask
+from stm_plugin.images.mask import MaskMode, check_object_names, out_of_range, read_mask
 from stm_plugin.images.plate import Plate, PlateSource
 from stm_plugin.propagation.results import on_window
 from stm_plugin.settings import Settings
@@ -119,12 +119,16 @@ def masks_of_arrays(
     Raises:
         MaskError: one has another size or holds NaN or Inf, or all are empty.
     """
+    check_object_names(masks, frame=frame)
     for name, values in masks.items():
         if values.shape != (window.height, window.width):
             size = f"{values.shape[1]}x{values.shape[0]}"
             raise MaskError(f"The mask of {name} is {size} and does not fill {window}.", frame=frame)
         if not np.isfinite(values).all():
             raise MaskError(f"The mask of {name} holds NaN or Inf.", frame=frame)
+        problem = out_of_range(values)
+        if problem is not None:
+            raise MaskError(f"{name}: {problem}", frame=frame, hint="Divide it by its white.")
     if not allow_empty and not any(values.any() for values in masks.values()):
         raise MaskError(
             "The mask is empty.",

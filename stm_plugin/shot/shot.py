@@ -22,6 +22,7 @@ from types import TracebackType
 from model.training.adapt import AdaptOptions, AdaptStep
 from model.weights_file import Manifest
 from stm_plugin.errors import PlateError, concerning
+from stm_plugin.images.mask import check_object_names
 from stm_plugin.images.plate import PlateSource
 from stm_plugin.planning.plan import frames_in_range
 from stm_plugin.planning.quality import Advice, advise
@@ -226,6 +227,7 @@ class Shot:
 
     def rename_object(self, old: str, new: str, *, wait: float | None = 0.0) -> None:
         """Give an object another name. Nothing is computed again. SettingsError for a name that is taken."""
+        check_object_names([new])
         with self._writing(wait) as description:
             self._save(editing.with_renamed_object(description, old, new))
 

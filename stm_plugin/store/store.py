@@ -232,6 +232,14 @@ class ShotStore:
         """Note what is said of a finished frame."""
         self.quality_journal.append(asdict(quality))
 
+    def forget_plate(self) -> None:
+        """Forget the content hashes of plate files: each is read again when it is asked for."""
+        path = self.folder / "plate.jsonl"
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise store_error(error, path) from error
+
     # ---- the folder as a whole ----
 
     def tidy(self) -> None:

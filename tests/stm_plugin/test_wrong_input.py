@@ -1,0 +1,218 @@
+"""What is wrong with the artist's files is said: no input gives a wrong matte in silence."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import OpenImageIO as oiio
+import pytest
+
+from stm_plugin.errors import MaskError, MatteError, PlateError, SettingsError
+from stm_plugin.images.mask import read_mask
+from stm_plugin.images.movie import index_movie, is_damage
+from stm_plugin.images.overlay import OverlayWriter
+from stm_plugin.images.plate import Plate
+from stm_plugin.images.sequence import output_sequence, parse_sequence
+from stm_plugin.propagation.events import Event, PlateChanged
+from stm_plugin.settings import Settings
+from stm_plugin.shot.opening import masks_of_arrays
+from stm_plugin.shot.shot import Shot
+from stm_plugin.store.description import PlateDescription
+from stm_plugin.windows import FloatArray, Window
+from tests.conftest import PlateMaker, write_exr, write_image
+from tests.stm_plugin.small_network import WORKING_SIZE, CountingNetwork
+
+SETTINGS = Settings(working_size=WORKING_SIZE, memory_rule="every:3", colour_space="lin_rec709_scene")
+FRAMES = range(1001, 1007)
+CANVAS = Window(0, 0, 64, 48)
+
+
+def square(value: float = 1.0) -> FloatArray:
+    values = np.zeros((48, 64), np.float32)
+    values[12:36, 12:36] = value
+    return values
+
+
+def read(path: Path, **options: object) -> dict[str, FloatArray]:
+    image = read_mask(path, canvas=CANVAS, display_window=CANVAS, frame=1001, **options)  # type: ignore[arg-type]
+    return dict(image.objects)
+
+
+# ---- masks ----
+
+
+def test_a_deep_picture_is_no_mask(tmp_path: Path) -> None:
+    spec = oiio.ImageSpec(64, 48, 2, "half")
+    spec.channelnames = ("A", "Z")
+    spec.channelformats = (oiio.HALF, oiio.FLOAT)
+    spec.deep = True
+    deep = oiio.DeepData()
+    deep.init(64 * 48, 2, (oiio.HALF, oiio.FLOAT), ("A", "Z"))
+    path = tmp_path / "deep.exr"
+    output = oiio.ImageOutput.create(str(path))
+    assert output is not None and output.open(str(path), spec), oiio.geterror()
+    assert output.write_deep_image(deep), output.geterror()
+    assert output.close()
+    with pytest.raises(MaskError, match=r"frame 1001, .*deep\.exr: Deep"):
+        read(path)
+    with pytest.raises(MaskError, match="Deep"):
+        read(path, mode="layers")
+
+
+@pytest.mark.parametrize("most", [255.0, 65535.0, 2.0, -1.0])
+def test_a_float_mask_of_another_scale_is_refused(tmp_path: Path, most: float) -> None:
+    path = write_image(tmp_path / "m.exr", square(most)[..., None], "float", channels=("A",))
+    with pytest.raises(MaskError, match=r"frame 1001, .*m\.exr: The mask's values go from .*0 to 1"):
+        read(path)
+    with pytest.raises(MaskError, match="chair: The mask's values"):
+        masks_of_arrays({"chair": square(most)}, CANVAS, CANVAS, frame=1001, allow_empty=False)
+
+
+def test_a_mask_that_overshoots_a_little_is_clamped(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "m.exr", square(1.25)[..., None], "float", channels=("A",))
+    assert read(path)["object1"].max() == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("", "empty"), ("  ", "empty"), ("a" * 201, "201"), ("a\nb", "shown")]
+)
+def test_a_name_that_no_object_can_have_is_refused(tmp_path: Path, name: str, words: str) -> None:
+    path = write_image(tmp_path / "m.exr", square()[..., None], channels=("A",))
+    with pytest.raises(MaskError, match=words):
+        read(path, objects=[name])
+    with pytest.raises(MaskError, match=words):
+        masks_of_arrays({name: square()}, CANVAS, CANVAS, frame=1001, allow_empty=False)
+
+
+@pytest.mark.parametrize("channel", ["a" * 300, "ä" * 128, "a b", "a\x00"])
+def test_a_channel_name_that_no_exr_takes_is_refused(channel: str) -> None:
+    with pytest.raises(SettingsError, match="channel name"):
+        Settings(channel=channel)
+
+
+# ---- plates ----
+
+
+def test_a_view_that_the_plate_does_not_have_is_refused(make_plate: PlateMaker, tmp_path: Path) -> None:
+    plate = make_plate(frames=range(1001, 1003))
+    with pytest.raises(PlateError, match=r"no view 'nope'.*%V"):
+        Plate.open(plate, view="nope")
+    for frame in (1, 2):
+        write_exr(tmp_path / f"eye.left.{frame}.exr", np.zeros((8, 8, 3), np.float32))
+    assert Plate.open(tmp_path / "eye.%V.#.exr", view="left").frames == (1, 2)
+
+
+@pytest.mark.parametrize("name", ["m.%0999999999d.exr", "m.%021d.exr", "m.$F99999.exr", f"m.{'#' * 21}.exr"])
+def test_a_padding_without_sense_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(MatteError, match="more than 20 digits"):
+        output_sequence(tmp_path / name)
+    with pytest.raises(PlateError, match="more than 20 digits"):
+        parse_sequence(tmp_path / name)
+
+
+# ---- movies ----
+
+
+def movie(path: Path) -> Path:
+    rng = np.random.default_rng(3)
+    with OverlayWriter(path) as writer:
+        for frame in range(12):
+            picture = rng.integers(0, 255, (96, 128, 3), dtype=np.uint8) // 4
+            picture[20:60, 10 + 3 * frame : 50 + 3 * frame] += 120
+            writer.write(frame, picture)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.avi"])
+def test_a_movie_that_the_decoder_complains_of_is_refused_with_the_frame(tmp_path: Path, name: str) -> None:
+    whole = movie(tmp_path / name)
+    assert index_movie(whole).count == 12
+    data, rng = bytearray(whole.read_bytes()), random.Random(5)
+    for place in rng.sample(range(len(data) // 4, len(data) // 4 * 3), 60):
+        data[place] ^= 1 << rng.randrange(8)
+    broken = tmp_path / f"broken{name}"
+    broken.write_bytes(data)
+    said = r"broken.*(Frame \d+ of the movie is damaged \(the decoder says|promises 12)"
+    with pytest.raises(PlateError, match=said):
+        Plate.open(broken)
+
+
+def test_complaints_about_the_order_of_frames_are_no_damage() -> None:
+    assert not is_damage("[h264 @ 0x55] mmco: unref short failure")
+    assert not is_damage("[h264 @ 0x55] co located POCs unavailable")
+    assert is_damage("[h264 @ 0x55] concealing 120 DC, 120 AC, 120 MV errors in P frame")
+    assert is_damage("[prores @ 0x55] invalid frame header")
+
+
+# ---- plates that change ----
+
+Walk = Callable[[], list[int]]
+
+
+@pytest.fixture
+def shot(make_plate: PlateMaker, tmp_path: Path) -> Shot:
+    network = CountingNetwork()
+    plate = PlateDescription("files", make_plate(frames=FRAMES, attributes={"compression": "none"}))
+    made = Shot.create(tmp_path / "chair", plate, SETTINGS, network=network.factory)
+    made.add_key(1001, {"chair": square()})
+    made.propagate()
+    return made
+
+
+def mattes(shot: Shot) -> dict[int, FloatArray]:
+    return {frame: shot.matte(frame).mattes["chair"] for frame in FRAMES}
+
+
+def test_frames_that_were_renumbered_are_noticed(shot: Shot, tmp_path: Path) -> None:
+    same = (1_700_000_000_000_000_000,) * 2
+    for frame in FRAMES:
+        os.utime(tmp_path / f"plate.{frame}.exr", ns=same)
+    shot.propagate()
+    before = mattes(shot)
+    swapped = {1003: 1004, 1004: 1003}
+    for frame in swapped:
+        (tmp_path / f"plate.{frame}.exr").rename(tmp_path / f"away.{frame}.exr")
+    for frame, other in swapped.items():
+        (tmp_path / f"away.{frame}.exr").rename(tmp_path / f"plate.{other}.exr")
+    assert shot.status().network_frames > 0
+    shot.propagate()
+    assert not np.array_equal(mattes(shot)[1003], before[1003])
+
+
+def test_a_frame_that_was_edited_in_place_with_its_time_restored_is_noticed(
+    shot: Shot, tmp_path: Path
+) -> None:
+    path = tmp_path / "plate.1004.exr"
+    other, status = (tmp_path / "plate.1002.exr").read_bytes(), path.stat()
+    with path.open("r+b") as stream:
+        stream.write(other)
+        stream.truncate()
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert shot.status().network_frames > 0
+
+
+def test_after_a_surprise_every_frame_is_looked_at_again(
+    shot: Shot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a file system whose signs say nothing: two frames change, one of them is found, so is the other."""
+    for module in ("frame_loader", "propagation"):
+        monkeypatch.setattr(f"stm_plugin.propagation.{module}.signature_of", lambda plate, frame: f"{frame}")
+    shot.close()
+    shot.store.forget_plate()
+    shot.propagate()
+    shot.clean(results=False)
+    content = (tmp_path / "plate.1001.exr").read_bytes()
+    for frame in (1002, 1005):
+        (tmp_path / f"plate.{frame}.exr").write_bytes(content)
+    shot.close()
+    events: list[Event] = []
+    shot.add_key(1006, {"chair": square()})
+    shot.propagate(on_event=events.append)
+    assert any(isinstance(event, PlateChanged) for event in events)
+    known = shot.store.plate_index.load()
+    hashes = {frame: known[frame]["hash"] for frame in FRAMES}
+    assert hashes[1002] == hashes[1001] == hashes[1005]
