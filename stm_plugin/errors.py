@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -111,3 +112,51 @@ class ProtocolError(StmError):
 
 class PropagationCancelled(StmError):
     """The user stopped the propagation; finished frames are kept."""
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "insufficient memory")
+
+
+def as_stm_error(error: BaseException) -> StmError | None:
+    """What an error of the system or of a library means for a person; None for what only a bug explains."""
+    if isinstance(error, StmError):
+        return error
+    if isinstance(error, MemoryError) or _speaks_of_memory(error):
+        return DeviceError(
+            "The memory of the machine does not suffice.",
+            hint="What is finished is kept. Close other programs, raise the limit (ulimit -v), or give a "
+            "smaller working size or a region, and run again.",
+        )
+    if isinstance(error, OSError):
+        return _as_file_error(error)
+    return None
+
+
+def _speaks_of_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    return isinstance(error, Exception) and any(words in text for words in _NO_MEMORY)
+
+
+def _as_file_error(error: OSError) -> StmError:
+    path = None if error.filename is None else str(error.filename)
+    what = (error.strerror or str(error) or type(error).__name__).rstrip(".")
+    if error.errno in _FULL:
+        return StoreFullError(
+            "The disk is full.", path=path, hint="Free some space and run again: what is finished is kept."
+        )
+    if error.errno in _FORBIDDEN:
+        hint = "Change the permissions of the file and its folder, or use another folder."
+        return StoreError(f"{what}.", path=path, hint=hint)
+    hints = {
+        errno.ENAMETOOLONG: "A name has at most 255 bytes and a path at most 4096: give a shorter one.",
+        errno.ENOENT: "Check the name.",
+        errno.ENOTDIR: "A part of this path is a file: check the name.",
+        errno.EISDIR: "This is a folder: give a file.",
+        errno.ENOMEM: "The memory of the machine does not suffice: close other programs and run again.",
+        errno.EMFILE: "Too many files are open: raise the limit (ulimit -n) and run again.",
+    }
+    number = error.errno if error.errno is not None else 0
+    hint = hints.get(number, "Look at the file, its folder and its disk.")
+    return StoreError(f"{what}.", path=path, hint=hint)

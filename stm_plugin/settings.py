@@ -203,6 +203,8 @@ class Settings:
         plain = dict(values)
         finish = plain.pop("finish", {})
         region = plain.pop("region", None)
+        if not isinstance(finish, Mapping):
+            raise SettingsError(f"The setting finish cannot be {finish!r}.", hint="It holds values by name.")
         try:
             return cls(
                 **_checked(cls, plain),

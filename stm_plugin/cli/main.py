@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
+from pathlib import Path
 
 import typer
 
 from stm_plugin.cli import adapt, doctor, evaluate, host, info, propagate, review, serve, shot, train, weights
 from stm_plugin.cli.console import errors
-from stm_plugin.errors import StmError
+from stm_plugin.errors import as_stm_error
 
 EXIT_ERROR = 1
+DEBUG_VARIABLE = "STM_DEBUG"
+"""Set it, and an error is shown with its traceback."""
 
 app = typer.Typer(
     name="stm",
@@ -38,6 +42,23 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
-    except (StmError, FileNotFoundError, PermissionError, ValueError) as error:
-        errors.print(f"Error: {error}", markup=False, highlight=False, soft_wrap=True)
+    except Exception as error:
+        if os.environ.get(DEBUG_VARIABLE):
+            raise
+        errors.print(f"Error: {_in_words(error)}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(getattr(error, "exit_code", EXIT_ERROR))
+
+
+def _in_words(error: Exception) -> str:
+    """An error for a person. ValueErrors of the model say what to do themselves; anything else is a bug."""
+    known = as_stm_error(error)
+    if known is not None:
+        return str(known)
+    if isinstance(error, ValueError) and not isinstance(error, UnicodeError):
+        return str(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" in {Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
+    return (
+        f"STM has failed: {type(error).__name__}: {error}{place}. What is finished is kept. This is a fault "
+        f"of the program: run again with {DEBUG_VARIABLE}=1 for a report of where, and pass it on."
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,21 @@ from typing import Any
 from stm_plugin.errors import StoreError
 from stm_plugin.files.whole import store_error, write_atomically
 
+Kinds = type | tuple[type, ...]
+
 
 class Journal:
     """A file of one JSON object per line, the last of a key counts; a line torn by a kill is passed over.
 
     Args:
         path: the file; need not exist.
-        key: the name of the entry that tells objects apart.
+        key: the name of the entry that tells objects apart: a number or a text.
+        fields: what else an entry must have, and of which types; a line that makes no sense is passed over.
     """
 
-    def __init__(self, path: Path, key: str) -> None:
+    def __init__(self, path: Path, key: str, fields: Mapping[str, Kinds] | None = None) -> None:
         self._path, self._key = path, key
+        self._fields = {key: (int, str), **(fields or {})}
 
     def load(self) -> dict[Any, dict[str, Any]]:
         """The last object of every key. Rewrites the file where it has grown long and may be written."""
@@ -56,7 +60,9 @@ class Journal:
         for line in text.splitlines():
             try:
                 entry = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
-            if isinstance(entry, dict) and self._key in entry:
+            if isinstance(entry, dict) and all(
+                name in entry and isinstance(entry[name], kinds) for name, kinds in self._fields.items()
+            ):
                 yield entry

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import OpenImageIO as oiio
+from pydantic import TypeAdapter
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
@@ -40,6 +41,8 @@ class PushedRecord:
     metadata: Mapping[str, MetadataValue] = field(default_factory=dict)
     hash_by: str = CONTENT_HASH
 
+
+_RECORD = TypeAdapter(PushedRecord)
 
 class HostPlate:
     """Frames from a host, with the same reading side as `Plate`.
@@ -77,9 +80,9 @@ class HostPlate:
         self._folder, self._budget = folder, budget
         self._journal = Journal(folder / "frames.jsonl", "frame")
         self._records = {
-            int(frame): _record_from(entry)
+            int(frame): record
             for frame, entry in self._journal.load().items()
-            if entry.get("hash_by") == CONTENT_HASH
+            if entry.get("hash_by") == CONTENT_HASH and (record := _record_from(entry)) is not None
         }
 
     @property
@@ -228,6 +231,9 @@ def _set_time_code(spec: oiio.ImageSpec, text: str) -> None:
     spec.attribute(TIME_CODE, oiio.TypeDesc("timecode"), (packed, 0))
 
 
-def _record_from(entry: Mapping[str, Any]) -> PushedRecord:
-    values = json.loads(json.dumps(entry))
-    return PushedRecord(**{**values, "data_window": Window(**values["data_window"])})
+def _record_from(entry: Mapping[str, Any]) -> PushedRecord | None:
+    """What a line says of a frame; None where it makes no sense, and the frame is pushed again."""
+    try:
+        return _RECORD.validate_json(json.dumps(entry), strict=True)
+    except ValueError:
+        return None

@@ -21,6 +21,7 @@ from stm_plugin.protocol.images import ImageLayout, MappedPixels
 from stm_plugin.protocol.limits import (
     MAGIC,
     MAX_CHANNELS,
+    MAX_CLIENTS,
     MAX_DEPTH,
     MAX_DIGESTS,
     MAX_FRAME,
@@ -83,6 +84,7 @@ from stm_plugin.protocol.requests import (
 __all__ = [
     "MAGIC",
     "MAX_CHANNELS",
+    "MAX_CLIENTS",
     "MAX_DEPTH",
     "MAX_DIGESTS",
     "MAX_FRAME",

@@ -8,6 +8,7 @@ from typing import Any, Final
 from stm_plugin.errors import (
     ColourError,
     DeviceError,
+    DiskFullError,
     KeyframeError,
     MaskError,
     MatteError,
@@ -54,6 +55,7 @@ _CODES: Final[tuple[tuple[type[StmError], str], ...]] = (
     (DeviceError, "device"),
     (PropagationCancelled, "cancelled"),
     (FramingError, "framing"),
+    (DiskFullError, "store"),
     (ProtocolError, "bad_request"),
 )
 

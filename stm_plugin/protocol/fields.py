@@ -10,6 +10,7 @@ from stm_plugin.protocol.errors import RequestError
 from stm_plugin.protocol.limits import (
     MAX_DIGESTS,
     MAX_FRAME,
+    MAX_NAME_BYTES,
     MAX_OBJECTS,
     MAX_ORIGIN,
     MAX_PIXELS,
@@ -88,6 +89,14 @@ def text(value: Any) -> str:
     if type(value) is not str or len(value) > MAX_TEXT or "\0" in value:
         raise ValueError(f"must be a text of at most {MAX_TEXT} characters without NUL")
     return value
+
+
+def path(value: Any) -> str:
+    read = text(value)
+    longest = max((len(part.encode("utf-8")) for part in re.split(r"[/\\]", read)), default=0)
+    if longest > MAX_NAME_BYTES or len(read.encode("utf-8")) >= MAX_TEXT:
+        raise ValueError(f"must be a path: names of at most {MAX_NAME_BYTES} bytes, below {MAX_TEXT} in all")
+    return read
 
 
 def matching(pattern: re.Pattern[str], what: str) -> Callable[[Any], str]:

@@ -19,7 +19,10 @@ MAX_DEPTH: Final = 16
 MAX_INTEGER: Final = 1 << 53
 MAX_UNANSWERED: Final = 32
 MAX_SHOTS: Final = 64
+MAX_CLIENTS: Final = 64
 MAX_TEXT: Final = 4096
+MAX_NAME_BYTES: Final = 255
+"""Of one name in a path: what file systems take."""
 MAX_FRAME: Final = 1_000_000_000
 MAX_RANGE: Final = 1_000_000
 MAX_DIGESTS: Final = 10_000

@@ -27,6 +27,7 @@ from stm_plugin.protocol.fields import (
     number,
     object_name,
     object_names,
+    path,
     renames,
     text,
     version,
@@ -159,7 +160,7 @@ def _plate(value: Any) -> PushedGeometry | PlateFiles:
         )
     else:
         read = PlateFiles(
-            sequence=fields.take("sequence", text),
+            sequence=fields.take("sequence", path),
             frames=fields.take("frames", frame_range, None),
             layer=fields.take("layer", text, None),
             view=fields.take("view", text, None),
@@ -184,7 +185,7 @@ class OpenShot(Request):
     @classmethod
     def read(cls, fields: Fields) -> OpenShot:
         return cls(
-            folder=fields.take("folder", text),
+            folder=fields.take("folder", path),
             create=fields.take("create", boolean, False),
             owner=fields.take("owner", text, None),
             plate=fields.take("plate", _plate, None),
@@ -450,7 +451,7 @@ class Export(ShotRequest):
     def read(cls, fields: Fields) -> Export:
         return cls(
             shot=fields.take("shot", handle),
-            pattern=fields.take("pattern", text),
+            pattern=fields.take("pattern", path),
             frames=fields.take("frames", frame_range, None),
             channel=fields.take("channel", channel_name, None),
             objects=fields.take("objects", object_names, ()),

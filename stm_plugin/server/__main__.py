@@ -20,7 +20,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--idle", type=float, default=DEFAULT_IDLE_SECONDS, help="seconds without a client")
     parser.add_argument("--foreground", action="store_true", help="log to standard error")
     given = parser.parse_args(arguments)
-    os.umask(0o077)
     try:
         serve(ServeOptions(given.idle, given.parent, to_log=not given.foreground))
     except EngineRunningError:

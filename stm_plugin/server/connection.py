@@ -7,11 +7,11 @@ import contextlib
 import hmac
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
 
 from stm_plugin import protocol as p
-from stm_plugin.errors import StmError
+from stm_plugin.errors import StmError, as_stm_error
 from stm_plugin.protocol import FramingError, Kind, Message, RequestError, error_header
 from stm_plugin.server.jobs import Job, internal_error
 from stm_plugin.server.runtime import Endpoint
@@ -27,24 +27,50 @@ _FATAL: Final = ("framing", "version", "token", "hello", "shutting_down")
 
 
 class ByteBudget:
-    """Bytes of payloads that are in the engine at one time, over all connections."""
+    """Bytes of payloads that are in the engine at one time, over all connections.
 
-    def __init__(self, most: int = 2 * p.MAX_PAYLOAD) -> None:
+    Bytes count when they have arrived, so an announcement holds up nobody. The payload that is under way for
+    the longest never waits: there is no deadlock, and at most `most` and one payload are there together.
+    """
+
+    def __init__(self, most: int = p.MAX_PAYLOAD) -> None:
         self._free = most
         self._changed = asyncio.Condition()
+        self._under_way: dict[PayloadShare, None] = {}  # oldest first
 
     @contextlib.asynccontextmanager
-    async def taken(self, count: int):  # type: ignore[no-untyped-def]
-        """Wait for `count` bytes to be free, and have them for a while."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._free >= count)
-            self._free -= count
+    async def payload(self) -> AsyncIterator[PayloadShare]:
+        """The share of one payload, given back at the end."""
+        share = PayloadShare(self)
+        self._under_way[share] = None
         try:
-            yield
+            yield share
         finally:
             async with self._changed:
-                self._free += count
+                del self._under_way[share]
+                self._free += share.bytes
                 self._changed.notify_all()
+
+    async def take(self, share: PayloadShare, count: int) -> None:
+        """Wait for `count` more bytes to be free."""
+        async with self._changed:
+            await self._changed.wait_for(
+                lambda: self._free >= count or next(iter(self._under_way)) is share
+            )
+            self._free -= count
+            share.bytes += count
+
+
+class PayloadShare:
+    """What one payload has of the budget."""
+
+    def __init__(self, budget: ByteBudget) -> None:
+        self.bytes = 0
+        self._budget = budget
+
+    async def take(self, count: int) -> None:
+        """Wait for `count` more bytes to be free, and have them."""
+        await self._budget.take(self, count)
 
 
 class Connection:
@@ -141,14 +167,18 @@ class Connection:
         if not prefix.payload_bytes:
             await self._begin(Message(prefix.kind, prefix.request_id, header))
             return
-        async with self._budget.taken(prefix.payload_bytes):
+        async with self._budget.payload() as share:
             payload = bytearray()
-            async with asyncio.timeout(STALL_SECONDS):
-                while len(payload) < prefix.payload_bytes:
+            until = time.monotonic() + STALL_SECONDS
+            while len(payload) < prefix.payload_bytes:
+                async with asyncio.timeout(until - time.monotonic()):
                     part = await self._reader.read(min(_CHUNK, prefix.payload_bytes - len(payload)))
-                    if not part:
-                        raise ConnectionError
-                    payload += part
+                if not part:
+                    raise ConnectionError
+                began = time.monotonic()
+                await share.take(len(part))
+                until += time.monotonic() - began  # the client does not answer for what other clients hold
+                payload += part
             task = await self._begin(Message(prefix.kind, prefix.request_id, header, payload))
             await asyncio.wait([task])  # nothing more is read meanwhile: this is the back-pressure
 
@@ -167,6 +197,14 @@ class Connection:
                 )
         except StmError as error:
             await self._send(Message(Kind.ERROR, prefix.request_id, error_header(error)))
+            return False
+        if self._count_clients() >= p.MAX_CLIENTS:
+            refusal = RequestError(
+                "limit",
+                f"The engine has {p.MAX_CLIENTS} clients already.",
+                hint="Close a host, or a node that is not used.",
+            )
+            await self._send(Message(Kind.ERROR, prefix.request_id, error_header(refusal)))
             return False
         self.said_hello = True
         self.name = hello.client
@@ -207,7 +245,7 @@ class Connection:
     def _place_in_order(self, message: Message) -> tuple[asyncio.Event | None, asyncio.Event]:
         """What to wait for, and what to set when later requests may follow."""
         done = asyncio.Event()
-        if message.header.get("op") in {kind.op for kind in _OVERTAKING}:
+        if message.header.get("op") in [kind.op for kind in _OVERTAKING]:  # it may be of any type
             return None, done
         before, self._last_ordered = self._last_ordered, done
         return before, done
@@ -227,9 +265,11 @@ class Connection:
             reply = Message(Kind.ERROR, message.request_id, error_header(error))
         except asyncio.CancelledError:
             raise
-        except Exception:
+        except Exception as error:
             log.exception("a request of %s failed: %.200s", self.name, message.header)
-            reply = Message(Kind.ERROR, message.request_id, error_header(internal_error()))
+            reply = Message(
+                Kind.ERROR, message.request_id, error_header(as_stm_error(error) or internal_error())
+            )
         finally:
             done.set()
         await self._finish(message, reply)

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
-from stm_plugin.errors import DeviceError, PropagationCancelled, StmError
+from stm_plugin.errors import PropagationCancelled, StmError, as_stm_error
 from stm_plugin.protocol import RequestError, error_header, ranges_of
 from stm_plugin.server.backend import Cancelled, Progress, Report
 
@@ -183,11 +183,9 @@ class Job:
             self._set("cancelled")
         except StmError as error:
             self._set("failed", error_header(error))
-        except MemoryError:
-            self._set("failed", error_header(_out_of_memory()))
-        except Exception:
+        except Exception as error:
             log.exception("job %s failed", self.id)
-            self._set("failed", error_header(internal_error()))
+            self._set("failed", error_header(as_stm_error(error) or internal_error()))
 
     def _note(self, progress: Progress) -> None:
         with self._lock:
@@ -207,10 +205,6 @@ class Job:
             if self.has_ended:
                 self.ended_at = time.monotonic()
         self._changed(self)
-
-
-def _out_of_memory() -> DeviceError:
-    return DeviceError("The memory of the machine does not suffice.", hint="Use a smaller working size.")
 
 
 def internal_error() -> RequestError:

@@ -39,7 +39,8 @@ from stm_plugin.server.service import Service
 
 log = logging.getLogger("stm.server")
 
-MAX_CONNECTIONS: Final = 64
+MAX_STRANGERS: Final = 64
+"""Connections that have not said hello. With one more, the oldest is ended: it has had the most time."""
 _WATCH_SECONDS: Final = 0.5
 _LOAD_SECONDS: Final = 2.0
 """The engine itself is loaded with the first hello; where none comes, after this time, to be ready for it."""
@@ -110,7 +111,7 @@ class _Server:
         self._maps = maps
         self._parent = parent
         self._options = options
-        self._connections: set[Connection] = set()
+        self._connections: dict[Connection, None] = {}  # oldest first
 
     async def run(self, listener: socket.socket) -> None:
         self._service = Service(self._load_backend, self._maps)
@@ -135,14 +136,18 @@ class _Server:
 
     async def _serve_client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer = writer.get_extra_info("socket")
-        if len(self._connections) >= MAX_CONNECTIONS or not peer_is_user(peer):
+        if not peer_is_user(peer):
             log.warning("a connection was refused")
             writer.close()
             return
+        strangers = [one for one in self._connections if not one.said_hello]
+        if len(strangers) >= MAX_STRANGERS:
+            log.warning("a connection that has not said hello is ended: there are %d", len(strangers))
+            strangers[0].abort()
         connection = Connection(
             self._service, self._endpoint, self._budget, self._count_clients, reader, writer
         )
-        self._connections.add(connection)
+        self._connections[connection] = None
         try:
             await connection.run()
         except asyncio.CancelledError:
@@ -150,7 +155,7 @@ class _Server:
         except Exception:
             log.exception("the connection of %s failed", connection.name)
         finally:
-            self._connections.discard(connection)
+            self._connections.pop(connection, None)
 
     def _count_clients(self) -> int:
         return sum(one.said_hello for one in self._connections)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
+
+from pydantic import TypeAdapter
 
 from stm_plugin.planning.values import KeyMask
 from stm_plugin.settings import Settings
@@ -108,34 +111,33 @@ class ShotDescription:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ShotDescription:
-        """What `to_json` gave. KeyError, TypeError or ValueError where it did not."""
-        plate = dict(values["plate"])
-        for name in ("frame_range", "frames"):
-            plate[name] = None if plate[name] is None else tuple(plate[name])
-        for name in ("display_window", "canvas"):
-            plate[name] = None if plate[name] is None else Window(**plate[name])
-        keys = tuple(
-            StoredKey(
-                key["frame"],
-                {name: KeyMask(**mask) for name, mask in key["masks"].items()},
-                tuple(key["originals"]),
-            )
-            for key in values["keys"]
-        )
+        """What `to_json` gave.
+
+        Raises:
+            ValueError: a field is missing or of another type.
+            SettingsError: a setting cannot be used.
+        """
+        stored = _STORED.validate_json(json.dumps(dict(values)), strict=True)
         return cls(
-            plate=PlateDescription(**plate),
-            settings=Settings.from_json(values["settings"]),
-            objects=tuple(ShotObject(**one) for one in values["objects"]),
-            keys=keys,
-            next_object=values["next_object"],
-            adaptation=_adaptation(values.get("adaptation")),
+            plate=stored.plate,
+            settings=Settings.from_json(stored.settings),
+            objects=stored.objects,
+            keys=stored.keys,
+            next_object=stored.next_object,
+            adaptation=stored.adaptation,
         )
 
 
-def _adaptation(values: Mapping[str, Any] | None) -> AdaptationRecord | None:
-    if values is None:
-        return None
-    by_frame = {
-        name: {int(frame): one for frame, one in values.get(name, {}).items()} for name in ("keys", "plate")
-    }
-    return AdaptationRecord(**{**values, **by_frame})
+@dataclass(frozen=True)
+class _StoredDescription:
+    """shot.json as it is on disk, with the types that its fields must have."""
+
+    plate: PlateDescription
+    settings: dict[str, Any]
+    objects: tuple[ShotObject, ...]
+    keys: tuple[StoredKey, ...]
+    next_object: int
+    adaptation: AdaptationRecord | None = None
+
+
+_STORED = TypeAdapter(_StoredDescription)

@@ -21,20 +21,22 @@ import json
 import shutil
 import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import ValidationError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from stm_plugin.address import address_of
-from stm_plugin.errors import StoreError
+from stm_plugin.errors import SettingsError, StoreError
 from stm_plugin.files.journal import Journal
 from stm_plugin.files.lock import StoreLock
 from stm_plugin.files.whole import (
+    DamagedFileError,
     looks_whole,
     read_sealed,
     remove_leftovers,
@@ -52,6 +54,7 @@ SUFFIX = ".stmshot"
 FULL_SCALE = 65535
 """A stored probability of 1. Sixteen bits: finer than the half floats of a matte."""
 
+_NUMBER = (int, float)
 _COMPRESSION = 1  # zlib's fastest: most pixels are exactly 0 or 1
 
 ProbabilityArray = npt.NDArray[np.uint16]
@@ -85,10 +88,20 @@ class ShotStore:
         self.lock = StoreLock(folder / "LOCK")
         self.memory_folder = folder / "memory"
         self.plate_folder = folder / "plate"
-        self.finished = Journal(folder / "mattes" / "frames.jsonl", "frame")
+        self.finished = Journal(
+            folder / "mattes" / "frames.jsonl",
+            "frame",
+            {"frame": int, "address": str, "base": dict, "keys": dict, "plate": str},
+        )
         self.exported = Journal(folder / "exported.jsonl", "file")
-        self.quality_journal = Journal(folder / "mattes" / "quality.jsonl", "frame")
-        self.plate_index = Journal(folder / "plate.jsonl", "frame")
+        self.quality_journal = Journal(
+            folder / "mattes" / "quality.jsonl",
+            "frame",
+            {"frame": int, "address": str, "confidence": _NUMBER, "agreement": (*_NUMBER, type(None))},
+        )
+        self.plate_index = Journal(
+            folder / "plate.jsonl", "frame", {"frame": int, "signature": (str, type(None)), "hash": str}
+        )
 
     @classmethod
     def create(cls, folder: str | Path, description: ShotDescription) -> ShotStore:
@@ -137,8 +150,10 @@ class ShotStore:
             ) from error
         except OSError as error:
             raise store_error(error, path) from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise _unreadable(path) from error
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise _unreadable(path, error) from error
+        if type(schema) is not int:
+            raise _unreadable(path, ValueError("the field schema is not a number"))
         if schema != SCHEMA:
             raise StoreError(
                 f"A newer STM made this shot (schema {schema}; this one reads {SCHEMA}).",
@@ -147,8 +162,12 @@ class ShotStore:
             )
         try:
             return ShotDescription.from_json(values)
+        except SettingsError as error:
+            error.path = error.path or str(path)
+            error.hint = error.hint or "Set it again with `stm shot set`, or restore the file from a backup."
+            raise
         except (KeyError, TypeError, ValueError) as error:
-            raise _unreadable(path) from error
+            raise _unreadable(path, error) from error
 
     def save(self, description: ShotDescription) -> None:
         """Replace shot.json. StoreError where the disk does not take it."""
@@ -162,7 +181,7 @@ class ShotStore:
         place = [window.x, window.y, window.width, window.height]
         hash_ = address_of("mask", mask_hash(mask), place)
         path = self._mask_path(hash_)
-        if not looks_whole(path):
+        if not _is_whole(path):  # a mask that was damaged is mended by giving it again
             write_sealed(path, _pack(mask=np.ascontiguousarray(mask), window=np.array(place, np.int64)))
         return KeyMask(hash_, empty=not bool(mask.any()))
 
@@ -214,7 +233,10 @@ class ShotStore:
         """What each frame was finished from, last."""
         records = {}
         for frame, entry in self.finished.load().items():
-            keys = {int(key): hash_ for key, hash_ in entry["keys"].items()}
+            try:
+                keys = {int(key): str(hash_) for key, hash_ in entry["keys"].items()}
+            except ValueError:  # a line that makes no sense: the frame counts as one that was never finished
+                continue
             records[int(frame)] = FrameRecord(
                 int(frame), entry["address"], entry["base"], keys, entry["plate"]
             )
@@ -226,7 +248,11 @@ class ShotStore:
 
     def qualities(self) -> dict[int, Quality]:
         """What was said of each frame when it was finished last."""
-        return {int(frame): Quality(**entry) for frame, entry in self.quality_journal.load().items()}
+        known = {one.name for one in fields(Quality)}
+        return {
+            int(frame): Quality(**{name: value for name, value in entry.items() if name in known})
+            for frame, entry in self.quality_journal.load().items()
+        }
 
     def record_quality(self, quality: Quality) -> None:
         """Note what is said of a finished frame."""
@@ -307,6 +333,14 @@ def dequantise(stored: ProbabilityArray) -> FloatArray:
     return values
 
 
+def _is_whole(path: Path) -> bool:
+    """Whether a sealed file is there and its checksum fits."""
+    try:
+        return read_sealed(path) is not None
+    except DamagedFileError:
+        return False
+
+
 def _pack(**arrays: npt.NDArray[Any]) -> bytes:
     return zlib.compress(save_arrays(arrays), _COMPRESSION)
 
@@ -315,12 +349,22 @@ def _unpack(body: bytes) -> dict[str, npt.NDArray[Any]]:
     return load_arrays(zlib.decompress(body))
 
 
-def _unreadable(path: Path) -> StoreError:
+def _unreadable(path: Path, why: Exception) -> StoreError:
     return StoreError(
-        "The shot's description cannot be read.",
+        f"The shot's description cannot be read: {_first_fault(why)}.",
         path=path,
         hint="Restore it from a backup, or make the shot anew: the masks are in its keys/ folder.",
     )
+
+
+def _first_fault(error: Exception) -> str:
+    """What is wrong with a description, in one line."""
+    if isinstance(error, ValidationError):
+        fault = error.errors()[0]
+        return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
+    if isinstance(error, KeyError):
+        return f"the field {error.args[0]} is missing"
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _bytes_under(folder: Path) -> int:

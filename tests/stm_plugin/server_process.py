@@ -27,10 +27,13 @@ START_SECONDS = 60.0
 class ServerProcess:
     """One server."""
 
-    def __init__(self, module: str = "tests.stm_plugin.toy_engine", transport: str = "unix") -> None:
+    def __init__(
+        self, module: str = "tests.stm_plugin.toy_engine", transport: str = "unix", umask: int = -1
+    ) -> None:
         # Short, because the name of a unix socket has at most 107 bytes.
         self.folder = Path(tempfile.mkdtemp(prefix="stm-", dir="/tmp"))
         self.module = module
+        self.umask = umask
         self.environment = {
             **os.environ,
             "STM_RUNTIME_DIR": str(self.folder),
@@ -42,7 +45,10 @@ class ServerProcess:
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
         """Start a server; does not wait for it."""
         process = subprocess.Popen(
-            [sys.executable, "-m", self.module, *arguments], cwd=REPOSITORY, env=self.environment
+            [sys.executable, "-m", self.module, *arguments],
+            cwd=REPOSITORY,
+            env=self.environment,
+            umask=self.umask,
         )
         self.processes.append(process)
         return process
@@ -116,10 +122,10 @@ class ServerProcess:
 
 @contextlib.contextmanager
 def a_server(
-    *arguments: str, module: str = "tests.stm_plugin.toy_engine", transport: str = "unix"
+    *arguments: str, module: str = "tests.stm_plugin.toy_engine", transport: str = "unix", umask: int = -1
 ) -> Iterator[ServerProcess]:
     """A running server for the length of a block."""
-    server = ServerProcess(module, transport)
+    server = ServerProcess(module, transport, umask)
     try:
         server.start_and_wait(*arguments)
         yield server

@@ -5,7 +5,6 @@ It keeps everything in memory, counts a frame as computed after a short sleep, a
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import time
@@ -216,6 +215,5 @@ class ToyBackend:
 
 
 if __name__ == "__main__":
-    os.umask(0o077)
     idle, parent, rest = [*map(float, sys.argv[1:]), 0, 0][:3]
     serve(ServeOptions(idle, int(parent) or None, rest_seconds=rest or DEFAULT_REST_SECONDS), ToyBackend)

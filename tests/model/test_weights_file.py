@@ -1,0 +1,121 @@
+"""A weights file that cannot be used is refused with its name, what is wrong and what to do."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from model.weights_file import Manifest, WeightsFileError, load_network, read_manifest, shipped_weights
+
+GOOD: dict[str, Any] = {"name": "a", "architecture": "stm-lite", "licence": "mine", "data": ["stills"]}
+
+
+def weights_with(folder: Path, manifest: object, **tensors: Any) -> Path:
+    """A safetensors file with anything as its manifest."""
+    path = folder / "weights.safetensors"
+    text = manifest if isinstance(manifest, str) else json.dumps(manifest)
+    save_file(tensors or {"one": np.zeros(3, np.float32)}, path, metadata={"manifest": text})
+    return path
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        [],
+        [GOOD],
+        7,
+        None,
+        "",
+        "{",
+        {},
+        {**GOOD, "name": 3},
+        {**GOOD, "architecture": None},
+        {**GOOD, "licence": ["mine"]},
+        {**GOOD, "data": "stills"},
+        {**GOOD, "data": [1]},
+        {**GOOD, "recipe": {}},
+        {**GOOD, "scores": [0.5]},
+        {**GOOD, "scores": {"J": "high"}},
+        {name: value for name, value in GOOD.items() if name != "licence"},
+    ],
+)
+def test_a_manifest_that_is_none_is_refused_in_words(tmp_path: Path, manifest: object) -> None:
+    path = weights_with(tmp_path, manifest)
+    for read in (read_manifest, load_network):
+        with pytest.raises(WeightsFileError, match="manifest cannot be used") as told:
+            read(path)
+        assert str(path) in str(told.value) and "get the file again" in str(told.value)
+
+
+def test_a_manifest_of_a_newer_plug_in_with_more_fields_is_read(tmp_path: Path) -> None:
+    found = read_manifest(weights_with(tmp_path, {**GOOD, "colour": "red", "scores": {"J": 1}}))
+    assert found.name == "a" and found.scores == {"J": 1} and len(found.sha256) == 64
+
+
+def test_an_unknown_architecture_is_refused_with_the_file_and_what_to_do(tmp_path: Path) -> None:
+    path = weights_with(tmp_path, {**GOOD, "architecture": "stm-huge"})
+    with pytest.raises(WeightsFileError, match=r"stm-huge.*update, or choose other weights") as told:
+        load_network(path)
+    assert str(path) in str(told.value)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "noise", "empty", "folder"])
+def test_a_damaged_file_is_refused_with_its_name(tmp_path: Path, damage: str) -> None:
+    path = weights_with(tmp_path, GOOD)
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-5])
+    elif damage == "noise":
+        path.write_bytes(np.random.default_rng(1).bytes(1000))
+    elif damage == "empty":
+        path.write_bytes(b"")
+    else:
+        path.unlink()
+        path.mkdir()
+    with pytest.raises(WeightsFileError) as told:
+        load_network(path)
+    assert str(path) in str(told.value)
+
+
+def test_weights_that_are_not_numbers_are_refused(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+    from safetensors.torch import save_file as save_tensors
+
+    state = load_file(shipped_weights()[0])
+    name = sorted(state)[0]
+    state[name].view(-1)[0] = float("nan")
+    path = tmp_path / "nan.safetensors"
+    manifest = {**read_manifest().to_dict(), "sha256": ""}
+    save_tensors(state, path, metadata={"manifest": json.dumps(manifest)})
+    with pytest.raises(WeightsFileError, match="not numbers") as told:
+        load_network(path)
+    assert str(path) in str(told.value) and name in str(told.value)
+
+
+class Malicious:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return Path.touch, (self.path,)
+
+
+def test_the_refusal_of_a_pickle_does_not_say_how_to_run_it(tmp_path: Path) -> None:
+    proof, path = tmp_path / "executed", tmp_path / "weights.pth"
+    path.write_bytes(pickle.dumps({"more": Malicious(proof)}, protocol=2))
+    with pytest.raises(WeightsFileError) as told:
+        load_network(path)
+    text = str(told.value)
+    assert str(path) in text and "never run" in text
+    assert not any(word in text for word in ("weights_only", "safe_globals", "allowlist", "trust"))
+    assert not proof.exists()
+
+
+def test_a_manifest_is_what_it_was() -> None:
+    manifest = Manifest("a", "stm-lite", "mine", ("stills",), "short", {"J": 0.5}, "0" * 64)
+    assert Manifest.from_dict(json.loads(json.dumps(manifest.to_dict()))) == manifest
