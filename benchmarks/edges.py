@@ -32,10 +32,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from stm_plugin.finishing.guided import Guide, finish
+from model.network.edges import softness_of
+from stm_plugin.finishing.band import Guide
+from stm_plugin.finishing.guided import finish
+from stm_plugin.finishing.learned import EdgeEvidence, finish_learned
 from stm_plugin.images.working_picture import WorkingGeometry, to_plate
 from stm_plugin.planning.values import Request
+from stm_plugin.propagation.networks import ready_refiner
 from stm_plugin.settings import FinishSettings, Settings
 from stm_plugin.shot.shot import Shot
 from stm_plugin.store.description import PlateDescription
@@ -63,6 +68,7 @@ class Shown:
     probability: FloatArray
     before: FloatArray
     after: FloatArray
+    key_softness: float
     guide: Guide
     geometry: WorkingGeometry
     display: FloatArray
@@ -74,17 +80,26 @@ Way = Callable[[Shown], FloatArray]
 
 def off(shown: Shown) -> FloatArray:
     """The plain enlargement."""
-    return finish(shown.probability, shown.guide, shown.geometry, FinishSettings(enabled=False))
+    return finish(shown.probability, shown.guide, shown.geometry, FinishSettings(edges="off"))
 
 
 def guided(shown: Shown) -> FloatArray:
     """The guided filter as it is set by default."""
-    return finish(shown.probability, shown.guide, shown.geometry, FinishSettings())
+    return finish(shown.probability, shown.guide, shown.geometry, FinishSettings(edges="guided"))
+
+
+def by_refiner(shown: Shown) -> FloatArray:
+    """Learned edges as they ship."""
+    nothing = np.zeros_like(shown.probability)
+    evidence = EdgeEvidence(shown.probability, shown.before, shown.after, nothing, shown.key_softness)
+    refiner = ready_refiner(FinishSettings.edge_weights, "cpu")
+    return finish_learned(evidence, shown.guide, shown.geometry, FinishSettings(edges="learned"), refiner)
 
 
 def guided_before(shown: Shown) -> FloatArray:
     """The guided filter as it was set before: a small window and a steep edge."""
-    return finish(shown.probability, shown.guide, shown.geometry, FinishSettings(radius=2, sharpness=2.0))
+    settings = FinishSettings(edges="guided", radius=2, sharpness=2.0)
+    return finish(shown.probability, shown.guide, shown.geometry, settings)
 
 
 def closed_form(shown: Shown) -> FloatArray:
@@ -108,6 +123,7 @@ WAYS: dict[str, Way] = {
     "off": off,
     "guided": guided,
     "guided before": guided_before,
+    "learned": by_refiner,
     "closed form": closed_form,
     "closed form, true trimap": closed_form_true_trimap,
     "true cut": true_cut,
@@ -164,13 +180,15 @@ def _shown(shot: Shot, first: int, others: list[int], truths: list[FloatArray]) 
     (name,) = plan.by_frame[others[0]].sources
     masks = {frame: results.frame_result(plan, frame).probabilities[name] for frame in others}
     masks[first] = results.key_probabilities(first, (name,))[0]
+    softness = softness_of(torch.from_numpy(masks[first]))
     for frame, truth in zip(others, truths[1:], strict=True):
         loaded = propagation.frames.load(frame)
         window = loaded.plate_frame.data_window
         yield Shown(
             masks[frame],
             masks[frame - 1],
-            masks.get(frame + 1, masks[frame]),
+            masks[frame],  # from one key on, nothing is known of the frame after
+            softness,
             Guide(loaded.guide(), loaded.display_at, window),
             propagation.geometry,
             loaded.display(),

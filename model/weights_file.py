@@ -20,14 +20,19 @@ from safetensors import SafetensorError, safe_open
 from model.network.config import network_config
 
 if TYPE_CHECKING:  # manifests are read without waiting for torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
+    from model.network.edges import EdgeRefiner
     from model.network.stm import SpaceTimeMemoryNetwork
 
 SHIPPED = Path(__file__).parent / "weights"
 """Folder of the weights that come with the project."""
 
+SHIPPED_EDGES = SHIPPED / "edges"
+"""Folder of the edge refiners that come with the project."""
+
 DEFAULT_WEIGHTS = "stm-lite"
+DEFAULT_EDGES = "edges-lite"
 
 PUBLISHED_LICENCE = "non-commercial (CC BY-NC-SA 4.0, as the authors of STM state for their released weights)"
 PUBLISHED_DATA = ("stills (saliency and segmentation sets) and DAVIS-2017 / YouTube-VOS, as the paper says",)
@@ -97,19 +102,33 @@ def shipped_weights() -> list[Path]:
     return sorted(SHIPPED.glob("*.safetensors"))
 
 
+def shipped_edges() -> list[Path]:
+    """The weights files of the edge refiners that come with the project."""
+    return sorted(SHIPPED_EDGES.glob("*.safetensors"))
+
+
 def find_weights(name: str | Path) -> Path:
     """The file of a shipped name, or the given path.
 
     Raises:
         WeightsFileError: if there is neither.
     """
-    shipped = SHIPPED / f"{name}.safetensors"
-    if shipped.is_file():
-        return shipped
+    return _find(name, shipped_weights())
+
+
+def find_edges(name: str | Path) -> Path:
+    """The same for an edge refiner."""
+    return _find(name, shipped_edges())
+
+
+def _find(name: str | Path, shipped: list[Path]) -> Path:
+    for one in shipped:
+        if one.stem == str(name):
+            return one
     path = Path(name)
     if path.is_file():
         return path
-    names = ", ".join(p.stem for p in shipped_weights()) or "none"
+    names = ", ".join(p.stem for p in shipped) or "none"
     raise WeightsFileError(f"{name}: no such weights; give a file, or one of the shipped names ({names})")
 
 
@@ -134,6 +153,32 @@ def load_network(name: str | Path = DEFAULT_WEIGHTS) -> tuple[SpaceTimeMemoryNet
         raise WeightsFileError(
             f"{path}: {error}; a newer version of the plug-in may know it: update, or choose other weights"
         ) from None
+    _fill(network, state, manifest, path)
+    return network.eval(), manifest
+
+
+def load_refiner(name: str | Path = DEFAULT_EDGES) -> tuple[EdgeRefiner, Manifest]:
+    """An edge refiner in fp32.
+
+    Raises:
+        WeightsFileError: if the file is not there, is damaged, or is not that of an edge refiner.
+    """
+    from model.network.edges import EdgeRefiner, edge_config
+
+    path = find_edges(name)
+    state, manifest = _read_safetensors(path)
+    try:
+        refiner = EdgeRefiner(edge_config(manifest.architecture))
+    except ValueError as error:
+        raise WeightsFileError(
+            f"{path}: {error}; a newer version of the plug-in may know it: update, or choose other weights"
+        ) from None
+    _fill(refiner, state, manifest, path)
+    return refiner.eval(), manifest
+
+
+def _fill(network: nn.Module, state: Mapping[str, Tensor], manifest: Manifest, path: Path) -> None:
+    """Puts tensors into a network. WeightsFileError where they do not fit or are not numbers."""
     for tensor_name, tensor in state.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise WeightsFileError(
@@ -146,7 +191,11 @@ def load_network(name: str | Path = DEFAULT_WEIGHTS) -> tuple[SpaceTimeMemoryNet
         raise WeightsFileError(
             f"{path}: does not fit {manifest.architecture} ({first}); get the file again, or export it anew"
         ) from None
-    return network.eval(), manifest
+
+
+def read_edges_manifest(name: str | Path = DEFAULT_EDGES) -> Manifest:
+    """The manifest of an edge refiner. WeightsFileError as `load_refiner`."""
+    return _read_safetensors_manifest(find_edges(name))
 
 
 def read_manifest(name: str | Path = DEFAULT_WEIGHTS) -> Manifest:
@@ -160,7 +209,7 @@ def read_manifest(name: str | Path = DEFAULT_WEIGHTS) -> Manifest:
 
 
 def save_network(
-    network: SpaceTimeMemoryNetwork, manifest: Manifest, path: Path, *, half: bool = True
+    network: SpaceTimeMemoryNetwork | EdgeRefiner, manifest: Manifest, path: Path, *, half: bool = True
 ) -> Manifest:
     """Writes a weights file and its manifest beside it (`.json`).
 

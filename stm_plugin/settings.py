@@ -30,6 +30,7 @@ from stm_plugin.windows import Window
 Part = Literal["picture", "memory", "finish", "export", "identity", "machine"]
 KeysInMemory = Literal["own", "span", "all"]
 Precision = Literal["float32", "bfloat16", "float16"]
+Edges = Literal["learned", "guided", "off"]
 Device = Literal["auto", "cuda", "mps", "cpu"]
 MaskMode = Literal["auto", "soft", "labels", "layers"]
 """How a mask file is understood (`stm_plugin.images.mask`)."""
@@ -56,8 +57,16 @@ def _about(part: Part, reason: str) -> dict[str, str]:
 class FinishSettings:
     """How a probability at working size becomes a soft matte at plate resolution."""
 
-    enabled: bool = field(
-        default=True, metadata=_about("finish", "off gives the plain bilinear enlargement, for comparison")
+    edges: Edges = field(
+        default="guided",
+        metadata=_about("finish", "guided follows the plate; off gives the plain bilinear enlargement"),
+    )
+    edge_weights: str = field(
+        default="edges-lite", metadata=_about("finish", "of learned edges: ships with the plug-in")
+    )
+    width: float = field(
+        default=1.0,
+        metadata=_about("finish", "of learned edges: less counts as soft below 1, more above"),
     )
     radius: int = field(
         default=32,
@@ -76,6 +85,8 @@ class FinishSettings:
     )
 
     def __post_init__(self) -> None:
+        _one_of("finish.edges", self.edges, get_args(Edges))
+        _within("finish.width", self.width, 0.25, 4.0)
         _within("finish.radius", self.radius, 1, 64)
         _within("finish.epsilon", self.epsilon, 1e-8, 1.0)
         _within("finish.sharpness", self.sharpness, 1.0, 16.0)

@@ -1,11 +1,11 @@
 """The edge refiner: from a coarse probability to alpha, as the picture has it.
 
-Two small networks of plain convolutions. `WorkingNet` looks at the picture at working size, with the
-probability of the frame and of those before and after it, and gives alpha and how likely each pixel is soft:
-it finds out how wide an edge is, and how soft. `DetailNet` looks at the plate's own pixels along that band,
-and gives what is lost between working size and plate size.
+A guided filter (He, Sun, Tang, 2010) of two window sizes says what alpha would be if it followed the picture's
+colours. A small network of plain convolutions looks at that, at the picture at working size, and at the
+probability of the frame and of those before and after it. It gives alpha (how far the filter is right, and what
+is to be changed besides) and how likely each pixel is soft: how wide an edge is.
 
-No normalisation over a batch or a picture, so a pixel depends on its surroundings alone.
+Nothing is normalised over a batch or a picture, so a pixel depends on its surroundings alone.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-WORKING_INPUTS = 8
+INPUTS = 8
 """R, G, B, probability, that of the frame before, of the frame after, of the other objects, softness of the
 keys."""
-DETAIL_INPUTS = 6
-"""R, G, B, alpha, softness of the pixel, working pixels per plate pixel."""
-WORKING_REACH = 48
+REACH = 48
 """Working pixels around a pixel that its alpha may depend on; what is cut out needs so much of a margin."""
-DETAIL_REACH = 16
-"""The same in plate pixels."""
+FILTERS = (32, 12)
+"""Radii of the guided filters in working pixels, multiples of 4."""
 STRIDE = 8
 """Pictures at working size are padded to multiples of it."""
+_FLAT = 1e-4
+"""Variance of the colours below which a window counts as flat: 1 % of the range, squared."""
 SOFTEST = 16.0
 """Working pixels: a key's ramp that wide, or wider, counts as 1."""
 
@@ -37,17 +37,13 @@ class EdgeConfig:
 
     Args:
         name: the registered name, written into the weights' manifest.
-        channels: of the working network at 1/2, 1/4 and 1/8 of the working size.
+        channels: at 1/2, 1/4 and 1/8 of the working size.
         dilations: of its blocks at 1/8.
-        detail_channels: of the detail network, at 1/2 of the plate's size.
-        detail_blocks: its convolutions between the first and the last.
     """
 
     name: str
     channels: tuple[int, int, int]
     dilations: tuple[int, ...]
-    detail_channels: int
-    detail_blocks: int
 
     def to_dict(self) -> dict[str, object]:
         """As JSON-ready values, for checkpoints and manifests."""
@@ -56,7 +52,7 @@ class EdgeConfig:
 
 EDGE_NETWORKS: dict[str, EdgeConfig] = {
     config.name: config
-    for config in (EdgeConfig("edges-lite", (24, 48, 64), (1, 2, 1), detail_channels=24, detail_blocks=3),)
+    for config in (EdgeConfig("edges-lite", channels=(24, 48, 64), dilations=(1, 2, 1)),)
 }
 
 
@@ -73,16 +69,6 @@ def edge_config(name: str) -> EdgeConfig:
 
 
 class EdgeRefiner(nn.Module):
-    """Both networks of a configuration."""
-
-    def __init__(self, config: EdgeConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.working = WorkingNet(config)
-        self.detail = DetailNet(config)
-
-
-class WorkingNet(nn.Module):
     """Alpha and softness at working size.
 
     The picture is looked at at 1/2 (2 x 2 pixels as channels), 1/4 and 1/8 of its size, and back.
@@ -90,8 +76,9 @@ class WorkingNet(nn.Module):
 
     def __init__(self, config: EdgeConfig) -> None:
         super().__init__()
+        self.config = config
         half, quarter, eighth = config.channels
-        self.stem = nn.Sequential(_conv(4 * WORKING_INPUTS, half), nn.ReLU(), _conv(half, half), nn.ReLU())
+        self.stem = nn.Sequential(_conv(4 * (INPUTS + len(FILTERS)), half), nn.ReLU(), _conv(half, half), nn.ReLU())
         self.down_quarter = nn.Sequential(
             _conv(half, quarter, stride=2), nn.ReLU(), _conv(quarter, quarter), nn.ReLU()
         )
@@ -101,7 +88,7 @@ class WorkingNet(nn.Module):
         self.at_quarter = _Block(quarter, 1)
         self.up_half = nn.Conv2d(quarter, half, 1)
         self.at_half = _Block(half, 1)
-        self.predict = _conv(half, 8)
+        self.predict = _conv(half, 12)
         nn.init.zeros_(self.predict.weight)
         assert self.predict.bias is not None
         nn.init.zeros_(self.predict.bias)
@@ -110,41 +97,69 @@ class WorkingNet(nn.Module):
         """One step.
 
         Args:
-            inputs: (B, WORKING_INPUTS, h, w) in [0, 1]; h and w are multiples of STRIDE.
+            inputs: (B, INPUTS, h, w) in [0, 1]; h and w are multiples of STRIDE.
 
         Returns:
             alpha (B, h, w), not yet cut off at 0 and 1, and the softness (B, h, w) as a logit.
         """
-        half = self.stem(F.pixel_unshuffle(inputs - 0.5, 2))  # (B, c, h/2, w/2)
+        picture, own = inputs[:, :3].float(), inputs[:, 3].float()
+        filtered = [guided(picture, own, radius) for radius in FILTERS]
+        known = torch.cat([inputs, torch.stack(filtered, 1)], 1)  # (B, INPUTS + 2, h, w)
+        half = self.stem(F.pixel_unshuffle(known - 0.5, 2))  # (B, c, h/2, w/2)
         quarter = self.down_quarter(half)
         x = self.down_eighth(quarter)
         for block in self.blocks:
             x = block(x)
         x = self.at_quarter(torch.relu(quarter + _doubled(self.up_quarter(x))))
         x = self.at_half(torch.relu(half + _doubled(self.up_half(x))))
-        change, soft = F.pixel_shuffle(self.predict(x), 2).unbind(1)  # (B, 2, h, w)
-        return inputs[:, 3] + change, soft
+        change, soft, trust = F.pixel_shuffle(self.predict(x), 2).unbind(1)  # (B, 3, h, w)
+        return own + trust.sigmoid() * (filtered[0] - own) + change, soft
 
 
-class DetailNet(nn.Module):
-    """Alpha at plate size, along the band."""
+def guided(picture: Tensor, values: Tensor, radius: int) -> Tensor:
+    """The guided filter: the values of a picture's pixels by the local linear model of its colours.
 
-    def __init__(self, config: EdgeConfig) -> None:
-        super().__init__()
-        width = config.detail_channels
-        layers: list[nn.Module] = [_conv(4 * DETAIL_INPUTS, width), nn.ReLU()]
-        for _ in range(config.detail_blocks):
-            layers += [_conv(width, width), nn.ReLU()]
-        last = _conv(width, 4)
-        nn.init.zeros_(last.weight)
-        assert last.bias is not None
-        nn.init.zeros_(last.bias)
-        self.layers = nn.Sequential(*layers, last)
+    The model is fitted at a quarter of the size (Fast Guided Filter, 2015).
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """inputs (B, DETAIL_INPUTS, H, W) in [0, 1], H and W even -> alpha (B, H, W), not cut off."""
-        change: Tensor = F.pixel_shuffle(self.layers(F.pixel_unshuffle(inputs - 0.5, 2)), 2)[:, 0]
-        return inputs[:, 3] + change
+    Args:
+        picture: (B, 3, h, w) in [0, 1]; values: (B, h, w) in [0, 1]; h and w are multiples of 4.
+        radius: of the square windows in pixels, a multiple of 4.
+
+    Returns:
+        (B, h, w) in [0, 1].
+    """
+    with torch.autocast(picture.device.type, enabled=False):
+        r, g, b = picture.unbind(1)
+        products = (r * r, r * g, r * b, g * g, g * b, b * b, r * values, g * values, b * values)
+        means = _window_means(F.avg_pool2d(torch.stack([r, g, b, values, *products], 1), 4), radius // 4)
+        slopes = _window_means(_fitted(means), radius // 4)  # (B, 4, h/4, w/4)
+        slopes = F.interpolate(slopes, scale_factor=4, mode="bilinear", align_corners=False)
+        return ((slopes[:, :3] * picture).sum(1) + slopes[:, 3]).clamp(0, 1)
+
+
+def _fitted(means: Tensor) -> Tensor:
+    """(B, 4, h, w): slopes and offset of the least squares, from the 13 means (B, 13, h, w)."""
+    r, g, b, v = means[:, :4].unbind(1)
+    rr, rg, rb = means[:, 4] - r * r + _FLAT, means[:, 5] - r * g, means[:, 6] - r * b
+    gg, gb, bb = means[:, 7] - g * g + _FLAT, means[:, 8] - g * b, means[:, 9] - b * b + _FLAT
+    rv, gv, bv = means[:, 10] - r * v, means[:, 11] - g * v, means[:, 12] - b * v
+    # slope = inverse(covariance matrix) . covariance, by cofactors
+    i_rr, i_rg, i_rb = gg * bb - gb * gb, gb * rb - rg * bb, rg * gb - gg * rb
+    i_gg, i_gb, i_bb = rr * bb - rb * rb, rb * rg - rr * gb, rr * gg - rg * rg
+    scale = 1 / (rr * i_rr + rg * i_rg + rb * i_rb).clamp_min(_FLAT**3)
+    slopes = (
+        (i_rr * rv + i_rg * gv + i_rb * bv) * scale,
+        (i_rg * rv + i_gg * gv + i_gb * bv) * scale,
+        (i_rb * rv + i_gb * gv + i_bb * bv) * scale,
+    )
+    return torch.stack([*slopes, v - slopes[0] * r - slopes[1] * g - slopes[2] * b], 1)
+
+
+def _window_means(values: Tensor, radius: int) -> Tensor:
+    """Means over square windows, cut off at the border, (B, C, h, w)."""
+    side = 2 * radius + 1
+    across = F.avg_pool2d(values, (1, side), 1, (0, radius), count_include_pad=False)
+    return F.avg_pool2d(across, (side, 1), 1, (radius, 0), count_include_pad=False)
 
 
 class _Block(nn.Module):

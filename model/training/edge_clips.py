@@ -116,27 +116,32 @@ def make_clip(seed: int, pictures: Sequence[Path] = ()) -> EdgeClip:
 
 
 def _fur(rng: np.random.Generator, textures: _Textures) -> _Layer:
-    """A body with strands along its outline: short dense fur to long thin hair."""
+    """A body with strands along its outline and on it: short dense fur to long thin hair."""
     outline = _outline(rng, rough=0.2)
-    alpha = _filled(outline, soft=rng.uniform(0, 3))
-    length, count = rng.uniform(12, 90), int(rng.uniform(500, 5000))
-    width_small = rng.random() < 0.6
-    shades = 6
+    length, count = rng.uniform(12, 90), int(10 ** rng.uniform(2.7, 4.1))
+    alpha = _filled(outline, soft=rng.uniform(0, 3) if rng.random() < 0.5 else rng.uniform(0, 0.3 * length))
     strands = _strands(rng, outline, count, length)
-    colour = textures.colour()
+    shades, thin = 6, rng.random() < 0.6
+    strength = int(rng.uniform(90, 255)) if thin else 255
     tint = rng.uniform(0.5, 1.6, shades)
-    drawn = np.zeros_like(alpha, dtype=np.uint8)
+    drawn = np.zeros(alpha.shape, np.uint8)
     shade = np.full(alpha.shape, 127, np.uint8)
-    strength = int(rng.uniform(90, 255)) if width_small else 255
+    if rng.random() < 0.7:  # the body is as hairy as its outline, so that no seam shows between them
+        middle = outline.mean(0)
+        for size in rng.uniform(0.2, 0.95, 5):
+            inner = _strands(rng, ((outline - middle) * size + middle).astype(np.float32), count // 4, length)
+            for index in range(shades):
+                cv2.polylines(
+                    shade, inner[index::shades], False, int(80 * tint[index]), 1, cv2.LINE_AA, shift=3
+                )
     for index in range(shades):
         some = strands[index::shades]
-        thickness = 1 if width_small or index % 2 else 2
+        thickness = 1 if thin or index % 2 else 2
         cv2.polylines(drawn, some, False, strength, thickness, cv2.LINE_AA, shift=3)
         cv2.polylines(shade, some, False, int(80 * tint[index]), thickness, cv2.LINE_AA, shift=3)
     bare: FloatArray = np.float32(1) - drawn.astype(np.float32) / np.float32(255)
     alpha = np.float32(1) - (np.float32(1) - alpha) * bare
-    colour = colour * (shade.astype(np.float32) / np.float32(127))[..., None]
-    return _Layer(alpha, colour)
+    return _Layer(alpha, textures.colour() * (shade.astype(np.float32) / np.float32(127))[..., None])
 
 
 def _strands(

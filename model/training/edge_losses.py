@@ -14,10 +14,10 @@ _ELSEWHERE = 0.15
 """How much other pixels count."""
 
 
-def working_loss(
+def edge_loss(
     alpha: Tensor, soft: Tensor, truth: Tensor, coarse: Tensor
 ) -> tuple[Tensor, dict[str, float]]:
-    """The loss of `WorkingNet`.
+    """The loss of the refiner.
 
     Args:
         alpha, soft: (B, 2, h, w): what it gave for pairs of frames, `soft` as a logit.

@@ -23,8 +23,6 @@ from model.training.edge_pool import PooledClip, read_pooled
 
 CROP = 128
 """Side of a sample in working pixels."""
-PATCH = 96
-"""Side of a sample in plate pixels."""
 _CLIPS_HELD = 900
 """In memory, about 6 MB each."""
 _MOST_BENT = 8.0
@@ -36,19 +34,12 @@ class EdgeSample:
     """Two neighbouring frames of a clip, (2, ...).
 
     Attributes:
-        inputs: (2, 8, c, c), for `WorkingNet`.
+        inputs: (2, 8, c, c), for the refiner.
         alpha: (2, c, c), at working size.
-        plate: (2, 3, P, P), a part of the plate.
-        plate_alpha: (2, P, P).
-        corner: x and y of that part in the crop, in working pixels; scale: plate pixels per working pixel.
     """
 
     inputs: Tensor
     alpha: Tensor
-    plate: Tensor
-    plate_alpha: Tensor
-    corner: tuple[float, float]
-    scale: float
 
 
 def make_sample(pool: Sequence[Path], seed: int, index: int) -> EdgeSample:
@@ -60,30 +51,16 @@ def make_sample(pool: Sequence[Path], seed: int, index: int) -> EdgeSample:
     coarse = _worsened(clip.coarse, first, rng)[..., y : y + CROP, x : x + CROP]
     softness = _known_softness(clip, rng)
     turn = int(rng.integers(8))
-    inputs, alphas, plates, plate_alphas = [], [], [], []
-    top, left = (int(rng.integers(0, round(CROP * clip.scale) - PATCH + 1)) for _ in range(2))
-    if rng.random() < 0.8:
-        top, left = _where_soft(clip, first, (y, x), (top, left))
+    inputs, alphas = [], []
     codes = np.arange(256, dtype=np.float32) / np.float32(255)
     exposure = np.clip(codes * rng.uniform(0.7, 1.25), 0, 1) ** np.float32(rng.uniform(0.8, 1.25))
     for frame in (first, first + 1):
-        plate, alpha = _cut(clip, frame, y, x, exposure)
-        small, small_alpha = (_resized(one) for one in (plate, alpha))
+        plate, alpha = (_resized(one) for one in _cut(clip, frame, y, x, exposure))
         masks = _masks(coarse, frame, rng)
         constant = np.full((1, CROP, CROP), softness, np.float32)
-        inputs.append(_turned(np.concatenate([small.transpose(2, 0, 1), masks, constant]), turn))
-        alphas.append(_turned(small_alpha, turn))
-        part = np.s_[top : top + PATCH, left : left + PATCH]
-        plates.append(plate[part].transpose(2, 0, 1))
-        plate_alphas.append(alpha[part])
-    scale = clip.scale
-    whole = [torch.from_numpy(np.stack(one)) for one in (inputs, alphas)]
-    # The part of the plate is turned with the crop when it is used: see `turned_back`.
-    parts = [
-        torch.from_numpy(np.stack([_turned(one, turn) for one in some])) for some in (plates, plate_alphas)
-    ]
-    corner = _turned_corner(left / scale, top / scale, PATCH / scale, turn)
-    return EdgeSample(whole[0], whole[1], parts[0], parts[1], corner, scale)
+        inputs.append(_turned(np.concatenate([plate.transpose(2, 0, 1), masks, constant]), turn))
+        alphas.append(_turned(alpha, turn))
+    return EdgeSample(*(torch.from_numpy(np.stack(one)) for one in (inputs, alphas)))
 
 
 @lru_cache(maxsize=_CLIPS_HELD)
@@ -105,19 +82,6 @@ def _corner(clip: PooledClip, frame: int, rng: np.random.Generator) -> tuple[int
     return int(top), int(left)
 
 
-def _where_soft(
-    clip: PooledClip, frame: int, corner: tuple[int, int], else_: tuple[int, int]
-) -> tuple[int, int]:
-    """Top and left, in the plate's crop, of a part around a soft pixel."""
-    alpha = _part(clip.alpha[frame], clip.scale, *corner)
-    there = np.flatnonzero((alpha > 12) & (alpha < 243))
-    if not there.size:
-        return else_
-    place = divmod(int(there[(else_[0] * 7919 + else_[1]) % there.size]), alpha.shape[1])
-    most = alpha.shape[0] - PATCH
-    return min(max(place[0] - PATCH // 2, 0), most), min(max(place[1] - PATCH // 2, 0), most)
-
-
 def _known_softness(clip: PooledClip, rng: np.random.Generator) -> float:
     """Of the key as it was given, or of a key that is cut at a half."""
     key = clip.coarse[0, 0].astype(np.float32) / np.float32(65535)
@@ -134,6 +98,12 @@ def _worsened(coarse: npt.NDArray[np.uint16], first: int, rng: np.random.Generat
         cells = int(rng.integers(12, 40))
         for frame in range(max(1, first - 1), min(FRAMES, first + 3)):
             _bend(changed[frame], amount, cells, rng)
+    if rng.random() < 0.35:  # all of it too large or too small
+        amount = int(rng.integers(1, round(_MOST_BENT) + 1))
+        disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * amount + 1, 2 * amount + 1))
+        change = cv2.dilate if rng.random() < 0.6 else cv2.erode
+        for frame in range(max(1, first - 1), min(FRAMES, first + 3)):
+            changed[frame, 0] = change(changed[frame, 0], disc)
     if rng.random() < 0.2:
         steepness = rng.uniform(1.5, 6)
         changed[1:] = np.clip((changed[1:] - 0.5) * steepness + 0.5, 0, 1)
@@ -214,12 +184,3 @@ def _turned(values: FloatArray, turn: int) -> FloatArray:
     if turn & 4:
         values = values.swapaxes(-1, -2)
     return np.ascontiguousarray(values)
-
-
-def _turned_corner(x: float, y: float, side: float, turn: int) -> tuple[float, float]:
-    """Where the corner of a square part lies after `_turned`."""
-    if turn & 1:
-        x = CROP - x - side
-    if turn & 2:
-        y = CROP - y - side
-    return (y, x) if turn & 4 else (x, y)

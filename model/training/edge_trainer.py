@@ -1,4 +1,4 @@
-"""Training of the edge refiner: first the working network, then the detail network behind it.
+"""Training of the edge refiner.
 
 A step's samples depend on seed and step alone, and a checkpoint holds the optimiser, so a run that was
 stopped goes on as if it had not been.
@@ -12,17 +12,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from model.network.edges import EdgeRefiner, edge_config
-from model.training.edge_losses import alpha_parts, soft_pixels, working_loss
-from model.training.edge_samples import CROP, PATCH, EdgeSample, make_sample
-
-Part = Literal["working", "detail"]
+from model.training.edge_losses import edge_loss
+from model.training.edge_samples import CROP, EdgeSample, make_sample
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
@@ -33,13 +29,11 @@ class EdgeTraining:
     """Options of a run.
 
     Args:
-        part: what is trained; the other part stays as it is.
         batch: pairs of frames a step.
         rate: highest learning rate; it rises over `warmup` steps, then falls as a cosine.
     """
 
     architecture: str = "edges-lite"
-    part: Part = "working"
     steps: int = 8000
     batch: int = 6
     rate: float = 1e-3
@@ -57,9 +51,8 @@ class EdgeTrainer:
         self.folder, self.options, self._pool = folder, options, pool
         torch.manual_seed(options.seed)
         self.refiner = EdgeRefiner(edge_config(options.architecture)).to(memory_format=torch.channels_last)
-        trained = self.refiner.working if options.part == "working" else self.refiner.detail
         self.optimiser = torch.optim.AdamW(
-            trained.parameters(), lr=options.rate, weight_decay=options.weight_decay, betas=(0.9, 0.98)
+            self.refiner.parameters(), lr=options.rate, weight_decay=options.weight_decay, betas=(0.9, 0.98)
         )
         self.step = 0
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,10 +60,9 @@ class EdgeTrainer:
             self._restore(folder / CHECKPOINT)
 
     def start_from(self, checkpoint: Path) -> None:
-        """Take the weights of another run, not its optimiser. Does nothing once a run is under way."""
+        """Take the weights of another run's checkpoint. Does nothing once this run is under way."""
         if self.step == 0:
-            state = torch.load(checkpoint, weights_only=True)
-            self.refiner.load_state_dict(state["refiner"])
+            self.refiner.load_state_dict(torch.load(checkpoint, weights_only=True)["refiner"])
 
     def run(self, on_step: Callable[[int, dict[str, float]], None] = lambda step, parts: None) -> None:
         """Train up to the last step."""
@@ -108,15 +100,10 @@ class EdgeTrainer:
             group["lr"] = rate_at(self.step, options)
         first = self.step * options.batch
         samples = [make_sample(pool, options.seed, first + number) for number in range(options.batch)]
-        loss, parts = (
-            working_step(self.refiner, samples)
-            if options.part == "working"
-            else detail_step(self.refiner, samples)
-        )
+        loss, parts = training_loss(self.refiner, samples)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        trained = [one for group in self.optimiser.param_groups for one in group["params"]]
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        torch.nn.utils.clip_grad_norm_(self.refiner.parameters(), 1.0)
         self.optimiser.step()
         return {"loss": float(loss.detach()), **parts}
 
@@ -139,52 +126,11 @@ def rate_at(step: int, options: EdgeTraining) -> float:
     return options.rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
 
 
-def working_step(refiner: EdgeRefiner, samples: Sequence[EdgeSample]) -> tuple[Tensor, dict[str, float]]:
-    """The loss of the working network, and its parts."""
+def training_loss(refiner: EdgeRefiner, samples: Sequence[EdgeSample]) -> tuple[Tensor, dict[str, float]]:
+    """The loss of some samples, and its parts."""
     inputs = torch.cat([one.inputs for one in samples])  # (2 B, 8, c, c)
-    alpha, soft = _at_working_size(refiner, inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        alpha, soft = refiner(inputs.contiguous(memory_format=torch.channels_last))
     shape = (len(samples), 2, CROP, CROP)
     truth = torch.stack([one.alpha for one in samples])
-    return working_loss(alpha.view(shape), soft.view(shape), truth, inputs[:, 3].view(shape))
-
-
-def detail_step(refiner: EdgeRefiner, samples: Sequence[EdgeSample]) -> tuple[Tensor, dict[str, float]]:
-    """The loss of the detail network behind the working network, and its parts."""
-    with torch.no_grad():
-        alpha, soft = _at_working_size(refiner, torch.cat([one.inputs for one in samples]))
-        coarse = torch.stack([alpha.clamp(0, 1), soft.sigmoid()], 1)  # (2 B, 2, c, c)
-        inputs = torch.cat([detail_inputs(one, coarse[2 * i : 2 * i + 2]) for i, one in enumerate(samples)])
-    inputs = inputs.contiguous(memory_format=torch.channels_last)
-    with torch.autocast("cpu", torch.bfloat16):
-        given = refiner.detail(inputs)
-    shape = (len(samples), 2, PATCH, PATCH)
-    truth = torch.stack([one.plate_alpha for one in samples])
-    given = given.float().view(shape)
-    cut = given.clamp(0, 1)
-    weight = 0.1 + 0.9 * F.max_pool2d(soft_pixels(truth), 7, 1, 3)
-    inner = (..., slice(8, -8), slice(8, -8))
-    parts = alpha_parts((cut + 0.02 * (given - cut))[inner], truth[inner], weight[inner])
-    before = (inputs[:, 3].reshape(shape) - truth)[inner].square().mean() * 1000
-    after = (cut - truth)[inner].square().mean().detach() * 1000
-    values = {name: float(one.detach()) for name, one in parts.items()}
-    return sum(parts.values(), start=torch.zeros(())), {
-        **values,
-        "before": float(before),
-        "mse": float(after),
-    }
-
-
-def detail_inputs(sample: EdgeSample, coarse: Tensor) -> Tensor:
-    """(2, 6, P, P): the plate, and what the working network gave (2, 2, c, c), enlarged; and the scale."""
-    scale = sample.scale
-    step = (torch.arange(PATCH) + 0.5) / scale
-    x, y = (sample.corner[0] + step) / CROP * 2 - 1, (sample.corner[1] + step) / CROP * 2 - 1
-    grid = torch.stack([x.expand(PATCH, PATCH), y[:, None].expand(PATCH, PATCH)], -1).expand(2, -1, -1, -1)
-    enlarged = F.grid_sample(coarse, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return torch.cat([sample.plate, enlarged, torch.full((2, 1, PATCH, PATCH), min(1.0, 1 / scale))], 1)
-
-
-def _at_working_size(refiner: EdgeRefiner, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    with torch.autocast("cpu", torch.bfloat16):
-        alpha, soft = refiner.working(inputs.contiguous(memory_format=torch.channels_last))
-    return alpha.float(), soft.float()
+    return edge_loss(alpha.float().view(shape), soft.float().view(shape), truth, inputs[:, 3].view(shape))

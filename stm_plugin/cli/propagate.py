@@ -24,7 +24,7 @@ from stm_plugin.propagation.events import (
     PlateChanged,
 )
 from stm_plugin.propagation.events import Progress as StepDone
-from stm_plugin.settings import FinishSettings, KeysInMemory, MaskMode, Precision, Settings
+from stm_plugin.settings import Edges, FinishSettings, KeysInMemory, MaskMode, Precision, Settings
 from stm_plugin.windows import Window
 
 if TYPE_CHECKING:  # what computes is imported where it is called: help and completion must not wait for it
@@ -80,7 +80,12 @@ def propagate(
     adapt: Annotated[
         bool, typer.Option("--adapt", help="Let the network learn from the keys first (`stm adapt`).")
     ] = False,
-    finish: Annotated[bool, typer.Option(help="Edges at plate resolution.")] = True,
+    edges: Annotated[
+        Edges, typer.Option(help="learned: soft as the plate is; guided: by a filter; off: enlarged.")
+    ] = FinishSettings.edges,
+    edge_width: Annotated[
+        float, typer.Option(help="Of learned edges: below 1 narrower, above 1 wider.")
+    ] = FinishSettings.width,
     overlay: Annotated[
         str | None,
         typer.Option(
@@ -108,7 +113,7 @@ def propagate(
         weights=weights,
         colour_space=colour_space,
         ocio_config=ocio,
-        finish=FinishSettings(enabled=finish),
+        finish=FinishSettings(edges=edges, width=edge_width),
         channel=channel,
         cryptomatte=cryptomatte,
         device=device,  # type: ignore[arg-type]  # checked by Settings, which also knows cuda:N

@@ -10,21 +10,23 @@ too: its colours are asked for pixel by pixel. Elsewhere the matte is exactly 0 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from stm_plugin.images.working_picture import (
-    WorkingGeometry,
-    inside_region,
-    to_plate,
-    to_working_points,
+from stm_plugin.finishing.band import (
+    Guide,
+    Places,
+    box_around,
+    dilated,
+    plate_pixels,
+    steeper,
+    unsure_pixels,
+    working_points,
 )
+from stm_plugin.images.working_picture import WorkingGeometry, inside_region, to_plate
 from stm_plugin.settings import FinishSettings
-from stm_plugin.windows import FloatArray, Window
+from stm_plugin.windows import FloatArray
 
 VERSION = 2
 """Enters the address of every matte; raise it when the same probabilities give another matte."""
@@ -39,24 +41,6 @@ _REACH = 2
 _POINTS_ABREAST = 1024
 """OpenCV looks up points that are laid out as a picture; this is its width."""
 
-Places = npt.NDArray[np.intp]
-"""Pixels of a picture as places in its flat array, (N,)."""
-
-
-@dataclass(frozen=True)
-class Guide:
-    """What the edges of a matte follow: one frame in display-referred sRGB.
-
-    Attributes:
-        working: (3, h, w), the working picture.
-        colours: gives the plate's colours (N, 3) at places of `window`.
-        window: the frame's data window.
-    """
-
-    working: FloatArray
-    colours: Callable[[Places], FloatArray]
-    window: Window
-
 
 def finish(
     probability: FloatArray, guide: Guide, geometry: WorkingGeometry, settings: FinishSettings
@@ -69,26 +53,40 @@ def finish(
     Returns:
         float32 (H, W) in [0, 1]: exactly 0 or 1 where the network is sure, 0 outside the region.
     """
-    clean = _steeper(probability, 1.0, settings.sure)
+    clean = steeper(probability, 1.0, settings.sure)
+    if settings.edges == "off":
+        return inside_region(to_plate(clean, guide.window, geometry), guide.window, geometry)
+    return follow_plate(clean, guide, geometry, settings)
+
+
+def follow_plate(
+    clean: FloatArray, guide: Guide, geometry: WorkingGeometry, settings: FinishSettings
+) -> FloatArray:
+    """Values (h, w) at working size, enlarged to (H, W) along the edges of the plate: the guided filter itself.
+
+    Args:
+        clean: in [0, 1]; exactly 0 or 1 where it is sure.
+        settings: radius, epsilon, sharpness and sure count.
+    """
     matte = to_plate(clean, guide.window, geometry)
-    unsure = _unsure(clean) if settings.enabled else None
-    if unsure is not None and unsure.any():
+    unsure = unsure_pixels(clean)
+    if unsure.any():
         reach = _REACH * settings.radius + 1
-        rows, columns = _plate_pixels(_dilated(unsure, reach), guide.window, geometry)
-        box = _box_around(unsure, reach + 4 * settings.radius)  # windows, means, detail, the trust in it
-        band = _dilated(unsure, reach + settings.radius)[box]
+        rows, columns = plate_pixels(dilated(unsure, reach), guide.window, geometry)
+        box = box_around(unsure, reach + 4 * settings.radius)  # windows, means, detail, the trust in it
+        band = dilated(unsure, reach + settings.radius)[box]
         model, trust = trusted_model(
             guide.working[:, *box], clean[box], band, settings.radius, settings.epsilon
         )
         flat = matte.reshape(-1)
         places = rows * guide.window.width + columns
-        x, y = _working_points(rows, columns, guide.window, geometry)
+        x, y = working_points(rows, columns, guide.window, geometry)
         x, y = x - box[1].start, y - box[0].start
         refined, shares = flat[places], _looked_up(trust, x, y)
         some = np.flatnonzero(shares)  # where the model has a say
         colours = guide.colours(places[some])
         refined[some] = _refined(refined[some], _looked_up(model, x[some], y[some]), shares[some], colours)
-        flat[places] = _steeper(refined, settings.sharpness, settings.sure)
+        flat[places] = steeper(refined, settings.sharpness, settings.sure)
     return inside_region(matte, guide.window, geometry)
 
 
@@ -200,62 +198,3 @@ def _mean(values: FloatArray, radius: int) -> FloatArray:
     side = (2 * radius + 1, 2 * radius + 1)
     means = cv2.boxFilter(np.ascontiguousarray(values), cv2.CV_32F, side, borderType=cv2.BORDER_REFLECT)
     return np.asarray(means, dtype=np.float32)
-
-
-def _steeper(values: FloatArray, sharpness: float, sure: float) -> FloatArray:
-    """Contrast around 0.5; what is within `sure` of 0 or 1 becomes exactly 0 or 1."""
-    stretch = np.float32(sharpness / (1.0 - 2.0 * sure))
-    steep: FloatArray = values * stretch
-    steep += np.float32(0.5) - np.float32(0.5) * stretch
-    return np.clip(steep, 0.0, 1.0, out=steep)
-
-
-def _unsure(clean: FloatArray) -> npt.NDArray[np.uint8]:
-    """(h, w): 1 where a working pixel is not exactly as its neighbours are, else 0."""
-    gradient = cv2.morphologyEx(clean, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
-    return (np.asarray(gradient) > 0).view(np.uint8)
-
-
-def _dilated(band: npt.NDArray[np.uint8], reach: int) -> npt.NDArray[np.uint8]:
-    """A band (h, w), wider by some pixels on either side."""
-    return np.asarray(cv2.dilate(band, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)), dtype=np.uint8)
-
-
-def _box_around(band: npt.NDArray[np.uint8], spare: int) -> tuple[slice, slice]:
-    """Rows and columns that hold a band, with some to spare."""
-    left, top, width, height = cv2.boundingRect(band)
-    rows = slice(max(0, top - spare), min(band.shape[0], top + height + spare))
-    columns = slice(max(0, left - spare), min(band.shape[1], left + width + spare))
-    return rows, columns
-
-
-def _plate_pixels(
-    band: npt.NDArray[np.uint8], window: Window, geometry: WorkingGeometry
-) -> tuple[Places, Places]:
-    """The plate pixels that lie on a band of working pixels: rows and columns (N,) in `window`."""
-    left, top, width, height = cv2.boundingRect(band)
-    target = window.intersection(_on_plate(left, top, width, height, geometry))
-    if target is None:
-        return np.zeros(0, np.intp), np.zeros(0, np.intp)
-    rows = (np.arange(target.y, target.bottom) - geometry.region.y + 0.5) / geometry.scale_y
-    columns = (np.arange(target.x, target.right) - geometry.region.x + 0.5) / geometry.scale_x
-    lines = band.take(rows.astype(np.intp), axis=0, mode="clip")
-    found = cv2.findNonZero(lines.take(columns.astype(np.intp), axis=1, mode="clip"))
-    x, y = np.zeros((2, 0), np.intp) if found is None else found.reshape(-1, 2).T.astype(np.intp)
-    return y + (target.y - window.y), x + (target.x - window.x)
-
-
-def _working_points(
-    rows: Places, columns: Places, window: Window, geometry: WorkingGeometry
-) -> tuple[FloatArray, FloatArray]:
-    """Where plate pixels lie in the working picture: x and y (N,), pixel centres at whole numbers."""
-    across, _ = to_working_points(np.arange(window.width), np.zeros(1), window, geometry)
-    _, down = to_working_points(np.zeros(1), np.arange(window.height), window, geometry)
-    return across[columns], down[rows]
-
-
-def _on_plate(left: int, top: int, width: int, height: int, geometry: WorkingGeometry) -> Window:
-    """The plate pixels whose centres lie in a box of working pixels."""
-    x, y = round(left * geometry.scale_x), round(top * geometry.scale_y)
-    right, bottom = round((left + width) * geometry.scale_x), round((top + height) * geometry.scale_y)
-    return Window(geometry.region.x + x, geometry.region.y + y, right - x, bottom - y)

@@ -8,10 +8,20 @@ from pathlib import Path
 
 import torch
 
+from model.inference.edges import FastRefiner
 from model.inference.fast_network import FastNetwork, Precision
 from model.network.stm import SpaceTimeMemoryNetwork
 from model.training.adapt import with_adaptation
-from model.weights_file import Manifest, WeightsFileError, find_weights, load_network, read_manifest
+from model.weights_file import (
+    Manifest,
+    WeightsFileError,
+    find_edges,
+    find_weights,
+    load_network,
+    load_refiner,
+    read_edges_manifest,
+    read_manifest,
+)
 from stm_plugin.errors import WeightsError
 from stm_plugin.propagation.adaptation import read_adaptation
 from stm_plugin.propagation.memory_forecast import device_errors
@@ -56,6 +66,34 @@ def ready_network(
         raise _weights_error(name, error) from error
 
 
+def refiner_manifest(name: str) -> Manifest:
+    """What the weights file of an edge refiner says of itself.
+
+    Raises:
+        WeightsError: it is not there or cannot be used.
+    """
+    try:
+        path = find_edges(name).resolve()
+        return _refiner_manifest(str(path), path.stat().st_mtime_ns)
+    except (WeightsFileError, OSError) as error:
+        raise _weights_error(name, error) from error
+
+
+def ready_refiner(name: str, device: str) -> FastRefiner:
+    """The edge refiner of a weights file on a device.
+
+    Raises:
+        WeightsError: the file is not there or cannot be used.
+        DeviceError: the device does not take it.
+    """
+    try:
+        path = find_edges(name).resolve()
+        with _loading:
+            return _refiner(str(path), path.stat().st_mtime_ns, device)
+    except (WeightsFileError, OSError) as error:
+        raise _weights_error(name, error) from error
+
+
 def exact_results(device: str) -> None:
     """Sets a device up so that a resumed run gives the bytes of an undisturbed one, and fp32 is fp32."""
     if device.startswith("cuda"):
@@ -80,6 +118,19 @@ def base_network(name: str) -> SpaceTimeMemoryNetwork:
 @lru_cache(maxsize=16)
 def _manifest(path: str, changed: int) -> Manifest:
     return read_manifest(path)
+
+
+@lru_cache(maxsize=16)
+def _refiner_manifest(path: str, changed: int) -> Manifest:
+    return read_edges_manifest(path)
+
+
+@lru_cache(maxsize=_NETWORKS_HELD)
+def _refiner(path: str, changed: int, device: str) -> FastRefiner:
+    refiner, _ = load_refiner(path)
+    exact_results(device)
+    with device_errors(device):
+        return FastRefiner(refiner, device)
 
 
 @lru_cache(maxsize=_NETWORKS_HELD)

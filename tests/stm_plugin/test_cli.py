@@ -208,7 +208,7 @@ def test_the_artists_loop_in_a_terminal(make_plate: PlateMaker, tmp_path: Path, 
     plate = make_plate(frames=FRAMES)
     masks = {frame: tmp_path / f"plate.mask.{frame}.png" for frame in FRAMES}
     shot = tmp_path / "hero"
-    made = stm("shot", "new", shot, plate, "--set", "working_size=48", "--set", "finish.enabled=false")
+    made = stm("shot", "new", shot, plate, "--set", "working_size=48", "--set", "finish.edges=off")
     assert made.code == 0 and "frames 1001-1004" in made.out, made.err
     added = stm("shot", "key", "add", shot, 1001, masks[1001], "--object", "disc")
     assert added.code == 0 and "frames 1002-1004 will be computed" in added.out, added.err

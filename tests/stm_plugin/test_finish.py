@@ -134,5 +134,5 @@ def test_finishing_follows_the_data_window_and_the_region() -> None:
 
 def test_finishing_can_be_turned_off() -> None:
     probability, guide, geometry = prepared(soft_disc(2.0))
-    plain = finish(probability, guide, geometry, replace(SETTINGS, enabled=False, sure=0.0))
+    plain = finish(probability, guide, geometry, replace(SETTINGS, edges="off", sure=0.0))
     assert np.allclose(plain, to_plate(probability, WINDOW, geometry), atol=1e-6)

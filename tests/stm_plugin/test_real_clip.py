@@ -20,7 +20,7 @@ from stm_plugin.store.description import PlateDescription
 from stm_plugin.windows import FloatArray
 
 FIRST, LAST = 10, 18
-SETTINGS = Settings(working_size=240, memory_rule="every:3", finish=FinishSettings(enabled=False, sure=0.0))
+SETTINGS = Settings(working_size=240, memory_rule="every:3", finish=FinishSettings(edges="off", sure=0.0))
 
 
 class Clip:

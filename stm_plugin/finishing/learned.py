@@ -1,0 +1,129 @@
+"""Learned edges: a soft matte from a coarse probability, by the edge refiner (`model.network.edges`).
+
+The refiner looks at the working picture around everything that is unsure, on this frame or beside it, and gives
+alpha and where it is soft. A guided filter of a small window then takes alpha to the plate's own pixels along that
+band. Elsewhere the matte is exactly 0 or 1. All that goes in is stored, so any frame can be finished by itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from model.inference.edges import FastRefiner
+from model.network.edges import INPUTS, REACH, STRIDE
+from stm_plugin.finishing.band import Guide, dilated, steeper, unsure_pixels
+from stm_plugin.finishing.guided import follow_plate
+from stm_plugin.images.working_picture import WorkingGeometry, inside_region, to_plate
+from stm_plugin.settings import FinishSettings
+from stm_plugin.windows import FloatArray
+
+VERSION = 1
+"""Enters the address of every learned matte; raise it when the same evidence gives another matte."""
+
+_LOOKED_AT = 24
+"""Working pixels around unsure ones that may be soft, at a width of 1."""
+_LEAST_SOFT = 0.05
+"""Softness below which an edge is made hard, at a width of 1."""
+_HARDEST = 6.0
+"""How much steeper an edge becomes that is not soft at all."""
+_DETAIL_RADIUS = 2
+"""Working pixels: the window in which alpha is taken to follow the plate's colours."""
+
+ByteArray = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class EdgeEvidence:
+    """What is known of one object on one frame; pictures (h, w) at working size, in [0, 1].
+
+    Attributes:
+        probability: of the object.
+        before, after: of the object on the neighbouring frames; `probability` where nothing is known.
+        others: of all other objects together.
+        key_softness: of the keys that it comes from (`model.network.edges.softness_of`).
+    """
+
+    probability: FloatArray
+    before: FloatArray
+    after: FloatArray
+    others: FloatArray
+    key_softness: float
+
+
+def finish_learned(
+    evidence: EdgeEvidence,
+    guide: Guide,
+    geometry: WorkingGeometry,
+    settings: FinishSettings,
+    refiner: FastRefiner,
+) -> FloatArray:
+    """One object's matte over the frame's data window.
+
+    Returns:
+        float32 (H, W) in [0, 1]: exactly 0 or 1 where nothing is soft, 0 outside the region.
+    """
+    alpha = alpha_at_working_size(evidence, guide.working, settings, refiner)
+    if not unsure_pixels(alpha).any():
+        return inside_region(to_plate(alpha, guide.window, geometry), guide.window, geometry)
+    following = replace(settings, radius=_DETAIL_RADIUS, sharpness=1.0)
+    return follow_plate(alpha, guide, geometry, following)
+
+
+def alpha_at_working_size(
+    evidence: EdgeEvidence, picture: FloatArray, settings: FinishSettings, refiner: FastRefiner
+) -> FloatArray:
+    """Alpha (h, w) in [0, 1], exactly 0 or 1 where nothing is soft.
+
+    Args:
+        picture: (3, h, w), the working picture.
+    """
+    own, before, after = (
+        steeper(one, 1.0, settings.sure) for one in (evidence.probability, evidence.before, evidence.after)
+    )
+    unsure = unsure_pixels(own) | unsure_pixels(before) | unsure_pixels(after)
+    if not unsure.any():
+        return own
+    zone = dilated(unsure, max(1, round(_LOOKED_AT * settings.width)))
+    box = _box(zone)
+    alpha, soft = _refined(evidence, picture, box, refiner)
+    result = np.round(own)
+    alpha = steeper(_hardened(alpha, soft, settings.width), 1.0, settings.sure)
+    np.copyto(result[box], alpha, where=zone[box] > 0)
+    return result
+
+
+def _refined(
+    evidence: EdgeEvidence, picture: FloatArray, box: tuple[slice, slice], refiner: FastRefiner
+) -> tuple[FloatArray, FloatArray]:
+    """Alpha and softness in a box, as the refiner gives them."""
+    masks = (evidence.probability, evidence.before, evidence.after, evidence.others)
+    height, width = evidence.probability[box].shape
+    inputs = np.empty((INPUTS, height, width), np.float32)
+    inputs[:3] = picture[:, *box]
+    for plane, mask in zip(inputs[3:7], masks, strict=True):
+        plane[:] = mask[box]
+    inputs[7] = evidence.key_softness
+    padded = np.pad(inputs, ((0, 0), (0, -height % STRIDE), (0, -width % STRIDE)), mode="edge")
+    alpha, soft = refiner.refine(padded)
+    return alpha[:height, :width], soft[:height, :width]
+
+
+def _box(zone: ByteArray) -> tuple[slice, slice]:
+    """Rows and columns around a zone, with what its pixels depend on; it begins at multiples of STRIDE."""
+    left, top, width, height = cv2.boundingRect(zone)
+    y = max(0, top - REACH) // STRIDE * STRIDE
+    x = max(0, left - REACH) // STRIDE * STRIDE
+    bottom = min(zone.shape[0], top + height + REACH)
+    right = min(zone.shape[1], left + width + REACH)
+    return slice(y, bottom), slice(x, right)
+
+
+def _hardened(alpha: FloatArray, soft: FloatArray, width: float) -> FloatArray:
+    """Alpha (h, w), steeper where the refiner takes the edge for a hard one; width says from where on."""
+    keep = np.clip(soft * np.float32(width * width / _LEAST_SOFT), 0, 1)
+    stretch = np.float32(_HARDEST) - np.float32(_HARDEST - 1) * keep
+    return np.asarray((alpha - np.float32(0.5)) * stretch + np.float32(0.5), np.float32)
