@@ -32,14 +32,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from model.network.edges import softness_of
 from stm_plugin.finishing.band import Guide
 from stm_plugin.finishing.guided import finish
 from stm_plugin.finishing.learned import EdgeEvidence, finish_learned
 from stm_plugin.images.working_picture import WorkingGeometry, to_plate
 from stm_plugin.planning.values import Request
+from stm_plugin.propagation.edge_evidence import EdgeEvidenceSource
 from stm_plugin.propagation.networks import ready_refiner
 from stm_plugin.settings import FinishSettings, Settings
 from stm_plugin.shot.shot import Shot
@@ -59,16 +58,13 @@ class Shown:
     """What a way of finishing gets of one frame.
 
     Attributes:
-        probability: (h, w) at working size; before, after: those of the neighbours.
+        evidence: its probability at working size, and what stands beside it.
         guide: the frame's colours.
         display: (H, W, 3) sRGB.
         truth: (H, W), for the ways that are told more than the product is.
     """
 
-    probability: FloatArray
-    before: FloatArray
-    after: FloatArray
-    key_softness: float
+    evidence: EdgeEvidence
     guide: Guide
     geometry: WorkingGeometry
     display: FloatArray
@@ -80,31 +76,30 @@ Way = Callable[[Shown], FloatArray]
 
 def off(shown: Shown) -> FloatArray:
     """The plain enlargement."""
-    return finish(shown.probability, shown.guide, shown.geometry, FinishSettings(edges="off"))
+    return finish(shown.evidence.probability, shown.guide, shown.geometry, FinishSettings(edges="off"))
 
 
 def guided(shown: Shown) -> FloatArray:
     """The guided filter as it is set by default."""
-    return finish(shown.probability, shown.guide, shown.geometry, FinishSettings(edges="guided"))
+    return finish(shown.evidence.probability, shown.guide, shown.geometry, FinishSettings(edges="guided"))
 
 
 def by_refiner(shown: Shown) -> FloatArray:
     """Learned edges as they ship."""
-    nothing = np.zeros_like(shown.probability)
-    evidence = EdgeEvidence(shown.probability, shown.before, shown.after, nothing, shown.key_softness)
-    refiner = ready_refiner(FinishSettings.edge_weights, "cpu")
-    return finish_learned(evidence, shown.guide, shown.geometry, FinishSettings(edges="learned"), refiner)
+    settings = FinishSettings(edges="learned")
+    refiner = ready_refiner(settings.edge_weights, "cpu")
+    return finish_learned(shown.evidence, shown.guide, shown.geometry, settings, refiner)
 
 
 def guided_before(shown: Shown) -> FloatArray:
     """The guided filter as it was set before: a small window and a steep edge."""
     settings = FinishSettings(edges="guided", radius=2, sharpness=2.0)
-    return finish(shown.probability, shown.guide, shown.geometry, settings)
+    return finish(shown.evidence.probability, shown.guide, shown.geometry, settings)
 
 
 def closed_form(shown: Shown) -> FloatArray:
     """PyMatting's closed-form matting, with a trimap around the contour of the probability."""
-    inside = to_plate(shown.probability, shown.guide.window, shown.geometry) > 0.5
+    inside = to_plate(shown.evidence.probability, shown.guide.window, shown.geometry) > 0.5
     reach = max(1, round(OWN_TRIMAP * min(inside.shape)))
     return _closed_form(shown.display, inside, inside, reach)
 
@@ -169,31 +164,20 @@ def shown_frames(plate: Path, alpha: Path) -> Iterator[Shown]:
         first, *others = shot.plate.frames
         shot.add_key(first, {"object": (truths[0] > 0.5).astype(np.float32)})
         shot.propagate()
-        yield from _shown(shot, first, others, truths)
+        yield from _shown(shot, others, truths[1:])
         shot.close()
 
 
-def _shown(shot: Shot, first: int, others: list[int], truths: list[FloatArray]) -> Iterator[Shown]:
+def _shown(shot: Shot, others: list[int], truths: list[FloatArray]) -> Iterator[Shown]:
     propagation = shot._working
-    plan = shot.plan(Request())
-    results = shot._results(plan)
-    (name,) = plan.by_frame[others[0]].sources
-    masks = {frame: results.frame_result(plan, frame).probabilities[name] for frame in others}
-    masks[first] = results.key_probabilities(first, (name,))[0]
-    softness = softness_of(torch.from_numpy(masks[first]))
-    for frame, truth in zip(others, truths[1:], strict=True):
+    results = propagation.finisher(shot.plan(Request())).results
+    source = EdgeEvidenceSource(results)
+    for frame, truth in zip(others, truths, strict=True):
+        result = results.frame_result(frame)
+        (name,) = result.probabilities
         loaded = propagation.frames.load(frame)
-        window = loaded.plate_frame.data_window
-        yield Shown(
-            masks[frame],
-            masks[frame - 1],
-            masks[frame],  # from one key on, nothing is known of the frame after
-            softness,
-            Guide(loaded.guide(), loaded.display_at, window),
-            propagation.geometry,
-            loaded.display(),
-            truth,
-        )
+        guide = Guide(loaded.guide(), loaded.display_at, loaded.plate_frame.data_window)
+        yield Shown(source.of(result, name), guide, propagation.geometry, loaded.display(), truth)
 
 
 # ---- measures --------------------------------------------------------------------------------

@@ -58,19 +58,24 @@ class FinishSettings:
     """How a probability at working size becomes a soft matte at plate resolution."""
 
     edges: Edges = field(
-        default="guided",
-        metadata=_about("finish", "guided follows the plate; off gives the plain bilinear enlargement"),
+        default="learned",
+        metadata=_about(
+            "finish",
+            "as soft as the plate is, by a network; guided: by a filter; off: the plain enlargement",
+        ),
     )
     edge_weights: str = field(
         default="edges-lite", metadata=_about("finish", "of learned edges: ships with the plug-in")
     )
     width: float = field(
         default=1.0,
-        metadata=_about("finish", "of learned edges: less counts as soft below 1, more above"),
+        metadata=_about("finish", "of learned edges: as they are found; narrower below 1, wider above"),
     )
     radius: int = field(
         default=32,
-        metadata=_about("finish", "working pixels; best of 2, 8, 16 and 32 on clips with true alpha"),
+        metadata=_about(
+            "finish", "of guided edges, in working pixels; best of 2, 8, 16 and 32 on clips with true alpha"
+        ),
     )
     epsilon: float = field(
         default=1e-4,
@@ -78,7 +83,7 @@ class FinishSettings:
     )
     sharpness: float = field(
         default=1.0,
-        metadata=_about("finish", "more than 1 hardens what is soft; measured on clips with true alpha"),
+        metadata=_about("finish", "of guided edges: more than 1 hardens what is soft"),
     )
     sure: float = field(
         default=0.02, metadata=_about("finish", "a probability this near 0 or 1 is exactly 0 or 1")

@@ -1,9 +1,9 @@
 """The edge refiner: from a coarse probability to alpha, as the picture has it.
 
-A guided filter (He, Sun, Tang, 2010) of two window sizes says what alpha would be if it followed the picture's
-colours. A small network of plain convolutions looks at that, at the picture at working size, and at the
-probability of the frame and of those before and after it. It gives alpha (how far the filter is right, and what
-is to be changed besides) and how likely each pixel is soft: how wide an edge is.
+A guided filter (He, Sun, Tang, 2010) of two window sizes says what alpha would be if it followed the
+picture's colours. A small network of plain convolutions looks at that, at the picture at working size, and at
+the probability of the frame and of those before and after it. It gives alpha (how far the filter is right,
+and what is to be changed besides) and how likely each pixel is soft: how wide an edge is.
 
 Nothing is normalised over a batch or a picture, so a pixel depends on its surroundings alone.
 """
@@ -78,7 +78,8 @@ class EdgeRefiner(nn.Module):
         super().__init__()
         self.config = config
         half, quarter, eighth = config.channels
-        self.stem = nn.Sequential(_conv(4 * (INPUTS + len(FILTERS)), half), nn.ReLU(), _conv(half, half), nn.ReLU())
+        known = INPUTS + len(FILTERS)
+        self.stem = nn.Sequential(_conv(4 * known, half), nn.ReLU(), _conv(half, half), nn.ReLU())
         self.down_quarter = nn.Sequential(
             _conv(half, quarter, stride=2), nn.ReLU(), _conv(quarter, quarter), nn.ReLU()
         )

@@ -81,7 +81,7 @@ def make_clip(seed: int, pictures: Sequence[Path] = ()) -> EdgeClip:
         pictures: more pictures for textures and backgrounds.
     """
     rng = np.random.default_rng(seed)
-    kind = str(rng.choice(list(_KINDS), p=_SHARES))
+    kind = _kind(rng)
     textures = _Textures(rng, pictures)
     layers = [_KINDS[kind](rng, textures)]
     if rng.random() < 0.2:  # another object behind it
@@ -110,6 +110,15 @@ def make_clip(seed: int, pictures: Sequence[Path] = ()) -> EdgeClip:
         plates.append(camera.recorded(seen))
         alphas.append(np.stack([_as_bytes(one) for one in coverage]))
     return EdgeClip(np.stack(plates), np.stack(alphas), kind, scale)
+
+
+def kind_of(seed: int) -> str:
+    """What the clip of a seed shows."""
+    return _kind(np.random.default_rng(seed))
+
+
+def _kind(rng: np.random.Generator) -> str:
+    return str(rng.choice(list(_KINDS), p=_SHARES))
 
 
 # ---- things ----------------------------------------------------------------------------------

@@ -58,24 +58,30 @@ def fill_pool(
         clip = make_clip(seed, pictures)
         soft = bool(np.random.default_rng([seed, 1]).random() < _SOFT_KEYS)
         coarse = coarse_masks(clip, network, soft_key=soft)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        with temporary.open("wb") as file:
-            np.savez(
-                file,
-                plate=clip.plate,
-                alpha=clip.alpha[:, 0],
-                coarse=np.round(coarse * 65535).astype(np.uint16),
-                soft_key=soft,
-                kind=clip.kind,
-                scale=clip.scale,
-            )
-        temporary.replace(path)
+        stored = np.round(coarse * 65535).astype(np.uint16)
+        write_pooled(path, PooledClip(clip.plate, clip.alpha[:, 0], stored, soft, clip.kind, clip.scale))
         yield path
 
 
 def pool_file(folder: Path, seed: int) -> Path:
     """Where the clip of a seed lies."""
     return folder / f"clip-{seed:07d}.npz"
+
+
+def write_pooled(path: Path, clip: PooledClip) -> None:
+    """Writes a clip under its name when it is whole."""
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        np.savez(
+            file,
+            plate=clip.plate,
+            alpha=clip.alpha,
+            coarse=clip.coarse,
+            soft_key=clip.soft_key,
+            kind=clip.kind,
+            scale=clip.scale,
+        )
+    temporary.replace(path)
 
 
 def read_pooled(path: Path) -> PooledClip:

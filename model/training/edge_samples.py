@@ -92,7 +92,7 @@ def _known_softness(clip: PooledClip, rng: np.random.Generator) -> float:
 
 def _worsened(coarse: npt.NDArray[np.uint16], first: int, rng: np.random.Generator) -> FloatArray:
     """(F, K, h, w): coarse masks with more mistakes; the key stays."""
-    changed = coarse.astype(np.float32) / np.float32(65535)
+    changed = np.ascontiguousarray(coarse, np.float32) / np.float32(65535)
     if rng.random() < 0.35:
         amount = rng.uniform(1, _MOST_BENT)
         cells = int(rng.integers(12, 40))

@@ -64,12 +64,20 @@ class EdgeTrainer:
         if self.step == 0:
             self.refiner.load_state_dict(torch.load(checkpoint, weights_only=True)["refiner"])
 
-    def run(self, on_step: Callable[[int, dict[str, float]], None] = lambda step, parts: None) -> None:
-        """Train up to the last step."""
+    def run(
+        self,
+        on_step: Callable[[int, dict[str, float]], None] = lambda step, parts: None,
+        until: int | None = None,
+    ) -> None:
+        """Train up to the last step, or up to step `until`.
+
+        Args:
+            on_step: gets the running means of the loss and its parts every 50 steps.
+        """
         pool: Sequence[Path] = ()
         recent: dict[str, float] = {}
         started = time.monotonic()
-        while self.step < self.options.steps:
+        while self.step < min(self.options.steps, until or self.options.steps):
             if self.step % 100 == 0 or not pool:
                 pool = self._pool()
             parts = self._learn(pool)

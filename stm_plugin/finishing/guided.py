@@ -62,7 +62,8 @@ def finish(
 def follow_plate(
     clean: FloatArray, guide: Guide, geometry: WorkingGeometry, settings: FinishSettings
 ) -> FloatArray:
-    """Values (h, w) at working size, enlarged to (H, W) along the edges of the plate: the guided filter itself.
+    """Values (h, w) at working size, enlarged to (H, W) along the edges of the plate: the guided filter
+    itself.
 
     Args:
         clean: in [0, 1]; exactly 0 or 1 where it is sure.

@@ -10,7 +10,8 @@ import numpy as np
 
 from stm_plugin.address import address_of
 from stm_plugin.errors import MatteError, concerning
-from stm_plugin.finishing import guided as finishing
+from stm_plugin.finishing import guided, learned
+from stm_plugin.finishing.band import Guide
 from stm_plugin.images.matte import MetadataValue
 from stm_plugin.images.plate import PlateFrame
 from stm_plugin.images.working_picture import inside_region, to_plate
@@ -19,9 +20,12 @@ from stm_plugin.planning.quality import Quality
 from stm_plugin.planning.values import State
 from stm_plugin.propagation import fusion
 from stm_plugin.propagation.context import PlateMovedOn, PropagationContext
+from stm_plugin.propagation.edge_evidence import EdgeEvidenceSource
 from stm_plugin.propagation.events import Event, FrameFinished
 from stm_plugin.propagation.finishing_queue import FinishingQueue
 from stm_plugin.propagation.frame_loader import LoadedFrame
+from stm_plugin.propagation.memory_forecast import device_errors, pick_device
+from stm_plugin.propagation.networks import ready_refiner, refiner_manifest
 from stm_plugin.propagation.results import FrameResult, Results, on_window
 from stm_plugin.settings import Settings
 from stm_plugin.store.description import ShotDescription
@@ -78,6 +82,7 @@ class FrameFinisher:
     ) -> None:
         self.results = results
         self._context, self._description, self._metadata = context, description, metadata
+        self._evidence = EdgeEvidenceSource(results)
 
     @property
     def _settings(self) -> Settings:
@@ -139,9 +144,16 @@ class FrameFinisher:
             self._settings.id("export"),
             [names[one] for one in self.results.plan.by_frame[frame].sources],
             fusion.VERSION,
-            finishing.VERSION,
+            guided.VERSION,
+            self._edges_id(),
             str(self._context.geometry.canvas),
         )
+
+    def _edges_id(self) -> str:
+        """What learned edges depend on besides stored results."""
+        if self._settings.finish.edges != "learned":
+            return ""
+        return f"{learned.VERSION} {refiner_manifest(self._settings.finish.edge_weights).id}"
 
     def write(self, frame: int, writer: FrameWriter) -> Quality | None:
         """Write a frame's file; None where it is as it should be."""
@@ -175,17 +187,29 @@ class FrameFinisher:
         window = loaded.plate_frame.data_window
         masks = {name: on_window(mask, geometry.canvas, window) for name, mask in result.masks.items()}
         finished: dict[str, FloatArray] = {}
-        guide: finishing.Guide | None = None  # one for all objects
+        guide: Guide | None = None  # one for all objects
         for name, probability in result.probabilities.items():
             if probability.any():
-                guide = guide or finishing.Guide(loaded.guide(), loaded.display_at, window)
-                finished[name] = finishing.finish(probability, guide, geometry, self._settings.finish)
+                guide = guide or Guide(loaded.guide(), loaded.display_at, window)
+                finished[name] = self._finished(result, name, guide)
             else:
                 finished[name] = np.zeros((window.height, window.width), np.float32)
         if len(masks) + len(finished) > 1:
             finished = fusion.share_pixels(masks, finished)
         mattes = {**masks, **finished}
         return {one.name: mattes[one.id] for one in self._description.objects if one.id in mattes}
+
+
+    def _finished(self, result: FrameResult, name: str, guide: Guide) -> FloatArray:
+        """One object's matte over the data window, before the objects share pixels."""
+        geometry, settings = self._context.geometry, self._settings.finish
+        if settings.edges != "learned":
+            return guided.finish(result.probabilities[name], guide, geometry, settings)
+        device = pick_device(self._settings.device)
+        refiner = ready_refiner(settings.edge_weights, device)
+        with device_errors(device, result.frame):
+            evidence = self._evidence.of(result, name)
+            return learned.finish_learned(evidence, guide, geometry, settings, refiner)
 
 
 class FrameDelivery:

@@ -1,0 +1,73 @@
+"""What the edge refiner gets to know of a frame, all of it from stored results.
+
+The frame before comes from the pass that runs forward, the frame after from the one that runs backward. A
+pass on a frame depends on all that lies between its key and that frame, so neither adds anything that the
+frame's own probability does not depend on already: addresses and dirty ranges stay as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from model.network.edges import softness_of
+from stm_plugin.finishing.learned import EdgeEvidence
+from stm_plugin.planning.plan import position_in
+from stm_plugin.planning.values import Direction
+from stm_plugin.propagation.results import FrameResult, Results
+from stm_plugin.windows import FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class EdgeEvidenceSource:
+    """Gathers the evidence for the frames of one plan. Several threads may ask."""
+
+    results: Results
+    _softness: dict[tuple[int, str], float] = field(default_factory=dict)
+
+    def of(self, result: FrameResult, name: str) -> EdgeEvidence:
+        """For one of the objects that `result` has a probability of."""
+        probability = result.probabilities[name]
+        source = self.results.plan.by_frame[result.frame].sources[name]
+        before = self._beside(source.forward, Direction.FORWARD, result.frame, name)
+        after = self._beside(source.backward, Direction.BACKWARD, result.frame, name)
+        keys = [key for key in (source.forward, source.backward) if key is not None]
+        return EdgeEvidence(
+            probability=probability,
+            before=probability if before is None else before,
+            after=probability if after is None else after,
+            others=self._others(result, name),
+            key_softness=max((self._key_softness(key, name) for key in keys), default=0.0),
+        )
+
+    def _beside(self, key: int | None, direction: Direction, frame: int, name: str) -> FloatArray | None:
+        """(h, w): the object on the frame that the pass from a key came by just before this one."""
+        if key is None:
+            return None
+        (passed,) = (one for one in self.results.plan.passes if one.name == (key, direction))
+        position = position_in(passed, frame)
+        if position == 0:
+            return self._key_mask(key, name)
+        beside: FloatArray = self.results.pass_result(passed, position - 1)[passed.objects.index(name)]
+        return beside
+
+    def _others(self, result: FrameResult, name: str) -> FloatArray:
+        """(h, w): all other objects of the frame together."""
+        total = np.zeros_like(result.probabilities[name])
+        for other, probability in result.probabilities.items():
+            if other != name:
+                total += probability
+        for other in result.masks:
+            total += self._key_mask(result.frame, other)
+        return np.minimum(total, np.float32(1))
+
+    def _key_mask(self, key: int, name: str) -> FloatArray:
+        mask: FloatArray = self.results.key_probabilities(key, (name,))[0]
+        return mask
+
+    def _key_softness(self, key: int, name: str) -> float:
+        if (key, name) not in self._softness:
+            self._softness[key, name] = softness_of(torch.from_numpy(self._key_mask(key, name)))
+        return self._softness[key, name]

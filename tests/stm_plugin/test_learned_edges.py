@@ -1,0 +1,245 @@
+"""Learned edges are soft where the picture is, exact where it is sure, and steady."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+
+from model.inference.edges import FastRefiner
+from model.weights_file import load_refiner
+from stm_plugin.errors import SettingsError, WeightsError
+from stm_plugin.finishing.band import Guide
+from stm_plugin.finishing.guided import finish
+from stm_plugin.finishing.learned import EdgeEvidence, finish_learned
+from stm_plugin.images.working_picture import to_working, working_geometry
+from stm_plugin.planning.values import Request
+from stm_plugin.propagation.edge_evidence import EdgeEvidenceSource
+from stm_plugin.settings import FinishSettings, Settings
+from stm_plugin.shot.shot import Shot
+from stm_plugin.store.description import PlateDescription
+from stm_plugin.windows import FloatArray, Window
+from tests.stm_plugin.small_network import WORKING_SIZE, CountingNetwork
+
+WINDOW = Window(0, 0, 480, 360)
+GEOMETRY = working_geometry(WINDOW, 1.0, 240)
+SETTINGS = FinishSettings(edges="learned")
+LEARNED = Settings(
+    working_size=WORKING_SIZE, memory_rule="every:3", colour_space="lin_rec709_scene", finish=SETTINGS
+)
+
+
+@pytest.fixture(scope="module")
+def refiner() -> FastRefiner:
+    return FastRefiner(load_refiner()[0])
+
+
+def disc(softness: float, radius: float = 100, centre: tuple[float, float] = (240, 180)) -> FloatArray:
+    """(360, 480): 1 inside, 0 outside, over an edge of `softness` plate pixels."""
+    rows, columns = np.mgrid[0:360, 0:480].astype(np.float32)
+    distance = np.hypot(columns - centre[0], rows - centre[1]) - radius
+    return np.clip(0.5 - distance / softness, 0, 1).astype(np.float32)
+
+
+def scene(alpha: FloatArray) -> FloatArray:
+    """Something green, with some texture, before a dark gradient; display-referred."""
+    rows, columns = np.mgrid[0:360, 0:480].astype(np.float32)
+    front = np.array([0.25, 0.7, 0.3], np.float32) + 0.05 * np.sin(columns / 9)[..., None]
+    back = np.stack([0.3 + columns / 1500, rows / 1200, np.full_like(rows, 0.15)], axis=-1)
+    linear = alpha[..., None] * front**2.2 + (1 - alpha[..., None]) * back**2.2
+    return np.ascontiguousarray(linear ** (1 / 2.2), dtype=np.float32)
+
+
+def hard(alpha: FloatArray) -> FloatArray:
+    """What a network gives at best: the alpha cut at a half, at working size, over its stride."""
+    cut = to_working((alpha > 0.5).astype(np.float32), WINDOW, GEOMETRY)
+    return np.asarray(cv2.GaussianBlur(cut, (0, 0), 1.2), np.float32)
+
+
+def guide_of(alpha: FloatArray) -> Guide:
+    picture = scene(alpha)
+    planes = np.ascontiguousarray(to_working(picture, WINDOW, GEOMETRY).transpose(2, 0, 1))
+    return Guide(planes, lambda places: picture.reshape(-1, 3)[places], WINDOW)
+
+
+def evidence_of(probability: FloatArray, beside: FloatArray | None = None) -> EdgeEvidence:
+    beside = probability if beside is None else beside
+    return EdgeEvidence(probability, beside, beside, np.zeros_like(probability), 0.06)
+
+
+def error(matte: FloatArray, alpha: FloatArray) -> float:
+    """Mean square within 10 pixels of what is soft."""
+    soft = ((alpha > 0) & (alpha < 1)).astype(np.uint8)
+    band = cv2.dilate(soft, np.ones((21, 21), np.uint8)) > 0
+    return float(np.square(matte - alpha)[band].mean())
+
+
+@pytest.mark.parametrize("softness", [12.0, 24.0, 40.0])
+def test_a_soft_edge_comes_back_closer_than_a_perfect_binary_mask(
+    softness: float, refiner: FastRefiner
+) -> None:
+    alpha = disc(softness)
+    matte = finish_learned(evidence_of(hard(alpha)), guide_of(alpha), GEOMETRY, SETTINGS, refiner)
+    assert error(matte, alpha) < 0.4 * error((alpha > 0.5).astype(np.float32), alpha)
+
+
+def test_a_hard_edge_stays_hard(refiner: FastRefiner) -> None:
+    alpha = disc(1.5)
+    matte = finish_learned(evidence_of(hard(alpha)), guide_of(alpha), GEOMETRY, SETTINGS, refiner)
+    soft = np.count_nonzero((matte > 0.1) & (matte < 0.9))
+    assert soft < 8 * 2 * np.pi * 100, "an edge of at most 8 plate pixels, 4 of the working picture"
+    assert np.count_nonzero((matte > 0.5) != (alpha > 0.5)) < 0.03 * np.count_nonzero(alpha > 0.5)
+
+
+def test_far_from_what_is_unsure_the_matte_is_exactly_zero_or_one(refiner: FastRefiner) -> None:
+    alpha = disc(20.0, radius=140)
+    matte = finish_learned(evidence_of(hard(alpha)), guide_of(alpha), GEOMETRY, SETTINGS, refiner)
+    reach = 2 * (2 * 30 + 20) + 1
+    inside = cv2.erode(alpha, np.ones((reach, reach), np.uint8)) == 1
+    outside = disc(20.0, radius=225) == 0
+    assert inside.any() and (matte[inside] == 1).all()
+    assert outside.any() and (matte[outside] == 0).all()
+    assert matte.dtype == np.float32 and matte.min() == 0 and matte.max() == 1
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.01, 0.99])
+def test_a_sure_frame_is_flat(value: float, refiner: FastRefiner) -> None:
+    probability = np.full((GEOMETRY.height, GEOMETRY.width), value, np.float32)
+    matte = finish_learned(evidence_of(probability), guide_of(disc(2.0)), GEOMETRY, SETTINGS, refiner)
+    assert (matte == round(value)).all()
+
+
+def test_a_hole_that_the_neighbours_do_not_have_is_closed(refiner: FastRefiner) -> None:
+    alpha = disc(3.0)
+    sound = hard(alpha)
+    broken = sound.copy()
+    cv2.circle(broken, (120, 90), 6, 0.0, -1)
+    matte = finish_learned(evidence_of(broken, sound), guide_of(alpha), GEOMETRY, SETTINGS, refiner)
+    assert matte[165:196, 225:256].min() > 0.75
+
+
+def test_an_island_that_the_neighbours_do_not_have_goes(refiner: FastRefiner) -> None:
+    alpha = disc(3.0)
+    sound = hard(alpha)
+    broken = sound.copy()
+    cv2.circle(broken, (25, 30), 5, 1.0, -1)
+    matte = finish_learned(evidence_of(broken, sound), guide_of(alpha), GEOMETRY, SETTINGS, refiner)
+    assert matte[50:71, 40:61].max() < 0.25
+
+
+def test_narrower_edges_have_fewer_soft_pixels_and_wider_ones_more(refiner: FastRefiner) -> None:
+    alpha = disc(24.0)
+    counts = []
+    for width in (0.25, 0.5, 1.0, 2.0):
+        settings = replace(SETTINGS, width=width)
+        matte = finish_learned(evidence_of(hard(alpha)), guide_of(alpha), GEOMETRY, settings, refiner)
+        counts.append(np.count_nonzero((matte > 0.02) & (matte < 0.98)))
+    assert counts == sorted(counts) and counts[0] < 0.6 * counts[2] < 0.95 * 0.6 * counts[3]
+
+
+def test_the_matte_follows_the_data_window(refiner: FastRefiner) -> None:
+    alpha = disc(16.0)
+    guide = guide_of(alpha)
+    whole = finish_learned(evidence_of(hard(alpha)), guide, GEOMETRY, SETTINGS, refiner)
+    data = Window(100, 60, 200, 180)
+    part = np.s_[60:240, 100:300]
+    picture = np.ascontiguousarray(scene(alpha)[part]).reshape(-1, 3)
+    cropped = Guide(guide.working, lambda places: picture[places], data)
+    matte = finish_learned(evidence_of(hard(alpha)), cropped, GEOMETRY, SETTINGS, refiner)
+    assert np.allclose(matte, whole[part], atol=1e-4)
+
+
+def test_edges_can_be_guided_or_off() -> None:
+    alpha = disc(24.0)
+    probability = hard(alpha)
+    guided = finish(probability, guide_of(alpha), GEOMETRY, FinishSettings(edges="guided"))
+    off = finish(probability, guide_of(alpha), GEOMETRY, FinishSettings(edges="off"))
+    assert error(guided, alpha) < 0.8 * error(off, alpha)
+    with pytest.raises(SettingsError, match=r"finish\.edges"):
+        FinishSettings(edges="sharp")  # type: ignore[arg-type]
+    with pytest.raises(SettingsError, match=r"finish\.width"):
+        FinishSettings(width=0.1)
+
+
+# ---- in a shot -------------------------------------------------------------------------------
+
+
+def square(left: int) -> FloatArray:
+    values = np.zeros((48, 64), np.float32)
+    values[12:36, left : left + 20] = 1.0
+    return values
+
+
+@pytest.fixture
+def shot(make_plate: Callable[..., str], tmp_path: object) -> Shot:
+    network = CountingNetwork()
+    plate = PlateDescription("files", make_plate(range(1001, 1010)))
+    shot = Shot.create(f"{tmp_path}/shot", plate, LEARNED, network=network.factory)
+    shot.add_key(1001, {"a": square(4)})
+    shot.add_key(1009, {"a": square(30)})
+    shot.propagate()
+    return shot
+
+
+def test_the_frame_before_comes_from_the_left_and_the_frame_after_from_the_right(shot: Shot) -> None:
+    propagation = shot._working
+    results = propagation.finisher(shot.plan()).results
+    source = EdgeEvidenceSource(results)
+    passes = {one.name: one for one in results.plan.passes}
+    forward, backward = passes[1001, "forward"], passes[1009, "backward"]
+    name = forward.objects[0]
+
+    middle = source.of(results.frame_result(1005), name)
+    assert (middle.before == results.pass_result(forward, 2)[0]).all()
+    assert (middle.after == results.pass_result(backward, 2)[0]).all()
+    first = source.of(results.frame_result(1002), name)
+    assert (first.before == results.key_probabilities(1001, (name,))[0]).all()
+    last = source.of(results.frame_result(1008), name)
+    assert (last.after == results.key_probabilities(1009, (name,))[0]).all()
+
+
+def test_a_frame_finished_by_itself_is_the_frame_of_the_whole_range(shot: Shot) -> None:
+    results = shot._working.finisher(shot.plan())
+    for frame in (1002, 1005, 1008):
+        alone, whole = shot.matte(frame), results.finished(frame)
+        assert (alone.mattes["a"] == whole.mattes["a"]).all() and alone.address == whole.address
+
+
+def test_a_key_changes_the_addresses_of_learned_mattes_in_its_spans_only(
+    make_plate: Callable[..., str], tmp_path: object
+) -> None:
+    network = CountingNetwork()
+    plate = PlateDescription("files", make_plate(range(1001, 1013)))
+    with Shot.create(f"{tmp_path}/shot", plate, LEARNED, network=network.factory) as shot:
+        shot.add_key(1001, {"a": square(4)})
+        shot.add_key(1006, {"a": square(20)})
+        shot.propagate()
+        before = {frame: shot.matte(frame).address for frame in range(1001, 1013)}
+        mattes = {frame: shot.matte(frame).mattes["a"] for frame in (1002, 1005)}
+        shot.add_key(1009, {"a": square(30)})
+        shot.propagate()
+        changed = {frame for frame in before if shot.matte(frame).address != before[frame]}
+        assert changed == {1007, 1008, 1009, 1010, 1011, 1012}
+        for frame, matte in mattes.items():
+            assert (shot.matte(frame).mattes["a"] == matte).all()
+
+
+def test_the_refiner_and_the_switch_are_part_of_a_mattes_address(shot: Shot) -> None:
+    learned = shot.matte(1004).address
+    shot.set_settings(replace(shot.settings, finish=replace(SETTINGS, edges="guided")))
+    guided = shot.matte(1004).address
+    shot.set_settings(replace(shot.settings, finish=replace(SETTINGS, width=0.5)))
+    narrow = shot.matte(1004).address
+    assert len({learned, guided, narrow}) == 3
+    shot.set_settings(replace(shot.settings, finish=SETTINGS))
+    assert shot.matte(1004).address == learned
+    assert not shot.plan(Request()).compute_steps, "edges need nothing of the network again"
+
+
+def test_weights_of_edges_that_are_not_there_are_named(shot: Shot) -> None:
+    shot.set_settings(replace(shot.settings, finish=replace(SETTINGS, edge_weights="nowhere")))
+    with pytest.raises(WeightsError, match="nowhere"):
+        shot.matte(1004)
