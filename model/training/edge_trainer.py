@@ -59,10 +59,10 @@ class EdgeTrainer:
         if (folder / CHECKPOINT).exists():
             self._restore(folder / CHECKPOINT)
 
-    def start_from(self, checkpoint: Path) -> None:
-        """Take the weights of another run's checkpoint. Does nothing once this run is under way."""
+    def start_from(self, refiner: EdgeRefiner) -> None:
+        """Take the weights of another refiner. Does nothing once this run is under way."""
         if self.step == 0:
-            self.refiner.load_state_dict(torch.load(checkpoint, weights_only=True)["refiner"])
+            self.refiner.load_state_dict(refiner.state_dict())
 
     def run(
         self,

@@ -101,6 +101,54 @@ def video(
     _run("video", run, given, device, workers, evaluate_every, evaluate_on)
 
 
+@app.command()
+def edges(
+    run: Run,
+    pictures: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of pictures for textures, beside scikit-image's; repeatable."),
+    ] = None,
+    clips: Annotated[int, typer.Option(min=1, help="Clips of the pool.")] = 1000,
+    steps: Annotated[int, typer.Option(min=1, help="Length of the run.")] = 8000,
+    weights: Annotated[str, typer.Option(help="The network whose masks are refined.")] = "stm-lite",
+    start: Annotated[
+        str | None, typer.Option("--from", help="edges-lite or a file; else from the beginning.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
+    name: Annotated[str, typer.Option(help="Name shown to people.")] = "edges",
+    licence: Annotated[str, typer.Option(help="Under which the weights may be used.")] = "in house",
+) -> None:
+    """The edge refiner: makes clips with exactly known alpha, and learns from them."""
+    from model.training.edge_recipe import WEIGHTS, train_edges
+    from model.training.edge_trainer import EdgeTraining
+    from model.weights_file import Manifest, WeightsFileError
+    from stm_plugin.cli.console import output
+    from stm_plugin.errors import SettingsError
+
+    data = ("composites with exactly known alpha (model/training/edge_clips.py)", *map(str, pictures or ()))
+    manifest = Manifest(name, "", licence, data, f"{clips} clips, {steps} steps, masks by {weights}")
+    with progress_bar("steps") as bar:
+        making = bar.add_task("clips", total=clips)
+        learning = bar.add_task("train edges", total=steps)
+        try:
+            written = train_edges(
+                run,
+                EdgeTraining(steps=steps, seed=seed),
+                manifest,
+                clips=clips,
+                pictures=pictures or (),
+                weights=weights,
+                start=start,
+                on_clip=lambda number: bar.update(making, completed=number),
+                on_step=lambda step, parts: bar.update(
+                    learning, completed=step, description=f"train edges: loss {parts['loss']:.3f}"
+                ),
+            )
+        except (WeightsFileError, ValueError, OSError) as error:
+            raise SettingsError(f"The refiner cannot be trained: {error}.") from error
+    output.print(f"{run / WEIGHTS}: {written.architecture}, sha256 {written.sha256}")
+
+
 def _run(
     stage: Stage,
     folder: Path,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from model.weights_file import Manifest, convert_published, read_manifest, shipped_weights
+from model.weights_file import Manifest, convert_published, read_manifest, shipped_edges, shipped_weights
 from stm_plugin.cli.console import output
 from stm_plugin.cli.guard import Overwrite, check_single, given_of
 
@@ -54,14 +54,15 @@ def export(
 
 def _check(out: Path, source: tuple[str, Path], overwrite: bool) -> None:
     """Ask the guard of outputs for a weights file and the manifest beside it."""
-    given = given_of([], source, *(("the shipped weights", path) for path in shipped_weights()))
+    shipped = (*shipped_weights(), *shipped_edges())
+    given = given_of([], source, *(("the shipped weights", path) for path in shipped))
     check_single([out, out.with_suffix(".json")], given, overwrite)
 
 
 def weights_table() -> Table:
     """The shipped weights, for people."""
     table = Table("weights", "architecture", "licence", "scores", "sha256")
-    for path in shipped_weights():
+    for path in (*shipped_weights(), *shipped_edges()):
         manifest = read_manifest(path)
         scores = "\n".join(f"{name} {value:.3f}" for name, value in manifest.scores.items())
         table.add_row(path.stem, manifest.architecture, manifest.licence, scores, manifest.sha256[:12])

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.weights_file import WeightsFileError, find_weights
+from model.weights_file import WeightsFileError, find_edges, find_weights
 from stm_plugin.errors import StoreError
 from stm_plugin.files.journal import Journal
 from stm_plugin.files.outputs import Given, Row, files_of
@@ -59,6 +59,8 @@ def inputs_of(
     given += [Given(f"the mask of the key on {frame}", path) for path, frame in _sources(folder).items()]
     with suppress(WeightsFileError):  # said when they are loaded
         given.append(Given("the weights", find_weights(settings.weights)))
+    with suppress(WeightsFileError):
+        given.append(Given("the weights of the edges", find_edges(settings.finish.edge_weights)))
     config = settings.ocio_config or os.environ.get("OCIO", "").strip()
     if config and not config.startswith("ocio://"):
         given.append(Given("the colour config", Path(config).expanduser()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ from model.training import edge_clips
 from model.training.edge_clips import FRAMES, WORKING_SIDE, make_clip
 from model.training.edge_losses import edge_loss
 from model.training.edge_pool import PooledClip, pool_file, read_pooled, write_pooled
+from model.training.edge_recipe import train_edges
 from model.training.edge_samples import CROP, make_sample
 from model.training.edge_trainer import EdgeTrainer, EdgeTraining, rate_at
 from model.weights_file import Manifest, WeightsFileError, load_refiner, save_network
@@ -27,7 +29,7 @@ def clip_of_kind(kind: str) -> edge_clips.EdgeClip:
     raise AssertionError(f"no {kind} among 200 clips")
 
 
-def coarse_of(clip: edge_clips.EdgeClip) -> np.ndarray:  # type: ignore[type-arg]
+def coarse_of(clip: edge_clips.EdgeClip) -> npt.NDArray[np.uint16]:
     """(F, K, h, w) in 65535ths: masks cut at a half, as a network would give them at best."""
     step = clip.plate.shape[1] / WORKING_SIDE
     places = ((np.arange(WORKING_SIDE) + 0.5) * step).astype(int)
@@ -163,6 +165,21 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
     resumed.run()
     for name, tensor in whole.refiner.state_dict().items():
         assert torch.equal(tensor, resumed.refiner.state_dict()[name]), name
+
+
+@pytest.mark.slow
+def test_the_recipe_makes_clips_with_the_network_and_writes_weights(tmp_path: Path) -> None:
+    seen: list[int] = []
+    manifest = Manifest("mine", "", "in house", ("clips",))
+    options = EdgeTraining(steps=2, batch=1, warmup=1)
+    written = train_edges(tmp_path, options, manifest, clips=2, start="edges-lite", on_clip=seen.append)
+    refiner, read = load_refiner(tmp_path / "edges.safetensors")
+    assert seen == [1, 2] and read.sha256 == written.sha256 and read.licence == "in house"
+    shipped = load_refiner()[0].state_dict()
+    assert any(not torch.equal(one, shipped[name]) for name, one in refiner.state_dict().items())
+    clip = read_pooled(pool_file(tmp_path / "clips", 0))
+    truth = clip.alpha[-1, :: clip.alpha.shape[1] // WORKING_SIDE, :: clip.alpha.shape[1] // WORKING_SIDE]
+    assert clip.coarse.shape[2:] == (WORKING_SIDE, WORKING_SIDE) and truth.any()
 
 
 def test_the_rate_rises_and_falls() -> None:

@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
-from stm_plugin.finishing.guided import Guide, Places, finish
+from stm_plugin.finishing.band import Guide, Places
+from stm_plugin.finishing.guided import finish
 from stm_plugin.images.working_picture import (
     WorkingGeometry,
     inside_region,
@@ -21,7 +22,7 @@ from stm_plugin.settings import FinishSettings
 from stm_plugin.windows import FloatArray, Window
 
 WINDOW = Window(-8, -6, 400, 300)
-SETTINGS = FinishSettings()
+SETTINGS = FinishSettings(edges="guided")
 
 
 def soft_disc(softness: float, centre: tuple[float, float] = (200, 150), radius: float = 80) -> FloatArray:

@@ -16,7 +16,7 @@ from stm_plugin.finishing.band import Guide
 from stm_plugin.finishing.guided import finish
 from stm_plugin.finishing.learned import EdgeEvidence, finish_learned
 from stm_plugin.images.working_picture import to_working, working_geometry
-from stm_plugin.planning.values import Request
+from stm_plugin.planning.values import Direction, Request
 from stm_plugin.propagation.edge_evidence import EdgeEvidenceSource
 from stm_plugin.settings import FinishSettings, Settings
 from stm_plugin.shot.shot import Shot
@@ -41,7 +41,8 @@ def disc(softness: float, radius: float = 100, centre: tuple[float, float] = (24
     """(360, 480): 1 inside, 0 outside, over an edge of `softness` plate pixels."""
     rows, columns = np.mgrid[0:360, 0:480].astype(np.float32)
     distance = np.hypot(columns - centre[0], rows - centre[1]) - radius
-    return np.clip(0.5 - distance / softness, 0, 1).astype(np.float32)
+    alpha: FloatArray = np.clip(0.5 - distance / softness, 0, 1).astype(np.float32)
+    return alpha
 
 
 def scene(alpha: FloatArray) -> FloatArray:
@@ -189,7 +190,7 @@ def test_the_frame_before_comes_from_the_left_and_the_frame_after_from_the_right
     results = propagation.finisher(shot.plan()).results
     source = EdgeEvidenceSource(results)
     passes = {one.name: one for one in results.plan.passes}
-    forward, backward = passes[1001, "forward"], passes[1009, "backward"]
+    forward, backward = passes[1001, Direction.FORWARD], passes[1009, Direction.BACKWARD]
     name = forward.objects[0]
 
     middle = source.of(results.frame_result(1005), name)
