@@ -11,8 +11,10 @@ from stm_plugin.errors import MatteError
 from stm_plugin.files.outputs import Ownership, check_outputs
 from stm_plugin.images.overlay import (
     ByteArray,
+    Colour,
     OverlayWriter,
     contact_sheet,
+    object_colours,
     overlay_picture,
     pick_frames,
     write_picture,
@@ -118,10 +120,13 @@ def _write(shot: Shot, target: OverlayTarget, done: Sequence[int]) -> list[str]:
     keys = {key.frame for key in shot.keys}
     on_sheet = set(pick_frames(done, keys & set(done)))
     sheet: dict[int, ByteArray] = {}
+    colours: tuple[Colour, ...] = ()
     target.take(shot.folder)
     with OverlayWriter(target.overlay) as writer, progress_bar() as bar:
         for frame in bar.track(done, description="overlay"):
-            picture = overlay_picture(shot.display(frame), shot.matte(frame).mattes)
+            display, mattes = shot.display(frame), shot.matte(frame).mattes
+            colours = colours or object_colours(display, mattes)
+            picture = overlay_picture(display, mattes, colours)
             writer.write(frame, picture)
             if frame in on_sheet:
                 sheet[frame] = picture

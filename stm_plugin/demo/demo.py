@@ -27,7 +27,14 @@ from stm_plugin.demo.plate import PLATE_SPACE, DemoPlate, PlateSettings, build_p
 from stm_plugin.errors import StmError
 from stm_plugin.images.colour import ColourTransform, find_input_space, load_config
 from stm_plugin.images.matte import read_matte
-from stm_plugin.images.overlay import contact_sheet, overlay_picture, pick_frames, write_picture
+from stm_plugin.images.overlay import (
+    Colour,
+    contact_sheet,
+    object_colours,
+    overlay_picture,
+    pick_frames,
+    write_picture,
+)
 from stm_plugin.images.plate import Plate
 from stm_plugin.propagation.events import Event, PlanMade, Progress
 from stm_plugin.review.serving import serve_review
@@ -196,12 +203,15 @@ def _draw_sheet(built: DemoPlate, result: Round) -> None:
     plate = Plate.open(built.plate)
     config = load_config()
     transform: ColourTransform | None = None
+    colours: tuple[Colour, ...] = ()
     pictures = {}
     for frame in pick_frames(tuple(built.frames), result.keys):
         read = plate.read(frame)
         transform = transform or ColourTransform(config, find_input_space(read, config).name)
         matte = _read_alpha(frame_path(result.mattes, frame), frame)
-        overlay = overlay_picture(transform.to_display(read.pixels), {OBJECT: matte})
+        display = transform.to_display(read.pixels)
+        colours = colours or object_colours(display, {OBJECT: matte})
+        overlay = overlay_picture(display, {OBJECT: matte}, colours)
         grey = np.repeat(np.round(matte * 255).astype(np.uint8)[..., None], 3, axis=2)
         pictures[frame] = np.vstack([overlay, grey])
     write_picture(result.sheet, contact_sheet(pictures, result.keys))

@@ -22,8 +22,9 @@ from stm_plugin.images.writer import image_error, probe_disk, remove_quietly, wr
 from stm_plugin.windows import FloatArray
 
 ByteArray = npt.NDArray[np.uint8]
+Colour = tuple[int, int, int]
 
-OBJECT_COLOURS: tuple[tuple[int, int, int], ...] = (
+OBJECT_COLOURS: tuple[Colour, ...] = (
     (255, 64, 64),
     (64, 160, 255),
     (255, 208, 0),
@@ -41,6 +42,7 @@ DEFAULT_FPS = 24.0
 
 _TINT = 0.45
 _EDGE = 0.5  # where the outline runs
+_STANDS_OUT = 50.0  # CIE 1976 colour difference of a tint and its object
 _LINE_PER_HEIGHT = 1 / 540  # an outline is two pixels wide in HD
 _JPEG_QUALITY = "jpeg:92"
 _GAP = 6
@@ -53,25 +55,61 @@ _KEY_COLOUR = (255, 208, 0)
 _MAX_COLUMNS = 4
 
 
-def overlay_picture(picture: FloatArray, mattes: Mapping[str, FloatArray]) -> ByteArray:
+def object_colours(picture: FloatArray, mattes: Mapping[str, FloatArray]) -> tuple[Colour, ...]:
+    """A colour for each object that stands out from it: the first of OBJECT_COLOURS that is far from its own.
+
+    Ask once for a shot, so that the colours stay the same on all frames.
+
+    Args:
+        picture: float32 (H, W, 3) in [0, 1], sRGB.
+        mattes: object name -> float32 (H, W) in [0, 1].
+
+    Returns:
+        R, G, B of each object in its order. An object without a pixel takes the next colour that is free.
+    """
+    palette = _lab(np.asarray(OBJECT_COLOURS, np.float32)[None] / np.float32(255))[0]  # (N, 3)
+    chosen: list[int] = []
+    for matte in mattes.values():
+        left = [one for one in range(len(OBJECT_COLOURS)) if one not in chosen] or list(range(len(palette)))
+        inside = picture[matte >= _EDGE]
+        if inside.size:
+            own = _lab(np.clip(inside.mean(axis=0), 0, 1).astype(np.float32)[None, None])[0, 0]
+            far = {one: float(np.linalg.norm(palette[one] - own)) for one in left}
+            clear = [one for one in left if far[one] >= _STANDS_OUT]
+            chosen.append(clear[0] if clear else max(left, key=lambda one: far[one]))
+        else:
+            chosen.append(left[0])
+    return tuple(OBJECT_COLOURS[one] for one in chosen)
+
+
+def _lab(colours: FloatArray) -> FloatArray:
+    """CIE L*a*b* of sRGB colours, (1, N, 3)."""
+    return np.asarray(cv2.cvtColor(colours, cv2.COLOR_RGB2LAB), np.float32)
+
+
+def overlay_picture(
+    picture: FloatArray, mattes: Mapping[str, FloatArray], colours: Sequence[Colour] | None = None
+) -> ByteArray:
     """Lay each object over the picture, tinted and outlined in a colour of its own.
 
     Args:
         picture: float32 (H, W, 3) in [0, 1], display-referred.
         mattes: object name -> float32 (H, W) in [0, 1].
+        colours: R, G, B of each object (`object_colours`); those of OBJECT_COLOURS in turn if None.
 
     Returns:
         uint8 (H, W, 3).
     """
+    drawn = _colours(len(mattes)) if colours is None else list(colours)
     tinted = np.clip(picture, 0.0, 1.0).astype(np.float32)
-    for colour, matte in zip(_colours(len(mattes)), mattes.values(), strict=True):
+    for colour, matte in zip(drawn, mattes.values(), strict=True):
         if matte.shape != picture.shape[:2]:
             raise ValueError(f"a matte {matte.shape} does not fit the picture {picture.shape}")
         share = (_TINT * np.clip(matte, 0.0, 1.0))[..., None]
         tinted += share * (np.asarray(colour, np.float32) / 255 - tinted)
     result = np.ascontiguousarray(np.rint(tinted * 255), dtype=np.uint8)
     width = max(1, round(picture.shape[0] * _LINE_PER_HEIGHT))
-    for colour, matte in zip(_colours(len(mattes)), mattes.values(), strict=True):
+    for colour, matte in zip(drawn, mattes.values(), strict=True):
         inside = (matte >= _EDGE).astype(np.uint8)
         outlines, _ = cv2.findContours(inside, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(result, outlines, -1, colour, width, cv2.LINE_AA)
@@ -286,5 +324,5 @@ def frames_of(movie: Path) -> int:
     return count
 
 
-def _colours(count: int) -> list[tuple[int, int, int]]:
+def _colours(count: int) -> list[Colour]:
     return [OBJECT_COLOURS[index % len(OBJECT_COLOURS)] for index in range(count)]

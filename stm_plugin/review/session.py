@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from stm_plugin.errors import PropagationCancelled, StmError
-from stm_plugin.images.overlay import OBJECT_COLOURS
+from stm_plugin.images.overlay import OBJECT_COLOURS, Colour, object_colours
 from stm_plugin.planning.values import Request, State
 from stm_plugin.propagation.events import Event, FrameFinished, Notice, PlanMade, Progress
 from stm_plugin.propagation.frame_loader import signature_of
@@ -58,6 +58,7 @@ class ReviewSession:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._exported: tuple[str, int, int] | None = None
+        self._colours: dict[tuple[str, ...], tuple[Colour, ...]] = {}
 
     # ---- what there is ----
 
@@ -80,8 +81,8 @@ class ReviewSession:
                 "pixelAspect": shot.plate.pixel_aspect,
                 "fps": shot.plate.fps or 24.0,
                 "objects": [
-                    {"name": name, "colour": list(OBJECT_COLOURS[index % len(OBJECT_COLOURS)])}
-                    for index, name in enumerate(names)
+                    {"name": name, "colour": list(colour)}
+                    for name, colour in zip(names, self._colours_of(names), strict=True)
                 ],
                 "keys": [{"frame": key.frame, "objects": key.objects} for key in status.keys],
                 "states": {str(frame): state.value for frame, state in status.states.items()},
@@ -96,6 +97,17 @@ class ReviewSession:
                 "run": asdict(self._run),
                 "exported": None if self._exported is None else self._exported[0],
             }
+
+    def _colours_of(self, names: tuple[str, ...]) -> tuple[Colour, ...]:
+        """Of the objects: they stand out from them once there is a key, and stay."""
+        keys = self._shot.keys
+        if names not in self._colours and keys:
+            frame = keys[0].frame
+            shown = self._shot.matte(frame).mattes if set(keys[0].objects) == set(names) else {}
+            if shown:
+                self._colours[names] = object_colours(self._shot.display(frame), shown)
+        fallback = tuple(OBJECT_COLOURS[index % len(OBJECT_COLOURS)] for index in range(len(names)))
+        return self._colours.get(names, fallback)
 
     def _confidence(self) -> dict[str, float]:
         """Of each finished frame, in [0, 1]."""

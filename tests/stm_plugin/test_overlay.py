@@ -16,6 +16,7 @@ from stm_plugin.images.overlay import (
     ByteArray,
     OverlayWriter,
     contact_sheet,
+    object_colours,
     overlay_picture,
     pick_frames,
     write_picture,
@@ -48,6 +49,18 @@ def test_objects_are_tinted_and_outlined_in_different_colours(picture: FloatArra
         row = result[24, x - 12 : x].astype(int)
         assert np.abs(row - colour).sum(axis=1).min() < 90, "an outline in the object's colour"
     assert picture.min() == picture.max() == GREY, "the input is left alone"
+
+
+def test_an_objects_colour_stands_out_from_it(picture: FloatArray) -> None:
+    mattes = {"left": disc(16), "right": disc(48), "nowhere": np.zeros((48, 64), np.float32)}
+    assert object_colours(picture, mattes) == OBJECT_COLOURS[:3]
+    picture[mattes["left"] > 0] = (0.8, 0.15, 0.1)  # as red as the first colour
+    picture[mattes["right"] > 0] = (0.2, 0.5, 0.95)  # as blue as the second
+    left, right, nowhere = object_colours(picture, mattes)
+    assert left not in (OBJECT_COLOURS[0], OBJECT_COLOURS[5]) and right != OBJECT_COLOURS[1]
+    assert len({left, right, nowhere}) == 3
+    shown = overlay_picture(picture, mattes, (left, right, nowhere))
+    assert np.abs(shown[24, 16].astype(float) - 255 * picture[24, 16]).max() > 60
 
 
 def test_a_soft_matte_gives_a_soft_tint(picture: FloatArray) -> None:
