@@ -30,10 +30,12 @@ COMMON_SOURCES = (
     "deadline.cpp",
     "effect.cpp",
     "host.cpp",
+    "node.cpp",
     "parameters.cpp",
     "pixels.cpp",
     "plugin.cpp",
     "protocol.cpp",
+    "rendering.cpp",
     "shot_session.cpp",
 )
 _SYSTEM_HEADERS = (Path("/usr/include"), Path("/usr/local/include"), Path("/opt/homebrew/include"))

@@ -157,6 +157,8 @@ def _make_effect(name: str, plate: nuke.Node, store: str, shown: str, column: in
         if all(node.knob(knob) is not None for knob in EFFECT_KNOBS):
             node["shotStore"].setValue(store)
             node["outputObject"].setValue(shown)
+            if node.knob("missingInWindow") is not None:
+                node["missingInWindow"].setValue(0)  # here a stale frame is an error in the viewer too
             return node
         nuke.delete(node)
     return None

@@ -11,7 +11,7 @@ namespace {
 constexpr std::size_t endpointLimit = 4096;
 constexpr std::size_t installationLimit = 65536;
 constexpr std::size_t logTail = 600;
-constexpr std::size_t logLimit = 64U << 20;
+constexpr std::int64_t lastPort = 65535;
 constexpr std::size_t receiveChunk = 1U << 20;
 constexpr std::array<Milliseconds, 3> startPauses{Milliseconds{0}, Milliseconds{1000}, Milliseconds{4000}};
 constexpr std::chrono::seconds startForgiven{60};
@@ -30,7 +30,8 @@ class Starter {
         const auto turn = deadline.lock(mutex_, "while another node starts it");
         if (child_ && folder_ == platform::runtimeFolder() && !child_->exitCode()) return false;
         const Installation found = installation();  // first: without one, waiting and trying again are no use
-        if (Clock::now() - lastStart_ > startForgiven) count_ = 0;
+        const bool isAnothers = folder_ != platform::runtimeFolder();
+        if (isAnothers || Clock::now() - lastStart_ > startForgiven) count_ = 0;
         if (count_ >= startPauses.size()) {
             throw EngineError("internal", "The engine stopped " + std::to_string(count_) +
                                   " times in a row and is not started again for a minute. " + lastWords(), Json::object());
@@ -50,9 +51,9 @@ class Starter {
 
     static std::string lastWords() {
         const std::string log = platform::runtimeFolder() + "/engine.log";
-        const auto text = platform::readSmallFile(log, logLimit);
+        const auto text = platform::readEnd(log, logTail);
         if (!text || text->empty()) return "Its log would be " + log + ".";
-        return "The end of " + log + ": " + text->substr(text->size() > logTail ? text->size() - logTail : 0);
+        return "The end of " + log + ": " + *text;
     }
 
   private:
@@ -133,27 +134,40 @@ class Starter {
     Clock::time_point lastStart_{};
 };
 
-std::optional<Json> endpoint() {
+// What the endpoint file says (PROTOCOL.md, section 1).
+struct Endpoint {
+    bool isUnix = false;
+    std::string path;
+    int port = 0;
+    std::string token;
+    std::string answer;
+};
+
+// Nothing when there is no such file, or one that no engine has written: an engine that is started replaces it.
+std::optional<Endpoint> endpoint() {
     const std::string folder = platform::runtimeFolder();
     if (!platform::exists(folder)) return std::nullopt;
     platform::requirePrivateFolder(folder);
     const auto text = platform::readSmallFile(folder + "/endpoint.json", endpointLimit);
     if (!text) return std::nullopt;
     try {
-        return parseHeader(text->data(), text->size());
-    } catch (const FramingError&) {
-        return std::nullopt;  // not an engine's; one that is started replaces it
-    }
-}
-
-platform::Socket connectTo(const Json& found, const Deadline& deadline) {
-    try {
-        if (found.at("transport") == "unix") {
-            return platform::Socket::connectUnix(found.at("path").get<std::string>(), deadline);
+        const Json about = parseHeader(text->data(), text->size());
+        Endpoint found;
+        found.isUnix = about.at("transport").get<std::string>() == "unix";
+        found.token = about.at("token").get<std::string>();
+        found.answer = about.at("answer").get<std::string>();
+        if (found.isUnix) {
+            found.path = about.at("path").get<std::string>();
+        } else {
+            const auto port = about.at("port").get<std::int64_t>();
+            if (port < 1 || port > lastPort) return std::nullopt;
+            found.port = static_cast<int>(port);
         }
-        return platform::Socket::connectLoopback(found.at("port").get<int>(), deadline);
+        return found;
+    } catch (const FramingError&) {
+        return std::nullopt;
     } catch (const Json::exception&) {
-        throw ConnectionLost("The engine's endpoint file cannot be read.");
+        return std::nullopt;
     }
 }
 
@@ -163,7 +177,10 @@ std::unique_ptr<Connection> Connection::openRunning(const std::string& client, c
     const auto found = endpoint();
     if (!found) return nullptr;
     try {
-        return std::unique_ptr<Connection>(new Connection(connectTo(*found, deadline), client, *found, deadline));
+        return std::unique_ptr<Connection>(new Connection(
+            found->isUnix ? platform::Socket::connectUnix(found->path, deadline)
+                          : platform::Socket::connectLoopback(found->port, deadline),
+            client, found->token, found->answer, deadline));
     } catch (const ConnectionLost&) {
         return nullptr;  // a file that an engine left when it was killed
     }
@@ -194,10 +211,9 @@ std::unique_ptr<Connection> Connection::open(const std::string& client, const De
                          "/engine.log.");
 }
 
-Connection::Connection(platform::Socket socket, const std::string& client, const Json& found, const Deadline& deadline)
+Connection::Connection(platform::Socket socket, const std::string& client, const std::string& token,
+                       const std::string& answer, const Deadline& deadline)
     : socket_(std::move(socket)) {
-    const std::string token = found.at("token").get<std::string>();
-    const std::string answer = found.at("answer").get<std::string>();
     Reply reply;
     try {
         reply = request({{"op", "hello"},

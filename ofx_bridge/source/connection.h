@@ -51,7 +51,8 @@ class Connection {
                        const Deadline& deadline);
 
   private:
-    Connection(platform::Socket socket, const std::string& client, const Json& endpoint, const Deadline& deadline);
+    Connection(platform::Socket socket, const std::string& client, const std::string& token, const std::string& answer,
+               const Deadline& deadline);
 
     std::uint32_t send(const Json& header, const std::uint8_t* payload, std::size_t payloadBytes, const Deadline& deadline);
     Reply exchange(const Json& header, const std::uint8_t* payload, std::size_t payloadBytes, std::uint64_t answerBytes,

@@ -33,9 +33,11 @@ struct DeadlinePassed : std::runtime_error {
 class Deadline {
   public:
     Deadline(Milliseconds atMost, std::function<bool()> cancelled)
-        : end_(Clock::now() + atMost), cancelled_(std::move(cancelled)) {}
+        : atMost_(atMost), end_(Clock::now() + atMost), cancelled_(std::move(cancelled)) {}
     // Throws Cancelled or DeadlinePassed.
     void check(const char* waitingFor) const;
+    // What is waited for goes on: the time begins anew.
+    void restart() const { end_ = Clock::now() + atMost_; }
     void sleep(Milliseconds duration, const char* waitingFor) const;
     std::unique_lock<std::timed_mutex> lock(std::timed_mutex& mutex, const char* waitingFor) const;
     // `check` for work that knows nothing of deadlines. Must not outlive this.
@@ -44,7 +46,8 @@ class Deadline {
     }
 
   private:
-    Clock::time_point end_;
+    Milliseconds atMost_;
+    mutable Clock::time_point end_;
     std::function<bool()> cancelled_;
 };
 

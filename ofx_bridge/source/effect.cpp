@@ -7,21 +7,22 @@ namespace stm {
 
 namespace {
 
-constexpr Milliseconds renderLimit{600000};
 constexpr Milliseconds buttonLimit{24 * 3600 * 1000};
 constexpr Milliseconds stopLimit{1000};
+constexpr Milliseconds statusLimit{2000};
 constexpr int recoveries = 3;
 constexpr int regionSamples = 64;
 constexpr Frame longestRange = 1000000;
-constexpr Frame unknownLastFrame = 99999;
 constexpr double frameLimit = 1e9;
 constexpr double frameSlack = 1e-6;
 constexpr std::size_t shotIdBytes = 8;
 constexpr const char* displaySpace = "srgb_rec709_scene";
 constexpr const char* storeSuffix = ".stmshot";
-constexpr Rgba overlayTint{1.0F, 0.1F, 0.1F, 1.0F};
-constexpr float overlayStrength = 0.5F;
-constexpr double readingShare = 0.3;  // of the progress bar; the rest is the engine's
+constexpr const char* noKeyText = "There is no key yet. Go to a frame with a mask and press Set key.";
+constexpr const char* shotValues[] = {param::keyFrames,   param::shotStore,   param::memoryRule, param::memoryEvery,
+                                      param::workingSize, param::colourSpace, param::useRegion,  param::regionCorner,
+                                      param::regionSize,  param::objects,     param::missingInWindow,
+                                      param::state};
 
 bool endsWith(const std::string& text, const std::string& end) {
     return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
@@ -36,7 +37,21 @@ std::string parentOf(const std::string& path) { return path.substr(0, path.find_
 
 bool isFullSize(const Image& image) { return image.scaleX() == 1.0 && image.scaleY() == 1.0; }
 
-bool isNoMatteYet(const EngineError& error) { return error.code == "matte_missing"; }
+Box united(const Box& a, const Box& b) {
+    return {std::min(a.x1, b.x1), std::min(a.y1, b.y1), std::max(a.x2, b.x2), std::max(a.y2, b.y2)};
+}
+
+std::vector<Range> asRanges(const std::set<Frame>& frames) {
+    std::vector<Range> ranges;
+    for (const Frame frame : frames) {
+        if (!ranges.empty() && ranges.back().second + 1 == frame) {
+            ranges.back().second = frame;
+        } else {
+            ranges.emplace_back(frame, frame);
+        }
+    }
+    return ranges;
+}
 
 }  // namespace
 
@@ -48,41 +63,43 @@ Frame frameAt(double time) {
     return static_cast<Frame>(whole);
 }
 
-// The plate as the engine counts it.
-struct EffectInstance::Geometry {
-    Range frames;
-    Box format;   // the host's; empty where it tells none
-    Box display;
-    Box canvas;
-    double pixelAspect;
-};
-
-// The host's progress bar, where it has one, and the ways to stop that a button's action has.
+// The host's progress bar, where it has one, and the ways to stop that a button's action has. Reading the plate and computing
+// have a bar each: the time that is left, which hosts reckon from it, is then that of the network.
 class EffectInstance::Progress {
   public:
-    Progress(EffectInstance& instance, const char* label)
-        : instance_(instance), suite_(instance.host_.progress()) {
-        instance_.stopRequested_ = false;
-        shown_ = suite_ != nullptr && suite_->start(instance_.effect_, label) == ofx::status::ok;
-    }
+    // `stopsBefore`: how often a stop had been asked for when the button was pressed. Each later one ends the action.
+    Progress(EffectInstance& instance, unsigned stopsBefore)
+        : instance_(instance), suite_(instance.host_.progress()), stopsBefore_(stopsBefore) {}
     Progress(const Progress&) = delete;
     Progress& operator=(const Progress&) = delete;
-    ~Progress() {
-        if (shown_) suite_->end(instance_.effect_);
-    }
+    ~Progress() { end(); }
 
+    void begin(const char* label) {
+        end();
+        part_ = 0.0;
+        shown_ = suite_ != nullptr && suite_->start(instance_.effect_, label) == ofx::status::ok;
+    }
     void set(double part) { part_ = std::clamp(part, part_, 1.0); }
     bool stopped() {
-        if (shown_ && suite_->update(instance_.effect_, part_) == ofx::status::replyNo) instance_.stopRequested_ = true;
-        return instance_.stopRequested_;
+        if (isStopped()) return true;
+        // The host may call the node, or destroy it, while it shows the progress.
+        if (shown_ && suite_->update(instance_.effect_, part_) == ofx::status::replyNo) instance_.requestStop();
+        return isStopped();
     }
     Deadline deadline() {
         return Deadline(buttonLimit, [this] { return stopped(); });
     }
 
   private:
+    bool isStopped() const { return instance_.abandoned_ || instance_.node_->stops != stopsBefore_; }
+    void end() {
+        if (shown_ && !instance_.abandoned_) suite_->end(instance_.effect_);
+        shown_ = false;
+    }
+
     EffectInstance& instance_;
     const ofx::ProgressSuiteV1* suite_;
+    const unsigned stopsBefore_;
     bool shown_ = false;
     double part_ = 0.0;
 };
@@ -93,97 +110,135 @@ EffectInstance::EffectInstance(const Host& host, ofx::Effect effect)
       parameters_(host, effect),
       source_(host, effect, ofx::value::sourceClip),
       mask_(host, effect, maskClip),
-      output_(host, effect, ofx::value::outputClip),
-      session_(host.nameAndVersion()) {}
+      output_(host, effect, ofx::value::outputClip) {
+    const void* identity = parameters_.identity();
+    bool isNew = false;
+    node_ = nodeOf(identity != nullptr ? identity : effect, host.nameAndVersion(), isNew);
+    if (!isNew) return;  // another instance of a node that is there already, perhaps on a render's thread
+    try {
+        const NodeShot own = nodeShot();
+        if (!hasStore(own)) {
+            parameters_.setStatus(noKeyText);
+            return;
+        }
+        // The first node with this store is the original; one that is made later from the same values is a copy.
+        const bool isCopy = own.isOurs() && isAnothers(storeFolder(own.id), node_);
+        parameters_.setStatus((own.keys.empty() ? "This node shows a shot store." : "Keys: " + inWords(asRanges(own.keys)) + ".") +
+                              std::string(isCopy ? " This node is a copy: it shows the mattes of the other one until it is changed." : "") +
+                              " Press Update status to see what is done.");
+    } catch (const std::exception& error) {
+        parameters_.setStatus(error.what());
+    }
+}
+
+void EffectInstance::abandon() {
+    abandoned_ = true;
+    requestStop();
+}
 
 // ---- buttons
 
 void EffectInstance::buttonPressed(const std::string& name, double time) {
+    const unsigned stopsBefore = node_->stops;
     if (name == param::stop) return stopJobs();
+    if (name == param::updateStatus) return refreshStatus(time, true);
     const bool isKey = name == param::setKey || name == param::deleteKey;
     const bool isPropagation =
         name == param::propagateForward || name == param::propagateBackward || name == param::propagateBoth;
     if (!isKey && !isPropagation) return;
     // A host may let the artist press buttons while it shows our progress.
-    if (pressed_.exchange(true)) throw UserError("This node is at work already: wait until that is done, or press Stop.");
+    if (node_->pressed.exchange(true)) {
+        throw UserError("This node is at work already: wait until that is done, or press Stop.");
+    }
     try {
-        perform(name, time);
-        pressed_ = false;
+        perform(name, time, stopsBefore);
+        node_->pressed = false;
     } catch (...) {
-        pressed_ = false;
+        node_->pressed = false;
         throw;
     }
 }
 
-void EffectInstance::perform(const std::string& name, double time) {
-    const bool isKey = name == param::setKey || name == param::deleteKey;
+void EffectInstance::perform(const std::string& name, double time, unsigned stopsBefore) {
     host_.clearError(effect_);
-    Progress progress(*this, "STM");
+    Progress progress(*this, stopsBefore);
     try {
         const Frame frame = frameAt(time);
-        if (!isKey) {
-            propagate(frame, name, progress);
-        } else if (name == param::setKey) {
+        if (name == param::setKey) {
             setKey(frame, progress);
-        } else {
+        } else if (name == param::deleteKey) {
             deleteKey(frame, progress);
+        } else {
+            propagate(frame, name, progress);
         }
-        finishEdit(progress.deadline());
     } catch (const Cancelled&) {
+        if (abandoned_) throw;
         parameters_.setStatus("Stopped. Finished frames are kept.");
         parameters_.bumpRevision();
     } catch (const std::exception& error) {
-        parameters_.setStatus(error.what());
+        if (!abandoned_) parameters_.setStatus(error.what());
         throw;
     }
 }
 
 void EffectInstance::setKey(Frame frame, Progress& progress) {
+    progress.begin("STM: setting a key");
     const Deadline deadline = progress.deadline();
-    const std::set<Frame> before = parameters_.keyFrames();
-    if (parameters_.shotId().empty()) nameShot();
-    claimShot(frame, deadline);
-    std::set<Frame> keys = before;
-    if (before.empty()) {  // a store that somebody else began: its keys become this node's
-        for (const auto& [known, digest] : session_.keys(deadline)) keys.insert(known);
+    const NodeShot before = nodeShot();
+    NodeShot own = before;
+    if (own.id.empty()) own.id = platform::randomHex(shotIdBytes);
+    const Shot shot = claimedShot(own, frame, deadline);
+    const auto engineKeys = shot.keys(deadline);
+    if (!before.isOurs()) {  // a store that somebody else began: its keys become this node's
+        for (const auto& [known, digest] : engineKeys) own.keys.insert(known);
     }
-    if (!pushFrom(frame, deadline)) throw UserError("The source has no image at frame " + std::to_string(frame) + ".");
-    const auto engineKeys = session_.keys(deadline);
+    if (!pushFrom(shot, frame, deadline)) throw UserError("The source has no image at frame " + std::to_string(frame) + ".");
     const auto known = engineKeys.find(frame);
-    if (!bringKey(frame, known == engineKeys.end() ? std::nullopt : std::make_optional(known->second), deadline)) {
-        throw UserError("There is no mask at frame " + std::to_string(frame) + ": connect one to the input " +
-                        std::string(maskSource().name()) + ", or choose where masks come from.");
+    if (!bringKey(shot, frame, known == engineKeys.end() ? std::nullopt : std::make_optional(known->second), deadline)) {
+        throw UserError(noMaskText(frame));
     }
-    keys.insert(frame);
-    parameters_.setKeyFrames(keys);
-    parameters_.setShotId(parameters_.shotId(), keys);
+    own.keys.insert(frame);
+    save(before, own, "STM: set key");
+    showStatus(shot, own, deadline);
 }
 
 void EffectInstance::deleteKey(Frame frame, Progress& progress) {
+    progress.begin("STM: deleting a key");
     const Deadline deadline = progress.deadline();
-    std::set<Frame> keys = parameters_.keyFrames();
-    if (keys.erase(frame) == 0) throw UserError("Frame " + std::to_string(frame) + " is no key.");
-    claimShot(frame, deadline);
-    if (session_.keys(deadline).count(frame) != 0) session_.removeKey(frame, deadline);
-    parameters_.setKeyFrames(keys);
-    parameters_.setShotId(parameters_.shotId(), keys);
+    const NodeShot before = nodeShot();
+    NodeShot own = before;
+    if (own.keys.erase(frame) == 0) throw UserError("Frame " + std::to_string(frame) + " is no key.");
+    if (own.id.empty()) own.id = platform::randomHex(shotIdBytes);
+    const Shot shot = claimedShot(own, frame, deadline);
+    if (shot.keys(deadline).count(frame) != 0) shot.removeKey(frame, deadline);
+    save(before, own, "STM: delete key");
+    showStatus(shot, own, deadline);
 }
 
 void EffectInstance::propagate(Frame frame, const std::string& button, Progress& progress) {
     if (!host_.hasTemporalAccess()) {
         throw UserError("This host shows the effect one frame at a time: render the frames in order from a key instead.");
     }
-    if (!ownsShot()) {
+    const NodeShot before = nodeShot();
+    NodeShot own = before;
+    if (own.keys.empty()) {
         const std::string store = parameters_.shotStore();
-        throw UserError(store.empty() ? "There is no key yet. Go to a frame with a mask and press Set key."
-                                      : "This node only shows the shot store " + store +
-                                            ". Compute it where it was made, or press Set key here to make it this node's.");
+        throw UserError(own.isOurs() || store.empty()
+                            ? noKeyText
+                            : "This node only shows the shot store " + store +
+                                  ". Compute it where it was made, or press Set key here to make it this node's.");
     }
+    const PropagationTurn turn;
+    if (!turn.granted()) {
+        throw UserError("Another node is propagating. Wait until it is done, or press its Stop.");
+    }
+    progress.begin("STM: reading the plate");
     const Deadline deadline = progress.deadline();
-    claimShot(frame, deadline);
-    const std::set<Frame> keys = parameters_.keyFrames();
-    bringKeys(keys, deadline);
-    Range frames = geometry(frame).frames;
+    if (own.id.empty()) own.id = platform::randomHex(shotIdBytes);  // the keys were typed
+    const Shot shot = claimedShot(own, frame, deadline);
+    save(before, own, "STM: propagate");
+    bringKeys(shot, own, own.keys, deadline);
+    Range frames = shot.spec().plate.at("frames").get<Range>();
     std::string direction = "both";
     if (button == param::propagateForward) {
         frames.first = frame;
@@ -194,9 +249,11 @@ void EffectInstance::propagate(Frame frame, const std::string& button, Progress&
     }
     for (int attempt = 1;; ++attempt) {
         try {
-            pushForPropagation(frames, direction, progress);
-            runJob(frames, direction, progress);
-            plateMayHaveChanged_ = false;
+            pushForPropagation(shot, frames, direction, progress);
+            runJob(shot, frames, direction, progress);
+            node_->plateMayHaveChanged = false;
+            showStatus(shot, own, deadline);
+            parameters_.bumpRevision();
             return;
         } catch (const EngineError& error) {
             if (error.code == "busy") {  // what was cancelled a moment ago ends with its frame
@@ -207,46 +264,68 @@ void EffectInstance::propagate(Frame frame, const std::string& button, Progress&
             // The engine was started anew, or what was changed needs more of the plate: begin again with what it has.
             const bool again = error.code == "unknown_job" || error.code == "unknown_shot" || error.code == "plate_missing";
             if (!again || attempt == recoveries) throw;
+            progress.begin("STM: reading the plate");
         }
     }
 }
 
-void EffectInstance::pushForPropagation(const Range& frames, const std::string& direction, Progress& progress) {
+void EffectInstance::pushForPropagation(const Shot& shot, const Range& frames, const std::string& direction,
+                                        Progress& progress) {
     const Deadline deadline = progress.deadline();
-    std::set<Frame> looked;
-    const auto add = [&looked](const Json& ranges) {
+    std::set<Frame> needed;
+    const auto add = [&needed](const Json& ranges) {
         for (const auto& [first, last] : rangesOf(ranges)) {
-            for (Frame frame = first; frame <= last; ++frame) looked.insert(frame);
+            for (Frame frame = first; frame <= last; ++frame) needed.insert(frame);
         }
     };
-    const Json plan = session_.plan(frames, direction, deadline);
+    const Json plan = shot.plan(frames, direction, deadline);
     add(plan.at("plate_needed"));
     add(plan.at("frames"));
-    if (plateMayHaveChanged_) add(Json::array({{frames.first, frames.second}}));
+    if (node_->plateMayHaveChanged) add(Json::array({{frames.first, frames.second}}));
     std::size_t count = 0;
-    for (const Frame frame : looked) {
-        progress.set(readingShare * static_cast<double>(count++) / static_cast<double>(looked.size()));
+    for (const Frame frame : needed) {
+        parameters_.setStatus("Reading the plate: " + std::to_string(++count) + " of " + std::to_string(needed.size()) +
+                              " frames.");
+        progress.set(static_cast<double>(count - 1) / static_cast<double>(needed.size()));
         deadline.check("for the plate");
-        if (!pushFrom(frame, deadline)) {
+        if (!pushFrom(shot, frame, deadline)) {
             throw UserError("The source has no image at frame " + std::to_string(frame) + ", which is needed.");
         }
     }
 }
 
-void EffectInstance::runJob(const Range& frames, const std::string& direction, Progress& progress) {
+void EffectInstance::runJob(const Shot& shot, const Range& frames, const std::string& direction, Progress& progress) {
+    progress.begin("STM: computing");
     const Deadline deadline = progress.deadline();
-    const std::string job = session_.propagate(frames, direction, deadline);
+    struct Waiting {  // the shot of a job that is awaited stays open
+        Waiting(ShotSession& session, const std::string& folder) : session_(session) { session_.setWaitingFor(folder); }
+        Waiting(const Waiting&) = delete;
+        Waiting& operator=(const Waiting&) = delete;
+        ~Waiting() { session_.setWaitingFor(""); }
+        ShotSession& session_;
+    } const waiting(node_->session, shot.spec().folder);
+    const std::string job = shot.propagate(frames, direction, deadline);
     JobState state;
+    std::optional<std::int64_t> seen;
     try {
-        while (!state.ended()) {
+        while (true) {
+            state = shot.job(job, std::nullopt, deadline);
+            if (state.ended()) break;
+            const std::int64_t total = std::max<std::int64_t>(1, state.total);
+            progress.set(static_cast<double>(state.done) / static_cast<double>(total));
+            if (seen != state.version) {
+                seen = state.version;
+                std::string text = "Computing: " + std::to_string(state.done) + " of " + std::to_string(state.total) + " frames.";
+                if (state.secondsLeft && *state.secondsLeft >= 1.0 && *state.secondsLeft < 1e7) {
+                    text += " About " + std::to_string(static_cast<std::int64_t>(*state.secondsLeft)) + " s left.";
+                }
+                parameters_.setStatus(text + (state.text.empty() ? "" : "\n" + state.text));
+            }
             // Waiting here and not at the engine lets renders of this node through.
             deadline.sleep(pollInterval, "to compute");
-            state = session_.job(job, std::nullopt, deadline);
-            const double part = static_cast<double>(state.done) / static_cast<double>(std::max<std::int64_t>(1, state.total));
-            progress.set(readingShare + (1.0 - readingShare) * part);
         }
     } catch (const Cancelled&) {
-        session_.cancel(job);
+        shot.cancel(job);
         throw;
     }
     if (state.state == "failed") throw UserError(state.error);
@@ -255,36 +334,128 @@ void EffectInstance::runJob(const Range& frames, const std::string& direction, P
 
 void EffectInstance::stopJobs() {
     requestStop();
-    if (pressed_ || !ownsShot()) return;  // the action that is under way sees the request and ends its job itself
+    if (node_->pressed) return;  // the action that is under way sees the request and ends its job itself
+    const NodeShot own = nodeShot();
+    if (!own.isOurs() || !hasStore(own)) return;
     const Deadline deadline(stopLimit, nullptr);
-    useShot(source_.frameRange() ? static_cast<Frame>(source_.frameRange()->first) : 0, deadline);
-    session_.cancelAll(deadline);
+    openShot(own, source_.frameRange() ? static_cast<Frame>(source_.frameRange()->first) : 0, false).cancelAll(deadline);
 }
 
-void EffectInstance::finishEdit(const Deadline& deadline) {
-    const Json status = session_.status(std::nullopt, deadline);
-    parameters_.setStatus(status.value("text", ""));
+// Writes what an action has changed as one step of the host's undo. Two steps in a row touch different marks: a host that
+// joins steps over the same parameters would take back both at once.
+void EffectInstance::save(const NodeShot& before, const NodeShot& after, const char* step) const {
+    if (before.id == after.id && before.keys == after.keys && std::string(step) == "STM: propagate") return;
+    const Parameters::Edit edit(parameters_, step);
+    if (before.keys != after.keys) parameters_.setKeyFrames(after.keys);
+    parameters_.setShotId(after.id, after.keys);
     parameters_.bumpRevision();
+    parameters_.markStep();
+}
+
+void EffectInstance::showStatus(const Shot& shot, const NodeShot& own, const Deadline& deadline) const {
+    const Json status = shot.status(std::nullopt, deadline);
+    std::string text = status.value("text", "");
+    for (const Json& reason : status.value("reasons", Json::array())) {
+        const std::string why = reason.value("text", "");
+        if (!why.empty()) text += "\n" + inWords(rangesOf(reason.at("frames"))) + ": " + why;
+    }
+    if (const Json stale = status.value("stale", Json::array()); !stale.empty()) {
+        const MissingFrames shown = parameters_.missingInWindow();
+        if (shown == MissingFrames::oldMatte) text += "\nThe window shows OLD mattes on " + inWords(rangesOf(stale)) + ".";
+    }
+    std::set<Frame> taken;
+    for (const Json& frame : status.value("keys", Json::array())) taken.insert(frame.get<Frame>());
+    if (own.isOurs() && taken != own.keys) {
+        std::set<Frame> more;
+        std::set<Frame> fewer;
+        std::set_difference(own.keys.begin(), own.keys.end(), taken.begin(), taken.end(), std::inserter(more, more.end()));
+        std::set_difference(taken.begin(), taken.end(), own.keys.begin(), own.keys.end(), std::inserter(fewer, fewer.end()));
+        if (!more.empty()) text += "\nKeys not taken yet: " + inWords(asRanges(more)) + ". Propagate takes them.";
+        if (!fewer.empty()) text += "\nKeys that are no longer listed: " + inWords(asRanges(fewer)) + ". Propagate removes them.";
+    }
+    const Json advice = status.value("advice", Json());
+    if (advice.is_object() && !advice.value("text", "").empty()) text += "\nNext key: " + advice.value("text", "") + ".";
+    parameters_.setStatus(text);
+}
+
+void EffectInstance::refreshStatus(double time, bool startEngine) const {
+    if (node_->pressed || abandoned_) return;  // the action that is under way tells
+    try {
+        const NodeShot own = nodeShot();
+        if (!hasStore(own)) {
+            const std::string typed = own.keys.empty() ? noKeyText : "Keys: " + inWords(asRanges(own.keys)) + ". Propagate takes them.";
+            return parameters_.setStatus(typed);
+        }
+        const Deadline deadline(startEngine ? buttonLimit : statusLimit, nullptr);
+        if (!startEngine && !node_->session.isConnected()) {
+            return parameters_.setStatus(own.keys.empty() ? "Press Update status to see what is done."
+                                                          : "Keys: " + inWords(asRanges(own.keys)) +
+                                                                ". Press Update status to see what is done.");
+        }
+        showStatus(openShot(own, frameAt(time), false), own, deadline);
+    } catch (const Reentered&) {
+    } catch (const std::exception& error) {
+        parameters_.setStatus(error.what());
+    }
+}
+
+void EffectInstance::valueChanged(const std::string& name, double time) {
+    const bool counts = std::any_of(std::begin(shotValues), std::end(shotValues), [&name](const char* one) { return name == one; });
+    if (counts) refreshStatus(time, false);
+}
+
+void EffectInstance::sourceChanged() const {
+    const std::lock_guard<std::mutex> guard(node_->geometryMutex);
+    node_->geometry.reset();
 }
 
 // ---- the shot
 
-EffectInstance::Geometry EffectInstance::geometry(Frame frame) const {
-    Geometry found{{0, unknownLastFrame}, {}, {}, {}, source_.pixelAspect()};
+// The host's range; where it tells none, the effect's duration from 0 on; else the frames that are known.
+Range EffectInstance::frameRange(Frame frame, const std::set<Frame>& keys, bool& guessed) const {
     const auto range = source_.frameRange();
+    guessed = false;
     if (range && range->second - range->first < static_cast<double>(longestRange) && std::fabs(range->first) < frameLimit &&
         std::fabs(range->second) < frameLimit) {
-        found.frames = {static_cast<Frame>(std::ceil(range->first)), static_cast<Frame>(std::floor(range->second))};
-    } else {
-        found.frames = {std::min(found.frames.first, frame), std::max(found.frames.second, frame)};
+        return {static_cast<Frame>(std::ceil(range->first)), static_cast<Frame>(std::floor(range->second))};
     }
+    guessed = true;
+    Range found{frame, frame};
+    if (!keys.empty()) found = {std::min(frame, *keys.begin()), std::max(frame, *keys.rbegin())};
+    const auto duration = propertiesOf(host_, effect_).number(ofx::prop::effectDuration);
+    if (duration && *duration >= 1.0 && *duration < static_cast<double>(longestRange)) {
+        found = {std::min<Frame>(0, found.first), std::max(static_cast<Frame>(std::floor(*duration)) - 1, found.second)};
+    }
+    return found;
+}
 
-    // The plate's canvas must be known before its frames are: the union of its regions over the range, sampled.
+// `anew`: looks at the regions of the whole range; else what was seen last serves as long as it fits.
+PlateGeometry EffectInstance::geometry(Frame frame, const std::set<Frame>& keys, bool anew) const {
+    PlateGeometry found;
+    found.pixelAspect = source_.pixelAspect();
+    found.frames = frameRange(frame, keys, found.guessedFrames);
+    // The format: the host's project where the plate covers it (then the rest is overscan), else the plate itself.
+    const Properties about = propertiesOf(host_, effect_);
+    const auto number = [&about](const char* name, int axis) { return about.number(name, axis).value_or(0.0); };
+    const double x = number(ofx::prop::projectOffset, 0);
+    const double y = number(ofx::prop::projectOffset, 1);
+    found.format = pixelBox({x, y, x + number(ofx::prop::projectSize, 0), y + number(ofx::prop::projectSize, 1)},
+                            found.pixelAspect);
     const auto boxAt = [&](Frame at) -> std::optional<Box> {
         const auto region = source_.regionOfDefinition(static_cast<double>(at));
         if (!region) return std::nullopt;
         return pixelBox(*region, found.pixelAspect);
     };
+    const std::optional<Box> here = boxAt(frame);
+    const std::lock_guard<std::mutex> guard(node_->geometryMutex);
+    if (!anew && node_->geometry && here) {
+        const PlateGeometry& last = *node_->geometry;
+        if (last.frames == found.frames && last.format == found.format && last.pixelAspect == found.pixelAspect &&
+            last.canvas.contains(*here)) {
+            return last;
+        }
+    }
+    // The plate's canvas must be known before its frames are: the union of its regions over the range, sampled.
     std::set<Frame> samples;
     if (!host_.hasTemporalAccess()) {
         samples.insert(frame);
@@ -296,22 +467,14 @@ EffectInstance::Geometry EffectInstance::geometry(Frame frame) const {
     }
     std::optional<Box> first;
     for (const Frame at : samples) {
-        const auto box = boxAt(at);
+        const auto box = at == frame ? here : boxAt(at);
         if (!box) continue;
-        if (!first) first = found.canvas = *box;
-        found.canvas = {std::min(found.canvas.x1, box->x1), std::min(found.canvas.y1, box->y1),
-                        std::max(found.canvas.x2, box->x2), std::max(found.canvas.y2, box->y2)};
+        found.canvas = first ? united(found.canvas, *box) : *box;
+        if (!first) first = *box;
     }
     if (!first) throw UserError("The source has no picture. Connect one to the input Source.");
-
-    // The format: the host's project where the plate covers it (then the rest is overscan), else the plate itself.
-    const Properties about = propertiesOf(host_, effect_);
-    const auto number = [&about](const char* name, int axis) { return about.number(name, axis).value_or(0.0); };
-    const double x = number(ofx::prop::projectOffset, 0);
-    const double y = number(ofx::prop::projectOffset, 1);
-    found.format = pixelBox({x, y, x + number(ofx::prop::projectSize, 0), y + number(ofx::prop::projectSize, 1)},
-                            found.pixelAspect);
     found.display = !found.format.empty() && found.canvas.contains(found.format) ? found.format : *first;
+    node_->geometry = found;
     return found;
 }
 
@@ -321,10 +484,18 @@ std::string EffectInstance::storeFolder(const std::string& shotId) const {
     if (!folder.empty() && !isAbsolute(folder)) throw UserError("The shot store must be a whole path: " + folder);
     if (endsWith(folder, storeSuffix)) return folder;
     if (shotId.empty()) {
-        throw UserError("There is no key yet. Go to a frame with a mask and press Set key, or choose a shot store.");
+        throw UserError(parameters_.keyFrames().empty()
+                            ? "There is no key yet. Go to a frame with a mask and press Set key, or choose a shot store."
+                            : "The masks of the key frames have not been taken yet: press a Propagate button.");
     }
     if (folder.empty()) folder = platform::dataFolder() + "/shots";
     return folder + "/ofx-" + shotId + storeSuffix;
+}
+
+bool EffectInstance::namesStore() const {
+    std::string folder = parameters_.shotStore();
+    while (!folder.empty() && (folder.back() == '/' || folder.back() == '\\')) folder.pop_back();
+    return endsWith(folder, storeSuffix);
 }
 
 // Empty: the engine decides, which takes float pixels for scene-linear ones.
@@ -336,12 +507,13 @@ std::string EffectInstance::colourSpace() const {
     return depth == ofx::value::depthByte || depth == ofx::value::depthShort ? displaySpace : "";
 }
 
-ShotSpec EffectInstance::describedShot(Frame frame) const {
-    const std::string id = parameters_.shotId();
+ShotSpec EffectInstance::describedShot(const NodeShot& own, Frame frame, bool anew) const {
     ShotSpec spec;
-    spec.folder = storeFolder(id);
-    spec.ours = ownsShot();
-    const Geometry plate = geometry(frame);
+    spec.folder = storeFolder(own.id);
+    spec.ours = own.isOurs();
+    spec.copied = spec.ours && isAnothers(spec.folder, node_);
+    const PlateGeometry plate = geometry(frame, own.keys, anew);
+    spec.guessedFrames = plate.guessedFrames;
     spec.displayTop = plate.display.y2;
     // The node's own store has the display window that the node gave it; another's is laid over the host's format.
     const Box& format = spec.ours ? plate.display : plate.format;
@@ -358,33 +530,30 @@ ShotSpec EffectInstance::describedShot(Frame frame) const {
     return spec;
 }
 
-bool EffectInstance::ownsShot() const { return !parameters_.shotId().empty() || !parameters_.keyFrames().empty(); }
-
-void EffectInstance::useShot(Frame frame, const Deadline& deadline) {
+Shot EffectInstance::openShot(const NodeShot& own, Frame frame, bool anew) const {
     if (!source_.connected()) throw UserError("The input Source is not connected.");
-    const ShotSpec spec = describedShot(frame);
-    if (spec.ours) platform::makeFolders(parentOf(spec.folder));
-    session_.use(spec, deadline);
+    ShotSpec spec = describedShot(own, frame, anew);
+    if (spec.ours && !spec.copied) platform::makeFolders(parentOf(spec.folder));
+    return Shot(node_->session, std::move(spec));
 }
 
-void EffectInstance::claimShot(Frame frame, const Deadline& deadline) {
-    useShot(frame, deadline);
-    if (session_.claim(deadline)) return;
-    if (endsWith(parameters_.shotStore(), storeSuffix)) {
+Shot EffectInstance::claimedShot(NodeShot& own, Frame frame, const Deadline& deadline) {
+    const Shot shot = openShot(own, frame, true);
+    if (shot.claim(deadline)) return shot;
+    if (namesStore()) {
         throw UserError("Another node uses the shot store " + parameters_.shotStore() + ". Give this node one of its own.");
     }
-    nameShot();  // this node is a copy: from now on it has a store of its own
-    useShot(frame, deadline);
-    if (!session_.claim(deadline)) throw UserError("Another node uses the shot store of this node.");
-    bringKeys(reachable(parameters_.keyFrames(), frame), deadline);
+    own.id = platform::randomHex(shotIdBytes);  // this node is a copy: from now on it has a store of its own
+    const Shot fresh = openShot(own, frame, true);
+    if (!fresh.claim(deadline)) throw UserError("Another node uses the shot store of this node.");
+    bringKeys(fresh, own, reachable(own.keys, frame), deadline);
+    return fresh;
 }
 
 std::set<Frame> EffectInstance::reachable(const std::set<Frame>& frames, Frame current) const {
     if (host_.hasTemporalAccess()) return frames;
     return frames.count(current) != 0 ? std::set<Frame>{current} : std::set<Frame>{};
 }
-
-void EffectInstance::nameShot() { parameters_.setShotId(platform::randomHex(shotIdBytes), parameters_.keyFrames()); }
 
 // ---- keys and plate
 
@@ -398,62 +567,69 @@ std::set<Frame> EffectInstance::neighbouringKeys(double time) const {
 }
 
 // Makes the engine's keys those of the node; the masks of `compared` are looked at again.
-void EffectInstance::bringKeys(const std::set<Frame>& compared, const Deadline& deadline) {
-    const std::set<Frame> wanted = parameters_.keyFrames();
-    if (wanted.empty()) return;  // the store's own keys count
-    const auto known = session_.keys(deadline);
+void EffectInstance::bringKeys(const Shot& shot, const NodeShot& own, const std::set<Frame>& compared,
+                               const Deadline& deadline) const {
+    const auto known = shot.keys(deadline);
     for (const auto& [frame, digest] : known) {
-        if (wanted.count(frame) != 0) continue;
-        if (!session_.claim(deadline)) {
-            throw UserError("This node's keys are not those of its shot store, which another node uses. Press Set key or a "
-                            "Propagate button to give this node a store of its own.");
-        }
-        session_.removeKey(frame, deadline);
+        if (own.keys.count(frame) != 0) continue;
+        if (!shot.claim(deadline)) throw CopyDiffers("keys");
+        shot.removeKey(frame, deadline);
     }
-    for (const Frame frame : wanted) {
+    for (const Frame frame : own.keys) {
         const auto there = known.find(frame);
         const bool maySkip = there != known.end() || !host_.hasTemporalAccess();
         if (maySkip && compared.count(frame) == 0) continue;
-        bringKey(frame, there == known.end() ? std::nullopt : std::make_optional(there->second), deadline);
+        bringKey(shot, frame, there == known.end() ? std::nullopt : std::make_optional(there->second), deadline);
     }
 }
 
-// Pushes the mask at `frame` when it is not the one that the engine knows by the digest `known`. Gives the mask's digest, or
-// nothing when the host has no mask there.
-std::optional<std::string> EffectInstance::bringKey(Frame frame, const std::optional<std::string>& known,
-                                                    const Deadline& deadline) {
+// Pushes the mask at `frame` when it is not the one that the engine knows by the digest `known`. False when the host has no
+// mask there.
+bool EffectInstance::bringKey(const Shot& shot, Frame frame, const std::optional<std::string>& known,
+                              const Deadline& deadline) const {
     const ClipView& clip = maskSource();
-    if (!clip.connected()) return std::nullopt;
+    if (!clip.connected()) return false;
     double time = static_cast<double>(frame);
     if (const auto range = clip.frameRange()) time = std::clamp(time, range->first, range->second);
     const auto region = clip.regionOfDefinition(time);
-    if (!region) return std::nullopt;
+    if (!region) return false;
     const std::optional<Image> image = clip.image(time, &*region);
     deadline.check("for the mask");
-    if (!image) return std::nullopt;
-    if (!isFullSize(*image)) return std::nullopt;  // a proxy of the mask tells nothing
-    const std::vector<MaskChannel> channels = parameters_.maskChannels(image->view().components);
+    if (!image) return false;
+    if (!isFullSize(*image)) return false;  // a proxy of the mask tells nothing
+    const MaskLayout layout = parameters_.maskLayout(image->view().components, clip.hasAlpha());
     const Box box = intersection(pixelBox(*region, clip.pixelAspect()), image->view().box);
     if (box.empty()) throw UserError("The mask at frame " + std::to_string(frame) + " is empty.");
-    std::string about = "mask";
-    for (const MaskChannel& one : channels) about += " " + one.object + "=" + one.channel;
+    std::string about = layout.isLuminance ? "mask luminance" : "mask";
+    for (const MaskChannel& one : layout.channels) about += " " + one.object + "=" + one.channel;
     for (const int side : {box.x1, box.y1, box.x2, box.y2}) about += " " + std::to_string(side);
-    const std::string digest = digestOf(image->view(), box, about + engineFormat(image->view().depth),
-                                        deadline.checkFor("for the mask"));
-    if (known == digest) return digest;
-    if (!session_.claim(deadline)) {
-        throw UserError("The mask at key frame " + std::to_string(frame) +
-                        " has changed, but another node uses this shot store. Press Set key there.");
-    }
-    session_.pushKey(frame, {image->view(), box, false, digest}, channels, deadline);
-    return digest;
+    const Check check = deadline.checkFor("for the mask");
+    const std::string digest = digestOf(image->view(), box, about + engineFormat(image->view().depth), check);
+    if (known == digest) return true;
+    if (!shot.claim(deadline)) throw CopyDiffers("mask on frame " + std::to_string(frame));
+    const Matte luminance = layout.isLuminance ? luminanceOf(image->view(), box, check) : Matte{};
+    const PixelView view = layout.isLuminance ? viewOf(luminance) : image->view();
+    shot.pushKey(frame, {view, box, false, digest}, layout.channels, deadline);
+    return true;
 }
 
-void EffectInstance::pushIfNeeded(Frame frame, const Image& image, const Deadline& deadline) {
+std::string EffectInstance::noMaskText(Frame frame) const {
+    const ClipView& clip = maskSource();
+    const std::string name(clip.name());
+    if (!clip.connected()) {
+        return "There is no mask at frame " + std::to_string(frame) + ": connect one to the input " + name +
+               ", or choose where masks come from.";
+    }
+    return "The input " + name + " is connected, but gives no picture at frame " + std::to_string(frame) +
+           ". Look at what is connected there on this frame: its frame range, its channels, and whether it is switched off.";
+}
+
+void EffectInstance::pushIfNeeded(const Shot& shot, Frame frame, const Image& image, bool mustBeThere,
+                                  const Deadline& deadline) {
     const auto region = source_.regionOfDefinition(static_cast<double>(frame));
     const Box whole = region ? pixelBox(*region, source_.pixelAspect()) : image.view().box;
     if (!isFullSize(image) || !image.view().box.contains(whole) || image.view().components == 1) {
-        if (session_.plateNeeded({frame, frame}, {}, deadline).empty()) return;
+        if (shot.plateNeeded({frame, frame}, {}, deadline).empty()) return;
         throw UserError("Frame " + std::to_string(frame) +
                         " can be given to the engine only whole, in colour and at full size: switch the proxy mode off.");
     }
@@ -461,194 +637,26 @@ void EffectInstance::pushIfNeeded(Frame frame, const Image& image, const Deadlin
     for (const int side : {whole.x1, whole.y1, whole.x2, whole.y2}) about += " " + std::to_string(side);
     const std::string digest = digestOf(image.view(), whole, about + engineFormat(image.view().depth),
                                         deadline.checkFor("for the plate"));
-    if (session_.plateNeeded({frame, frame}, {{frame, digest}}, deadline).empty()) return;
+    if (shot.plateNeeded({frame, frame}, {{frame, digest}}, deadline).empty()) return;
+    if (!shot.claim(deadline)) {
+        // The plate of a store that is another node's, or another program's, is not this node's to change.
+        const bool isOther = shot.plateNeeded({frame, frame}, {}, deadline).empty();
+        if (mustBeThere || isOther) throw CopyDiffers("picture on frame " + std::to_string(frame));
+        return;  // nobody has given it yet
+    }
     const PushedImage pushed{image.view(), whole, image.premultiplied(), digest};
-    if (session_.pushPlate(frame, pushed, source_.pixelAspect(), deadline)) plateMayHaveChanged_ = true;
+    if (shot.pushPlate(frame, pushed, source_.pixelAspect(), deadline)) node_->plateMayHaveChanged = true;
 }
 
 // Fetches the source at `frame` and gives it to the engine if that lacks it. False when the host has no image there.
-bool EffectInstance::pushFrom(Frame frame, const Deadline& deadline) {
+bool EffectInstance::pushFrom(const Shot& shot, Frame frame, const Deadline& deadline) {
     const auto time = static_cast<double>(frame);
     const auto region = source_.regionOfDefinition(time);
     const std::optional<Image> image = source_.image(time, region ? &*region : nullptr);
     deadline.check("for the plate");
     if (!image) return false;
-    pushIfNeeded(frame, *image, deadline);
+    pushIfNeeded(shot, frame, *image, true, deadline);
     return true;
-}
-
-// ---- rendering
-
-std::vector<double> EffectInstance::sourceFramesNeeded(double time) const {
-    std::vector<double> frames{time, time};
-    if (parameters_.maskFrom() == MaskFrom::sourceAlpha) {
-        for (const Frame key : neighbouringKeys(time)) frames.insert(frames.end(), 2, static_cast<double>(key));
-    }
-    const auto range = source_.frameRange();
-    if (range) std::for_each(frames.begin(), frames.end(), [&](double& at) { at = std::clamp(at, range->first, range->second); });
-    return frames;
-}
-
-std::vector<double> EffectInstance::maskFramesNeeded(double time) const {
-    std::vector<double> frames;
-    for (const Frame key : neighbouringKeys(time)) frames.insert(frames.end(), 2, static_cast<double>(key));
-    if (frames.empty()) frames = {time, time};
-    const auto range = mask_.frameRange();
-    if (range) std::for_each(frames.begin(), frames.end(), [&](double& at) { at = std::clamp(at, range->first, range->second); });
-    return frames;
-}
-
-void EffectInstance::render(const RenderRequest& request) {
-    const Deadline deadline(renderLimit, [this] { return host_.effects().abort(effect_) != 0; });
-    const Frame frame = frameAt(request.time);
-    const std::optional<Image> output = output_.image(request.time);
-    if (!output) throw UserError("The host gives no image to render into.");
-    const Box window = intersection(request.window, output->view().box);
-    if (window.empty()) return;
-    deadline.check("for the host");
-    useShot(frame, deadline);
-    const bool owns = ownsShot();
-    if (owns) bringKeys(reachable(neighbouringKeys(request.time), frame), deadline);
-
-    const auto region = source_.regionOfDefinition(request.time);
-    const std::optional<Image> source = source_.image(request.time, region ? &*region : nullptr);
-    deadline.check("for the host");
-    if (!source) throw UserError("The source has no image at frame " + std::to_string(frame) + ".");
-    const bool fullSize = request.scaleX == 1.0 && request.scaleY == 1.0;
-    if (owns && fullSize) pushIfNeeded(frame, *source, deadline);
-
-    const Box full = fullSize ? window : fullSizeBox(window, request.scaleX, request.scaleY);
-    Matte matte = obtainMatte(request, frame, full, deadline);
-    const Check check = deadline.checkFor("for the picture");
-    if (!fullSize) matte = scaledMatte(matte, window, request.scaleX, request.scaleY, check);
-    check();
-    compose(*output, *source, matte, window, check);
-}
-
-Matte EffectInstance::obtainMatte(const RenderRequest& request, Frame frame, const Box& box, const Deadline& deadline) {
-    const std::string object = parameters_.outputObject();
-    const bool owns = ownsShot();
-    const bool mayCompute = owns && request.inOrder && request.scaleX == 1.0 && request.scaleY == 1.0;
-    bool computed = false;
-    while (true) {
-        try {
-            return session_.matte(frame, box, object, false, deadline);
-        } catch (const EngineError& error) {
-            if (error.code == "timeout") continue;  // it is being made
-            if (!isNoMatteYet(error)) throw;
-            const bool isKey = parameters_.keyFrames().count(frame) != 0;  // needs no network, only to be taken over
-            if ((mayCompute || isKey) && !computed) {
-                computeForward(frame, deadline);
-                computed = true;
-                continue;
-            }
-            if (parameters_.missingFrames() == MissingFrames::holdLast) {
-                if (auto matte = lastMatte(frame, box, deadline)) return std::move(*matte);
-            }
-            throw UserError(std::string(error.what()) +
-                            (owns ? " Press Propagate on this node, or render the frames in order from a key."
-                                  : " This node only shows the shot store " + parameters_.shotStore() +
-                                        ": compute the frame where the store was made."));
-        }
-    }
-}
-
-// Computes up to `frame` from the key before it. The engine knows what of that is there.
-void EffectInstance::computeForward(Frame frame, const Deadline& deadline) {
-    const auto keys = session_.keys(deadline);
-    const auto after = keys.upper_bound(frame);
-    if (after == keys.begin()) {
-        throw UserError(keys.empty() ? "There is no key yet. Go to a frame with a mask and press Set key."
-                                     : "Frame " + std::to_string(frame) + " is before the first key: press Propagate backward.");
-    }
-    const Range frames{std::prev(after)->first, frame};
-    for (int attempt = 1;; ++attempt) {
-        std::vector<Range> unseen;
-        for (const auto& [first, last] : session_.plateNeeded(frames, {}, deadline)) {
-            for (Frame at = first; at <= last; ++at) {
-                if (!host_.hasTemporalAccess() ? at != frame : !pushFrom(at, deadline)) unseen.emplace_back(at, at);
-            }
-        }
-        if (!unseen.empty()) {
-            throw UserError("Frames " + inWords(unseen) + " are needed for frame " + std::to_string(frame) +
-                            " and have not been seen: render in order from key frame " + std::to_string(frames.first) + ".");
-        }
-        try {
-            const std::string job = session_.propagate(frames, "forward", deadline);
-            JobState state;
-            try {
-                while (!state.ended()) state = session_.job(job, state.version, deadline);
-            } catch (const Cancelled&) {
-                session_.cancel(job);
-                throw;
-            }
-            if (state.state == "failed") throw UserError(state.error);
-            if (state.state == "cancelled") {
-                throw UserError("Frame " + std::to_string(frame) + " was stopped before it was done. Render it again to go on.");
-            }
-            return;
-        } catch (const EngineError& error) {
-            if (error.code == "busy") {
-                deadline.sleep(pollInterval, "until another computation of this shot is done");
-                --attempt;
-                continue;
-            }
-            const bool again = error.code == "unknown_job" || error.code == "unknown_shot";
-            if (!again || attempt == recoveries) throw;
-        }
-    }
-}
-
-// The stale matte of this frame, else the nearest earlier one.
-std::optional<Matte> EffectInstance::lastMatte(Frame frame, const Box& box, const Deadline& deadline) {
-    const std::string object = parameters_.outputObject();
-    const auto take = [&](Frame from) -> std::optional<Matte> {
-        try {
-            return session_.matte(from, box, object, true, deadline);
-        } catch (const EngineError& error) {
-            if (isNoMatteYet(error) || error.code == "timeout") return std::nullopt;
-            throw;
-        }
-    };
-    if (auto matte = take(frame)) return matte;
-    const Json status = session_.status(std::nullopt, deadline);
-    std::optional<Frame> last;
-    for (const char* which : {"done", "stale"}) {
-        for (const auto& [from, to] : rangesOf(status.at(which))) {
-            if (from < frame) last = std::max(last.value_or(from), std::min(to, frame - 1));
-        }
-    }
-    if (!last) return std::nullopt;
-    host_.log(effect_, "STM: frame " + std::to_string(frame) + " has no matte; that of frame " + std::to_string(*last) + " is held.");
-    return take(*last);
-}
-
-void EffectInstance::compose(const Image& output, const Image& source, const Matte& matte, const Box& window,
-                             const Check& check) const {
-    CancelCheck cancelCheck(check);
-    const Output mode = parameters_.output();
-    std::vector<Rgba> row(static_cast<std::size_t>(window.width()));
-    for (int y = window.y1; y < window.y2; ++y) {
-        readRow(source.view(), window.x1, y, window.width(), row.data());
-        if (source.premultiplied()) unpremultiply(row.data(), window.width());
-        for (int x = window.x1; x < window.x2; ++x) {
-            Rgba& pixel = row[static_cast<std::size_t>(x - window.x1)];
-            const float alpha = matte.at(x, y);
-            switch (mode) {
-                case Output::rgbaWithMatte: pixel.a = alpha; break;
-                case Output::matteOnly: pixel = {alpha, alpha, alpha, alpha}; break;
-                case Output::overlay: {
-                    const float part = overlayStrength * alpha;
-                    pixel.r += part * (overlayTint.r - pixel.r);
-                    pixel.g += part * (overlayTint.g - pixel.g);
-                    pixel.b += part * (overlayTint.b - pixel.b);
-                    break;
-                }
-            }
-        }
-        writeRow(output.view(), window.x1, y, window.width(), row.data());
-        cancelCheck.worked(row.size() * sizeof(Rgba));
-    }
 }
 
 }  // namespace stm

@@ -1,4 +1,4 @@
-// One node in the host: what its buttons do and how it renders.
+// One node in the host: what its buttons do (effect.cpp) and how it renders (rendering.cpp).
 #pragma once
 
 #include <atomic>
@@ -10,6 +10,7 @@
 #include <string>
 
 #include "host.h"
+#include "node.h"
 #include "parameters.h"
 #include "shot_session.h"
 
@@ -21,7 +22,18 @@ struct RenderRequest {
     double scaleX = 1.0;
     double scaleY = 1.0;
     Box window;
-    bool inOrder = false;  // the host renders every frame of a range, one after the other
+    bool inOrder = false;   // the host renders every frame of a range, one after the other
+    bool inWindow = false;  // an artist looks at this frame; it is no part of a sequence
+
+    bool fullSize() const { return scaleX == 1.0 && scaleY == 1.0; }
+};
+
+// Which store is the node's and which keys it wants, read once for an action.
+struct NodeShot {
+    std::string id;  // of the store that the node made; empty: none
+    std::set<Frame> keys;
+    // Whether the shot is this node's to change. Without a key of its own it only shows what a shot store has.
+    bool isOurs() const { return !id.empty() || !keys.empty(); }
 };
 
 class EffectInstance {
@@ -29,55 +41,72 @@ class EffectInstance {
     EffectInstance(const Host& host, ofx::Effect effect);
 
     void buttonPressed(const std::string& name, double time);
+    // The artist, or an undo, has changed a value.
+    void valueChanged(const std::string& name, double time);
+    void sourceChanged() const;
     // Asks a running propagation to stop; may come from another thread than the one that runs it.
-    void requestStop() { stopRequested_ = true; }
+    void requestStop() { ++node_->stops; }
+    // The host has destroyed the node, perhaps in the middle of an action of it: nothing of the host's may be touched.
+    void abandon();
     void render(const RenderRequest& request);
     std::optional<ofx::RectD> regionOfDefinition(double time) const { return source_.regionOfDefinition(time); }
-    std::optional<ofx::RectD> maskRegion(double time) const { return mask_.regionOfDefinition(time); }
+    // The regions of the source and of the mask over all frames that a render at `time` reads.
+    std::optional<ofx::RectD> sourceRegionNeeded(double time) const { return regionOver(source_, sourceFramesNeeded(time)); }
+    std::optional<ofx::RectD> maskRegionNeeded(double time) const { return regionOver(mask_, maskFramesNeeded(time)); }
     // Frames of the source and of the mask that a render at `time` reads: pairs of first and last.
     std::vector<double> sourceFramesNeeded(double time) const;
     std::vector<double> maskFramesNeeded(double time) const;
     bool hasMaskClip() const { return mask_.exists(); }
-    bool outputsMatteOnly() const { return parameters_.output() == Output::matteOnly; }
+    Output output() const { return parameters_.output(); }
 
   private:
-    struct Geometry;
     class Progress;
 
     // Buttons
+    void perform(const std::string& button, double time, unsigned stopsBefore);
     void setKey(Frame frame, Progress& progress);
     void deleteKey(Frame frame, Progress& progress);
     void propagate(Frame frame, const std::string& button, Progress& progress);
-    void pushForPropagation(const Range& frames, const std::string& direction, Progress& progress);
-    void runJob(const Range& frames, const std::string& direction, Progress& progress);
+    void pushForPropagation(const Shot& shot, const Range& frames, const std::string& direction, Progress& progress);
+    void runJob(const Shot& shot, const Range& frames, const std::string& direction, Progress& progress);
     void stopJobs();
-    void perform(const std::string& button, double time);
-    void finishEdit(const Deadline& deadline);
+    void save(const NodeShot& before, const NodeShot& after, const char* step) const;
+    void showStatus(const Shot& shot, const NodeShot& own, const Deadline& deadline) const;
+    void refreshStatus(double time, bool startEngine) const;
 
     // The shot
-    ShotSpec describedShot(Frame frame) const;
+    NodeShot nodeShot() const { return {parameters_.shotId(), parameters_.keyFrames()}; }
+    ShotSpec describedShot(const NodeShot& own, Frame frame, bool anew) const;
     std::string colourSpace() const;
-    Geometry geometry(Frame frame) const;
+    PlateGeometry geometry(Frame frame, const std::set<Frame>& keys, bool anew) const;
+    Range frameRange(Frame frame, const std::set<Frame>& keys, bool& guessed) const;
     std::string storeFolder(const std::string& shotId) const;
-    // Whether the shot is this node's to change. Without a key of its own it only shows what a shot store has.
-    bool ownsShot() const;
-    void useShot(Frame frame, const Deadline& deadline);
-    void claimShot(Frame frame, const Deadline& deadline);
-    void nameShot();
+    bool namesStore() const;  // the artist has chosen the store itself, and not a folder for it
+    bool hasStore(const NodeShot& own) const { return !own.id.empty() || namesStore(); }
+    Shot openShot(const NodeShot& own, Frame frame, bool anew) const;
+    // The shot, to be changed. A node that is a copy gets a store of its own, and `own` the name of it.
+    Shot claimedShot(NodeShot& own, Frame frame, const Deadline& deadline);
     std::set<Frame> reachable(const std::set<Frame>& frames, Frame current) const;  // by a host without temporal access
+    std::optional<ofx::RectD> regionOver(const ClipView& clip, const std::vector<double>& frames) const;
 
     // Keys and plate
-    void bringKeys(const std::set<Frame>& compared, const Deadline& deadline);
-    std::optional<std::string> bringKey(Frame frame, const std::optional<std::string>& known, const Deadline& deadline);
+    void bringKeys(const Shot& shot, const NodeShot& own, const std::set<Frame>& compared, const Deadline& deadline) const;
+    bool bringKey(const Shot& shot, Frame frame, const std::optional<std::string>& known, const Deadline& deadline) const;
     std::set<Frame> neighbouringKeys(double time) const;
-    void pushIfNeeded(Frame frame, const Image& image, const Deadline& deadline);
-    bool pushFrom(Frame frame, const Deadline& deadline);
+    void pushIfNeeded(const Shot& shot, Frame frame, const Image& image, bool mustBeThere, const Deadline& deadline);
+    bool pushFrom(const Shot& shot, Frame frame, const Deadline& deadline);
+    std::string noMaskText(Frame frame) const;
 
     // Rendering
-    Matte obtainMatte(const RenderRequest& request, Frame frame, const Box& box, const Deadline& deadline);
-    void computeForward(Frame frame, const Deadline& deadline);
-    std::optional<Matte> lastMatte(Frame frame, const Box& box, const Deadline& deadline);
-    void compose(const Image& output, const Image& source, const Matte& matte, const Box& window, const Check& check) const;
+    struct Found;
+    Found obtainMatte(const Shot& shot, const NodeShot& own, const RenderRequest& request, Frame frame, const Box& box,
+                      const Deadline& deadline);
+    MissingFrames whenMissing(const RenderRequest& request) const;
+    void awaitProgress(const Shot& shot, Frame frame, std::string& seen, const Deadline& deadline) const;
+    void computeForward(const Shot& shot, Frame frame, const Deadline& deadline);
+    std::optional<Matte> nearestMatte(const Shot& shot, Frame frame, const Box& box, const Deadline& deadline) const;
+    std::optional<Matte> oldMatte(const Shot& shot, Frame frame, const Box& box, const Deadline& deadline) const;
+    void compose(const Image& output, const Image& source, const Found& found, const Box& window, const Check& check) const;
 
     const ClipView& maskSource() const { return parameters_.maskFrom() == MaskFrom::maskClip ? mask_ : source_; }
 
@@ -87,10 +116,8 @@ class EffectInstance {
     const ClipView source_;
     const ClipView mask_;
     const ClipView output_;
-    ShotSession session_;
-    std::atomic<bool> pressed_{false};  // a button's action is under way
-    std::atomic<bool> stopRequested_{false};
-    std::atomic<bool> plateMayHaveChanged_{false};
+    std::shared_ptr<Node> node_;
+    std::atomic<bool> abandoned_{false};
 };
 
 // Throws UserError for times between frames.

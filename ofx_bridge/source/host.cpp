@@ -220,6 +220,11 @@ std::optional<std::string> ClipView::pixelDepth() const {
     return about ? about->text(ofx::prop::pixelDepth) : std::nullopt;
 }
 
+bool ClipView::hasAlpha() const {
+    const auto about = properties();
+    return !about || about->text(ofx::prop::clipUnmappedComponents) != ofx::value::componentRgb;
+}
+
 std::optional<std::pair<double, double>> ClipView::frameRange() const {
     const auto about = properties();
     if (!about) return std::nullopt;

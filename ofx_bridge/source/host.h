@@ -119,6 +119,8 @@ class ClipView {
     std::optional<double> frameRate() const;
     std::optional<std::string> colourSpace() const;
     std::optional<std::string> pixelDepth() const;
+    // False when what is connected has no alpha of its own, whatever the host makes of it.
+    bool hasAlpha() const;
     std::optional<std::pair<double, double>> frameRange() const;
     std::optional<ofx::RectD> regionOfDefinition(double time) const;
     // Nothing when the host has no image there.

@@ -13,6 +13,12 @@ constexpr int stateVersion = 1;
 constexpr int defaultEvery = 5;
 constexpr int defaultWorkingSize = 480;
 constexpr int maxWorkingSize = 4320;
+constexpr int shownWorkingSizes[] = {240, 1080};
+constexpr int shownEvery[] = {1, 20};
+constexpr double shownRegion = 4096.0;
+constexpr int automaticChannel = 4;
+constexpr int dividerBelow = 1;  // of the property that lays parameters out
+constexpr int sameLine = 2;
 constexpr int lastRevision = 1 << 30;
 constexpr double farAway = 1 << 20;
 constexpr double defaultRegionSize = 512.0;
@@ -43,8 +49,11 @@ class Describer {
         define(ofx::value::paramGroup, name, label, "", "").set(ofx::prop::paramGroupOpen, open ? 1 : 0);
     }
 
-    void button(const char* name, const char* label, const char* hint) const {
-        define(ofx::value::paramPushButton, name, label, hint, "");
+    // `layout`: how the host, where it can, goes on after the button.
+    void button(const char* name, const char* label, const char* hint, int layout) const {
+        const Properties described = define(ofx::value::paramPushButton, name, label, hint, "");
+        described.set(ofx::prop::paramEvaluateOnChange, 0);
+        if (layout != 0) described.set(ofx::prop::paramLayoutHint, layout);
     }
 
     Properties text(const char* name, const char* label, const char* hint, const char* parent,
@@ -65,12 +74,15 @@ class Describer {
         described.set(ofx::prop::paramAnimates, 0);
     }
 
+    // `shown`: the ends of a slider; any value from `low` to `high` may be typed.
     Properties integer(const char* name, const char* label, const char* hint, const char* parent, int otherwise, int low,
-                       int high) const {
+                       int high, const int (&shown)[2]) const {
         const Properties described = define(ofx::value::paramInteger, name, label, hint, parent);
         described.set(ofx::prop::paramDefault, otherwise);
-        for (const char* end : {ofx::prop::paramMin, ofx::prop::paramDisplayMin}) described.set(end, low);
-        for (const char* end : {ofx::prop::paramMax, ofx::prop::paramDisplayMax}) described.set(end, high);
+        described.set(ofx::prop::paramMin, low);
+        described.set(ofx::prop::paramMax, high);
+        described.set(ofx::prop::paramDisplayMin, shown[0]);
+        described.set(ofx::prop::paramDisplayMax, shown[1]);
         described.set(ofx::prop::paramAnimates, 0);
         return described;
     }
@@ -87,8 +99,10 @@ class Describer {
         described.set(ofx::prop::paramDoubleType, ofx::value::doubleTypePlain);
         for (int axis = 0; axis < 2; ++axis) {
             described.set(ofx::prop::paramDefault, otherwise, axis);
-            for (const char* end : {ofx::prop::paramMin, ofx::prop::paramDisplayMin}) described.set(end, low, axis);
-            for (const char* end : {ofx::prop::paramMax, ofx::prop::paramDisplayMax}) described.set(end, farAway, axis);
+            described.set(ofx::prop::paramMin, low, axis);
+            described.set(ofx::prop::paramMax, farAway, axis);
+            described.set(ofx::prop::paramDisplayMin, std::max(low, 0.0), axis);
+            described.set(ofx::prop::paramDisplayMax, shownRegion, axis);
         }
         described.set(ofx::prop::paramAnimates, 0);
     }
@@ -139,7 +153,7 @@ Frame frameNamed(const std::string& text) {
     } catch (const std::exception&) {
         used = 0;
     }
-    if (used != text.size() || std::abs(frame) > maxFrame) {
+    if (used != text.size() || frame > maxFrame || frame < -maxFrame) {
         throw UserError("The key frames cannot be read at \"" + text + "\": give frame numbers with commas between them.");
     }
     return frame;
@@ -152,34 +166,44 @@ void describeParameters(const Host& host, ofx::Effect effect, bool hasMaskClip) 
     if (host.effects().getParamSet(effect, &set) != ofx::status::ok) throw MissingFeature("The host has no parameters.");
     const Describer add(host, set);
 
-    add.button(param::setKey, "Set key", "Take the mask at this frame as a key: there the matte is exactly your mask.");
-    add.button(param::deleteKey, "Delete key", "Remove the key at this frame.");
+    add.button(param::setKey, "Set key", "Take the mask at this frame as a key: there the matte is exactly your mask.", sameLine);
+    add.button(param::deleteKey, "Delete key", "Remove the key at this frame.", 0);
     add.text(param::keyFrames, "Key frames",
-             "The frames whose mask is a key, with commas between them. Set key and Delete key write it.", "");
-    add.button(param::propagateBackward, "Propagate backward", "Compute from this frame to the first one.");
-    add.button(param::propagateForward, "Propagate forward", "Compute from this frame to the last one.");
-    add.button(param::propagateBoth, "Propagate both", "Compute the whole range from all keys, both ways.");
-    add.button(param::stop, "Stop", "Stop what the engine computes for this shot. Finished frames are kept.");
-    const Properties status = add.text(param::status, "Status", "What is done, stale and missing.", "");
+             "The frames whose mask is a key, with commas between them. Set key and Delete key write it. Frames that you "
+             "type are taken, and frames that you clear are removed, by the next Propagate.",
+             "");
+    add.button(param::propagateBackward, "Propagate backward", "Compute from this frame to the first one.", sameLine);
+    add.button(param::propagateForward, "Propagate forward", "Compute from this frame to the last one.", 0);
+    add.button(param::propagateBoth, "Propagate both", "Compute the whole range from all keys, both ways.", sameLine);
+    add.button(param::stop, "Stop", "Stop what the engine computes for this shot. Finished frames are kept.", 0);
+    const Properties status = add.text(param::status, "Status", "What is done, stale and missing.", "",
+                                       ofx::value::stringMultiLine);
     status.set(ofx::prop::paramEnabled, 0);
     status.set(ofx::prop::paramEvaluateOnChange, 0);
     status.set(ofx::prop::paramPersistent, 0);
+    add.button(param::updateStatus, "Update status", "Ask the engine what is done. It is started if need be.", dividerBelow);
 
     add.choice(param::output, "Output",
-               "RGBA: the source with the matte as alpha, not premultiplied. Matte only: the matte in every channel "
-               "(alpha alone where the host allows it). Overlay: the source tinted where the matte is.",
-               "", {"RGBA with matte as alpha", "Matte only", "Overlay"}, 0);
+               "RGBA: the source with the matte as alpha, not premultiplied or premultiplied. Matte only: the matte in every "
+               "channel (alpha alone where the host allows it). Overlay: the source tinted where the matte is. Confidence: "
+               "how sure the network is of this frame, from 0 to 1, the same in every pixel; 1 on a key.",
+               "", {"RGBA with matte as alpha", "Matte only", "Overlay", "RGBA premultiplied by the matte", "Confidence"}, 0);
     add.text(param::outputObject, "Object shown", "The object whose matte is put out; empty: all together.", "");
     add.choice(param::missingFrames, "Missing frames",
-               "What a render does on a frame without a fresh matte that cannot be computed at once: fail and say why, "
-               "or take the last matte there is.",
-               "", {"Fail", "Hold last matte"}, 0);
+               "What a render does on a frame without a fresh matte that cannot be computed at once: fail and say why, take "
+               "the matte of the nearest frame, take the frame's own old matte, or put out the plate.",
+               "", {"Fail", "Nearest matte", "Old matte", "Plate"}, 0);
+    add.choice(param::missingInWindow, "In the window",
+               "The same for a frame that you look at in the window. Where there is no old matte either, you see the plate. "
+               "The status lists the frames whose matte is old.",
+               "", {"Fail", "Nearest matte", "Old matte", "Plate"}, static_cast<int>(MissingFrames::oldMatte));
 
     add.group(param::maskGroup, "Masks", true);
     add.choice(param::maskFrom, "Masks from", "Where the keys' masks are taken.", param::maskGroup,
                {"Mask input", "Source alpha"}, hasMaskClip ? 0 : 1);
-    add.choice(param::maskChannel, "Mask channel", "The channel of the mask, when there is one object.", param::maskGroup,
-               {"Alpha", "Red", "Green", "Blue"}, 0);
+    add.choice(param::maskChannel, "Mask channel",
+               "The channel of the mask, when there is one object. Automatic: its alpha if it has one, else its luminance.",
+               param::maskGroup, {"Alpha", "Red", "Green", "Blue", "Automatic"}, automaticChannel);
     add.text(param::objects, "Objects",
              "The objects in the mask, with commas between them. One: in the mask channel. Several, up to four: in red, "
              "green, blue and alpha, in this order.",
@@ -195,9 +219,9 @@ void describeParameters(const Host& host, ofx::Effect effect, bool hasMaskClip) 
     add.choice(param::memoryRule, "Memory", "Which earlier frames the network remembers.", param::shotGroup,
                {"First frame", "Previous frame", "First and previous", "First, previous and every Nth"}, 3);
     add.integer(param::memoryEvery, "Every", "N, when every Nth frame is remembered.", param::shotGroup, defaultEvery, 1,
-                1000);
+                1000, shownEvery);
     add.integer(param::workingSize, "Working size", "The short side of the picture that the network sees, in pixels.",
-                param::shotGroup, defaultWorkingSize, 16, maxWorkingSize);
+                param::shotGroup, defaultWorkingSize, 16, maxWorkingSize, shownWorkingSizes);
     add.text(param::colourSpace, "Colour space",
              "The source's colour space by its OpenColorIO name. Empty: what the host says; else scene-linear for float "
              "and half, sRGB for integers.",
@@ -210,17 +234,27 @@ void describeParameters(const Host& host, ofx::Effect effect, bool hasMaskClip) 
     const Properties state = add.text(param::state, "State", "", "");
     state.set(ofx::prop::paramSecret, 1);
     state.set(ofx::prop::paramEvaluateOnChange, 0);
-    add.integer(param::revision, "Revision", "", "", 0, 0, lastRevision).set(ofx::prop::paramSecret, 1);
+    constexpr int shownRevisions[] = {0, lastRevision};
+    add.integer(param::revision, "Revision", "", "", 0, 0, lastRevision, shownRevisions).set(ofx::prop::paramSecret, 1);
+    for (const char* step : {param::evenStep, param::oddStep}) {
+        const Properties mark = add.integer(step, "Step", "", "", 0, 0, lastRevision, shownRevisions);
+        mark.set(ofx::prop::paramSecret, 1);
+        mark.set(ofx::prop::paramEvaluateOnChange, 0);
+    }
 }
 
 Parameters::Parameters(const Host& host, ofx::Effect effect) : host_(&host) {
     if (host.effects().getParamSet(effect, &set_) != ofx::status::ok) set_ = nullptr;
 }
 
-Output Parameters::output() const { return static_cast<Output>(std::clamp(integer(param::output, 0), 0, 2)); }
+Output Parameters::output() const { return static_cast<Output>(std::clamp(integer(param::output, 0), 0, 4)); }
 
 MissingFrames Parameters::missingFrames() const {
-    return integer(param::missingFrames, 0) == 1 ? MissingFrames::holdLast : MissingFrames::fail;
+    return static_cast<MissingFrames>(std::clamp(integer(param::missingFrames, 0), 0, 3));
+}
+
+MissingFrames Parameters::missingInWindow() const {
+    return static_cast<MissingFrames>(std::clamp(integer(param::missingInWindow, 2), 0, 3));
 }
 
 MaskFrom Parameters::maskFrom() const {
@@ -229,7 +263,7 @@ MaskFrom Parameters::maskFrom() const {
 
 std::string Parameters::outputObject() const { return trimmed(text(param::outputObject)); }
 
-std::vector<MaskChannel> Parameters::maskChannels(int components) const {
+MaskLayout Parameters::maskLayout(int components, bool hasAlpha) const {
     std::vector<std::string> names = listed(text(param::objects));
     if (names.empty()) names.emplace_back(defaultObject);
     for (const std::string& name : names) {
@@ -238,18 +272,20 @@ std::vector<MaskChannel> Parameters::maskChannels(int components) const {
         }
     }
     if (names.size() == 1) {
-        const int chosen = std::clamp(integer(param::maskChannel, 0), 0, 3);
-        if (components == 1) return {{names.front(), "A"}};
-        if (components == 3 && chosen == 0) throw UserError("The mask has no alpha channel: choose red, green or blue.");
-        return {{names.front(), channels[static_cast<std::size_t>(chosen)]}};
+        const int chosen = std::clamp(integer(param::maskChannel, automaticChannel), 0, automaticChannel);
+        if (components == 1) return {{{names.front(), "A"}}};
+        const bool lacksAlpha = components == 3 || !hasAlpha;
+        if (chosen == automaticChannel) return {{{names.front(), "A"}}, lacksAlpha};
+        if (lacksAlpha && chosen == 0) throw UserError("The mask has no alpha channel: choose red, green, blue or automatic.");
+        return {{{names.front(), channels[static_cast<std::size_t>(chosen)]}}};
     }
     if (names.size() > static_cast<std::size_t>(components)) {
         throw UserError("The mask has " + std::to_string(components) + " channels for " + std::to_string(names.size()) +
                         " objects: one node takes at most one object for each of red, green, blue and alpha.");
     }
-    std::vector<MaskChannel> mapped;
-    for (std::size_t i = 0; i < names.size(); ++i) mapped.push_back({names[i], channelsInOrder[i]});
-    return mapped;
+    MaskLayout layout;
+    for (std::size_t i = 0; i < names.size(); ++i) layout.channels.push_back({names[i], channelsInOrder[i]});
+    return layout;
 }
 
 std::set<Frame> Parameters::keyFrames() const {
@@ -311,6 +347,20 @@ void Parameters::setShotId(const std::string& id, const std::set<Frame>& keys) c
 void Parameters::setStatus(const std::string& text) const { set(param::status, text); }
 
 void Parameters::bumpRevision() const { set(param::revision, (integer(param::revision, 0) + 1) % lastRevision); }
+
+Parameters::Edit::Edit(const Parameters& parameters, const char* step) : parameters_(parameters) {
+    if (parameters_.set_ != nullptr) parameters_.host_->parameters().editBegin(parameters_.set_, step);
+}
+
+Parameters::Edit::~Edit() {
+    if (parameters_.set_ != nullptr) parameters_.host_->parameters().editEnd(parameters_.set_);
+}
+
+void Parameters::markStep() const {
+    const int even = integer(param::evenStep, 0);
+    const int odd = integer(param::oddStep, 0);
+    set(even <= odd ? param::evenStep : param::oddStep, (std::max(even, odd) + 1) % lastRevision);
+}
 
 ofx::Param Parameters::handle(const char* name) const {
     ofx::Param found = nullptr;

@@ -22,10 +22,12 @@ inline constexpr const char* propagateBackward = "propagateBackward";
 inline constexpr const char* propagateForward = "propagateForward";
 inline constexpr const char* propagateBoth = "propagateBoth";
 inline constexpr const char* stop = "stop";
+inline constexpr const char* updateStatus = "updateStatus";
 inline constexpr const char* status = "status";
 inline constexpr const char* output = "output";
 inline constexpr const char* outputObject = "outputObject";
 inline constexpr const char* missingFrames = "missingFrames";
+inline constexpr const char* missingInWindow = "missingInWindow";
 inline constexpr const char* maskGroup = "maskGroup";
 inline constexpr const char* maskFrom = "maskFrom";
 inline constexpr const char* maskChannel = "maskChannel";
@@ -41,14 +43,23 @@ inline constexpr const char* regionCorner = "regionCorner";
 inline constexpr const char* regionSize = "regionSize";
 inline constexpr const char* state = "state";
 inline constexpr const char* revision = "revision";
+inline constexpr const char* evenStep = "evenStep";
+inline constexpr const char* oddStep = "oddStep";
 }  // namespace param
 
-enum class Output { rgbaWithMatte = 0, matteOnly = 1, overlay = 2 };
+// New entries come last: saved scripts keep numbers.
+enum class Output { rgbaWithMatte = 0, matteOnly = 1, overlay = 2, premultiplied = 3, confidence = 4 };
 enum class MaskFrom { maskClip = 0, sourceAlpha = 1 };
-enum class MissingFrames { fail = 0, holdLast = 1 };
+enum class MissingFrames { fail = 0, nearestMatte = 1, oldMatte = 2, plate = 3 };
 
 // Defines every parameter. In the filter context there is no mask clip: masks come in the source's alpha by default.
 void describeParameters(const Host& host, ofx::Effect effect, bool hasMaskClip);
+
+// How the objects' masks lie in a mask picture.
+struct MaskLayout {
+    std::vector<MaskChannel> channels;
+    bool isLuminance = false;  // one object, in the luminance of the colours; its channel is the only one
+};
 
 // Reads and writes the parameters of an instance. A parameter that the host does not have reads as its default.
 class Parameters {
@@ -56,17 +67,35 @@ class Parameters {
     Parameters(const Host& host, ofx::Effect effect);
 
     Output output() const;
-    MissingFrames missingFrames() const;
+    MissingFrames missingFrames() const;    // in a render
+    MissingFrames missingInWindow() const;  // where an artist looks at one frame
     MaskFrom maskFrom() const;
     std::string outputObject() const;  // empty: all
-    // Which channel of a mask with `components` channels belongs to which object. Throws UserError.
-    std::vector<MaskChannel> maskChannels(int components) const;
+    // Which channel of a mask with `components` channels belongs to which object; `hasAlpha`: its alpha is its own, and not
+    // the host's filling. Throws UserError.
+    MaskLayout maskLayout(int components, bool hasAlpha) const;
     std::set<Frame> keyFrames() const;  // throws UserError when the text cannot be read
     std::string shotStore() const;
     std::string colourSpace() const;
     std::string shotId() const;  // from the saved state; empty when none has been made. Throws UserError.
     // The engine's settings. The region is in canonical coordinates: it needs the plate's geometry.
     Json settings(double pixelAspect, int displayTop) const;
+
+    // The same for all instances of a node, another for its copies; null when the host does not tell.
+    const void* identity() const { return handle(param::state); }
+
+    // What is set during its life is one step of the host's undo.
+    class Edit {
+      public:
+        Edit(const Parameters& parameters, const char* step);
+        Edit(const Edit&) = delete;
+        Edit& operator=(const Edit&) = delete;
+        ~Edit();
+
+      private:
+        const Parameters& parameters_;
+    };
+    void markStep() const;  // touches another parameter than the step before did: a host does not join the two
 
     void setKeyFrames(const std::set<Frame>& frames) const;
     void setShotId(const std::string& id, const std::set<Frame>& keys) const;

@@ -11,6 +11,9 @@ namespace {
 
 constexpr float byteMax = 255.0F;
 constexpr float shortMax = 65535.0F;
+constexpr float redWeight = 0.2126F;  // Rec.709
+constexpr float greenWeight = 0.7152F;
+constexpr float blueWeight = 0.0722F;
 
 template <typename Value>
 Value load(const std::uint8_t* from) {
@@ -247,6 +250,32 @@ float Matte::at(int x, int y) const {
     return values[row * static_cast<std::size_t>(box.width()) + static_cast<std::size_t>(x - box.x1)];
 }
 
+Matte luminanceOf(const PixelView& view, const Box& box, const Check& check) {
+    CancelCheck cancelCheck(check);
+    Matte luminance{box, {}, 1.0};
+    luminance.values.reserve(static_cast<std::size_t>(box.width()) * static_cast<std::size_t>(box.height()));
+    std::vector<Rgba> row(static_cast<std::size_t>(box.width()));
+    for (int y = box.y1; y < box.y2; ++y) {
+        readRow(view, box.x1, y, box.width(), row.data());
+        for (const Rgba& pixel : row) {
+            const bool isGrey = pixel.r == pixel.g && pixel.g == pixel.b;
+            luminance.values.push_back(isGrey ? pixel.r : redWeight * pixel.r + greenWeight * pixel.g + blueWeight * pixel.b);
+        }
+        cancelCheck.worked(row.size() * sizeof(Rgba));
+    }
+    return luminance;
+}
+
+PixelView viewOf(const Matte& matte) {
+    PixelView view;
+    view.data = reinterpret_cast<std::uint8_t*>(const_cast<float*>(matte.values.data()));  // it is only read
+    view.rowBytes = static_cast<std::ptrdiff_t>(sizeof(float)) * matte.box.width();
+    view.box = matte.box;
+    view.depth = Depth::floating;
+    view.components = 1;
+    return view;
+}
+
 Box fullSizeBox(const Box& box, double scaleX, double scaleY) {
     return {static_cast<int>(std::floor(box.x1 / scaleX)), static_cast<int>(std::floor(box.y1 / scaleY)),
             static_cast<int>(std::ceil(box.x2 / scaleX)), static_cast<int>(std::ceil(box.y2 / scaleY))};
@@ -256,7 +285,7 @@ Matte scaledMatte(const Matte& full, const Box& box, double scaleX, double scale
     CancelCheck cancelCheck(check);
     std::vector<Span> columns;
     for (int x = box.x1; x < box.x2; ++x) columns.push_back(spanOf(x, scaleX));
-    Matte scaled{box, {}};
+    Matte scaled{box, {}, full.confidence};
     scaled.values.reserve(static_cast<std::size_t>(box.width()) * static_cast<std::size_t>(box.height()));
     for (int y = box.y1; y < box.y2; ++y) {
         const Span rows = spanOf(y, scaleY);

@@ -68,8 +68,13 @@ void unpremultiply(Rgba* pixels, int count);  // where alpha is 0, colour stays 
 struct Matte {
     Box box;
     std::vector<float> values;
+    double confidence = 1.0;  // of the network in this frame; a key's is 1
     float at(int x, int y) const;  // 0 outside
 };
+
+// Rec.709 luminance of RGB or RGBA over `box`, and a view of such values as one channel.
+Matte luminanceOf(const PixelView& view, const Box& box, const Check& check);
+PixelView viewOf(const Matte& matte);
 
 // The pixels at full size that pixel rectangle `box` of a picture rendered at `scaleX`, `scaleY` covers.
 Box fullSizeBox(const Box& box, double scaleX, double scaleY);

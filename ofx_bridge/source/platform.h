@@ -32,6 +32,8 @@ bool exists(const std::string& path);
 void makeFolders(const std::string& path);  // throws std::runtime_error with words
 // The file's text, or nothing when there is no such file, it is no plain file, or it is longer than `limit`.
 std::optional<std::string> readSmallFile(const std::string& path, std::size_t limit);
+// The last `bytes` of a plain file, however long it is; nothing when there is none.
+std::optional<std::string> readEnd(const std::string& path, std::size_t bytes);
 
 class Socket {
   public:

@@ -127,6 +127,19 @@ void preallocate(int descriptor, std::size_t bytes, const Check& check) {
 #endif
 }
 
+std::optional<std::string> readAtMost(int descriptor, std::size_t bytes) {
+    std::string text(bytes, '\0');
+    std::size_t filled = 0;
+    while (filled < bytes) {
+        const ssize_t got = ::read(descriptor, text.data() + filled, bytes - filled);
+        if (got < 0) return std::nullopt;
+        if (got == 0) break;
+        filled += static_cast<std::size_t>(got);
+    }
+    text.resize(filled);
+    return text;
+}
+
 class PosixChild : public Child {
   public:
     explicit PosixChild(pid_t process) : process_(process) {}
@@ -266,17 +279,17 @@ std::optional<std::string> readSmallFile(const std::string& path, std::size_t li
     Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
     struct stat found{};
     if (file.number() < 0 || ::fstat(file.number(), &found) != 0 || !S_ISREG(found.st_mode)) return std::nullopt;
-    std::string text(limit + 1, '\0');
-    std::size_t filled = 0;
-    while (filled <= limit) {
-        const ssize_t got = ::read(file.number(), text.data() + filled, text.size() - filled);
-        if (got < 0) return std::nullopt;
-        if (got == 0) break;
-        filled += static_cast<std::size_t>(got);
-    }
-    if (filled > limit) return std::nullopt;
-    text.resize(filled);
-    return text;
+    const auto text = readAtMost(file.number(), limit + 1);
+    return text && text->size() <= limit ? text : std::nullopt;
+}
+
+std::optional<std::string> readEnd(const std::string& path, std::size_t bytes) {
+    Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+    struct stat found{};
+    if (file.number() < 0 || ::fstat(file.number(), &found) != 0 || !S_ISREG(found.st_mode)) return std::nullopt;
+    const auto length = static_cast<off_t>(bytes);
+    if (found.st_size > length && ::lseek(file.number(), -length, SEEK_END) < 0) return std::nullopt;
+    return readAtMost(file.number(), bytes);
 }
 
 Socket Socket::connectUnix(const std::string& path, const Deadline& deadline) {

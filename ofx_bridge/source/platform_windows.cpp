@@ -192,19 +192,29 @@ void makeFolders(const std::string& path) {
     }
 }
 
-std::optional<std::string> readSmallFile(const std::string& path, std::size_t limit) {
+// The last `bytes` of a file, or all of it where it is shorter; nothing where it is longer and has to be whole.
+static std::optional<std::string> readLast(const std::string& path, std::size_t bytes, bool mustBeWhole) {
     constexpr DWORD share = FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE;
     const Handle file(::CreateFileW(wide(path).c_str(), GENERIC_READ, share, nullptr, OPEN_EXISTING, 0, nullptr));
     LARGE_INTEGER size{};
-    if (!file.valid() || ::GetFileSizeEx(file.get(), &size) == 0 || static_cast<std::uint64_t>(size.QuadPart) > limit) {
-        return std::nullopt;
+    if (!file.valid() || ::GetFileSizeEx(file.get(), &size) == 0) return std::nullopt;
+    const auto length = static_cast<std::uint64_t>(size.QuadPart);
+    if (length > bytes) {
+        if (mustBeWhole) return std::nullopt;
+        LARGE_INTEGER from{};
+        from.QuadPart = static_cast<LONGLONG>(length - bytes);
+        if (::SetFilePointerEx(file.get(), from, nullptr, FILE_BEGIN) == 0) return std::nullopt;
     }
-    std::string text(static_cast<std::size_t>(size.QuadPart), '\0');
+    std::string text(static_cast<std::size_t>(std::min<std::uint64_t>(length, bytes)), '\0');
     DWORD got = 0;
     if (::ReadFile(file.get(), text.data(), static_cast<DWORD>(text.size()), &got, nullptr) == 0) return std::nullopt;
     text.resize(got);
     return text;
 }
+
+std::optional<std::string> readSmallFile(const std::string& path, std::size_t limit) { return readLast(path, limit, true); }
+
+std::optional<std::string> readEnd(const std::string& path, std::size_t bytes) { return readLast(path, bytes, false); }
 
 Socket Socket::connectUnix(const std::string&, const Deadline&) { throw ConnectionLost("The engine's socket is of another system."); }
 

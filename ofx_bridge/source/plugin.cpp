@@ -64,10 +64,11 @@ void describeInContext(ofx::Effect effect, const std::string& context) {
     const bool general = context == contextGeneral;
     defineClip(effect, sourceClip, {componentRgba, componentRgb}).set(ofx::prop::temporalClipAccess, 1);
     if (general) {
-        const Properties mask = defineClip(effect, maskClip, {componentAlpha, componentRgba, componentRgb});
+        // Not declared a mask: hosts hand out one channel of a mask, and choose it themselves. Several objects need several
+        // channels, and the choice of one is the effect's.
+        const Properties mask = defineClip(effect, maskClip, {componentRgba, componentRgb, componentAlpha});
         mask.set(ofx::prop::temporalClipAccess, 1);
         mask.set(ofx::prop::clipOptional, 1);
-        mask.set(ofx::prop::clipIsMask, 1);
         defineClip(effect, outputClip, {componentRgba, componentRgb, componentAlpha});
     } else {
         defineClip(effect, outputClip, {componentRgba, componentRgb});
@@ -75,14 +76,18 @@ void describeInContext(ofx::Effect effect, const std::string& context) {
     describeParameters(host(), effect, general);
 }
 
-EffectInstance& instanceOf(ofx::Effect effect) {
-    auto* instance = static_cast<EffectInstance*>(propertiesOf(host(), effect).pointer(ofx::prop::instanceData));
+// Shared: a host that destroys a node in the middle of one of its actions, while it shows progress, must not take the object
+// away from under it.
+using InstancePointer = std::shared_ptr<EffectInstance>;
+
+InstancePointer instanceOf(ofx::Effect effect) {
+    const auto* instance = static_cast<InstancePointer*>(propertiesOf(host(), effect).pointer(ofx::prop::instanceData));
     if (instance == nullptr) throw UserError("The host has lost the node's data. Make the node anew.");
     return *instance;
 }
 
 void createInstance(ofx::Effect effect) {
-    auto instance = std::make_unique<EffectInstance>(host(), effect);
+    auto instance = std::make_unique<InstancePointer>(std::make_shared<EffectInstance>(host(), effect));
     if (!propertiesOf(host(), effect).setPointer(ofx::prop::instanceData, instance.get())) {
         throw MissingFeature("The host keeps no data for a node.");
     }
@@ -91,36 +96,45 @@ void createInstance(ofx::Effect effect) {
 
 void destroyInstance(ofx::Effect effect) {
     const Properties about = propertiesOf(host(), effect);
-    const std::unique_ptr<EffectInstance> instance(static_cast<EffectInstance*>(about.pointer(ofx::prop::instanceData)));
+    const std::unique_ptr<InstancePointer> instance(static_cast<InstancePointer*>(about.pointer(ofx::prop::instanceData)));
     about.setPointer(ofx::prop::instanceData, nullptr);
+    if (instance != nullptr) (*instance)->abandon();
 }
 
 ofx::Status instanceChanged(ofx::Effect effect, const Properties& in) {
-    if (in.text(ofx::prop::type) != ofx::value::typeParameter || in.text(ofx::prop::changeReason) != ofx::value::changeUserEdited) {
-        return ofx::status::replyDefault;
+    const std::string type = in.text(ofx::prop::type).value_or("");
+    const InstancePointer instance = instanceOf(effect);
+    if (type == ofx::value::typeClip) {
+        instance->sourceChanged();
+        return ofx::status::ok;
     }
+    if (type != ofx::value::typeParameter) return ofx::status::replyDefault;
     const std::string name = in.text(ofx::prop::name).value_or("");
-    if (name == param::stop) instanceOf(effect).requestStop();
-    instanceOf(effect).buttonPressed(name, in.number(ofx::prop::time).value_or(0.0));
+    const double time = in.number(ofx::prop::time).value_or(0.0);
+    const auto reason = in.text(ofx::prop::changeReason);
+    if (reason == ofx::value::changeUserEdited) instance->buttonPressed(name, time);
+    // An undo of what the effect itself has set comes as the effect's own change.
+    if (reason == ofx::value::changeUserEdited || reason == ofx::value::changePluginEdited) instance->valueChanged(name, time);
     return ofx::status::ok;
 }
 
 ofx::Status clipPreferences(ofx::Effect effect, const Properties& out) {
-    const bool matteOnly = instanceOf(effect).outputsMatteOnly();
+    const Output output = instanceOf(effect)->output();
+    const bool isPremultiplied = output == Output::matteOnly || output == Output::premultiplied;
+    const bool isGeneral = propertiesOf(host(), effect).text(ofx::prop::context) == ofx::value::contextGeneral;
     out.set(ofx::prop::frameVarying, 1);
-    out.set(ofx::prop::preMultiplication, matteOnly ? ofx::value::preMultiplied : ofx::value::unPreMultiplied);
-    const bool general = propertiesOf(host(), effect).text(ofx::prop::context) == ofx::value::contextGeneral;
-    if (general) {
-        const std::string output = std::string(ofx::prop::clipComponents) + ofx::value::outputClip;
-        out.set(output.c_str(), matteOnly ? ofx::value::componentAlpha : ofx::value::componentRgba);
-    }
+    out.set(ofx::prop::preMultiplication, isPremultiplied ? ofx::value::preMultiplied : ofx::value::unPreMultiplied);
+    // A source without alpha gets one: that is where the matte goes.
+    const std::string components = std::string(ofx::prop::clipComponents) + ofx::value::outputClip;
+    out.set(components.c_str(),
+            isGeneral && output == Output::matteOnly ? ofx::value::componentAlpha : ofx::value::componentRgba);
     return ofx::status::ok;
 }
 
 std::vector<double> corners(const ofx::RectD& region) { return {region.x1, region.y1, region.x2, region.y2}; }
 
 ofx::Status regionOfDefinition(ofx::Effect effect, const Properties& in, const Properties& out) {
-    const auto region = instanceOf(effect).regionOfDefinition(in.number(ofx::prop::time).value_or(0.0));
+    const auto region = instanceOf(effect)->regionOfDefinition(in.number(ofx::prop::time).value_or(0.0));
     if (!region) return ofx::status::replyDefault;
     out.set(std::string(ofx::prop::regionOfDefinition), corners(*region));
     return ofx::status::ok;
@@ -129,19 +143,20 @@ ofx::Status regionOfDefinition(ofx::Effect effect, const Properties& in, const P
 // The engine needs whole frames, whatever part of the matte is rendered.
 ofx::Status regionsOfInterest(ofx::Effect effect, const Properties& in, const Properties& out) {
     const double time = in.number(ofx::prop::time).value_or(0.0);
-    const EffectInstance& instance = instanceOf(effect);
+    const InstancePointer instance = instanceOf(effect);
     const std::string prefix = ofx::prop::clipRegionOfInterest;
-    if (const auto source = instance.regionOfDefinition(time)) out.set(prefix + ofx::value::sourceClip, corners(*source));
-    if (const auto mask = instance.maskRegion(time)) out.set(prefix + maskClip, corners(*mask));
+    if (const auto source = instance->sourceRegionNeeded(time)) out.set(prefix + ofx::value::sourceClip, corners(*source));
+    // The mask is read at the keys, whose regions may differ from that of the frame.
+    if (const auto mask = instance->maskRegionNeeded(time)) out.set(prefix + maskClip, corners(*mask));
     return ofx::status::ok;
 }
 
 ofx::Status framesNeeded(ofx::Effect effect, const Properties& in, const Properties& out) {
     const double time = in.number(ofx::prop::time).value_or(0.0);
-    const EffectInstance& instance = instanceOf(effect);
+    const InstancePointer instance = instanceOf(effect);
     const std::string prefix = ofx::prop::clipFrameRange;
-    out.set(prefix + ofx::value::sourceClip, instance.sourceFramesNeeded(time));
-    if (instance.hasMaskClip()) out.set(prefix + maskClip, instance.maskFramesNeeded(time));
+    out.set(prefix + ofx::value::sourceClip, instance->sourceFramesNeeded(time));
+    if (instance->hasMaskClip()) out.set(prefix + maskClip, instance->maskFramesNeeded(time));
     return ofx::status::ok;
 }
 
@@ -153,9 +168,10 @@ void render(ofx::Effect effect, const Properties& in) {
     const auto side = [&in](int index) { return in.integer(ofx::prop::renderWindow, index).value_or(0); };
     request.window = {side(0), side(1), side(2), side(3)};
     request.inOrder = in.integer(ofx::prop::sequentialRenderStatus).value_or(0) != 0 || !host().hasTemporalAccess();
+    request.inWindow = in.integer(ofx::prop::interactiveRenderStatus).value_or(0) != 0 && host().hasTemporalAccess();
     if (!(request.scaleX > 0.0 && request.scaleY > 0.0)) throw UserError("The host asks for a render at an impossible scale.");
     host().clearError(effect);
-    instanceOf(effect).render(request);
+    instanceOf(effect)->render(request);
 }
 
 ofx::Status perform(const char* action, ofx::Effect effect, ofx::PropertySet inSet, ofx::PropertySet outSet) {
@@ -195,9 +211,7 @@ ofx::Status perform(const char* action, ofx::Effect effect, ofx::PropertySet inS
     return ofx::status::ok;
 }
 
-// Nothing that goes wrong here may leave through the host's stack.
-ofx::Status mainEntry(const char* action, const void* handle, ofx::PropertySet in, ofx::PropertySet out) {
-    const auto effect = static_cast<ofx::Effect>(const_cast<void*>(handle));
+ofx::Status performSaying(const char* action, ofx::Effect effect, ofx::PropertySet in, ofx::PropertySet out) {
     std::string text;
     try {
         return perform(action, effect, in, out);
@@ -213,13 +227,25 @@ ofx::Status mainEntry(const char* action, const void* handle, ofx::PropertySet i
         text = error.what();
     }
     const bool hasNode = std::strcmp(action, ofx::action::render) == 0 || std::strcmp(action, ofx::action::instanceChanged) == 0;
-    if (hasNode && theHost != nullptr) theHost->showError(effect, "STM: " + text);
+    if (hasNode && theHost != nullptr) theHost->showError(effect, text);
     return ofx::status::failed;
 }
 
-void setHost(ofx::Host* given) {
+// Nothing that goes wrong here may leave through the host's stack, whatever it is, and wherever: also in telling of it.
+ofx::Status mainEntry(const char* action, const void* handle, ofx::PropertySet in, ofx::PropertySet out) noexcept {
+    try {
+        return performSaying(action, static_cast<ofx::Effect>(const_cast<void*>(handle)), in, out);
+    } catch (const std::bad_alloc&) {
+        return ofx::status::outOfMemory;
+    } catch (...) {
+        return ofx::status::failed;
+    }
+}
+
+void setHost(ofx::Host* given) noexcept {
     if (given == nullptr || (theHost != nullptr && theHost->isSame(given))) return;
-    theHost = new Host(given);  // nodes refer to the host that they were made with: an earlier one stays
+    // Nodes refer to the host that they were made with: an earlier one stays. Without memory the host finds no effect.
+    if (auto* fresh = new (std::nothrow) Host(given)) theHost = fresh;
 }
 
 ofx::Plugin plugin{ofx::value::imageEffectApi, 1, identifier, majorVersion, minorVersion, setHost, mainEntry};

@@ -43,8 +43,6 @@ std::string inWords(const std::vector<Range>& ranges) {
     return text;
 }
 
-ShotSession::ShotSession(std::string client) : client_(std::move(client)), owner_(platform::randomHex(16)) {}
-
 // One thread's turn on the session.
 class ShotSession::Turn {
   public:
@@ -62,118 +60,144 @@ class ShotSession::Turn {
     std::unique_lock<std::timed_mutex> lock_;
 };
 
-void ShotSession::use(const ShotSpec& spec, const Deadline& deadline) {
+ShotSession::ShotSession(std::string client, std::string owner) : client_(std::move(client)), owner_(std::move(owner)) {}
+
+void ShotSession::withShot(const ShotSpec& spec, const Deadline& deadline, const Work& work) {
     const Turn turn(*this, deadline);
-    if (spec.folder != spec_.folder) owning_ = false;
-    spec_ = spec;
+    healing([&] {
+        const std::string shot = ensureOpen(spec, owned_ == spec.folder, deadline).shot;
+        sendCancels(deadline);
+        work(*connection_, shot);
+    });
 }
 
-bool ShotSession::claim(const Deadline& deadline) {
-    {
-        const Turn turn(*this, deadline);
-        owning_ = true;
-    }
+bool ShotSession::claim(const ShotSpec& spec, const Deadline& deadline) {
+    if (spec.copied || !spec.ours) return false;
+    const Turn turn(*this, deadline);
     try {
-        withShot(deadline, [](Connection&, const std::string&) {});
+        healing([&] {
+            if (!platform::exists(spec.folder + "/shot.json")) close(spec.folder, deadline);  // it was removed meanwhile
+            ensureOpen(spec, true, deadline);
+        });
         return true;
     } catch (const EngineError& error) {
         if (error.code != "shot_open") throw;
-        const Turn turn(*this, deadline);
-        owning_ = false;
         return false;
     }
 }
 
-Json ShotSession::status(const std::optional<Range>& frames, const Deadline& deadline) {
-    Json request{{"op", "status"}};
-    if (frames) request["frames"] = asJson(*frames);
-    return call(std::move(request), deadline);
-}
-
-std::map<Frame, std::string> ShotSession::keys(const Deadline& deadline) {
-    const Json answer = call({{"op", "list_keys"}}, deadline);
-    return reading([&answer] {
-        std::map<Frame, std::string> keys;
-        for (const Json& key : answer.at("keys")) {
-            const bool told = key.contains("digest") && key["digest"].is_string();
-            keys[key.at("frame").get<Frame>()] = told ? key["digest"].get<std::string>() : std::string();
+// Does `work`, again after each loss of the connection. Ownership ends where the engine refuses it, and with the connection.
+void ShotSession::healing(const std::function<void()>& work) {
+    for (int attempt = 1;; ++attempt) {
+        try {
+            return work();
+        } catch (const ConnectionLost&) {
+            connection_.reset();
+            opened_.clear();
+            if (attempt == attempts) {
+                owned_.clear();
+                throw;
+            }
+        } catch (const EngineError& error) {
+            if (error.code == "shot_open") owned_.clear();
+            throw;
         }
-        return keys;
-    });
-}
-
-std::vector<Range> ShotSession::plateNeeded(const Range& frames, const std::map<Frame, std::string>& digests,
-                                            const Deadline& deadline) {
-    Json request{{"op", "plate_needed"}, {"frames", asJson(frames)}};
-    if (!digests.empty()) {
-        Json told = Json::object();
-        for (const auto& [frame, digest] : digests) told[std::to_string(frame)] = digest;
-        request["digests"] = told;
     }
-    const Json answer = call(std::move(request), deadline);
-    return reading([&answer] { return rangesOf(answer.at("needed")); });
 }
 
-bool ShotSession::pushPlate(Frame frame, const PushedImage& image, double pixelAspect, const Deadline& deadline) {
-    bool madeStale = false;
-    withShot(deadline, [&](Connection& connection, const std::string& shot) {
-        Json request{{"op", "push_plate"},           {"shot", shot},
-                     {"frame", frame},               {"image", imageHeader(image)},
-                     {"pixel_aspect", pixelAspect},  {"digest", image.digest}};
-        if (spec_.plate.contains("display_window")) request["display_window"] = spec_.plate["display_window"];
-        const OutgoingPixels pixels{image.view.pixelBytes() * static_cast<std::size_t>(image.box.width()) *
-                                        static_cast<std::size_t>(image.box.height()),
-                                    [&image](std::uint8_t* into, const Check& check) { packRows(image.view, image.box, into, check); }};
-        const Json answer = connection.requestWithPixels(std::move(request), pixels, deadline).header;
-        madeStale = reading([&answer] { return !answer.at("dirty").empty(); });
+ShotSession::Opened& ShotSession::ensureOpen(const ShotSpec& spec, bool asOwner, const Deadline& deadline) {
+    if (!connection_) {
+        opened_.clear();
+        connection_ = Connection::open(client_, deadline);
+        connected_ = true;
+    }
+    const bool isOurs = spec.ours && !spec.copied;
+    if (isOurs && !platform::exists(spec.folder + "/shot.json")) asOwner = true;  // who makes a store owns it
+    const auto found = opened_.find(spec.folder);
+    const bool isOpen = found != opened_.end() && found->second.asOwner == asOwner;
+    if (isOpen && found->second.spec == spec) return found->second;
+    // A plate that has another range or size is told by the one who owns the store, and by nobody else.
+    const bool tellsPlate = asOwner && (!isOpen || found->second.spec.plate != spec.plate);
+    if (!isOpen || tellsPlate) open(spec, asOwner, deadline);
+    if (spec.ours) bringSettings(spec, deadline);
+    Opened& now = opened_.at(spec.folder);
+    now.spec = spec;
+    return now;
+}
+
+void ShotSession::open(const ShotSpec& spec, bool asOwner, const Deadline& deadline) {
+    closeOthers(spec.folder, deadline);
+    const bool isThere = platform::exists(spec.folder + "/shot.json");
+    if (asOwner && isThere && spec.guessedFrames && opened_.count(spec.folder) == 0) open(spec, false, deadline);
+    Json request{{"op", "open_shot"}, {"folder", spec.folder}};
+    const auto before = opened_.find(spec.folder);
+    if (asOwner) {
+        request["owner"] = owner_;
+        request["create"] = true;
+        request["plate"] = spec.plate;
+        if (!isThere) request["settings"] = spec.settings;
+        if (spec.guessedFrames && before != opened_.end()) {
+            const auto [first, last] = before->second.frames;
+            Json& frames = request["plate"]["frames"];
+            frames = {std::min(first, frames.at(0).get<Frame>()), std::max(last, frames.at(1).get<Frame>())};
+        }
+    }
+    if (before != opened_.end() && before->second.asOwner != asOwner) close(spec.folder, deadline);
+    const Json answer = connection_->request(std::move(request), deadline).header;
+    Opened opened;
+    opened.asOwner = asOwner;
+    opened.spec = spec;
+    opened.spec.settings = nullptr;
+    const auto guessed = spec.plate.at("frames").get<Range>();
+    opened.frames = guessed;
+    reading([&] {
+        opened.shot = answer.at("shot").get<std::string>();
+        if (answer.contains("status") && answer["status"].contains("frames")) opened.frames = answer["status"]["frames"].get<Range>();
     });
-    return madeStale;
+    if (asOwner) owned_ = spec.folder;
+    opened_[spec.folder] = std::move(opened);
 }
 
-void ShotSession::pushKey(Frame frame, const PushedImage& mask, const std::vector<MaskChannel>& channels,
-                          const Deadline& deadline) {
-    Json objects = Json::array();
-    for (const MaskChannel& one : channels) objects.push_back({{"name", one.object}, {"channel", one.channel}});
-    withShot(deadline, [&](Connection& connection, const std::string& shot) {
-        Json request{{"op", "push_key"},  {"shot", shot},          {"frame", frame},
-                     {"objects", objects}, {"image", imageHeader(mask)}, {"digest", mask.digest},
-                     {"interrupt", true},  {"replace", true}};
-        connection.requestWithPixels(std::move(request),
-                                     {mask.view.pixelBytes() * static_cast<std::size_t>(mask.box.width()) *
-                                          static_cast<std::size_t>(mask.box.height()),
-                                      [&mask](std::uint8_t* into, const Check& check) { packRows(mask.view, mask.box, into, check); }},
-                                     deadline);
-    });
+void ShotSession::close(const std::string& folder, const Deadline& deadline) {
+    const auto found = opened_.find(folder);
+    if (found == opened_.end()) return;
+    const std::string shot = found->second.shot;
+    opened_.erase(found);
+    if (connection_) connection_->request({{"op", "close_shot"}, {"shot", shot}}, deadline);
 }
 
-void ShotSession::removeKey(Frame frame, const Deadline& deadline) {
-    call({{"op", "remove_key"}, {"frame", frame}, {"interrupt", true}}, deadline);
+void ShotSession::closeOthers(const std::string& folder, const Deadline& deadline) {
+    std::vector<std::string> others;
+    {
+        const std::lock_guard<std::mutex> guard(cancelsMutex_);
+        for (const auto& [other, opened] : opened_) {
+            if (other != folder && other != waitingFor_) others.push_back(other);
+        }
+    }
+    for (const std::string& other : others) close(other, deadline);
 }
 
-Json ShotSession::plan(const Range& frames, const std::string& direction, const Deadline& deadline) {
-    return call({{"op", "plan"}, {"frames", asJson(frames)}, {"direction", direction}}, deadline);
+void ShotSession::setWaitingFor(const std::string& folder) {
+    const std::lock_guard<std::mutex> guard(cancelsMutex_);
+    waitingFor_ = folder;
 }
 
-std::string ShotSession::propagate(const Range& frames, const std::string& direction, const Deadline& deadline) {
-    const Json answer = call({{"op", "propagate"}, {"frames", asJson(frames)}, {"direction", direction}}, deadline);
-    return reading([&answer] { return answer.at("job").get<std::string>(); });
-}
-
-JobState ShotSession::job(const std::string& job, const std::optional<std::int64_t>& seen, const Deadline& deadline) {
-    JobState found;
-    withShot(deadline, [&](Connection& connection, const std::string&) {
-        Json request{{"op", "job"}, {"job", job}};
-        if (seen) request.update({{"wait_ms", shortWait}, {"seen", *seen}});
-        const Json answer = connection.request(request, deadline).header;
-        found = reading([&answer] {
-            JobState state{answer.at("state").get<std::string>(), answer.at("version").get<std::int64_t>(),
-                           answer.at("done").get<std::int64_t>(), answer.at("total").get<std::int64_t>(),
-                           answer.value("text", ""),              {}};
-            if (answer.contains("error") && answer["error"].is_object()) state.error = answer["error"].value("text", "");
-            return state;
+void ShotSession::bringSettings(const ShotSpec& spec, const Deadline& deadline) {
+    const Opened& opened = opened_.at(spec.folder);
+    if (opened.spec.settings == spec.settings) return;
+    const Json answer = connection_->request({{"op", "get_settings"}, {"shot", opened.shot}}, deadline).header;
+    const bool differ = reading([&] {
+        const Json& have = answer.at("settings");
+        return std::any_of(spec.settings.items().begin(), spec.settings.items().end(), [&have](const auto& wanted) {
+            return !have.contains(wanted.key()) || have[wanted.key()] != wanted.value();
         });
     });
-    return found;
+    if (!differ) return;
+    if (spec.copied) throw CopyDiffers("settings");
+    // Changing a store takes the right to it; refused (`shot_open`) when another node has it.
+    if (!opened.asOwner) open(spec, true, deadline);
+    const std::string shot = opened_.at(spec.folder).shot;
+    connection_->request({{"op", "set_settings"}, {"shot", shot}, {"settings", spec.settings}, {"interrupt", true}}, deadline);
 }
 
 void ShotSession::cancel(const std::string& job) {
@@ -193,14 +217,13 @@ void ShotSession::cancel(const std::string& job) {
     }
 }
 
-void ShotSession::cancelAll(const Deadline& deadline) {
-    {
-        const Turn turn(*this, deadline);
-        if (!connection_) connection_ = Connection::openRunning(client_, deadline);
-        if (!connection_) return;
+bool ShotSession::engineRuns(const Deadline& deadline) {
+    const Turn turn(*this, deadline);
+    if (!connection_) {
+        opened_.clear();
+        connection_ = Connection::openRunning(client_, deadline);
     }
-    const Json status = this->status(std::nullopt, deadline);
-    for (const std::string& job : reading([&status] { return status.at("jobs").get<std::vector<std::string>>(); })) cancel(job);
+    return connection_ != nullptr;
 }
 
 void ShotSession::sendCancels(const Deadline& deadline) {
@@ -213,10 +236,112 @@ void ShotSession::sendCancels(const Deadline& deadline) {
     for (const std::string& job : jobs) connection_->post({{"op", "cancel"}, {"job", job}}, deadline);
 }
 
-Matte ShotSession::matte(Frame frame, const Box& box, const std::string& object, bool stale, const Deadline& deadline) {
-    Matte matte{box, {}};
+Json Shot::status(const std::optional<Range>& frames, const Deadline& deadline) const {
+    Json request{{"op", "status"}};
+    if (frames) request["frames"] = asJson(*frames);
+    return call(std::move(request), deadline);
+}
+
+std::map<Frame, std::string> Shot::keys(const Deadline& deadline) const {
+    const Json answer = call({{"op", "list_keys"}}, deadline);
+    return reading([&answer] {
+        std::map<Frame, std::string> keys;
+        for (const Json& key : answer.at("keys")) {
+            const bool told = key.contains("digest") && key["digest"].is_string();
+            keys[key.at("frame").get<Frame>()] = told ? key["digest"].get<std::string>() : std::string();
+        }
+        return keys;
+    });
+}
+
+std::vector<Range> Shot::plateNeeded(const Range& frames, const std::map<Frame, std::string>& digests,
+                                            const Deadline& deadline) const {
+    Json request{{"op", "plate_needed"}, {"frames", asJson(frames)}};
+    if (!digests.empty()) {
+        Json told = Json::object();
+        for (const auto& [frame, digest] : digests) told[std::to_string(frame)] = digest;
+        request["digests"] = told;
+    }
+    const Json answer = call(std::move(request), deadline);
+    return reading([&answer] { return rangesOf(answer.at("needed")); });
+}
+
+bool Shot::pushPlate(Frame frame, const PushedImage& image, double pixelAspect, const Deadline& deadline) const {
+    bool madeStale = false;
+    session_->withShot(spec_, deadline, [&](Connection& connection, const std::string& shot) {
+        Json request{{"op", "push_plate"},           {"shot", shot},
+                     {"frame", frame},               {"image", imageHeader(image)},
+                     {"pixel_aspect", pixelAspect},  {"digest", image.digest}};
+        if (spec_.plate.contains("display_window")) request["display_window"] = spec_.plate["display_window"];
+        const OutgoingPixels pixels{image.view.pixelBytes() * static_cast<std::size_t>(image.box.width()) *
+                                        static_cast<std::size_t>(image.box.height()),
+                                    [&image](std::uint8_t* into, const Check& check) { packRows(image.view, image.box, into, check); }};
+        const Json answer = connection.requestWithPixels(std::move(request), pixels, deadline).header;
+        madeStale = reading([&answer] { return !answer.at("dirty").empty(); });
+    });
+    return madeStale;
+}
+
+void Shot::pushKey(Frame frame, const PushedImage& mask, const std::vector<MaskChannel>& channels,
+                          const Deadline& deadline) const {
+    Json objects = Json::array();
+    for (const MaskChannel& one : channels) objects.push_back({{"name", one.object}, {"channel", one.channel}});
+    session_->withShot(spec_, deadline, [&](Connection& connection, const std::string& shot) {
+        Json request{{"op", "push_key"},  {"shot", shot},          {"frame", frame},
+                     {"objects", objects}, {"image", imageHeader(mask)}, {"digest", mask.digest},
+                     {"interrupt", true},  {"replace", true}};
+        connection.requestWithPixels(std::move(request),
+                                     {mask.view.pixelBytes() * static_cast<std::size_t>(mask.box.width()) *
+                                          static_cast<std::size_t>(mask.box.height()),
+                                      [&mask](std::uint8_t* into, const Check& check) { packRows(mask.view, mask.box, into, check); }},
+                                     deadline);
+    });
+}
+
+void Shot::removeKey(Frame frame, const Deadline& deadline) const {
+    call({{"op", "remove_key"}, {"frame", frame}, {"interrupt", true}}, deadline);
+}
+
+Json Shot::plan(const Range& frames, const std::string& direction, const Deadline& deadline) const {
+    return call({{"op", "plan"}, {"frames", asJson(frames)}, {"direction", direction}}, deadline);
+}
+
+std::string Shot::propagate(const Range& frames, const std::string& direction, const Deadline& deadline) const {
+    const Json answer = call({{"op", "propagate"}, {"frames", asJson(frames)}, {"direction", direction}}, deadline);
+    return reading([&answer] { return answer.at("job").get<std::string>(); });
+}
+
+JobState Shot::job(const std::string& job, const std::optional<std::int64_t>& seen, const Deadline& deadline) const {
+    JobState found;
+    session_->withShot(spec_, deadline, [&](Connection& connection, const std::string&) {
+        Json request{{"op", "job"}, {"job", job}};
+        if (seen) request.update({{"wait_ms", shortWait}, {"seen", *seen}});
+        const Json answer = connection.request(request, deadline).header;
+        found = reading([&answer] {
+            JobState state{answer.at("state").get<std::string>(), answer.at("version").get<std::int64_t>(),
+                           answer.at("done").get<std::int64_t>(), answer.at("total").get<std::int64_t>(),
+                           answer.value("text", ""),              {},
+                           std::nullopt};
+            if (answer.contains("seconds_left") && answer["seconds_left"].is_number()) {
+                state.secondsLeft = answer["seconds_left"].get<double>();
+            }
+            if (answer.contains("error") && answer["error"].is_object()) state.error = answer["error"].value("text", "");
+            return state;
+        });
+    });
+    return found;
+}
+
+void Shot::cancelAll(const Deadline& deadline) const {
+    if (!session_->engineRuns(deadline)) return;
+    const Json status = this->status(std::nullopt, deadline);
+    for (const std::string& job : reading([&status] { return status.at("jobs").get<std::vector<std::string>>(); })) cancel(job);
+}
+
+Matte Shot::matte(Frame frame, const Box& box, const std::string& object, bool stale, const Deadline& deadline) const {
+    Matte matte{box, {}, 1.0};
     const std::size_t count = static_cast<std::size_t>(box.width()) * static_cast<std::size_t>(box.height());
-    withShot(deadline, [&](Connection& connection, const std::string& shot) {
+    session_->withShot(spec_, deadline, [&](Connection& connection, const std::string& shot) {
         Json request{{"op", "get_matte"}, {"shot", shot}, {"frame", frame},  {"format", "float"},
                      {"rows", "up"},      {"stale", stale}, {"wait_ms", shortWait}};
         if (!object.empty()) request["objects"] = Json::array({object});
@@ -239,6 +364,9 @@ Matte ShotSession::matte(Frame frame, const Box& box, const std::string& object,
             const EngineWindow window = placed(box, display);
             request["window"] = window;
             const Json answer = connection.requestPixels(request, count * sizeof(float), take, deadline);
+            if (answer.contains("confidence") && answer["confidence"].is_number()) {
+                matte.confidence = answer["confidence"].get<double>();
+            }
             const bool fits = reading([&] {
                 const Json& image = answer.at("image");
                 display = answer.at("display_window").get<EngineWindow>();
@@ -254,85 +382,16 @@ Matte ShotSession::matte(Frame frame, const Box& box, const std::string& object,
     return matte;
 }
 
-Json ShotSession::call(Json request, const Deadline& deadline) {
+Json Shot::call(Json request, const Deadline& deadline) const {
     Json answer;
-    withShot(deadline, [&](Connection& connection, const std::string& shot) {
+    session_->withShot(spec_, deadline, [&](Connection& connection, const std::string& shot) {
         request["shot"] = shot;
         answer = connection.request(request, deadline).header;
     });
     return answer;
 }
 
-void ShotSession::withShot(const Deadline& deadline, const std::function<void(Connection&, const std::string&)>& work) {
-    const Turn turn(*this, deadline);
-    for (int attempt = 1;; ++attempt) {
-        try {
-            ensureOpen(deadline);
-            sendCancels(deadline);
-            work(*connection_, shot_);
-            return;
-        } catch (const ConnectionLost&) {
-            connection_.reset();
-            opened_.reset();
-            if (attempt == attempts) throw;
-        }
-    }
-}
-
-void ShotSession::ensureOpen(const Deadline& deadline) {
-    if (!connection_) {
-        opened_.reset();
-        connection_ = Connection::open(client_, deadline);
-    }
-    if (opened_ && openedAsOwner_ == owning_ && *opened_ == spec_) return;
-    const bool isOpen = opened_ && openedAsOwner_ == owning_ && opened_->folder == spec_.folder;
-    if (!isOpen || opened_->plate != spec_.plate) openShot(deadline);
-    if (spec_.ours) bringSettings(deadline);
-    opened_ = spec_;
-}
-
-void ShotSession::openShot(const Deadline& deadline) {
-    if (opened_ && (opened_->folder != spec_.folder || openedAsOwner_ != owning_)) {
-        connection_->request({{"op", "close_shot"}, {"shot", shot_}}, deadline);
-        opened_.reset();
-    }
-    const bool isThere = platform::exists(spec_.folder + "/shot.json");
-    Json request{{"op", "open_shot"}, {"folder", spec_.folder}};
-    if (owning_) request["owner"] = owner_;
-    if (spec_.ours) {  // a store of somebody else keeps its own plate and settings
-        request["create"] = true;
-        request["plate"] = spec_.plate;
-        if (!isThere) request["settings"] = spec_.settings;
-    }
-    const Json answer = connection_->request(std::move(request), deadline).header;
-    shot_ = reading([&answer] { return answer.at("shot").get<std::string>(); });
-    openedAsOwner_ = owning_;
-    opened_ = spec_;
-    opened_->settings = nullptr;
-}
-
-void ShotSession::bringSettings(const Deadline& deadline) {
-    const Json answer = connection_->request({{"op", "get_settings"}, {"shot", shot_}}, deadline).header;
-    const bool differ = reading([&] {
-        const Json& have = answer.at("settings");
-        return std::any_of(spec_.settings.items().begin(), spec_.settings.items().end(), [&have](const auto& wanted) {
-            return !have.contains(wanted.key()) || have[wanted.key()] != wanted.value();
-        });
-    });
-    if (!differ) return;
-    if (!owning_) {  // changing a store takes the right to it; refused (`shot_open`) when another node has it
-        owning_ = true;
-        try {
-            openShot(deadline);
-        } catch (...) {
-            owning_ = false;
-            throw;
-        }
-    }
-    connection_->request({{"op", "set_settings"}, {"shot", shot_}, {"settings", spec_.settings}, {"interrupt", true}}, deadline);
-}
-
-Json ShotSession::imageHeader(const PushedImage& image) const {
+Json Shot::imageHeader(const PushedImage& image) const {
     Json channels = Json::array();
     if (image.view.components == 1) {
         channels.push_back("A");
@@ -349,12 +408,12 @@ Json ShotSession::imageHeader(const PushedImage& image) const {
 }
 
 // Where `box` lies in a shot with this display window: its lower left corner is that of the host's format.
-EngineWindow ShotSession::placed(const Box& box, const EngineWindow& display) const {
+EngineWindow Shot::placed(const Box& box, const EngineWindow& display) const {
     const auto [x, y, width, height] = display;
     const std::int64_t bottom = y + height;
     return {x + box.x1 - spec_.formatLeft, bottom - (std::int64_t{box.y2} - spec_.formatBottom), box.width(), box.height()};
 }
 
-EngineWindow ShotSession::engineWindow(const Box& box) const { return toEngineWindow(box, spec_.displayTop); }
+EngineWindow Shot::engineWindow(const Box& box) const { return toEngineWindow(box, spec_.displayTop); }
 
 }  // namespace stm

@@ -1,4 +1,4 @@
-// A shot as the effect sees it: the engine's operations, typed, on a connection that heals itself.
+// The engine's operations on a shot, typed, on a connection that heals itself.
 #pragma once
 
 #include <atomic>
@@ -23,13 +23,16 @@ using Range = std::pair<Frame, Frame>;  // both ends included
 // What identifies and describes the shot. Equal specifications need no word with the engine.
 struct ShotSpec {
     std::string folder;   // absolute, ends with .stmshot
-    bool ours = false;    // the effect keeps this store for itself: its keys and settings are the effect's
-    Json plate;           // PROTOCOL.md, open_shot
+    bool ours = false;    // the store is this node's, or that of the node it is a copy of: keys and settings are the node's
+    bool copied = false;  // another node of this process has the store: it may be read only
+    Json plate;           // PROTOCOL.md, open_shot; only an owner sends it
+    bool guessedFrames = false;  // the host tells no range: what the store has belongs to it too
     Json settings;        // pushed when the store is ours
     int displayTop = 0;   // pixels, y up: where the engine's y is 0 in what is pushed
     int formatLeft = 0, formatBottom = 0;  // pixels, y up: the corner of the host's format
     bool operator==(const ShotSpec& other) const {
-        return folder == other.folder && ours == other.ours && plate == other.plate && settings == other.settings && displayTop == other.displayTop && formatLeft == other.formatLeft &&
+        return folder == other.folder && ours == other.ours && copied == other.copied && plate == other.plate &&
+               settings == other.settings && displayTop == other.displayTop && formatLeft == other.formatLeft &&
                formatBottom == other.formatBottom;
     }
 };
@@ -41,6 +44,7 @@ struct JobState {
     std::int64_t total = 0;
     std::string text;
     std::string error;
+    std::optional<double> secondsLeft;
     bool ended() const { return state != "queued" && state != "running"; }
 };
 
@@ -62,62 +66,97 @@ struct Reentered : std::runtime_error {
     Reentered() : std::runtime_error("This node is at work: its picture comes when that is done.") {}
 };
 
-// Every operation locks, connects (starting the engine if need be), opens the shot and recovers from an engine that has
-// died. All throw EngineError, ConnectionLost, Cancelled, DeadlinePassed or Reentered.
+// A copy of a node shows the store of the original until it is changed itself. Only a button can give it a store of its own.
+struct CopyDiffers : std::runtime_error {
+    explicit CopyDiffers(const std::string& what)
+        : std::runtime_error("This node is a copy of another one, and its " + what + " are not those of the other any more. Press "
+                             "Set key or a Propagate button: it gets a shot store of its own.") {}
+};
+
+// A node's connection to the engine, shared by all instances that a host makes of the node. It heals itself: an engine that
+// has died is started again, and shots are opened again. Every call locks.
 class ShotSession {
   public:
-    explicit ShotSession(std::string client);
+    ShotSession(std::string client, std::string owner);
 
-    // Sets what later operations work on. Tells the engine only what has changed.
-    void use(const ShotSpec& spec, const Deadline& deadline);
-    // Whether this session is the one that may change the shot's keys and settings. False when another node has it.
-    bool claim(const Deadline& deadline);
-
-    Json status(const std::optional<Range>& frames, const Deadline& deadline);
-    std::map<Frame, std::string> keys(const Deadline& deadline);  // frame -> digest, perhaps empty
-    std::vector<Range> plateNeeded(const Range& frames, const std::map<Frame, std::string>& digests, const Deadline& deadline);
-    // Tells whether mattes became stale by it.
-    bool pushPlate(Frame frame, const PushedImage& image, double pixelAspect, const Deadline& deadline);
-    void pushKey(Frame frame, const PushedImage& mask, const std::vector<MaskChannel>& channels, const Deadline& deadline);
-    void removeKey(Frame frame, const Deadline& deadline);
-    Json plan(const Range& frames, const std::string& direction, const Deadline& deadline);
-    std::string propagate(const Range& frames, const std::string& direction, const Deadline& deadline);
-    // The state of a job; waits a moment for a newer one than `seen` where that is given.
-    JobState job(const std::string& job, const std::optional<std::int64_t>& seen, const Deadline& deadline);
+    // Runs `work` on an open shot; once more after each recovery. Opening, and the work on what was opened, are one turn.
+    using Work = std::function<void(Connection&, const std::string& shot)>;
+    void withShot(const ShotSpec& spec, const Deadline& deadline, const Work& work);
+    // Whether this node may change the store from now on. False when another node has it. Ownership ends with any error.
+    bool claim(const ShotSpec& spec, const Deadline& deadline);
     // Has a job stopped. Never waits for the engine: when it cannot be told now, it is told with the next request.
     void cancel(const std::string& job);
-    // Stops all jobs of the shot, whoever started them. Starts no engine for it.
-    void cancelAll(const Deadline& deadline);
-    // The matte over `box` (full-size pixels, y up). `object` empty: all objects together.
-    Matte matte(Frame frame, const Box& box, const std::string& object, bool stale, const Deadline& deadline);
+    bool isConnected() const { return connected_; }
+    // Connects if an engine runs; false when none does. Starts none.
+    bool engineRuns(const Deadline& deadline);
+    // The shot whose job is awaited stays open, whatever else this node looks at.
+    void setWaitingFor(const std::string& folder);
 
   private:
     class Turn;
+    struct Opened {
+        ShotSpec spec;     // what the engine knows
+        std::string shot;  // the engine's name for it
+        bool asOwner = false;
+        Range frames{0, 0};  // of the store's plate
+    };
 
-    Json call(Json request, const Deadline& deadline);
-    // Runs `work` on an open shot; once more after each recovery.
-    void withShot(const Deadline& deadline, const std::function<void(Connection&, const std::string& shot)>& work);
-    void ensureOpen(const Deadline& deadline);
-    void openShot(const Deadline& deadline);
-    void bringSettings(const Deadline& deadline);
-    Json imageHeader(const PushedImage& image) const;
-    EngineWindow engineWindow(const Box& box) const;  // of what is pushed
-    EngineWindow placed(const Box& box, const EngineWindow& display) const;
-
+    void healing(const std::function<void()>& work);
+    Opened& ensureOpen(const ShotSpec& spec, bool asOwner, const Deadline& deadline);
+    void open(const ShotSpec& spec, bool asOwner, const Deadline& deadline);
+    void bringSettings(const ShotSpec& spec, const Deadline& deadline);
+    void close(const std::string& folder, const Deadline& deadline);
+    void closeOthers(const std::string& folder, const Deadline& deadline);
     void sendCancels(const Deadline& deadline);
 
     std::timed_mutex mutex_;
     std::atomic<std::thread::id> atWork_{};  // who has the mutex
-    std::mutex cancelsMutex_;
+    std::mutex cancelsMutex_;  // of what may be told without a turn
     std::vector<std::string> cancels_;  // jobs that the engine must still be told to stop
     const std::string client_;
     const std::string owner_;
-    bool owning_ = false;
-    ShotSpec spec_;
+    std::string owned_;  // the folder that this node may change; empty: none
+    std::string waitingFor_;
     std::unique_ptr<Connection> connection_;
-    std::optional<ShotSpec> opened_;  // what the engine knows
-    bool openedAsOwner_ = false;
-    std::string shot_;
+    std::atomic<bool> connected_{false};  // has talked to an engine
+    std::map<std::string, Opened> opened_;  // by folder
+};
+
+// A shot as one action of the effect works on it: the engine's operations, typed. All throw EngineError, ConnectionLost,
+// Cancelled, DeadlinePassed or Reentered.
+class Shot {
+  public:
+    Shot(ShotSession& session, ShotSpec spec) : session_(&session), spec_(std::move(spec)) {}
+
+    const ShotSpec& spec() const { return spec_; }
+    bool claim(const Deadline& deadline) const { return session_->claim(spec_, deadline); }
+    Json status(const std::optional<Range>& frames, const Deadline& deadline) const;
+    std::map<Frame, std::string> keys(const Deadline& deadline) const;  // frame -> digest, perhaps empty
+    std::vector<Range> plateNeeded(const Range& frames, const std::map<Frame, std::string>& digests,
+                                   const Deadline& deadline) const;
+    // Tells whether mattes became stale by it.
+    bool pushPlate(Frame frame, const PushedImage& image, double pixelAspect, const Deadline& deadline) const;
+    void pushKey(Frame frame, const PushedImage& mask, const std::vector<MaskChannel>& channels,
+                 const Deadline& deadline) const;
+    void removeKey(Frame frame, const Deadline& deadline) const;
+    Json plan(const Range& frames, const std::string& direction, const Deadline& deadline) const;
+    std::string propagate(const Range& frames, const std::string& direction, const Deadline& deadline) const;
+    // The state of a job; waits a moment for a newer one than `seen` where that is given.
+    JobState job(const std::string& job, const std::optional<std::int64_t>& seen, const Deadline& deadline) const;
+    void cancel(const std::string& job) const { session_->cancel(job); }
+    // Stops all jobs of the shot, whoever started them. Starts no engine for it.
+    void cancelAll(const Deadline& deadline) const;
+    // The matte over `box` (full-size pixels, y up). `object` empty: all objects together.
+    Matte matte(Frame frame, const Box& box, const std::string& object, bool stale, const Deadline& deadline) const;
+
+  private:
+    Json call(Json request, const Deadline& deadline) const;
+    Json imageHeader(const PushedImage& image) const;
+    EngineWindow engineWindow(const Box& box) const;  // of what is pushed
+    EngineWindow placed(const Box& box, const EngineWindow& display) const;
+
+    ShotSession* session_;
+    ShotSpec spec_;
 };
 
 // Helpers for answers.

@@ -68,6 +68,7 @@ _KNOWN_SPACES: dict[str, tuple[str, ...]] = {
         "lin_rec709",
         "lin_srgb",
         "linear_srgb",
+        "Linear sRGB / REC.709 D65",
     ),
     "lin_p3d65_scene": ("Linear P3-D65", "Utility - Linear - P3-D65", "lin_p3d65"),
     "lin_rec2020_scene": ("Linear Rec.2020", "Utility - Linear - Rec.2020", "lin_rec2020"),
@@ -82,6 +83,7 @@ _KNOWN_SPACES: dict[str, tuple[str, ...]] = {
         "srgb_tx",
         "sRGB",
         "srgb8",
+        "sRGB D65",
         "sRGB - Display",
         "out_srgb",
     ),
@@ -161,12 +163,12 @@ class ColourConfig:
         return None
 
     def resolve(self, name: str) -> str:
-        """The canonical name of a colour space, alias or role.
+        """The canonical name of a colour space, alias or role; the interop forum's names are understood.
 
         Raises:
             ColourError: the config has none of that name; names that are near are listed.
         """
-        found = self.find(name)
+        found = self.find(name, *_KNOWN_SPACES.get(name, ()))
         if found is not None:
             return found
         known = {other: space.getName() for space in self.ocio.getColorSpaces() for other in _names_of(space)}
@@ -189,8 +191,11 @@ class InputSpace:
 def load_config(path: str | Path | None = None) -> ColourConfig:
     """The config at `path` (a file or `ocio://name`), else that of $OCIO, else the built-in one.
 
+    A config need not validate: hosts ship some that name a display or a space that they do not have. What is
+    missing is refused where a conversion needs it.
+
     Raises:
-        ColourError: the config is not there or cannot be understood.
+        ColourError: the config is not there or cannot be read.
     """
     stated = str(path) if path else os.environ.get("OCIO", "").strip()
     location = stated or BUILT_IN_CONFIG
@@ -205,7 +210,6 @@ def load_config(path: str | Path | None = None) -> ColourConfig:
         if not location.startswith("ocio://"):
             location = str(Path(location).expanduser())
         config = ocio.Config.CreateFromFile(location)
-        config.validate()
     except ocio.Exception as error:
         raise ColourError(
             f"The colour config ({source}) cannot be used: {_first_line(error)}.", path=location

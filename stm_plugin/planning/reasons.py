@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 
 from stm_plugin.planning.values import Facts, FramePlan, FrameRecord, Source, State
@@ -49,7 +50,7 @@ def _reason(
     """What of the rule's ingredients has changed since the frame was finished, in words."""
     for name in sorted({*facts.base, *before.base}):
         if facts.base.get(name) != before.base.get(name):
-            return f"the {name} changed"
+            return f"the {_part(name, before.base.get(name), facts.base.get(name))} changed"
     now = {key.frame: key.hash for key in facts.keys}
     changed = [key for key in used if key in before.keys and before.keys[key] != used[key]]
     added = [key for key in used if key not in before.keys]
@@ -64,6 +65,19 @@ def _reason(
     if plates:
         return f"the plate changed on {_list(plates)}"
     return "a result that it depends on is no longer there or has changed"
+
+
+def _part(name: str, before: str | None, now: str | None) -> str:
+    """The name of what changed, as people know it.
+
+    The canvas, the region and the working size are written together ("CANVAS region REGION as WxH").
+    """
+    if name != "canvas" or before is None or now is None:
+        return name
+    old, new = (re.split(" region | as ", text) for text in (before, now))
+    if len(old) != 3 or len(new) != 3 or old[0] != new[0]:
+        return name
+    return "region" if old[1] != new[1] else "working size"
 
 
 def _path(facts: Facts, frame: int, keys: Mapping[int, str]) -> list[int]:

@@ -126,7 +126,7 @@ PROPERTIES: dict[str, dict[str, str]] = {
     "param": _table(
         ints="""OfxParamPropAnimates OfxParamPropSecret OfxParamPropEnabled OfxParamPropEvaluateOnChange
         OfxParamPropPersistant OfxParamPropCanUndo OfxParamPropGroupOpen
-        OfxParamPropStringFilePathExists OfxParamPropPluginMayWrite""",
+        OfxParamPropStringFilePathExists OfxParamPropPluginMayWrite OfxParamPropLayoutHint""",
         strings="""OfxPropType OfxPropName OfxPropLabel OfxPropShortLabel OfxPropLongLabel OfxParamPropHint
         OfxParamPropParent OfxParamPropScriptName OfxParamPropType OfxParamPropStringMode
         OfxParamPropDoubleType OfxParamPropChoiceOption OfxParamPropCacheInvalidation""",
@@ -263,17 +263,27 @@ class Clip:
     negative_rows: bool = False
     padding: int = 0  # bytes at the end of each row
     fps: float = 24.0
+    boxes: Callable[[int], tuple[int, int, int, int]] | None = None  # pixels, where they differ by frame
     reads: list[int] = field(default_factory=list)
+    region_queries: int = 0
 
-    def region(self) -> tuple[float, float, float, float]:
+    def region(self, frame: int) -> tuple[float, float, float, float]:
         """The region of definition in canonical coordinates."""
         (x, y), (width, height) = self.origin, self.size
+        if self.boxes is not None:
+            left, bottom, right, top = self.boxes(frame)
+            (x, y), (width, height) = (left, bottom), (right - left, top - bottom)
         return x * self.aspect, float(y), (x + width) * self.aspect, float(y + height)
 
 
 @dataclass
 class HostOptions:
-    """What kind of host this is."""
+    """What kind of host this is.
+
+    `one_channel_of_masks` and `fills_alpha` are what Natron does: a clip that is declared a mask gets the
+    alpha of its input alone, and nothing where the input has none; any other RGB input becomes RGBA with an
+    alpha of 1 beside an RGBA source.
+    """
 
     name: str = "org.stm-for-nuke.TestHost"
     temporal: bool = True
@@ -281,6 +291,9 @@ class HostOptions:
     progress: bool = True
     project: tuple[float, float] = (32.0, 24.0)
     frame_ranges: bool = True  # whether clips say their range
+    one_channel_of_masks: bool = False
+    fills_alpha: bool = False
+    panel_was_open: bool = True  # without, brackets of changes make no undo step
 
 
 class _Pixels:
@@ -351,6 +364,7 @@ class _Action:
     name: str
     stopped: bool = False  # the host has said that it wants no more of it
     shows_progress: bool = False
+    is_clone: bool = False
 
 
 class _ThreadState(threading.local):
@@ -414,7 +428,28 @@ class OfxHost:
         described = self.describe(context)
         node = self._new_effect("effect instance", described)
         node.context = context
-        properties = node.properties
+        self._introduce(node)
+        node.connect({name: clips.get(name) for name in described.clips})
+        for name, value in (saved or {}).items():
+            node.params[name].value = value
+        assert self.act(CREATE, node) in (OK, REPLY_DEFAULT)
+        return node
+
+    def render_clone(self, node: Effect) -> Effect:
+        """A second instance of a node for a render beside another, with the same parameters."""
+        clone = Effect(self, "effect instance", None)
+        clone.is_instance = clone.is_clone = True
+        clone.properties.writable = ("OfxPropInstanceData",)
+        clone.context, clone.params = node.context, node.params
+        clone.described_clips = node.described_clips
+        self._introduce(clone)
+        clone.connect({name: clip.source for name, clip in node.clips.items()})
+        assert self.act(CREATE, clone) in (OK, REPLY_DEFAULT)
+        return clone
+
+    def _introduce(self, node: Effect) -> None:
+        """Set what an instance's properties say."""
+        context, properties = node.context, node.properties
         properties.set("OfxImageEffectPropContext", context)
         properties.set("OfxImageEffectPropProjectSize", *self.options.project)
         properties.set("OfxImageEffectPropProjectOffset", 0.0, 0.0)
@@ -422,11 +457,6 @@ class OfxHost:
         properties.set("OfxImageEffectPropPixelAspectRatio", 1.0)
         properties.set("OfxPropInstanceData", 0)
         properties.writable = ("OfxPropInstanceData",)
-        node.connect({name: clips.get(name) for name in described.clips})
-        for name, value in (saved or {}).items():
-            node.params[name].value = value
-        assert self.act(CREATE, node) in (OK, REPLY_DEFAULT)
-        return node
 
     def unload(self) -> None:
         """The end of the plug-in's life in this host."""
@@ -448,7 +478,7 @@ class OfxHost:
     ) -> int:
         """Send an action and look what it left behind."""
         actions, images = self._thread.actions, self._thread.images
-        actions.append(_Action(name))
+        actions.append(_Action(name, is_clone=effect is not None and effect.is_clone))
         before = len(images)
         try:
             status = self.plugin.main(
@@ -518,6 +548,11 @@ class OfxHost:
         """Note a violation when a call comes after the host has said that the action shall stop."""
         if self._thread.actions and self._thread.actions[-1].stopped:
             self.violation(f"{call} after the host has said stop")
+
+    def creates_clone(self) -> bool:
+        """Whether the action under way makes an instance that only renders."""
+        action = self._thread.actions[-1] if self._thread.actions else None
+        return action is not None and action.is_clone and action.name == CREATE
 
     def under_way(self) -> _Action:
         """The innermost action of this thread, for suites to note what it has done."""
@@ -607,6 +642,7 @@ class Param:
     value: Any = None
     handle: int = 0
     alive: bool = True
+    owner: Effect | None = None
     keep: deque[Any] = field(default_factory=lambda: deque(maxlen=16))  # texts that were handed out
 
 
@@ -637,14 +673,21 @@ class Effect:
         self.host = host
         self.alive = True
         self.is_instance = described is not None
+        self.is_clone = False
+        self.described_clips: dict[str, dict[str, list[Any]]] = {}
+        self.bracket: dict[str, Any] | None = None  # values before what is being changed as one step
+        self.undo_steps: list[dict[str, Any]] = []
         self.context = ""
         self.params: dict[str, Param] = {}
         self.clips: dict[str, ClipState] = {}
         self.persistent: str | None = None
         self.progress_open = False
         self.progress_values: list[float] = []
+        self.progress_bars: list[list[float]] = []  # the values of each bar that was shown
+        self.progress_labels: list[str] = []
         self.progress_answer: Callable[[float], int] = lambda part: OK
         self.abort_answer: Callable[[], int] = lambda: 0
+        self.when_cleared: Callable[[], object] = lambda: None  # what happens when its message is taken away
         self.output: _Pixels | None = None
         self.scale = 1.0
         self.properties = host.new_set(kind, () if self.is_instance else ("*",))
@@ -652,9 +695,11 @@ class Effect:
         self.param_set = ParamSet(self)
         self.param_set_handle = host.register(self.param_set)
         if described is not None:
+            self.described_clips = {name: one.properties.values for name, one in described.clips.items()}
             for one in described.params.values():
                 default = one.properties.values.get("OfxParamPropDefault", [None])
-                param = Param(one.name, one.type, one.properties, value=_initial(one.type, default))
+                value = _initial(one.type, default)
+                param = Param(one.name, one.type, one.properties, value=value, owner=self)
                 param.handle = host.register(param)
                 self.params[one.name] = param
 
@@ -673,9 +718,28 @@ class Effect:
                     properties.set("OfxImageEffectPropFrameRange", *map(float, source.frames))
                 properties.set("OfxImageEffectPropFrameRate", source.fps)
                 properties.set("OfxImagePropPixelAspectRatio", source.aspect)
-                properties.set("OfxImageEffectPropComponents", source.components)
+                properties.set("OfxImageEffectPropComponents", self._handed_out(name, source))
+                properties.set("OfxImageClipPropUnmappedComponents", source.components)
                 properties.set("OfxImageEffectPropPixelDepth", source.depth)
             self.clips[name] = clip
+
+    def _one_channel_only(self, name: str) -> bool:
+        is_mask = self.described_clips.get(name, {}).get("OfxImageClipPropIsMask", [0]) == [1]
+        return self.host.options.one_channel_of_masks and is_mask
+
+    def _handed_out(self, name: str, source: Clip) -> str:
+        """The components in which an input's pictures come."""
+        if self._one_channel_only(name):
+            return ALPHA
+        if source.components == RGB and self.host.options.fills_alpha:
+            return RGBA
+        return source.components
+
+    def undo(self) -> None:
+        """Take the last step back, as a host does: its parameters get their old values and tell of it."""
+        for name, value in self.undo_steps.pop().items():
+            self.params[name].value = value
+            self.changed(name, 1.0, "OfxChangePluginEdited")
 
     def value(self, name: str) -> Any:
         """A parameter's value."""
@@ -759,6 +823,7 @@ class Effect:
         depth: str = FLOAT,
         scale: float = 1.0,
         in_order: bool = False,
+        in_window: bool = False,
         negative_rows: bool = False,
         padding: int = 0,
     ) -> tuple[int, _Pixels]:
@@ -774,7 +839,7 @@ class Effect:
             given = self.host.new_set(action + " in")
             given.set("OfxImageEffectPropRenderScale", scale, scale)
             given.set("OfxImageEffectPropSequentialRenderStatus", int(in_order))
-            given.set("OfxImageEffectPropInteractiveRenderStatus", 0)
+            given.set("OfxImageEffectPropInteractiveRenderStatus", int(in_window))
             if action == RENDER:
                 given.set("OfxPropTime", float(time))
                 given.set("OfxImageEffectPropRenderWindow", *(window or box))
@@ -791,7 +856,7 @@ class Effect:
         """The end of the node."""
         assert self.host.act(DESTROY, self) in (OK, REPLY_DEFAULT)
         self.alive = self.param_set.alive = self.properties.alive = False
-        for param in self.params.values():
+        for param in () if self.is_clone else self.params.values():
             param.alive = False
         for clip in self.clips.values():
             clip.alive = clip.properties.alive = False
@@ -818,16 +883,22 @@ class Effect:
             self.host.violation(f"an image of {clip.name} at {time}, outside its range")
             raise _Refused(FAILED)
         picture = source.read(round(time))
-        if picture is None:
+        if picture is None or (self._one_channel_only(clip.name) and source.components == RGB):
             raise _Refused(FAILED)
+        components = self._handed_out(clip.name, source)
+        if components == ALPHA and source.components == RGBA:
+            picture = picture[..., 3:]
+        if components == RGBA and source.components == RGB:
+            picture = np.concatenate([picture[..., :3], np.ones_like(picture[..., :1])], axis=-1)
         source.reads.append(round(time))
         factor = round(1 / self.scale)
         if factor > 1:
             picture = box_scaled(picture, factor)
-        x, y = round(source.origin[0] * self.scale), round(source.origin[1] * self.scale)
+        left, bottom = source.origin if source.boxes is None else source.boxes(round(time))[:2]
+        x, y = round(left * self.scale), round(bottom * self.scale)
         box = (x, y, x + picture.shape[1], y + picture.shape[0])
-        pixels = _Pixels(box, source.components, source.depth, source.negative_rows, source.padding)
-        pixels.fill(picture[..., : COMPONENT_COUNTS[source.components]])
+        pixels = _Pixels(box, components, source.depth, source.negative_rows, source.padding)
+        pixels.fill(picture[..., : COMPONENT_COUNTS[components]])
         return self.host.new_image(clip.name, pixels, source.premultiplied, self.scale, source.aspect)
 
 
@@ -1038,7 +1109,8 @@ def _effect_suite(host: OfxHost) -> Structure:
         if source is None:
             return FAILED
         rectangle = into[0]
-        rectangle.x1, rectangle.y1, rectangle.x2, rectangle.y2 = source.region()
+        source.region_queries += 1
+        rectangle.x1, rectangle.y1, rectangle.x2, rectangle.y2 = source.region(round(time))
         return OK
 
     def abort(handle: int) -> int:
@@ -1119,12 +1191,37 @@ def _parameter_suite(host: OfxHost) -> Structure:
     def set_value(handle: int, first: int | None, *rest: int) -> None:
         host.allow("paramSetValue", _SETTING_ACTIONS)
         param: Param = host.find(handle, Param)
+        if host.creates_clone():
+            host.violation(f"{param.name} is set by an instance that only renders")
+        owner = param.owner
+        if owner is not None and owner.bracket is not None:
+            owner.bracket.setdefault(param.name, param.value)
         if param.type == "OfxParamTypeString":
             param.value = _text(ctypes.cast(first or 0, c_char_p).value)
         elif param.type in ("OfxParamTypeInteger", "OfxParamTypeChoice", "OfxParamTypeBoolean"):
             param.value = c_int(first or 0).value
         else:
             host.violation(f"a value for {param.name} of type {param.type}")
+
+    def edit_begin(handle: int, name: bytes) -> None:
+        host.allow("paramEditBegin", (CHANGED,))
+        effect = host.find(handle, ParamSet).effect
+        if effect.bracket is not None:
+            host.violation("a bracket of changes inside another")
+        effect.bracket = {}
+
+    def edit_end(handle: int) -> None:
+        host.allow("paramEditEnd", (CHANGED,))
+        effect = host.find(handle, ParamSet).effect
+        if effect.bracket is None:
+            host.violation("the end of a bracket that was not begun")
+            return
+        step, effect.bracket = effect.bracket, None
+        if not host.options.panel_was_open or not step:
+            return
+        last = effect.undo_steps[-1] if effect.undo_steps else {}
+        if last.keys() != step.keys():  # two in a row over the same parameters become one
+            effect.undo_steps.append(step)
 
     # The values are variadic in C. By the calling conventions of Linux integers and pointers come like
     # ordinary arguments, so that ordinary callbacks receive them.
@@ -1144,7 +1241,9 @@ def _parameter_suite(host: OfxHost) -> Structure:
             (unused, None),
             (unused, None),
             (variadic, set_value),
-            *[(unused, None)] * 9,
+            *[(unused, None)] * 7,
+            (CFUNCTYPE(c_int, c_void_p, c_char_p), edit_begin),
+            (CFUNCTYPE(c_int, c_void_p), edit_end),
         ],
     )
 
@@ -1170,6 +1269,8 @@ def _message_suite(host: OfxHost, version: int) -> Structure:
         host.allow("clearPersistentMessage")
         effect: Effect = host.find(handle, Effect)
         effect.persistent = None
+        work, effect.when_cleared = effect.when_cleared, lambda: None
+        work()
 
     prototype = CFUNCTYPE(c_int, c_void_p, c_char_p, c_char_p, c_char_p)
     functions: list[tuple[Any, Any]] = [(prototype, message)]
@@ -1184,6 +1285,8 @@ def _progress_suite(host: OfxHost) -> Structure:
         effect: Effect = host.find(handle, Effect)
         if effect.progress_open:
             host.violation("progress was started twice")
+        effect.progress_labels.append(_text(label))
+        effect.progress_bars.append([])
         effect.progress_open = host.under_way().shows_progress = True
 
     def update(handle: int, part: float) -> int:
@@ -1193,6 +1296,7 @@ def _progress_suite(host: OfxHost) -> Structure:
             host.violation("progress outside start and end, or outside 0 to 1")
         host.still_wanted("progressUpdate")
         effect.progress_values.append(part)
+        effect.progress_bars[-1].append(part)
         answer = effect.progress_answer(part)
         if answer == REPLY_NO:
             host.under_way().stopped = True

@@ -113,12 +113,15 @@ class BusyEngine:
         mute_at: operations that it takes and never answers.
         keys: frames whose masks it says to have; there it gives mattes.
         cancelled: whether it was asked to cancel its job, which then ends as cancelled.
+        goes_on: whether its job makes progress from one look to the next.
         waits_for: when this is set the job ends as finished and mattes are there.
     """
 
     mute_at: frozenset[str] = frozenset()
     keys: tuple[int, ...] = ()
     cancelled: bool = False
+    goes_on: bool = False
+    steps: int = 1
     waits_for: threading.Event = field(default_factory=threading.Event)
 
     def __call__(self, link: socket.socket, number: int, header: dict[str, Any]) -> None:
@@ -141,7 +144,8 @@ class BusyEngine:
 
     def _answer(self, operation: str, header: dict[str, Any]) -> dict[str, Any]:
         state = "cancelled" if self.cancelled else "finished" if self.waits_for.is_set() else "running"
-        job = {"job": "j1", "state": state, "version": 1, "done": 0, "total": 9, "error": None}
+        self.steps += self.goes_on
+        job = {"job": "j1", "state": state, "version": self.steps, "done": 0, "total": 9, "error": None}
         image = {"format": "float", "channels": ["A"], "data_window": header.get("window")}
         answers: dict[str, dict[str, Any]] = {
             "open_shot": {"shot": "s1"},

@@ -333,6 +333,60 @@ def test_configs_that_cannot_be_used_are_named_errors(
         load_config("ocio://no-such-config")
 
 
+INVALID_CONFIG = """\
+ocio_profile_version: 1
+strictparsing: true
+roles:
+  default: Linear
+  scene_linear: Linear
+  color_picking: sRGB
+displays:
+  Screen:
+    - !<View> {name: Film, colorspace: sRGB}
+active_displays: [Screen-1]
+active_views: [Film]
+colorspaces:
+  - !<ColorSpace>
+    name: Linear
+    bitdepth: 32f
+  - !<ColorSpace>
+    name: sRGB
+    bitdepth: 32f
+    to_reference: !<ExponentTransform> {value: [2.2, 2.2, 2.2, 1]}
+  - !<ColorSpace>
+    name: Monitor 2015
+    bitdepth: 32f
+    to_reference: !<ColorSpaceTransform> {src: sRGB, dst: Nowhere}
+"""
+"""Faults of configs that hosts ship: a display that is not there, a space that names a missing one."""
+
+
+def test_a_config_that_does_not_validate_converts_all_the_same(tmp_path: Path) -> None:
+    file = tmp_path / "invalid.ocio"
+    file.write_text(INVALID_CONFIG)
+    with pytest.raises(ocio.Exception):
+        ocio.Config.CreateFromFile(str(file)).validate()
+    config = load_config(file)
+    grey = np.full((1, 1, 3), 0.18, np.float32)
+    assert ColourTransform(config, "Linear").to_display(grey)[0, 0, 0] == pytest.approx(0.46135, abs=1e-4)
+    shown = np.full((1, 1, 3), 0.5, np.float32)
+    assert ColourTransform(config, "sRGB").to_display(shown)[0, 0, 0] == pytest.approx(0.5, abs=0.01)
+    assert config.resolve("srgb_rec709_scene") == "sRGB"
+
+
+def test_what_a_config_lacks_is_refused_by_name_and_only_where_it_is_needed(tmp_path: Path) -> None:
+    file = tmp_path / "invalid.ocio"
+    file.write_text(INVALID_CONFIG)
+    config = load_config(file)
+    with pytest.raises(ColourError, match="Nowhere"):
+        ColourTransform(config, "Monitor 2015")
+    with pytest.raises(ColourError, match="no colour space 'Cineon'"):
+        ColourTransform(config, "Cineon")
+    file.write_text(INVALID_CONFIG.replace("scene_linear", "other_role"))
+    with pytest.raises(ColourError, match="scene_linear"):
+        ColourTransform(load_config(file), "Linear")
+
+
 def test_film_log_without_a_film_log_space_asks_for_the_space(tmp_path: Path) -> None:
     old = load_config(old_config(tmp_path))
     with pytest.raises(ColourError, match=r"frame 1, p\.1\.cin: .*film log.*State the plate's colour space"):

@@ -1,0 +1,58 @@
+// What all instances of one node share. A host may make several: Natron renders a node on a second thread in a second instance
+// with the same parameters. A pasted copy has parameters of its own, and is another node.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+
+#include "pixels.h"
+#include "shot_session.h"
+
+namespace stm {
+
+// The plate as the engine counts it.
+struct PlateGeometry {
+    Range frames;
+    bool guessedFrames = false;  // the host tells no range: these are the frames that are known
+    Box format;                  // the host's; empty where it tells none
+    Box display;
+    Box canvas;
+    double pixelAspect = 1.0;
+};
+
+struct Node {
+    explicit Node(const std::string& client) : session(client, platform::randomHex(16)) {}
+
+    ShotSession session;
+    std::atomic<bool> pressed{false};  // a button's action is under way
+    std::atomic<unsigned> stops{0};    // how often a stop was asked for
+    std::atomic<bool> plateMayHaveChanged{false};
+    std::mutex geometryMutex;
+    std::optional<PlateGeometry> geometry;  // as it was last looked at
+};
+
+// The nodes of this process. `parameters` is the host's handle of a parameter: equal for the instances of one node.
+// `made` tells whether the node is new.
+std::shared_ptr<Node> nodeOf(const void* parameters, const std::string& client, bool& made);
+
+// Whether another living node of this process was the first to have this store. Else it is the store of `node` from now on.
+bool isAnothers(const std::string& folder, const std::shared_ptr<Node>& node);
+
+// One node of the process propagates at a time: the engine computes one after the other anyway, and a host that lets the
+// artist press a button inside another one's action would wait for both. False when another one is at it.
+class PropagationTurn {
+  public:
+    PropagationTurn();
+    PropagationTurn(const PropagationTurn&) = delete;
+    PropagationTurn& operator=(const PropagationTurn&) = delete;
+    ~PropagationTurn();
+    bool granted() const { return granted_; }
+
+  private:
+    bool granted_;
+};
+
+}  // namespace stm

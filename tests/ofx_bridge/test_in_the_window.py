@@ -1,0 +1,661 @@
+"""What an artist does in a window: copies, undo, several objects, old mattes, closing in the middle.
+
+The host behaves as Natron's sources say (`HostOptions`, `OfxHost.render_clone`, `Effect.undo`): masks of
+which one channel is handed out, copies that look like loads, renders in second instances, steps that are
+joined.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.hosts.ofx_fixtures import (
+    FIRST,
+    HEIGHT,
+    LAST,
+    REPOSITORY,
+    WIDTH,
+    EngineHome,
+    Rig,
+    disc,
+    make_rig,
+    picture,
+)
+from tests.hosts.ofx_host import (
+    FAILED,
+    FILTER,
+    OK,
+    RGB,
+    RGBA,
+    Clip,
+    Effect,
+    FloatArray,
+    HostOptions,
+    OfxHost,
+    nodes_of,
+)
+from tests.hosts.ofx_scripted_engine import BusyEngine, ScriptedEngine
+
+Scripted = Callable[..., ScriptedEngine]
+FRAMES = range(FIRST, LAST + 1)
+OLD_MATTE, FAIL, NEAREST, PLATE = 2, 0, 1, 3
+
+
+@pytest.fixture
+def natron(effect_binary: Path) -> OfxHost:
+    """A host with Natron's ways."""
+    return OfxHost(effect_binary, HostOptions(one_channel_of_masks=True, fills_alpha=True))
+
+
+def keyed(host: OfxHost) -> Rig:
+    """A node with a key on the first frame."""
+    rig = make_rig(host)
+    assert rig.node.press("setKey", FIRST) == OK, rig.node.persistent
+    return rig
+
+
+def alpha_of(node: Effect, frame: int, **options: object) -> FloatArray:
+    """The rendered matte, (h, w)."""
+    status, image = node.render(frame, **options)  # type: ignore[arg-type]
+    assert status == OK, node.persistent
+    return image.picture()[..., -1]
+
+
+def store_of(engine: EngineHome, node: Effect) -> Path:
+    """The folder of a node's own store."""
+    shot = json.loads(node.value("state"))["shot"]
+    return engine.home / ".local" / "share" / "stm-for-nuke" / "shots" / f"ofx-{shot}.stmshot"
+
+
+def contents(store: Path) -> dict[str, bytes]:
+    """Every file of a store but its lock."""
+    return {
+        str(one): one.read_bytes() for one in sorted(store.rglob("*")) if one.is_file() and one.name != "LOCK"
+    }
+
+
+def pasted(rig: Rig, source: Clip | None = None, mask: Clip | None = None) -> Effect:
+    """A copy of the node: the saved values are there before it is made, as in a loaded project."""
+    return rig.host.create({"Source": source or rig.source, "Mask": mask or rig.mask}, saved=rig.node.saved())
+
+
+# ---- copies
+
+
+def test_a_copy_shows_the_originals_mattes_and_touches_nothing_of_its_store(
+    host: OfxHost, engine: EngineHome
+) -> None:
+    rig = keyed(host)
+    assert rig.node.press("propagateForward", FIRST) == OK
+    before = contents(store_of(engine, rig.node))
+    expected = [alpha_of(rig.node, frame) for frame in FRAMES]
+    copy = pasted(rig)
+    with nodes_of(host, rig.node, copy):
+        for frame in FRAMES:
+            np.testing.assert_array_equal(alpha_of(copy, frame, in_order=True), expected[frame - FIRST])
+        assert contents(store_of(engine, rig.node)) == before
+
+
+def test_a_copy_on_another_plate_never_pushes_into_the_originals_store(
+    host: OfxHost, engine: EngineHome
+) -> None:
+    """Its range is longer, its pixels are others: neither may reach the store of the original."""
+    rig = keyed(host)
+    assert rig.node.press("propagateForward", FIRST) == OK
+    before = contents(store_of(engine, rig.node))
+    longer = Clip(
+        lambda frame: picture(frame) * np.float32(0.5), frames=(FIRST, LAST + 5), size=(WIDTH, HEIGHT)
+    )
+    copy = pasted(rig, source=longer)
+    with nodes_of(host, rig.node, copy):
+        assert copy.render(FIRST + 1, in_order=True)[0] != OK
+        assert copy.persistent is not None and "copy" in copy.persistent
+        assert copy.render(LAST + 2, in_order=True)[0] != OK
+        assert contents(store_of(engine, rig.node)) == before
+
+
+@pytest.mark.parametrize("button", ["setKey", "deleteKey", "propagateBoth"])
+def test_a_copy_forks_before_anything_is_changed(host: OfxHost, engine: EngineHome, button: str) -> None:
+    rig = keyed(host)
+    assert rig.node.press("propagateForward", FIRST) == OK
+    before = contents(store_of(engine, rig.node))
+    other = Clip(
+        lambda frame: picture(frame) * np.float32(0.5), frames=(FIRST, LAST + 2), size=(WIDTH, HEIGHT)
+    )
+    copy = pasted(rig, source=other)
+    with nodes_of(host, rig.node, copy):
+        assert copy.press(button, FIRST) == OK, copy.persistent
+        assert copy.value("state") != rig.node.value("state")
+        assert contents(store_of(engine, rig.node)) == before
+        if button != "deleteKey":
+            np.testing.assert_array_equal(alpha_of(copy, FIRST), disc(FIRST)[..., 0])
+        for frame in FRAMES:
+            alpha_of(rig.node, frame)
+
+
+def test_a_copy_with_other_settings_never_changes_the_originals(host: OfxHost, engine: EngineHome) -> None:
+    rig = keyed(host)
+    assert rig.node.press("propagateForward", FIRST) == OK
+    before = contents(store_of(engine, rig.node))
+    copy = pasted(rig)
+    with nodes_of(host, rig.node, copy):
+        copy.set("workingSize", WIDTH // 2)
+        assert copy.render(FIRST + 1)[0] != OK
+        assert copy.persistent is not None and "settings" in copy.persistent
+        assert contents(store_of(engine, rig.node)) == before
+
+
+def test_a_deleted_original_leaves_its_store_to_the_copy_only_when_it_is_gone(
+    host: OfxHost, engine: EngineHome
+) -> None:
+    rig = keyed(host)
+    copy = pasted(rig)
+    state = rig.node.value("state")
+    with nodes_of(host, copy):
+        rig.node.destroy()
+        assert copy.press("propagateForward", FIRST) == OK, copy.persistent
+        assert copy.value("state") == state
+
+
+def test_a_render_in_a_second_instance_is_the_same_node_and_no_copy(
+    host: OfxHost, engine: EngineHome
+) -> None:
+    rig = keyed(host)
+    with nodes_of(host, rig.node):
+        clone = host.render_clone(rig.node)
+        rig.mask.read = lambda frame: disc(frame) * np.float32(0.5)
+        np.testing.assert_array_equal(alpha_of(clone, FIRST), disc(FIRST)[..., 0] * np.float32(0.5))
+        np.testing.assert_array_equal(alpha_of(clone, FIRST + 1, in_order=True).shape, (HEIGHT, WIDTH))
+        clone.destroy()
+        assert rig.node.press("propagateForward", FIRST) == OK, rig.node.persistent
+        assert rig.node.value("state") != ""
+
+
+def test_stop_reaches_a_propagation_whatever_instance_it_is_pressed_on(
+    host: OfxHost, scripted: Scripted, tmp_path: Path
+) -> None:
+    engine = scripted(BusyEngine(keys=(FIRST,)))
+    rig = make_rig(host)
+    rig.node.set("shotStore", str(tmp_path / "scripted.stmshot"))
+    rig.node.set("keyFrames", str(FIRST))
+    clone = host.render_clone(rig.node)
+    pressed: list[int] = []
+
+    def progress(part: float) -> int:
+        if engine.asked.count("job") == 3 and not pressed:
+            pressed.append(clone.press("stop", FIRST))
+        return OK
+
+    rig.node.progress_answer = progress
+    with nodes_of(host, rig.node, clone):
+        assert rig.node.press("propagateForward", FIRST) == OK, rig.node.persistent
+        assert pressed == [OK] and rig.node.value("status").startswith("Stopped")
+
+
+# ---- masks
+
+
+def masks(frame: int) -> FloatArray:
+    """Two objects, in red and green."""
+    both = np.zeros((HEIGHT, WIDTH, 3), np.float32)
+    both[..., 0] = disc(frame)[..., 0]
+    both[:10, :10, 1] = 1.0
+    return both
+
+
+def test_several_objects_come_through_mask_in_a_host_that_hands_out_one_channel(
+    natron: OfxHost, engine: EngineHome
+) -> None:
+    rig = make_rig(natron)
+    rig.node.destroy()
+    mask = Clip(masks, frames=(FIRST, LAST), size=(WIDTH, HEIGHT), components=RGB)
+    node = natron.create(
+        {"Source": rig.source, "Mask": mask}, saved={"objects": "ball, corner", "workingSize": WIDTH}
+    )
+    with nodes_of(natron, node):
+        assert node.press("setKey", FIRST) == OK, node.persistent
+        for number, name in enumerate(("ball", "corner")):
+            node.set("outputObject", name)
+            np.testing.assert_array_equal(alpha_of(node, FIRST), masks(FIRST)[..., number])
+
+
+@pytest.mark.parametrize("components", [RGB, RGBA])
+def test_a_mask_file_in_colours_or_with_alpha_works_at_once(
+    natron: OfxHost, engine: EngineHome, components: str
+) -> None:
+    def grey(frame: int) -> FloatArray:
+        alpha = disc(frame)
+        if components == RGB:
+            return np.repeat(alpha, 3, axis=-1)
+        return np.concatenate([0 * alpha] * 3 + [alpha], axis=-1)
+
+    rig = make_rig(natron)
+    rig.node.destroy()
+    mask = Clip(grey, frames=(FIRST, LAST), size=(WIDTH, HEIGHT), components=components)
+    node = natron.create({"Source": rig.source, "Mask": mask}, saved={"workingSize": WIDTH})
+    with nodes_of(natron, node):
+        assert node.press("setKey", FIRST) == OK, node.persistent
+        np.testing.assert_array_equal(alpha_of(node, FIRST), disc(FIRST)[..., 0])
+
+
+def test_a_mask_that_is_connected_is_never_called_missing(host: OfxHost, engine: EngineHome) -> None:
+    rig = make_rig(host)
+    rig.mask.read = lambda frame: None
+    with nodes_of(host, rig.node):
+        assert rig.node.press("setKey", FIRST) == FAILED
+        assert rig.node.persistent is not None and "is connected, but gives no picture" in rig.node.persistent
+
+
+def test_the_masks_region_is_that_of_the_keys(host: OfxHost, engine: EngineHome) -> None:
+    rig = make_rig(host)
+    rig.mask.boxes = lambda frame: (0, 0, 10, 10) if frame == FIRST else (40, 30, WIDTH, HEIGHT)
+    with nodes_of(host, rig.node):
+        rig.node.set("keyFrames", f"{FIRST}, {LAST}")
+        regions = rig.node.regions_of_interest(FIRST + 2, (1.0, 1.0, 2.0, 2.0))
+        assert regions["Mask"] == [0.0, 0.0, WIDTH, HEIGHT]
+        rig.node.set("keyFrames", f"{FIRST}")
+        assert rig.node.regions_of_interest(FIRST + 2, (1.0, 1.0, 2.0, 2.0))["Mask"] == [0.0, 0.0, 10.0, 10.0]
+
+
+# ---- frames without a fresh matte
+
+
+def test_before_the_first_key_the_window_shows_the_plate(host: OfxHost, engine: EngineHome) -> None:
+    rig = make_rig(host)
+    with nodes_of(host, rig.node):
+        status, image = rig.node.render(FIRST, in_window=True)
+        assert status == OK and rig.node.persistent is None
+        np.testing.assert_array_equal(image.picture(), picture(FIRST))
+        assert "no key" in rig.node.value("status")
+        assert rig.node.render(FIRST)[0] == FAILED, "a render is no window"
+
+
+def test_a_second_key_leaves_the_old_mattes_in_the_window_and_fails_a_render(
+    host: OfxHost, engine: EngineHome
+) -> None:
+    rig = keyed(host)
+    with nodes_of(host, rig.node):
+        assert rig.node.press("propagateForward", FIRST) == OK
+        old = alpha_of(rig.node, LAST - 1)
+        rig.mask.read = lambda frame: disc(frame) * np.float32(0.5)
+        assert rig.node.press("setKey", LAST) == OK
+        np.testing.assert_array_equal(alpha_of(rig.node, LAST - 1, in_window=True), old)
+        assert f"OLD mattes on {FIRST + 1}-{LAST}" in rig.node.value("status")
+        assert rig.node.render(LAST - 1)[0] == FAILED
+
+
+@pytest.mark.parametrize("choice", [FAIL, NEAREST, OLD_MATTE, PLATE])
+def test_missing_frames_fail_or_give_the_nearest_or_the_old_matte_or_the_plate(
+    host: OfxHost, engine: EngineHome, choice: int
+) -> None:
+    rig = keyed(host)
+    with nodes_of(host, rig.node):
+        rig.node.set("missingFrames", choice)
+        status, image = rig.node.render(FIRST + 3)
+        assert (status == OK) == (choice in (NEAREST, PLATE)), rig.node.persistent
+        if choice == NEAREST:
+            np.testing.assert_array_equal(image.picture()[..., 3], disc(FIRST)[..., 0])
+        if choice == PLATE:
+            np.testing.assert_array_equal(image.picture(), picture(FIRST + 3))
+
+
+def test_the_nearest_matte_is_looked_for_down_to_the_key(host: OfxHost, engine: EngineHome) -> None:
+    """The frames between were done, are stale, and have no matte any more that could be held."""
+    rig = keyed(host)
+    with nodes_of(host, rig.node):
+        assert rig.node.press("propagateForward", FIRST) == OK  # and nothing is looked at
+        rig.mask.read = lambda frame: disc(frame) * np.float32(0.5)
+        assert rig.node.press("setKey", FIRST) == OK
+        rig.node.set("missingFrames", NEAREST)
+        np.testing.assert_array_equal(alpha_of(rig.node, LAST), disc(FIRST)[..., 0] * np.float32(0.5))
+
+
+def test_a_banner_goes_when_its_frame_is_left(host: OfxHost, engine: EngineHome) -> None:
+    rig = keyed(host)
+    with nodes_of(host, rig.node):
+        assert rig.node.render(LAST)[0] == FAILED and rig.node.persistent
+        alpha_of(rig.node, FIRST)
+        assert rig.node.persistent is None
+        alpha_of(rig.node, LAST, in_window=True)
+        assert rig.node.persistent is None, "in the window a frame without a matte is no error"
+
+
+# ---- the status
+
+
+def test_the_status_tells_of_typed_keys_settings_and_reopening(host: OfxHost, engine: EngineHome) -> None:
+    rig = keyed(host)
+    node = rig.node
+    assert node.press("propagateForward", FIRST) == OK
+    node.set("keyFrames", f"{FIRST}, {LAST}")
+    assert f"not taken yet: {LAST}" in node.value("status")
+    node.set("keyFrames", f"{FIRST}")
+    assert "not taken" not in node.value("status")
+    node.set("workingSize", WIDTH // 2)
+    assert "stale" in node.value("status") and "working size" in node.value("status")
+    assert "canvas" not in node.value("status")
+    saved = node.saved()
+    node.destroy()
+    again = host.create({"Source": rig.source, "Mask": rig.mask}, saved=saved)
+    with nodes_of(host, again):
+        assert again.value("status").startswith(f"Keys: {FIRST}.")
+        assert again.press("updateStatus", FIRST) == OK
+        assert "stale" in again.value("status")
+
+
+def test_the_status_counts_frames_while_it_runs_and_reading_has_a_bar_of_its_own(
+    host: OfxHost, engine: EngineHome
+) -> None:
+    rig = keyed(host)
+    said: list[str] = []
+    bars: list[tuple[str, float]] = []
+
+    def progress(part: float) -> int:
+        said.append(rig.node.value("status"))
+        bars.append((rig.node.progress_labels[-1], part))
+        return OK
+
+    rig.node.progress_answer = progress
+    with nodes_of(host, rig.node):
+        assert rig.node.press("propagateForward", FIRST) == OK
+        assert any(text.startswith("Reading the plate: 3 of 7") for text in said)
+        assert any(re.match(r"Computing: \d+ of \d+ frames", text) for text in said)
+        computing = [part for label, part in bars if "computing" in label]
+        assert computing[0] < 0.3, "the bar of the network begins at its beginning"
+
+
+def test_words_are_not_doubled(host: OfxHost, engine: EngineHome) -> None:
+    """Hosts write "STM1 error: " before a message."""
+    rig = make_rig(host)
+    with nodes_of(host, rig.node):
+        assert rig.node.press("propagateForward", FIRST) == FAILED
+        assert rig.node.persistent is not None and not rig.node.persistent.startswith("STM")
+
+
+# ---- keys in the field, undo, the panel
+
+
+def test_typed_keys_are_keys_and_clearing_removes_them(host: OfxHost, engine: EngineHome) -> None:
+    rig = make_rig(host)
+    node = rig.node
+    with nodes_of(host, node):
+        node.set("keyFrames", f"{FIRST}, {LAST}")
+        assert "Propagate takes them" in node.value("status")
+        assert node.press("propagateBoth", FIRST) == OK, node.persistent
+        for frame in (FIRST, LAST):
+            np.testing.assert_array_equal(alpha_of(node, frame), disc(frame)[..., 0])
+        node.set("keyFrames", f"{FIRST}")
+        assert node.press("propagateBoth", FIRST) == OK, node.persistent
+        assert node.value("status").startswith("8 frames done")
+        node.set("keyFrames", "")
+        assert node.press("propagateBoth", FIRST) == FAILED
+        assert node.persistent is not None and "no key" in node.persistent
+        assert node.render(FIRST)[0] == FAILED
+        np.testing.assert_array_equal(node.render(FIRST, in_window=True)[1].picture(), picture(FIRST))
+
+
+def test_set_key_and_delete_key_are_one_undo_step_each(host: OfxHost, engine: EngineHome) -> None:
+    rig = make_rig(host)
+    node = rig.node
+    with nodes_of(host, node):
+        for frame in (FIRST, FIRST + 3, LAST):
+            assert node.press("setKey", frame) == OK
+        assert node.press("deleteKey", FIRST + 3) == OK
+        assert len(node.undo_steps) == 4
+        for keys in (f"{FIRST}, {FIRST + 3}, {LAST}", f"{FIRST}, {FIRST + 3}", f"{FIRST}", ""):
+            node.undo()
+            assert node.value("keyFrames") == keys
+        assert node.value("state") == ""
+        assert "no key" in node.value("status")
+
+
+def test_after_an_undo_the_engine_has_the_keys_of_the_node(host: OfxHost, engine: EngineHome) -> None:
+    rig = keyed(host)
+    node = rig.node
+    with nodes_of(host, node):
+        assert node.press("propagateBoth", FIRST) == OK
+        assert node.press("setKey", LAST) == OK
+        node.undo()
+        assert str(LAST) in node.value("status") and "no longer listed" in node.value("status")
+        alpha_of(node, LAST)
+        assert node.press("updateStatus", FIRST) == OK
+        assert node.value("status").startswith("8 frames done")
+
+
+def test_sliders_have_sensible_ends_and_buttons_stand_in_rows(host: OfxHost) -> None:
+    params = host.describe().params
+    for name, shown in (("workingSize", (240, 1080)), ("memoryEvery", (1, 20))):
+        values = params[name].properties.values
+        assert (values["OfxParamPropDisplayMin"][0], values["OfxParamPropDisplayMax"][0]) == shown
+        assert values["OfxParamPropMax"][0] > shown[1]
+    same_line = {
+        name for name, one in params.items() if one.properties.values.get("OfxParamPropLayoutHint") == [2]
+    }
+    assert same_line == {"setKey", "propagateBackward", "propagateBoth"}
+    assert params["status"].properties.values["OfxParamPropStringMode"] == ["OfxParamStringIsMultiLine"]
+
+
+# ---- what is put out
+
+
+def test_premultiplying_is_a_choice(host: OfxHost, engine: EngineHome) -> None:
+    rig = keyed(host)
+    name = "OfxImageEffectPropPreMultiplication"
+    with nodes_of(host, rig.node):
+        rig.node.set("output", 3)
+        assert rig.node.clip_preferences()[name] == "OfxImageAlphaPremultiplied"
+        image = rig.node.render(FIRST)[1].picture()
+        np.testing.assert_array_equal(image[..., 3:], disc(FIRST))
+        np.testing.assert_allclose(image[..., :3], picture(FIRST)[..., :3] * disc(FIRST), atol=1e-6)
+        rig.node.set("output", 0)
+        assert rig.node.clip_preferences()[name] == "OfxImageAlphaUnPremultiplied"
+
+
+def test_confidence_can_be_put_out(host: OfxHost, engine: EngineHome) -> None:
+    rig = keyed(host)
+    with nodes_of(host, rig.node):
+        assert rig.node.press("propagateForward", FIRST) == OK
+        rig.node.set("output", 4)
+        np.testing.assert_array_equal(rig.node.render(FIRST)[1].picture(), 1.0)
+        confidence = rig.node.render(LAST)[1].picture()
+        assert 0.0 < confidence.min() == confidence.max() < 1.0
+
+
+def test_a_filter_with_an_rgb_source_asks_for_rgba(host: OfxHost, engine: EngineHome) -> None:
+    source = Clip(picture, frames=(FIRST, LAST), size=(WIDTH, HEIGHT), components=RGB)
+    node = host.create({"Source": source}, FILTER)
+    with nodes_of(host, node):
+        assert node.clip_preferences()["OfxImageClipPropComponents_Output"] == RGBA
+
+
+# ---- the plate's geometry and range
+
+
+def test_a_render_does_not_ask_for_the_regions_of_the_whole_range_each_time(
+    host: OfxHost, engine: EngineHome
+) -> None:
+    rig = keyed(host)
+    with nodes_of(host, rig.node):
+        rig.source.frames = (FIRST, FIRST + 499)
+        rig.node.clips["Source"].properties.set("OfxImageEffectPropFrameRange", FIRST, FIRST + 499)
+        alpha_of(rig.node, FIRST)
+        rig.source.region_queries = 0
+        alpha_of(rig.node, FIRST)
+        assert rig.source.region_queries <= 4
+
+
+@pytest.mark.parametrize("duration", [None, 12.0])
+def test_without_a_frame_range_the_range_is_the_effects_duration_or_the_frames_that_come(
+    effect_binary: Path, engine: EngineHome, duration: float | None
+) -> None:
+    host = OfxHost(effect_binary, HostOptions(frame_ranges=False))
+    rig = make_rig(host)
+    rig.source.frames = rig.mask.frames = (0, 99)
+    rig.source.read = lambda frame: picture(frame + FIRST)
+    rig.mask.read = lambda frame: disc(frame + FIRST)
+    if duration is not None:
+        rig.node.properties.set("OfxImageEffectInstancePropEffectDuration", duration)
+    with nodes_of(host, rig.node):
+        assert rig.node.press("setKey", 3) == OK, rig.node.persistent
+        about = json.loads((store_of(engine, rig.node) / "shot.json").read_text())
+        assert about["plate"]["frames"] == ([0, 11] if duration else [3, 3])
+        assert rig.node.render(5, in_order=True)[0] == OK, rig.node.persistent
+        about = json.loads((store_of(engine, rig.node) / "shot.json").read_text())
+        assert about["plate"]["frames"] == ([0, 11] if duration else [3, 5])
+
+
+# ---- stopping, waiting, closing
+
+
+def test_a_stop_before_the_start_counts(host: OfxHost, scripted: Scripted, tmp_path: Path) -> None:
+    """Stop comes while the host prepares the action, before the effect shows progress."""
+    scripted(BusyEngine(keys=(FIRST,)))
+    rig = make_rig(host)
+    rig.node.set("shotStore", str(tmp_path / "scripted.stmshot"))
+    rig.node.set("keyFrames", str(FIRST))
+    rig.node.when_cleared = lambda: rig.node.press("stop", FIRST)
+    with nodes_of(host, rig.node):
+        assert rig.node.press("propagateForward", FIRST) == OK, rig.node.persistent
+        assert rig.node.value("status").startswith("Stopped")
+
+
+@pytest.mark.parametrize("makes_progress", [False, True])
+def test_a_render_waits_as_long_as_the_engine_makes_progress(
+    host: OfxHost,
+    scripted: Scripted,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    makes_progress: bool,
+) -> None:
+    monkeypatch.setenv("STM_OFX_WAIT_SECONDS", "0.5")
+    script = BusyEngine(keys=(FIRST,), goes_on=makes_progress)
+    engine = scripted(script)
+    rig = make_rig(host)
+    rig.node.set("shotStore", str(tmp_path / "scripted.stmshot"))
+    rig.node.set("keyFrames", str(FIRST))
+
+    asked = time.monotonic()
+
+    def finish_late() -> int:
+        if "job" in engine.asked and time.monotonic() > asked + 1.5:
+            script.waits_for.set()
+        return 0
+
+    rig.node.abort_answer = finish_late
+    with nodes_of(host, rig.node):
+        status = rig.node.render(FIRST + 2, in_order=True)[0]
+        assert (status == OK) == makes_progress, rig.node.persistent
+
+
+def test_a_second_nodes_propagation_is_refused_at_once_in_words(
+    host: OfxHost, scripted: Scripted, tmp_path: Path
+) -> None:
+    engine = scripted(BusyEngine(keys=(FIRST,)))
+    rigs = [make_rig(host), make_rig(host)]
+    for number, rig in enumerate(rigs):
+        rig.node.set("shotStore", str(tmp_path / f"scripted{number}.stmshot"))
+        rig.node.set("keyFrames", str(FIRST))
+    refused: list[int] = []
+
+    def progress(part: float) -> int:
+        if "job" in engine.asked and not refused:
+            refused.append(rigs[1].node.press("propagateForward", FIRST))
+            rigs[0].node.press("stop", FIRST)
+        return OK
+
+    rigs[0].node.progress_answer = progress
+    with nodes_of(host, *(rig.node for rig in rigs)):
+        assert rigs[0].node.press("propagateForward", FIRST) == OK
+        assert refused == [FAILED]
+        words = rigs[1].node.persistent
+        assert words is not None and "Another node is propagating" in words
+
+
+def test_a_node_that_is_deleted_in_the_middle_of_its_run_ends_cleanly(
+    host: OfxHost, scripted: Scripted, tmp_path: Path
+) -> None:
+    """The host destroys the node inside its own progress: nothing of the node may be touched afterwards."""
+    engine = scripted(BusyEngine(keys=(FIRST,)))
+    rig = make_rig(host)
+    rig.node.set("shotStore", str(tmp_path / "scripted.stmshot"))
+    rig.node.set("keyFrames", str(FIRST))
+
+    def progress(part: float) -> int:
+        if "job" in engine.asked and rig.node.alive:
+            rig.node.progress_open = False
+            host.under_way().shows_progress = False
+            rig.node.destroy()
+        return OK
+
+    rig.node.progress_answer = progress
+    with nodes_of(host, rig.node):
+        rig.node.press("propagateForward", FIRST)
+    another = make_rig(host)
+    with nodes_of(host, another.node):
+        assert "cancel" in engine.asked or not rig.node.alive
+        another.node.set("shotStore", str(tmp_path / "another.stmshot"))
+        another.node.set("keyFrames", str(FIRST))
+        assert another.node.render(FIRST)[0] == OK, another.node.persistent
+
+
+# ---- finding the engine
+
+
+MALFORMED = """
+import json, sys
+from pathlib import Path
+from tests.hosts.ofx_fixtures import *
+from tests.hosts.ofx_host import *
+
+folder = Path(sys.argv[2])
+host = OfxHost(Path(sys.argv[1]))
+rig = make_rig(host)
+rig.node.set("shotStore", str(folder / "x.stmshot"))
+rig.node.set("keyFrames", str(FIRST))
+mark = folder / "started"
+rig.node.abort_answer = lambda: int(mark.exists())
+endpoints = [
+    {"transport": "unix"},
+    {"transport": "tcp", "port": 1 << 40, "token": "1", "answer": "2"},
+    {"transport": "unix", "path": "/nowhere", "token": 7, "answer": []},
+]
+with nodes_of(host, rig.node):
+    for number, endpoint in enumerate(endpoints):
+        run = folder / f"run{number}"
+        run.mkdir(mode=0o700)
+        (run / "endpoint.json").write_text(json.dumps(endpoint))
+        os.environ["STM_RUNTIME_DIR"] = str(run)
+        assert rig.node.render(FIRST)[0] != OK
+        assert mark.exists() and host.messages == [], (endpoint, host.messages)
+        mark.unlink()
+"""
+
+
+def test_a_malformed_endpoint_starts_a_new_engine(
+    effect_binary: Path, engine: EngineHome, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What is started leaves a mark and says nothing. In a process of its own: starts are counted."""
+    starter = tmp_path / "python"
+    starter.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\nexec sleep 20\n")
+    starter.chmod(0o755)
+    monkeypatch.setenv("STM_ENGINE_PYTHON", str(starter))
+    command = [sys.executable, "-c", MALFORMED, str(effect_binary), str(tmp_path)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_key_frames_beyond_all_numbers_are_refused_in_words(host: OfxHost, engine: EngineHome) -> None:
+    rig = make_rig(host)
+    with nodes_of(host, rig.node):
+        rig.node.set("keyFrames", str(-(1 << 63)))
+        assert rig.node.press("setKey", FIRST) == FAILED
+        assert rig.node.persistent is not None and "cannot be read" in rig.node.persistent
