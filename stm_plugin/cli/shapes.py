@@ -1,0 +1,53 @@
+"""`stm shot shapes`: the matte as splines for Nuke, Natron, JSON or SVG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stm_plugin.cli.console import output, progress_bar
+from stm_plugin.cli.propagate import parse_range
+from stm_plugin.planning.values import Request
+from stm_plugin.shapes.formats import ShapeFormat, files_of, format_of
+from stm_plugin.shapes.making import LEAST_AREA, TOLERANCE
+from stm_plugin.shapes.values import ShapeSet
+from stm_plugin.shot.shapes import make_shapes
+from stm_plugin.shot.shapes_files import write_shapes
+from stm_plugin.shot.shot import Shot
+from stm_plugin.store.store import with_suffix
+
+
+def shapes(
+    shot: Annotated[Path, typer.Argument(help="The shot store, NAME.stmshot.")],
+    out: Annotated[str, typer.Option(help="hero.nk, hero.py (Natron), hero.json or hero.####.svg.")],
+    form: Annotated[ShapeFormat | None, typer.Option("--format", help="Else from the name.")] = None,
+    objects: Annotated[list[str] | None, typer.Option("--object", help="All if not given.")] = None,
+    frames: Annotated[str | None, typer.Option(help="FIRST-LAST; the whole plate if not given.")] = None,
+    tolerance: Annotated[float, typer.Option(help="Pixels from the matte's edge.")] = TOLERANCE,
+) -> None:
+    """Turn the mattes into splines that an artist can pull."""
+    chosen = format_of(out, form)
+    first, last = parse_range(frames) or (None, None)
+    with Shot.open(with_suffix(shot)) as opened, progress_bar() as bar:
+        task = bar.add_task("shapes", total=None)
+        made = make_shapes(
+            opened,
+            Request(first, last),
+            objects=objects or None,
+            tolerance=tolerance,
+            on_progress=lambda done, count: bar.update(task, completed=done, total=count),
+        )
+        written = write_shapes(files_of(made, out, chosen), opened.plate)
+    output.print(describe_shapes(made), highlight=False, markup=False)
+    last_file = f" to {written[-1].name}" if len(written) > 1 else ""
+    output.print(f"{written[0]}{last_file}", highlight=False, soft_wrap=True)
+
+
+def describe_shapes(made: ShapeSet) -> str:
+    """One sentence: how many shapes, points and keys, and what was left out."""
+    points = sum(len(shape.points) for shape in made.shapes)
+    keys = sum(shape.keys for shape in made.shapes)
+    left = f", {made.left_out} parts below {LEAST_AREA:g} pixels left out" if made.left_out else ""
+    return f"{len(made.shapes)} shapes, {points} points, {keys} keys{left}"

@@ -1,0 +1,200 @@
+"""Which place of a contour is which on the other frames of its life.
+
+`corresponding` walks from frame to frame: every sample goes where the picture moves, and the new contour is matched
+as a whole (a shortest path over candidates, by place and direction, that never turns back). Then all frames are
+solved together: each sample slides along its contours until the motion to both neighbours and the distances to
+the samples beside it agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from scipy.spatial import cKDTree
+
+from stm_plugin.shapes.contour import at_length, normals, resampled
+from stm_plugin.shapes.sections import FEWEST_SAMPLES, MOST_SAMPLES, Section
+from stm_plugin.shapes.values import Points
+
+Along = npt.NDArray[np.float64]
+
+_ANCHORS = 240
+"""Samples that are matched; those between follow."""
+_FINER = 2
+"""Places on the new contour for each anchor."""
+_LONGEST_STEP = 24
+"""Places that one anchor may skip."""
+_DIRECTION = 0.08
+"""How much a direction counts, as a share of the contour's size: opposite sides of a thin limb differ by it."""
+_STRETCH = 0.35
+"""What each place skipped or used twice costs, beside a distance of one place."""
+_FARTHEST = 12.0
+"""Places from which on it does not matter how far a match is."""
+_STARTS = 2
+_ALIGNMENTS = 4
+_ROUNDS = 24
+_LARGEST_STEP = 2.0
+_FOLD = 0.14
+"""Share of a contour that may appear where there was next to nothing: more is another part, not the same one."""
+
+
+def sample_count(sections: Sequence[Section]) -> int:
+    """How many samples follow a part through its life."""
+    longest = max(section.length for section in sections)
+    return int(np.clip(round(longest / 1.1), FEWEST_SAMPLES, MOST_SAMPLES))
+
+
+def start(section: Section, count: int) -> Along:
+    """(count,) lengths along the first contour."""
+    return np.arange(count) * (section.length / count)
+
+
+def advanced(before: Section, after: Section, where: Along) -> Along | None:
+    """The same samples on the next frame.
+
+    Args:
+        where: (M,) ascending lengths along `before`, less than one round from first to last.
+
+    Returns:
+        (M,) ascending lengths along `after`, or None where the contour folds: it is no longer the same part.
+    """
+    count = len(where)
+    rows = min(_ANCHORS, count)
+    anchors = np.round(np.arange(rows) * (count / rows)).astype(int)
+    predicted = at_length(before.points + before.forward, before.along, where[anchors])
+    facing = at_length(normals(before.points, 3), before.along, where[anchors])
+    places = resampled(after.points, rows * _FINER)
+    weight = max(2.0, _DIRECTION * float(np.ptp(after.points, axis=0).max()))
+    target = np.hstack([places, weight * normals(places, 3)])
+    shifted = before.at(where[anchors]) + after.points.mean(axis=0) - before.points.mean(axis=0)
+    aligned = min(
+        (_aligned(one, weight * facing, target) for one in (predicted, shifted)), key=lambda found: found[0]
+    )[1]
+    source = np.hstack([aligned, weight * facing])
+    unit = after.length / len(places)
+    distance = np.minimum(np.linalg.norm(source[:, None] - target[None], axis=2) / unit, _FARTHEST)
+    best: tuple[float, int, npt.NDArray[np.int64]] | None = None
+    for row in np.argsort(distance.min(axis=1))[: _STARTS * 8 : 8]:
+        begin = int(np.argmin(distance[row]))
+        turned = np.roll(np.roll(distance, -int(row), axis=0), -begin, axis=1)
+        cost, path = _shortest_path(turned)
+        if best is None or cost < best[0]:
+            best = (cost, int(row), path + begin)
+    if best is None or not np.isfinite(best[0]):
+        return None
+    _, row, path = best
+    steps = np.diff(path, append=path[0] + len(places))
+    if steps[steps >= 6 * _FINER].sum() > _FOLD * len(places):
+        return None
+    chosen = np.empty(rows)
+    chosen[np.roll(np.arange(rows), -row)] = _spread(path.astype(np.float64)) * unit
+    chosen[:row] -= after.length  # those before the start come round last
+    everything = np.interp(
+        np.arange(count), np.append(anchors, count), np.append(chosen, chosen[0] + after.length)
+    )
+    return np.asarray(everything, dtype=np.float64)
+
+
+def _aligned(points: Points, facing: Points, target: npt.NDArray[np.float64]) -> tuple[float, Points]:
+    """`points` moved as a whole (affine) onto the target (N, 4), and how far they are from it on average."""
+    tree = cKDTree(target)
+    for _ in range(_ALIGNMENTS):
+        distance, index = tree.query(np.hstack([points, facing]))
+        close = distance <= 2.5 * max(float(np.median(distance)), 0.5)
+        middle = points[close].mean(axis=0)
+        moves = target[index[close], :2] - points[close]
+        local = np.hstack([points[close] - middle, np.ones((int(close.sum()), 1))])
+        spread = float(np.square(local[:, :2]).sum()) * 0.05
+        firm = np.diag([spread, spread, 1e-6])
+        change = np.linalg.solve(local.T @ local + firm, local.T @ moves)
+        points = points + np.hstack([points - middle, np.ones((len(points), 1))]) @ change
+    return float(tree.query(np.hstack([points, facing]))[0].mean()), points
+
+
+def _shortest_path(distance: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.int64]]:
+    """The cheapest way round: for each anchor (row) a place (column), never back, from 0 to one round."""
+    rows, columns = distance.shape
+    distance = np.hstack([distance, distance[:, :1]])
+    steps = np.arange(_LONGEST_STEP + 1)
+    stretch = _STRETCH * np.abs(steps - _FINER)
+    reach = np.full(columns + 1 + _LONGEST_STEP, np.inf)
+    reach[_LONGEST_STEP] = 0.0
+    origins = np.zeros((rows, columns + 1), dtype=np.int8)
+    window = np.lib.stride_tricks.sliding_window_view
+    for row in range(1, rows + 1):
+        ways = window(reach, _LONGEST_STEP + 1)[:, ::-1] + stretch  # (columns + 1, steps)
+        origin = np.argmin(ways, axis=1)
+        cost = ways[np.arange(columns + 1), origin] + distance[row % rows]
+        origins[row - 1] = origin
+        reach[_LONGEST_STEP:] = cost
+    path = np.zeros(rows + 1, dtype=np.int64)
+    path[rows] = columns
+    for row in range(rows, 0, -1):
+        path[row - 1] = path[row] - origins[row - 1, path[row]]
+    return float(reach[-1]), path[:-1]
+
+
+def _spread(path: Along) -> Along:
+    """Anchors that share a place, or nearly, share the way to the next one."""
+    kernel = np.array([0.25, 0.5, 0.25])
+    padded = np.concatenate([[path[0]], path, [path[-1]]])
+    smooth = np.convolve(padded, kernel, mode="valid")
+    smooth[0], smooth[-1] = path[0], path[-1]
+    return smooth
+
+
+def settled(sections: Sequence[Section], where: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """All frames together: (T, M) lengths along the contours, starting from those that `advanced` gave."""
+    where = where.copy()
+    size = np.array([section.length for section in sections])[:, None]  # (T, 1)
+    for _ in range(_ROUNDS):
+        spacing = np.diff(where, axis=1, append=where[:, :1] + size) / size  # (T, M), to the next sample
+        share = spacing.mean(axis=0) + 0.25 / where.shape[1]
+        left = np.roll(share, 1)
+        following = np.concatenate([where[:, 1:], where[:, :1] + size], axis=1)
+        previous = np.concatenate([where[:, -1:] - size, where[:, :-1]], axis=1)
+        even = previous + (following - previous) * (left / (left + share)) - where
+        where = _in_order(where + 0.5 * even + 0.35 * _pull(sections, where), size)
+    return where
+
+
+def _pull(sections: Sequence[Section], where: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """(T, M) how far each sample should slide so that it moves as the picture does."""
+    places = np.stack([section.at(row) for section, row in zip(sections, where, strict=True)])
+    ways = np.stack([_tangents(section, row) for section, row in zip(sections, where, strict=True)])
+    total, weight = np.zeros(where.shape), np.zeros((len(where), 1))
+    if len(sections) > 1:
+        forward = _moved(sections[:-1], where[:-1], places[:-1], "forward")
+        backward = _moved(sections[1:], where[1:], places[1:], "backward")
+        total[1:] += np.einsum("tmc,tmc->tm", forward - places[1:], ways[1:])
+        total[:-1] += np.einsum("tmc,tmc->tm", backward - places[:-1], ways[:-1])
+        weight[1:] += 1
+        weight[:-1] += 1
+    return np.clip(total / np.maximum(weight, 1), -_LARGEST_STEP, _LARGEST_STEP)
+
+
+def _moved(
+    sections: Sequence[Section], where: npt.NDArray[np.float64], places: npt.NDArray[np.float64], way: str
+) -> npt.NDArray[np.float64]:
+    flows = [
+        at_length(getattr(section, way), section.along, row)
+        for section, row in zip(sections, where, strict=True)
+    ]
+    return places + np.stack(flows)
+
+
+def _tangents(section: Section, where: Along) -> Points:
+    """(M, 2) unit directions of a contour at lengths along it."""
+    out = at_length(normals(section.points, 2), section.along, where)
+    out /= np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-9)
+    return np.stack([-out[:, 1], out[:, 0]], axis=1)
+
+
+def _in_order(where: npt.NDArray[np.float64], size: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Samples stay in order, at least a tenth of the even distance apart."""
+    least = size / where.shape[1] * 0.1
+    ramp = np.arange(where.shape[1]) * least
+    forward = np.maximum.accumulate(where - ramp, axis=1) + ramp
+    return np.minimum(forward, forward[:, :1] + size - (ramp[:, -1:] - ramp) - least)

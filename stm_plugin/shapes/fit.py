@@ -1,0 +1,277 @@
+"""Few points for a contour over its life: corners where it has corners, long smooth arcs between.
+
+The points are the same samples of the contour on every frame, so they keep their identity. All frames are fitted
+at once: arrays begin with T, the frames of the life.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from stm_plugin.shapes.values import bernstein
+
+Array = npt.NDArray[np.float64]
+
+MOST_POINTS = 128
+"""Points that a shape has at most."""
+_FEWEST_POINTS = 4
+_SPATIAL_SHARE = 0.85
+"""Share of the tolerance that the fit of one frame may use; the rest is for the interpolation between keys."""
+PERCENTILE = 95
+"""Of the distances along a contour: what the tolerance is about."""
+_CORNER_ANGLE = 55.0
+"""Degrees that a contour turns at a corner."""
+_CORNER_FRAMES = 0.5
+"""Share of the frames on which a corner must be one."""
+_CORNER_REACH = 5.0
+"""Pixels on both sides of a corner that say how much it turns."""
+_TANGENT_REACH = 3.0
+_LONGEST_HANDLE = 1.0
+"""Of the distance to the next point."""
+_FRAMES_LOOKED_AT = 24
+"""Frames of a long life on which points are chosen; the fit is made on all."""
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """Beziers on every frame.
+
+    Attributes:
+        samples: (n,) which samples are points, ascending.
+        corners: (n,) whether they are corners.
+        values: (T, n, 3, 2) centre, incoming and outgoing handle (relative).
+        place: (T, M) where on its segment each sample lies, in [0, 1].
+    """
+
+    samples: npt.NDArray[np.int64]
+    corners: npt.NDArray[np.bool_]
+    values: Array
+    place: Array
+
+
+def fitted(tracks: Array, tolerance: float) -> Fit:
+    """Points and Beziers for a contour's samples.
+
+    Args:
+        tracks: (T, M, 2) plate pixels.
+        tolerance: of the 95th percentile of the distances along the contour, in pixels.
+    """
+    frames = len(tracks)
+    picked = np.unique(np.linspace(0, frames - 1, min(frames, _FRAMES_LOOKED_AT)).round().astype(int))
+    corners = corner_samples(tracks)
+    samples = chosen_samples(tracks[picked], corners, tolerance * _SPATIAL_SHARE)
+    is_corner = np.isin(samples, corners)
+    ends, ways_in, ways_out = _ends(tracks, samples, is_corner)
+    values = np.zeros((frames, len(samples), 3, 2))
+    place = np.zeros(tracks.shape[:2])
+    values[:, :, 0] = ends
+    for i in range(len(samples)):
+        j = (i + 1) % len(samples)
+        index = _between(samples, i, tracks.shape[1])
+        handles, position, _ = _segment(
+            tracks[:, index], ends[:, i], ends[:, j], ways_out[:, i], ways_in[:, j]
+        )
+        values[:, i, 2] = handles[:, 0]
+        values[:, j, 1] = handles[:, 1]
+        place[:, index[:-1]] = position[:, :-1]
+    return Fit(samples, is_corner, values, place)
+
+
+def corner_samples(tracks: Array) -> npt.NDArray[np.int64]:
+    """Samples at which the contour turns sharply on most frames."""
+    count = tracks.shape[1]
+    spacing = np.median(np.linalg.norm(np.diff(tracks, axis=1), axis=2))
+    reach = int(np.clip(round(_CORNER_REACH / max(float(spacing), 1e-6)), 1, max(1, count // 8)))
+    ahead = np.roll(tracks, -reach, axis=1) - tracks
+    behind = tracks - np.roll(tracks, reach, axis=1)
+    cross = ahead[..., 0] * behind[..., 1] - ahead[..., 1] * behind[..., 0]
+    turn = np.abs(np.degrees(np.arctan2(cross, np.sum(ahead * behind, axis=2))))  # (T, M)
+    near = np.stack([np.roll(turn, shift, axis=1) for shift in range(-reach, reach + 1)]).max(axis=0)
+    often = np.mean(near >= _CORNER_ANGLE, axis=0) >= _CORNER_FRAMES
+    typical = np.mean(turn, axis=0)
+    found: list[int] = []
+    for sample in np.argsort(-typical):
+        apart = [min(abs(int(sample) - one), count - abs(int(sample) - one)) for one in found]
+        if often[sample] and typical[sample] >= _CORNER_ANGLE * 0.7 and min(apart, default=count) > reach:
+            found.append(int(sample))
+    return np.array(sorted(found), dtype=np.int64)
+
+
+def chosen_samples(
+    tracks: Array, corners: npt.NDArray[np.int64], tolerance: float
+) -> npt.NDArray[np.int64]:
+    """Which samples become points: corners first, then where the fit is worst, until it is good enough."""
+    count = tracks.shape[1]
+    even = np.arange(_FEWEST_POINTS) * count // _FEWEST_POINTS
+    samples = corners if len(corners) >= _FEWEST_POINTS else np.union1d(corners, even)
+    samples = _without_near(samples, corners, count)
+    known: dict[tuple[int, int, bool, bool], Array] = {}
+    while len(samples) < min(MOST_POINTS, count // 4):
+        errors = _errors(tracks, samples, corners, known)
+        if np.all(np.percentile(errors, PERCENTILE, axis=1) <= tolerance):
+            break
+        samples = np.union1d(samples, [_worst(errors, samples, tolerance)])
+    return _pruned(tracks, samples, corners, tolerance, known)
+
+
+def _without_near(
+    samples: npt.NDArray[np.int64], corners: npt.NDArray[np.int64], count: int
+) -> npt.NDArray[np.int64]:
+    kept = [
+        int(one)
+        for one in samples
+        if one in corners or all(min(abs(one - c), count - abs(one - c)) > count // 32 for c in corners)
+    ]
+    return np.array(kept, dtype=np.int64)
+
+
+def _worst(errors: Array, samples: npt.NDArray[np.int64], tolerance: float) -> int:
+    """The sample to add: the middle of what is wrong in the segment with most wrong."""
+    count = errors.shape[1]
+    excess = np.maximum(errors - tolerance, 0).sum(axis=0)
+    best, place = -1.0, 0
+    for i in range(len(samples)):
+        inner = _between(samples, i, count)[2:-2]
+        if len(inner) and excess[inner].sum() > best:
+            best = float(excess[inner].sum())
+            place = int(inner[np.argmax(excess[inner] * np.hanning(len(inner) + 2)[1:-1])])
+    return place
+
+
+def _pruned(
+    tracks: Array,
+    samples: npt.NDArray[np.int64],
+    corners: npt.NDArray[np.int64],
+    tolerance: float,
+    known: dict[tuple[int, int, bool, bool], Array],
+) -> npt.NDArray[np.int64]:
+    """Without the points that are not needed."""
+    while len(samples) > _FEWEST_POINTS - 1:
+        best: tuple[float, npt.NDArray[np.int64]] | None = None
+        for one in samples:
+            if one in corners:
+                continue
+            fewer = samples[samples != one]
+            errors = _errors(tracks, fewer, corners, known)
+            worst = float(np.percentile(errors, PERCENTILE, axis=1).max())
+            if worst <= tolerance and (best is None or worst < best[0]):
+                best = (worst, fewer)
+        if best is None:
+            break
+        samples = best[1]
+    return samples
+
+
+def _errors(
+    tracks: Array,
+    samples: npt.NDArray[np.int64],
+    corners: npt.NDArray[np.int64],
+    known: dict[tuple[int, int, bool, bool], Array],
+) -> Array:
+    """(T, M) distance of each sample from the Beziers. Segments that did not change are not fitted again."""
+    result = np.zeros(tracks.shape[:2])
+    is_corner = np.isin(samples, corners)
+    ends, ways_in, ways_out = _ends(tracks, samples, is_corner)
+    for i in range(len(samples)):
+        j = (i + 1) % len(samples)
+        index = _between(samples, i, tracks.shape[1])
+        name = (int(samples[i]), int(samples[j]), bool(is_corner[i]), bool(is_corner[j]))
+        if name not in known:
+            known[name] = _segment(
+                tracks[:, index], ends[:, i], ends[:, j], ways_out[:, i], ways_in[:, j]
+            )[2]
+        result[:, index] = known[name]
+    return result
+
+
+def _between(samples: npt.NDArray[np.int64], i: int, count: int) -> npt.NDArray[np.int64]:
+    """Samples of segment `i`, both ends included."""
+    first, last = int(samples[i]), int(samples[(i + 1) % len(samples)])
+    if last <= first:
+        last += count
+    return np.arange(first, last + 1) % count
+
+
+def _ends(
+    tracks: Array, samples: npt.NDArray[np.int64], corners: npt.NDArray[np.bool_]
+) -> tuple[Array, Array, Array]:
+    """(T, n, 2) points, and the unit directions in which the curve comes in from (backward) and goes out."""
+    count = tracks.shape[1]
+    spacing = np.median(np.linalg.norm(np.diff(tracks, axis=1), axis=2))
+    reach = int(np.clip(round(_TANGENT_REACH / max(float(spacing), 1e-6)), 1, max(1, count // 16)))
+    here = tracks[:, samples]
+    around = sum(tracks[:, (samples + shift) % count] for shift in (-1, 0, 1)) / 3
+    ends = np.where(corners[None, :, None], here, around)
+    ahead, behind = tracks[:, (samples + reach) % count], tracks[:, (samples - reach) % count]
+    through = ahead - behind
+    out = np.where(corners[None, :, None], ahead - here, through)
+    back = np.where(corners[None, :, None], behind - here, -through)
+    return ends, _unit(back), _unit(out)
+
+
+def _unit(vectors: Array) -> Array:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9)
+
+
+def _segment(points: Array, first: Array, last: Array, out: Array, back: Array) -> tuple[Array, Array, Array]:
+    """One Bezier per frame through samples.
+
+    Args:
+        points: (T, S, 2). first, last: (T, 2) its ends. out, back: (T, 2) unit directions at the ends, inward.
+
+    Returns:
+        handles (T, 2, 2) relative to the ends, places of the samples (T, S), distances (T, S).
+    """
+    steps = np.linalg.norm(np.diff(points, axis=1), axis=2)
+    along = np.concatenate([np.zeros((len(points), 1)), np.cumsum(steps, axis=1)], axis=1)
+    place = along / np.maximum(along[:, -1:], 1e-9)
+    chord = np.maximum(np.linalg.norm(last - first, axis=1), 0.3 * along[:, -1])
+    handles = np.zeros((len(points), 2, 2))
+    for _ in range(3):
+        handles = _handles(points, place, first, last, out, back, chord)
+        place = _closest(points, place, first, last, handles)
+    curve = np.stack([first, first + handles[:, 0], last + handles[:, 1], last], axis=1)  # (T, 4, 2)
+    distance = np.linalg.norm(np.einsum("tsb,tbc->tsc", bernstein(place), curve) - points, axis=2)
+    return handles, place, distance
+
+
+def _handles(
+    points: Array, place: Array, first: Array, last: Array, out: Array, back: Array, chord: Array
+) -> Array:
+    """The lengths of both handles by least squares."""
+    weights = bernstein(place)  # (T, S, 4)
+    fixed = (weights[..., 0] + weights[..., 1])[..., None] * first[:, None]
+    fixed = fixed + (weights[..., 2] + weights[..., 3])[..., None] * last[:, None]
+    rest = points - fixed
+    one, two = weights[..., 1, None] * out[:, None], weights[..., 2, None] * back[:, None]
+    a, b, c = (np.sum(x * y, axis=(1, 2)) for x, y in ((one, one), (one, two), (two, two)))
+    p, q = np.sum(one * rest, axis=(1, 2)), np.sum(two * rest, axis=(1, 2))
+    firm = 1e-3 * (a + c) + 1e-9  # towards a third of the chord, where the samples say nothing
+    a, c = a + firm, c + firm
+    p, q = p + firm * chord / 3, q + firm * chord / 3
+    determinant = a * c - b * b
+    longest = _LONGEST_HANDLE * chord
+    length_one = np.clip((p * c - q * b) / determinant, 0.02 * chord, longest)
+    length_two = np.clip((q * a - p * b) / determinant, 0.02 * chord, longest)
+    return np.stack([out * length_one[:, None], back * length_two[:, None]], axis=1)
+
+
+def _closest(points: Array, place: Array, first: Array, last: Array, handles: Array) -> Array:
+    """One Newton step of each sample to the closest place of the curve; the order is kept."""
+    curve = np.stack([first, first + handles[:, 0], last + handles[:, 1], last], axis=1)
+    step = np.diff(curve, axis=1) * 3
+    turn = np.diff(step, axis=1) * 2
+    rest = 1 - place
+    here = np.einsum("tsb,tbc->tsc", bernstein(place), curve)
+    quadratic = np.stack([rest**2, 2 * rest * place, place**2], axis=-1)
+    speed = np.einsum("tsb,tbc->tsc", quadratic, step)
+    bend = np.einsum("tsb,tbc->tsc", np.stack([rest, place], axis=-1), turn)
+    off = here - points
+    slope = np.sum(speed * speed, axis=2) + np.sum(off * bend, axis=2)
+    move = np.sum(off * speed, axis=2) / np.where(np.abs(slope) > 1e-9, slope, 1e9)
+    moved = np.clip(place - np.clip(move, -0.1, 0.1), 0, 1)
+    moved[:, 0], moved[:, -1] = 0, 1
+    return np.maximum.accumulate(moved, axis=1)

@@ -1,0 +1,46 @@
+"""Files of shapes: which formats there are, and what each file holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from stm_plugin.errors import MatteError
+from stm_plugin.images.sequence import output_sequence
+from stm_plugin.shapes.json_file import shapes_json_text
+from stm_plugin.shapes.natron import natron_script
+from stm_plugin.shapes.nuke import nuke_script
+from stm_plugin.shapes.svg import svg_text
+from stm_plugin.shapes.values import ShapeSet
+
+ShapeFormat = Literal["nuke", "natron", "json", "svg"]
+SUFFIXES: dict[str, ShapeFormat] = {".nk": "nuke", ".py": "natron", ".json": "json", ".svg": "svg"}
+
+
+def format_of(out: str | Path, wanted: ShapeFormat | None = None) -> ShapeFormat:
+    """The format that was asked for, else that of the file's name. MatteError where neither says it."""
+    if wanted is not None:
+        return wanted
+    suffix = Path(out).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise MatteError(
+            "The name does not say which format the shapes should have.",
+            path=str(out),
+            hint="Name it .nk, .py (Natron), .json or .####.svg, or give --format.",
+        )
+    return SUFFIXES[suffix]
+
+
+def files_of(shapes: ShapeSet, out: str | Path, form: ShapeFormat) -> dict[Path, str]:
+    """Every file with its text; SVG has one per frame (`hero.####.svg`)."""
+    if form == "svg":
+        sequence = output_sequence(out, default_name="shapes.####.svg")
+        return {sequence.path(frame): svg_text(shapes, frame) for frame in shapes.frames}
+    path = Path(out)
+    name = "".join(sign if sign.isascii() and sign.isalnum() else "_" for sign in path.stem) or "STMShapes"
+    name = name if name[0].isalpha() else f"STM_{name}"
+    if form == "nuke":
+        return {path: nuke_script(shapes, name)}
+    if form == "natron":
+        return {path: natron_script(shapes, name)}
+    return {path: shapes_json_text(shapes)}

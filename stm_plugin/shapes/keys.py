@@ -1,0 +1,162 @@
+"""Sparse keys: a point is keyed only where the line between its keys would leave the tolerance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from stm_plugin.shapes.fit import PERCENTILE, Fit
+from stm_plugin.shapes.values import bernstein
+
+Array = npt.NDArray[np.float64]
+
+_ALONG = 0.2
+"""What sliding along the contour counts, beside leaving it: the curve stays where it is."""
+_HANDLE = 0.4
+"""What a handle counts, beside its point: the curve follows it by at most 4/9."""
+_STARTS = (1.0, 0.8, 0.6, 0.45)
+"""Shares of the tolerance that a point alone may use; the largest that leaves most frames right is taken."""
+_MOST_WRONG = 0.1
+"""Share of the frames that keys may be added to afterwards."""
+_ROUNDS = 12
+
+
+@dataclass(frozen=True, eq=False)
+class Keyed:
+    """Keys of one point: frames (K,) as indices into the life, values (K, 8)."""
+
+    frames: npt.NDArray[np.int64]
+    values: Array
+
+
+def keyed(fit: Fit, feather: Array, tracks: Array, tolerance: float) -> list[Keyed]:
+    """Keys for every point.
+
+    Args:
+        fit: T frames, n points, M samples.
+        feather: (T, n, 2) offsets of the feather points.
+        tracks: (T, M, 2) what the contour is.
+        tolerance: of the 95th percentile of the distances along the contour, in pixels.
+    """
+    values = np.concatenate([fit.values, feather[:, :, None]], axis=2).reshape(len(tracks), -1, 8)
+    weights = [_weights(values[:, i], tolerance) for i in range(values.shape[1])]
+    for share in _STARTS:
+        keys = [_sparse(values[:, i], weights[i], tolerance * share) for i in range(values.shape[1])]
+        wrong = _wrong(keys, fit, tracks, tolerance)
+        if wrong.any(axis=1).mean() <= _MOST_WRONG:
+            break
+    for _ in range(_ROUNDS):
+        if not wrong.any():
+            break
+        keys = [
+            _with_frames(values[:, i], one, np.flatnonzero(wrong[:, i])) if wrong[:, i].any() else one
+            for i, one in enumerate(keys)
+        ]
+        wrong = _wrong(keys, fit, tracks, tolerance)
+    return keys
+
+
+def interpolated(key: Keyed, frames: int) -> Array:
+    """(T, 8) values of a point on every frame."""
+    times = np.arange(frames)
+    return np.stack([np.interp(times, key.frames, column) for column in key.values.T], axis=1)
+
+
+def _weights(values: Array, tolerance: float) -> Array:
+    """(T, 5, 8): five measures of a difference of a point's values, in pixels off the contour."""
+    way = values[:, 4:6] - values[:, 2:4]
+    way = way / np.maximum(np.linalg.norm(way, axis=1, keepdims=True), 1e-9)
+    off = np.stack([way[:, 1], -way[:, 0]], axis=1)
+    rows = np.zeros((len(values), 5, 8))
+    rows[:, 0, 0:2] = off
+    rows[:, 1, 0:2] = _ALONG * way
+    rows[:, 2, 2:4] = _HANDLE * off
+    rows[:, 3, 4:6] = _HANDLE * off
+    width = np.linalg.norm(values[:, 6:8], axis=1)
+    rows[:, 4, 6:8] = off * (tolerance / np.maximum(1.5, 0.15 * width))[:, None]
+    return rows
+
+
+def _sparse(values: Array, weights: Array, limit: float) -> Keyed:
+    """As few keys as keep every measure below `limit`, each value the best for the frames around it."""
+    last = len(values) - 1
+    frames = [0, last] if last else [0]
+    while True:
+        key = _best(values, np.array(frames, dtype=np.int64))
+        off = np.abs(np.einsum("tij,tj->ti", weights, interpolated(key, len(values)) - values)).max(axis=1)
+        if len(frames) > last or off.max() <= limit:
+            return key
+        off[frames] = -1.0  # a key that is off for the sake of its neighbours: they get keys of their own
+        worst = int(np.argmax(off))
+        frames = sorted({*frames, worst})
+
+
+def _best(values: Array, frames: npt.NDArray[np.int64]) -> Keyed:
+    """Values at the keys so that the lines between them fit all frames (least squares)."""
+    hats = np.stack([np.interp(np.arange(len(values)), frames, row) for row in np.eye(len(frames))], axis=1)
+    ridge = 1e-6 * np.eye(len(frames))
+    return Keyed(frames, np.linalg.solve(hats.T @ hats + ridge, hats.T @ values + ridge @ values[frames]))
+
+
+def _with_frames(values: Array, key: Keyed, frames: npt.NDArray[np.int64]) -> Keyed:
+    """With exact keys on more frames (at most one in each gap between keys)."""
+    added: list[int] = []
+    gaps = np.searchsorted(key.frames, frames, side="left")
+    for gap in np.unique(gaps):
+        here = frames[gaps == gap]
+        added.append(int(here[len(here) // 2]))
+    exact = {int(frame): values[frame] for frame in added}
+    known = {int(frame): row for frame, row in zip(key.frames, key.values, strict=True)}
+    both = {**known, **exact}
+    order = sorted(both)
+    return Keyed(np.array(order, dtype=np.int64), np.stack([both[frame] for frame in order]))
+
+
+def _wrong(keys: list[Keyed], fit: Fit, tracks: Array, tolerance: float) -> npt.NDArray[np.bool_]:
+    """(T, n): points beside which the keyed shape leaves the contour, on frames that leave the tolerance."""
+    frames, count = tracks.shape[:2]
+    values = np.stack([interpolated(key, frames) for key in keys], axis=1)  # (T, n, 8)
+    distance = keyed_distances(values, fit, tracks)
+    bad = np.percentile(distance, PERCENTILE, axis=1) > tolerance
+    wrong = np.zeros((frames, len(keys)), dtype=bool)
+    samples = fit.samples
+    for i in range(len(samples)):
+        j = (i + 1) % len(samples)
+        end = int(samples[j]) if samples[j] > samples[i] else int(samples[j]) + count
+        index = np.arange(int(samples[i]), end) % count
+        off = bad & (distance[:, index].max(axis=1) > tolerance)
+        wrong[:, i] |= off
+        wrong[:, j] |= off
+    exact = np.zeros_like(wrong)
+    for i, key in enumerate(keys):
+        at_key = key.frames
+        exact[at_key, i] = np.abs(key.values - _flat(fit)[at_key, i, :8]).max(axis=1) < 1e-9
+    return wrong & ~exact
+
+
+def _flat(fit: Fit) -> Array:
+    flat = fit.values.reshape(len(fit.values), -1, 6)
+    return np.concatenate([flat, np.zeros((*flat.shape[:2], 2))], axis=2)
+
+
+def keyed_distances(values: Array, fit: Fit, tracks: Array) -> Array:
+    """(T, M) distance of the contour's samples from the shape that the values (T, n, 8) make."""
+    centre, incoming, outgoing = values[..., 0:2], values[..., 2:4], values[..., 4:6]
+    after = np.roll(centre, -1, axis=1)
+    curve = np.stack(
+        [centre, centre + outgoing, after + np.roll(incoming, -1, axis=1), after], axis=2
+    )  # (T, n, 4, 2)
+    segment = np.searchsorted(fit.samples, np.arange(tracks.shape[1]), side="right") - 1
+    segment = np.where(segment < 0, len(fit.samples) - 1, segment)
+    chosen = curve[:, segment]  # (T, M, 4, 2)
+    here = np.einsum("tmb,tmbc->tmc", bernstein(fit.place), chosen)
+    step = np.diff(chosen, axis=2) * 3
+    rest = 1 - fit.place
+    quadratic = np.stack([rest**2, 2 * rest * fit.place, fit.place**2], axis=-1)
+    way = np.einsum("tmb,tmbc->tmc", quadratic, step)
+    way /= np.maximum(np.linalg.norm(way, axis=2, keepdims=True), 1e-9)
+    off = tracks - here
+    distance: Array = np.abs(off[..., 0] * way[..., 1] - off[..., 1] * way[..., 0])
+    return distance

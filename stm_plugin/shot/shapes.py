@@ -1,0 +1,75 @@
+"""The shapes of a shot: its finished mattes as splines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from stm_plugin.errors import MatteError, SettingsError
+from stm_plugin.planning.values import Request, State
+from stm_plugin.shapes.making import TOLERANCE, ShapeMaker
+from stm_plugin.shapes.values import ShapeSet
+from stm_plugin.windows import FloatArray
+
+if TYPE_CHECKING:
+    from stm_plugin.shot.shot import Shot
+
+Progress = Callable[[int, int], None]
+"""Hears how many of how many steps are done."""
+
+
+def make_shapes(
+    shot: Shot,
+    request: Request | None = None,
+    *,
+    objects: Sequence[str] | None = None,
+    tolerance: float = TOLERANCE,
+    on_progress: Progress = lambda done, count: None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> ShapeSet:
+    """Shapes of the finished mattes of a range.
+
+    Args:
+        objects: names; all of the shot's if None.
+        tolerance: pixels of the plate from the matte's contour, 95th percentile along it.
+        on_progress: hears of every frame and every part.
+        cancelled: asked before every frame.
+
+    Raises:
+        SettingsError: an object is not in the shot, or the tolerance cannot be used.
+        MatteError: a frame is not done (it is named before anything is computed), the mattes are empty on all
+            frames, an object is in too many pieces, or the work was stopped.
+    """
+    names = _known(objects, shot.objects)
+    maker = ShapeMaker(tolerance)
+    plan = shot.plan(request)
+    waiting = {step.frame for step in plan.compute_steps}
+    for one in plan.frames:
+        if one.state in (State.MISSING, State.UNREACHED) or one.frame in waiting:
+            raise MatteError(
+                f"The frame is not done, so it has no shapes: {one.why}",
+                frame=one.frame,
+                hint="Run `stm shot propagate` first, or choose other frames with --frames.",
+            )
+    for index, one in enumerate(plan.frames):
+        if cancelled():
+            raise MatteError("The work was stopped; no shapes were made.", frame=one.frame)
+        finished = shot.matte(one.frame)
+        mattes = _chosen(finished.mattes, names)
+        maker.add(one.frame, mattes, finished.plate_frame.data_window, shot.display(one.frame))
+        on_progress(index + 1, len(plan.frames))
+    return maker.finish(shot.plate.display_window, shot.plate.pixel_aspect, on_shape=on_progress)
+
+
+def _known(wanted: Sequence[str] | None, known: Iterable[str]) -> tuple[str, ...]:
+    there = tuple(known)
+    for name in wanted or ():
+        if name not in there:
+            raise SettingsError(
+                f"The shot has no object “{name}”.", hint=f"It has {', '.join(there) or 'none yet: give a key'}."
+            )
+    return tuple(wanted) if wanted else there
+
+
+def _chosen(mattes: Mapping[str, FloatArray], names: Sequence[str]) -> dict[str, FloatArray]:
+    return {name: mattes[name] for name in names if name in mattes}
