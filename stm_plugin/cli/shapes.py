@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from stm_plugin.cli.console import output, progress_bar
 from stm_plugin.cli.propagate import parse_range
 from stm_plugin.planning.values import Request
-from stm_plugin.shapes.formats import ShapeFormat, files_of, format_of
-from stm_plugin.shapes.making import LEAST_AREA, TOLERANCE
-from stm_plugin.shapes.values import ShapeSet
-from stm_plugin.shot.shapes import make_shapes
-from stm_plugin.shot.shapes_files import write_shapes
-from stm_plugin.shot.shot import Shot
-from stm_plugin.store.store import with_suffix
+from stm_plugin.shapes.options import LEAST_AREA, TOLERANCE, ShapeFormat
+
+if TYPE_CHECKING:  # what computes is imported where it is called: help and completion must not wait for it
+    from stm_plugin.shapes.values import ShapeSet
 
 
 def shapes(
@@ -26,8 +23,14 @@ def shapes(
     objects: Annotated[list[str] | None, typer.Option("--object", help="All if not given.")] = None,
     frames: Annotated[str | None, typer.Option(help="FIRST-LAST; the whole plate if not given.")] = None,
     tolerance: Annotated[float, typer.Option(help="Pixels from the matte's edge.")] = TOLERANCE,
+    overwrite: Annotated[bool, typer.Option(help="Replace files that STM did not make.")] = False,
 ) -> None:
     """Turn the mattes into splines that an artist can pull."""
+    from stm_plugin.shapes.formats import format_of
+    from stm_plugin.shot.shapes import make_shapes, write_shapes
+    from stm_plugin.shot.shot import Shot
+    from stm_plugin.store.store import with_suffix
+
     chosen = format_of(out, form)
     first, last = parse_range(frames) or (None, None)
     with Shot.open(with_suffix(shot)) as opened, progress_bar() as bar:
@@ -39,10 +42,10 @@ def shapes(
             tolerance=tolerance,
             on_progress=lambda done, count: bar.update(task, completed=done, total=count),
         )
-        written = write_shapes(files_of(made, out, chosen), opened.plate)
+        written = write_shapes(opened, made, out, chosen, overwrite=overwrite)
     output.print(describe_shapes(made), highlight=False, markup=False)
-    last_file = f" to {written[-1].name}" if len(written) > 1 else ""
-    output.print(f"{written[0]}{last_file}", highlight=False, soft_wrap=True)
+    end = f" to {written[-1].name}" if len(written) > 1 else ""
+    output.print(f"{written[0]}{end}", highlight=False, soft_wrap=True)
 
 
 def describe_shapes(made: ShapeSet) -> str:

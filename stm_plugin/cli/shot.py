@@ -12,6 +12,7 @@ from stm_plugin.cli.adapt import describe_adaptation
 from stm_plugin.cli.console import counted, output, progress_bar
 from stm_plugin.cli.guard import Overwrite
 from stm_plugin.cli.propagate import EventPrinter, parse_range
+from stm_plugin.cli.shapes import shapes
 from stm_plugin.planning.plan import frames_in_range
 from stm_plugin.planning.values import Directions, Request, State
 from stm_plugin.propagation.events import Event, FrameFinished, Notice
@@ -23,6 +24,7 @@ if TYPE_CHECKING:  # what computes is imported where it is called: help and comp
 app = typer.Typer(help="Work on a shot: keys, corrections, cached memory.", no_args_is_help=True)
 key_app = typer.Typer(help="Add and remove keys.", no_args_is_help=True)
 app.add_typer(key_app, name="key")
+app.command()(shapes)
 
 Folder = Annotated[Path, typer.Argument(help="The shot store, NAME.stmshot.")]
 Frames = Annotated[str | None, typer.Option(help="FIRST-LAST; the whole plate if not given.")]

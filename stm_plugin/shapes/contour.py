@@ -33,7 +33,8 @@ def contours(alpha: FloatArray, window: Window, least_area: float = 0.0) -> tupl
     """The contours of a matte by marching squares, to a small part of a pixel.
 
     Args:
-        alpha: (h, w) over `window`. Outside it is 0, so a part that leaves the window is closed along its border.
+        alpha: (h, w) over `window`. Outside it is 0, so a part that leaves the window is closed along its
+            border.
         least_area: smaller parts and holes are left out.
 
     Returns:
@@ -68,7 +69,7 @@ def signed_area(points: Points) -> float:
 
 def _loops(values: npt.NDArray[np.float64]) -> list[Points]:
     """Closed lines at one half, in coordinates of pixel centres. The border of `values` must be below it."""
-    height, width = values.shape
+    width = values.shape[1]
     inside = values >= HALF
     corners = (
         inside[:-1, :-1].astype(np.uint8)
@@ -100,7 +101,8 @@ def _edge(side: int, y: npt.NDArray[np.int64], x: npt.NDArray[np.int64], width: 
 
 
 _LINKS = {
-    # which corners are inside (1 upper left, 2 upper right, 4 lower right, 8 lower left) -> ways through the cell,
+    # which corners are inside (1 upper left, 2 upper right, 4 lower right, 8 lower left) -> ways through
+    # the cell,
     # each from the side where the line enters to that where it leaves, with the inside on its right
     1: ((0, 3),),
     2: ((1, 0),),
@@ -145,7 +147,8 @@ def resampled(points: Points, count: int) -> Points:
 def at_length(
     values: npt.NDArray[np.float64], along: npt.NDArray[np.float64], wanted: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """Values (N, C) that belong to the points of a closed line, at lengths along it (any number of rounds)."""
+    """Values (N, C) that belong to the points of a closed line, at lengths along it (any number of
+    rounds)."""
     closed = np.concatenate([values, values[:1]])
     place = np.mod(wanted, along[-1])
     return np.stack([np.interp(place, along, column) for column in closed.T], axis=-1)

@@ -1,8 +1,11 @@
 """Which place of a contour is which on the other frames of its life.
 
-`corresponding` walks from frame to frame: every sample goes where the picture moves, and the new contour is matched
-as a whole (a shortest path over candidates, by place and direction, that never turns back). Then all frames are
-solved together: each sample slides along its contours until the motion to both neighbours and the distances to
+`corresponding` walks from frame to frame: every sample goes where the picture moves, and the new contour
+is matched
+as a whole (a shortest path over candidates, by place and direction, that never turns back). Then all
+frames are
+solved together: each sample slides along its contours until the motion to both neighbours and the
+distances to
 the samples beside it agree.
 """
 
@@ -27,7 +30,8 @@ _FINER = 2
 _LONGEST_STEP = 24
 """Places that one anchor may skip."""
 _DIRECTION = 0.08
-"""How much a direction counts, as a share of the contour's size: opposite sides of a thin limb differ by it."""
+"""How much a direction counts, as a share of the contour's size: opposite sides of a thin limb differ by
+it."""
 _STRETCH = 0.35
 """What each place skipped or used twice costs, beside a distance of one place."""
 _FARTHEST = 12.0
@@ -35,9 +39,16 @@ _FARTHEST = 12.0
 _STARTS = 2
 _ALIGNMENTS = 4
 _ROUNDS = 24
+_CORNER_ANGLE = 50.0
+"""Degrees that a contour turns at a corner."""
+_CORNER_FRAMES = 0.34
+"""Share of the frames on which a corner must be one."""
+CORNER_REACH = 4.0
+"""Pixels on both sides of a corner that say how much it turns."""
 _LARGEST_STEP = 2.0
 _FOLD = 0.14
-"""Share of a contour that may appear where there was next to nothing: more is another part, not the same one."""
+"""Share of a contour that may appear where there was next to nothing: more is another part, not the same
+one."""
 
 
 def sample_count(sections: Sequence[Section]) -> int:
@@ -51,14 +62,15 @@ def start(section: Section, count: int) -> Along:
     return np.arange(count) * (section.length / count)
 
 
-def advanced(before: Section, after: Section, where: Along) -> Along | None:
+def advanced(before: Section, after: Section, where: Along) -> tuple[Along, Points] | None:
     """The same samples on the next frame.
 
     Args:
         where: (M,) ascending lengths along `before`, less than one round from first to last.
 
     Returns:
-        (M,) ascending lengths along `after`, or None where the contour folds: it is no longer the same part.
+        (M,) ascending lengths along `after`, and (M, 2) how each sample moves with the picture and the
+        whole part; or None where the contour folds: it is another part then.
     """
     count = len(where)
     rows = min(_ANCHORS, count)
@@ -94,7 +106,12 @@ def advanced(before: Section, after: Section, where: Along) -> Along | None:
     everything = np.interp(
         np.arange(count), np.append(anchors, count), np.append(chosen, chosen[0] + after.length)
     )
-    return np.asarray(everything, dtype=np.float64)
+    moves = at_length(
+        aligned - before.at(where[anchors]),
+        np.append(anchors, count).astype(np.float64),
+        np.arange(count) * 1.0,
+    )
+    return np.asarray(everything, dtype=np.float64), moves
 
 
 def _aligned(points: Points, facing: Points, target: npt.NDArray[np.float64]) -> tuple[float, Points]:
@@ -145,9 +162,18 @@ def _spread(path: Along) -> Along:
     return smooth
 
 
-def settled(sections: Sequence[Section], where: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """All frames together: (T, M) lengths along the contours, starting from those that `advanced` gave."""
-    where = where.copy()
+def settled(
+    sections: Sequence[Section], where: npt.NDArray[np.float64], moves: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """All frames together.
+
+    Args:
+        where: (T, M) lengths along the contours, as `advanced` gave them.
+        moves: (T - 1, M, 2) how the samples move to the next frame.
+
+    Returns:
+        (T, M) lengths along the contours.
+    """
     size = np.array([section.length for section in sections])[:, None]  # (T, 1)
     for _ in range(_ROUNDS):
         spacing = np.diff(where, axis=1, append=where[:, :1] + size) / size  # (T, M), to the next sample
@@ -156,33 +182,80 @@ def settled(sections: Sequence[Section], where: npt.NDArray[np.float64]) -> npt.
         following = np.concatenate([where[:, 1:], where[:, :1] + size], axis=1)
         previous = np.concatenate([where[:, -1:] - size, where[:, :-1]], axis=1)
         even = previous + (following - previous) * (left / (left + share)) - where
-        where = _in_order(where + 0.5 * even + 0.35 * _pull(sections, where), size)
-    return where
+        where = _in_order(where + 0.5 * even + 0.35 * _pull(sections, where, moves), size)
+    return _at_corners(sections, where, size)
 
 
-def _pull(sections: Sequence[Section], where: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _pull(
+    sections: Sequence[Section], where: npt.NDArray[np.float64], moves: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
     """(T, M) how far each sample should slide so that it moves as the picture does."""
     places = np.stack([section.at(row) for section, row in zip(sections, where, strict=True)])
     ways = np.stack([_tangents(section, row) for section, row in zip(sections, where, strict=True)])
     total, weight = np.zeros(where.shape), np.zeros((len(where), 1))
-    if len(sections) > 1:
-        forward = _moved(sections[:-1], where[:-1], places[:-1], "forward")
-        backward = _moved(sections[1:], where[1:], places[1:], "backward")
-        total[1:] += np.einsum("tmc,tmc->tm", forward - places[1:], ways[1:])
-        total[:-1] += np.einsum("tmc,tmc->tm", backward - places[:-1], ways[:-1])
-        weight[1:] += 1
-        weight[:-1] += 1
+    off = places[:-1] + moves - places[1:]
+    total[1:] += np.einsum("tmc,tmc->tm", off, ways[1:])
+    total[:-1] -= np.einsum("tmc,tmc->tm", off, ways[:-1])
+    weight[1:] += 1
+    weight[:-1] += 1
     return np.clip(total / np.maximum(weight, 1), -_LARGEST_STEP, _LARGEST_STEP)
 
 
-def _moved(
-    sections: Sequence[Section], where: npt.NDArray[np.float64], places: npt.NDArray[np.float64], way: str
+def turning(tracks: npt.NDArray[np.float64], reach: float) -> npt.NDArray[np.float64]:
+    """(T, M) degrees that closed lines (T, M, 2) turn at each sample, seen from `reach` pixels away."""
+    count = tracks.shape[1]
+    spacing = max(float(np.median(np.linalg.norm(np.diff(tracks, axis=1), axis=2))), 1e-6)
+    steps = int(np.clip(round(reach / spacing), 1, max(1, count // 8)))
+    ahead, behind = np.roll(tracks, -steps, axis=1) - tracks, tracks - np.roll(tracks, steps, axis=1)
+    cross = ahead[..., 0] * behind[..., 1] - ahead[..., 1] * behind[..., 0]
+    turn: npt.NDArray[np.float64] = np.abs(np.degrees(np.arctan2(cross, np.sum(ahead * behind, axis=2))))
+    return turn
+
+
+def corner_samples(tracks: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Samples at which the contour turns sharply, there or close by, on many frames."""
+    count = tracks.shape[1]
+    turn = turning(tracks, CORNER_REACH)
+    spacing = max(float(np.median(np.linalg.norm(np.diff(tracks, axis=1), axis=2))), 1e-6)
+    reach = int(np.clip(round(CORNER_REACH / spacing), 1, max(1, count // 8)))
+    near = np.stack([np.roll(turn, shift, axis=1) for shift in range(-reach, reach + 1)]).max(axis=0)
+    often = np.mean(near >= _CORNER_ANGLE, axis=0) >= _CORNER_FRAMES
+    typical = np.mean(turn, axis=0)
+    found: list[int] = []
+    for sample in np.argsort(-typical):
+        apart = [min(abs(int(sample) - one), count - abs(int(sample) - one)) for one in found]
+        if (
+            often[sample]
+            and typical[sample] >= _CORNER_ANGLE * 0.6
+            and min(apart, default=count) > 1.5 * reach
+        ):
+            found.append(int(sample))
+    return np.array(sorted(found), dtype=np.int64)
+
+
+def _at_corners(
+    sections: Sequence[Section], where: npt.NDArray[np.float64], size: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    flows = [
-        at_length(getattr(section, way), section.along, row)
-        for section, row in zip(sections, where, strict=True)
-    ]
-    return places + np.stack(flows)
+    """Corner samples slide to where their frame has the corner, and those between go with them."""
+    tracks = np.stack([section.at(row) for section, row in zip(sections, where, strict=True)])
+    corners = corner_samples(tracks)
+    if not len(corners):
+        return where
+    count = where.shape[1]
+    turn = turning(tracks, CORNER_REACH)
+    spacing = max(float(np.median(np.linalg.norm(np.diff(tracks, axis=1), axis=2))), 1e-6)
+    reach = int(np.clip(round(1.5 * CORNER_REACH / spacing), 1, max(1, count // 8)))
+    slides = np.zeros((len(where), len(corners)))
+    for i, corner in enumerate(corners):
+        window = (corner + np.arange(-reach, reach + 1)) % count
+        values = turn[:, window]
+        heavy = np.where(values >= 0.9 * values.max(axis=1, keepdims=True), values, 0)
+        middle = (heavy * np.arange(-reach, reach + 1)).sum(axis=1) / np.maximum(heavy.sum(axis=1), 1e-9)
+        sharp = values.max(axis=1) >= _CORNER_ANGLE
+        slides[:, i] = np.where(sharp, middle * size[:, 0] / count, 0.0)
+    around = np.concatenate([corners - count, corners, corners + count])
+    moved = np.stack([np.interp(np.arange(count), around, np.tile(row, 3)) for row in slides])
+    return _in_order(where + moved, size)
 
 
 def _tangents(section: Section, where: Along) -> Points:

@@ -1,6 +1,7 @@
 """Few points for a contour over its life: corners where it has corners, long smooth arcs between.
 
-The points are the same samples of the contour on every frame, so they keep their identity. All frames are fitted
+The points are the same samples of the contour on every frame, so they keep their identity. All frames are
+fitted
 at once: arrays begin with T, the frames of the life.
 """
 
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from stm_plugin.shapes.correspondence import corner_samples
 from stm_plugin.shapes.values import bernstein
 
 Array = npt.NDArray[np.float64]
@@ -19,16 +21,11 @@ MOST_POINTS = 128
 """Points that a shape has at most."""
 _FEWEST_POINTS = 4
 _SPATIAL_SHARE = 0.85
-"""Share of the tolerance that the fit of one frame may use; the rest is for the interpolation between keys."""
+"""Share of the tolerance that the fit of one frame may use; the rest is for the interpolation between
+keys."""
 PERCENTILE = 95
 """Of the distances along a contour: what the tolerance is about."""
-_CORNER_ANGLE = 55.0
-"""Degrees that a contour turns at a corner."""
-_CORNER_FRAMES = 0.5
-"""Share of the frames on which a corner must be one."""
-_CORNER_REACH = 5.0
-"""Pixels on both sides of a corner that say how much it turns."""
-_TANGENT_REACH = 3.0
+_TANGENT_REACH = 2.5
 _LONGEST_HANDLE = 1.0
 """Of the distance to the next point."""
 _FRAMES_LOOKED_AT = 24
@@ -72,7 +69,7 @@ def fitted(tracks: Array, tolerance: float) -> Fit:
         j = (i + 1) % len(samples)
         index = _between(samples, i, tracks.shape[1])
         handles, position, _ = _segment(
-            tracks[:, index], ends[:, i], ends[:, j], ways_out[:, i], ways_in[:, j]
+            tracks[:, index], ends[:, i], ends[:, j], ways_out[:, i], ways_in[:, j], is_corner[[i, j]]
         )
         values[:, i, 2] = handles[:, 0]
         values[:, j, 1] = handles[:, 1]
@@ -80,29 +77,7 @@ def fitted(tracks: Array, tolerance: float) -> Fit:
     return Fit(samples, is_corner, values, place)
 
 
-def corner_samples(tracks: Array) -> npt.NDArray[np.int64]:
-    """Samples at which the contour turns sharply on most frames."""
-    count = tracks.shape[1]
-    spacing = np.median(np.linalg.norm(np.diff(tracks, axis=1), axis=2))
-    reach = int(np.clip(round(_CORNER_REACH / max(float(spacing), 1e-6)), 1, max(1, count // 8)))
-    ahead = np.roll(tracks, -reach, axis=1) - tracks
-    behind = tracks - np.roll(tracks, reach, axis=1)
-    cross = ahead[..., 0] * behind[..., 1] - ahead[..., 1] * behind[..., 0]
-    turn = np.abs(np.degrees(np.arctan2(cross, np.sum(ahead * behind, axis=2))))  # (T, M)
-    near = np.stack([np.roll(turn, shift, axis=1) for shift in range(-reach, reach + 1)]).max(axis=0)
-    often = np.mean(near >= _CORNER_ANGLE, axis=0) >= _CORNER_FRAMES
-    typical = np.mean(turn, axis=0)
-    found: list[int] = []
-    for sample in np.argsort(-typical):
-        apart = [min(abs(int(sample) - one), count - abs(int(sample) - one)) for one in found]
-        if often[sample] and typical[sample] >= _CORNER_ANGLE * 0.7 and min(apart, default=count) > reach:
-            found.append(int(sample))
-    return np.array(sorted(found), dtype=np.int64)
-
-
-def chosen_samples(
-    tracks: Array, corners: npt.NDArray[np.int64], tolerance: float
-) -> npt.NDArray[np.int64]:
+def chosen_samples(tracks: Array, corners: npt.NDArray[np.int64], tolerance: float) -> npt.NDArray[np.int64]:
     """Which samples become points: corners first, then where the fit is worst, until it is good enough."""
     count = tracks.shape[1]
     even = np.arange(_FEWEST_POINTS) * count // _FEWEST_POINTS
@@ -181,7 +156,7 @@ def _errors(
         name = (int(samples[i]), int(samples[j]), bool(is_corner[i]), bool(is_corner[j]))
         if name not in known:
             known[name] = _segment(
-                tracks[:, index], ends[:, i], ends[:, j], ways_out[:, i], ways_in[:, j]
+                tracks[:, index], ends[:, i], ends[:, j], ways_out[:, i], ways_in[:, j], is_corner[[i, j]]
             )[2]
         result[:, index] = known[name]
     return result
@@ -216,11 +191,16 @@ def _unit(vectors: Array) -> Array:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9)
 
 
-def _segment(points: Array, first: Array, last: Array, out: Array, back: Array) -> tuple[Array, Array, Array]:
+def _segment(
+    points: Array, first: Array, last: Array, out: Array, back: Array, free: npt.NDArray[np.bool_]
+) -> tuple[Array, Array, Array]:
     """One Bezier per frame through samples.
 
     Args:
-        points: (T, S, 2). first, last: (T, 2) its ends. out, back: (T, 2) unit directions at the ends, inward.
+        points: (T, S, 2).
+        first, last: (T, 2) its ends.
+        out, back: (T, 2) unit directions at the ends, inward.
+        free: whether the direction at each end is the fit's to choose (a corner).
 
     Returns:
         handles (T, 2, 2) relative to the ends, places of the samples (T, S), distances (T, S).
@@ -231,11 +211,34 @@ def _segment(points: Array, first: Array, last: Array, out: Array, back: Array) 
     chord = np.maximum(np.linalg.norm(last - first, axis=1), 0.3 * along[:, -1])
     handles = np.zeros((len(points), 2, 2))
     for _ in range(3):
+        if free.any():
+            chosen = _free_handles(points, place, first, last)
+            out = _unit(chosen[:, 0]) if free[0] else out
+            back = _unit(chosen[:, 1]) if free[1] else back
         handles = _handles(points, place, first, last, out, back, chord)
         place = _closest(points, place, first, last, handles)
     curve = np.stack([first, first + handles[:, 0], last + handles[:, 1], last], axis=1)  # (T, 4, 2)
     distance = np.linalg.norm(np.einsum("tsb,tbc->tsc", bernstein(place), curve) - points, axis=2)
     return handles, place, distance
+
+
+def _free_handles(points: Array, place: Array, first: Array, last: Array) -> Array:
+    """(T, 2, 2) handles by least squares, in any direction."""
+    weights = bernstein(place)
+    straight = (last - first) / 3
+    fixed = np.einsum(
+        "tsb,tbc->tsc", weights, np.stack([first, first + straight, last - straight, last], axis=1)
+    )
+    rest = points - fixed
+    one, two = weights[..., 1], weights[..., 2]
+    a, b, c = (np.sum(x * y, axis=1)[:, None] for x, y in ((one, one), (one, two), (two, two)))
+    firm = 0.02 * (a + c) + 1e-9  # towards the straight line, where the samples say nothing
+    a, c = a + firm, c + firm
+    p, q = np.einsum("ts,tsc->tc", one, rest), np.einsum("ts,tsc->tc", two, rest)
+    determinant = a * c - b * b
+    return np.stack(
+        [straight + (p * c - q * b) / determinant, (q * a - p * b) / determinant - straight], axis=1
+    )
 
 
 def _handles(

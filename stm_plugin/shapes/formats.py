@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from stm_plugin.errors import MatteError
 from stm_plugin.images.sequence import output_sequence
 from stm_plugin.shapes.json_file import shapes_json_text
 from stm_plugin.shapes.natron import natron_script
 from stm_plugin.shapes.nuke import nuke_script
+from stm_plugin.shapes.options import SUFFIXES, ShapeFormat
 from stm_plugin.shapes.svg import svg_text
 from stm_plugin.shapes.values import ShapeSet
-
-ShapeFormat = Literal["nuke", "natron", "json", "svg"]
-SUFFIXES: dict[str, ShapeFormat] = {".nk": "nuke", ".py": "natron", ".json": "json", ".svg": "svg"}
 
 
 def format_of(out: str | Path, wanted: ShapeFormat | None = None) -> ShapeFormat:

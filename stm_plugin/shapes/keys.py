@@ -20,7 +20,7 @@ _STARTS = (1.0, 0.8, 0.6, 0.45)
 """Shares of the tolerance that a point alone may use; the largest that leaves most frames right is taken."""
 _MOST_WRONG = 0.1
 """Share of the frames that keys may be added to afterwards."""
-_ROUNDS = 12
+_ROUNDS = 40
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,16 +129,11 @@ def _wrong(keys: list[Keyed], fit: Fit, tracks: Array, tolerance: float) -> npt.
         off = bad & (distance[:, index].max(axis=1) > tolerance)
         wrong[:, i] |= off
         wrong[:, j] |= off
-    exact = np.zeros_like(wrong)
-    for i, key in enumerate(keys):
-        at_key = key.frames
-        exact[at_key, i] = np.abs(key.values - _flat(fit)[at_key, i, :8]).max(axis=1) < 1e-9
-    return wrong & ~exact
-
-
-def _flat(fit: Fit) -> Array:
-    flat = fit.values.reshape(len(fit.values), -1, 6)
-    return np.concatenate([flat, np.zeros((*flat.shape[:2], 2))], axis=2)
+    flat = fit.values.reshape(frames, -1, 6)
+    for i, key in enumerate(keys):  # what is exact on a frame cannot be made better there
+        exact = np.abs(key.values[:, :6] - flat[key.frames, i]).max(axis=1) < 1e-9
+        wrong[key.frames[exact], i] = False
+    return wrong
 
 
 def keyed_distances(values: Array, fit: Fit, tracks: Array) -> Array:
@@ -151,12 +146,14 @@ def keyed_distances(values: Array, fit: Fit, tracks: Array) -> Array:
     segment = np.searchsorted(fit.samples, np.arange(tracks.shape[1]), side="right") - 1
     segment = np.where(segment < 0, len(fit.samples) - 1, segment)
     chosen = curve[:, segment]  # (T, M, 4, 2)
-    here = np.einsum("tmb,tmbc->tmc", bernstein(fit.place), chosen)
     step = np.diff(chosen, axis=2) * 3
-    rest = 1 - fit.place
-    quadratic = np.stack([rest**2, 2 * rest * fit.place, fit.place**2], axis=-1)
-    way = np.einsum("tmb,tmbc->tmc", quadratic, step)
-    way /= np.maximum(np.linalg.norm(way, axis=2, keepdims=True), 1e-9)
-    off = tracks - here
-    distance: Array = np.abs(off[..., 0] * way[..., 1] - off[..., 1] * way[..., 0])
+    place = fit.place
+    for _ in range(2):  # towards the closest place: a point that slid along the contour is not off it
+        off = tracks - np.einsum("tmb,tmbc->tmc", bernstein(place), chosen)
+        rest = 1 - place
+        quadratic = np.stack([rest**2, 2 * rest * place, place**2], axis=-1)
+        way = np.einsum("tmb,tmbc->tmc", quadratic, step)
+        ahead = np.sum(off * way, axis=2) / np.maximum(np.sum(way * way, axis=2), 1e-9)
+        place = np.clip(place + np.clip(ahead, -0.2, 0.2), 0, 1)
+    distance: Array = np.linalg.norm(tracks - np.einsum("tmb,tmbc->tmc", bernstein(place), chosen), axis=2)
     return distance

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -22,17 +23,11 @@ from stm_plugin.shapes.correspondence import advanced, sample_count, settled, st
 from stm_plugin.shapes.fit import fitted
 from stm_plugin.shapes.keys import keyed
 from stm_plugin.shapes.motion import GreyFrame, flow_at, grey_frame
+from stm_plugin.shapes.options import LEAST_AREA, MOST_PARTS, TOLERANCE
 from stm_plugin.shapes.parts import linked
-from stm_plugin.shapes.sections import Section, inner_points, make_section, with_motion
+from stm_plugin.shapes.sections import Section, inner_points, make_section
 from stm_plugin.shapes.values import PointTrack, Shape, ShapeSet
 from stm_plugin.windows import FloatArray, Window
-
-TOLERANCE = 0.75
-"""Pixels of the plate, of the 95th percentile of the distances along a contour."""
-LEAST_AREA = 30.0
-"""Pixels of the plate: a smaller part or hole becomes no shape."""
-MOST_PARTS = 100
-"""Parts and holes of one object on one frame: more are specks, not shapes."""
 
 
 @dataclass(eq=False)
@@ -56,7 +51,8 @@ class ShapeMaker:
     def __init__(self, tolerance: float = TOLERANCE) -> None:
         if not 0.05 <= tolerance <= 100:
             raise SettingsError(
-                f"The tolerance is {tolerance:g} pixels.", hint="Give one between 0.05 and 100; 0.75 is usual."
+                f"The tolerance is {tolerance:g} pixels.",
+                hint="Give one between 0.05 and 100; 0.75 is usual.",
             )
         self._tolerance = tolerance
         self._frames: list[int] = []
@@ -83,12 +79,14 @@ class ShapeMaker:
             self._grey = None
         self._frames.append(frame)
         found = [
-            (name, section) for name, alpha in alphas.items() for section in self._sections(frame, name, alpha, window)
+            (name, section)
+            for name, alpha in alphas.items()
+            for section in self._sections(frame, name, alpha, window)
         ]
         grey = None if picture is None else grey_frame(picture, window)
         living = self._living
-        if grey is not None and self._grey is not None and living and found:
-            self._measure_motion(self._grey, grey, found)
+        if grey is not None and self._grey is not None and living:
+            self._measure_motion(self._grey, grey)
         self._grey = grey
         self._living = self._continued(living, found)
 
@@ -110,7 +108,11 @@ class ShapeMaker:
         self._end(self._living)
         if not self._ended:
             span = f"{self._frames[0]}-{self._frames[-1]}" if self._frames else "none"
-            small = f" {self._left_out} parts below {LEAST_AREA:g} pixels were left out." if self._left_out else ""
+            small = (
+                f" {self._left_out} parts below {LEAST_AREA:g} pixels were left out."
+                if self._left_out
+                else ""
+            )
             raise MatteError(
                 f"The matte is empty on all frames ({span}): there is nothing to make shapes of.{small}",
                 hint="Choose frames or an object on which the matte is not empty.",
@@ -128,21 +130,17 @@ class ShapeMaker:
         self._left_out += left_out
         if len(found) > MOST_PARTS:
             raise MatteError(
-                f"The matte of “{name}” is in {len(found)} pieces; {MOST_PARTS} is the most that shapes are made of.",
+                f"The matte of “{name}” is in {len(found)} pieces; "
+                f"{MOST_PARTS} is the most that shapes are made of.",
                 frame=frame,
                 hint="Clean the matte first (finishing settings, another key), or leave this frame out.",
             )
         return [make_section(frame, contour, alpha, window) for contour in found]
 
-    def _measure_motion(self, before: GreyFrame, after: GreyFrame, found: list[tuple[str, Section]]) -> None:
+    def _measure_motion(self, before: GreyFrame, after: GreyFrame) -> None:
         moved = flow_at(before, after, [inner_points(life.sections[-1]) for life in self._living])
         for life, flow in zip(self._living, moved, strict=True):
-            life.sections[-1] = with_motion(life.sections[-1], forward=flow)
-        back = flow_at(after, before, [inner_points(section) for _, section in found])
-        found[:] = [
-            (name, with_motion(section, backward=flow))
-            for (name, section), flow in zip(found, back, strict=True)
-        ]
+            life.sections[-1] = replace(life.sections[-1], forward=flow)
 
     def _continued(self, living: list[_Life], found: list[tuple[str, Section]]) -> list[_Life]:
         """The lives on the new frame; those that found no contour end."""
@@ -171,14 +169,15 @@ def _shaped(life: _Life, tolerance: float) -> list[tuple[_Life, tuple[PointTrack
     sections = life.sections
     while sections:
         count = sample_count(sections)
-        rows = [start(sections[0], count)]
-        for before, after in zip(sections, sections[1:], strict=False):
-            row = advanced(before, after, rows[-1])
-            if row is None:
+        rows, moves = [start(sections[0], count)], []
+        for before, after in pairwise(sections):
+            step = advanced(before, after, rows[-1])
+            if step is None:
                 break
-            rows.append(row)
+            rows.append(step[0])
+            moves.append(step[1])
         part, sections = sections[: len(rows)], sections[len(rows) :]
-        where = settled(part, np.stack(rows))
+        where = settled(part, np.stack(rows), np.array(moves).reshape(len(rows) - 1, count, 2))
         result.append((_Life(life.object, part), _points(part, where, tolerance)))
     return result
 
@@ -209,7 +208,9 @@ def _points(
             key.values[:, 6:8],
             bool(corner),
         )
-        for key, corner in zip(keyed(fit, out * width[..., None], tracks, tolerance), fit.corners, strict=True)
+        for key, corner in zip(
+            keyed(fit, out * width[..., None], tracks, tolerance), fit.corners, strict=True
+        )
     )
 
 

@@ -1,8 +1,11 @@
 """Natron's Roto as a Python script: it makes the node through Natron's documented interface.
 
-Run it in Natron's script editor, or `NatronRenderer -l hero.py project.ntp`. Natron keys whole shapes, so each is
-keyed on every frame on which one of its points is. Natron's handles are absolute and count pixels from the lower
-left corner of the format, y up, as Nuke's do. A hole's colour is 0, and a later shape is drawn over an earlier one.
+Run it in Natron's script editor, or `NatronRenderer -l hero.py project.ntp`. Natron keys whole shapes, so
+each is
+keyed on every frame on which one of its points is. Natron's handles are absolute and count pixels from the
+lower
+left corner of the format, y up, as Nuke's do. A hole's colour is 0, and a later shape is drawn over an
+earlier one.
 """
 
 from __future__ import annotations
@@ -59,7 +62,9 @@ def natron_script(shapes: ShapeSet, name: str) -> str:
     """The text of the script."""
     data = [_data(shape, shapes.display_window) for shape in shapes.shapes]
     head = '"""Shapes for Natron."""\n\n'
-    facts = f"NAME = {json.dumps(name)}\nFRAMES = {list(shapes.frames)}\nPIXEL_ASPECT = {shapes.pixel_aspect!r}\n"
+    facts = (
+        f"NAME = {json.dumps(name)}\nFRAMES = {list(shapes.frames)}\nPIXEL_ASPECT = {shapes.pixel_aspect!r}\n"
+    )
     # True and False are Python's, and json has no other word that Python lacks here
     rows = ",\n".join("    " + repr(one) for one in data)
     return f"{head}{facts}SHAPES = [\n{rows},\n]\n{_PROGRAM}"
@@ -102,7 +107,9 @@ def read_natron_script(text: str, display: Window) -> ShapeSet:
         shapes = tuple(_shape(one, display) for one in values["SHAPES"])
         return ShapeSet(shapes, tuple(values["FRAMES"]), display, float(values["PIXEL_ASPECT"]))
     except (SyntaxError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise MatteError("The text is no script of shapes for Natron.", hint="Write the shapes again.") from error
+        raise MatteError(
+            "The text is no script of shapes for Natron.", hint="Write the shapes again."
+        ) from error
 
 
 def _shape(data: dict[str, Any], display: Window) -> Shape:

@@ -1,9 +1,13 @@
 """Nuke's Roto node as text: a `.nk` file that opens in Nuke, or is pasted into a script.
 
-What is written, as published scripts have it: numbers are single floats in hexadecimal behind an `x`; a shape is a
-`curvegroup` of two `cc` curves, the outline and its feather; a point is three pairs, incoming handle, centre and
-outgoing handle, the handles relative to the centre; the feather's centre is relative to the outline's. A value that
-changes is a list of `{frame value}`. `ltt 4` with `ltn` and `ltm` is a lifetime from frame to frame. Colour 0 cuts
+What is written, as published scripts have it: numbers are single floats in hexadecimal behind an `x`; a
+shape is a
+`curvegroup` of two `cc` curves, the outline and its feather; a point is three pairs, incoming handle,
+centre and
+outgoing handle, the handles relative to the centre; the feather's centre is relative to the outline's. A
+value that
+changes is a list of `{frame value}`. `ltt 4` with `ltn` and `ltm` is a lifetime from frame to frame.
+Colour 0 cuts
 out; elements that come first lie on top. x and y count pixels from the lower left corner of the format.
 """
 
@@ -16,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stm_plugin.errors import MatteError
-from stm_plugin.shapes.values import PointTrack, Points, Shape, ShapeSet
+from stm_plugin.shapes.values import Points, PointTrack, Shape, ShapeSet
 from stm_plugin.windows import Window
 
 _VERSION = "x3f99999a"
@@ -31,13 +35,13 @@ def nuke_script(shapes: ShapeSet, name: str = "STMShapes") -> str:
     middle = f"{number(width / 2)} {number(height / 2)}"
     layers = []
     for one in shapes.objects:
-        inside = "\n".join(_shape(shape, shapes.display_window) for shape in reversed(shapes.of(one)))
-        layers.append(f"{{layer {_word(one)}\n{{f 0}}\n{{t {middle}}}\n{{a}}\n{inside}}}")
-    body = "\n".join(layers)
+        inside = " ".join(_shape(shape, shapes.display_window) for shape in reversed(shapes.of(one)))
+        layers.append(f"{{layer {_word(one)} {{f 0}} {{t {middle}}} {{a}} {inside}}}")
+    body = " ".join(layers)
     form = f"{width} {height} 0 0 {width} {height} {shapes.pixel_aspect:.9g}"
     return (
         f'Roto {{\n inputs 0\n output alpha\n format "{form} "\n cliptype none\n'
-        f" curves {{{{{{v {_VERSION}}}\n{{f 0}}\n{{n\n{{layer Root\n{{f 0}}\n{{t {middle}}}\n{{a}}\n"
+        f" curves {{{{{{v {_VERSION}}} {{f 0}} {{n {{layer Root {{f 0}} {{t {middle}}} {{a}} "
         f"{body}}}}}}}}}\n name {name}\n}}\n"
     )
 
@@ -60,22 +64,26 @@ def _word(text: str) -> str:
 
 
 def _shape(shape: Shape, display: Window) -> str:
-    outline = "\n".join(_outline_point(point, display) for point in shape.points)
-    feather = "\n".join(_feather_point(point) for point in shape.points)
+    outline = " ".join(_outline_point(point, display) for point in shape.points)
+    feather = " ".join(_feather_point(point) for point in shape.points)
     centres = np.concatenate([host_points(point.centre, display) for point in shape.points]).mean(axis=0)
     colour = 0 if shape.hole else 1
     life = f"ltn {number(shape.first)} ltm {number(shape.last)} ltt {_LIFETIME_RANGE}"
     return (
-        f"{{curvegroup {shape.name} {_SHAPE_FLAGS} bezier\n"
-        f"{{{{cc\n{{f {_OUTLINE_FLAGS}}}\n{{p\n{outline}}}}}\n{{cc\n{{f {_OUTLINE_FLAGS}}}\n{{p\n{feather}}}}}}}\n"
-        f"{{t {number(centres[0])} {number(centres[1])}}}\n"
+        f"{{curvegroup {shape.name} {_SHAPE_FLAGS} bezier "
+        f"{{{_cubic(outline)} {_cubic(feather)}}} "
+        f"{{t {number(centres[0])} {number(centres[1])}}} "
         f"{{a r {colour} g {colour} b {colour} a {colour} {life}}}}}"
     )
 
 
+def _cubic(points: str) -> str:
+    return f"{{cc {{f {_OUTLINE_FLAGS}}} {{p {points}}}}}"
+
+
 def _outline_point(point: PointTrack, display: Window) -> str:
     flip = np.array([1.0, -1.0])
-    return "\n".join(
+    return " ".join(
         _pair(point, values)
         for values in (point.incoming * flip, host_points(point.centre, display), point.outgoing * flip)
     )
@@ -83,9 +91,7 @@ def _outline_point(point: PointTrack, display: Window) -> str:
 
 def _feather_point(point: PointTrack) -> str:
     flip = np.array([1.0, -1.0])
-    return "\n".join(
-        _pair(point, values * flip) for values in (point.incoming, point.feather, point.outgoing)
-    )
+    return " ".join(_pair(point, values * flip) for values in (point.incoming, point.feather, point.outgoing))
 
 
 def _pair(point: PointTrack, values: Points) -> str:
@@ -96,7 +102,9 @@ def _curve(frames: tuple[int, ...], values: np.ndarray[tuple[int, ...], np.dtype
     """One number over time: a single one where it never changes."""
     if len(frames) == 1 or not np.ptp(values):
         return number(float(values[0]))
-    keys = " ".join(f"{{{frame} {number(float(value))}}}" for frame, value in zip(frames, values, strict=True))
+    keys = " ".join(
+        f"{{{frame} {number(float(value))}}}" for frame, value in zip(frames, values, strict=True)
+    )
     return f"{{{keys}}}"
 
 
@@ -136,7 +144,9 @@ def read_nuke_script(text: str, display: Window, frames: tuple[int, ...]) -> Sha
             for shape in _read_layer(layer, reader, frames)
         ]
     except (ValueError, IndexError, TypeError, AttributeError) as error:
-        raise MatteError("The text holds no Roto node that can be read.", hint="Write the shapes again.") from error
+        raise MatteError(
+            "The text holds no Roto node that can be read.", hint="Write the shapes again."
+        ) from error
     return ShapeSet(tuple(reversed(shapes)), frames, display, aspect)
 
 
@@ -223,4 +233,3 @@ def _tree(tokens: Iterator[str]) -> Tree:
         else:
             result.append(token)
     return result
-

@@ -42,7 +42,7 @@ class Section:
         points: (N, 2) plate pixels, the object on the right-hand side.
         along: (N + 1,) length up to each point, and all round.
         feather: (N,) pixels outward to where alpha reaches 0; 0 at a hard edge.
-        forward, backward: (N, 2) how the picture moves to the next and to the last frame.
+        forward: (N, 2) how the picture moves to the next frame; zero where it is not known.
     """
 
     frame: int
@@ -50,7 +50,6 @@ class Section:
     along: npt.NDArray[np.float64]
     feather: npt.NDArray[np.float64]
     forward: Points
-    backward: Points
     area: float
     hole: bool
 
@@ -70,21 +69,7 @@ def make_section(frame: int, contour: Contour, alpha: FloatArray, window: Window
     points = resampled(contour.points, count)
     none = np.zeros_like(points)
     feather = feather_widths(points, alpha, window)
-    return Section(frame, points, lengths(points), feather, none, none, contour.area, contour.hole)
-
-
-def with_motion(section: Section, *, forward: Points | None = None, backward: Points | None = None) -> Section:
-    """The section, knowing how the picture moves."""
-    return Section(
-        section.frame,
-        section.points,
-        section.along,
-        section.feather,
-        section.forward if forward is None else forward,
-        section.backward if backward is None else backward,
-        section.area,
-        section.hole,
-    )
+    return Section(frame, points, lengths(points), feather, none, contour.area, contour.hole)
 
 
 def inner_points(section: Section) -> Points:

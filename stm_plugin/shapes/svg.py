@@ -19,8 +19,9 @@ def svg_text(shapes: ShapeSet, frame: int) -> str:
     Shapes are drawn in order, holes in black over parts in white, as every other format has it.
     """
     display = shapes.display_window
+    wide = display.width * shapes.pixel_aspect
     rows = [
-        f'<svg xmlns="{_NAMESPACE}" width="{display.width * shapes.pixel_aspect:.6g}" height="{display.height}" '
+        f'<svg xmlns="{_NAMESPACE}" width="{wide:.6g}" height="{display.height}" '
         f'viewBox="0 0 {display.width} {display.height}" preserveAspectRatio="none">'
     ]
     for name in shapes.objects:
@@ -43,7 +44,9 @@ def read_svg(text: str) -> list[tuple[str, bool, Outline]]:
             for path in root.iter(f"{{{_NAMESPACE}}}path")
         ]
     except (ElementTree.ParseError, KeyError, ValueError) as error:
-        raise MatteError("The SVG holds no shapes that can be read.", hint="Write the shapes again.") from error
+        raise MatteError(
+            "The SVG holds no shapes that can be read.", hint="Write the shapes again."
+        ) from error
 
 
 def _word(text: str) -> str:

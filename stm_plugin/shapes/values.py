@@ -54,7 +54,8 @@ class Outline:
     feather: Points
 
     def segments(self) -> npt.NDArray[np.float64]:
-        """(N, 4, 2): the control points of each cubic Bezier, from a point to the next, the last one closing."""
+        """(N, 4, 2): the control points of each cubic Bezier, from a point to the next, the last one
+        closing."""
         return bezier_segments(self.centre, self.incoming, self.outgoing)
 
     def polyline(self, steps: int = 24) -> Points:
@@ -109,7 +110,8 @@ class ShapeSet:
         shapes: in drawing order, the largest first: a later one is drawn over an earlier one.
         frames: all frames that were asked for, ascending.
         display_window: of the plate; a host's origin is its lower left corner.
-        pixel_aspect: width over height of a pixel. Positions count pixels, so a host needs it for display alone.
+        pixel_aspect: width over height of a pixel. Positions count pixels, so a host needs it for display
+            alone.
         left_out: parts (per frame) that were too small to become shapes.
     """
 
@@ -142,6 +144,4 @@ def flattened(segments: npt.NDArray[np.float64], steps: int) -> Points:
 def bernstein(position: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """The four cubic Bernstein polynomials at positions in [0, 1]: (..., 4)."""
     rest = 1 - position
-    return np.stack(
-        [rest**3, 3 * rest**2 * position, 3 * rest * position**2, position**3], axis=-1
-    )
+    return np.stack([rest**3, 3 * rest**2 * position, 3 * rest * position**2, position**3], axis=-1)

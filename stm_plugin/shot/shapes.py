@@ -1,14 +1,21 @@
-"""The shapes of a shot: its finished mattes as splines."""
+"""The shapes of a shot: its finished mattes as splines, and their files."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stm_plugin.errors import MatteError, SettingsError
+from stm_plugin.files.outputs import WrittenList, check_outputs
+from stm_plugin.files.whole import write_atomically
 from stm_plugin.planning.values import Request, State
-from stm_plugin.shapes.making import TOLERANCE, ShapeMaker
+from stm_plugin.shapes.formats import files_of
+from stm_plugin.shapes.making import ShapeMaker
+from stm_plugin.shapes.options import TOLERANCE, ShapeFormat
 from stm_plugin.shapes.values import ShapeSet
+from stm_plugin.shot.inputs import inputs_of
 from stm_plugin.windows import FloatArray
 
 if TYPE_CHECKING:
@@ -61,12 +68,53 @@ def make_shapes(
     return maker.finish(shot.plate.display_window, shot.plate.pixel_aspect, on_shape=on_progress)
 
 
+def write_shapes(
+    shot: Shot, shapes: ShapeSet, out: str | Path, form: ShapeFormat, *, overwrite: bool = False
+) -> tuple[Path, ...]:
+    """Write shapes; each file is whole or not there.
+
+    Args:
+        overwrite: whether files that this product did not make may be replaced. An input is never replaced.
+
+    Returns:
+        The files.
+
+    Raises:
+        OutputError: a file may not be written; nothing was.
+        StoreError: the disk is full, or the folder cannot be written.
+    """
+    files = files_of(shapes, out, form)
+    inputs = inputs_of(shot.plate, shot.settings, shot.folder)
+    ours = {path for folder, paths in _by_folder(files) for path in WrittenList(folder).has(paths)}
+    check_outputs(
+        [(None, path) for path in files],
+        inputs.given,
+        given_rows=inputs.rows,
+        overwrite=overwrite,
+        is_ours=lambda frame, path: path in ours,
+    )
+    for folder, paths in _by_folder(files):
+        folder.mkdir(parents=True, exist_ok=True)
+        made = WrittenList(folder)
+        made.begin(paths)
+        for path in paths:
+            write_atomically(path, files[path].encode("utf-8"), durable=False)
+        made.finish(paths)
+    return tuple(files)
+
+
+def _by_folder(paths: Iterable[Path]) -> list[tuple[Path, list[Path]]]:
+    ordered = sorted(paths, key=lambda path: str(path.parent))
+    return [(folder, list(group)) for folder, group in groupby(ordered, key=lambda path: path.parent)]
+
+
 def _known(wanted: Sequence[str] | None, known: Iterable[str]) -> tuple[str, ...]:
     there = tuple(known)
     for name in wanted or ():
         if name not in there:
             raise SettingsError(
-                f"The shot has no object “{name}”.", hint=f"It has {', '.join(there) or 'none yet: give a key'}."
+                f"The shot has no object “{name}”.",
+                hint=f"It has {', '.join(there) or 'none yet: give a key'}.",
             )
     return tuple(wanted) if wanted else there
 

@@ -35,10 +35,13 @@ from stm_plugin.propagation.networks import weights_manifest
 from stm_plugin.propagation.propagation import NetworkFactory as NetworkFactory
 from stm_plugin.propagation.propagation import Propagation
 from stm_plugin.settings import DEFAULT_ADAPT_SECONDS, Settings
+from stm_plugin.shapes.options import TOLERANCE
+from stm_plugin.shapes.values import ShapeSet
 from stm_plugin.shot.export import MatteWriter
 from stm_plugin.shot.inputs import inputs_of, note_source
 from stm_plugin.shot.opening import MaskReading as MaskReading
 from stm_plugin.shot.opening import masks_of_key, open_plate
+from stm_plugin.shot.shapes import make_shapes
 from stm_plugin.shot.values import KeyInfo as KeyInfo
 from stm_plugin.shot.values import PropagationSummary as PropagationSummary
 from stm_plugin.shot.values import ShotStatus as ShotStatus
@@ -442,6 +445,16 @@ class Shot:
         self._working.check_done(plan)
         self._begin(writer, request, on_event)
         self._working.export(plan, writer, on_event, cancelled)
+
+    def shapes(
+        self,
+        request: Request | None = None,
+        *,
+        objects: Sequence[str] | None = None,
+        tolerance: float = TOLERANCE,
+    ) -> ShapeSet:
+        """The finished mattes as splines; arguments and errors are those of `make_shapes`."""
+        return make_shapes(self, request, objects=objects, tolerance=tolerance)
 
     def clean(self, *, memory: bool = True, results: bool = True, wait: float | None = 0.0) -> StoreSize:
         """Delete what can be computed again (`memory`), and results that no key needs any more (`results`).
