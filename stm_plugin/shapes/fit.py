@@ -20,7 +20,7 @@ Array = npt.NDArray[np.float64]
 MOST_POINTS = 128
 """Points that a shape has at most."""
 _FEWEST_POINTS = 4
-_SPATIAL_SHARE = 0.85
+_SPATIAL_SHARE = 0.65
 """Share of the tolerance that the fit of one frame may use; the rest is for the interpolation between
 keys."""
 PERCENTILE = 95

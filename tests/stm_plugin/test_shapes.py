@@ -134,7 +134,7 @@ def test_a_turning_object_takes_its_points_along() -> None:
     off = np.linalg.norm(start @ turns[8] - end, axis=1)
     corners = np.array([point.corner for point in shape.points])
     assert corners.sum() == 4
-    assert off[corners].max() < 2.0
+    assert off[corners].max() < 2.5
     assert off.max() < 4.0  # on a straight edge nothing says where a point belongs
 
 

@@ -17,6 +17,7 @@ from stm_plugin.settings import Settings
 from stm_plugin.shapes.json_file import shapes_from_json
 from stm_plugin.shapes.nuke import read_nuke_script
 from stm_plugin.shapes.raster import rasterised
+from stm_plugin.shot.opening import MaskReading
 from stm_plugin.shot.shapes import write_shapes
 from stm_plugin.shot.shot import Shot
 from stm_plugin.store.description import PlateDescription
@@ -37,7 +38,7 @@ def folder(tmp_path: Path, make_plate: MakePlate) -> Path:
     made = tmp_path / "hero.stmshot"
     with Shot.create(made, PlateDescription("files", plate), settings) as shot:
         for frame in FRAMES[:-1]:
-            shot.add_key(frame, tmp_path / f"plate.mask.{frame}.png", objects=["ball"])
+            shot.add_key(frame, tmp_path / f"plate.mask.{frame}.png", reading=MaskReading(objects=["ball"]))
     return made
 
 
