@@ -459,6 +459,34 @@ class Export(ShotRequest):
         )
 
 
+SHAPE_FORMATS: Final = ("nuke", "natron", "json", "svg")
+
+
+@dataclass(frozen=True)
+class Shapes(ShotRequest):
+    """Write the mattes as splines."""
+
+    op: ClassVar[str] = "shapes"
+    file: str = ""
+    format: str = "nuke"
+    frames: Range | None = None
+    objects: tuple[str, ...] = ()
+    tolerance: float = 0.75
+    detach: bool = False
+
+    @classmethod
+    def read(cls, fields: Fields) -> Shapes:
+        return cls(
+            shot=fields.take("shot", handle),
+            file=fields.take("file", path),
+            format=fields.take("format", choice(SHAPE_FORMATS), "nuke"),
+            frames=fields.take("frames", frame_range, None),
+            objects=fields.take("objects", object_names, ()),
+            tolerance=fields.take("tolerance", number(0.05, 100.0), 0.75),
+            detach=fields.take("detach", boolean, False),
+        )
+
+
 @dataclass(frozen=True)
 class JobRequest(Request):
     """How far is a job?"""
@@ -539,6 +567,7 @@ REQUESTS: Final[Mapping[str, type[Request]]] = {
         PlanRequest,
         Propagate,
         Export,
+        Shapes,
         JobRequest,
         Cancel,
         GetMatte,

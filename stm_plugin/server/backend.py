@@ -142,6 +142,17 @@ class ExportOrder:
 
 
 @dataclass(frozen=True)
+class ShapesOrder:
+    """The mattes as splines, to be written; `format` is one of `SHAPE_FORMATS`."""
+
+    file: str
+    format: str
+    frames: Range | None
+    objects: tuple[str, ...]
+    tolerance: float
+
+
+@dataclass(frozen=True)
 class Information:
     """What a panel can offer."""
 
@@ -214,6 +225,9 @@ class ShotBackend(Protocol):
 
     def export(self, order: ExportOrder, report: Report, cancelled: Cancelled) -> None:
         """Write matte files."""
+
+    def shapes(self, order: ShapesOrder, report: Report, cancelled: Cancelled) -> None:
+        """Write the mattes as splines."""
 
     def matte(self, frame: int, objects: Sequence[str], stale: bool) -> Matte | NoMatte:
         """The matte of one frame, if it is there."""

@@ -283,7 +283,7 @@ class Connection:
         if reply.kind is Kind.ERROR:
             if reply.header["code"] in _FATAL:
                 self._writer.close()
-        elif message.header["op"] in (p.Propagate.op, p.Export.op):
+        elif message.header["op"] in (p.Propagate.op, p.Export.op, p.Shapes.op):
             self._job_requests[reply.header["job"]] = message.request_id
             self._has_news.set()
         elif message.header["op"] == p.Shutdown.op:

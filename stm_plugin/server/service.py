@@ -27,6 +27,7 @@ from stm_plugin.server.backend import (
     Matte,
     PushedFrame,
     PushedMasks,
+    ShapesOrder,
     ShotBackend,
 )
 from stm_plugin.server.jobs import REMEMBERED_SECONDS, DeviceQueue, Job, Work
@@ -248,6 +249,8 @@ class Service:
                 answer = await self._propagate(client, shot, request)
             case p.Export():
                 answer = await self._export(client, shot, request)
+            case p.Shapes():
+                answer = await self._make_shapes(client, shot, request)
             case p.GetMatte():
                 return await self._get_matte(client, shot, request)
             case _:
@@ -539,6 +542,27 @@ class Service:
             "compute": len(frames),
             "frames": ranges_of(frames),
             "text": f"{len(frames)} matte files will be written",
+        }
+
+    async def _make_shapes(self, client: Client, shot: SharedShot, request: p.Shapes) -> dict[str, Any]:
+        if not os.path.isabs(request.file):
+            raise RequestError("bad_request", "The file's path must be absolute.", path=request.file)
+        order = ShapesOrder(request.file, request.format, request.frames, request.objects, request.tolerance)
+        async with shot.edit:
+            self._refuse_if_working(shot)
+            frames = await self.in_thread(
+                shot.backend.export_frames, ExportOrder("", request.frames, None, request.objects)
+            )
+
+            def work(report: Callable[[Any], None], cancelled: Callable[[], bool]) -> None:
+                shot.backend.shapes(order, report, cancelled)
+
+            job = self._start(client, shot, "shapes", [], len(frames), request.detach, work)
+        return {
+            "job": job.id,
+            "compute": len(frames),
+            "frames": ranges_of(frames),
+            "text": f"the mattes of {len(frames)} frames become shapes",
         }
 
     def _refuse_if_working(self, shot: SharedShot) -> None:

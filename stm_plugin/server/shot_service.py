@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 
@@ -42,11 +42,15 @@ from stm_plugin.server.backend import (
     PushedMasks,
     Reason,
     Report,
+    ShapesOrder,
     ShotState,
 )
 from stm_plugin.server.information import changed_settings, flat_settings, information
 from stm_plugin.settings import Settings
+from stm_plugin.shapes.formats import format_of
+from stm_plugin.shapes.options import ShapeFormat
 from stm_plugin.shot.export import MatteWriter
+from stm_plugin.shot.shapes import make_shapes, write_shapes
 from stm_plugin.shot.shot import FinishedFrame, Shot
 from stm_plugin.store.description import PlateDescription, ShotObject
 from stm_plugin.store.store import with_suffix
@@ -378,6 +382,18 @@ class EngineShot:
         self._shot.export(writer, _plan_range(order.frames), on_event=hear, cancelled=cancelled)
         if cancelled() and written < total:
             raise PropagationCancelled("Writing was stopped.", hint="Files that are written are whole.")
+
+    def shapes(self, order: ShapesOrder, report: Report, cancelled: Cancelled) -> None:
+        """Write the mattes as splines."""
+        made = make_shapes(
+            self._shot,
+            _plan_range(order.frames),
+            objects=order.objects or None,
+            tolerance=order.tolerance,
+            on_progress=lambda done, count: report(Progress(done, count, None, None, ())),
+            cancelled=cancelled,
+        )
+        write_shapes(self._shot, made, order.file, format_of(order.file, cast(ShapeFormat, order.format)))
 
     # ---- mattes
 

@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stm_plugin.errors import MatteError, SettingsError
+from stm_plugin.errors import MatteError, PropagationCancelled, SettingsError
 from stm_plugin.files.outputs import WrittenList, check_outputs
 from stm_plugin.files.whole import write_atomically
 from stm_plugin.planning.values import Request, State
@@ -45,7 +45,8 @@ def make_shapes(
     Raises:
         SettingsError: an object is not in the shot, or the tolerance cannot be used.
         MatteError: a frame is not done (it is named before anything is computed), the mattes are empty on all
-            frames, an object is in too many pieces, or the work was stopped.
+            frames, or an object is in too many pieces.
+        PropagationCancelled: the work was stopped.
     """
     names = _known(objects, shot.objects)
     maker = ShapeMaker(tolerance)
@@ -60,7 +61,7 @@ def make_shapes(
             )
     for index, one in enumerate(plan.frames):
         if cancelled():
-            raise MatteError("The work was stopped; no shapes were made.", frame=one.frame)
+            raise PropagationCancelled("Making shapes was stopped; nothing was written.")
         finished = shot.matte(one.frame)
         mattes = _chosen(finished.mattes, names)
         maker.add(one.frame, mattes, finished.plate_frame.data_window, shot.display(one.frame))

@@ -134,6 +134,8 @@ def example_of(op: str) -> dict[str, Any]:
         "propagate": {**shot, "frames": [1, 2], "direction": "backward", "detach": True},
         "export": {**shot, "pattern": "/a.%04d.exr", "frames": [1, 2], "channel": "A", "objects": ["a"],
                    "detach": True},
+        "shapes": {**shot, "file": "/a.nk", "format": "nuke", "frames": [1, 2], "objects": ["a"],
+                   "tolerance": 0.5, "detach": True},
         "job": {"op": op, "job": "j1", "wait_ms": 10, "seen": 3},
         "cancel": {"op": op, "job": "j1"},
         "get_matte": {**shot, "frame": 1, "objects": ["a"], "window": [0, 0, 4, 4], "format": "float",

@@ -623,6 +623,18 @@ def test_export_is_a_job_that_writes_files(client: Connection, tmp_path: Path) -
     assert code_of(client, {"op": "export", "shot": shot, "pattern": "m.%04d.exr"}) == "bad_request"
 
 
+def test_shapes_are_a_job_that_writes_a_file(client: Connection, tmp_path: Path) -> None:
+    shot = new_shot(client)
+    asked = {"op": "shapes", "shot": shot, "file": str(tmp_path / "hero.nk"), "frames": [1002, 1004]}
+    answer, _ = client.call({**asked, "objects": ["hero"], "tolerance": 0.5})
+    assert (answer["compute"], answer["frames"]) == (3, [[1002, 1004]])
+    ended = wait_for_end(client, answer["job"])
+    assert (ended["state"], ended["kind"], ended["done"]) == ("finished", "shapes", 3)
+    assert (tmp_path / "hero.nk").read_text() == "nuke 0.5 hero"
+    for wrong in ({"file": "hero.nk"}, {"format": "dxf"}, {"tolerance": 0}):
+        assert code_of(client, {**asked, **wrong}) == "bad_request"
+
+
 def test_plate_frames_are_told_apart_by_the_hosts_digest(client: Connection) -> None:
     folder = f"/toy/{next(FOLDERS)}.stmshot"
     shot = client.call({"op": "open_shot", **opening(folder, last=1004)})[0]["shot"]

@@ -31,6 +31,7 @@ from stm_plugin.server.backend import (
     PushedFrame,
     PushedMasks,
     Report,
+    ShapesOrder,
     ShotState,
 )
 from stm_plugin.server.main import serve
@@ -163,6 +164,12 @@ class ToyShot:
         for count, frame in enumerate(self.chosen(order.frames), 1):
             Path(order.pattern % frame).write_bytes(b"matte")
             report(Progress(count, len(self.range), frame, None, [frame]))
+
+    def shapes(self, order: ShapesOrder, report: Report, cancelled: Cancelled) -> None:
+        frames = self.chosen(order.frames)
+        for count, _ in enumerate(frames, 1):
+            report(Progress(count, len(frames), None, None, []))
+        Path(order.file).write_text(f"{order.format} {order.tolerance} {','.join(order.objects)}")
 
     def matte(self, frame: int, objects: Sequence[str], stale: bool) -> Matte | NoMatte:
         if frame not in self.range:
