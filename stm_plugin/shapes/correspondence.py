@@ -59,7 +59,7 @@ def sample_count(sections: Sequence[Section]) -> int:
 
 def start(section: Section, count: int) -> Along:
     """(count,) lengths along the first contour."""
-    return np.arange(count) * (section.length / count)
+    return np.arange(count, dtype=np.float64) * (section.length / count)
 
 
 def advanced(before: Section, after: Section, where: Along) -> tuple[Along, Points] | None:
@@ -109,7 +109,7 @@ def advanced(before: Section, after: Section, where: Along) -> tuple[Along, Poin
     moves = at_length(
         aligned - before.at(where[anchors]),
         np.append(anchors, count).astype(np.float64),
-        np.arange(count) * 1.0,
+        np.arange(count, dtype=np.float64),
     )
     return np.asarray(everything, dtype=np.float64), moves
 
@@ -270,4 +270,5 @@ def _in_order(where: npt.NDArray[np.float64], size: npt.NDArray[np.float64]) -> 
     least = size / where.shape[1] * 0.1
     ramp = np.arange(where.shape[1]) * least
     forward = np.maximum.accumulate(where - ramp, axis=1) + ramp
-    return np.minimum(forward, forward[:, :1] + size - (ramp[:, -1:] - ramp) - least)
+    limit = forward[:, :1] + size - (ramp[:, -1:] - ramp) - least
+    return np.asarray(np.minimum(forward, limit), dtype=np.float64)

@@ -97,7 +97,8 @@ def _best(values: Array, frames: npt.NDArray[np.int64]) -> Keyed:
     """Values at the keys so that the lines between them fit all frames (least squares)."""
     hats = np.stack([np.interp(np.arange(len(values)), frames, row) for row in np.eye(len(frames))], axis=1)
     ridge = 1e-6 * np.eye(len(frames))
-    return Keyed(frames, np.linalg.solve(hats.T @ hats + ridge, hats.T @ values + ridge @ values[frames]))
+    best = np.linalg.solve(hats.T @ hats + ridge, hats.T @ values + ridge @ values[frames])
+    return Keyed(frames, np.asarray(best, dtype=np.float64))
 
 
 def _with_frames(values: Array, key: Keyed, frames: npt.NDArray[np.int64]) -> Keyed:

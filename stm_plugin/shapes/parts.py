@@ -54,5 +54,5 @@ def _intersection_over_union(one: Points, two: Points) -> float:
         canvas = np.zeros((int(size[1]), int(size[0])), np.uint8)
         cv2.fillPoly(canvas, [np.rint((points - low) * scale).astype(np.int32)], (1,))
         filled.append(canvas > 0)
-    union = np.count_nonzero(filled[0] | filled[1])
-    return float(np.count_nonzero(filled[0] & filled[1]) / max(union, 1))
+    union = int(np.count_nonzero(filled[0] | filled[1]))
+    return int(np.count_nonzero(filled[0] & filled[1])) / max(union, 1)

@@ -138,7 +138,8 @@ def bezier_segments(centre: Points, incoming: Points, outgoing: Points) -> npt.N
 
 def flattened(segments: npt.NDArray[np.float64], steps: int) -> Points:
     """Points (N * steps, 2) on cubic segments (N, 4, 2), `steps` for each, its end left to the next one."""
-    return np.einsum("sb,nbc->nsc", bernstein(np.arange(steps) / steps), segments).reshape(-1, 2)
+    points: Points = np.einsum("sb,nbc->nsc", bernstein(np.arange(steps) / steps), segments)
+    return points.reshape(-1, 2)
 
 
 def bernstein(position: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

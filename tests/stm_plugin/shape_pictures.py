@@ -57,4 +57,4 @@ def filled(polygon: Points, window: Window = WINDOW) -> FloatArray:
 def overlap(one: FloatArray, two: FloatArray) -> float:
     """Intersection over union at one half."""
     a, b = one >= 0.5, two >= 0.5
-    return float(np.count_nonzero(a & b) / max(np.count_nonzero(a | b), 1))
+    return int(np.count_nonzero(a & b)) / max(int(np.count_nonzero(a | b)), 1)
