@@ -922,6 +922,10 @@ def test_hosts_are_set_up_and_forgotten_by_the_command(
     assert shared.run().returncode == 0
     with pytest.raises(InstallationError, match="no complete installation"):
         host.nuke(True, shared.prefix / "elsewhere")
+    monkeypatch.setattr(os, "access", lambda _path, _mode: False)  # root may write anything
+    with pytest.raises(InstallationError, match="not yours to write") as caught:
+        host.nuke(True, shared.prefix)
+    assert f"NUKE_PATH={shared.prefix / 'nuke'}" in str(caught.value.hint) and not shared.init.exists()
 
 
 # --- OpenFX -------------------------------------------------------------------------------------------------

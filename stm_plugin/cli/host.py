@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -39,13 +40,18 @@ def _installation(root: Path | None) -> Prefix:
     """The installation that is meant.
 
     Raises:
-        InstallationError: there is none.
+        InstallationError: there is none, or it is an administrator's.
     """
     prefix = Prefix(own_prefix() if root is None else root.expanduser().absolute())
     if prefix.python is None:
         raise InstallationError(
             f"There is no complete installation in {prefix.root}.",
             hint="Run `python3 install.py`, or name an installation with --prefix.",
+        )
+    if not os.access(prefix.root, os.W_OK):
+        raise InstallationError(
+            f"{prefix.root} is not yours to write, so it keeps no account of your hosts.",
+            hint=f"Set NUKE_PATH={prefix.nuke} and OFX_PLUGIN_PATH={prefix.ofx} where hosts are started.",
         )
     return prefix
 
