@@ -85,7 +85,7 @@ def guided(shown: Shown) -> FloatArray:
 
 
 def by_refiner(shown: Shown) -> FloatArray:
-    """Learned edges as they ship."""
+    """The edge refiner as it ships."""
     settings = FinishSettings(edges="learned")
     refiner = ready_refiner(settings.edge_weights, "cpu")
     return finish_learned(shown.evidence, shown.guide, shown.geometry, settings, refiner)

@@ -58,10 +58,10 @@ class FinishSettings:
     """How a probability at working size becomes a soft matte at plate resolution."""
 
     edges: Edges = field(
-        default="learned",
+        default="guided",
         metadata=_about(
             "finish",
-            "as soft as the plate is, by a network; guided: by a filter; off: the plain enlargement",
+            "by a filter; learned: by a network, best for fur and blur, worse on hard edges; off: enlarged",
         ),
     )
     edge_weights: str = field(

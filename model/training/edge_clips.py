@@ -421,7 +421,16 @@ class _Textures:
         self._rng, self._pictures = rng, pictures
 
     def colour(self) -> FloatArray:
-        """(S, S, 3) for a thing."""
+        """(S, S, 3) for a thing: of one texture, or of parts with different ones."""
+        colour = self._one_colour()
+        if self._rng.random() < 0.55:
+            for _ in range(int(self._rng.integers(1, 4))):
+                part = _noise(self._rng, _CANVAS, self._rng.uniform(60, 400)) > self._rng.uniform(0.4, 0.65)
+                edge = cv2.GaussianBlur(part.astype(np.float32), (0, 0), 1.0)[..., None]
+                colour = np.asarray(colour * (1 - edge) + self._one_colour() * edge, np.float32)
+        return colour
+
+    def _one_colour(self) -> FloatArray:
         if self._rng.random() < 0.3:  # nearly plain
             plain = self._rng.uniform(0, 1, 3).astype(np.float32) ** 2
             return np.asarray(plain * (0.85 + 0.3 * _noise(self._rng, _CANVAS, 40))[..., None], np.float32)

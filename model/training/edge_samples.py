@@ -93,12 +93,12 @@ def _known_softness(clip: PooledClip, rng: np.random.Generator) -> float:
 def _worsened(coarse: npt.NDArray[np.uint16], first: int, rng: np.random.Generator) -> FloatArray:
     """(F, K, h, w): coarse masks with more mistakes; the key stays."""
     changed = np.ascontiguousarray(coarse, np.float32) / np.float32(65535)
-    if rng.random() < 0.35:
+    if rng.random() < 0.2:
         amount = rng.uniform(1, _MOST_BENT)
         cells = int(rng.integers(12, 40))
         for frame in range(max(1, first - 1), min(FRAMES, first + 3)):
             _bend(changed[frame], amount, cells, rng)
-    if rng.random() < 0.35:  # all of it too large or too small
+    if rng.random() < 0.1:  # all of it too large or too small
         amount = int(rng.integers(1, round(_MOST_BENT) + 1))
         disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * amount + 1, 2 * amount + 1))
         change = cv2.dilate if rng.random() < 0.6 else cv2.erode
