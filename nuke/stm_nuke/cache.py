@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterable
@@ -111,8 +112,17 @@ def store_folder(cache: Path, view: str) -> Path:
 
 def fresh_mattes(cache: Path, view: str, frames: Iterable[int]) -> set[int]:
     """The frames whose matte file is there and not known to be out of date."""
-    stale = stale_mattes(cache, view)
-    return {frame for frame in frames if frame not in stale and matte_path(cache, view, frame).is_file()}
+    return set(frames) & (matte_frames(cache, view) - stale_mattes(cache, view))
+
+
+def matte_frames(cache: Path, view: str) -> set[int]:
+    """The frames that have a matte file, fresh or not."""
+    pattern = re.compile(rf"matte\.{re.escape(view)}\.(-?\d+)\.exr")
+    try:
+        matches = [pattern.fullmatch(name) for name in os.listdir(cache / "mattes")]
+    except OSError:
+        return set()
+    return {int(match[1]) for match in matches if match is not None}
 
 
 def stale_mattes(cache: Path, view: str) -> set[int]:

@@ -1,14 +1,17 @@
 """What Nuke calls: a node was made, a knob changed, the script is saved or closed, a render begins.
 
 Every callback looks for STM nodes first and leaves at once where there is none: scripts are full of other
-groups.
+groups. None of them edits the graph, for Nuke may raise or crash there, and none lets an error out, for that
+would end the callbacks of others: what is to be done is done when Nuke is idle again. The one that is meant
+to raise is `before_render`.
 The rest of the package is imported when it is needed, so that Nuke starts as fast as without it.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Callable
 
 import nuke
 from stm_nuke import knobs
@@ -17,6 +20,12 @@ if TYPE_CHECKING:
     from stm_nuke.node import StmNode
 
 _RANGE_KNOBS = frozenset((knobs.FIRST, knobs.LAST))
+_LISTENED = _RANGE_KNOBS | {knobs.MATTE_FROM, knobs.MISSING, "inputChange", "showPanel"}
+_CREATED = "created"
+PANEL_SECONDS = 0.25
+"""The most that opening a panel spends on looking whether masks have changed."""
+_waiting: list[tuple[str, str]] = []
+"""Node and event of what is to be done when Nuke is idle."""
 _is_busy = False
 """Our own changes to knobs call `knobChanged` too, in newer releases."""
 _is_installed = False
@@ -36,64 +45,104 @@ def install() -> None:
     nuke.addBeforeRender(before_render, nodeClass="Write")
 
 
-def on_create() -> None:
-    """A node was pasted, read from a script, or made.
+def when_idle(work: Callable[[], object]) -> None:
+    """Call it in Nuke's main thread when what runs there now has ended. Only where there is a window."""
+    threading.Thread(target=nuke.executeInMainThread, args=(work,), name="STM when idle", daemon=True).start()
 
-    A copy gets a cache of its own before anything can happen.
-    """
-    node = nuke.thisNode()
-    if not knobs.is_stm_node(node) or not nuke.GUI:
-        return
-    from stm_nuke.errors import StmNodeError
+
+def _remember(node: nuke.Node, event: str) -> None:
+    entry = node.fullName(), event
+    if entry not in _waiting:
+        _waiting.append(entry)
+    if len(_waiting) == 1:
+        when_idle(_work_off)
+
+
+def _work_off() -> None:
+    """Do what callbacks have left to do."""
+    global _is_busy
+    waiting = list(_waiting)
+    _waiting.clear()
     from stm_nuke.node import StmNode
 
-    found = StmNode(node)
+    for name, event in waiting:
+        node = nuke.toNode(name)
+        if node is None or not knobs.is_stm_node(node):
+            continue  # deleted meanwhile
+        _is_busy = True
+        try:
+            _catch_up(StmNode(node), event)
+        except Exception:  # a bug of ours must not be one of Nuke's window
+            sys.excepthook(*sys.exc_info())
+        finally:
+            _is_busy = False
+
+
+def _catch_up(node: StmNode, event: str) -> None:
+    from stm_nuke import verbs
+    from stm_nuke.errors import StmNodeError
+
     try:
-        if found.id and found.twin() is not None:
-            found.claim()
-        if found.id and found.is_live:
-            _put_effect_in(found)
-    except StmNodeError as error:
-        found.set(knobs.STATUS, str(error))
+        if event == _CREATED:
+            if node.id and node.twin() is not None:
+                node.claim()
+            if node.id and node.is_live:
+                _put_effect_in(node)
+        elif event == "inputChange":
+            if node.frames == (0, 0) and node.plate is not None:
+                node.take_range_from_input()
+                node.claim()
+        elif event == knobs.MATTE_FROM:
+            verbs.take_matte_from(node, node[knobs.MATTE_FROM])
+        elif event == knobs.MISSING:
+            node.show_timeline(node.view())
+        else:
+            node.claim()
+    except (StmNodeError, LookupError) as error:
+        verbs.tell(node, str(error))
+        if event == knobs.MATTE_FROM:
+            nuke.message(str(error))
+
+
+def on_create() -> None:
+    """A node was pasted, read from a script, or made: a copy gets a cache of its own before anything is done.
+
+    What is inside a group may not be there yet.
+    """
+    try:
+        node = nuke.thisNode()
+        if nuke.GUI and knobs.is_stm_node(node):
+            _remember(node, _CREATED)
+    except Exception:
+        sys.excepthook(*sys.exc_info())
 
 
 def on_knob_changed() -> None:
     """The range was changed, the panel was opened, an input was connected."""
-    global _is_busy
-    node, knob = nuke.thisNode(), nuke.thisKnob()
-    name = knob.name()
-    if _is_busy or name not in _LISTENED or not knobs.is_stm_node(node):
-        return
-    from stm_nuke import verbs
-    from stm_nuke.errors import StmNodeError
-    from stm_nuke.node import StmNode
-
-    found = StmNode(node)
-    _is_busy = True
+    if _is_busy or not nuke.GUI:
+        return  # while a script is read, too, this is called for every knob
     try:
-        if name in _RANGE_KNOBS:
-            found.claim()
-        elif name == "inputChange" and found.frames == (0, 0) and found.plate is not None:
-            found.take_range_from_input()
-            found.claim()
-        elif name == knobs.MATTE_FROM and found.id:
-            verbs.take_matte_from(found, found[knobs.MATTE_FROM])
-        elif name == "showPanel":
-            verbs.show_keys(found, found.view())
-    except (StmNodeError, LookupError) as error:
-        verbs.tell(found, str(error))
-        if name == knobs.MATTE_FROM and nuke.GUI:
-            nuke.message(str(error))
-    finally:
-        _is_busy = False
+        node, name = nuke.thisNode(), nuke.thisKnob().name()
+        if name not in _LISTENED or not knobs.is_stm_node(node):
+            return
+        if name == "showPanel":
+            from stm_nuke import verbs
+            from stm_nuke.node import StmNode
 
-
-_LISTENED = _RANGE_KNOBS | {knobs.MATTE_FROM, "inputChange", "showPanel"}
+            found = StmNode(node)
+            verbs.show_keys(found, found.view(), PANEL_SECONDS)
+        elif node[knobs.NODE_ID].value():  # not while it is being built
+            _remember(node, name)
+    except Exception:
+        sys.excepthook(*sys.exc_info())
 
 
 def on_script_load() -> None:
     """A script was read: nodes whose matte is live get the effect, which is never saved."""
-    put_effects_in()
+    if nuke.GUI:
+        when_idle(put_effects_in)
+    else:
+        put_effects_in()
 
 
 def put_effects_in() -> None:
@@ -135,8 +184,8 @@ def on_script_save() -> None:
             live.take_out(node.group)
         except (StmNodeError, LookupError, RuntimeError) as error:  # saving must not fail for it
             nuke.tprint(f"STM for Nuke: {node.name}: {error}")
-    if was_in and nuke.GUI:  # from another thread: then it waits until Nuke is idle, and so has saved
-        threading.Thread(target=nuke.executeInMainThread, args=(put_effects_in,), daemon=True).start()
+    if was_in and nuke.GUI:
+        when_idle(put_effects_in)  # then Nuke has saved
 
 
 def on_script_close() -> None:
@@ -161,24 +210,34 @@ def before_render() -> None:
     from stm_nuke.node import StmNode
 
     write = nuke.thisNode()
+    is_flipbook = is_in_flipbook(write)
     for node in fingerprint.depends_on(write):
         if knobs.is_stm_node(node):
-            problem = what_is_wrong(StmNode(node))
+            problem = what_is_wrong(StmNode(node), is_flipbook)
             if problem:
                 raise RuntimeError(problem)
 
 
-def what_is_wrong(node: StmNode) -> str:
-    """Why this node must not be rendered now; empty where it may."""
+def is_in_flipbook(write: nuke.Node) -> bool:
+    """Whether a Write is the one that Nuke makes for a flipbook: in a small group of that name."""
+    if "." not in write.fullName() or not nuke.GUI:
+        return False
+    outer = write.parent()
+    is_small = {node.Class() for node in outer.nodes()} <= {"Input", "Output", "Shuffle", "Shuffle2", "Write"}
+    return is_small and outer.name().startswith("Flipbook")
+
+
+def what_is_wrong(node: StmNode, is_flipbook: bool = False) -> str:
+    """Why this node must not be rendered now; empty where it may. A flipbook may show the overlay."""
     from stm_nuke import cache, live
     from stm_nuke.keys import format_keys
 
-    if node[knobs.OVERLAY]:
+    if node[knobs.OVERLAY] and not is_flipbook:
         return f"{node.name} shows its overlay. Switch it off to render."
     if not node.id:
         return f"{node.name} has no matte yet. Set a keyframe and propagate."
     if node.is_live or live.is_in(node.group):
-        problem = node.arrange_live()
+        problem = node.live_problem()
         if problem:
             return f"{problem} {live.INSTEAD}"
     for view in nuke.views():

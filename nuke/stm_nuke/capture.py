@@ -211,6 +211,6 @@ def _inside(parent: nuke.Group) -> Iterator[list[nuke.Node]]:
     """Work in the group, leaving no trace; gives the group's Input nodes by number."""
     with group.unnoticed(parent):
         found = [node for node in parent.nodes() if node.Class() == "Input"]
-        if len(found) != 2:
+        if len(found) != group.INPUTS:
             raise StmNodeError(f"{parent.fullName()} has lost its inputs.", hint="Make a new STM node.")
         yield sorted(found, key=lambda node: cast(int, node["number"].value()))

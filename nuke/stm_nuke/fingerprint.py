@@ -193,9 +193,7 @@ def _files(text: str) -> Iterator[str]:
 
 
 def depends_on(node: nuke.Node) -> list[nuke.Node]:
-    """Every node above `node`, out of the groups that it is in, each once, and all that is in the groups
-    among them.
-    """
+    """Every node above `node`, outside its group too, each once, and all that is in the groups among them."""
     found: dict[str, nuke.Node] = {}
     waiting = [node]
     while waiting:

@@ -1,13 +1,15 @@
 """The inside of an STM node: native nodes only, so that a saved script renders where the plug-in is missing.
 (`live.py` puts the OpenFX effect in while the node's switch says so; it is never saved.)
 
-plate ------------------------------+--> to_channel --> objects_1..4 --+--> overlay_switch --> Output1
-mask (looked at by the panel)       |        |                         |    |
-matte --> matte_range --+--> whole_frames ---+--> overlay_matte --> overlay_tint
-        between_frames -+
+plate ------------+--> to_channel --> (objects_1..4) --> overlay --> shown --> Output1
+mask, fix         |        |                              |           |
+matte --> guard --|--------+------------------------------+           |
+                  +--> note ------------------------------------------+
 
-Between two frames there is no matte: there `whole_frames` takes `between_frames`, a Read whose file is never
-there and whose name says why.
+`mask` and `fix` are looked at by the panel. `guard` fails where there can be no matte: outside the range and
+between two frames. `shown` takes `note`, the plate with a line of text, in Nuke's window where there is no
+matte; never in a render. There are ten nodes: more than that are out of Python's reach in some editions of
+Nuke. The `objects` nodes come with a second object.
 """
 
 from __future__ import annotations
@@ -20,26 +22,30 @@ from typing import cast
 import nuke
 from stm_nuke import knobs
 
-PLATE, MASK = 0, 1
+PLATE, MASK, FIX = 0, 1, 2
 """Numbers of the group's inputs."""
+INPUTS = 3
 
 PLATE_INPUT = "plate"
 MATTE_READ = "matte"
-MATTE_RANGE = "matte_range"
-WHOLE_FRAMES, BETWEEN_FRAMES = "whole_frames", "between_frames"
-BETWEEN_FRAMES_FILE = "NO MATTE BETWEEN TWO FRAMES - retime above the STM node or take the nearest frame.exr"
-"""No file: what Nuke says of it tells what to do."""
+GUARD = "guard"
+NOTE, SHOWN = "note", "shown"
+OVERLAY = "overlay"
 TO_CHANNEL = "to_channel"
 OBJECTS_PER_COPY = 4
 OBJECT_COPIES = tuple(f"objects_{number}" for number in range(1, 5))
 
-_ALWAYS_FIRST, _ALWAYS_LAST = -1000000, 1000000
-"""The Read is told that it has every frame: a frame outside the range, too, fails for want of its file.
-Within a range of its own a Read would hold or loop its ends, or give black."""
-_TINT = ("r*(1-0.5*a)+0.5*a", "g*(1-0.5*a)", "b*(1-0.5*a)")
+_TINT = ("Br*(1-0.5*Aa)+0.5*Aa", "Bg*(1-0.5*Aa)", "Bb*(1-0.5*Aa)")
 _STEP = 60
-_IS_BETWEEN_FRAMES = "abs(frame - rint(frame)) > 0.001"
+_ON_WHOLE_FRAMES = "abs(frame - rint(frame)) < 0.001"
 """Curves of a retime reach whole frames by way of rounding."""
+_NO_MATTE_HERE = (
+    "NO MATTE HERE - the shot has the whole frames {first} to {last}. Between two frames there is none: "
+    "retime above the STM node or take the nearest frame"
+)
+IN_THE_WINDOW = "$gui && ![python int(nuke.executing())]"
+"""Whether somebody looks, and nothing is rendered."""
+_HAS_NO_MATTE = f"(parent.{knobs.TIMELINE} < 1 || !({_ON_WHOLE_FRAMES}))"
 
 
 def build(name: str = "STM1") -> nuke.Group:
@@ -64,41 +70,28 @@ def build(name: str = "STM1") -> nuke.Group:
 def _build_inside() -> None:
     plate = make("Input", PLATE_INPUT, [], 0, 0)
     mask = make("Input", "mask", [], 300, 0)
-    mask["number"].setValue(MASK)
-    plate["number"].setValue(PLATE)
+    fix = make("Input", "fix", [], 450, 0)
+    for number, one in ((FIX, fix), (MASK, mask), (PLATE, plate)):
+        one["number"].setValue(number)
     matte = make("Read", MATTE_READ, [], -300, 0)
     matte["on_error"].setValue("error")
     matte["raw"].setValue(True)
     if matte.knob("localizationPolicy") is not None:
         matte["localizationPolicy"].setValue("off")  # a local copy may be an old one
-    for knob in ("first", "origfirst"):
-        matte[knob].setValue(_ALWAYS_FIRST)
-    for knob in ("last", "origlast"):
-        matte[knob].setValue(_ALWAYS_LAST)
-    matte_range = make("FrameRange", MATTE_RANGE, [matte], -300, 1)
-    between = make("Read", BETWEEN_FRAMES, [], -450, 0)
-    between["on_error"].setValue("error")
-    between["file"].setValue(BETWEEN_FRAMES_FILE)
-    shown = make("Switch", WHOLE_FRAMES, [matte_range, between], -300, 2)
-    shown["which"].setExpression(_IS_BETWEEN_FRAMES)
-    to_channel = make("Copy", TO_CHANNEL, [plate, shown], 0, 2)
+    guard = make("Assert", GUARD, [matte], -300, 1)
+    to_channel = make("Copy", TO_CHANNEL, [plate, guard], 0, 2)
     to_channel["from0"].setValue("rgba.alpha")
     to_channel["to0"].setValue("rgba.alpha")
-    last = to_channel
-    for row, name in enumerate(OBJECT_COPIES, 3):
-        last = make("Copy", name, [last, shown], 0, row)
-        for number in range(OBJECTS_PER_COPY):
-            last[f"from{number}"].setValue("none")
-            last[f"to{number}"].setValue("none")
-    overlay = make("Copy", "overlay_matte", [plate, shown], -150, 7)
-    overlay["from0"].setValue("rgba.alpha")
-    overlay["to0"].setValue("rgba.alpha")
-    tint = make("Expression", "overlay_tint", [overlay], -150, 8)
+    overlay = make("MergeExpression", OVERLAY, [to_channel, guard], 0, 7)
     for number, expression in enumerate(_TINT):
-        tint[f"expr{number}"].setValue(expression)
-    switch = make("Switch", "overlay_switch", [last, tint], 0, 9)
-    switch["which"].setExpression(f"parent.{knobs.OVERLAY}")
-    make("Output", "Output1", [switch], 0, 10)
+        overlay[f"expr{number}"].setValue(expression)
+    overlay["channel3"].setValue("none")
+    overlay["disable"].setExpression(f"!parent.{knobs.OVERLAY}")
+    note = make("Text2", NOTE, [plate], -150, 7)
+    note["message"].setValue("STM: no matte on this frame")
+    shown = make("Switch", SHOWN, [overlay, note], 0, 8)
+    shown["which"].setExpression(f"{IN_THE_WINDOW} && {_HAS_NO_MATTE}")
+    make("Output", "Output1", [shown], 0, 9)
 
 
 def make(class_name: str, name: str, inputs: Sequence[nuke.Node], x: int, row: int) -> nuke.Node:
@@ -140,15 +133,17 @@ def matte_pattern(cache: Path) -> str:
 
 
 def point_to(group: nuke.Group, pattern: str, first: int, last: int) -> None:
-    """Let the matte come from these files, and report this frame range."""
-    read, shown = inner(group, MATTE_READ), inner(group, MATTE_RANGE)
+    """Let the matte come from these files, of this frame range. On other frames the node fails."""
+    read, guard = inner(group, MATTE_READ), inner(group, GUARD)
     if read["file"].value() != pattern:
         read["file"].setValue(pattern)
-        for knob, frame in (("first", _ALWAYS_FIRST), ("last", _ALWAYS_LAST)):
+    for knob, frame in (("first", first), ("last", last), ("origfirst", first), ("origlast", last)):
+        if read[knob].value() != frame:
             read[knob].setValue(frame)
-    for knob, frame in (("first_frame", first), ("last_frame", last)):
-        if shown[knob].value() != frame:
-            shown[knob].setValue(frame)
+    message = _NO_MATTE_HERE.format(first=first, last=last)
+    if guard["message"].value() != message:
+        guard["message"].setValue(message)
+        guard["expression"].setExpression(f"frame >= {first} && frame <= {last} && {_ON_WHOLE_FRAMES}")
 
 
 def reload_matte(group: nuke.Group) -> None:
@@ -164,10 +159,26 @@ def offer_objects(group: nuke.Group, names: Sequence[str]) -> None:
     layered = list(names) if len(names) > 1 else []
     for name in layered:
         nuke.Layer(name, [f"{name}.alpha"])
-    places = [(copy, number) for copy in OBJECT_COPIES for number in range(OBJECTS_PER_COPY)]
-    for index, (copy, number) in enumerate(places):
-        channel = f"{layered[index]}.alpha" if index < len(layered) else "none"
-        node = inner(group, copy)
-        for knob in (f"from{number}", f"to{number}"):
-            if node[knob].value() != channel:
-                node[knob].setValue(channel)
+    wanted = -(-len(layered) // OBJECTS_PER_COPY)
+    for number, copy in enumerate(OBJECT_COPIES):
+        node = group.node(copy)
+        if node is None and number < wanted:
+            node = _add_copy(group, number)
+        for place in range(OBJECTS_PER_COPY if node is not None else 0):
+            index = number * OBJECTS_PER_COPY + place
+            channel = f"{layered[index]}.alpha" if index < len(layered) else "none"
+            for knob in (f"from{place}", f"to{place}"):
+                if node is not None and node[knob].value() != channel:
+                    node[knob].setValue(channel)
+
+
+def _add_copy(group: nuke.Group, number: int) -> nuke.Node:
+    """One more Copy for the layers of objects, behind those that are there."""
+    above = inner(group, OBJECT_COPIES[number - 1] if number else TO_CHANNEL)
+    with unnoticed(group):
+        copy = make("Copy", OBJECT_COPIES[number], [above, inner(group, GUARD)], 0, 3 + number)
+        for place in range(OBJECTS_PER_COPY):
+            copy[f"from{place}"].setValue("none")
+            copy[f"to{place}"].setValue("none")
+        inner(group, OVERLAY).setInput(0, copy)
+    return copy

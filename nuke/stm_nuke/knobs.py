@@ -24,7 +24,11 @@ KEY_LIST = "key_list"
 OBJECTS = "objects"
 FIRST, LAST = "first", "last"
 OVERLAY = "overlay"
-KEEP_STALE = "keep_stale"
+TIMELINE = "timeline"
+"""A curve: 0 where there is no matte, 1 where there is one, 2 where an old one was kept, 3 on a keyframe."""
+HELD = "stm_held"
+"""A curve: the frame whose matte is shown where mattes are held."""
+MISSING = "missing_matte"
 MATTE_FROM = "matte_from"
 STRICT = "strict_render"
 CHANNEL = "channel"
@@ -36,6 +40,7 @@ COLOUR_SPACE, OCIO_CONFIG = "colour_space", "ocio_config"
 DEVICE, WEIGHTS, WEIGHTS_INFO = "device", "weights", "weights_info"
 CACHE_PLACE, CACHE_FOLDER, CACHE_PATH = "cache_place", "cache_folder", "cache_path"
 
+FAIL, HOLD_LAST, OLD_MATTE = "fail", "hold the last matte", "take the old matte"
 FILES, LIVE = "files", "live (OFX)"
 NEXT_TO_SCRIPT, CHOSEN_FOLDER = "next to the script", "chosen folder"
 EVERY = "first, previous and every Nth"
@@ -105,14 +110,17 @@ def all_knobs() -> Iterator[nuke.Knob]:
     yield _same_line(_integer(LAST, "to", 0, "Last frame of the shot."))
     yield _button("range_from_input", "From input", "Take the frame range of the plate input.")
     yield _section("look")
+    yield _timeline()
     yield _switch(
         OVERLAY, "overlay", False, "Show the matte as a red tint. Rendering is refused while it is on."
     )
-    yield _switch(
-        KEEP_STALE,
-        "keep stale mattes",
-        False,
-        "Off: a frame whose matte is out of date fails. On: the last matte stays until there is a new one.",
+    yield _menu(
+        MISSING,
+        "without a matte",
+        [FAIL, HOLD_LAST, OLD_MATTE],
+        "What a render does on a frame without a matte. Fail: it ends there. Hold the last matte: that of a "
+        "frame before is taken. Take the old matte: one that is out of date stays until there is a new one. "
+        "The window shows the plate with a note.",
     )
     yield _menu(
         MATTE_FROM,
@@ -166,6 +174,8 @@ def all_knobs() -> Iterator[nuke.Knob]:
     yield _tip(nuke.File_Knob(CACHE_FOLDER, "chosen folder"), "Used where the cache is in a chosen folder.")
     yield _read_only(_text(CACHE_PATH, "this node's cache", ""))
     yield _button("move_cache", "Move cache there", "Move this node to a cache at the place chosen above.")
+    held = nuke.Double_Knob(HELD, HELD)
+    yield quiet(_hidden(held))
     for name in (NODE_ID, HOME, KEYS, CANVAS, PLATE_PRINT):
         yield _hidden(_text(name, name, ""))
 
@@ -207,6 +217,18 @@ def _switch(name: str, label: str, value: bool, tip: str) -> nuke.Knob:
     knob.setFlag(nuke.NO_ANIMATION)
     knob.setFlag(nuke.STARTLINE)
     return _tip(knob, tip)
+
+
+def _timeline() -> nuke.Knob:
+    knob = nuke.Double_Knob(TIMELINE, "timeline")
+    knob.setEnabled(False)
+    return quiet(
+        _tip(
+            knob,
+            "Its keys mark keyframes, the frame that is advised, and where mattes begin and end: 0 no matte, "
+            "1 matte, 2 old matte, 3 keyframe.",
+        )
+    )
 
 
 def _menu(name: str, label: str, choices: list[str], tip: str) -> nuke.Knob:

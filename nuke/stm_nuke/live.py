@@ -1,6 +1,6 @@
 """The matte straight from the engine, by the OpenFX effect, in the place of matte files.
 
-The effect stands in a group `live` inside the node, between `plate` and `matte_range`; it only shows the
+The effect stands in a group `live` inside the node, between `plate` and `guard`; it only shows the
 node's shot store. It is never saved: a script that names a class which the machine lacks is read with holes
 in it, or not at all. So it is taken out before the script is saved and put back afterwards, and whenever a
 script is opened. What a saved script has in its place is a Read whose file is never there and whose name says
@@ -33,6 +33,7 @@ NO_EFFECT = (
     "STM.ofx.bundle on the OpenFX path) and start Nuke again."
 )
 MANY_VIEWS = "{name} cannot take its matte live: the script has the views {views}, and the effect shows one."
+LEFT_IN = "{name} takes its matte from files, and the STM OpenFX effect is still in it. Press Refresh status."
 INSTEAD = "Or choose 'files' under 'matte from'."
 LIVE = "live"
 _EFFECT = "effect"
@@ -75,13 +76,26 @@ def arrange(parent: nuke.Group, store: Path, objects: Sequence[str]) -> str:
     return NO_EFFECT.format(name=parent.fullName())
 
 
+def problem_of(parent: nuke.Group, store: Path, objects: Sequence[str]) -> str:
+    """Why the inside of an STM node is not what its switch says, for people; nothing is changed."""
+    layered = list(objects) if len(objects) > 1 else []
+    views = list(nuke.views())
+    if not is_wanted(parent):
+        return LEFT_IN.format(name=parent.fullName()) if is_in(parent) else ""
+    if len(views) > 1:
+        return MANY_VIEWS.format(name=parent.fullName(), views=", ".join(views))
+    if is_in(parent) and _shown(parent) == (store.as_posix(), layered):
+        return ""
+    return NO_EFFECT.format(name=parent.fullName())
+
+
 def take_out(parent: nuke.Group) -> None:
     """Remove the effect; the matte comes from the Read again. Nothing where it is not in."""
     found = parent.node(LIVE)
     if found is None:
         return
     with group.unnoticed(parent):
-        group.inner(parent, group.MATTE_RANGE).setInput(0, group.inner(parent, group.MATTE_READ))
+        group.inner(parent, group.GUARD).setInput(0, group.inner(parent, group.MATTE_READ))
         nuke.delete(found)
 
 
@@ -123,7 +137,7 @@ def _put_in(parent: nuke.Group, store: str, layered: Sequence[str]) -> bool:
             nuke.delete(live)
             return False
         live.setInput(0, group.inner(parent, group.PLATE_INPUT))
-        group.inner(parent, group.MATTE_RANGE).setInput(0, live)
+        group.inner(parent, group.GUARD).setInput(0, live)
     return True
 
 

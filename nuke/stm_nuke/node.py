@@ -6,13 +6,13 @@ import contextlib
 import os
 import re
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import nuke
-from stm_nuke import cache, fingerprint, group, knobs, live, scriptcolour
+from stm_nuke import cache, fingerprint, group, knobs, layers, live, scriptcolour, timeline
 from stm_nuke.errors import (
     CacheError,
     KeyframeError,
@@ -28,24 +28,7 @@ from stm_nuke.wire import Window
 MAX_OBJECTS = 16
 _BELOW = 100
 """Where a new node is put in the node graph, from its plate."""
-_OBJECT = re.compile(r"([A-Za-z_][A-Za-z0-9_-]{0,63})\s*(?:=\s*([^\s=]+))?")
-_RESERVED = frozenset(
-    [
-        "rgba",
-        "rgb",
-        "alpha",
-        "depth",
-        "mask",
-        "rotopaint_mask",
-        "forward",
-        "backward",
-        "motion",
-        "disparity",
-        "none",
-        "all",
-    ]
-)
-"""Layers that Nuke gives a meaning of its own."""
+_OBJECT = re.compile(r"(\S+?)\s*(?:=\s*([^\s=]+))?")
 _UNSAVED = f"unsaved:{secrets.token_hex(8)}"
 """The home of nodes in a script that this session has not saved."""
 
@@ -165,7 +148,7 @@ class StmNode:
             if line.strip():
                 found.append(self._object_of(line.strip()))
         names = [one.name for one in found]
-        if not found or len(names) > MAX_OBJECTS or len(set(names)) != len(names):
+        if not found or len(names) > MAX_OBJECTS or len({name.lower() for name in names}) != len(names):
             raise UsageError(
                 f"{self.name} has {len(names)} objects: {', '.join(names) or 'none'}.",
                 hint=f"Give 1 to {MAX_OBJECTS} different names under objects, one a line.",
@@ -174,9 +157,10 @@ class StmNode:
 
     def _object_of(self, line: str) -> MaskObject:
         match = _OBJECT.fullmatch(line)
-        if match is None or match[1].lower() in _RESERVED:
+        why = "it has several words" if match is None else layers.why_no_layer(match[1], nuke.views())
+        if match is None or why:
             raise UsageError(
-                f"{self.name}: the object {line!r} cannot be used.",
+                f"{self.name}: the object {line!r} cannot be used: {why}.",
                 hint="Write NAME = CHANNEL, for example hero = rgba.alpha; NAME is no layer of Nuke's own.",
             )
         channel = match[2] or "rgba.alpha"
@@ -220,9 +204,9 @@ class StmNode:
         """The fingerprint of the graph above the plate."""
         return fingerprint.print_of(self.plate)
 
-    def mask_print(self) -> str:
-        """The fingerprint of the graph above the mask."""
-        return fingerprint.print_of(self.mask)
+    def mask_print(self, seconds: float | None = None) -> str:
+        """The fingerprint of the graph above the mask. TookTooLong where `seconds` are not enough."""
+        return fingerprint.print_of(self.mask, seconds)
 
     def __getitem__(self, knob: str) -> Any:
         return self.group[knob].value()
@@ -301,7 +285,7 @@ class StmNode:
             canvas=self._canvas(display),
             pixel_aspect=float(plate_format.pixelAspect()),
             fps=float(nuke.root()["fps"].value()),
-            keep_stale=bool(self[knobs.KEEP_STALE]),
+            keep_stale=self.keeps_old_mattes,
             is_live=self.is_live,
         )
 
@@ -349,10 +333,11 @@ class StmNode:
             self._show_matte()
 
     def twin(self) -> StmNode | None:
-        """Another node of this script with the same id."""
+        """Another node of this script with the same id. Clones are one node, not twins."""
         mine = self.group.fullName()
         for other in find_all():
-            if other.id == self.id and other.group.fullName() != mine:
+            are_clones = bool(self.group.clones() and other.group.clones())
+            if other.id == self.id and other.group.fullName() != mine and not are_clones:
                 return other
         return None
 
@@ -401,6 +386,45 @@ class StmNode:
     # ---- what its output shows
 
     @property
+    def keeps_old_mattes(self) -> bool:
+        """Whether a matte that is out of date stays in use until there is a new one."""
+        return bool(self[knobs.MISSING] == knobs.OLD_MATTE)
+
+    def show_timeline(
+        self, view: str, done: Collection[int] | None = None, advised: int | None = None
+    ) -> None:
+        """Let the curves of the node say what there is on each frame.
+
+        Args:
+            done: the frames with a matte, where that is known already; else files are looked at.
+        """
+        frames = self.frames
+        if frames == (0, 0) or not self.id:
+            return
+        every = range(frames[0], frames[1] + 1)
+        old: set[int] = set()
+        if done is None:
+            found = cache.matte_frames(self.cache, view)
+            old = cache.stale_mattes(self.cache, view) & found
+            done = found - old
+        keys = {key.frame for key in self.keys_of(view)}
+        states = timeline.states_of(frames, set(done) & set(every), old, keys)
+        marks = keys | ({advised} if advised is not None else set())
+        timeline.show(self.group, states, marks, self._set_script)
+        held = "parent." + knobs.HELD if self[knobs.MISSING] == knobs.HOLD_LAST and not self.is_live else ""
+        read = group.inner(self.group, group.MATTE_READ)
+        if read["frame"].value() != held:
+            with unrecorded():
+                read["frame"].setValue(held)
+
+    def _set_script(self, knob: str, script: str) -> None:
+        root = nuke.root()
+        was_modified = root.modified()
+        with unrecorded():
+            self.group[knob].fromScript(script)
+        root.setModified(was_modified)
+
+    @property
     def is_live(self) -> bool:
         """Whether the matte is to come from the OpenFX effect instead of files."""
         return live.is_wanted(self.group)
@@ -415,16 +439,24 @@ class StmNode:
         with unrecorded():
             return self._show_matte()
 
+    def live_problem(self) -> str:
+        """Why the effect is not in as the switch says, or nothing. Nothing is changed."""
+        return live.problem_of(self.group, self._live_store(), self._object_names())
+
     def _show_matte(self) -> str:
         first, last = self.frames
         pattern = live.NO_EFFECT_FILE if self.is_live else group.matte_pattern(self.cache)
         group.point_to(self.group, pattern, first, last)
-        store = cache.store_folder(self.cache, str(nuke.views()[0]))
+        return live.arrange(self.group, self._live_store(), self._object_names())
+
+    def _live_store(self) -> Path:
+        return cache.store_folder(self.cache, str(nuke.views()[0]))
+
+    def _object_names(self) -> list[str]:
         try:
-            names = [one.name for one in self.objects]
+            return [one.name for one in self.objects]
         except UsageError:
-            names = []  # it is said where they are needed
-        return live.arrange(self.group, store, names)
+            return []  # it is said where they are needed
 
 
 @contextlib.contextmanager

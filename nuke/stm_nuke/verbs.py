@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Callable, Literal, Optional
 
 import nuke
-from stm_nuke import cache, capture, exr, group, knobs, live, session, tasks
+from stm_nuke import cache, capture, exr, fingerprint, group, knobs, live, session, tasks
 from stm_nuke.errors import KeyframeError, PlateError, StmNodeError, UsageError
 from stm_nuke.exr import Picture
 from stm_nuke.frames import Range, counted, frames_of, in_words, ranges_of
@@ -84,7 +84,7 @@ def delete_key(node: StmNode, frame: int, view: str, ended: Ended = None) -> Non
         )
     with _undo(f"Delete STM key {frame}"):
         node.set_keys(without_key(node.keys, view, frame))
-    cache.retire_mattes(node.cache, view, [frame], bool(node[knobs.KEEP_STALE]))
+    cache.retire_mattes(node.cache, view, [frame], node.keeps_old_mattes)
     _sync_task(node, view, f"Keyframe {frame} is deleted.", ended, [frame])
 
 
@@ -131,7 +131,7 @@ def update_keys(node: StmNode, view: str, ended: Ended = None) -> list[int]:
         for key in found.values():
             keys = with_key(keys, key)
         node.set_keys(keys)
-    cache.retire_mattes(node.cache, view, found, bool(node[knobs.KEEP_STALE]))
+    cache.retire_mattes(node.cache, view, found, node.keeps_old_mattes)
     words = f"Keyframes {in_words(found)} are updated." if found else "No mask has changed."
     _sync_task(node, view, words, ended, sorted(found))
     return sorted(found)
@@ -483,6 +483,8 @@ def _then(view: str, ended: Ended) -> Callable[[Task], None]:
         else:
             group.reload_matte(node.group)
         show_keys(node, view)
+        done = task.done if node.is_live else None
+        node.show_timeline(view, done, _advised.get(node.id))
         if task.error is not None:
             tell(node, str(task.error))
         if ended is not None:
@@ -496,9 +498,16 @@ def tell(node: StmNode, words: str) -> None:
     _quietly(node, knobs.STATUS, words)
 
 
-def show_keys(node: StmNode, view: str) -> None:
-    """The list of keys: frame, objects, and whether the mask input has been touched since."""
-    now = node.mask_print()
+def show_keys(node: StmNode, view: str, seconds: float | None = None) -> None:
+    """The list of keys: frame, objects, and whether the mask input has been touched since.
+
+    Args:
+        seconds: the most time to spend on the last question; it is left open where they are not enough.
+    """
+    try:
+        now = node.mask_print(seconds)
+    except fingerprint.TookTooLong:
+        now = ""
     first, last = node.frames
     lines = []
     for key in node.keys_of(view):
@@ -507,7 +516,7 @@ def show_keys(node: StmNode, view: str) -> None:
         elif key.print_ == "file":
             state = "from a file"
         else:
-            state = "fresh" if key.print_ == now else "mask input changed"
+            state = "fresh" if key.print_ == now else "mask input changed" if now else "press Refresh status"
         lines.append(f"{key.frame}  {state}")
     _quietly(node, knobs.KEY_LIST, "\n".join(lines) or "none")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,14 @@ def make_mattes(node: Any, frames: range, value: float = 0.5) -> None:
     for frame in frames:
         path = cache.matte_path(node.cache, "main", frame)
         write_exr(path, np.full((48, 64, 1), value, np.float32), channels=("A",))
+
+
+def idle(nuke: Any) -> None:
+    """Nuke has nothing else to do: what waits for that is done."""
+    for thread in threading.enumerate():
+        if thread.name == "STM when idle":
+            thread.join()
+    nuke._host.pump(lambda: True)
 
 
 def pixels(path: Path) -> Any:

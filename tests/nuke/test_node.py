@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import PlateMaker, write_exr
-from tests.nuke.comps import FRAMES, make_mattes, pixels, read_node, write_of
+from tests.nuke.comps import FRAMES, idle, make_mattes, pixels, read_node, write_of
 
 HOSTS = Path(__file__).resolve().parents[1] / "hosts" / "nuke_stand_in"
 
@@ -51,7 +51,8 @@ def test_a_frame_without_a_matte_fails_within_the_range_and_outside_it_never_bla
 
     make_mattes(comp, FRAMES)
     cache.matte_path(comp.cache, "main", 1002).unlink()
-    with pytest.raises(RuntimeError, match=rf"STM1\.matte: .*{frame}"):
+    words = rf"STM1\.matte: .*{frame}" if frame in FRAMES else r"STM1\.guard: NO MATTE HERE - .* 1001 to 1003"
+    with pytest.raises(RuntimeError, match=words):
         nuke.execute(write_of(nuke, comp, tmp_path), frame, frame, 1)
     assert comp.group.frameRange().first() == 1001
     assert comp.group.frameRange().last() == 1003
@@ -120,6 +121,7 @@ def test_a_pasted_copy_has_a_cache_of_its_own_with_everything_in_it(nuke: Any, c
     comp.group.setSelected(True)
     nuke.nodeCopy("%clipboard%")
     nuke.nodePaste("%clipboard%")
+    idle(nuke)
     first, second = find_all()
     assert (first.name, second.name) == ("STM1", "STM2")
     assert first.id != second.id
@@ -354,7 +356,7 @@ def test_a_render_between_two_frames_fails_in_words_and_is_neither_black_nor_the
     nuke.execute(write, 1003, 1003, 1)
     assert pixels(tmp_path / "out.1003.exr")[10, 10, 3] == 0.5
     with pytest.raises(
-        RuntimeError, match=r"STM1\.between_frames: .*NO MATTE BETWEEN TWO FRAMES - retime above"
+        RuntimeError, match=r"STM1\.guard: NO MATTE HERE - .*Between two frames there is none: retime above"
     ):
         nuke.execute(write, 1002, 1002, 1)
     assert not (tmp_path / "out.1002.exr").exists()
@@ -372,12 +374,13 @@ def test_a_saved_script_fails_between_two_frames_without_the_plug_in_too(
     write_of(nuke, comp, tmp_path).setName("Out")
     nuke.scriptSave()
     nuke.scriptOpen(str(tmp_path / "shot_v001.nk"))
-    assert "which {{abs(frame - rint(frame)) > 0.001}}" in (tmp_path / "shot_v001.nk").read_text("utf-8")
+    assert "expression {{frame >= 1001 && frame <= 1003 && abs(frame - rint(frame)) < 0.001}}" in (
+        tmp_path / "shot_v001.nk"
+    ).read_text("utf-8")
     group = nuke.toNode("STM1")
-    group.node("whole_frames")["which"].setValue(0)
     nuke.execute("Out", 1001, 1001, 1)
-    group.node("whole_frames")["which"].setExpression("frame == floor(frame)")
-    with pytest.raises(RuntimeError, match="BETWEEN TWO FRAMES"):
+    group.node("guard")["expression"].setExpression("frame == floor(frame) - 1")
+    with pytest.raises(RuntimeError, match="NO MATTE HERE"):
         nuke.execute("Out", 1001, 1001, 1)
 
 

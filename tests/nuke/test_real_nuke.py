@@ -6,9 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from tests.nuke.comps import FRAMES, make_mattes, read_node, write_of
+from tests.conftest import write_exr
+from tests.nuke.comps import FRAMES, idle, make_mattes, pixels, read_node, write_of
 
 # ---- walks through groups
 
@@ -99,3 +101,224 @@ def test_a_region_that_nobody_has_drawn_is_refused_in_words(nuke: Any, comp: Any
     comp.set("use_region", True)
     with pytest.raises(UsageError, match=r"region of STM1 is empty.*Draw it, or switch it off"):
         comp.settings()
+
+
+# ---- names of layers
+
+
+@pytest.mark.parametrize(
+    "name", ["9lives", "left-arm", "arm:left", "Ci", "disparityL", "mask_splinewarp", "stm", "main", "Depth"]
+)
+def test_a_layer_that_the_exr_reader_would_rename_is_refused_in_words(
+    nuke: Any, comp: Any, name: str
+) -> None:
+    from stm_nuke.errors import UsageError
+
+    comp.set("objects", f"{name} = rgba.red\nother = rgba.green")
+    with pytest.raises(UsageError, match="cannot be used: "):
+        print(comp.objects)
+
+
+@pytest.mark.parametrize("name", ["hero", "hero_2", "_x", "R", "Leftarm"])
+def test_a_layer_that_is_accepted_comes_back_from_an_exr_file_under_its_name(
+    nuke: Any, comp: Any, tmp_path: Path, name: str
+) -> None:
+    comp.set("objects", f"{name} = rgba.red\nother = rgba.green")
+    (layer, other) = (one.name for one in comp.objects)
+    names = (f"{layer}.A", f"{other}.A")
+    write_exr(tmp_path / "two.exr", np.ones((4, 4, 2), np.float32), channels=names)
+    read = read_node(nuke, str(tmp_path / "two.exr"), FRAMES)
+    assert read.channels() == sorted((f"{name}.alpha", "other.alpha"))
+
+
+# ---- callbacks
+
+
+def test_the_stand_in_lets_no_callback_edit_the_graph(nuke: Any, comp: Any, tmp_path: Path) -> None:
+    make_mattes(comp, FRAMES)
+    write = write_of(nuke, comp, tmp_path)
+    for add in (nuke.addBeforeRender, nuke.addKnobChanged):
+        nuke._host.listeners.clear()
+        add(lambda: nuke.nodes.Dot())
+        with pytest.raises(RuntimeError, match="the graph cannot be edited in"):
+            if add is nuke.addBeforeRender:
+                nuke.execute(write, 1001, 1001, 1)
+            else:
+                comp.group["first"].setValue(1000)
+
+
+def test_an_error_of_ours_in_a_callback_does_not_end_the_callbacks_of_others(
+    nuke: Any, comp: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from stm_nuke import knobs
+
+    heard: list[str] = []
+    nuke.GUI = True
+    nuke.addKnobChanged(lambda: heard.append(nuke.thisKnob().name()))
+
+    def detached(node: Any) -> bool:
+        raise ValueError("A PythonObject is not attached to a node")
+
+    monkeypatch.setattr(knobs, "is_stm_node", detached)
+    comp.group["first"].setValue(1000)
+    assert "first" in heard
+    assert "not attached" in capsys.readouterr().err
+
+
+def test_reading_a_script_calls_nothing_of_ours_before_it_is_read(nuke: Any, comp: Any) -> None:
+    from stm_nuke import callbacks
+
+    nuke.GUI = True
+    nuke.scriptOpen(nuke.root().name())
+    assert {event for _, event in callbacks._waiting} <= {"created", "first", "last", "inputChange"}
+    before = comp.cache
+    idle(nuke)
+    assert callbacks._waiting == []
+    assert stm_node(nuke).cache == before
+
+
+def stm_node(nuke: Any) -> Any:
+    from stm_nuke.node import find_all
+
+    (found,) = find_all()
+    return found
+
+
+def test_a_changed_range_reaches_the_inside_when_nuke_is_idle(nuke: Any, comp: Any) -> None:
+    nuke.GUI = True
+    comp.group["last"].setValue(1002)
+    assert comp.group.node("matte")["last"].value() == 1003
+    idle(nuke)
+    assert comp.group.node("matte")["last"].value() == 1002
+    assert "frame <= 1002" in comp.group.node("guard")["expression"].toScript()
+
+
+def test_a_clone_shares_its_cache_and_is_never_forked(nuke: Any, comp: Any) -> None:
+    from stm_nuke.node import find_all
+
+    nuke.GUI = True
+    before = comp.id
+    nuke.clone(comp.group, "", False)
+    idle(nuke)
+    for one in find_all():
+        one.claim()
+        assert one.id == before
+
+
+def test_opening_a_panel_takes_little_time_in_a_large_script(
+    nuke: Any, comp: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stm_nuke import callbacks
+    from stm_nuke.keys import Key
+
+    nuke.GUI = True
+    comp.set_keys([Key("main", 1001, "digest", comp.mask_print())])
+    comp.group.showControlPanel()
+    assert comp["key_list"] == "1001  fresh"
+    monkeypatch.setattr(callbacks, "PANEL_SECONDS", -1.0)
+    comp.group.showControlPanel()
+    assert comp["key_list"] == "1001  press Refresh status"
+
+
+# ---- what the artist sees on a frame without a matte
+
+
+def seen(nuke: Any, node: Any, frame: float) -> Any:
+    """What a Viewer shows of a node."""
+    return nuke._pixels.render(node.group, frame, "main")
+
+
+@pytest.mark.parametrize("frame", [1000, 1002, 1004, 1001.5])
+def test_in_the_window_a_frame_without_a_matte_is_the_plate_with_a_note_and_a_render_fails(
+    nuke: Any, comp: Any, tmp_path: Path, frame: float
+) -> None:
+    from stm_nuke import cache
+
+    make_mattes(comp, FRAMES)
+    cache.matte_path(comp.cache, "main", 1002).unlink()
+    comp.show_timeline("main")
+    nuke.GUI = True
+    picture = seen(nuke, comp, frame)
+    assert (picture.planes["rgba.red"][:2] == 1).all(), "the note"
+    assert "rgba.alpha" not in picture.planes
+    whole = seen(nuke, comp, 1001)
+    assert (whole.planes["rgba.alpha"][8:40, 8:40] == 0.5).all()
+    if frame == int(frame):
+        with pytest.raises(RuntimeError, match=r"STM1\.(matte|guard)"):
+            nuke.execute(write_of(nuke, comp, tmp_path), int(frame), int(frame), 1)
+
+
+def test_a_render_can_hold_the_last_matte_where_the_artist_chose_so(
+    nuke: Any, comp: Any, tmp_path: Path
+) -> None:
+    make_mattes(comp, range(1002, 1003), 0.25)
+    nuke.GUI = True
+    comp.group["missing_matte"].setValue("hold the last matte")
+    idle(nuke)
+    write = write_of(nuke, comp, tmp_path)
+    nuke.execute(write, 1002, 1003, 1)
+    assert pixels(tmp_path / "out.1003.exr")[20, 20, 3] == 0.25
+    np.testing.assert_array_equal(
+        pixels(tmp_path / "out.1003.exr")[..., 0], pixels(tmp_path / "plate.1003.exr")[..., 0]
+    )
+    with pytest.raises(RuntimeError, match=r"STM1\.matte: .*1001"):
+        nuke.execute(write, 1001, 1001, 1)
+    comp.group["missing_matte"].setValue("fail")
+    idle(nuke)
+    with pytest.raises(RuntimeError, match=r"STM1\.matte: .*1003"):
+        nuke.execute(write, 1003, 1003, 1)
+
+
+def test_a_flipbook_shows_the_overlay_and_a_render_is_refused(nuke: Any, comp: Any, tmp_path: Path) -> None:
+    make_mattes(comp, FRAMES)
+    comp.show_timeline("main")
+    comp.group["overlay"].setValue(True)
+    nuke.GUI = True
+    for name, is_refused in (("Flipbook", False), ("MyGroup", True)):
+        outer = nuke.nodes.Group(name=name)
+        with outer:
+            source = nuke.nodes.Input()
+            write = write_of(nuke, comp, tmp_path, name)
+            write.setInput(0, source)
+        outer.setInput(0, comp.group)
+        if is_refused:
+            with pytest.raises(RuntimeError, match="shows its overlay"):
+                nuke.execute(write, 1001, 1001, 1)
+        else:
+            nuke.execute(write, 1001, 1001, 1)
+            assert pixels(tmp_path / f"{name}.1001.exr")[20, 20, 0] > 0.25
+
+
+def test_the_timeline_marks_keyframes_the_advised_frame_and_where_mattes_begin_and_end(
+    nuke: Any, comp: Any
+) -> None:
+    from stm_nuke.keys import Key
+    from stm_nuke.timeline import curve_of, held_curve_of, states_of
+
+    fresh = set(range(1001, 1007))
+    states = states_of((1001, 1008), fresh, old={1007}, keys={1001, 1008})
+    assert curve_of(states, {1001, 1004, 1008}) == (
+        "{{curve K x1000 0 x1001 3 x1002 1 x1004 1 x1007 2 x1008 0 x1009 0}}"
+    )
+    assert held_curve_of(states).endswith("x1007 1007 x1008 1007}}")
+    comp.set_keys([Key("main", 1002, "digest", "file")])
+    make_mattes(comp, range(1001, 1003))
+    nuke.root().setModified(False)
+    comp.show_timeline("main", advised=1001)
+    assert comp.group["timeline"].getKeyList() == [1000, 1001, 1002, 1003, 1004]
+    assert [comp.group["timeline"].getValueAt(frame) for frame in range(1000, 1005)] == [0, 1, 3, 0, 0]
+    assert not nuke.root().modified()
+
+
+def test_the_inside_of_a_node_has_no_more_than_ten_nodes_until_there_is_a_second_object(
+    nuke: Any, comp: Any
+) -> None:
+    assert len(comp.group.nodes()) == 10
+    comp.set("objects", "\n".join(f"object_{number} = rgba.red" for number in range(6)))
+    comp.offer_objects()
+    assert len(comp.group.nodes()) == 12
+    copies = [comp.group.node(name) for name in ("objects_1", "objects_2")]
+    assert comp.group.node("overlay").input(0) is copies[1]
+    assert copies[1].input(0) is copies[0]
+    assert copies[1]["to1"].value() == "object_5.alpha"
+    assert copies[1]["to2"].value() == "none"

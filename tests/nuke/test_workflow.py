@@ -163,10 +163,10 @@ def test_the_saved_script_is_understood_by_an_independent_parser(
     assert [one.name for one in found["STM1"].inputs if one is not None] == ["Read2", "Read1"]
     assert found["matte"].get_string("file") == f"{node.cache.as_posix()}/mattes/matte.%V.%04d.exr"
     assert found["matte"].get("raw") == "true"
-    assert found["to_channel"].inputs == [found["whole_frames"], found["plate"]]
-    assert found["whole_frames"].inputs == [found["between_frames"], found["matte_range"]]
-    assert found["matte_range"].inputs == [found["matte"]]
-    assert found["overlay_switch"].get("which") == "{{parent.overlay}}"
+    assert found["to_channel"].inputs == [found["guard"], found["plate"]]
+    assert found["guard"].inputs == [found["matte"]]
+    assert found["overlay"].get("disable") == "{{!parent.overlay}}"
+    assert found["shown"].inputs == [found["note"], found["overlay"]]
     assert found["STM1"].get_string("stm_keys").startswith(f"main/{FIRST}/")
     assert found["STM1"].get_string("stm_id") == node.id
 
@@ -187,7 +187,7 @@ def test_the_saved_script_is_read_by_tcl_itself_as_native_nodes_only(
     tcl.eval((tmp_path / "shot.nk").read_text("utf-8"))
     classes = [one[0] for one in commands]
     assert set(classes) - {"push", "version", "end_group", "add_layer", "Root"} == {
-        "Read", "Group", "Input", "Output", "Copy", "FrameRange", "Expression", "Switch"
+        "Read", "Group", "Input", "Output", "Copy", "Assert", "MergeExpression", "Text2", "Switch"
     }  # fmt: skip
     assert classes.count("Group") == classes.count("end_group") == 1
     body = next(one[1] for one in commands if one[0] == "Group")
@@ -394,7 +394,7 @@ def test_stale_mattes_stay_only_where_the_artist_asks_for_it_and_are_made_anew(n
 
     stm_nuke.set_key(node, FIRST)
     stm_nuke.propagate(node)
-    node.set("keep_stale", True)
+    node.set("missing_matte", "take the old matte")
     stm_nuke.set_key(node, LAST)
     stale = set(FRAMES) - ready(node)
     assert stale == set(range(FIRST + 1, LAST + 1))

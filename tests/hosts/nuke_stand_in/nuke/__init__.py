@@ -118,11 +118,13 @@ __all__ = [
     "addOnScriptSave",
     "addView",
     "allNodes",
+    "clone",
     "createNode",
     "delete",
     "execute",
     "executeInMainThread",
     "executeInMainThreadWithResult",
+    "executing",
     "filename",
     "filenameFilter",
     "frame",
@@ -210,6 +212,17 @@ def createNode(typ: str, knobs: str = "", inpanel: bool = True) -> Node:
 def delete(n: Node | None) -> None:
     if n is not None:
         delete_node(n)
+
+
+def clone(n: Any, args: Any, inpanel: Any) -> Node:
+    """It shares knobs, name and inside with the node that it is of."""
+    copy = new_node(n.Class(), _group(), {})
+    copy._knobs, copy._clones = n._knobs, n._clones
+    if isinstance(copy, Group):
+        copy._nodes = n._nodes
+    n._clones[0] += 1
+    _host.tell("onCreate", copy)
+    return copy
 
 
 def allNodes(*args: Any, **kwargs: Any) -> list[Node]:
@@ -349,6 +362,10 @@ def execute(
         _host.executing = False
 
 
+def executing(f: float | None = None) -> bool:
+    return _host.executing
+
+
 def filename(node: Node, i: int = 0) -> str | None:
     knob = node.knob("file")
     return None if knob is None or not knob.value() else without_tcl(str(knob.value()))
@@ -432,11 +449,18 @@ def _swap(source: list[Any], target: list[Any]) -> None:
 
 
 def executeInMainThreadWithResult(call: Any, args: Any = (), kwargs: Any = None) -> Any:
+    _check_not_main()
     return _host.in_main(lambda: call(*_as_tuple(args), **(kwargs or {})), wait=True)
 
 
 def executeInMainThread(call: Any, args: Any = (), kwargs: Any = None) -> None:
+    _check_not_main()
     _host.in_main(lambda: call(*_as_tuple(args), **(kwargs or {})), wait=False)
+
+
+def _check_not_main() -> None:
+    if threading.current_thread() is threading.main_thread():
+        raise RuntimeError("executeInMainThread was called in the main thread")
 
 
 def _as_tuple(args: Any) -> tuple[Any, ...]:

@@ -40,6 +40,8 @@ _NATIVE: dict[str, tuple[int, tuple[tuple[str, Any, Any], ...]]] = {
         ("after", k.Enumeration_Knob, ["hold", "loop", "bounce", "black"]),
         ("on_error", k.Enumeration_Knob, ["error", "black", "checkerboard", "nearest frame"]),
         ("localizationPolicy", k.Enumeration_Knob, ["fromAutoLocalizePath", "on", "onDemand", "off"]),
+        ("frame_mode", k.Enumeration_Knob, ["expression", "start at", "offset"]),
+        ("frame", k.String_Knob, ""),
         ("raw", k.Boolean_Knob, False), ("auto_alpha", k.Boolean_Knob, False), ("reload", k.Script_Knob, ""),
     )),
     "Write": (1, (
@@ -51,6 +53,13 @@ _NATIVE: dict[str, tuple[int, tuple[tuple[str, Any, Any], ...]]] = {
     )),
     "Copy": (2, _CHANNELS),
     "Switch": (2, (("which", k.Double_Knob, 0.0),)),
+    "Assert": (1, (("expression", k.Double_Knob, 1.0), ("message", k.Multiline_Eval_String_Knob, ""))),
+    "MergeExpression": (2, (
+        *((f"expr{number}", k.EvalString_Knob, "") for number in range(4)),
+        *((f"channel{number}", k.Channel_Knob, name) for number, name in enumerate(
+            ("rgba.red", "rgba.green", "rgba.blue", "rgba.alpha"))),
+    )),
+    "Text2": (1, (("message", k.Multiline_Eval_String_Knob, ""),)),
     "FrameRange": (1, (("first_frame", k.Int_Knob, 1), ("last_frame", k.Int_Knob, 1))),
     "Expression": (1, tuple((f"expr{number}", k.EvalString_Knob, "") for number in range(4))),
     "Grade": (1, (("multiply", k.Double_Knob, 1.0), ("add", k.Double_Knob, 0.0))),
@@ -145,6 +154,8 @@ class Node:
         self._inputs: list[Node | None] = []
         self._maximum, native = _NATIVE.get(self._class, (1, ()))
         self._is_shown = False
+        self._clones = [0]
+        """How many clones there are of it: one list for all of them."""
         for name, kind, default in (*_COMMON, *native):
             self._add_native(name, kind, default)
         effect = _ofx.plugin_of(self._class)
@@ -243,6 +254,9 @@ class Node:
 
     # ---- connections
 
+    def clones(self) -> int:
+        return self._clones[0]
+
     def inputs(self) -> int:
         return len(self._inputs)
 
@@ -253,6 +267,7 @@ class Node:
         return self._maximum
 
     def setInput(self, i: int, node: Node | None) -> bool:
+        host.edit_graph()
         if i >= self.maxInputs():
             return False
         while len(self._inputs) <= i:
@@ -272,7 +287,7 @@ class Node:
 
     def dependencies(self, mask: int) -> list[Node]:
         found = [one for one in self._inputs if one is not None] if mask & (INPUTS | HIDDEN_INPUTS) else []
-        if mask & EXPRESSIONS and any("parent." in one._expression for one in self._knobs.values()):
+        if mask & EXPRESSIONS and any("parent." in str(one._expression) for one in self._knobs.values()):
             found.append(self.parent())
         return found
 
@@ -410,6 +425,7 @@ def uncollided(name: str, taken: set[str]) -> str:
 
 def new_node(class_name: str, parent: Group, knobs: dict[str, Any]) -> Node:
     """A node in `parent`; its callbacks are not called yet."""
+    host.edit_graph()
     if class_name not in _NATIVE and _ofx.plugin_of(class_name) is None:
         raise RuntimeError(f"{class_name}: Unknown command")
     node = Group(class_name, parent) if class_name == "Group" else Node(class_name, parent)
@@ -431,6 +447,7 @@ def new_node(class_name: str, parent: Group, knobs: dict[str, Any]) -> Node:
 
 def delete_node(node: Node) -> None:
     """Take a node out, and out of the inputs of others."""
+    host.edit_graph()
     parent = node.parent()
     parent._nodes.remove(node)
     for other in parent._nodes:

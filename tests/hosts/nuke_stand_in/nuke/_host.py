@@ -55,6 +55,8 @@ class Host:
     """Every frame that a Write has written: its full name, frame and view."""
     executing: bool = False
     cancel_execute: bool = False
+    events: list[str] = field(default_factory=list)
+    """The callbacks that are being called."""
     calls: queue.Queue[tuple[Callable[[], None], threading.Event]] = field(default_factory=queue.Queue)
 
     def listen(self, event: str, call: Any, args: Any, kwargs: Any, node_class: str) -> None:
@@ -66,11 +68,20 @@ class Host:
         self.listeners[event] = [one for one in self.listeners.get(event, []) if one.call is not call]
 
     def tell(self, event: str, node: Node, knob: Knob | None = None) -> None:
-        """Call all who listen for this event of this node."""
+        """Call all who listen for this event of this node. They must not edit the graph."""
         for one in list(self.listeners.get(event, [])):
             if one.node_class in ("*", node.Class()):
                 with self.about(node, knob):
-                    one.call(*one.args, **one.kwargs)
+                    self.events.append(event)
+                    try:
+                        one.call(*one.args, **one.kwargs)
+                    finally:
+                        self.events.pop()
+
+    def edit_graph(self) -> None:
+        """A node is made, deleted or connected. RuntimeError where Nuke is in the middle of something."""
+        if self.events:
+            raise RuntimeError(f"the graph cannot be edited in {self.events[-1]}")
 
     @contextmanager
     def about(self, node: Node, knob: Knob | None = None) -> Iterator[None]:

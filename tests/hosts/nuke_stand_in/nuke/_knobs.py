@@ -24,12 +24,48 @@ NO_UNDO = 0x00080000
 
 _LINK = re.compile(r"(?:([A-Za-z_]\w*)\.)?([A-Za-z_]\w*)")
 """Another knob: of this node, of `parent`, or of a node beside it."""
-_OF_FRAME = re.compile(r"(?=.*\bframe\b)(?:frame|floor|rint|abs|[\s\d.()+*/<>=!-])+")
-"""Arithmetic on the frame."""
+_IS_EXECUTING = "[python int(nuke.executing())]"
+_EXPRESSION = re.compile(
+    rf"(?=.*[A-Za-z_])(?:[A-Za-z_][\w.]*|\$gui|{re.escape(_IS_EXECUTING)}|[\s\d.()+*/<>=!&|-])+"
+)
+"""Arithmetic on the frame and on other knobs, whether there is a window and whether something renders."""
+_WORDS = {"frame", "floor", "rint", "abs", "and", "or", "not"}
+_CURVE = re.compile(r"curve((?: [A-Z](?= )| x?-?[\d.]+(?:e-?\d+)?)*)")
+
+
+class Curve:
+    """Values at keys: constant from each key to the next where it says K, else straight lines."""
+
+    def __init__(self, keys: dict[float, float], is_constant: bool) -> None:
+        self.keys, self.is_constant = dict(sorted(keys.items())), is_constant
+
+    @classmethod
+    def read(cls, text: str) -> Curve:
+        keys: dict[float, float] = {}
+        at: float | None = None
+        last = 0.0
+        for word in text.split():
+            if word.startswith("x"):
+                at = float(word[1:])
+            elif not word.isalpha():
+                last = last + 1 if at is None else at
+                keys[last], at = float(word), None
+        return cls(keys, "K" in text.split())
+
+    def text(self) -> str:
+        return "curve" + " K" * self.is_constant + "".join(f" x{at:g} {to:g}" for at, to in self.keys.items())
+
+    def at(self, frame: float) -> float:
+        before = [one for one in self.keys if one <= frame]
+        after = [one for one in self.keys if one > frame]
+        if not before or not after or self.is_constant:
+            return self.keys[before[-1] if before else after[0]]
+        share = (frame - before[-1]) / (after[0] - before[-1])
+        return self.keys[before[-1]] * (1 - share) + self.keys[after[0]] * share
 
 
 def _is_expression(text: str) -> bool:
-    return bool(_LINK.fullmatch(text) or _OF_FRAME.fullmatch(text))
+    return bool(_LINK.fullmatch(text) or _EXPRESSION.fullmatch(text))
 
 
 class Knob:
@@ -45,6 +81,7 @@ class Knob:
         self._cleared = 0
         self._tooltip = ""
         self._expression = ""
+        self._curve: Curve | None = None
         self._owner: Node | None = None
         self._is_user = False
 
@@ -119,30 +156,54 @@ class Knob:
         return bool(self._expression)
 
     def toScript(self, quote: bool = True, context: Any = None) -> str:
+        if self._curve is not None:
+            return "{{" + self._curve.text() + "}}"
         return "{{" + self._expression + "}}" if self._expression else self._saved()
 
     def fromScript(self, script: str) -> None:
         match = re.fullmatch(r"\{\{?(.*?)\}?\}", script)
-        if match and _is_expression(match[1]) and not isinstance(self, (String_Knob, _Numbers_Knob)):
+        if match and _CURVE.fullmatch(match[1]):
+            self._set_curve(Curve.read(match[1][len("curve") :]))
+        elif match and _is_expression(match[1]) and not isinstance(self, (String_Knob, _Numbers_Knob)):
             self._expression = match[1]
         else:
             self._change(self._read(script))
 
+    def _set_curve(self, curve: Curve | None) -> None:
+        before = self.toScript()
+        self._curve = curve if curve is not None and curve.keys else None
+        if self._owner is not None and self.toScript() != before:
+            self._owner._changed(self)
+
     def _evaluated(self, frame: float | None = None) -> Any:
         """The value, at a frame or at the one that the script is at."""
-        if not self._expression:
-            return self._value
-        match = _LINK.fullmatch(self._expression)
-        if match is None or self._expression == "frame":
-            functions = {"__builtins__": {}, "floor": math.floor, "rint": round, "abs": abs}
-            at = host.frame if frame is None else frame
-            return self._accept(eval(self._expression, functions, {"frame": at}))
+        at = host.frame if frame is None else frame
+        if self._curve is not None:
+            return self._accept(self._curve.at(at))
+        return self._accept(self._worked_out(self._expression, at)) if self._expression else self._value
+
+    def _worked_out(self, expression: str, frame: float) -> Any:
+        import nuke
+
+        def name(found: re.Match[str]) -> str:
+            return found[0] if found[0] in _WORDS else repr(self._linked(found[0], frame))
+
+        text = expression.replace(_IS_EXECUTING, str(int(host.executing)))
+        text = text.replace("$gui", str(int(nuke.GUI)))
+        text = text.replace("&&", " and ").replace("||", " or ")
+        text = re.sub(r"!(?!=)", " not ", text)
+        text = re.sub(r"(?<![\w.])[A-Za-z_][\w.]*", name, text)
+        functions = {"__builtins__": {}, "floor": math.floor, "rint": round, "abs": abs, "frame": frame}
+        return eval(text.strip(), functions)
+
+    def _linked(self, path: str, frame: float) -> Any:
+        node_name, _, knob_name = path.rpartition(".")
         beside = self.node().parent()
-        node = beside if match[1] == "parent" else beside.node(match[1]) if match[1] else self.node()
-        knob = None if node is None else node.knob(match[2])
+        node = beside if node_name == "parent" else beside.node(node_name) if node_name else self.node()
+        knob = None if node is None else node.knob(knob_name)
         if knob is None:
-            raise RuntimeError(f"{self.fullyQualifiedName()}: Nothing is named {self._expression!r}")
-        return self._accept(knob._number(frame))
+            raise RuntimeError(f"{self.fullyQualifiedName()}: Nothing is named {path!r}")
+        return knob._number(frame)
 
     def _number(self, frame: float | None = None) -> Any:
         """What an expression that links to this knob gets."""
@@ -169,7 +230,7 @@ class Knob:
         return self._accept(text)
 
     def _is_default(self) -> bool:
-        return not self._expression and bool(self._value == self._original)
+        return not self._expression and self._curve is None and bool(self._value == self._original)
 
     def _extra(self) -> str:
         """What a user knob of this kind has in its own line beside label, tooltip and flags."""
@@ -188,6 +249,34 @@ class Array_Knob(Knob):
 
     def setExpression(self, expression: Any, channel: Any = -1, view: Any = None) -> bool:
         return Knob.setExpression(self, expression)
+
+    # ---- its curve
+
+    def isAnimated(self, *args: Any, **kwargs: Any) -> Any:
+        return self._curve is not None
+
+    def setAnimated(self, *args: Any, **kwargs: Any) -> Any:
+        if self._curve is None:
+            self._curve = Curve({host.frame: float(self._value)}, False)
+        return True
+
+    def clearAnimated(self, *args: Any, **kwargs: Any) -> Any:
+        self._set_curve(None)
+        return True
+
+    def getKeyList(self) -> list[int]:
+        return [] if self._curve is None else [int(one) for one in self._curve.keys]
+
+    def isKeyAt(self, *args: Any, **kwargs: Any) -> Any:
+        return self._curve is not None and args[0] in self._curve.keys
+
+    def getValueAt(self, *args: Any, **kwargs: Any) -> Any:
+        return self._evaluated(args[0])
+
+    def setValueAt(self, *args: Any, **kwargs: Any) -> Any:
+        keys = {} if self._curve is None else dict(self._curve.keys)
+        self._set_curve(Curve({**keys, float(args[1]): float(args[0])}, False))
+        return True
 
     def _accept(self, value: Any) -> Any:
         return float(value)
@@ -220,6 +309,9 @@ class Boolean_Knob(Array_Knob):
 
     def value(self) -> bool:
         return bool(self._evaluated())
+
+    def _number(self, frame: float | None = None) -> Any:
+        return int(self._evaluated(frame))
 
     def _accept(self, value: Any) -> Any:
         return value not in ("false", "0") if isinstance(value, str) else bool(value)

@@ -64,7 +64,7 @@ class Picture:
 
 def render(node: Node, frame: float, view: str) -> Picture:
     """The picture of a node. RuntimeError where Nuke would fail."""
-    if node["disable"].value() and node.Class() != "Read":
+    if node["disable"]._evaluated(frame) and node.Class() != "Read":
         return _input(node, 0, frame, view)
     if isinstance(node, Group):
         output = next((one for one in node.nodes() if one.Class() == "Output"), None)
@@ -109,6 +109,9 @@ def _read(node: Node, frame: float, view: str) -> Picture:
         if held is None:
             return Picture({}, (0, 0, 1, 1), _root_format())
         frame = held
+    text = str(node["frame"].value())
+    if text and node["frame_mode"].value() == "expression":
+        frame = float(node["frame"]._worked_out(text, frame))
     path = file_of(str(node["file"].value() or ""), frame, view)
     if not Path(path).is_file():
         if node["on_error"].value() != "error":
@@ -152,7 +155,10 @@ def _load(path: Path, linear: bool) -> Picture:
 
 
 def _nuke_name(name: str) -> str:
+    """As the EXR reader makes it: digits in front are cut, other signs are underscores, `Ci` is `rgba`."""
     layer, _, channel = name.rpartition(".")
+    layer = re.sub(r"\W", "_", re.sub(r"^\d+", "", layer))
+    layer = "" if layer == "Ci" or layer in host.views else layer
     return f"{layer or 'rgba'}.{_TO_NUKE.get(channel, channel)}"
 
 
@@ -202,6 +208,39 @@ def _expression(node: Node, frame: float, view: str) -> Picture:
     return replace(above, planes=planes)
 
 
+def _merge_expression(node: Node, frame: float, view: str) -> Picture:
+    """B is input 0 and passes where there is no expression."""
+    base = _input(node, 0, frame, view)
+    other = _input(node, 1, frame, view).over(base.window)
+    letters = {
+        f"{side}{letter}": picture.plane(f"rgba.{name}")
+        for side, picture in (("A", other), ("B", base))
+        for letter, name in zip("rgba", _TO_FILE, strict=True)
+    }
+    planes = dict(base.planes)
+    for number in range(4):
+        text, channel = str(node[f"expr{number}"].value()), str(node[f"channel{number}"].value())
+        if text and channel != "none":
+            planes[channel] = np.asarray(eval(text, {"__builtins__": {}}, letters), np.float32)
+    return replace(base, planes=planes)
+
+
+def _assert(node: Node, frame: float, view: str) -> Picture:
+    if not node["expression"]._evaluated(frame):
+        raise RuntimeError(f"{node.fullName()}: {without_tcl(str(node['message'].value()))}")
+    return _input(node, 0, frame, view)
+
+
+def _text(node: Node, frame: float, view: str) -> Picture:
+    """Text on the picture: a white bar at its top."""
+    above = _input(node, 0, frame, view)
+    planes = {name: plane.copy() for name, plane in above.planes.items()}
+    for name in ("rgba.red", "rgba.green", "rgba.blue"):
+        if name in planes and node["message"].value():
+            planes[name][:2] = 1.0
+    return replace(above, planes=planes)
+
+
 def _grade(node: Node, frame: float, view: str) -> Picture:
     above = _input(node, 0, frame, view)
     scale, offset = np.float32(node["multiply"].value()), np.float32(node["add"].value())
@@ -235,6 +274,7 @@ def _crop(node: Node, frame: float, view: str) -> Picture:
 _RENDER = {
     "Read": _read, "Copy": _copy, "Switch": _switch, "Expression": _expression, "Grade": _grade,
     "TimeOffset": _time_offset, "Crop": _crop, "TimeWarp": _time_warp, "Retime": _retime,
+    "Assert": _assert, "MergeExpression": _merge_expression, "Text2": _text,
 }  # fmt: skip
 
 

@@ -1,0 +1,32 @@
+"""Names of layers that are the same in the node, in the EXR file and in what Nuke makes of the file.
+
+Nuke's EXR reader renames: it cuts leading digits, makes every other sign an underscore, takes some names for
+channels of `rgba` and the names of views for views. Then the node would ask for a layer that is not there and
+get black in silence. So only names that come through unchanged are layers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+_RESERVED = frozenset(
+    [
+        *("rgba", "rgb", "alpha", "red", "green", "blue", "ci", "none", "all"),
+        *("depth", "forward", "backward", "motion", "disparity", "disparityl", "disparityr", "deep"),
+        *("mask", "rotopaint_mask", "mask_planartrack", "mask_splinewarp", "stm"),
+    ]
+)
+"""In lower case: what Nuke, or its EXR reader, gives a meaning of its own."""
+
+
+def why_no_layer(name: str, views: Iterable[str] = ()) -> str:
+    """Why a layer cannot have this name, for people; empty where it can."""
+    if not _PLAIN.fullmatch(name):
+        return "a name has letters, digits and _ only, and begins with no digit"
+    if name.lower() in _RESERVED:
+        return "it is a layer of Nuke's own"
+    if name.lower() in {one.lower() for one in views}:
+        return "it is the name of a view"
+    return ""
