@@ -238,6 +238,8 @@ def what_is_wrong(node: StmNode, is_flipbook: bool = False) -> str:
         return f"{node.name} has no matte yet. Set a keyframe and propagate."
     if node.is_live or live.is_in(node.group):
         problem = node.live_problem()
+        if problem and not nuke.GUI and node.is_live:
+            problem += " In a script stm_nuke.callbacks.put_effects_in() puts it back after a save."
         if problem:
             return f"{problem} {live.INSTEAD}"
     for view in nuke.views():

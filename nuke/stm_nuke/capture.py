@@ -1,7 +1,7 @@
 """Pixels from the node's inputs, as they are: full range, linear float, at full size, overscan included.
 
-A Write that lives for one frame renders the input into a scratch file, which is read and removed. Nuke gives
-Python no other way to a picture that is exact (`sample` filters, a Viewer's capture has the look of the
+A Write that lives for a run of frames renders the input into scratch files, which are read and removed. Nuke
+gives Python no other way to a picture that is exact (`sample` filters, a Viewer's capture has the look of the
 Viewer).
 """
 
@@ -10,13 +10,15 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 import nuke
 from stm_nuke import exr, group
-from stm_nuke.errors import KeyframeError, PlateError, StmNodeError, Stopped
+from stm_nuke.errors import BusyError, KeyframeError, PlateError, StmNodeError, Stopped
 from stm_nuke.exr import Picture
+from stm_nuke.frames import Range
 from stm_nuke.node import MaskObject, StmNode, full_size
 
 PLATE_CHANNELS = ("R", "G", "B")
@@ -27,7 +29,20 @@ _LARGEST_OVERSCAN = 8.0
 """Times the area of the format. A bounding box beyond it is a mistake upstream and would fill the disk."""
 _WRITE_KNOBS = {
     "file_type": "exr",
+    "disable": False,
+    "use_limit": False,
+    "frame_mode": "expression",
+    "frame": "",
+    "beforeRender": "",
+    "beforeFrameRender": "",
+    "afterFrameRender": "",
+    "afterRender": "",
+    "render_order": 1,
+    "on_error": "error",
+    "reading": False,
     "raw": True,
+    "write_ACES_compliant_EXR": False,
+    "truncateChannelNames": False,
     "datatype": "32 bit float",
     "compression": "none",
     "autocrop": False,
@@ -35,8 +50,8 @@ _WRITE_KNOBS = {
     "interleave": "channels, layers and views",
     "create_directories": False,
 }
-"""In this order: those of the file type exist once it is chosen. What a release does not know is left out;
-the file itself is checked when it is read."""
+"""In this order: those of the file type exist once it is chosen. All are set, for a studio may have defaults
+of its own for them. What a release does not know is left out; the file itself is checked when it is read."""
 
 _is_capturing = False
 
@@ -46,34 +61,82 @@ def is_capturing() -> bool:
     return _is_capturing
 
 
+class PlateFrames:
+    """Rendered frames of a plate input, waiting in scratch files. Any thread may read them."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._scratch = tempfile.TemporaryDirectory(prefix="stm-")
+        self.pattern = Path(self._scratch.name) / "frame.%04d.exr"
+
+    def read(self, frame: int) -> Picture:
+        """R, G and B of one frame; its file is removed. PlateError where it cannot be used."""
+        path = Path(str(self.pattern) % frame)
+        try:
+            found = _read(path, PLATE_CHANNELS)
+            path.unlink()
+        except _RenderError as error:
+            words = f"The plate of {self._name} cannot be rendered: {error}."
+            raise PlateError(words, frame=frame) from error
+        return found
+
+    def close(self) -> None:
+        """Remove what is left."""
+        self._scratch.cleanup()
+
+
+def render_plate(node: StmNode, frames: Range, view: str) -> PlateFrames:
+    """Render a run of frames of the plate input in one go.
+
+    Raises:
+        PlateError: one cannot be rendered. Stopped, BusyError.
+    """
+    with full_size():
+        _check_size(node.connected_plate(), node.name)
+    found = PlateFrames(node.name)
+    try:
+        with _inside(node.group) as inputs, _write_of(inputs[group.PLATE], "rgb", found.pattern) as write:
+            _execute(write, frames, view)
+    except _RenderError as error:
+        bad = frames[0]
+        while bad < frames[1] and Path(str(found.pattern) % bad).is_file():
+            bad += 1
+        found.close()
+        raise PlateError(f"The plate of {node.name} cannot be rendered: {error}.", frame=bad) from error
+    except BaseException:
+        found.close()
+        raise
+    return found
+
+
 def plate(node: StmNode, frame: int, view: str) -> Picture:
     """One frame of the plate input: R, G and B.
 
     Raises:
-        PlateError: it cannot be rendered; Stopped.
+        PlateError: it cannot be rendered. Stopped, BusyError.
     """
-    with full_size():
-        _check_size(node.connected_plate(), node.name)
+    found = render_plate(node, (frame, frame), view)
     try:
-        with _inside(node.group) as inputs:
-            return _render(inputs[group.PLATE], "rgb", frame, view, PLATE_CHANNELS)
-    except _RenderError as error:
-        raise PlateError(f"The plate of {node.name} cannot be rendered: {error}.", frame=frame) from error
+        return found.read(frame)
+    finally:
+        found.close()
 
 
-def masks(node: StmNode, frame: int, view: str) -> Picture:
-    """One frame of the mask input: a channel for each object, by the object's name.
+def masks(node: StmNode, frame: int, view: str, source: int = group.MASK) -> Picture:
+    """One frame of the mask input, or of the fix input: a channel for each object, by the object's name.
 
     Raises:
-        KeyframeError: it cannot be rendered, lacks a channel or has another format than the plate; Stopped.
+        KeyframeError: it cannot be rendered, lacks a channel or has another format than the plate. Stopped,
+        BusyError.
     """
+    above = node.connected_mask() if source == group.MASK else node.connected_fix()
     with full_size():
-        has_channels = bool(node.connected_mask().channels())
+        has_channels = bool(above.channels())
         if has_channels:  # without any it is in error; rendering it says which
-            _check_mask(node.connected_mask(), node.connected_plate(), node.objects, node.name)
+            _check_mask(above, node.connected_plate(), node.objects, node.name)
     try:
         with _inside(node.group) as inputs:
-            found = _masks_of(inputs[group.MASK], node.objects, frame, view)
+            found = _masks_of(inputs[source], node.objects, frame, view)
     except _RenderError as error:
         raise KeyframeError(f"The mask of {node.name} cannot be rendered: {error}.", frame=frame) from error
     if not has_channels:
@@ -160,47 +223,62 @@ def _render(source: nuke.Node, channels: str, frame: int, view: str, expected: S
     """Render one frame of a node of the current group through a Write, and read it."""
     with tempfile.TemporaryDirectory(prefix="stm-") as scratch:
         path = Path(scratch) / "frame.exr"
-        write = nuke.nodes.Write(file=path.as_posix(), channels=channels)
-        try:
-            write.setInput(0, source)
-            for name, value in _WRITE_KNOBS.items():
-                knob = write.knob(name)
+        with _write_of(source, channels, path) as write:
+            _execute(write, (frame, frame), view)
+        return _read(path, expected)
+
+
+@contextlib.contextmanager
+def _write_of(source: nuke.Node, channels: str, path: Path) -> Iterator[nuke.Node]:
+    """A Write behind a node of the current group, that is as it is told to be whatever the defaults are."""
+    if nuke.executing():
+        raise BusyError
+    write = nuke.nodes.Write(file=path.as_posix(), channels=channels)
+    try:
+        write.setInput(0, source)
+        for name, value in _WRITE_KNOBS.items():
+            knob = write.knob(name)
+            with contextlib.suppress(TypeError, ValueError):  # of another kind in this release
                 if knob is not None:
                     knob.setValue(value)
-            _execute(write, frame, view)
-        finally:
-            nuke.delete(write)
-        try:
-            found = exr.read(path)
-        except (exr.ExrError, OSError) as error:
-            raise _RenderError(f"the rendered file cannot be used: {error}") from error
+        write["channels"].setValue(channels)
+        write["file"].setValue(path.as_posix())
+        yield write
+    finally:
+        nuke.delete(write)
+
+
+def _read(path: Path, expected: Sequence[str]) -> Picture:
+    """What a Write has written. A lacking alpha is 0."""
+    try:
+        found = exr.read(path)
+    except (exr.ExrError, OSError) as error:
+        raise _RenderError(f"the rendered file cannot be used: {error}") from error
     missing = [name for name in expected if name not in found.planes]
     if missing and set(missing) != {"A"}:
         raise _RenderError(f"it has no channel {missing[0]}")
     if missing:
         blank: Mapping[str, exr.Bytes] = {"A": bytes(len(found.planes[expected[0]]))}
-        return Picture(
-            found.format,
-            {**found.planes, **blank},
-            found.data_window,
-            found.display_window,
-            found.pixel_aspect,
-            found.time_code,
-        )
+        return replace(found, planes={**found.planes, **blank})
     return found
 
 
-def _execute(write: nuke.Node, frame: int, view: str) -> None:
+def _execute(write: nuke.Node, frames: Range, view: str) -> None:
     global _is_capturing
+    views = write.knob("views")
+    if views is not None:
+        views.setValue(view)
     _is_capturing = True
     try:
         with full_size():
-            nuke.execute(write, frame, frame, 1, [view])
+            nuke.execute(write, frames[0], frames[1], 1, [view])
     except nuke.CancelledError as error:
         raise Stopped() from error
     except RuntimeError as error:
-        if "cancel" in str(error).lower():
+        if str(error).startswith("Cancel"):
             raise Stopped() from error
+        if nuke.executing():
+            raise BusyError from error
         raise _RenderError(str(error).strip().rstrip(".") or "Nuke gives no reason") from error
     finally:
         _is_capturing = False

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import nuke
-from stm_nuke import batch, cache, session, tasks
+from stm_nuke import batch, cache, callbacks, session, tasks
 from stm_nuke.errors import ScriptError, StmNodeError, Stopped, UsageError
 from stm_nuke.frames import Range, in_words, parse_range
 from stm_nuke.node import StmNode
@@ -115,6 +115,7 @@ def _run(options: argparse.Namespace) -> int:
     if (masks or options.key_from_input) and len(nodes) > 1:
         raise UsageError("--key needs one --node.")
     writes = [_write(name) for name in options.write]
+    callbacks.put_effects_in()
     for node in nodes:
         for view in options.view or _views(node):
             _do_node(node, view, frames, masks, options)

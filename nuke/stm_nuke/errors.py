@@ -65,6 +65,13 @@ class Stopped(StmNodeError):
         super().__init__("Stopped. What was finished is kept.")
 
 
+class BusyError(StmNodeError):
+    """Nuke renders something else just now. It passes."""
+
+    def __init__(self) -> None:
+        super().__init__("Nuke is rendering something else.", hint="Wait for its end, then try again.")
+
+
 class CacheError(StmNodeError):
     """The cache folder cannot be used, or belongs to another node."""
 

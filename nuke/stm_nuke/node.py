@@ -192,6 +192,15 @@ class StmNode:
             )
         return mask
 
+    def connected_fix(self) -> nuke.Node:
+        """What is connected to `fix`. KeyframeError where nothing is."""
+        fix = self.group.input(group.FIX)
+        if fix is None:
+            raise KeyframeError(
+                f"{self.name} has no fix.", hint="Go to the frame that is wrong and press Correct this frame."
+            )
+        return fix
+
     def view(self) -> str:
         """The view that is being worked on."""
         if nuke.GUI:

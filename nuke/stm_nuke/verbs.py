@@ -9,20 +9,21 @@ everything right.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Callable, Literal, Optional
 
 import nuke
 from stm_nuke import cache, capture, exr, fingerprint, group, knobs, live, session, tasks
-from stm_nuke.errors import KeyframeError, PlateError, StmNodeError, UsageError
+from stm_nuke.errors import BusyError, KeyframeError, PlateError, StmNodeError, UsageError
 from stm_nuke.exr import Picture
 from stm_nuke.frames import Range, counted, frames_of, in_words, ranges_of
 from stm_nuke.keys import Key, digest_of, format_keys, mask_path, neighbours, with_key, without_key
 from stm_nuke.node import Snapshot, StmNode, find_by_id, unrecorded
 from stm_nuke.session import Session
 from stm_nuke.tasks import Task, in_main
-from stm_nuke.wire import EngineError, Header
+from stm_nuke.wire import EngineError, Header, Window
 
 Direction = Literal["forward", "backward", "both"]
 Ended = Optional[Callable[[Task], None]]
@@ -30,6 +31,10 @@ Ended = Optional[Callable[[Task], None]]
 CONFIDENCE_ATTRIBUTE = "stm:confidence"
 SURE = 0.999
 """From here on a matte needs no further key; keys themselves are at 1."""
+CAPTURE_SECONDS, MOST_AT_ONCE = 1.0, 32
+"""About how long Nuke renders plate frames at a time, and how many at most."""
+BUSY_SECONDS = 0.2
+"""How often a task looks whether another render of Nuke's has ended."""
 ENGINE_TRIES = 3
 """How often a propagation is taken up again after the engine has died."""
 
@@ -338,22 +343,55 @@ class _PlateWork(_Work):
         self.print_ = print_
 
     def _push(self, opened: Session, frames: Sequence[int], task: Task) -> list[int]:
-        """Render plate frames and give them to the engine; those whose content was new."""
-        changed = []
-        for number, frame in enumerate(frames, 1):
-            task.check()
-            task.tell(f"Reading the plate, {number} of {len(frames)}", number - 1, len(frames))
-            picture, metadata, canvas = in_main(self._capture, frame)
-            opened.grow_canvas(canvas)
-            if opened.push_plate(frame, picture, self.print_, metadata):
-                changed.append(frame)
-            if opened.dirty:
-                self._retire(opened, opened.status())
+        """Render plate frames and give them to the engine; those whose content was new.
+
+        Nuke renders some frames at a time: as many as take about a second, so that its window answers.
+        """
+        changed: list[int] = []
+        at_once, number = 1, 0
+        for first, last in ranges_of(frames):
+            while first <= last:
+                some = first, min(last, first + at_once - 1)
+                task.tell(f"Reading the plate, {number + 1} of {len(frames)}", number, len(frames))
+                begin = time.monotonic()
+                found, metadata = self._rendered(some, task)
+                seconds = time.monotonic() - begin
+                try:
+                    for frame in range(some[0], some[1] + 1):
+                        task.check()
+                        if self._push_frame(opened, found, frame, metadata[frame]):
+                            changed.append(frame)
+                finally:
+                    found.close()
+                number += some[1] - some[0] + 1
+                first = some[1] + 1
+                is_quick = seconds < CAPTURE_SECONDS
+                at_once = min(MOST_AT_ONCE, at_once * 2) if is_quick else max(1, at_once // 2)
         return changed
 
-    def _capture(self, frame: int) -> tuple[Picture, dict[str, Any], tuple[int, int, int, int]]:
+    def _rendered(self, frames: Range, task: Task) -> tuple[capture.PlateFrames, dict[int, dict[str, Any]]]:
+        """The next frames and their metadata. It waits while Nuke renders something else."""
+        while True:
+            task.check()
+            try:
+                return in_main(self._capture, frames)
+            except BusyError:
+                if not nuke.GUI:
+                    raise
+                task.tell("Waiting for Nuke to end another render")
+                time.sleep(BUSY_SECONDS)
+
+    def _capture(self, frames: Range) -> tuple[capture.PlateFrames, dict[int, dict[str, Any]]]:
         node = find_by_id(self.snapshot.node_id)
-        picture = capture.plate(node, frame, self.snapshot.view)
+        metadata = {
+            frame: _metadata(node, frame, self.snapshot.view) for frame in range(frames[0], frames[1] + 1)
+        }
+        return capture.render_plate(node, frames, self.snapshot.view), metadata
+
+    def _push_frame(
+        self, opened: Session, found: capture.PlateFrames, frame: int, metadata: dict[str, Any]
+    ) -> bool:
+        picture = found.read(frame)
         if picture.display_window[2:] != self.snapshot.display_window[2:]:
             raise PlateError(
                 f"The plate is {picture.display_window[2]} x {picture.display_window[3]} here, and "
@@ -361,11 +399,16 @@ class _PlateWork(_Work):
                 frame=frame,
                 hint="Put a Reformat above the STM node.",
             )
-        return (
-            picture,
-            _metadata(node, frame, self.snapshot.view, picture),
-            node.grow_canvas(self.snapshot.display_window, picture.data_window),
-        )
+        if picture.time_code is not None:
+            metadata = {**metadata, "smpte:TimeCode": picture.time_code}
+        opened.grow_canvas(in_main(self._grow_canvas, picture.data_window))
+        is_new = opened.push_plate(frame, picture, self.print_, metadata)
+        if opened.dirty:
+            self._retire(opened, opened.status())
+        return is_new
+
+    def _grow_canvas(self, window: Window) -> Window:
+        return find_by_id(self.snapshot.node_id).grow_canvas(self.snapshot.display_window, window)
 
     def _remember_print(self) -> None:
         node = find_by_id(self.snapshot.node_id)
@@ -448,13 +491,13 @@ def _write_mattes(opened: Session, task: Task, frames: Range) -> None:
     opened.export(ranges_of(missing), on_progress)
 
 
-def _metadata(node: StmNode, frame: int, view: str, picture: Picture) -> dict[str, Any]:
+def _metadata(node: StmNode, frame: int, view: str) -> dict[str, Any]:
     """What the plate says of itself: plain values only."""
     found: dict[str, Any] = {}
     with contextlib.suppress(RuntimeError, TypeError, ValueError):  # it is worth no failed propagation
         found = node.connected_plate().metadata(float(frame), view) or {}
     plain = {name: value for name, value in found.items() if isinstance(value, (str, int, float))}
-    time_code = picture.time_code or plain.get("input/timecode")
+    time_code = plain.get("input/timecode")
     if isinstance(time_code, str):
         plain["smpte:TimeCode"] = time_code
     return plain

@@ -326,6 +326,9 @@ def test_a_live_script_opens_live_in_a_new_process_and_renders(
     stm_nuke.propagate(node)
     write_of(nuke, node, tmp_path / "render").setName("Out")
     nuke.scriptSave()
+    with pytest.raises(RuntimeError, match=r"put_effects_in\(\) puts it back after a save"):
+        alpha_of(nuke, node, tmp_path, "here")
+    stm_nuke.callbacks.put_effects_in()
     expected = alpha_of(nuke, node, tmp_path, "here")
     done = run(
         f"nuke.scriptOpen('shot.nk')\nnuke.execute('Out', {FIRST}, {LAST}, 1)\nprint(nuke.root().modified())",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -322,3 +323,112 @@ def test_the_inside_of_a_node_has_no_more_than_ten_nodes_until_there_is_a_second
     assert copies[1].input(0) is copies[0]
     assert copies[1]["to1"].value() == "object_5.alpha"
     assert copies[1]["to2"].value() == "none"
+
+
+# ---- rendering while Nuke renders
+
+
+class Receiver:
+    """Takes plate frames as the engine's session does."""
+
+    def __init__(self) -> None:
+        self.frames: list[int] = []
+        self.dirty: set[int] = set()
+
+    def grow_canvas(self, canvas: Any) -> None:
+        """Nothing grows."""
+
+    def push_plate(self, frame: int, picture: Any, print_: str, metadata: Any) -> bool:
+        self.frames.append(frame)
+        assert set(picture.planes) >= {"R", "G", "B"}
+        return True
+
+
+def plate_work(comp: Any) -> tuple[Any, Any]:
+    from stm_nuke import tasks, verbs
+
+    work = verbs._PlateWork(comp.snapshot("main"), "print")
+    return work, tasks.Task(comp.id, "test", lambda task: None)
+
+
+def test_the_plate_is_rendered_in_runs_of_frames_and_each_scratch_file_goes(
+    nuke: Any, comp: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stm_nuke import capture
+
+    runs: list[Any] = []
+    render_plate = capture.render_plate
+    scratch: list[Path] = []
+
+    def counted(node: Any, frames: Any, view: str) -> Any:
+        runs.append(frames)
+        found = render_plate(node, frames, view)
+        scratch.append(found.pattern.parent)
+        return found
+
+    monkeypatch.setattr(capture, "render_plate", counted)
+    work, task = plate_work(comp)
+    received = Receiver()
+    work._push(received, list(FRAMES), task)
+    assert received.frames == list(FRAMES)
+    assert runs == [(1001, 1001), (1002, 1003)]
+    assert not any(one.exists() for one in scratch)
+    runs.clear()
+    work._push(received, [1001, 1003], task)
+    assert runs == [(1001, 1001), (1003, 1003)], "only what is needed"
+
+
+def test_a_run_of_frames_names_the_one_that_cannot_be_rendered(nuke: Any, comp: Any, tmp_path: Path) -> None:
+    from stm_nuke import capture
+    from stm_nuke.errors import PlateError
+
+    (tmp_path / "plate.1003.exr").unlink()
+    with pytest.raises(PlateError, match="frame 1003: The plate of STM1 cannot be rendered"):
+        capture.render_plate(comp, (1001, 1003), "main")
+
+
+def test_a_button_during_another_render_is_refused_in_words_and_leaves_nothing(nuke: Any, comp: Any) -> None:
+    nuke.GUI = True
+    nuke.frame(1001)
+    nuke._host.executing = True
+    comp.group["set_key"].execute()
+    assert nuke._host.messages == ["Nuke is rendering something else. Wait for its end, then try again."]
+    assert comp.keys == ()
+    assert len(comp.group.nodes()) == 10
+
+
+def test_a_task_waits_while_nuke_renders_something_else(nuke: Any, comp: Any) -> None:
+    nuke.GUI = True
+    work, task = plate_work(comp)
+    received = Receiver()
+    nuke._host.executing = True
+    thread = threading.Thread(target=work._push, args=(received, [1001], task))
+    thread.start()
+    waited: list[int] = []
+
+    def is_over() -> bool:
+        waited.append(1)
+        if len(waited) == 60:
+            assert received.frames == []
+            nuke._host.executing = False
+        return not thread.is_alive()
+
+    nuke._host.pump(is_over, seconds=60)
+    assert received.frames == [1001]
+
+
+def test_a_studios_defaults_for_writes_do_not_reach_ours(nuke: Any, comp: Any, tmp_path: Path) -> None:
+    from stm_nuke import capture
+
+    before = capture.plate(comp, 1002, "main")
+    for place, value in (
+        ("Write.use_limit", True),
+        ("Write.datatype", "16 bit half"),
+        ("Write.file_type", "png"),
+        ("Write.compression", "PIZ Wavelet (32 scanlines)"),
+        ("Write.beforeRender", "raise RuntimeError('the studio publishes')"),
+    ):
+        nuke.knobDefault(place, value)
+    with pytest.raises(RuntimeError, match="the studio publishes"):
+        nuke.execute(write_of(nuke, comp, tmp_path), 1001, 1001, 1)
+    assert capture.plate(comp, 1002, "main").planes == before.planes

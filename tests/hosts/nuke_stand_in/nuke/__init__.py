@@ -128,6 +128,7 @@ __all__ = [
     "filename",
     "filenameFilter",
     "frame",
+    "knobDefault",
     "menu",
     "message",
     "nodeCopy",
@@ -351,11 +352,14 @@ def execute(
         raise RuntimeError(f"{nameOrNode} is not a Write")
     _host.executing = True
     try:
+        exec(str(node["beforeRender"].value()), {"nuke": sys.modules[__name__]})
         _host.tell("beforeRender", node)
         for number in range(start, end + 1, incr):
             for view in views or _host.views:
                 if _host.cancel_execute:
                     raise CancelledError("Cancelled")
+                if node["use_limit"].value() and not node["first"].value() <= number <= node["last"].value():
+                    continue
                 _write(node, number, view)
                 _host.executed.append((node.fullName(), number, view))
     finally:
@@ -364,6 +368,10 @@ def execute(
 
 def executing(f: float | None = None) -> bool:
     return _host.executing
+
+
+def knobDefault(classknob: str, value: str) -> None:
+    _host.knob_defaults[classknob] = value
 
 
 def filename(node: Node, i: int = 0) -> str | None:

@@ -49,6 +49,8 @@ _NATIVE: dict[str, tuple[int, tuple[tuple[str, Any, Any], ...]]] = {
         ("file_type", k.Enumeration_Knob, ["exr", "png"]), ("create_directories", k.Boolean_Knob, False),
         ("datatype", k.Enumeration_Knob, ["16 bit half", "32 bit float"]),
         ("compression", k.Enumeration_Knob, _COMPRESSIONS), ("autocrop", k.Boolean_Knob, False),
+        ("use_limit", k.Boolean_Knob, False), ("first", k.Int_Knob, 1), ("last", k.Int_Knob, 1),
+        ("beforeRender", k.String_Knob, ""), ("truncateChannelNames", k.Boolean_Knob, False),
         ("metadata", k.Enumeration_Knob, _METADATA), ("interleave", k.Enumeration_Knob, _INTERLEAVE),
     )),
     "Copy": (2, _CHANNELS),
@@ -432,6 +434,9 @@ def new_node(class_name: str, parent: Group, knobs: dict[str, Any]) -> Node:
     taken = {one.name() for one in parent._nodes}
     parent._nodes.append(node)
     node._knobs["name"]._value = uncollided(f"{class_name}1", taken)
+    for place, value in host.knob_defaults.items():
+        if place.startswith(f"{class_name}."):
+            node[place.partition(".")[2]].setValue(value)
     inputs = knobs.pop("inputs", None)
     for name, value in knobs.items():
         if name == "name":

@@ -55,6 +55,8 @@ class Host:
     """Every frame that a Write has written: its full name, frame and view."""
     executing: bool = False
     cancel_execute: bool = False
+    knob_defaults: dict[str, Any] = field(default_factory=dict)
+    """What a studio has made the defaults of knobs, by `class.knob`."""
     events: list[str] = field(default_factory=list)
     """The callbacks that are being called."""
     calls: queue.Queue[tuple[Callable[[], None], threading.Event]] = field(default_factory=queue.Queue)
