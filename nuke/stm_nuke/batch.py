@@ -37,6 +37,15 @@ def create(plate: nuke.Node | None = None, mask: nuke.Node | None = None) -> Stm
     return node.create(plate, mask)
 
 
+def keys_from_roto(which: NodeOrName, view: str | None = None) -> list[int]:
+    """Set a key on every frame on which the Roto above the mask input has one; their frames."""
+    found = _node(which)
+    shown = view or found.view()
+    frames = verbs.roto_frames(found, shown)
+    _waited(lambda ended: verbs.keys_from_roto(found, shown, frames, ended))
+    return frames
+
+
 def list_keys(which: NodeOrName, view: str | None = None) -> list[int]:
     """The frames of its keys."""
     found = _node(which)

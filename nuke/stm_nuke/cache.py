@@ -4,6 +4,7 @@
       keys/<digest>.exr               masks of keyframes, by content
       mattes/matte.<view>.####.exr    what the Read inside the node reads; a file that is there is fresh
       mattes/keys.<view>.txt          the keys that these mattes come from
+      fixes/matte.<view>.####.exr     mattes as they were when somebody began to correct them
       mattes/stale.json               frames whose file was kept although it is out of date (an option)
       shot.<view>.stmshot/            the engine's shot store
 
@@ -32,6 +33,7 @@ _SMALL_OR_GROWING = (".jsonl", ".json", ".txt")
 """Copied, not linked: journals are appended to in place."""
 _NOT_COPIED = ("LOCK",)
 _STALE_LIST = "stale.json"
+HELD = "fixes"
 
 
 def new_id() -> str:
@@ -115,11 +117,11 @@ def fresh_mattes(cache: Path, view: str, frames: Iterable[int]) -> set[int]:
     return set(frames) & (matte_frames(cache, view) - stale_mattes(cache, view))
 
 
-def matte_frames(cache: Path, view: str) -> set[int]:
-    """The frames that have a matte file, fresh or not."""
+def matte_frames(cache: Path, view: str, folder: str = "mattes") -> set[int]:
+    """The frames that have a matte file, fresh or not; or a copy in another folder of the cache."""
     pattern = re.compile(rf"matte\.{re.escape(view)}\.(-?\d+)\.exr")
     try:
-        matches = [pattern.fullmatch(name) for name in os.listdir(cache / "mattes")]
+        matches = [pattern.fullmatch(name) for name in os.listdir(cache / folder)]
     except OSError:
         return set()
     return {int(match[1]) for match in matches if match is not None}
@@ -157,6 +159,39 @@ def retire_mattes(cache: Path, view: str, frames: Iterable[int], keep: bool) -> 
     if stale & set(frames):
         _note_stale(cache, view, stale - set(frames))
     return fresh
+
+
+def held_pattern(cache: Path) -> str:
+    """The copies of mattes that are being corrected, as a Read has them."""
+    return (cache / HELD / "matte.%V.%04d.exr").as_posix()
+
+
+def hold_mattes(cache: Path, view: str, frame: int) -> tuple[int, int]:
+    """Keep the matte of a frame as it is now, to be painted on; of all others, where none is kept yet.
+
+    A frame that has no matte now keeps the copy that it has.
+
+    Returns:
+        The first and last frame that have one.
+
+    Raises:
+        CacheError: they cannot be kept.
+    """
+    folder = cache / HELD
+    found = matte_frames(cache, view)
+    try:
+        folder.mkdir(exist_ok=True)
+        for one in found:
+            path = matte_path(cache, view, one)
+            if one != frame:
+                _link_or_copy(path, folder / path.name)
+    except OSError as error:
+        raise _refused(cache, error) from error
+    if frame in found:
+        path = matte_path(cache, view, frame)
+        copy_whole(path, folder / path.name)
+    held = matte_frames(cache, view, HELD)
+    return min(held), max(held)
 
 
 def renew_mattes(cache: Path, view: str, frames: Iterable[int]) -> None:

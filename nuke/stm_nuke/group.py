@@ -172,6 +172,24 @@ def offer_objects(group: nuke.Group, names: Sequence[str]) -> None:
                     node[knob].setValue(channel)
 
 
+FIX_ALPHA, LOOKED_AT = "fix_alpha", "looked_at"
+
+
+def show_fix(group: nuke.Group, alpha: str) -> None:
+    """Let the overlay show what is painted, on the frames that are being corrected.
+
+    Args:
+        alpha: what is painted, as an expression of the channels r, g, b and a.
+    """
+    if group.node(FIX_ALPHA) is None:
+        with unnoticed(group):
+            painted = make("Expression", FIX_ALPHA, [inner(group, "fix")], 450, 1)
+            source = make("Switch", LOOKED_AT, [inner(group, GUARD), painted], 300, 6)
+            source["which"].setExpression(f"{IN_THE_WINDOW} && parent.{knobs.FIXING}")
+            inner(group, OVERLAY).setInput(1, source)
+    inner(group, FIX_ALPHA)["expr3"].setValue(alpha)
+
+
 def _add_copy(group: nuke.Group, number: int) -> nuke.Node:
     """One more Copy for the layers of objects, behind those that are there."""
     above = inner(group, OBJECT_COPIES[number - 1] if number else TO_CHANNEL)

@@ -26,6 +26,8 @@ FIRST, LAST = "first", "last"
 OVERLAY = "overlay"
 TIMELINE = "timeline"
 """A curve: 0 where there is no matte, 1 where there is one, 2 where an old one was kept, 3 on a keyframe."""
+FIXING = "stm_fixing"
+"""A curve: 1 on the frames that are being corrected."""
 HELD = "stm_held"
 """A curve: the frame whose matte is shown where mattes are held."""
 MISSING = "missing_matte"
@@ -87,6 +89,16 @@ def all_knobs() -> Iterator[nuke.Knob]:
         "Update changed keys",
         "Look at the mask input on every keyframe again, and take over the masks that differ.",
         new_line=True,
+    )
+    yield _button(
+        "correct",
+        "Correct this frame",
+        "Put the matte of this frame under a RotoPaint beside the node, to paint or erase what is wrong.",
+        new_line=True,
+    )
+    yield _button("set_key_from_fix", "Set key from fix", "Take matte and paint at this frame as a keyframe.")
+    yield _button(
+        "keys_from_roto", "Keys from roto", "Set a keyframe on every frame on which the Roto above has a key."
     )
     yield _tip(
         _text(OBJECTS, "objects", DEFAULT_OBJECTS, multiline=True),
@@ -174,8 +186,8 @@ def all_knobs() -> Iterator[nuke.Knob]:
     yield _tip(nuke.File_Knob(CACHE_FOLDER, "chosen folder"), "Used where the cache is in a chosen folder.")
     yield _read_only(_text(CACHE_PATH, "this node's cache", ""))
     yield _button("move_cache", "Move cache there", "Move this node to a cache at the place chosen above.")
-    held = nuke.Double_Knob(HELD, HELD)
-    yield quiet(_hidden(held))
+    yield quiet(_hidden(nuke.Double_Knob(HELD, HELD)))
+    yield _hidden(nuke.Double_Knob(FIXING, FIXING))
     for name in (NODE_ID, HOME, KEYS, CANVAS, PLATE_PRINT):
         yield _hidden(_text(name, name, ""))
 

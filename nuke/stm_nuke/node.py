@@ -380,13 +380,18 @@ class StmNode:
         return self.cache
 
     def _settle(self, node_id: str, source: Path | None) -> None:
+        from stm_nuke import fixes
+
         chosen = str(self[knobs.CACHE_FOLDER] or "") if self[knobs.CACHE_PLACE] == knobs.CHOSEN_FOLDER else ""
         place = cache.place_for(node_id, script_path(), chosen)
         if source is None or not source.is_dir():
             cache.make(place)
         elif place != source:
             cache.fork(source, place)
+        before = str(self[knobs.CACHE_PATH])
         with unrecorded():
+            if before:
+                fixes.follow_cache(self, before, place.as_posix())
             self.set(knobs.NODE_ID, node_id)
             self.set(knobs.HOME, script_path() or _UNSAVED)
             self.set(knobs.CACHE_PATH, place.as_posix())

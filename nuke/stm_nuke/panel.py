@@ -7,6 +7,7 @@ from typing import Callable
 import nuke
 from stm_nuke import tasks, verbs
 from stm_nuke.errors import StmNodeError, Stopped
+from stm_nuke.frames import counted, in_words
 from stm_nuke.node import StmNode, current_frame, current_time
 
 
@@ -27,6 +28,30 @@ def press(node: nuke.Node, button: str) -> None:
 
 def _set_key(node: StmNode) -> None:
     verbs.set_key(node, current_frame(), node.view())
+    verbs.show_keys(node, node.view())
+
+
+def _correct(node: StmNode) -> None:
+    paint = verbs.correct(node, current_frame(), node.view())
+    verbs.tell(
+        node,
+        f"Paint or erase in {paint.fullName()}, in the channel of the object; overlay shows it here. "
+        "Then press Set key from fix.",
+    )
+    if nuke.GUI:
+        paint.showControlPanel()
+
+
+def _set_key_from_fix(node: StmNode) -> None:
+    verbs.set_key_from_fix(node, current_frame(), node.view())
+    verbs.show_keys(node, node.view())
+
+
+def _keys_from_roto(node: StmNode) -> None:
+    frames = verbs.roto_frames(node, node.view())
+    if nuke.GUI and not nuke.ask(f"Set {counted(len(frames), 'keyframe')}: {in_words(frames)}?"):
+        return
+    verbs.keys_from_roto(node, node.view(), frames)
     verbs.show_keys(node, node.view())
 
 
@@ -97,6 +122,9 @@ def _move_cache(node: StmNode) -> None:
 
 _BUTTONS: dict[str, Callable[[StmNode], None]] = {
     "set_key": _set_key,
+    "correct": _correct,
+    "set_key_from_fix": _set_key_from_fix,
+    "keys_from_roto": _keys_from_roto,
     "delete_key": _delete_key,
     "previous_key": _previous_key,
     "next_key": _next_key,

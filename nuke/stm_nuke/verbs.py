@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Callable, Literal, Optional
 
 import nuke
-from stm_nuke import cache, capture, exr, fingerprint, group, knobs, live, session, tasks
+from stm_nuke import cache, capture, exr, fingerprint, fixes, group, knobs, live, rotokeys, session, tasks
 from stm_nuke.errors import BusyError, KeyframeError, PlateError, StmNodeError, UsageError
 from stm_nuke.exr import Picture
 from stm_nuke.frames import Range, counted, frames_of, in_words, ranges_of
@@ -31,6 +31,11 @@ Ended = Optional[Callable[[Task], None]]
 CONFIDENCE_ATTRIBUTE = "stm:confidence"
 SURE = 0.999
 """From here on a matte needs no further key; keys themselves are at 1."""
+FROM_FILE, FROM_FIX = "file", "fix"
+"""In the place of a key's fingerprint: its mask does not come from the mask input."""
+MOST_FROM_ROTO = 100
+COVERAGE_STEP, INSIDE, ALMOST_ALL = 97, 0.5, 0.95
+"""Every how many pixels of a mask one is looked at, which value is inside, which share is suspicious."""
 CAPTURE_SECONDS, MOST_AT_ONCE = 1.0, 32
 """About how long Nuke renders plate frames at a time, and how many at most."""
 BUSY_SECONDS = 0.2
@@ -42,8 +47,15 @@ ENGINE_TRIES = 3
 # ---- keys
 
 
-def set_key(node: StmNode, frame: int, view: str, mask_file: Path | None = None, ended: Ended = None) -> Key:
-    """Take the mask at `frame` as a keyframe: from the mask input, or from an image file.
+def set_key(
+    node: StmNode,
+    frame: int,
+    view: str,
+    mask_file: Path | None = None,
+    ended: Ended = None,
+    source: int = group.MASK,
+) -> Key:
+    """Take the mask at `frame` as a keyframe: from the mask input, the fix input, or from an image file.
 
     Raises:
         KeyframeError, PlateError, CacheError, UsageError, Stopped.
@@ -56,29 +68,105 @@ def set_key(node: StmNode, frame: int, view: str, mask_file: Path | None = None,
             frame=frame,
             hint="Go to a frame inside, or change the range.",
         )
-    key, is_empty = _take_mask(node, frame, view, mask_file)
+    key, note = _take_mask(node, frame, view, mask_file, source)
     with _undo(f"Set STM key {frame}"):
         node.set_keys(with_key(node.keys, key))
         node.offer_objects()
     cache.retire_mattes(snapshot.cache, view, [frame], snapshot.keep_stale)
-    note = " Its mask is empty: the object is taken as not there." if is_empty else ""
     _sync_task(node, view, f"Keyframe {frame} is set.{note}", ended, [frame])
     return key
 
 
-def _take_mask(node: StmNode, frame: int, view: str, mask_file: Path | None) -> tuple[Key, bool]:
-    """Render a mask, keep it in the cache; its key, and whether it is empty everywhere."""
+def _take_mask(
+    node: StmNode, frame: int, view: str, mask_file: Path | None, source: int = group.MASK
+) -> tuple[Key, str]:
+    """Render a mask, keep it in the cache; its key, and what an artist should know of it."""
     if mask_file is None:
-        picture = capture.masks(node, frame, view)
-        print_ = node.mask_print()
+        picture = capture.masks(node, frame, view, source)
+        print_ = node.mask_print() if source == group.MASK else FROM_FIX
     else:
         picture = capture.masks_from_file(node, mask_file, node.objects, frame, view)
-        print_ = "file"
+        print_ = FROM_FILE
     digest = digest_of(picture)
     path = mask_path(node.cache, digest)
     if not path.is_file():
         exr.write(path, picture)
-    return Key(view, frame, digest, print_), not any(any(plane) for plane in picture.planes.values())
+    return Key(view, frame, digest, print_), _note_on(picture)
+
+
+def _note_on(mask: Picture) -> str:
+    """What is odd about a mask."""
+    if not any(any(plane) for plane in mask.planes.values()):
+        return " Its mask is empty: the object is taken as not there."
+    for name, plane in mask.planes.items():
+        values = memoryview(plane).cast("B").cast("f") if mask.format == "float" else ()
+        some = list(values[::COVERAGE_STEP])
+        if some and sum(value > INSIDE for value in some) > ALMOST_ALL * len(some):
+            return (
+                f" The mask of {name} covers almost the whole picture: a Roto over a plate with an opaque alpha "
+                "does so. Switch the Roto's 'replace' on."
+            )
+    return ""
+
+
+def correct(node: StmNode, frame: int, view: str) -> nuke.Node:
+    """Take a frame in hand: its matte under a RotoPaint beside the node; the node to paint in.
+
+    Raises:
+        KeyframeError: it has no matte. PlateError, CacheError, UsageError.
+    """
+    node.claim()
+    with _undo(f"Correct STM matte {frame}"):
+        return fixes.take_in_hand(node, frame, view)
+
+
+def set_key_from_fix(node: StmNode, frame: int, view: str, ended: Ended = None) -> Key:
+    """Take matte and paint at `frame` as a keyframe.
+
+    Raises:
+        KeyframeError: the frame is not being corrected. PlateError, CacheError, UsageError, Stopped.
+    """
+    fixes.check_in_hand(node, frame)
+    return set_key(node, frame, view, ended=ended, source=group.FIX)
+
+
+def roto_frames(node: StmNode, view: str) -> list[int]:
+    """The frames of the range on which the Roto above the mask input has a key.
+
+    Raises:
+        KeyframeError: there is no Roto, or no key in the range, or there are too many.
+    """
+    node.claim()
+    first, last = node.snapshot(view).frames
+    roto = rotokeys.roto_above(node.connected_mask())
+    found = [frame for frame in rotokeys.keyed_frames(roto, view) if first <= frame <= last]
+    if not found:
+        raise KeyframeError(f"{roto.fullName()} has no key from {first} to {last}.")
+    if len(found) > MOST_FROM_ROTO:
+        raise KeyframeError(
+            f"{roto.fullName()} has keys on {len(found)} frames, more than {MOST_FROM_ROTO}.",
+            hint="It looks tracked: set keyframes on the frames where it is right.",
+        )
+    return found
+
+
+def keys_from_roto(node: StmNode, view: str, frames: Sequence[int], ended: Ended = None) -> list[int]:
+    """Take the mask input on all these frames as keyframes, in one step.
+
+    Raises:
+        KeyframeError, PlateError, CacheError, UsageError, Stopped.
+    """
+    snapshot = node.snapshot(view)
+    taken = [_take_mask(node, frame, view, None)[0] for frame in frames]
+    with _undo(f"Set {len(taken)} STM keys"):
+        keys = node.keys
+        for key in taken:
+            keys = with_key(keys, key)
+        node.set_keys(keys)
+        node.offer_objects()
+    cache.retire_mattes(snapshot.cache, view, frames, snapshot.keep_stale)
+    _sync_task(node, view, f"Keyframes {in_words(frames)} are set.", ended, list(frames))
+    return list(frames)
 
 
 def delete_key(node: StmNode, frame: int, view: str, ended: Ended = None) -> None:
@@ -106,13 +194,14 @@ def neighbouring_key(node: StmNode, frame: float, view: str, step: int) -> int:
 def changed_keys(node: StmNode, view: str) -> dict[int, Key]:
     """The keys whose mask input gives another mask now, with what it gives: compared by content.
 
-    Keys from files are never among them. Only keys whose mask input has been touched since are rendered.
+    Keys from files and fixes are never among them. Only keys whose mask input has been touched since are
+    rendered.
     """
     now = node.mask_print()
     found = {}
     untouched: list[Key] = []
     for key in node.keys_of(view):
-        if key.print_ not in (now, "file"):
+        if key.print_ not in (now, FROM_FILE, FROM_FIX):
             taken, _ = _take_mask(node, key.frame, view, None)
             if taken.digest != key.digest:
                 found[key.frame] = taken
@@ -556,14 +645,15 @@ def show_keys(node: StmNode, view: str, seconds: float | None = None) -> None:
     for key in node.keys_of(view):
         if not first <= key.frame <= last:
             state = "outside the range"
-        elif key.print_ == "file":
-            state = "from a file"
+        elif key.print_ in _ORIGINS:
+            state = _ORIGINS[key.print_]
         else:
             state = "fresh" if key.print_ == now else "mask input changed" if now else "press Refresh status"
         lines.append(f"{key.frame}  {state}")
     _quietly(node, knobs.KEY_LIST, "\n".join(lines) or "none")
 
 
+_ORIGINS = {FROM_FILE: "from a file", FROM_FIX: "from a fix"}
 _weights_in_words: dict[str, str] = {}
 
 

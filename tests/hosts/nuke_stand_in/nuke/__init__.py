@@ -118,6 +118,7 @@ __all__ = [
     "addOnScriptSave",
     "addView",
     "allNodes",
+    "ask",
     "clone",
     "createNode",
     "delete",
@@ -492,6 +493,11 @@ class ProgressTask:
 
 def message(prompt: str) -> None:
     _host.messages.append(prompt)
+
+
+def ask(prompt: str) -> bool:
+    _host.messages.append(prompt)
+    return _host.says_yes
 
 
 def tprint(*args: Any, sep: str = " ", end: str = "\n", file: Any = None) -> None:

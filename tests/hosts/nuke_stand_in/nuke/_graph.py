@@ -9,6 +9,7 @@ from typing import Any
 from . import _knobs as k
 from . import _ofx
 from ._host import host
+from ._roto import CurveKnob
 
 INPUTS, HIDDEN_INPUTS, EXPRESSIONS, LINKINPUTS = 1, 4, 2, 8
 
@@ -62,6 +63,12 @@ _NATIVE: dict[str, tuple[int, tuple[tuple[str, Any, Any], ...]]] = {
             ("rgba.red", "rgba.green", "rgba.blue", "rgba.alpha"))),
     )),
     "Text2": (1, (("message", k.Multiline_Eval_String_Knob, ""),)),
+    "Roto": (1, (("curves", CurveKnob, ""), ("output", k.Channel_Knob, "alpha"))),
+    "RotoPaint": (4, (
+        ("curves", CurveKnob, ""), ("output", k.Channel_Knob, "rgba"),
+        ("premultiply", k.Channel_Knob, "rgb"),
+        ("toolbar_lifetime_type", k.Enumeration_Knob, ["all", "start", "single", "end", "range"]),
+    )),
     "FrameRange": (1, (("first_frame", k.Int_Knob, 1), ("last_frame", k.Int_Knob, 1))),
     "Expression": (1, tuple((f"expr{number}", k.EvalString_Knob, "") for number in range(4))),
     "Grade": (1, (("multiply", k.Double_Knob, 1.0), ("add", k.Double_Knob, 0.0))),

@@ -48,6 +48,8 @@ class Host:
     views: list[str] = field(default_factory=lambda: ["main"])
     layers: dict[str, list[str]] = field(default_factory=dict)
     messages: list[str] = field(default_factory=list)
+    says_yes: bool = True
+    """What the artist answers when asked."""
     progress: list[str] = field(default_factory=list)
     cancel_progress: bool = False
     clipboard: str = ""

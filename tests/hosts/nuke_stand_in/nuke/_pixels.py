@@ -15,6 +15,7 @@ import OpenImageIO as oiio
 from . import _ofx
 from ._graph import Format, Group, Node
 from ._host import host
+from ._roto import CurveKnob
 from ._text import without_tcl
 
 Plane = npt.NDArray[np.float32]
@@ -199,12 +200,13 @@ def _switch(node: Node, frame: float, view: str) -> Picture:
 
 def _expression(node: Node, frame: float, view: str) -> Picture:
     above = _input(node, 0, frame, view)
+    functions = {"__builtins__": {}, "max": np.maximum}
     letters = {letter: above.plane(f"rgba.{name}") for letter, name in zip("rgba", _TO_FILE, strict=True)}
     planes = dict(above.planes)
     for number, name in enumerate(_TO_FILE):
         text = str(node[f"expr{number}"].value())
         if text:
-            planes[f"rgba.{name}"] = np.asarray(eval(text, {"__builtins__": {}}, letters), np.float32)
+            planes[f"rgba.{name}"] = np.asarray(eval(text, functions, letters), np.float32)
     return replace(above, planes=planes)
 
 
@@ -229,6 +231,23 @@ def _assert(node: Node, frame: float, view: str) -> Picture:
     if not node["expression"]._evaluated(frame):
         raise RuntimeError(f"{node.fullName()}: {without_tcl(str(node['message'].value()))}")
     return _input(node, 0, frame, view)
+
+
+def _roto(node: Node, frame: float, view: str) -> Picture:
+    """Shapes over what the output channels have."""
+    above = _input(node, 0, frame, view)
+    is_alpha = node["output"].value() == "alpha"
+    channels = ["rgba.alpha"] if is_alpha else [f"rgba.{name}" for name in _TO_FILE]
+    planes = dict(above.planes)
+    curves = node["curves"]
+    assert isinstance(curves, CurveKnob)
+    x, y = above.window[:2]
+    for channel in channels:
+        plane = above.plane(channel).copy()
+        for (left, top, right, bottom), value in curves.boxes_at(frame):
+            plane[top - y : bottom - y, left - x : right - x] = value
+        planes[channel] = plane
+    return replace(above, planes=planes)
 
 
 def _text(node: Node, frame: float, view: str) -> Picture:
@@ -274,7 +293,8 @@ def _crop(node: Node, frame: float, view: str) -> Picture:
 _RENDER = {
     "Read": _read, "Copy": _copy, "Switch": _switch, "Expression": _expression, "Grade": _grade,
     "TimeOffset": _time_offset, "Crop": _crop, "TimeWarp": _time_warp, "Retime": _retime,
-    "Assert": _assert, "MergeExpression": _merge_expression, "Text2": _text,
+    "Roto": _roto, "RotoPaint": _roto, "Assert": _assert, "Text2": _text,
+    "MergeExpression": _merge_expression,
 }  # fmt: skip
 
 

@@ -1,0 +1,126 @@
+"""Roto and RotoPaint: shapes and strokes that are boxes, with keys as the real ones' curves have them."""
+
+# Names are Nuke's own.
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import _knobs as k
+from ._text import quote as quoted
+
+Box = tuple[int, int, int, int]
+"""x, y (down), right, bottom."""
+
+
+@dataclass
+class Times:
+    """A point or a transform: the times of its keys."""
+
+    times: list[float] = field(default_factory=list)
+
+    def getControlPointKeyTimes(self, view: str = "") -> list[float]:
+        return self.times
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("get") and name.endswith("KeyTimes"):
+            return lambda view="": self.times if name == "getTransformKeyTimes" else []
+        raise AttributeError(name)
+
+
+@dataclass
+class Point:
+    """A point of a shape: all of its parts are keyed together."""
+
+    center: Times
+
+    def __getattr__(self, name: str) -> Any:
+        if name.endswith(("Tangent", "Center")):
+            return self.center
+        raise AttributeError(name)
+
+
+@dataclass
+class Shape:
+    """A box that jumps from key to key."""
+
+    boxes: dict[int, Box]
+    transform: Times = field(default_factory=Times)
+
+    def getTransform(self) -> Times:
+        return self.transform
+
+    def __iter__(self) -> Iterator[Point]:
+        return iter([Point(Times([float(one) for one in self.boxes]))])
+
+
+@dataclass
+class Stroke:
+    """A box of paint that lives on one frame: 1 paints, 0 erases."""
+
+    frame: int
+    box: Box
+    value: float
+
+    def getTransform(self) -> Times:
+        return Times()
+
+    def __iter__(self) -> Iterator[Times]:
+        return iter([Times([float(self.frame)])])
+
+
+@dataclass
+class Layer:
+    """Shapes, strokes and layers."""
+
+    parts: list[Any] = field(default_factory=list)
+    transform: Times = field(default_factory=Times)
+
+    def getTransform(self) -> Times:
+        return self.transform
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.parts)
+
+
+class CurveKnob(k.Knob):
+    """What is drawn."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.rootLayer = Layer()
+
+    def _parts(self, layer: Layer | None = None) -> list[Any]:
+        """Shapes and strokes, those in layers too."""
+        found = []
+        for one in (layer or self.rootLayer).parts:
+            found += self._parts(one) if isinstance(one, Layer) else [one]
+        return found
+
+    def toScript(self, quote: bool = True, context: Any = None) -> str:
+        shapes = [one.boxes for one in self._parts() if isinstance(one, Shape)]
+        strokes = [[one.frame, one.box, one.value] for one in self._parts() if isinstance(one, Stroke)]
+        return quoted(json.dumps([shapes, strokes]))
+
+    def fromScript(self, script: str) -> None:
+        drawn, painted = json.loads(script)
+        shapes: list[Any] = [
+            Shape({int(frame): tuple(box) for frame, box in one.items()}) for one in drawn
+        ]
+        strokes = [Stroke(frame, tuple(box), value) for frame, box, value in painted]
+        self.rootLayer.parts = [*shapes, *strokes]
+
+    def _is_default(self) -> bool:
+        return not self._parts()
+
+    def boxes_at(self, frame: float) -> Iterator[tuple[Box, float]]:
+        """What is seen on a frame: boxes and their values, in the order in which they are drawn."""
+        for one in self._parts():
+            if isinstance(one, Shape):
+                before = [key for key in one.boxes if key <= frame]
+                yield one.boxes[max(before) if before else min(one.boxes)], 1.0
+            elif isinstance(one, Stroke) and one.frame == frame:
+                yield one.box, one.value
