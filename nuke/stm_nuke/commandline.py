@@ -1,14 +1,21 @@
-"""The batch script's command line. See ../stm_batch.py for how it is called and what its exit codes mean."""
+"""The batch script's command line. See ../stm_batch.py for how it is called and what its exit codes mean.
+
+Several scripts and nodes are done one after the other. One that fails does not keep the others from being done;
+the exit code is that of the first that failed.
+"""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,6 +26,31 @@ from stm_nuke.frames import Range, in_words, parse_range
 from stm_nuke.node import StmNode
 
 _MASK = re.compile(r"(-?\d+)=(.+)")
+STANDARD_OUTPUT = "-"
+
+
+@dataclass
+class Result:
+    """What came of one view of one node.
+
+    Attributes:
+        first, last: the frames that were asked for; None where it did not come so far.
+        ready: how many of them have a matte.
+        mattes: where they are: a pattern of files, or a shot store.
+        error: what went wrong, in words; None where nothing did.
+    """
+
+    script: str
+    node: str = ""
+    view: str = ""
+    first: int | None = None
+    last: int | None = None
+    ready: int = 0
+    mattes: str | None = None
+    baked: str | None = None
+    seconds: float = 0.0
+    error: str | None = None
+    exit_code: int = 0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -71,7 +103,9 @@ def own_arguments(raw: Sequence[str]) -> list[str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="nuke -t stm_batch.py", description="Make the mattes of STM nodes in a comp.")
-    parser.add_argument("--script", required=True, help="the comp, a .nk file")
+    parser.add_argument(
+        "--script", action="append", required=True, help="the comp, a .nk file; may be repeated"
+    )
     parser.add_argument("--node", action="append", default=[], help="STM node; may be repeated; default: all")
     parser.add_argument("--frames", help="frame range, as --frames=1001-1100; default: the node's own")
     parser.add_argument("--direction", choices=["forward", "backward", "both"], default="both")
@@ -93,7 +127,13 @@ def _parser() -> argparse.ArgumentParser:
         "--write", action="append", default=[], help="then render this Write; may be repeated"
     )
     parser.add_argument(
+        "--keys-from-roto", action="store_true", help="set a key on every frame on which the Roto has one"
+    )
+    parser.add_argument(
         "--save", action="store_true", help="save the comp (keys that were set are in its knobs)"
+    )
+    parser.add_argument(
+        "--json", metavar="FILE", help="write the results there; - is the last line of standard output"
     )
     return parser
 
@@ -108,44 +148,131 @@ def _frame(text: str) -> int:
 def _run(options: argparse.Namespace) -> int:
     frames = None if options.frames is None else parse_range(options.frames)
     masks = dict(_mask(text) for text in options.key)
-    _open(options.script)
-    nodes = [batch.find(name) for name in options.node] or batch.find_all()
-    if not nodes:
-        raise UsageError(f"There is no STM node in {options.script}.")
-    if (masks or options.key_from_input) and len(nodes) > 1:
-        raise UsageError("--key needs one --node.")
-    writes = [_write(name) for name in options.write]
-    callbacks.put_effects_in()
-    for node in nodes:
-        for view in options.view or _views(node):
-            _do_node(node, view, frames, masks, options)
-    for write in writes:
-        _render(write, frames)
-    if options.save:
-        _save(options.script)
-    return 0
+    if (masks or options.key_from_input) and len(options.script) > 1:
+        raise UsageError("--key needs one --script.")
+    results: list[Result] = []
+    try:
+        for script in options.script:
+            _do_script(script, frames, masks, options, results)
+    finally:
+        _report(results, options.json)
+    return next((one.exit_code for one in results if one.exit_code), 0)
+
+
+def _do_script(
+    script: str,
+    frames: Range | None,
+    masks: dict[int, Path],
+    options: argparse.Namespace,
+    results: list[Result],
+) -> None:
+    with _noted(Result(script), results, only_errors=True):
+        _open(script)
+        nodes = [batch.find(name) for name in options.node] or batch.find_all()
+        if not nodes:
+            raise UsageError(f"There is no STM node in {script}.")
+        if (masks or options.key_from_input) and len(nodes) > 1:
+            raise UsageError("--key needs one --node.")
+        options.are_several = len(options.script) > 1 or len(nodes) > 1
+        writes = [_write(name) for name in options.write]
+        callbacks.put_effects_in()
+        before = len(results)
+        for node in nodes:
+            for view in options.view or _views(node):
+                with _noted(Result(script, node.name, view), results) as result:
+                    _do_node(node, view, frames, masks, options, result)
+        if any(one.error for one in results[before:]):
+            return  # what is lacking must not be rendered
+        for write in writes:
+            _render(write, frames)
+        if options.save:
+            _save(script)
+
+
+@contextlib.contextmanager
+def _noted(result: Result, results: list[Result], only_errors: bool = False) -> Iterator[Result]:
+    """Note what comes of the work inside. An error is said and noted, and the next is gone on with.
+
+    A stop is noted and ends everything.
+    """
+    begin = time.monotonic()
+    try:
+        yield result
+    except StmNodeError as error:
+        result.error, result.exit_code = str(error), error.exit_code
+        if isinstance(error, Stopped):
+            raise
+        print(f"Error: {error}", file=sys.stderr, flush=True)
+    finally:
+        result.seconds = round(time.monotonic() - begin, 3)
+        if result.error is not None or not only_errors:
+            results.append(result)
+
+
+def _report(results: Sequence[Result], file: str | None) -> None:
+    """A table where there are several results; the results as JSON where they are asked for."""
+    if len(results) > 1:
+        for line in table_of(results):
+            print(line, flush=True)
+    if file is None:
+        return
+    text = json.dumps({"results": [asdict(one) for one in results]})
+    if file == STANDARD_OUTPUT:
+        print(text, flush=True)
+        return
+    try:
+        Path(file).write_text(text + "\n", "utf-8")
+    except OSError as error:
+        raise UsageError(f"{file} cannot be written: {error.strerror}.") from error
+
+
+def table_of(results: Sequence[Result]) -> list[str]:
+    """The results as lines of a table for people."""
+    rows = [("script", "node", "view", "frames", "ready", "seconds", "result")]
+    for one in results:
+        frames = "" if one.first is None else f"{one.first}-{one.last}"
+        state = "done" if one.error is None else f"failed ({one.exit_code}): {one.error}"
+        seconds = f"{one.seconds:.1f}"
+        rows.append((Path(one.script).name, one.node, one.view, frames, str(one.ready), seconds, state))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    return [
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[-1]]).rstrip() for row in rows
+    ]
 
 
 def _do_node(
-    node: StmNode, view: str, frames: Range | None, masks: dict[int, Path], options: argparse.Namespace
+    node: StmNode,
+    view: str,
+    frames: Range | None,
+    masks: dict[int, Path],
+    options: argparse.Namespace,
+    result: Result,
 ) -> None:
     print(f"{node.name}, view {view}", flush=True)
     batch.set_keys_from_files(node, masks, view)
     for frame in options.key_from_input:
         batch.set_key(node, frame, view=view)
+    if options.keys_from_roto:
+        batch.keys_from_roto(node, view)
     if options.update_keys:
         batch.update_keys(node, view)
     if options.check_plate:
         batch.check_plate(node, view)
     ready = batch.propagate(node, frames, options.direction, view)
     first, last = frames or node.frames
+    result.first, result.last, result.ready = first, last, len(ready)
     lacking = set(range(first, last + 1)) - set(ready)
     if lacking:
         raise StmNodeError(f"{node.name} has no matte at {in_words(lacking)} after propagating.")
     place = cache.store_folder(node.cache, view) if node.is_live else node.cache / "mattes"
+    result.mattes = place.as_posix() if node.is_live else (place / f"matte.{view}.%04d.exr").as_posix()
     print(f"{node.name}: {len(ready)} mattes ready in {place}", flush=True)
     if options.bake:
-        print(f"Baked to {batch.bake(node, options.bake, (first, last), view)}", flush=True)
+        folder = Path(options.bake)
+        if options.are_several:
+            folder = folder / Path(result.script).stem / node.name
+        result.baked = batch.bake(node, folder, (first, last), view).as_posix()
+        print(f"Baked to {result.baked}", flush=True)
 
 
 def _views(node: StmNode) -> list[str]:

@@ -103,8 +103,8 @@ def _note_on(mask: Picture) -> str:
         some = list(values[::COVERAGE_STEP])
         if some and sum(value > INSIDE for value in some) > ALMOST_ALL * len(some):
             return (
-                f" The mask of {name} covers almost the whole picture: a Roto over a plate with an opaque alpha "
-                "does so. Switch the Roto's 'replace' on."
+                f" The mask of {name} covers almost the whole picture, as a Roto over an opaque alpha does. "
+                "Switch the Roto's 'replace' on."
             )
     return ""
 
