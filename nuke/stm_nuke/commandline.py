@@ -1,7 +1,7 @@
 """The batch script's command line. See ../stm_batch.py for how it is called and what its exit codes mean.
 
-Several scripts and nodes are done one after the other. One that fails does not keep the others from being done;
-the exit code is that of the first that failed.
+Several scripts and nodes are done one after the other. One that fails does not keep the others from being
+done; the exit code is that of the first that failed.
 """
 
 from __future__ import annotations
@@ -205,7 +205,8 @@ def _noted(result: Result, results: list[Result], only_errors: bool = False) -> 
         print(f"Error: {error}", file=sys.stderr, flush=True)
     finally:
         result.seconds = round(time.monotonic() - begin, 3)
-        if result.error is not None or not only_errors:
+        is_noted = bool(results) and results[-1].exit_code == Stopped.exit_code  # further inside
+        if not is_noted and (result.error is not None or not only_errors):
             results.append(result)
 
 
@@ -235,9 +236,8 @@ def table_of(results: Sequence[Result]) -> list[str]:
         seconds = f"{one.seconds:.1f}"
         rows.append((Path(one.script).name, one.node, one.view, frames, str(one.ready), seconds, state))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
-    return [
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[-1]]).rstrip() for row in rows
-    ]
+    lines = [[*(cell.ljust(width) for cell, width in zip(row, widths)), row[-1]] for row in rows]
+    return ["  ".join(line).rstrip() for line in lines]
 
 
 def _do_node(

@@ -135,15 +135,28 @@ def matte_pattern(cache: Path) -> str:
 def point_to(group: nuke.Group, pattern: str, first: int, last: int) -> None:
     """Let the matte come from these files, of this frame range. On other frames the node fails."""
     read, guard = inner(group, MATTE_READ), inner(group, GUARD)
-    if read["file"].value() != pattern:
+    if (read["file"].value() or "") != pattern:
         read["file"].setValue(pattern)
     for knob, frame in (("first", first), ("last", last), ("origfirst", first), ("origlast", last)):
         if read[knob].value() != frame:
             read[knob].setValue(frame)
-    message = _NO_MATTE_HERE.format(first=first, last=last)
+    _let(
+        guard,
+        f"frame >= {first} && frame <= {last} && {_ON_WHOLE_FRAMES}",
+        _NO_MATTE_HERE.format(first=first, last=last),
+    )
+
+
+def forbid(group: nuke.Group, words: str) -> None:
+    """Let every frame fail with these words."""
+    _let(inner(group, GUARD), "frame < frame", words)
+
+
+def _let(guard: nuke.Node, expression: str, message: str) -> None:
+    """What must hold for a frame to be rendered, and what is said where it does not."""
     if guard["message"].value() != message:
         guard["message"].setValue(message)
-        guard["expression"].setExpression(f"frame >= {first} && frame <= {last} && {_ON_WHOLE_FRAMES}")
+        guard["expression"].setExpression(expression)
 
 
 def reload_matte(group: nuke.Group) -> None:

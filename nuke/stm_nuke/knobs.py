@@ -183,7 +183,9 @@ def all_knobs() -> Iterator[nuke.Knob]:
     yield _menu(
         CACHE_PLACE, "cache is", [NEXT_TO_SCRIPT, CHOSEN_FOLDER], "Where keyframes and mattes are kept."
     )
-    yield _tip(nuke.File_Knob(CACHE_FOLDER, "chosen folder"), "Used where the cache is in a chosen folder.")
+    yield _tip(  # no File_Knob: farms take what these name for files to be sent along
+        _text(CACHE_FOLDER, "chosen folder", ""), "Used where the cache is in a chosen folder."
+    )
     yield _read_only(_text(CACHE_PATH, "this node's cache", ""))
     yield _button("move_cache", "Move cache there", "Move this node to a cache at the place chosen above.")
     yield quiet(_hidden(nuke.Double_Knob(HELD, HELD)))

@@ -3,8 +3,7 @@
 The effect stands in a group `live` inside the node, between `plate` and `guard`; it only shows the
 node's shot store. It is never saved: a script that names a class which the machine lacks is read with holes
 in it, or not at all. So it is taken out before the script is saved and put back afterwards, and whenever a
-script is opened. What a saved script has in its place is a Read whose file is never there and whose name says
-what to do.
+script is opened. In a saved script the node fails, and its `guard` says what to do.
 """
 
 from __future__ import annotations
@@ -24,10 +23,8 @@ EFFECT_CLASSES = (
 )
 """How Nuke calls the effect; the second in case that a release does not take dots and dashes."""
 EFFECT_KNOBS = ("shotStore", "outputObject", "missingFrames", "revision")
-NO_EFFECT_FILE = (
-    "THE MATTE IS LIVE AND THE STM OPENFX EFFECT IS NOT HERE - install it or choose matte from files.exr"
-)
-"""No file: what Nuke says of it tells what to do."""
+NOT_HERE = "THE MATTE IS LIVE AND THE STM OPENFX EFFECT IS NOT HERE - install it or choose matte from files"
+"""What a render says where the effect is not in."""
 NO_EFFECT = (
     "{name} takes its matte live, and the STM OpenFX effect is not here. Install it (install.py does, or put "
     "STM.ofx.bundle on the OpenFX path) and start Nuke again."
@@ -96,6 +93,8 @@ def take_out(parent: nuke.Group) -> None:
         return
     with group.unnoticed(parent):
         group.inner(parent, group.GUARD).setInput(0, group.inner(parent, group.MATTE_READ))
+        if is_wanted(parent):
+            group.forbid(parent, NOT_HERE)
         nuke.delete(found)
 
 
@@ -138,6 +137,7 @@ def _put_in(parent: nuke.Group, store: str, layered: Sequence[str]) -> bool:
             return False
         live.setInput(0, group.inner(parent, group.PLATE_INPUT))
         group.inner(parent, group.GUARD).setInput(0, live)
+        group.point_to(parent, "", int(parent[knobs.FIRST].value()), int(parent[knobs.LAST].value()))
     return True
 
 

@@ -459,9 +459,11 @@ class StmNode:
 
     def _show_matte(self) -> str:
         first, last = self.frames
-        pattern = live.NO_EFFECT_FILE if self.is_live else group.matte_pattern(self.cache)
-        group.point_to(self.group, pattern, first, last)
-        return live.arrange(self.group, self._live_store(), self._object_names())
+        group.point_to(self.group, "" if self.is_live else group.matte_pattern(self.cache), first, last)
+        problem = live.arrange(self.group, self._live_store(), self._object_names())
+        if self.is_live and not live.is_in(self.group):
+            group.forbid(self.group, live.NOT_HERE)
+        return problem
 
     def _live_store(self) -> Path:
         return cache.store_folder(self.cache, str(nuke.views()[0]))
