@@ -146,11 +146,12 @@ def on_script_load() -> None:
 
 
 def put_effects_in() -> None:
-    """Give every node whose matte is live the effect."""
+    """Give every node whose matte is live the effect, and take it out of all others."""
+    from stm_nuke import live
     from stm_nuke.node import find_all
 
     for node in find_all():
-        if node.id and node.is_live:
+        if node.id and (node.is_live or live.is_in(node.group)):
             _put_effect_in(node)
 
 
@@ -214,6 +215,8 @@ def before_render() -> None:
     for node in fingerprint.depends_on(write):
         if knobs.is_stm_node(node):
             problem = what_is_wrong(StmNode(node), is_flipbook)
+            if problem and nuke.GUI:
+                _remember(node, "beforeRender")  # an undo has left the inside behind: next time it is right
             if problem:
                 raise RuntimeError(problem)
 
@@ -238,8 +241,6 @@ def what_is_wrong(node: StmNode, is_flipbook: bool = False) -> str:
         return f"{node.name} has no matte yet. Set a keyframe and propagate."
     if node.is_live or live.is_in(node.group):
         problem = node.live_problem()
-        if problem and not nuke.GUI and node.is_live:
-            problem += " In a script stm_nuke.callbacks.put_effects_in() puts it back after a save."
         if problem:
             return f"{problem} {live.INSTEAD}"
     for view in nuke.views():

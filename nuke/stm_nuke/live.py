@@ -29,8 +29,10 @@ NO_EFFECT = (
     "{name} takes its matte live, and the STM OpenFX effect is not here. Install it (install.py does, or put "
     "STM.ofx.bundle on the OpenFX path) and start Nuke again."
 )
+AFTER_SAVE = "In a script stm_nuke.callbacks.put_effects_in() puts it back after a save."
 MANY_VIEWS = "{name} cannot take its matte live: the script has the views {views}, and the effect shows one."
 LEFT_IN = "{name} takes its matte from files, and the STM OpenFX effect is still in it. Press Refresh status."
+"""After an undo."""
 INSTEAD = "Or choose 'files' under 'matte from'."
 LIVE = "live"
 _EFFECT = "effect"
@@ -83,7 +85,8 @@ def problem_of(parent: nuke.Group, store: Path, objects: Sequence[str]) -> str:
         return MANY_VIEWS.format(name=parent.fullName(), views=", ".join(views))
     if is_in(parent) and _shown(parent) == (store.as_posix(), layered):
         return ""
-    return NO_EFFECT.format(name=parent.fullName())
+    words = NO_EFFECT if nuke.GUI else f"{NO_EFFECT} {AFTER_SAVE}"
+    return words.format(name=parent.fullName())
 
 
 def take_out(parent: nuke.Group) -> None:

@@ -373,8 +373,12 @@ def test_undoing_the_switch_brings_the_files_back(nuke: Any, node: Any, bundle: 
     switch(node, LIVE)
     nuke.undo()
     assert node["matte_from"] == FILES
-    assert alpha_of(nuke, node, tmp_path, "out")
+    nuke.GUI = True
+    with pytest.raises(RuntimeError, match="the STM OpenFX effect is still in it"):
+        alpha_of(nuke, node, tmp_path, "out")
+    idle(nuke)
     assert node.group.node("live") is None
+    assert alpha_of(nuke, node, tmp_path, "out")
     assert nuke._host.undo_steps[-1][0] != "matte_from"
 
 
