@@ -26,6 +26,8 @@ from pathlib import Path
 from stm_nuke.errors import CacheError
 
 ID_LETTERS = 12
+TEMPLATE_VARIABLE = "STM_CACHE_TEMPLATE"
+"""Environment variable: where a site wants caches of saved scripts, with {script_folder}, {script}, {id}."""
 CACHE_VARIABLE = "STM_CACHE"
 """Environment variable: the folder for caches of scripts that have not been saved yet."""
 
@@ -34,6 +36,8 @@ _SMALL_OR_GROWING = (".jsonl", ".json", ".txt")
 _NOT_COPIED = ("LOCK",)
 _STALE_LIST = "stale.json"
 HELD = "fixes"
+_COPY_OF = "copy_of.txt"
+"""In a copy whose shot stores have not been taken over: the cache that it is a copy of."""
 
 
 def new_id() -> str:
@@ -48,14 +52,30 @@ def place_for(node_id: str, script: str, chosen: str) -> Path:
         script: path of the script, or empty where it has not been saved.
         chosen: the folder that the artist chose, or empty for "next to the script".
     """
+    template = os.environ.get(TEMPLATE_VARIABLE)
     if chosen:
         parent = Path(chosen)
+    elif template and script:
+        return _from_template(template, node_id, Path(script))
     elif script:
         parent = Path(script).parent / "stm"
     else:
         given = os.environ.get(CACHE_VARIABLE)
         parent = Path(given) if given else Path.home() / ".stm-for-nuke" / "unsaved"
     return parent / f"STM_{node_id}"
+
+
+def _from_template(template: str, node_id: str, script: Path) -> Path:
+    """The place that a site wants. CacheError where its template cannot be understood."""
+    names = {"script_folder": script.parent.as_posix(), "script": script.stem, "id": f"STM_{node_id}"}
+    try:
+        place = Path(template.format(**names))
+    except (KeyError, IndexError, ValueError) as error:
+        raise CacheError(
+            f"{TEMPLATE_VARIABLE} cannot be understood: {template}.",
+            hint="Write it with {script_folder}, {script} and {id}.",
+        ) from error
+    return place if "{id}" in template else place / names["id"]
 
 
 def make(cache: Path) -> None:
@@ -71,22 +91,60 @@ def make(cache: Path) -> None:
         raise _refused(cache, error) from error
 
 
-def fork(source: Path, target: Path) -> None:
+def fork(source: Path, target: Path, is_whole: bool = False) -> None:
     """Give `target` everything that `source` has, without either ever seeing what the other writes later.
+
+    Keyframes and mattes are there at once; shot stores, which are large, come with `complete`.
+
+    Args:
+        is_whole: the shot stores, too, are needed at once.
 
     Raises:
         CacheError: it cannot be written.
     """
     make(target)
     try:
-        for folder, _, names in os.walk(source):
-            into = target / Path(folder).relative_to(source)
-            into.mkdir(parents=True, exist_ok=True)
-            for name in names:
-                if name not in _NOT_COPIED and not name.startswith("."):
-                    _link_or_copy(Path(folder) / name, into / name)
+        for part in ("keys", "mattes", HELD):
+            if (source / part).is_dir():
+                _copy_tree(source / part, target / part)
+        if source.is_dir():
+            _replace_text(target / _COPY_OF, source.as_posix())
     except OSError as error:
         raise _refused(target, error) from error
+    if is_whole:
+        complete(target)
+
+
+def complete(target: Path) -> None:
+    """Take over the shot stores of the cache that this one is a copy of, if that has not been done.
+
+    Where they are gone meanwhile nothing is lost but time. Any thread may call it.
+
+    Raises:
+        CacheError: it cannot be written.
+    """
+    note = target / _COPY_OF
+    try:
+        source = Path(note.read_text("utf-8"))
+    except OSError:
+        return
+    if source != target and source.is_dir():
+        complete(source)
+        try:
+            for store in source.glob("*.stmshot"):
+                _copy_tree(store, target / store.name)
+        except OSError as error:
+            raise _refused(target, error) from error
+    note.unlink(missing_ok=True)
+
+
+def _copy_tree(source: Path, target: Path) -> None:
+    for folder, _, names in os.walk(source):
+        into = target / Path(folder).relative_to(source)
+        into.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            if name not in _NOT_COPIED and not name.startswith("."):
+                _link_or_copy(Path(folder) / name, into / name)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

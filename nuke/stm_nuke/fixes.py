@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import nuke
 from stm_nuke import cache, fingerprint, group, knobs
 from stm_nuke.errors import KeyframeError, UsageError
-from stm_nuke.node import MaskObject, StmNode
+
+if TYPE_CHECKING:
+    from stm_nuke.node import MaskObject, StmNode
 
 _SINGLE_FRAME = "single"
 """Of a RotoPaint's tools: a new stroke lives on its frame only."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import cast
 
 import nuke
-from stm_nuke import knobs
+from stm_nuke import knobs, releases
 
 PLATE, MASK, FIX = 0, 1, 2
 """Numbers of the group's inputs."""
@@ -35,8 +35,11 @@ TO_CHANNEL = "to_channel"
 OBJECTS_PER_COPY = 4
 OBJECT_COPIES = tuple(f"objects_{number}" for number in range(1, 5))
 
+NODES = (PLATE_INPUT, "mask", "fix", MATTE_READ, GUARD, TO_CHANNEL, OVERLAY, NOTE, SHOWN, "Output1")
+"""All that are inside a new node."""
 _TINT = ("Br*(1-0.5*Aa)+0.5*Aa", "Bg*(1-0.5*Aa)", "Bb*(1-0.5*Aa)")
 _STEP = 60
+_SEVERAL = "a second object"
 _ON_WHOLE_FRAMES = "abs(frame - rint(frame)) < 0.001"
 """Curves of a retime reach whole frames by way of rounding."""
 _NO_MATTE_HERE = (
@@ -65,6 +68,20 @@ def build(name: str = "STM1") -> nuke.Group:
     group.addKnob(channel)
     group["help"].setValue("Makes a matte for the whole shot from a mask on one or a few keyframes.")
     return group
+
+
+def rebuild(group: nuke.Group) -> None:
+    """Make the inside anew, as a new node has it: for one that an older release of the plug-in made."""
+    sources = [group.input(number) for number in range(group.inputs())]
+    old = group.node(TO_CHANNEL)
+    channel = "rgba.alpha" if old is None else str(old["to0"].value())
+    with unnoticed(group):
+        for node in group.nodes():
+            nuke.delete(node)
+        _build_inside()
+        inner(group, TO_CHANNEL)["to0"].setValue(channel)
+    for number, source in enumerate(sources):
+        group.setInput(number, source)
 
 
 def _build_inside() -> None:
@@ -173,6 +190,7 @@ def offer_objects(group: nuke.Group, names: Sequence[str]) -> None:
     for name in layered:
         nuke.Layer(name, [f"{name}.alpha"])
     wanted = -(-len(layered) // OBJECTS_PER_COPY)
+    releases.check_room(group, wanted - sum(group.node(copy) is not None for copy in OBJECT_COPIES), _SEVERAL)
     for number, copy in enumerate(OBJECT_COPIES):
         node = group.node(copy)
         if node is None and number < wanted:
@@ -195,6 +213,8 @@ def show_fix(group: nuke.Group, alpha: str) -> None:
         alpha: what is painted, as an expression of the channels r, g, b and a.
     """
     if group.node(FIX_ALPHA) is None:
+        if releases.edition():
+            return  # two more nodes would be out of reach: what is painted is seen in the paint node
         with unnoticed(group):
             painted = make("Expression", FIX_ALPHA, [inner(group, "fix")], 450, 1)
             source = make("Switch", LOOKED_AT, [inner(group, GUARD), painted], 300, 6)

@@ -14,6 +14,9 @@ NODE_ID = "stm_id"
 HOME = "stm_home"
 """The script that claimed the cache; another script that comes with the same id gets a cache of its own."""
 KEYS = "stm_keys"
+VERSION = "stm_version"
+"""Which release of the node made its knobs and its inside."""
+NEWEST_VERSION = "2"
 CANVAS = "stm_canvas"
 """x y width height (y down): holds the data window of every plate frame seen so far."""
 PLATE_PRINT = "stm_plate_print"
@@ -190,6 +193,7 @@ def all_knobs() -> Iterator[nuke.Knob]:
     yield _button("move_cache", "Move cache there", "Move this node to a cache at the place chosen above.")
     yield quiet(_hidden(nuke.Double_Knob(HELD, HELD)))
     yield _hidden(nuke.Double_Knob(FIXING, FIXING))
+    yield _hidden(_text(VERSION, VERSION, NEWEST_VERSION))
     for name in (NODE_ID, HOME, KEYS, CANVAS, PLATE_PRINT):
         yield _hidden(_text(name, name, ""))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import nuke
-from stm_nuke import cache, fingerprint, group, knobs, layers, live, scriptcolour, timeline
+from stm_nuke import cache, fingerprint, fixes, group, knobs, layers, live, releases, scriptcolour, timeline
 from stm_nuke.errors import (
     CacheError,
     KeyframeError,
@@ -322,6 +322,8 @@ class StmNode:
         Raises:
             CacheError: the cache cannot be written, or another node of this script has it.
         """
+        self.upgrade()
+        self._follow_moved_project()
         twin = self.twin()
         if not self.id:
             self._settle(cache.new_id(), None)
@@ -340,6 +342,43 @@ class StmNode:
         cache.make(self.cache)
         with unrecorded():
             self._show_matte()
+
+    def upgrade(self) -> None:
+        """Give a node that an older release made the knobs and the inside of a new one; its values stay."""
+        version = self.group.knob(knobs.VERSION)
+        if version is not None and int(str(version.value()) or 0) >= int(knobs.NEWEST_VERSION):
+            return
+        with unrecorded():
+            live.take_out(self.group)
+            for knob in knobs.all_knobs():
+                if self.group.knob(knob.name()) is None:
+                    self.group.addKnob(knob)
+            old = self.group.knob("keep_stale")
+            if old is not None:
+                if old.value():
+                    self.set(knobs.MISSING, knobs.OLD_MATTE)
+                self.group.removeKnob(old)
+            if self.group.node(group.GUARD) is None:
+                group.rebuild(self.group)
+            self.set(knobs.VERSION, knobs.NEWEST_VERSION)
+
+    def _follow_moved_project(self) -> None:
+        """The project is at another place, here or on another system: the cache that came along is taken."""
+        if not self.id or self.cache.is_dir():
+            return
+        filtered = str(nuke.filenameFilter(self.cache.as_posix()) or "")  # type: ignore[no-untyped-call]
+        beside = cache.place_for(self.id, script_path(), "")
+        for place in (Path(filtered), beside):
+            if filtered and place.is_dir():
+                self._use(place)
+                return
+        if script_path() and not self.cache.parent.is_dir():
+            self._use(beside)  # rather than make folders where the project was
+
+    def _use(self, place: Path) -> None:
+        with unrecorded():
+            fixes.follow_cache(self, self.cache.as_posix(), place.as_posix())
+            self.set(knobs.CACHE_PATH, place.as_posix())
 
     def twin(self) -> StmNode | None:
         """Another node of this script with the same id. Clones are one node, not twins."""
@@ -380,14 +419,12 @@ class StmNode:
         return self.cache
 
     def _settle(self, node_id: str, source: Path | None) -> None:
-        from stm_nuke import fixes
-
         chosen = str(self[knobs.CACHE_FOLDER] or "") if self[knobs.CACHE_PLACE] == knobs.CHOSEN_FOLDER else ""
         place = cache.place_for(node_id, script_path(), chosen)
         if source is None or not source.is_dir():
             cache.make(place)
         elif place != source:
-            cache.fork(source, place)
+            cache.fork(source, place, is_whole=self.is_live)
         before = str(self[knobs.CACHE_PATH])
         with unrecorded():
             if before:
@@ -506,6 +543,11 @@ def unrecorded() -> Iterator[None]:
 def create(plate: nuke.Node | None = None, mask: nuke.Node | None = None) -> StmNode:
     """A new STM node with a cache of its own, connected as told."""
     built = group.build()
+    try:
+        releases.check_reach(built, group.NODES)
+    except StmNodeError:
+        nuke.delete(built)
+        raise
     for number, source in ((group.PLATE, plate), (group.MASK, mask)):
         if source is not None:
             built.setInput(number, source)

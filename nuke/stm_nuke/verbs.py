@@ -369,6 +369,7 @@ class _Work:
                 raise
 
     def _try(self, task: Task) -> None:
+        cache.complete(self.snapshot.cache)
         with Session.opened(self.snapshot, host_name(), task.stopped) as opened:
             status = opened.sync()
             self._retire(opened, status)

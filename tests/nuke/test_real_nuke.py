@@ -432,3 +432,199 @@ def test_a_studios_defaults_for_writes_do_not_reach_ours(nuke: Any, comp: Any, t
     with pytest.raises(RuntimeError, match="the studio publishes"):
         nuke.execute(write_of(nuke, comp, tmp_path), 1001, 1001, 1)
     assert capture.plate(comp, 1002, "main").planes == before.planes
+
+
+# ---- older nodes, other editions
+
+
+def older(nuke: Any, node: Any) -> Any:
+    """The node as the first release made it: no `fix`, other nodes inside, other knobs."""
+    group = node.group
+    matte, plate = group.node("matte"), group.node("plate")
+    for one in group.nodes():
+        if one.name() not in ("matte", "plate", "mask", "to_channel", "Output1"):
+            nuke.delete(one)
+    for name in ("first", "last"):
+        matte[name].setValue(-1000000 if name == "first" else 1000000)
+    group.node("to_channel").setInput(1, matte)
+    group.node("to_channel")["to0"].setValue("rgba.red")
+    group.node("Output1").setInput(0, group.node("to_channel"))
+    assert plate is not None
+    for name in ("stm_version", "timeline", "stm_held", "stm_fixing", "missing_matte", "correct"):
+        group.removeKnob(group[name])
+    kept = nuke.Boolean_Knob("keep_stale", "keep stale mattes")
+    kept.setValue(True)
+    group.addKnob(kept)
+    return node
+
+
+def test_a_node_of_an_older_release_renders_as_it_is_and_is_upgraded_when_it_is_used(
+    nuke: Any, comp: Any, tmp_path: Path
+) -> None:
+    from stm_nuke.keys import Key
+
+    make_mattes(comp, FRAMES, 0.25)
+    comp.set_keys([Key("main", 1001, "digest", "file")])
+    plate, mask = comp.plate, comp.mask
+    older(nuke, comp)
+    write = write_of(nuke, comp, tmp_path)
+    nuke.execute(write, 1001, 1001, 1)
+    assert pixels(tmp_path / "out.1001.exr")[20, 20, 0] == 0.25
+    comp.claim()
+    assert (comp.plate, comp.mask, comp.group.input(2)) == (plate, mask, None)
+    assert [key.frame for key in comp.keys] == [1001]
+    assert comp["missing_matte"] == "take the old matte"
+    assert comp.group.knob("keep_stale") is None
+    assert len(comp.group.nodes()) == 10
+    nuke.execute(write, 1002, 1002, 1)
+    assert pixels(tmp_path / "out.1002.exr")[20, 20, 0] == 0.25
+    with pytest.raises(RuntimeError, match="NO MATTE HERE"):
+        nuke.execute(write, 1004, 1004, 1)
+    nodes = comp.group.nodes()
+    comp.claim()
+    assert comp.group.nodes() == nodes, "once"
+
+
+@pytest.mark.parametrize("edition", ["indie", "nc"])
+def test_where_python_reaches_ten_nodes_one_object_works_and_more_are_refused_in_words(
+    nuke: Any, comp: Any, tmp_path: Path, edition: str
+) -> None:
+    from stm_nuke import capture
+    from stm_nuke.errors import StmNodeError
+
+    nuke.env[edition] = True
+    nuke._host.reach = 10
+    make_mattes(comp, FRAMES)
+    comp.claim()
+    assert capture.plate(comp, 1001, "main").planes
+    nuke.execute(write_of(nuke, comp, tmp_path), 1001, 1001, 1)
+    comp.set("objects", "a = rgba.red\nb = rgba.green")
+    with pytest.raises(StmNodeError, match=r"Python reaches 10 nodes, and a second object needs more"):
+        comp.offer_objects()
+    assert len(comp.group._nodes) == 10
+
+
+def test_where_python_does_not_reach_the_inside_no_node_is_made_and_words_say_so(
+    nuke: Any, comp: Any
+) -> None:
+    import stm_nuke
+
+    nuke.env["indie"] = True
+    nuke._host.reach = 4
+    count = len(nuke.root()._nodes)
+    with pytest.raises(stm_nuke.StmNodeError, match="Nuke Indie does not let Python reach"):
+        stm_nuke.create(comp.plate)
+    assert len(nuke.root()._nodes) == count
+
+
+# ---- where the cache is
+
+
+def test_a_project_that_moved_finds_the_cache_that_came_along(nuke: Any, comp: Any, tmp_path: Path) -> None:
+    import shutil
+
+    from stm_nuke import cache
+
+    make_mattes(comp, FRAMES)
+    (tmp_path / "old").mkdir()
+    nuke.scriptSaveAs(str(tmp_path / "old" / "shot.nk"))
+    comp.claim()
+    before = comp.id
+    comp.set("stm_home", (tmp_path / "old" / "shot.nk").as_posix())
+    comp._settle(before, comp.cache)
+    nuke.scriptSave()
+    shutil.move(str(tmp_path / "old"), str(tmp_path / "new"))
+    nuke.scriptOpen(str(tmp_path / "new" / "shot.nk"))
+    found = stm_node(nuke)
+    found.claim()
+    assert found.id == before
+    assert found.cache == tmp_path / "new" / "stm" / f"STM_{before}"
+    assert cache.fresh_mattes(found.cache, "main", FRAMES) == set(FRAMES)
+    assert not (tmp_path / "old").exists()
+    assert found.group.node("matte")["file"].value().startswith((tmp_path / "new").as_posix())
+
+
+def test_a_cache_is_found_by_the_filter_that_maps_a_studios_paths(
+    nuke: Any, comp: Any, tmp_path: Path
+) -> None:
+    real = comp.cache
+    nuke.addFilenameFilter(lambda name: name.replace("Z:/shows", real.parent.as_posix()))
+    comp.set("cache_path", f"Z:/shows/{real.name}")
+    comp.claim()
+    assert comp.cache == real
+
+
+def test_a_site_says_where_caches_are(
+    nuke: Any, comp: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stm_nuke import cache
+    from stm_nuke.errors import CacheError
+
+    def place(template: str) -> Path:
+        monkeypatch.setenv("STM_CACHE_TEMPLATE", template)
+        return cache.place_for("0a1b", "/shots/010/comp_v1.nk", "")
+
+    assert place("/fast/{script}/{id}") == Path("/fast/comp_v1/STM_0a1b")
+    assert place("{script_folder}/../cache") == Path("/shots/010/../cache/STM_0a1b"), "never two in one"
+    with pytest.raises(CacheError, match=r"STM_CACHE_TEMPLATE cannot be understood.*\{script\}"):
+        place("/fast/{show}")
+
+
+def test_a_copy_takes_keyframes_and_mattes_at_once_and_the_shot_store_when_it_is_needed(
+    tmp_path: Path,
+) -> None:
+    from stm_nuke import cache
+
+    first, second, third = (tmp_path / f"STM_{number}" for number in range(3))
+    cache.make(first)
+    store = first / "shot.main.stmshot"
+    (store / "memory").mkdir(parents=True)
+    for path in (first / "keys" / "a.exr", first / "mattes" / "matte.main.1001.exr", store / "memory" / "f"):
+        path.write_text("content")
+    (store / "LOCK").write_text("held")
+    cache.fork(first, second)
+    cache.fork(second, third)
+    assert (third / "keys" / "a.exr").is_file()
+    assert (third / "mattes" / "matte.main.1001.exr").is_file()
+    assert not (third / store.name).exists()
+    cache.complete(third)
+    for copy in (second, third):
+        assert (copy / store.name / "memory" / "f").read_text() == "content"
+        assert not (copy / store.name / "LOCK").exists()
+        assert not (copy / "copy_of.txt").exists()
+    cache.complete(third)
+
+
+def test_a_copy_whose_source_is_gone_costs_time_and_nothing_else(tmp_path: Path) -> None:
+    import shutil
+
+    from stm_nuke import cache
+
+    first, second = tmp_path / "STM_0", tmp_path / "STM_1"
+    cache.make(first)
+    (first / "keys" / "a.exr").write_text("mask")
+    cache.fork(first, second)
+    shutil.rmtree(first)
+    cache.complete(second)
+    assert (second / "keys" / "a.exr").read_text() == "mask"
+
+
+def test_pruning_empties_caches_that_no_script_names_and_never_removes_a_keyframe(
+    nuke: Any, comp: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from stm_nuke import cache, prune
+
+    make_mattes(comp, FRAMES)
+    unused = comp.cache.parent / "STM_0123456789ab"
+    cache.make(unused)
+    (unused / "keys" / "a.exr").write_text("mask")
+    (unused / "mattes" / "matte.main.1001.exr").write_text("x" * 2_000_000)
+    assert prune.main([str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"unused  2.0 MB  {unused}\n"
+    assert (unused / "mattes").is_dir()
+    assert prune.main([str(tmp_path), "--delete"]) == 0
+    assert sorted(one.name for one in unused.rglob("*")) == ["a.exr", "keys"]
+    assert cache.fresh_mattes(comp.cache, "main", FRAMES) == set(FRAMES)
+    (tmp_path / "shot.nkind").write_text("sealed")
+    assert prune.main([str(tmp_path), "--delete"]) == 9
+    assert "shot.nkind uses cannot be read" in capsys.readouterr().err

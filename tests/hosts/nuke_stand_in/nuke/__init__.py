@@ -122,6 +122,7 @@ __all__ = [
     "clone",
     "createNode",
     "delete",
+    "env",
     "execute",
     "executeInMainThread",
     "executeInMainThreadWithResult",
@@ -160,6 +161,7 @@ __all__ = [
     "views",
 ]  # fmt: skip
 
+env: dict[str, Any] = {"gui": False, "nc": False, "indie": False, "studio": False}
 EXE_PATH = "/opt/nuke/Nuke15.1"
 GUI = False
 NUKE_VERSION_STRING = "15.1v1"

@@ -371,14 +371,15 @@ class Group(Node):
         self.end()
 
     def nodes(self) -> list[Node]:
-        return list(self._nodes)
+        """In some editions only the first ones are within Python's reach."""
+        return list(self._nodes[: host.reach])
 
     def numNodes(self) -> int:
         return len(self._nodes)
 
     def node(self, s: str) -> Node | None:
         head, _, rest = s.partition(".")
-        found = next((one for one in self._nodes if one.name() == head), None)
+        found = next((one for one in self.nodes() if one.name() == head), None)
         return found.node(rest) if rest and isinstance(found, Group) else None if rest else found
 
 

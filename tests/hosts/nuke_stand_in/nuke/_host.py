@@ -57,6 +57,8 @@ class Host:
     """Every frame that a Write has written: its full name, frame and view."""
     executing: bool = False
     cancel_execute: bool = False
+    reach: int | None = None
+    """How many nodes of a group Python reaches."""
     knob_defaults: dict[str, Any] = field(default_factory=dict)
     """What a studio has made the defaults of knobs, by `class.knob`."""
     events: list[str] = field(default_factory=list)

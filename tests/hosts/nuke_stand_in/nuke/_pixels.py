@@ -68,7 +68,7 @@ def render(node: Node, frame: float, view: str) -> Picture:
     if node["disable"]._evaluated(frame) and node.Class() != "Read":
         return _input(node, 0, frame, view)
     if isinstance(node, Group):
-        output = next((one for one in node.nodes() if one.Class() == "Output"), None)
+        output = next((one for one in node._nodes if one.Class() == "Output"), None)
         if output is None:
             raise RuntimeError(f"{node.fullName()} has no Output")
         return render(output, frame, view)
@@ -330,7 +330,7 @@ def range_of(node: Node) -> tuple[float, float]:
     if node.Class() == "FrameRange":
         return int(node["first_frame"].value()), int(node["last_frame"].value())
     if isinstance(node, Group):
-        node = next(one for one in node.nodes() if one.Class() == "Output")
+        node = next(one for one in node._nodes if one.Class() == "Output")
     above = _above(node, 0)
     if above is None:
         return host.root.firstFrame(), host.root.lastFrame()
@@ -346,7 +346,7 @@ def _source_of(node: Node) -> Node | None:
     """The Read that gives a node its format."""
     while node.Class() != "Read":
         if isinstance(node, Group):
-            node = next(one for one in node.nodes() if one.Class() == "Output")
+            node = next(one for one in node._nodes if one.Class() == "Output")
         above = _above(node, 0)
         if above is None:
             return None

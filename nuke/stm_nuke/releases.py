@@ -1,0 +1,48 @@
+"""What differs between releases and editions of Nuke: in this one place.
+
+Nuke 13.2 has Python 3.7, for which `init.py` and `stm_batch.py` say in words that it is too old, before they
+import anything of this package. Saved scripts render there: they have native nodes only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import nuke
+from stm_nuke.errors import StmNodeError
+
+REACH = 10
+"""How many nodes Python reaches in Nuke Indie and Nuke Non-commercial."""
+_EDITIONS = {"nc": "Nuke Non-commercial", "indie": "Nuke Indie"}
+
+
+def edition() -> str:
+    """The name of an edition in which Python reaches few nodes; empty in all others."""
+    for name, words in _EDITIONS.items():
+        with contextlib.suppress(KeyError, TypeError):
+            if nuke.env[name]:
+                return words
+    return ""
+
+
+def check_room(group: nuke.Group, more: int, what: str) -> None:
+    """Whether there is room for more nodes in a group.
+
+    Args:
+        what: what they are for, to go on with "needs more nodes".
+
+    Raises:
+        StmNodeError: this edition would not let Python reach them.
+    """
+    name = edition()
+    if name and len(group.nodes()) + more > REACH:
+        raise StmNodeError(f"In {name} Python reaches {REACH} nodes, and {what} needs more.")
+
+
+def check_reach(group: nuke.Group, names: tuple[str, ...]) -> None:
+    """Whether the nodes of a group that was just built are within reach. StmNodeError where they are not."""
+    if any(group.node(name) is None for name in names):
+        raise StmNodeError(
+            f"{edition() or 'This Nuke'} does not let Python reach the nodes inside an STM node.",
+            hint="Use it in a script with fewer nodes, or in another edition. A saved STM node renders here.",
+        )
