@@ -162,6 +162,10 @@ class Settings:
         default=False,
         metadata=_about("export", "ids cost four 32-bit channels for two objects; few ask for them"),
     )
+    confidence: bool = field(
+        default=False,
+        metadata=_about("export", "how sure the network is of each pixel: one more channel; few ask for it"),
+    )
     device: Device = field(default="auto", metadata=_about("machine", "cuda, else mps, else cpu"))
     ram_budget: int = field(
         default=2 * _GIBIBYTE,

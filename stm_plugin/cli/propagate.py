@@ -60,6 +60,9 @@ def propagate(
     mask_channel: Annotated[str | None, typer.Option(help="Channel or layer of the mask files.")] = None,
     channel: Annotated[str, typer.Option(help="Channel of the matte.")] = "A",
     cryptomatte: Annotated[bool, typer.Option(help="A Cryptomatte layer of the objects too.")] = False,
+    confidence: Annotated[
+        bool, typer.Option("--confidence", help="How sure the network is of each pixel too: stm.confidence.")
+    ] = False,
     layer: Annotated[str | None, typer.Option(help="Layer of the plate.")] = None,
     view: Annotated[str | None, typer.Option(help="View of a stereo plate.")] = None,
     start_frame: Annotated[int, typer.Option(help="Number of a movie's first frame.")] = 1,
@@ -116,6 +119,7 @@ def propagate(
         finish=FinishSettings(edges=edges, width=edge_width),
         channel=channel,
         cryptomatte=cryptomatte,
+        confidence=confidence,
         device=device,  # type: ignore[arg-type]  # checked by Settings, which also knows cuda:N
     )
     keys = parse_keys(key)

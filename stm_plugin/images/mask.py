@@ -32,6 +32,7 @@ from PIL import Image
 from stm_plugin.errors import MaskError
 from stm_plugin.images.movie import is_movie
 from stm_plugin.images.picture_file import (
+    CONFIDENCE_LAYER,
     open_image,
     read_channels,
     reason_of,
@@ -320,7 +321,7 @@ class _Reader:
             groups: dict[str, dict[str, int]] = {}
             for index, name in enumerate(spec.channelnames):
                 layer, _, last = name.rpartition(".")
-                if layer:
+                if layer and layer != CONFIDENCE_LAYER:
                     groups.setdefault(layer, {})[last.lower()] = index
             for layer, channels in groups.items():
                 if wanted is not None and layer not in wanted:

@@ -3,7 +3,8 @@
 Channels: a single object is written to `channel` alone (`A` by default). Several objects have a layer each
 (`person.A`, `chair.A`), and `channel` holds their union for anyone who wants one matte: the sum, at most 1.
 The objects share each pixel between them (soft aggregation), so that the sum is the true coverage; the
-maximum would leave a dark seam where two objects meet. A layer of ids (`cryptomatte.py`) comes if asked for.
+maximum would leave a dark seam where two objects meet. A layer of ids (`cryptomatte.py`) and the
+network's confidence (`stm.confidence`) come if asked for.
 
 Metadata: everything that the plate's header says of the shot is kept. What says how the plate's own pixels
 are stored or coloured is not: compression, parts and views, chromaticities, the ACES container flag. The
@@ -26,7 +27,13 @@ import OpenImageIO as oiio
 from stm_plugin.errors import MatteError
 from stm_plugin.images import cryptomatte
 from stm_plugin.images.half_float import to_float, to_half
-from stm_plugin.images.picture_file import open_image, read_channels, reason_of, window_pair
+from stm_plugin.images.picture_file import (
+    CONFIDENCE_LAYER,
+    open_image,
+    read_channels,
+    reason_of,
+    window_pair,
+)
 from stm_plugin.images.plate import PlateFrame
 from stm_plugin.images.writer import write_image
 from stm_plugin.windows import FloatArray, Window
@@ -41,12 +48,18 @@ PIXELS_ATTRIBUTE = "stm:pixels"
 ADDRESS_ATTRIBUTE = "stm:address"
 """What the matte was made from. Every matte that STM writes to a sequence has one."""
 
+CONFIDENCE_CHANNEL = f"{CONFIDENCE_LAYER}.confidence"
+"""How sure the network is of each pixel, of all objects together: 1 is sure, 0 is undecided."""
+
 _LAYER_CHANNEL = "A"
 _NAME_LENGTH = 200
 _RESERVED_LAYERS = frozenset(
-    ["rgba", "rgb", "alpha", "depth", "mask", "rotopaint_mask", "forward", "backward", "motion", "disparity"]
+    [
+        *("rgba", "rgb", "alpha", "depth", "mask", "rotopaint_mask"),
+        *("forward", "backward", "motion", "disparity", CONFIDENCE_LAYER),
+    ]
 )
-"""Layers that Nuke gives a meaning of its own."""
+"""Layers that Nuke, or this product, gives a meaning of its own."""
 _RGBA = {"red": "R", "green": "G", "blue": "B", "alpha": "A"}
 
 # Of the plate's header these describe how its own pixels are stored or coloured, not the shot.
@@ -117,6 +130,7 @@ def write_matte(
     channel: str = "A",
     metadata: Mapping[str, MetadataValue] | None = None,
     with_ids: bool = False,
+    confidence: FloatArray | None = None,
     durable: bool = True,
 ) -> None:
     """Write one frame's mattes. Anyone sees the old file or the new one, never a part. Folders are made.
@@ -128,6 +142,7 @@ def write_matte(
         channel: where the matte goes: `A`, `rgba.alpha` (the same), `matte.a`, any `layer.channel`.
         metadata: extra attributes, such as `stm:weights`.
         with_ids: whether the file holds a Cryptomatte layer too, in 32-bit floats.
+        confidence: float32 (h, w) in [0, 1] over the data window, for the channel `stm.confidence`.
         durable: wait until the disk has it.
 
     Raises:
@@ -137,6 +152,8 @@ def write_matte(
     path = Path(path)
     check_kind(path, plate_frame.frame)
     channels = _channels(mattes, plate_frame, channel, path)
+    if confidence is not None:
+        channels[CONFIDENCE_CHANNEL] = confidence
     extra = dict(metadata or {})
     ids: dict[str, FloatArray] = {}
     if with_ids:

@@ -98,6 +98,10 @@ def reason_of(text: str) -> str:
     return re.sub(r"^EXR Error \(.*?\): (EXR_ERR_\w+ )?", "", line).rstrip(".")
 
 
+CONFIDENCE_LAYER = "stm"
+"""The layer of a matte file that says how sure the network is: no object."""
+
+
 def window_pair(spec: oiio.ImageSpec) -> tuple[Window, Window]:
     """Data window and display window of a header."""
     return (

@@ -41,6 +41,8 @@ class FinishedFrame:
         address: of everything that made it, finishing included.
         is_key: the mattes are the artist's own masks.
         quality: what the network says of it.
+        confidence_map: how sure it is of each pixel, of all objects together, float32 (h, w) in [0, 1]; None
+            where the settings do not ask for it.
     """
 
     frame: int
@@ -49,6 +51,7 @@ class FinishedFrame:
     address: str
     is_key: bool
     quality: Quality
+    confidence_map: FloatArray | None = None
 
     @property
     def confidence(self) -> float:
@@ -108,6 +111,7 @@ class FrameFinisher:
             address=self.matte_address(frame),
             is_key=not result.probabilities,
             quality=result.quality,
+            confidence_map=self._confidence_of_all(result, loaded) if self._settings.confidence else None,
         )
 
     def confidence(self, frame: int) -> dict[str, FloatArray]:
@@ -122,16 +126,23 @@ class FrameFinisher:
         if self.results.plate_hash(frame) != loaded.hash:
             raise PlateMovedOn(frame)
         self._check_computed(frame)
+        return self._confidence_of(self.results.frame_result(frame), loaded)
+
+    def _confidence_of(self, result: FrameResult, loaded: LoadedFrame) -> dict[str, FloatArray]:
         geometry, window = self._context.geometry, loaded.plate_frame.data_window
-        probabilities = self.results.frame_result(frame).probabilities
         found: dict[str, FloatArray] = {}
         for one in self._description.objects:
             doubt = np.zeros((window.height, window.width), np.float32)
-            if one.id in probabilities:
-                small = np.float32(1.0) - np.abs(2 * probabilities[one.id] - np.float32(1.0))
+            if one.id in result.probabilities:
+                small = np.float32(1.0) - np.abs(2 * result.probabilities[one.id] - np.float32(1.0))
                 doubt = inside_region(to_plate(small, window, geometry), window, geometry)
             found[one.name] = np.float32(1.0) - doubt
         return found
+
+    def _confidence_of_all(self, result: FrameResult, loaded: LoadedFrame) -> FloatArray:
+        """The least of the objects' confidences at each pixel, in [0, 1]."""
+        least: FloatArray = np.minimum.reduce(list(self._confidence_of(result, loaded).values()))
+        return np.clip(least, 0.0, 1.0, dtype=np.float32)
 
     def matte_address(self, frame: int) -> str:
         """The address of everything that a frame's matte depends on."""

@@ -159,6 +159,7 @@ class MatteWriter:
             finished.plate_frame,
             channel=self._channel,
             with_ids=self._with_ids,
+            confidence=finished.confidence_map,
             metadata={**metadata, ADDRESS_ATTRIBUTE: address},
         )
         self._note(_note_of(path, address))

@@ -510,7 +510,7 @@ def test_stop_and_cancel_keep_what_is_finished(nuke: Any, node: Any, how: str) -
     node.group["set_key"].execute()
     run_to_end(nuke, node)
     node.group["both"].execute()
-    nuke._host.pump(lambda: any("Reading the plate, 3" in one for one in nuke._host.progress))
+    nuke._host.pump(lambda: any("Reading the plate, 2" in one for one in nuke._host.progress))
     if how == "stop":
         node.group["stop"].execute()
     else:
