@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from stm_nuke.node import StmNode
 
 _RANGE_KNOBS = frozenset((knobs.FIRST, knobs.LAST))
-_LISTENED = _RANGE_KNOBS | {knobs.MATTE_FROM, knobs.MISSING, "inputChange", "showPanel"}
+_LISTENED = _RANGE_KNOBS | {
+    *(knobs.MATTE_FROM, knobs.MISSING, knobs.CONFIDENCE),
+    *("inputChange", "showPanel"),
+}
 _CREATED = "created"
 PANEL_SECONDS = 0.25
 """The most that opening a panel spends on looking whether masks have changed."""
@@ -94,6 +97,8 @@ def _catch_up(node: StmNode, event: str) -> None:
                 node.claim()
         elif event == knobs.MATTE_FROM:
             verbs.take_matte_from(node, node[knobs.MATTE_FROM])
+        elif event == knobs.CONFIDENCE:
+            verbs.take_confidence(node, node.view())
         elif event == knobs.MISSING:
             node.show_timeline(node.view())
         else:

@@ -35,6 +35,7 @@ TO_CHANNEL = "to_channel"
 OBJECTS_PER_COPY = 4
 OBJECT_COPIES = tuple(f"objects_{number}" for number in range(1, 5))
 
+CONFIDENCE_CHANNEL = "stm.confidence"
 NODES = (PLATE_INPUT, "mask", "fix", MATTE_READ, GUARD, TO_CHANNEL, OVERLAY, NOTE, SHOWN, "Output1")
 """All that are inside a new node."""
 _TINT = ("Br*(1-0.5*Aa)+0.5*Aa", "Bg*(1-0.5*Aa)", "Bb*(1-0.5*Aa)")
@@ -99,6 +100,8 @@ def _build_inside() -> None:
     to_channel = make("Copy", TO_CHANNEL, [plate, guard], 0, 2)
     to_channel["from0"].setValue("rgba.alpha")
     to_channel["to0"].setValue("rgba.alpha")
+    for knob in ("from1", "to1"):
+        to_channel[knob].setValue("none")
     overlay = make("MergeExpression", OVERLAY, [to_channel, guard], 0, 7)
     for number, expression in enumerate(_TINT):
         overlay[f"expr{number}"].setValue(expression)
@@ -201,6 +204,17 @@ def offer_objects(group: nuke.Group, names: Sequence[str]) -> None:
             for knob in (f"from{place}", f"to{place}"):
                 if node is not None and node[knob].value() != channel:
                     node[knob].setValue(channel)
+
+
+def show_confidence(group: nuke.Group, is_on: bool) -> None:
+    """Give the output the layer that says how sure the network is of each pixel, or take it away."""
+    channel = CONFIDENCE_CHANNEL if is_on else "none"
+    copy = inner(group, TO_CHANNEL)
+    if is_on:
+        nuke.Layer(CONFIDENCE_CHANNEL.partition(".")[0], [CONFIDENCE_CHANNEL])
+    for knob in ("from1", "to1"):
+        if copy[knob].value() != channel:
+            copy[knob].setValue(channel)
 
 
 FIX_ALPHA, LOOKED_AT = "fix_alpha", "looked_at"

@@ -27,6 +27,7 @@ KEY_LIST = "key_list"
 OBJECTS = "objects"
 FIRST, LAST = "first", "last"
 OVERLAY = "overlay"
+CONFIDENCE = "confidence"
 TIMELINE = "timeline"
 """A curve: 0 where there is no matte, 1 where there is one, 2 where an old one was kept, 3 on a keyframe."""
 FIXING = "stm_fixing"
@@ -128,6 +129,12 @@ def all_knobs() -> Iterator[nuke.Knob]:
     yield _timeline()
     yield _switch(
         OVERLAY, "overlay", False, "Show the matte as a red tint. Rendering is refused while it is on."
+    )
+    yield _switch(
+        CONFIDENCE,
+        "confidence",
+        False,
+        "A layer stm.confidence in the output: how sure the network is of each pixel. From files only.",
     )
     yield _menu(
         MISSING,

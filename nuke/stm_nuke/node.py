@@ -258,6 +258,7 @@ class StmNode:
             "ocio_config": space.ocio_config,
             "device": str(self[knobs.DEVICE]),
             "weights": str(self[knobs.WEIGHTS]).strip(),
+            "confidence": self.has_confidence,
         }
 
     def _region(self) -> list[int] | None:
@@ -437,6 +438,11 @@ class StmNode:
     # ---- what its output shows
 
     @property
+    def has_confidence(self) -> bool:
+        """Whether the output has the layer that says how sure the network is."""
+        return bool(self[knobs.CONFIDENCE]) and not self.is_live
+
+    @property
     def keeps_old_mattes(self) -> bool:
         """Whether a matte that is out of date stays in use until there is a new one."""
         return bool(self[knobs.MISSING] == knobs.OLD_MATTE)
@@ -497,6 +503,7 @@ class StmNode:
     def _show_matte(self) -> str:
         first, last = self.frames
         group.point_to(self.group, "" if self.is_live else group.matte_pattern(self.cache), first, last)
+        group.show_confidence(self.group, self.has_confidence)
         problem = live.arrange(self.group, self._live_store(), self._object_names())
         if self.is_live and not live.is_in(self.group):
             group.forbid(self.group, live.NOT_HERE)

@@ -304,6 +304,20 @@ def write_mattes(node: StmNode, view: str, frames: Range | None = None, ended: E
     return tasks.start(Task(snapshot.node_id, f"STM {snapshot.name}: files", work), _then(view, ended))
 
 
+def take_confidence(node: StmNode, view: str, ended: Ended = None) -> Task | None:
+    """Write the matte files again with the layer of confidence, or without it, as the switch says.
+
+    Nothing is computed. None where there is nothing to write.
+    """
+    node.claim()
+    first, last = node.frames
+    fresh = cache.fresh_mattes(node.cache, view, range(first, last + 1))
+    if not fresh or not node.keys_in_range(view):
+        return None
+    cache.retire_mattes(node.cache, view, fresh, keep=False)
+    return write_mattes(node, view, ended=ended)
+
+
 def take_matte_from(node: StmNode, source: str) -> None:
     """Let the matte come from files, or live from the effect (`knobs.FILES`, `knobs.LIVE`).
 

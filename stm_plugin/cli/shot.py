@@ -202,6 +202,33 @@ def export(
 
 
 @app.command()
+def fix(
+    shot: Folder,
+    frame: Annotated[int, typer.Argument(help="The frame that is wrong.")],
+    out: Annotated[
+        str | None, typer.Option("--out", "-o", help="SEQUENCE.####.exr; NAME.fix.####.exr beside the shot.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write the matte of a frame as a mask: paint in it, and give it back as a key."""
+    from stm_plugin.shot.export import MatteWriter
+    from stm_plugin.shot.opening import check_frames
+    from stm_plugin.store.store import with_suffix
+
+    folder = with_suffix(shot)
+    with _open(shot) as opened:
+        check_frames(opened.plate, (frame, frame))
+        pattern = out or str(folder.with_name(f"{folder.stem}.fix.####.exr"))
+        writer = MatteWriter(pattern, opened.plate, overwrite=overwrite)
+        opened.export(writer, Request(frame, frame))
+        mode = " --mask-mode layers" if len(opened.objects) > 1 else ""
+    path = writer.written[0].path
+    output.print(f"{path}\nPaint in it, then:", highlight=False, markup=False, soft_wrap=True)
+    command = f"stm shot key add {shot} {frame} {path}{mode}"
+    output.print(command, highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
 def overlay(
     shot: Folder,
     out: Annotated[str, typer.Argument(help="A folder, overlay.####.jpg or overlay.mp4.")],

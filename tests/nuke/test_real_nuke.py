@@ -628,3 +628,32 @@ def test_pruning_empties_caches_that_no_script_names_and_never_removes_a_keyfram
     (tmp_path / "shot.nkind").write_text("sealed")
     assert prune.main([str(tmp_path), "--delete"]) == 9
     assert "shot.nkind uses cannot be read" in capsys.readouterr().err
+
+
+# ---- confidence
+
+
+def test_the_layer_of_confidence_comes_and_goes_with_its_switch(
+    nuke: Any, comp: Any, tmp_path: Path
+) -> None:
+    from stm_nuke import cache
+
+    values = np.stack([np.full((48, 64), value, np.float32) for value in (0.5, 0.75)], axis=-1)
+    for frame in FRAMES:
+        path = cache.matte_path(comp.cache, "main", frame)
+        write_exr(path, values, channels=("A", "stm.confidence"))
+    assert "stm.confidence" not in comp.group.channels()
+    assert comp.settings()["confidence"] is False
+    nuke.GUI = True
+    comp.group["confidence"].setValue(True)
+    idle(nuke)
+    assert comp.settings()["confidence"] is True
+    assert nuke._host.layers["stm"] == ["stm.confidence"]
+    nuke.GUI = False
+    found = nuke._pixels.render(comp.group, 1001, "main")
+    assert found.planes["stm.confidence"][20, 20] == 0.75
+    assert found.planes["rgba.alpha"][20, 20] == 0.5
+    nuke.GUI = True
+    comp.group["confidence"].setValue(False)
+    idle(nuke)
+    assert "stm.confidence" not in comp.group.channels()

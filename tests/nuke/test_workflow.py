@@ -211,6 +211,54 @@ def _tcl_commands(tcl: Any, body: str) -> list[tuple[str, ...]]:
     return commands
 
 
+def test_the_layer_of_confidence_is_written_without_computing(nuke: Any, node: Any) -> None:
+    import OpenImageIO as oiio
+    import stm_nuke
+    from stm_nuke import cache, verbs
+
+    def channels(frame: int) -> tuple[str, ...]:
+        return tuple(oiio.ImageBuf(str(cache.matte_path(node.cache, "main", frame))).spec().channelnames)
+
+    stm_nuke.set_key(node, FIRST)
+    stm_nuke.propagate(node)
+    before = matte(node, LAST)
+    assert channels(LAST) == ("A",)
+    rendered = len(nuke._host.executed)
+    node.group["confidence"].setValue(True)
+    task = verbs.take_confidence(node, "main")
+    assert task is not None
+    assert task.error is None
+    assert ready(node) == set(FRAMES)
+    assert channels(LAST) == ("A", "stm.confidence")
+    np.testing.assert_array_equal(matte(node, LAST), before)
+    assert len(nuke._host.executed) == rendered
+    node.group["confidence"].setValue(False)
+    verbs.take_confidence(node, "main")
+    assert channels(LAST) == ("A",)
+
+
+def test_a_correction_from_the_result_goes_through_the_engine(nuke: Any, node: Any) -> None:
+    import stm_nuke
+    from stm_nuke import verbs
+
+    node.set("objects", "chair = rgba.alpha")
+    verbs.set_key(node, FIRST, "main", Path(str(node.mask["file"].value()) % FIRST))
+    stm_nuke.propagate(node)
+    middle = FIRST + 3
+    before = matte(node, middle)
+    paint = verbs.correct(node, middle, "main")
+    paint["curves"].rootLayer.parts.append(nuke._roto.Stroke(middle, (10, 10, 30, 30), 1.0))
+    verbs.set_key_from_fix(node, middle, "main")
+    assert middle not in ready(node)
+    assert stm_nuke.propagate(node) == list(FRAMES)
+    after = matte(node, middle)
+    assert (after[10:30, 10:30] == 1).all()
+    kept = np.ones(after.shape, bool)
+    kept[10:30, 10:30] = False
+    np.testing.assert_array_equal(after[kept], before[kept])
+    assert node.group["timeline"].getValueAt(middle) == 3
+
+
 def test_undo_takes_a_key_back_and_redo_sets_it_again(nuke: Any, node: Any, tmp_path: Path) -> None:
     import stm_nuke
 

@@ -230,6 +230,38 @@ def test_the_artists_loop_in_a_terminal(make_plate: PlateMaker, tmp_path: Path, 
     assert status.code == 0 and "done" in status.out and "key 1003" in status.out
 
 
+def test_a_correction_in_a_terminal_begins_from_the_matte(
+    make_plate: PlateMaker, tmp_path: Path, stm: Command
+) -> None:
+    plate = make_plate(range(1001, 1005))
+    shot = str(tmp_path / "hero")
+    settings = ("--set", "working_size=64", "--set", "colour_space=lin_rec709_scene")
+    assert stm("shot", "new", shot, plate, *settings).code == 0
+    stm("shot", "key", "add", shot, 1001, plate.replace("####.exr", "mask.1001.png"))
+    early = stm("shot", "fix", shot, 1003)
+    assert early.code != 0
+    assert "is not done" in early.err
+    assert stm("shot", "propagate", shot).code == 0
+    path = tmp_path / "hero.fix.1003.exr"
+    said = stm("shot", "fix", shot, 1003)
+    assert said.code == 0, said.err
+    assert f"stm shot key add {shot} 1003 {path}" in said.out.replace("\n", " ")
+    found = read_matte(path)
+    assert list(found.channels) == ["A"]
+    painted = found.channels["A"].copy()
+    painted[4:10, 4:10] = 1.0
+    write_exr(path, painted[..., None], channels=("A",))
+    again = stm("shot", "fix", shot, 1003)
+    assert again.code != 0, "what was painted is never written over unasked"
+    assert "--overwrite" in again.err
+    assert stm("shot", "key", "add", shot, 1003, path).code == 0
+    assert stm("shot", "propagate", shot).code == 0
+    assert stm("shot", "export", shot, tmp_path / "out.####.exr").code == 0
+    np.testing.assert_array_equal(
+        read_matte(tmp_path / "out.1003.exr").channels["A"], painted.astype(np.float16)
+    )
+
+
 def test_running_again_computes_nothing(make_plate: PlateMaker, tmp_path: Path, stm: Command) -> None:
     words = (
         *("propagate", make_plate(frames=FRAMES), "--key", f"1001={tmp_path / 'plate.mask.1001.png'}"),

@@ -66,6 +66,21 @@ def order(tmp_path: Path, make_plate: MakePlate) -> Order:
     return Order(tmp_path, make_plate(frames=FRAMES, overscan=3, attributes=attributes))
 
 
+def test_confidence_is_a_channel_beside_the_matte_where_it_is_asked_for(order: Order) -> None:
+    import dataclasses
+
+    order.run(1004)
+    assert list(read_matte(order.out.replace("####", "1007")).channels) == ["A"]
+    order.run(1004, settings=dataclasses.replace(SETTINGS, confidence=True))
+    assert not order.network.calls, "files are written again, nothing is computed"
+    propagated = read_matte(order.out.replace("####", "1007"))
+    assert list(propagated.channels) == ["A", "stm.confidence"]
+    assert propagated.is_as_written
+    sure = propagated.channels["stm.confidence"]
+    assert 0 <= sure.min() < sure.max() <= 1
+    assert (read_matte(order.out.replace("####", "1004")).channels["stm.confidence"] == 1).all(), "on the key"
+
+
 def test_every_frame_gets_a_matte_that_fits_its_plate(order: Order) -> None:
     summary = order.run(1004)
     assert [one.frame for one in summary.files] == list(FRAMES)
