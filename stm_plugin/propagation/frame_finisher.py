@@ -141,8 +141,9 @@ class FrameFinisher:
 
     def _confidence_of_all(self, result: FrameResult, loaded: LoadedFrame) -> FloatArray:
         """The least of the objects' confidences at each pixel, in [0, 1]."""
-        least: FloatArray = np.minimum.reduce(list(self._confidence_of(result, loaded).values()))
-        return np.clip(least, 0.0, 1.0, dtype=np.float32)
+        least = np.minimum.reduce(list(self._confidence_of(result, loaded).values()))
+        clipped: FloatArray = np.clip(least, 0.0, 1.0, dtype=np.float32)
+        return clipped
 
     def matte_address(self, frame: int) -> str:
         """The address of everything that a frame's matte depends on."""

@@ -246,7 +246,7 @@ def test_a_correction_from_the_result_goes_through_the_engine(nuke: Any, node: A
     stm_nuke.propagate(node)
     middle = FIRST + 3
     before = matte(node, middle)
-    paint = verbs.correct(node, middle, "main")
+    paint: Any = verbs.correct(node, middle, "main")
     paint["curves"].rootLayer.parts.append(nuke._roto.Stroke(middle, (10, 10, 30, 30), 1.0))
     verbs.set_key_from_fix(node, middle, "main")
     assert middle not in ready(node)
