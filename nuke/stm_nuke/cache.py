@@ -5,6 +5,7 @@
       mattes/matte.<view>.####.exr    what the Read inside the node reads; a file that is there is fresh
       mattes/keys.<view>.txt          the keys that these mattes come from
       fixes/matte.<view>.####.exr     mattes as they were when somebody began to correct them
+      previous/matte.<view>.####.exr  the matte of a frame before the last change
       mattes/stale.json               frames whose file was kept although it is out of date (an option)
       shot.<view>.stmshot/            the engine's shot store
 
@@ -35,7 +36,7 @@ _SMALL_OR_GROWING = (".jsonl", ".json", ".txt")
 """Copied, not linked: journals are appended to in place."""
 _NOT_COPIED = ("LOCK",)
 _STALE_LIST = "stale.json"
-HELD = "fixes"
+HELD, PREVIOUS = "fixes", "previous"
 _COPY_OF = "copy_of.txt"
 """In a copy whose shot stores have not been taken over: the cache that it is a copy of."""
 
@@ -195,7 +196,7 @@ def stale_mattes(cache: Path, view: str) -> set[int]:
 
 
 def retire_mattes(cache: Path, view: str, frames: Iterable[int], keep: bool) -> list[int]:
-    """Take mattes out of use that are out of date: remove the files, or only note them down.
+    """Take mattes out of use that are out of date: put the files aside, or only note them down.
 
     Returns:
         The frames that had a fresh file before.
@@ -209,8 +210,11 @@ def retire_mattes(cache: Path, view: str, frames: Iterable[int], keep: bool) -> 
             _note_stale(cache, view, stale_mattes(cache, view) | set(fresh))
         return fresh
     try:
-        for frame in set(frames):
-            matte_path(cache, view, frame).unlink(missing_ok=True)
+        (cache / PREVIOUS).mkdir(exist_ok=True)
+        for frame in matte_frames(cache, view) & set(frames):
+            path = matte_path(cache, view, frame)
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(path, cache / PREVIOUS / path.name)  # to be compared with the next one
     except OSError as error:
         raise _refused(cache, error) from error
     stale = stale_mattes(cache, view)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _RANGE_KNOBS = frozenset((knobs.FIRST, knobs.LAST))
 _LISTENED = _RANGE_KNOBS | {
-    *(knobs.MATTE_FROM, knobs.MISSING, knobs.CONFIDENCE),
+    *(knobs.MATTE_FROM, knobs.MISSING, knobs.CONFIDENCE, knobs.COMPARE),
     *("inputChange", "showPanel"),
 }
 _CREATED = "created"
@@ -99,6 +99,9 @@ def _catch_up(node: StmNode, event: str) -> None:
             verbs.take_matte_from(node, node[knobs.MATTE_FROM])
         elif event == knobs.CONFIDENCE:
             verbs.take_confidence(node, node.view())
+        elif event == knobs.COMPARE:
+            node.claim()
+            node.show_timeline(node.view())
         elif event == knobs.MISSING:
             node.show_timeline(node.view())
         else:
@@ -242,6 +245,8 @@ def what_is_wrong(node: StmNode, is_flipbook: bool = False) -> str:
 
     if node[knobs.OVERLAY] and not is_flipbook:
         return f"{node.name} shows its overlay. Switch it off to render."
+    if node.shows_old and not is_flipbook:
+        return f"{node.name} shows its old mattes. Choose 'new' under 'look at mattes' to render."
     if not node.id:
         return f"{node.name} has no matte yet. Set a keyframe and propagate."
     if node.is_live or live.is_in(node.group):

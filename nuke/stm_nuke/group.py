@@ -147,9 +147,9 @@ def unnoticed(group: nuke.Group) -> Iterator[None]:
         root.setModified(was_modified)
 
 
-def matte_pattern(cache: Path) -> str:
-    """The matte sequence in a node's cache, as the Read has it."""
-    return (cache / "mattes" / "matte.%V.%04d.exr").as_posix()
+def matte_pattern(cache: Path, folder: str = "mattes") -> str:
+    """The matte sequence in a folder of a node's cache, as the Read has it."""
+    return (cache / folder / "matte.%V.%04d.exr").as_posix()
 
 
 def point_to(group: nuke.Group, pattern: str, first: int, last: int) -> None:

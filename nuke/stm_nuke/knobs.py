@@ -28,6 +28,7 @@ OBJECTS = "objects"
 FIRST, LAST = "first", "last"
 OVERLAY = "overlay"
 CONFIDENCE = "confidence"
+COMPARE = "compare"
 TIMELINE = "timeline"
 """A curve: 0 where there is no matte, 1 where there is one, 2 where an old one was kept, 3 on a keyframe."""
 FIXING = "stm_fixing"
@@ -46,6 +47,7 @@ COLOUR_SPACE, OCIO_CONFIG = "colour_space", "ocio_config"
 DEVICE, WEIGHTS, WEIGHTS_INFO = "device", "weights", "weights_info"
 CACHE_PLACE, CACHE_FOLDER, CACHE_PATH = "cache_place", "cache_folder", "cache_path"
 
+NEW, OLD = "new", "old"
 FAIL, HOLD_LAST, OLD_MATTE = "fail", "hold the last matte", "take the old matte"
 FILES, LIVE = "files", "live (OFX)"
 NEXT_TO_SCRIPT, CHOSEN_FOLDER = "next to the script", "chosen folder"
@@ -129,6 +131,12 @@ def all_knobs() -> Iterator[nuke.Knob]:
     yield _timeline()
     yield _switch(
         OVERLAY, "overlay", False, "Show the matte as a red tint. Rendering is refused while it is on."
+    )
+    yield _menu(
+        COMPARE,
+        "look at mattes",
+        [NEW, OLD],
+        "Old: what the mattes were before the last change, to compare. Rendering is refused meanwhile.",
     )
     yield _switch(
         CONFIDENCE,

@@ -438,6 +438,11 @@ class StmNode:
     # ---- what its output shows
 
     @property
+    def shows_old(self) -> bool:
+        """Whether the mattes from before the last change are looked at."""
+        return bool(self[knobs.COMPARE] == knobs.OLD) and not self.is_live
+
+    @property
     def has_confidence(self) -> bool:
         """Whether the output has the layer that says how sure the network is."""
         return bool(self[knobs.CONFIDENCE]) and not self.is_live
@@ -460,6 +465,8 @@ class StmNode:
             return
         every = range(frames[0], frames[1] + 1)
         old: set[int] = set()
+        if self.shows_old:
+            done = cache.matte_frames(self.cache, view, cache.PREVIOUS)
         if done is None:
             found = cache.matte_frames(self.cache, view)
             old = cache.stale_mattes(self.cache, view) & found
@@ -473,6 +480,18 @@ class StmNode:
         if read["frame"].value() != held:
             with unrecorded():
                 read["frame"].setValue(held)
+
+    def frames_by_state(self) -> list[tuple[str, list[int]]]:
+        """What the timeline says has an old matte, or none; nothing before it says anything."""
+        curve = self.group[knobs.TIMELINE]
+        first, last = self.frames
+        if not curve.isAnimated():
+            return []
+        states = {frame: int(curve.getValueAt(frame)) for frame in range(first, last + 1)}
+        return [
+            (what, [frame for frame, found in states.items() if found == state])
+            for what, state in (("old matte", timeline.OLD_MATTE), ("no matte", timeline.NO_MATTE))
+        ]
 
     def _set_script(self, knob: str, script: str) -> None:
         root = nuke.root()
@@ -493,8 +512,12 @@ class StmNode:
 
     def arrange_live(self) -> str:
         """Put the effect in, or take it out, as the switch says; why that cannot be, or nothing."""
+        root = nuke.root()
+        was_modified = root.modified()
         with unrecorded():
-            return self._show_matte()
+            problem = self._show_matte()
+        root.setModified(was_modified)
+        return problem
 
     def live_problem(self) -> str:
         """Why the effect is not in as the switch says, or nothing. Nothing is changed."""
@@ -502,7 +525,8 @@ class StmNode:
 
     def _show_matte(self) -> str:
         first, last = self.frames
-        group.point_to(self.group, "" if self.is_live else group.matte_pattern(self.cache), first, last)
+        pattern = group.matte_pattern(self.cache, cache.PREVIOUS if self.shows_old else "mattes")
+        group.point_to(self.group, "" if self.is_live else pattern, first, last)
         group.show_confidence(self.group, self.has_confidence)
         problem = live.arrange(self.group, self._live_store(), self._object_names())
         if self.is_live and not live.is_in(self.group):

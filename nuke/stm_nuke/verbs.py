@@ -629,9 +629,9 @@ def _then(view: str, ended: Ended) -> Callable[[Task], None]:
             live.look_again(node.group)
         else:
             group.reload_matte(node.group)
-        show_keys(node, view)
         done = task.done if node.is_live else None
         node.show_timeline(view, done, _advised.get(node.id))
+        show_keys(node, view)
         if task.error is not None:
             tell(node, str(task.error))
         if ended is not None:
@@ -646,7 +646,7 @@ def tell(node: StmNode, words: str) -> None:
 
 
 def show_keys(node: StmNode, view: str, seconds: float | None = None) -> None:
-    """The list of keys: frame, objects, and whether the mask input has been touched since.
+    """The list: keys, whether the mask input has been touched since, the advised frame, what has no matte.
 
     Args:
         seconds: the most time to spend on the last question; it is left open where they are not enough.
@@ -665,6 +665,10 @@ def show_keys(node: StmNode, view: str, seconds: float | None = None) -> None:
         else:
             state = "fresh" if key.print_ == now else "mask input changed" if now else "press Refresh status"
         lines.append(f"{key.frame}  {state}")
+    advised = _advised.get(node.id)
+    if advised is not None:
+        lines.append(f"{advised}  advised")
+    lines += [f"{in_words(frames)}  {what}" for what, frames in node.frames_by_state() if frames]
     _quietly(node, knobs.KEY_LIST, "\n".join(lines) or "none")
 
 

@@ -55,8 +55,9 @@ _LAYER_CHANNEL = "A"
 _NAME_LENGTH = 200
 _RESERVED_LAYERS = frozenset(
     [
-        *("rgba", "rgb", "alpha", "depth", "mask", "rotopaint_mask"),
-        *("forward", "backward", "motion", "disparity", CONFIDENCE_LAYER),
+        *("rgba", "rgb", "alpha", "red", "green", "blue", "ci", "none", "all", "depth", "deep"),
+        *("mask", "rotopaint_mask", "mask_planartrack", "mask_splinewarp", CONFIDENCE_LAYER),
+        *("forward", "backward", "motion", "disparity", "disparityl", "disparityr"),
     ]
 )
 """Layers that Nuke, or this product, gives a meaning of its own."""

@@ -657,3 +657,43 @@ def test_the_layer_of_confidence_comes_and_goes_with_its_switch(
     comp.group["confidence"].setValue(False)
     idle(nuke)
     assert "stm.confidence" not in comp.group.channels()
+
+
+# ---- old against new
+
+
+def test_the_matte_before_the_last_change_can_be_looked_at_and_is_never_rendered(
+    nuke: Any, comp: Any, tmp_path: Path
+) -> None:
+    from stm_nuke import cache
+
+    make_mattes(comp, FRAMES, 0.25)
+    cache.retire_mattes(comp.cache, "main", [1002], keep=False)
+    make_mattes(comp, range(1002, 1003), 0.75)
+    comp.show_timeline("main")
+    nuke.GUI = True
+    assert seen(nuke, comp, 1002).planes["rgba.alpha"][20, 20] == 0.75
+    comp.group["compare"].setValue("old")
+    idle(nuke)
+    assert seen(nuke, comp, 1002).planes["rgba.alpha"][20, 20] == 0.25
+    assert "rgba.alpha" not in seen(nuke, comp, 1001).planes, "it has not changed: the note"
+    write = write_of(nuke, comp, tmp_path)
+    with pytest.raises(RuntimeError, match="STM1 shows its old mattes"):
+        nuke.execute(write, 1002, 1002, 1)
+    idle(nuke)
+    comp.group["compare"].setValue("new")
+    idle(nuke)
+    nuke.execute(write, 1002, 1002, 1)
+    assert pixels(tmp_path / "out.1002.exr")[20, 20, 3] == 0.75
+
+
+def test_the_list_says_what_has_no_matte_or_an_old_one(nuke: Any, comp: Any) -> None:
+    from stm_nuke import cache, verbs
+    from stm_nuke.keys import Key
+
+    comp.set_keys([Key("main", 1001, "digest", "file")])
+    make_mattes(comp, range(1001, 1003))
+    cache.retire_mattes(comp.cache, "main", [1002], keep=True)
+    comp.show_timeline("main")
+    verbs.show_keys(comp, "main")
+    assert comp["key_list"].splitlines() == ["1001  from a file", "1002  old matte", "1003  no matte"]
