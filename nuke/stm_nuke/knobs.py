@@ -81,6 +81,16 @@ def all_knobs() -> Iterator[nuke.Knob]:
     yield quiet(
         nuke.Text_Knob(STATUS, "status", "No key yet. Connect plate and mask, go to a frame, Set key.")
     )
+    yield from _keyframe_knobs()
+    yield from _propagation_knobs()
+    yield from _look_knobs()
+    yield from _settings_knobs()
+    yield from _cache_knobs()
+    yield from _hidden_knobs()
+
+
+def _keyframe_knobs() -> Iterator[nuke.Knob]:
+    """Setting, correcting and finding keyframes."""
     yield _section("keyframes")
     yield _button("set_key", "Set key", "Take the mask at the current frame as a keyframe.", new_line=True)
     yield _button("delete_key", "Delete key", "Forget the keyframe at the current frame.")
@@ -110,6 +120,10 @@ def all_knobs() -> Iterator[nuke.Knob]:
         _text(OBJECTS, "objects", DEFAULT_OBJECTS, multiline=True),
         "One object a line: NAME = CHANNEL of the mask input. Several objects get a layer each.",
     )
+
+
+def _propagation_knobs() -> Iterator[nuke.Knob]:
+    """What is computed."""
     yield _section("propagate")
     yield _button("backward", "< Backward", "From the current frame to the first.", new_line=True)
     yield _button("both", "Both ways", "The whole range, from both sides of every keyframe.")
@@ -127,6 +141,10 @@ def all_knobs() -> Iterator[nuke.Knob]:
     yield _integer(FIRST, "range", 0, "First frame of the shot.")
     yield _same_line(_integer(LAST, "to", 0, "Last frame of the shot."))
     yield _button("range_from_input", "From input", "Take the frame range of the plate input.")
+
+
+def _look_knobs() -> Iterator[nuke.Knob]:
+    """What is seen and rendered."""
     yield _section("look")
     yield _timeline()
     yield _switch(
@@ -159,6 +177,9 @@ def all_knobs() -> Iterator[nuke.Knob]:
         "Files: renders everywhere. Live: straight from the engine, by the STM OpenFX effect, without files.",
     )
 
+
+def _settings_knobs() -> Iterator[nuke.Knob]:
+    """How it is computed."""
     yield nuke.Tab_Knob("stm_settings", "Settings")
     yield _menu(
         MEMORY_RULE,
@@ -197,6 +218,10 @@ def all_knobs() -> Iterator[nuke.Knob]:
         True,
         "Refuse to render when nodes above the plate have changed since.",
     )
+
+
+def _cache_knobs() -> Iterator[nuke.Knob]:
+    """Where it is kept."""
     yield _section("cache")
     yield _menu(
         CACHE_PLACE, "cache is", [NEXT_TO_SCRIPT, CHOSEN_FOLDER], "Where keyframes and mattes are kept."
@@ -206,6 +231,10 @@ def all_knobs() -> Iterator[nuke.Knob]:
     )
     yield _read_only(_text(CACHE_PATH, "this node's cache", ""))
     yield _button("move_cache", "Move cache there", "Move this node to a cache at the place chosen above.")
+
+
+def _hidden_knobs() -> Iterator[nuke.Knob]:
+    """What the node remembers."""
     yield quiet(_hidden(nuke.Double_Knob(HELD, HELD)))
     yield _hidden(nuke.Double_Knob(FIXING, FIXING))
     yield _hidden(_text(VERSION, VERSION, NEWEST_VERSION))
