@@ -957,7 +957,7 @@ def test_every_exit_code_of_the_documentation_is_that_of_an_error_and_is_tested(
 
     kinds: list[Any] = [errors.StmNodeError, *errors.StmNodeError.__subclasses__()]
     codes = {one.exit_code for one in kinds}
-    guide = (REPOSITORY / "docs" / "nuke-for-artists.md").read_text("utf-8")
+    guide = (REPOSITORY / "docs" / "nuke-in-a-pipeline.md").read_text("utf-8")
     documented = {int(one) for one in re.findall(r"^ *\| (\d+) \|", guide, re.MULTILINE)}
     assert documented == codes | {0, 100}
     told = re.findall(
