@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import cast
 
 import nuke
+from stm_nuke.releases import OCIO_CONFIG_KNOBS
 
 PRINT_LETTERS = 32
 _INPUTS_OF_ALL_KINDS = nuke.INPUTS | nuke.HIDDEN_INPUTS | nuke.EXPRESSIONS | nuke.LINKINPUTS
@@ -64,7 +65,7 @@ _NOT_PICTURE_CLASSES = frozenset(("Text_Knob", "PyScript_Knob", "Tab_Knob"))
 _ROOT_KNOBS = (
     "format",
     "colorManagement",
-    "OCIO_config",
+    *OCIO_CONFIG_KNOBS,
     "customOCIOConfigPath",
     "workingSpaceLUT",
     "views",

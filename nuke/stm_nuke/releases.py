@@ -7,13 +7,26 @@ import anything of this package. Saved scripts render there: they have native no
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import nuke
 from stm_nuke.errors import StmNodeError
 
+OCIO_CONFIG_KNOBS = ("OCIO_config", "OCIOConfig")
+"""What the root calls the knob that names its OCIO config: up to Nuke 14, and from 15 on."""
 REACH = 10
 """How many nodes Python reaches in Nuke Indie and Nuke Non-commercial."""
 _EDITIONS = {"nc": "Nuke Non-commercial", "indie": "Nuke Indie"}
+
+
+def root_value(*names: str) -> Any:
+    """The value of the first of these knobs that the script's root has and that is not empty."""
+    for name in names:
+        knob = nuke.root().knob(name)
+        value = None if knob is None else knob.value()
+        if value:
+            return value
+    return None
 
 
 def edition() -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import nuke
 from stm_nuke.errors import PlateError
+from stm_nuke.releases import OCIO_CONFIG_KNOBS, root_value
 
 ENGINE_CONFIG = "ocio://studio-config-v2.2.0_aces-v1.3_ocio-v2.4"
 """What Nuke's own colour management (no OCIO) is understood with."""
@@ -31,17 +31,17 @@ def working_space(executable: str = "") -> WorkingSpace:
     Raises:
         PlateError: the script's OCIO config cannot be found.
     """
-    if _root("colorManagement") != "OCIO":
+    if root_value("colorManagement") != "OCIO":
         return WorkingSpace(NUKE_LINEAR, ENGINE_CONFIG)
-    return WorkingSpace(str(_root("workingSpaceLUT") or "scene_linear"), _config_of_script(executable))
+    return WorkingSpace(str(root_value("workingSpaceLUT") or "scene_linear"), _config_of_script(executable))
 
 
 def _config_of_script(executable: str) -> str | None:
     if os.environ.get("OCIO"):
         return None  # the engine looks there itself
-    name = str(_root("OCIO_config") or "")
+    name = str(root_value(*OCIO_CONFIG_KNOBS) or "")
     if name in ("", "custom"):
-        path = str(_root("customOCIOConfigPath") or "")
+        path = str(root_value("customOCIOConfigPath") or "")
         if path:
             return path
         raise PlateError(
@@ -57,7 +57,3 @@ def _config_of_script(executable: str) -> str | None:
         hint="Name the file under OCIO config in the STM node's Settings.",
     )
 
-
-def _root(name: str) -> Any:
-    knob = nuke.root().knob(name)
-    return None if knob is None else knob.value()

@@ -697,3 +697,45 @@ def test_the_list_says_what_has_no_matte_or_an_old_one(nuke: Any, comp: Any) -> 
     comp.show_timeline("main")
     verbs.show_keys(comp, "main")
     assert comp["key_list"].splitlines() == ["1001  from a file", "1002  old matte", "1003  no matte"]
+
+
+# ---- releases
+
+
+def test_the_knob_of_the_ocio_config_is_found_under_both_of_its_names(nuke: Any, comp: Any) -> None:
+    root = nuke.root()
+    root["colorManagement"].setValue("OCIO")
+    root["OCIO_config"].setValue("custom")
+    root["customOCIOConfigPath"].setValue("/show/config.ocio")
+    old = root["OCIO_config"]
+    root.removeKnob(old)
+    new = nuke.Enumeration_Knob("OCIOConfig", "OCIO config", ["fn-nuke_studio", "custom"])
+    new.setValue("custom")
+    root.addKnob(new)
+    before = comp.plate_print()
+    assert comp.settings()["ocio_config"] == "/show/config.ocio"
+    new.setValue("fn-nuke_studio")
+    assert comp.plate_print() != before
+
+
+@pytest.mark.parametrize("name", ["init.py", "menu.py", "stm_batch.py"])
+def test_a_nuke_with_an_older_python_is_refused_in_words_and_nothing_of_ours_is_loaded(
+    nuke: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    import ast
+    import sys
+
+    source = (Path(__file__).resolve().parents[2] / "nuke" / name).read_text("utf-8")
+    ast.parse(source, feature_version=(3, 7))
+    monkeypatch.setattr(sys, "version_info", (3, 7, 9, "final", 0))
+    loaded = {one for one in sys.modules if one.startswith("stm_nuke")}
+    code: Any = None
+    try:
+        exec(compile(source, name, "exec"), {"__name__": "__main__", "__file__": name})
+    except SystemExit as ended:
+        code = ended.code
+    said = "".join(capsys.readouterr())
+    assert {one for one in sys.modules if one.startswith("stm_nuke")} == loaded
+    if name != "menu.py":  # init.py has said it
+        assert "STM for Nuke needs Nuke 14.0 or newer" in said
+    assert code == (2 if name == "stm_batch.py" else None)
