@@ -76,12 +76,18 @@ def sequences(data: Path, names: list[str] | None) -> Iterator[tuple[str, list[t
     for name, (pictures, masks) in found.items():
         if names and name not in names:
             continue
-        annotated = {path.stem: path for path in masks.glob("*.png")}
+        annotated = {_number(path): path for path in masks.glob("*.png")}
         pairs = [
-            (path, annotated[path.stem]) for path in sorted(pictures.iterdir()) if path.stem in annotated
+            (path, annotated[_number(path)])
+            for path in sorted(pictures.iterdir())
+            if _number(path) in annotated
         ]
         if pairs:
             yield name, pairs
+
+
+def _number(path: Path) -> int:
+    return int("".join(sign for sign in path.stem.rsplit(".", 1)[-1] if sign.isdigit()) or -1)
 
 
 def read(pairs: list[tuple[Path, Path]]) -> list[Frame]:

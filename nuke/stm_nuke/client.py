@@ -58,7 +58,7 @@ __all__ = [
     "Shot",
 ]
 
-_NOT_REPEATED = frozenset(("propagate", "export", "close_shot"))
+_NOT_REPEATED = frozenset(("propagate", "export", "shapes", "close_shot"))
 """Done twice, these would do harm or have lost their sense."""
 _UNKNOWN_VERSION = "0.0.0"
 _CONNECT_TRIES = 3
@@ -374,6 +374,25 @@ class Shot:
     ) -> str:
         """Begin to compute; the job for `Engine.wait`."""
         reply = self.call("propagate", frames=_pair(frames), direction=direction, detach=detach)
+        return str(reply["job"])
+
+    def shapes(
+        self,
+        file: str,
+        format_: str = "nuke",
+        frames: tuple[int, int] | None = None,
+        objects: Sequence[str] = (),
+        tolerance: float = 0.75,
+    ) -> str:
+        """Begin to write the mattes as splines; the job for `Engine.wait`."""
+        reply = self.call(
+            "shapes",
+            file=file,
+            format=format_,
+            frames=_pair(frames),
+            objects=list(objects),
+            tolerance=tolerance,
+        )
         return str(reply["job"])
 
     def export(

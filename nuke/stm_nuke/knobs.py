@@ -138,6 +138,11 @@ def _propagation_knobs() -> Iterator[nuke.Knob]:
         "Check plate",
         "Render the plate again and compare by content; changed frames become stale.",
     )
+    yield _button(
+        "shapes",
+        "Shapes from matte",
+        "Make a Roto node of the mattes: splines to pull. All frames of the range must be done.",
+    )
     yield _integer(FIRST, "range", 0, "First frame of the shot.")
     yield _same_line(_integer(LAST, "to", 0, "Last frame of the shot."))
     yield _button("range_from_input", "From input", "Take the frame range of the plate input.")

@@ -108,6 +108,10 @@ def _check_plate(node: StmNode) -> None:
     verbs.check_plate(node, node.view())
 
 
+def _shapes(node: StmNode) -> None:
+    verbs.shapes_from_matte(node, node.view())
+
+
 def _range_from_input(node: StmNode) -> None:
     first, last = node.take_range_from_input()
     node.claim()
@@ -137,6 +141,7 @@ _BUTTONS: dict[str, Callable[[StmNode], None]] = {
     "stop": _stop,
     "refresh": _refresh,
     "check_plate": _check_plate,
+    "shapes": _shapes,
     "range_from_input": _range_from_input,
     "move_cache": _move_cache,
 }

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Callable
 
 from stm_nuke import cache, exr
@@ -223,6 +224,13 @@ class Session:
         state = self._engine.job(job)
         while state["state"] in ("queued", "running") and time.monotonic() < end:
             state = self._engine.job(job, wait_ms=STOP_STEP_MS, seen=state["version"])
+
+    def shapes(self, file: Path, on_progress: Callable[[Header], None]) -> None:
+        """Write the mattes of the whole range as splines (JSON)."""
+        known = self._shot.status(self.snapshot.frames)["objects"]
+        objects = [one.name for one in self.snapshot.objects if one.name in known]
+        job = self._shot.shapes(str(file), "json", self.snapshot.frames, objects)
+        self._engine.wait(job, on_progress=on_progress)
 
     def export(self, frames: Iterable[Range], on_progress: Callable[[Header], None]) -> None:
         """Write the matte files that the node's Read reads.

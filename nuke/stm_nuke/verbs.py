@@ -15,7 +15,20 @@ from pathlib import Path
 from typing import Any, Callable, Literal, Optional
 
 import nuke
-from stm_nuke import cache, capture, exr, fingerprint, fixes, group, knobs, live, rotokeys, session, tasks
+from stm_nuke import (
+    cache,
+    capture,
+    exr,
+    fingerprint,
+    fixes,
+    group,
+    knobs,
+    live,
+    roto,
+    rotokeys,
+    session,
+    tasks,
+)
 from stm_nuke.errors import BusyError, KeyframeError, PlateError, StmNodeError, UsageError
 from stm_nuke.exr import Picture
 from stm_nuke.frames import Range, counted, frames_of, in_words, ranges_of
@@ -318,6 +331,12 @@ def take_confidence(node: StmNode, view: str, ended: Ended = None) -> Task | Non
     return write_mattes(node, view, ended=ended)
 
 
+def shapes_from_matte(node: StmNode, view: str, ended: Ended = None) -> Task:
+    """Make a Roto node of the finished mattes, beside the node; one undo takes it away."""
+    work = _Shapes(node.snapshot(view), node.plate_print())
+    return tasks.start(Task(node.id, f"STM {node.name}: shapes", work), _then(view, ended))
+
+
 def take_matte_from(node: StmNode, source: str) -> None:
     """Let the matte come from files, or live from the effect (`knobs.FILES`, `knobs.LIVE`).
 
@@ -581,6 +600,33 @@ class _MatteFiles(_Work):
 
     def _do(self, opened: Session, status: Header, task: Task) -> None:
         _write_mattes(opened, task, self.frames)
+
+
+class _Shapes(_PlateWork):
+    """The mattes as a Roto node."""
+
+    title = "Making shapes"
+
+    def _do(self, opened: Session, status: Header, task: Task) -> None:
+        self._push(opened, opened.plate_needed(self.snapshot.frames, self.print_), task)
+        in_main(self._remember_print)
+        path = self.snapshot.cache / f"shapes.{self.snapshot.view}.json"
+
+        def on_progress(state: Header) -> None:
+            task.tell(self.title, int(state["done"]), int(state["total"]))
+
+        opened.shapes(path, on_progress)
+        in_main(_make_roto, self.snapshot.node_id, path)
+
+
+def _make_roto(node_id: str, path: Path) -> None:
+    node = find_by_id(node_id)
+    shapes = roto.read_shapes(path)
+    with _undo(f"Shapes from {node.name}"), node.group.parent():
+        made = roto.make_roto(shapes, f"{node.name}_shapes")
+        made.setXYpos(node.group.xpos() + 110, node.group.ypos())
+    count = len(shapes["shapes"])
+    tell(node, f"{made.name()}: {count} shape{'' if count == 1 else 's'}.")
 
 
 def _write_mattes(opened: Session, task: Task, frames: Range) -> None:

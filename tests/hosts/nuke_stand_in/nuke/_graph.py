@@ -63,7 +63,10 @@ _NATIVE: dict[str, tuple[int, tuple[tuple[str, Any, Any], ...]]] = {
             ("rgba.red", "rgba.green", "rgba.blue", "rgba.alpha"))),
     )),
     "Text2": (1, (("message", k.Multiline_Eval_String_Knob, ""),)),
-    "Roto": (1, (("curves", CurveKnob, ""), ("output", k.Channel_Knob, "alpha"))),
+    "Roto": (1, (
+        ("curves", CurveKnob, ""), ("output", k.Channel_Knob, "alpha"),
+        ("cliptype", k.Enumeration_Knob, ["no clip", "bbox", "format", "union", "intersect"]),
+    )),
     "RotoPaint": (4, (
         ("curves", CurveKnob, ""), ("output", k.Channel_Knob, "rgba"),
         ("premultiply", k.Channel_Knob, "rgb"),

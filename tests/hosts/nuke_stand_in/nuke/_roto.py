@@ -82,6 +82,9 @@ class Layer:
     def getTransform(self) -> Times:
         return self.transform
 
+    def append(self, element: Any) -> None:
+        self.parts.append(element)
+
     def __iter__(self) -> Iterator[Any]:
         return iter(self.parts)
 
@@ -92,6 +95,10 @@ class CurveKnob(k.Knob):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.rootLayer = Layer()
+        self.change_count = 0
+
+    def changed(self) -> None:
+        self.change_count += 1
 
     def _parts(self, layer: Layer | None = None) -> list[Any]:
         """Shapes and strokes, those in layers too."""
