@@ -26,6 +26,8 @@ keys."""
 PERCENTILE = 95
 """Of the distances along a contour: what the tolerance is about."""
 _TANGENT_REACH = 2.5
+_TANGENT_SHARE = 0.2
+"""Of the way to the nearer point, that a direction is read from."""
 _LONGEST_HANDLE = 1.0
 """Of the distance to the next point."""
 _FRAMES_LOOKED_AT = 24
@@ -83,7 +85,7 @@ def chosen_samples(tracks: Array, corners: npt.NDArray[np.int64], tolerance: flo
     even = np.arange(_FEWEST_POINTS) * count // _FEWEST_POINTS
     samples = corners if len(corners) >= _FEWEST_POINTS else np.union1d(corners, even)
     samples = _without_near(samples, corners, count)
-    known: dict[tuple[int, int, bool, bool], Array] = {}
+    known: dict[tuple[int, ...], Array] = {}
     while len(samples) < min(MOST_POINTS, count // 4):
         errors = _errors(tracks, samples, corners, known)
         if np.all(np.percentile(errors, PERCENTILE, axis=1) <= tolerance):
@@ -121,7 +123,7 @@ def _pruned(
     samples: npt.NDArray[np.int64],
     corners: npt.NDArray[np.int64],
     tolerance: float,
-    known: dict[tuple[int, int, bool, bool], Array],
+    known: dict[tuple[int, ...], Array],
 ) -> npt.NDArray[np.int64]:
     """Without the points that are not needed."""
     while len(samples) > _FEWEST_POINTS - 1:
@@ -144,7 +146,7 @@ def _errors(
     tracks: Array,
     samples: npt.NDArray[np.int64],
     corners: npt.NDArray[np.int64],
-    known: dict[tuple[int, int, bool, bool], Array],
+    known: dict[tuple[int, ...], Array],
 ) -> Array:
     """(T, M) distance of each sample from the Beziers. Segments that did not change are not fitted again."""
     result = np.zeros(tracks.shape[:2])
@@ -153,7 +155,8 @@ def _errors(
     for i in range(len(samples)):
         j = (i + 1) % len(samples)
         index = _between(samples, i, tracks.shape[1])
-        name = (int(samples[i]), int(samples[j]), bool(is_corner[i]), bool(is_corner[j]))
+        around = (samples[i - 1], samples[i], samples[j], samples[(j + 1) % len(samples)])
+        name = tuple(int(one) for one in around)
         if name not in known:
             known[name] = _segment(
                 tracks[:, index], ends[:, i], ends[:, j], ways_out[:, i], ways_in[:, j], is_corner[[i, j]]
@@ -173,18 +176,25 @@ def _between(samples: npt.NDArray[np.int64], i: int, count: int) -> npt.NDArray[
 def _ends(
     tracks: Array, samples: npt.NDArray[np.int64], corners: npt.NDArray[np.bool_]
 ) -> tuple[Array, Array, Array]:
-    """(T, n, 2) points, and the unit directions in which the curve comes in from (backward) and goes out."""
+    """(T, n, 2) points, and the unit directions in which the curve comes in from (backward) and goes out.
+
+    A direction is that of the line through the samples around a point, more of them where points are far
+    apart.
+    """
     count = tracks.shape[1]
     spacing = np.median(np.linalg.norm(np.diff(tracks, axis=1), axis=2))
-    reach = int(np.clip(round(_TANGENT_REACH / max(float(spacing), 1e-6)), 1, max(1, count // 16)))
+    least = int(np.clip(round(_TANGENT_REACH / max(float(spacing), 1e-6)), 1, max(1, count // 16)))
+    after = np.mod(np.roll(samples, -1) - samples - 1, count) + 1
+    nearest = np.minimum(after, np.roll(after, 1))
+    reach = np.maximum((nearest * _TANGENT_SHARE).astype(np.int64), least)
     here = tracks[:, samples]
     around = sum(tracks[:, (samples + shift) % count] for shift in (-1, 0, 1)) / 3
     ends = np.where(corners[None, :, None], here, around)
-    ahead, behind = tracks[:, (samples + reach) % count], tracks[:, (samples - reach) % count]
-    through = ahead - behind
-    out = np.where(corners[None, :, None], ahead - here, through)
-    back = np.where(corners[None, :, None], behind - here, -through)
-    return ends, _unit(back), _unit(out)
+    through = np.zeros_like(here)
+    for step in range(1, int(reach.max()) + 1):
+        weight = np.where(step <= reach, step, 0)[None, :, None]
+        through += weight * (tracks[:, (samples + step) % count] - tracks[:, (samples - step) % count])
+    return ends, _unit(-through), _unit(through)
 
 
 def _unit(vectors: Array) -> Array:
