@@ -113,8 +113,9 @@ def test_pixels_are_those_of_the_format_y_up_with_overscan_and_the_plates_frames
     }
     hole = {**shape, "name": "hero_hole1", "hole": True}
     made = roto.make_roto({"shapes": [shape, hole], "display_window": [100, 50, 200, 100]}, "Shapes")
-    (layer,) = list(made["curves"].rootLayer)
-    layer = list(layer)
+    curves: Any = made["curves"]
+    (one_layer,) = list(curves.rootLayer)
+    layer = list(one_layer)
     assert [one.name for one in layer] == ["hero_hole1", "hero_part1"]  # the first lies on top
     point = layer[1][0]
     assert point.center.keys == {1001: (-10.0, 90.0)}  # left of the format; 10 pixels below its top
