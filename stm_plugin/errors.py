@@ -116,14 +116,18 @@ class PropagationCancelled(StmError):
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
-_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "insufficient memory")
+_NO_MEMORY = (
+    *("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory"),
+    *("insufficient memory", "bad_alloc", "failed to map segment", "can't start new thread"),
+    "unable to allocate",
+)
 
 
 def as_stm_error(error: BaseException) -> StmError | None:
     """What an error of the system or of a library means for a person; None for what only a bug explains."""
     if isinstance(error, StmError):
         return error
-    if isinstance(error, MemoryError) or _speaks_of_memory(error):
+    if isinstance(error, MemoryError) or speaks_of_memory(error):
         return DeviceError(
             "The memory of the machine does not suffice.",
             hint="What is finished is kept. Close other programs, raise the limit (ulimit -v), or give a "
@@ -134,12 +138,15 @@ def as_stm_error(error: BaseException) -> StmError | None:
     return None
 
 
-def _speaks_of_memory(error: BaseException) -> bool:
+def speaks_of_memory(error: BaseException) -> bool:
+    """Whether an error of a library says that memory could not be had."""
     text = str(error).lower()
     return isinstance(error, Exception) and any(words in text for words in _NO_MEMORY)
 
 
 def _as_file_error(error: OSError) -> StmError:
+    if error.errno is None:  # a text of our own
+        return StoreError(str(error) or type(error).__name__)
     path = None if error.filename is None else str(error.filename)
     what = (error.strerror or str(error) or type(error).__name__).rstrip(".")
     if error.errno in _FULL:
@@ -157,6 +164,5 @@ def _as_file_error(error: OSError) -> StmError:
         errno.ENOMEM: "The memory of the machine does not suffice: close other programs and run again.",
         errno.EMFILE: "Too many files are open: raise the limit (ulimit -n) and run again.",
     }
-    number = error.errno if error.errno is not None else 0
-    hint = hints.get(number, "Look at the file, its folder and its disk.")
+    hint = hints.get(error.errno, "Look at the file, its folder and its disk.")
     return StoreError(f"{what}.", path=path, hint=hint)

@@ -168,8 +168,12 @@ class Settings:
     )
     device: Device = field(default="auto", metadata=_about("machine", "cuda, else mps, else cpu"))
     ram_budget: int = field(
-        default=2 * _GIBIBYTE,
-        metadata=_about("machine", "bytes of features kept in RAM: about sixty frames of `stm-lite`"),
+        default=_GIBIBYTE // 2,
+        metadata=_about(
+            "machine",
+            "bytes of features kept in RAM: 25 frames of `stm-lite`; more are read from memory/ on disk, so "
+            "that a machine of 4 GB has room for the run",
+        ),
     )
     disk_budget: int = field(
         default=8 * _GIBIBYTE,

@@ -212,7 +212,9 @@ def load_config(path: str | Path | None = None) -> ColourConfig:
         config = ocio.Config.CreateFromFile(location)
     except ocio.Exception as error:
         raise ColourError(
-            f"The colour config ({source}) cannot be used: {_first_line(error)}.", path=location
+            f"The colour config ({source}) cannot be used: {_first_line(error)}.",
+            path=location,
+            hint="Restore the file, or leave it out to use the built-in config.",
         ) from error
     name = config.getName() or Path(location).name
     return ColourConfig(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+import psutil
 import torch
 
 from model.network.config import STRIDE, NetworkConfig
 from model.training.adapt import MOST_OBJECTS_PER_CLIP, AdaptOptions
-from stm_plugin.errors import DeviceError
+from stm_plugin.errors import DeviceError, speaks_of_memory
 from stm_plugin.propagation.frame_loader import FRAMES_HELD
 
 _MEBIBYTE = 1 << 20
@@ -306,8 +308,7 @@ def device_errors(device: str, frame: int | None = None) -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise _out_of_memory(device, frame) from error
     except RuntimeError as error:
-        text = str(error).lower()
-        if "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text:
+        if speaks_of_memory(error):
             raise _out_of_memory(device, frame) from error
         raise DeviceError(
             f"The device {device} failed: {str(error).splitlines()[0]}",
@@ -351,15 +352,28 @@ def _in_words(size: int) -> str:
 
 
 def _free_system_memory() -> int:
-    """Bytes that the system would give to a new program."""
+    """Bytes that this process may still take: what the system has, within the limits of process and group."""
+    free = int(psutil.virtual_memory().available)
+    if sys.platform != "win32":
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit != resource.RLIM_INFINITY:
+            free = min(free, limit - psutil.Process().memory_info().vms)
+    group = _free_in_group()
+    return max(0, free if group is None else min(free, group))
+
+
+def _free_in_group(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes that the control group of a container or a farm's job leaves; None where it sets no limit.
+
+    What the group holds of files that nobody waits for counts as free: the kernel gives it up.
+    """
     try:
-        with open("/proc/meminfo") as stream:
-            for line in stream:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    except (AttributeError, ValueError, OSError):  # Windows
-        return 4 << 30
+        limit = int((folder / "memory.max").read_text())  # "max" without one
+        used = int((folder / "memory.current").read_text())
+        lines = (folder / "memory.stat").read_text().splitlines()
+        files = dict(line.split() for line in lines).get("inactive_file", "0")
+    except (OSError, ValueError):
+        return None
+    return limit - used + int(files)
