@@ -25,9 +25,9 @@ from stm_plugin.store.store import quantise
 from stm_plugin.windows import FloatArray
 
 _STEPS_FOR_ESTIMATE = 12
-_STEPS_TO_A_RELEASE = 100
-"""Computed frames after which freed memory goes back to the system: the gaps of the heap grow slowly, and a
-long run must not. What is needed comes back in a thousandth of the time."""
+_STEPS_TO_A_RELEASE = 10
+"""Computed frames after which freed memory goes back to the system: the gaps of the heap grow by 3 to 6 MB a
+frame at 480p, and a long run must not. What is needed comes back in a hundredth of the time."""
 
 
 class Execution:

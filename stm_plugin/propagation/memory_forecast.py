@@ -30,10 +30,19 @@ _SCALES = (1.0, 0.75, 0.5)
 _VALUES_PER_PIXEL = {"efficientnet_lite0": (30.0, 66.0), "resnet50": (60.0, 95.0)}
 _WORKING_BYTES = {"float32": 4.0, "bfloat16": 2.4, "float16": 2.4}
 _WEIGHTS_BYTES = {"efficientnet_lite0": 20 * _MEBIBYTE, "resnet50": 260 * _MEBIBYTE}
+_WINOGRAD_BYTES = {"efficientnet_lite0": 130 * _MEBIBYTE, "resnet50": 680 * _MEBIBYTE}
+"""In float32 on the CPU: weights as `model.inference.winograd` lays them out, and what laying out takes."""
+_WINOGRAD_VALUES_PER_PIXEL = {"efficientnet_lite0": 0.0, "resnet50": 180.0}
+"""There too: what its wide convolutions work in, which does not depend on the objects."""
 _PROGRAM_BYTES = {"cuda": 600 * _MEBIBYTE, "mps": 400 * _MEBIBYTE, "cpu": 780 * _MEBIBYTE}
+_HEAP_GAPS = 40 * _MEBIBYTE
+"""What freed blocks leave between those in use until they are given back (`Execution`)."""
 _VALUE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _AREA_BYTES = 8
 _PLATE_FRAME_BYTES = 12  # per pixel: three float32; half that for half floats
+_FINISHING_BYTES = 10
+"""Per plate pixel: what decoding, colour and finishing take beside the frames at hand.
+Measured with benchmarks/memory.py; a refiner of edges at plate resolution adds its own here."""
 
 # Adapting: measured peaks of its steps beyond what was there before, and a sixth to spare (on the CPU, crops
 # of 128 to 384, one and two clips, one to three objects). In float32 values per pixel of all clips of a step,
@@ -214,11 +223,17 @@ def predict_memory(run: MemoryRequest) -> Forecast:
     pixels = positions * STRIDE * STRIDE
     on_cpu = run.device == "cpu"
     fixed = _PROGRAM_BYTES[run.device.split(":")[0]] + _WEIGHTS_BYTES[config.trunk]
+    if on_cpu:
+        fixed += (FRAMES_HELD * _PLATE_FRAME_BYTES + _FINISHING_BYTES) * run.plate_pixels
+        fixed += _HEAP_GAPS
+        if run.precision == "float32":
+            fixed += _WINOGRAD_BYTES[config.trunk]
+            once += _WINOGRAD_VALUES_PER_PIXEL[config.trunk]
     return Forecast(
         bank=slots * per_entry,
         working=round(pixels * _WORKING_BYTES[run.precision] * (once + per_object * run.objects)),
         features=min(run.ram_budget, run.frames * (_feature_bytes(run) + per_entry)) if on_cpu else 0,
-        fixed=fixed + (FRAMES_HELD * _PLATE_FRAME_BYTES * run.plate_pixels if on_cpu else 0),
+        fixed=fixed,
     )
 
 

