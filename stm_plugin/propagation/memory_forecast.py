@@ -40,8 +40,8 @@ _HEAP_GAPS = 40 * _MEBIBYTE
 _VALUE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _AREA_BYTES = 8
 _PLATE_FRAME_BYTES = 12  # per pixel: three float32; half that for half floats
-_FINISHING_BYTES = 10
-"""Per plate pixel: what decoding, colour and finishing take beside the frames at hand.
+_FINISHING_BYTES = (10, 5)
+"""Per plate pixel, and more for each object: what decoding, colour and finishing take beside the frames held.
 Measured with benchmarks/memory.py; a refiner of edges at plate resolution adds its own here."""
 
 # Adapting: measured peaks of its steps beyond what was there before, and a sixth to spare (on the CPU, crops
@@ -224,7 +224,8 @@ def predict_memory(run: MemoryRequest) -> Forecast:
     on_cpu = run.device == "cpu"
     fixed = _PROGRAM_BYTES[run.device.split(":")[0]] + _WEIGHTS_BYTES[config.trunk]
     if on_cpu:
-        fixed += (FRAMES_HELD * _PLATE_FRAME_BYTES + _FINISHING_BYTES) * run.plate_pixels
+        finishing = _FINISHING_BYTES[0] + _FINISHING_BYTES[1] * run.objects
+        fixed += (FRAMES_HELD * _PLATE_FRAME_BYTES + finishing) * run.plate_pixels
         fixed += _HEAP_GAPS
         if run.precision == "float32":
             fixed += _WINOGRAD_BYTES[config.trunk]

@@ -35,6 +35,7 @@ def picture(path: Path, values: object) -> Path:
     pixels = np.asarray(values, np.uint8)
     height, width, channels = pixels.shape
     output = oiio.ImageOutput.create(str(path))
+    assert output is not None
     output.open(str(path), oiio.ImageSpec(width, height, channels, "uint8"))
     output.write_image(pixels)
     output.close()
