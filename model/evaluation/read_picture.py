@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -154,15 +155,12 @@ def capture(
             f"{sequence.frames[min(start + 1, len(sequence.frames) - 1)]}."
         )
     paths = [picture_path(sequence, name) for name in names]
-    masks = []
     entering = {number - start: mask for number, mask in given.items()}
-    steps = segmenter.steps(map(read_picture, paths), entering)
-    for done, (name, step) in enumerate(zip(names, steps, strict=False), start=1):
+    masks = []
+    for step in islice(segmenter.steps(map(read_picture, paths), entering), len(names)):
         masks.append(step.labels)
         if progress is not None:
-            progress(sequence.name, done, len(names))
-        if name == frame:
-            break
+            progress(sequence.name, len(masks), len(names))
     groups = {each: group for group in step.groups for each in group.labels}
     label = min(groups) if label is None else label
     if label not in groups or step.query is None:

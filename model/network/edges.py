@@ -51,8 +51,7 @@ class EdgeConfig:
 
 
 EDGE_NETWORKS: dict[str, EdgeConfig] = {
-    config.name: config
-    for config in (EdgeConfig("edges-lite", channels=(24, 48, 64), dilations=(1, 2, 1)),)
+    config.name: config for config in (EdgeConfig("edges-lite", channels=(24, 48, 64), dilations=(1, 2, 1)),)
 }
 
 

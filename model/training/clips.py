@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -231,27 +232,7 @@ class ClipDataset:
         else:
             chosen = _choose_parts(rng, loaded[indices[0]][1]) if source.parts else None
         height, width = loaded[indices[0]][0].shape[-2:]
-        first = loaded[indices[0]][1] > 0
-        where = first.nonzero()
-        short = min(height, width)
-        cover = rng.uniform(*options.scale) * short
-        if fill or len(where) == 0:
-            target = (
-                where[int(rng.integers(len(where)))].float()
-                if len(where)
-                else torch.tensor([height / 2, width / 2])
-            )
-            # anywhere in the picture as long as that pixel of the object is inside the crop
-            centre = np.array([float(target[1]), float(target[0])]) + rng.uniform(-0.4, 0.4, size=2) * cover
-            # keep most of the crop inside the picture, so that little of it is mirrored border
-            sides = np.array([cover * options.wide, cover])
-            low = np.minimum(sides * 0.45, np.array([width, height]) / 2)
-            centre = np.clip(centre, low, np.array([width, height]) - low)
-        else:
-            middle = where.float().mean(dim=0)
-            extent = float((where.max(dim=0).values - where.min(dim=0).values).max()) + 1
-            cover = extent / rng.uniform(*options.paste_size)
-            centre = np.array([float(middle[1]), float(middle[0])]) + rng.uniform(-0.4, 0.4, size=2) * cover
+        centre, cover = self._placement(rng, loaded[indices[0]][1] > 0, fill=fill)
         aspect = float(np.exp(rng.uniform(-0.1, 0.1)))
         flip = bool(rng.random() < 0.5)
         angle = float(rng.normal(0, 6 if fill else 15))
@@ -277,11 +258,45 @@ class ClipDataset:
             grid = augment.affine_grid(matrix, *options.shape)
             if still:
                 strength = 0.035 * options.still_motion
-                grid = grid + augment.thin_plate_offsets(rng, strength, *options.shape) * cover / short
+                grid = grid + augment.thin_plate_offsets(rng, strength, *options.shape) * cover / min(
+                    height, width
+                )
             warped, warped_label = augment.warp(picture, mapped[i], grid, mirror=fill, mirror_labels=cut_off)
             pictures.append(warped)
             labels.append(warped_label)
         return torch.stack(pictures), torch.stack(labels)
+
+    def _placement(
+        self, rng: Generator, first: Tensor, *, fill: bool
+    ) -> tuple[npt.NDArray[np.float64], float]:
+        """Where a crop lies on the first frame: its centre (x, y) and its height, in pixels of the source.
+
+        Args:
+            first: (H, W) bool, the object there.
+            fill: as in `_draw`.
+        """
+        options = self.options
+        height, width = first.shape
+        where = first.nonzero()
+        if not fill and len(where):
+            middle = where.float().mean(dim=0)
+            rng.uniform(*options.scale)
+            extent = float((where.max(dim=0).values - where.min(dim=0).values).max()) + 1
+            cover = extent / rng.uniform(*options.paste_size)
+            centre = np.array([float(middle[1]), float(middle[0])]) + rng.uniform(-0.4, 0.4, size=2) * cover
+            return centre, cover
+        cover = rng.uniform(*options.scale) * min(height, width)
+        target = (
+            where[int(rng.integers(len(where)))].float()
+            if len(where)
+            else torch.tensor([height / 2, width / 2])
+        )
+        # anywhere in the picture as long as that pixel of the object is inside the crop
+        centre = np.array([float(target[1]), float(target[0])]) + rng.uniform(-0.4, 0.4, size=2) * cover
+        # keep most of the crop inside the picture, so that little of it is mirrored border
+        sides = np.array([cover * options.wide, cover])
+        low = np.minimum(sides * 0.45, np.array([width, height]) / 2)
+        return np.clip(centre, low, np.array([width, height]) - low), cover
 
     def _paste(
         self, rng: Generator, pictures: Tensor, labels: Tensor, source: Source

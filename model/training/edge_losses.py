@@ -14,9 +14,7 @@ _ELSEWHERE = 0.15
 """How much other pixels count."""
 
 
-def edge_loss(
-    alpha: Tensor, soft: Tensor, truth: Tensor, coarse: Tensor
-) -> tuple[Tensor, dict[str, float]]:
+def edge_loss(alpha: Tensor, soft: Tensor, truth: Tensor, coarse: Tensor) -> tuple[Tensor, dict[str, float]]:
     """The loss of the refiner.
 
     Args:
