@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 
 from model.inference.allocator import release_freed_memory
 from stm_plugin.address import address_of
-from stm_plugin.errors import MatteError, PlateError, PropagationCancelled
+from stm_plugin.errors import KeyframeError, MatteError, PlateError, PropagationCancelled
 from stm_plugin.files.journal import Journal
 from stm_plugin.images.host_plate import HostPlate
 from stm_plugin.planning.plan import frames_in_range
@@ -52,12 +52,13 @@ from stm_plugin.shapes.options import ShapeFormat
 from stm_plugin.shot.export import MatteWriter
 from stm_plugin.shot.shapes import make_shapes, write_shapes
 from stm_plugin.shot.shot import FinishedFrame, Shot
-from stm_plugin.store.description import PlateDescription, ShotObject
+from stm_plugin.store.description import PlateDescription, ShotDescription, ShotObject
 from stm_plugin.store.store import with_suffix
 from stm_plugin.windows import Window
 
 GIVEN_OUT_BYTES: Final = 256 << 20
 """Mattes that were given out and are kept in case someone wants the last one of a stale frame."""
+_REMEMBERED_EDITS: Final = 8
 _DONE = (State.KEY, State.DONE)
 
 
@@ -111,6 +112,7 @@ class EngineShot:
         self._reading = threading.RLock()
         self._is_computing = False
         self._given_out = _LastMattes(GIVEN_OUT_BYTES)
+        self._earlier: deque[ShotDescription] = deque(maxlen=_REMEMBERED_EDITS)  # the newest first
         self._key_digests = Journal(shot.folder / "keys" / "digests.jsonl", "frame")
 
     def device(self) -> str:
@@ -264,6 +266,8 @@ class EngineShot:
             work()
             changed = self._shot.store.description() != before
             dirty = sorted(done_before - self._done()) if changed else []
+            if dirty:
+                self._earlier.appendleft(before)
             return Change(changed, dirty)
 
     def _key_contents(self) -> dict[int, dict[str, str]]:
@@ -411,8 +415,19 @@ class EngineShot:
                     matte = self._matte_of(finished)
                     self._given_out.keep(frame, matte)
                     return matte
-        last = self._given_out.last(frame) if stale else None
+            last = (self._given_out.last(frame) or self._old_matte(frame)) if stale else None
         return none if last is None else dataclasses.replace(last, stale=True)
+
+    def _old_matte(self, frame: int) -> Matte | None:
+        """The matte as it was before the last edits of this shot, if its results are still in the store."""
+        for description in self._earlier:
+            try:
+                matte = self._matte_of(self._shot.earlier_matte(description, frame))
+            except (KeyframeError, MatteError, PlateError):
+                continue
+            self._given_out.keep(frame, matte)
+            return matte
+        return None
 
     def _why_no_matte(self, frame: int) -> NoMatte | None:
         shot = self._shot

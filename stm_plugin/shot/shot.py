@@ -312,6 +312,21 @@ class Shot:
         with self._working.reading(frame):
             return self._working.finisher(plan).finished(frame)
 
+    def earlier_matte(self, description: ShotDescription, frame: int) -> FinishedFrame:
+        """The matte of one frame as it was with an earlier description, from what the store still has.
+
+        Raises:
+            MatteError: the results that it was made from are no longer there.
+            PlateError: the plate frame cannot be read.
+        """
+        earlier = Propagation(self.store, self.plate, description, self._network, lambda text: None)
+        try:
+            plan = earlier.plan(Request(frame, frame))
+            with earlier.reading(frame):
+                return earlier.finisher(plan).finished(frame)
+        finally:
+            earlier.close()
+
     def confidence(self, frame: int) -> dict[str, FloatArray]:
         """How sure the network is of each pixel of each object: float32 (h, w) in [0, 1], data window.
 

@@ -113,12 +113,14 @@ class BusyEngine:
         mute_at: operations that it takes and never answers.
         keys: frames whose masks it says to have; there it gives mattes.
         cancelled: whether it was asked to cancel its job, which then ends as cancelled.
+        stale: ranges that it says to be stale.
         goes_on: whether its job makes progress from one look to the next.
         waits_for: when this is set the job ends as finished and mattes are there.
     """
 
     mute_at: frozenset[str] = frozenset()
     keys: tuple[int, ...] = ()
+    stale: tuple[tuple[int, int], ...] = ()
     cancelled: bool = False
     goes_on: bool = False
     steps: int = 1
@@ -146,6 +148,7 @@ class BusyEngine:
         state = "cancelled" if self.cancelled else "finished" if self.waits_for.is_set() else "running"
         self.steps += self.goes_on
         job = {"job": "j1", "state": state, "version": self.steps, "done": 0, "total": 9, "error": None}
+        done = [[frame, frame] for frame in self.keys]
         image = {"format": "float", "channels": ["A"], "data_window": header.get("window")}
         answers: dict[str, dict[str, Any]] = {
             "open_shot": {"shot": "s1"},
@@ -160,7 +163,7 @@ class BusyEngine:
             "propagate": job,
             "job": job,
             "cancel": job,
-            "status": {"text": "at work", "jobs": ["j1"], "done": [], "stale": []},
+            "status": {"text": "at work", "jobs": ["j1"], "done": done, "stale": list(self.stale)},
             "get_matte": {
                 "frame": header.get("frame"),
                 "image": image,

@@ -130,13 +130,13 @@ class Fuzz {
             if (at >= box.y1 && at < box.y2) stm::writeRow(view, box.x1, at, box.width(), line.data() + 4);
         }
         std::vector<std::uint8_t> packed(view.pixelBytes() * static_cast<std::size_t>(box.width() * box.height()));
-        const stm::Look nobodyLooks = [] {};
-        stm::packRows(view, box, packed.data(), nobodyLooks);
-        if (stm::digestOf(view, box, "a", nobodyLooks) == stm::digestOf(view, box, "b", nobodyLooks)) std::abort();
+        const stm::Check noCheck = [] {};
+        stm::packRows(view, box, packed.data(), noCheck);
+        if (stm::digestOf(view, box, "a", noCheck) == stm::digestOf(view, box, "b", noCheck)) std::abort();
         stm::Matte matte{box, std::vector<float>(static_cast<std::size_t>(box.width() * box.height()), 0.5F)};
         const double scale = std::array<double, 4>{0.5, 0.25, 1.0 / 3.0, 0.7}[below(4)];
         const stm::Box small{box.x1 / 2 - 1, box.y1 / 2 - 1, box.x2 / 2 + 1, box.y2 / 2 + 1};
-        for (const float value : stm::scaledMatte(matte, small, scale, scale, nobodyLooks).values) {
+        for (const float value : stm::scaledMatte(matte, small, scale, scale, noCheck).values) {
             if (!(value >= 0.0F && value <= 0.5001F)) std::abort();
         }
     }

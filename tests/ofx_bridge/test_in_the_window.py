@@ -28,6 +28,7 @@ from tests.hosts.ofx_fixtures import (
     Rig,
     disc,
     make_rig,
+    overlap,
     picture,
 )
 from tests.hosts.ofx_host import (
@@ -286,9 +287,13 @@ def test_a_second_key_leaves_the_old_mattes_in_the_window_and_fails_a_render(
     with nodes_of(host, rig.node):
         assert rig.node.press("propagateForward", FIRST) == OK
         old = alpha_of(rig.node, LAST - 1)
+        plate = picture(FIRST + 3)
         rig.mask.read = lambda frame: disc(frame) * np.float32(0.5)
         assert rig.node.press("setKey", LAST) == OK
         np.testing.assert_array_equal(alpha_of(rig.node, LAST - 1, in_window=True), old)
+        never_looked_at = alpha_of(rig.node, FIRST + 3, in_window=True)
+        assert overlap(never_looked_at, disc(FIRST + 3)[..., 0]) > 0.5, "the matte of the first propagation"
+        assert (never_looked_at != plate[..., 3]).any()
         assert f"OLD mattes on {FIRST + 1}-{LAST}" in rig.node.value("status")
         assert rig.node.render(LAST - 1)[0] == FAILED
 
@@ -308,15 +313,18 @@ def test_missing_frames_fail_or_give_the_nearest_or_the_old_matte_or_the_plate(
             np.testing.assert_array_equal(image.picture(), picture(FIRST + 3))
 
 
-def test_the_nearest_matte_is_looked_for_down_to_the_key(host: OfxHost, engine: EngineHome) -> None:
-    """The frames between were done, are stale, and have no matte any more that could be held."""
-    rig = keyed(host)
+def test_the_nearest_matte_is_looked_for_down_to_the_key(
+    host: OfxHost, scripted: Scripted, tmp_path: Path
+) -> None:
+    """The frames between are stale, and none of them has a matte any more that could be held."""
+    engine = scripted(BusyEngine(keys=(FIRST,), stale=((FIRST + 1, LAST),)))
+    rig = make_rig(host)
+    rig.node.set("shotStore", str(tmp_path / "scripted.stmshot"))
+    rig.node.set("keyFrames", str(FIRST))
+    rig.node.set("missingFrames", NEAREST)
     with nodes_of(host, rig.node):
-        assert rig.node.press("propagateForward", FIRST) == OK  # and nothing is looked at
-        rig.mask.read = lambda frame: disc(frame) * np.float32(0.5)
-        assert rig.node.press("setKey", FIRST) == OK
-        rig.node.set("missingFrames", NEAREST)
-        np.testing.assert_array_equal(alpha_of(rig.node, LAST), disc(FIRST)[..., 0] * np.float32(0.5))
+        assert rig.node.render(LAST)[0] == OK, rig.node.persistent
+        assert engine.asked.count("get_matte") == LAST - FIRST + 2
 
 
 def test_a_banner_goes_when_its_frame_is_left(host: OfxHost, engine: EngineHome) -> None:
