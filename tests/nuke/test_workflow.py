@@ -654,14 +654,14 @@ def test_a_repainted_mask_is_noticed_and_taken_over_on_demand(nuke: Any, node: A
     stm_nuke.set_key(node, FIRST)
     stm_nuke.set_key(node, LAST)
     stm_nuke.propagate(node)
-    assert node["key_list"] == f"{FIRST}  fresh\n{LAST}  fresh"
+    assert node["key_list"].splitlines()[:2] == [f"{FIRST}  fresh", f"{LAST}  fresh"]
     painted = np.zeros_like(pixels(clip / f"mask.{LAST}.png"))
     painted[20:60, 30:90] = 1.0
     _write_png(clip / f"mask.{LAST}.png", painted)
     verbs.show_keys(node, "main")
     assert f"{LAST}  mask input changed" in node["key_list"]
     stm_nuke.update_keys(node)
-    assert node["key_list"] == f"{FIRST}  fresh\n{LAST}  fresh"
+    assert node["key_list"].splitlines()[:2] == [f"{FIRST}  fresh", f"{LAST}  fresh"]
     assert FIRST in ready(node)
     assert LAST not in ready(node)
     stm_nuke.propagate(node)
