@@ -33,6 +33,11 @@ _DETAIL_RADIUS = 4
 """Working pixels: the window in which alpha is taken to follow the plate's colours. Best of 1, 2 and 4 on
 clips of the generator that were not trained on."""
 
+_NEAR = 8
+"""Working pixels from a part on the frame beside it within which a part counts as confirmed."""
+_RIM = 3
+"""Working pixels around a part that is taken away that go with it: the network spreads an edge so far."""
+
 ByteArray = npt.NDArray[np.uint8]
 
 
@@ -81,6 +86,7 @@ def alpha_at_working_size(
     Args:
         picture: (3, h, w), the working picture.
     """
+    evidence = replace(evidence, probability=confirmed(evidence))
     own, before, after = (
         steeper(one, 1.0, settings.sure) for one in (evidence.probability, evidence.before, evidence.after)
     )
@@ -93,6 +99,28 @@ def alpha_at_working_size(
     result = np.round(own)
     alpha = steeper(_as_wide(alpha, soft, settings.width), 1.0, settings.sure)
     np.copyto(result[box], alpha, where=zone[box] > 0)
+    return result
+
+
+def confirmed(evidence: EdgeEvidence) -> FloatArray:
+    """The probability (h, w) without islands and holes that both neighbouring frames lack.
+
+    Where nothing is known of a neighbour, nothing is taken away.
+    """
+    result = evidence.probability
+    for inside in (True, False):
+        here, *beside = (
+            ((one > 0.5) == inside).astype(np.uint8)
+            for one in (result, evidence.before, evidence.after)
+        )
+        near = dilated(beside[0] | beside[1], _NEAR)
+        count, parts = cv2.connectedComponents(here)
+        alone = np.ones(count, bool)
+        alone[0] = False
+        alone[np.unique(parts[near > 0])] = False
+        if alone.any():
+            spots = dilated(alone[parts].astype(np.uint8), _RIM)
+            result = np.where(spots > 0, np.float32(not inside), result)
     return result
 
 
