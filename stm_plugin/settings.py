@@ -225,7 +225,9 @@ class Settings:
             SettingsError: a setting is unknown, of the wrong type or out of its range.
         """
         plain = dict(values)
-        finish = plain.pop("finish", {})
+        finish = dict(plain.pop("finish", {}))
+        if "enabled" in finish and "edges" not in finish:  # a shot of version 0.1
+            finish["edges"] = "guided" if finish.pop("enabled") else "off"
         region = plain.pop("region", None)
         if not isinstance(finish, Mapping):
             raise SettingsError(f"The setting finish cannot be {finish!r}.", hint="It holds values by name.")

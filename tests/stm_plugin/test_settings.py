@@ -63,3 +63,10 @@ def test_every_setting_gives_a_reason() -> None:
     described = describe_settings()
     assert len(described) > 15
     assert all(one.reason and one.part in PARTS for one in described)
+
+
+@pytest.mark.parametrize(("enabled", "edges"), [(True, "guided"), (False, "off")])
+def test_the_settings_of_a_shot_of_version_0_1_are_read(enabled: bool, edges: str) -> None:
+    old = {"finish": {"enabled": enabled, "radius": 2, "epsilon": 1e-4, "sharpness": 2.0, "sure": 0.02}}
+    read = Settings.from_json(old)
+    assert read.finish.edges == edges and read.finish.radius == 2 and read.finish.sharpness == 2.0
