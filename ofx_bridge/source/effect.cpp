@@ -350,6 +350,10 @@ void EffectInstance::save(const NodeShot& before, const NodeShot& after, const c
     parameters_.setShotId(after.id, after.keys);
     parameters_.bumpRevision();
     parameters_.markStep();
+    if (parameters_.shotId() != after.id) {
+        throw UserError("This node's values are linked to those of another one and cannot be changed here. Work on the other node, "
+                        "or unlink this one.");
+    }
 }
 
 void EffectInstance::showStatus(const Shot& shot, const NodeShot& own, const Deadline& deadline) const {

@@ -1,4 +1,4 @@
-// Compiled for Windows, never run there yet: told apart as untried in docs/ofx-hosts.md.
+// Compiled for Windows, never run there yet: said to be untried in docs/openfx-for-artists.md.
 #define WIN32_LEAN_AND_MEAN
 #define NOMINMAX
 #include <winsock2.h>
@@ -6,6 +6,7 @@
 #include <windows.h>
 #include <ntsecapi.h>
 
+#include <algorithm>
 #include <cwchar>
 #include <string_view>
 #include <utility>

@@ -642,6 +642,7 @@ class Param:
     value: Any = None
     handle: int = 0
     alive: bool = True
+    is_linked: bool = False  # to that of another node: it cannot be changed
     owner: Effect | None = None
     keep: deque[Any] = field(default_factory=lambda: deque(maxlen=16))  # texts that were handed out
 
@@ -1193,6 +1194,8 @@ def _parameter_suite(host: OfxHost) -> Structure:
         param: Param = host.find(handle, Param)
         if host.creates_clone():
             host.violation(f"{param.name} is set by an instance that only renders")
+        if param.is_linked:
+            return
         owner = param.owner
         if owner is not None and owner.bracket is not None:
             owner.bracket.setdefault(param.name, param.value)

@@ -155,6 +155,20 @@ def test_a_copy_with_other_settings_never_changes_the_originals(host: OfxHost, e
         assert contents(store_of(engine, rig.node)) == before
 
 
+def test_a_node_whose_values_are_linked_says_that_it_cannot_be_changed(
+    host: OfxHost, engine: EngineHome
+) -> None:
+    rig = keyed(host)
+    clone = pasted(rig)
+    for name in ("keyFrames", "state", "revision", "evenStep", "oddStep"):
+        clone.params[name].is_linked = True
+    before = contents(store_of(engine, rig.node))
+    with nodes_of(host, rig.node, clone):
+        assert clone.press("setKey", LAST) == FAILED
+        assert clone.persistent is not None and "linked" in clone.persistent
+        assert contents(store_of(engine, rig.node)) == before
+
+
 def test_a_deleted_original_leaves_its_store_to_the_copy_only_when_it_is_gone(
     host: OfxHost, engine: EngineHome
 ) -> None:
