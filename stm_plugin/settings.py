@@ -10,7 +10,7 @@ setting makes stale what depends on its part and nothing else.
 | `finish`      | the mattes, not the probabilities: they are finished again in a fraction of it   |
 | `export`      | the files that are written, not the mattes                                      |
 | `identity`    | named here, but what it stands for is addressed by its own content: the weights  |
-|               | by their sha256, the colour by the transform, the keys in memory by the plan     |
+|               | by their sha256, the colour by the transform     |
 | `machine`     | nothing: how a machine does the work                                            |
 """
 
@@ -28,7 +28,6 @@ from stm_plugin.errors import SettingsError
 from stm_plugin.windows import Window
 
 Part = Literal["picture", "memory", "finish", "export", "identity", "machine"]
-KeysInMemory = Literal["own", "span", "all"]
 Precision = Literal["float32", "bfloat16", "float16"]
 Edges = Literal["learned", "guided", "off"]
 Device = Literal["auto", "cuda", "mps", "cpu"]
@@ -44,6 +43,8 @@ MAX_OBJECTS = 16
 MAX_CHANNEL_BYTES = 255
 """Of a channel's name in an EXR."""
 
+_GONE = frozenset({"keys_in_memory"})
+"""Settings of earlier versions that older shots and scripts still name; they mean nothing any more."""
 _MEMORY_RULE = re.compile(r"first|previous|first\+previous|every:[1-9][0-9]{0,3}")
 _GIBIBYTE = 1 << 30
 
@@ -133,12 +134,6 @@ class Settings:
         default="float32",
         metadata=_about("picture", "exact and equal on every device; the others are faster where supported"),
     )
-    keys_in_memory: KeysInMemory = field(
-        default="own",
-        metadata=_about(
-            "identity", "a pass remembers its own key only, so that a new key disturbs the least"
-        ),
-    )
     weights: str = field(
         default="stm-lite", metadata=_about("identity", "ships with the plug-in and runs on a CPU")
     )
@@ -193,7 +188,6 @@ class Settings:
         _within("memory_cap", self.memory_cap, 1, 1000)
         _within("working_size", self.working_size, 16, 4320)
         _one_of("precision", self.precision, get_args(Precision))
-        _one_of("keys_in_memory", self.keys_in_memory, get_args(KeysInMemory))
         _one_of("device", self.device.split(":")[0], get_args(Device))
         if self.region is not None and (self.region.width < 1 or self.region.height < 1):
             raise SettingsError("The region is empty.", hint="Give a width and a height of at least 1 pixel.")
@@ -224,13 +218,14 @@ class Settings:
         Raises:
             SettingsError: a setting is unknown, of the wrong type or out of its range.
         """
-        plain = dict(values)
-        finish = dict(plain.pop("finish", {}))
-        if "enabled" in finish and "edges" not in finish:  # a shot of version 0.1
-            finish["edges"] = "guided" if finish.pop("enabled") else "off"
+        plain = {name: value for name, value in values.items() if name not in _GONE}
+        finish = plain.pop("finish", {})
         region = plain.pop("region", None)
         if not isinstance(finish, Mapping):
             raise SettingsError(f"The setting finish cannot be {finish!r}.", hint="It holds values by name.")
+        finish = dict(finish)
+        if "enabled" in finish and "edges" not in finish:  # a shot of version 0.1
+            finish["edges"] = "guided" if finish.pop("enabled") else "off"
         try:
             return cls(
                 **_checked(cls, plain),

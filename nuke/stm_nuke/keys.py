@@ -68,9 +68,13 @@ def mask_path(cache: Path, digest: str) -> Path:
     return cache / "keys" / f"{digest}.exr"
 
 
-def neighbours(frames: Iterable[int], frame: float) -> tuple[int | None, int | None]:
-    """The nearest of `frames` before and after `frame`."""
+KEYS_TOUCHED = 3
+"""Mattes up to the third key on either side depend on a key (the dependency rule of the engine)."""
+
+
+def neighbours(frames: Iterable[int], frame: float, nth: int = 1) -> tuple[int | None, int | None]:
+    """The nearest of `frames` before and after `frame`, or the n-th nearest."""
     ordered = sorted(frames)
     before = [one for one in ordered if one < frame]
     after = [one for one in ordered if one > frame]
-    return (before[-1] if before else None), (after[0] if after else None)
+    return (before[-nth] if len(before) >= nth else None), (after[nth - 1] if len(after) >= nth else None)

@@ -40,7 +40,6 @@ MATTE_FROM = "matte_from"
 STRICT = "strict_render"
 CHANNEL = "channel"
 MEMORY_RULE, MEMORY_STEP, MEMORY_CAP = "memory_rule", "memory_step", "memory_cap"
-KEYS_IN_MEMORY = "keys_in_memory"
 WORKING_SIZE = "working_size"
 USE_REGION, REGION = "use_region", "region"
 COLOUR_SPACE, OCIO_CONFIG = "colour_space", "ocio_config"
@@ -195,12 +194,6 @@ def _settings_knobs() -> Iterator[nuke.Knob]:
     yield _integer(MEMORY_STEP, "N", 5, "Every how many frames one is remembered.")
     yield _integer(
         MEMORY_CAP, "memory cap", 20, "How many frames are remembered at most, beside the keyframes."
-    )
-    yield _menu(
-        KEYS_IN_MEMORY,
-        "keys in memory",
-        ["own", "span", "all"],
-        "Which keyframes a pass remembers beside its own.",
     )
     yield _integer(
         WORKING_SIZE, "working size", 480, "Short side in pixels of the picture that the network sees."

@@ -251,7 +251,6 @@ class StmNode:
         return {
             "memory_rule": knobs.RULES.get(rule, f"every:{step}"),
             "memory_cap": int(self[knobs.MEMORY_CAP]),
-            "keys_in_memory": str(self[knobs.KEYS_IN_MEMORY]),
             "working_size": int(self[knobs.WORKING_SIZE]),
             "region": self._region(),
             "colour_space": space.colour_space,

@@ -32,7 +32,16 @@ from stm_nuke import (
 from stm_nuke.errors import BusyError, KeyframeError, PlateError, StmNodeError, UsageError
 from stm_nuke.exr import Picture
 from stm_nuke.frames import Range, counted, frames_of, in_words, ranges_of
-from stm_nuke.keys import Key, digest_of, format_keys, mask_path, neighbours, with_key, without_key
+from stm_nuke.keys import (
+    KEYS_TOUCHED,
+    Key,
+    digest_of,
+    format_keys,
+    mask_path,
+    neighbours,
+    with_key,
+    without_key,
+)
 from stm_nuke.node import Snapshot, StmNode, find_by_id, unrecorded
 from stm_nuke.session import Session
 from stm_nuke.tasks import Task, in_main
@@ -450,10 +459,7 @@ class _Sync(_Work):
         """The engine could not be asked what the edit makes stale: all that it could is taken out of use."""
         first, last = self.snapshot.frames
         for frame in self.edited:
-            if self.snapshot.settings["keys_in_memory"] == "all":
-                before, after = None, None
-            else:
-                before, after = neighbours((key.frame for key in self.snapshot.keys), frame)
+            before, after = neighbours((key.frame for key in self.snapshot.keys), frame, KEYS_TOUCHED)
             around = range(first if before is None else before + 1, last + 1 if after is None else after)
             cache.retire_mattes(self.snapshot.cache, self.snapshot.view, around, self.snapshot.keep_stale)
 

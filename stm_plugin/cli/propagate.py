@@ -24,7 +24,7 @@ from stm_plugin.propagation.events import (
     PlateChanged,
 )
 from stm_plugin.propagation.events import Progress as StepDone
-from stm_plugin.settings import Edges, FinishSettings, KeysInMemory, MaskMode, Precision, Settings
+from stm_plugin.settings import Edges, FinishSettings, MaskMode, Precision, Settings
 from stm_plugin.windows import Window
 
 if TYPE_CHECKING:  # what computes is imported where it is called: help and completion must not wait for it
@@ -72,7 +72,6 @@ def propagate(
     ocio: Annotated[str | None, typer.Option(help="OCIO config; else $OCIO, else the built-in one.")] = None,
     memory: Annotated[str, typer.Option(help="first, previous, first+previous or every:N.")] = "every:5",
     memory_cap: Annotated[int, typer.Option(help="Stored frames besides the keys.")] = Settings.memory_cap,
-    keys_in_memory: Annotated[KeysInMemory, typer.Option(help="Which keys a pass remembers.")] = "own",
     working_size: Annotated[
         int, typer.Option(help="Short side in pixels that the network sees.")
     ] = Settings.working_size,
@@ -112,7 +111,6 @@ def propagate(
         working_size=working_size,
         region=parse_region(region),
         precision=precision,
-        keys_in_memory=keys_in_memory,
         weights=weights,
         colour_space=colour_space,
         ocio_config=ocio,

@@ -8,34 +8,38 @@ Pure: no network, no files.
    and from either end of the plate to the nearest such key. On a key the matte is the mask and depends on
    nothing else.
 2. A *pass* starts at a key and runs forward or backward, frame by frame, for all objects that have a mask
-   there that is not empty. An empty mask says "not here": nothing is propagated from it, but it ends the
-   spans.
-3. A frame inside a span depends on the forward pass from the key on its left and on the backward pass from
-   the key on its right, up to this frame, for each of its objects. Where both keys have an empty mask the
-   object is absent.
+   there that is not empty. It knows its own key only and goes on through others. Per object it runs up to
+   the third further key, that key included (`REACH`), to the plate's end, or to a key with an empty mask:
+   that says "not here", starts no pass and ends what passes have to say. So a frame costs at most six runs
+   of the network, however many keys there are.
+3. A frame is fused, for each object, from the forward passes of the three nearest keys on its left and
+   the backward passes of the three nearest on its right (its *candidates*). Where there are several it
+   depends also on what each of them gave on the keys that it met, as far as the first that is not before the
+   frame: how well a pass arrives at a key that it was never told of says how far it is to be trusted. So a
+   frame depends on the three nearest keys on either side and on no others. Where both neighbours have an
+   empty mask the object is absent.
 4. What a pass gives on a frame depends on the weights, the settings of the parts `picture` and `memory`, the
    colour transform and the canvas; on its own key (plate pixels and all masks of that key); and on the plate
    pixels of every frame from the key up to it. The address of a pass on a frame is the hash chain of
-   exactly these: so a pass stays valid up to where something changed, and when a key is added further on.
-5. With `keys_in_memory` = `span`, a pass also depends on the keys at the far ends of its objects' spans, and
-   with `all` on every key (then any change of any key makes everything stale). Such a key takes part in a
-   pass where it gives a mask for every object of the pass.
+   exactly these: so a pass stays valid up to where something changed, and no other key touches it.
+5. The address of a fused frame is the hash of the addresses of all results that it is fused from (3), their
+   distances, and the masks of the keys that were met.
 
-So with `own` and `span`, adding, changing or removing a key recomputes the spans on either side of it (of
-the objects that the key gives) and nothing else; and with `own`, of a span that a new key divides, the two
-passes that come from its ends are kept up to the new key.
+So adding, changing or removing a key runs its own two passes through the network, lengthens those of its
+neighbours where it is removed, and nothing else goes through the network. Frames up to the third key on
+either side are fused anew.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 
 from stm_plugin.address import Ingredient, address_of
 from stm_plugin.errors import KeyframeError, PlateError
-from stm_plugin.planning.reasons import frame_plan
+from stm_plugin.planning.reasons import frame_plan, keys_used
 from stm_plugin.planning.values import (
+    Candidate,
     ComputeStep,
     Direction,
     Directions,
@@ -45,6 +49,7 @@ from stm_plugin.planning.values import (
     FrameRecord,
     Key,
     Pass,
+    PassName,
     Plan,
     Request,
     Source,
@@ -52,6 +57,13 @@ from stm_plugin.planning.values import (
     State,
     Step,
 )
+
+REACH = 3
+"""Keys of an object that a pass runs on to, its own not counted. The further ones let a pass that knows
+the whole object go on past keys on which it is mostly hidden (docs/experiments/keys.md)."""
+
+Result = tuple[int, Direction, int]
+"""What a pass gives on a frame: its key, its direction, the frame."""
 
 _EVERYTHING = Request()
 
@@ -80,14 +92,18 @@ def make_plan(
     addresses = {one.name: pass_addresses(one, facts.plate) for one in passes}
     known_at = _known_results(passes, addresses, known)
 
+    by_name = {one.name: one for one in passes}
+
+    def address_at(result: Result) -> str | None:
+        key, direction, frame = result
+        return addresses[key, direction][position_in(by_name[key, direction], frame)]
+
     frames = []
     for frame in wanted:
-        ready = all(known_at.get((*name, frame), False) for name in _needed(sources[frame]))
+        ready = all(known_at.get(one, False) for one in _needed(sources[frame], frame))
         reached = not any(_unreached(facts, sources[frame], frame).values())
-        address = frame_address(facts, frame, sources[frame], _lookup(passes, addresses, frame))
-        used = partial(_keys_used, facts, sources[frame])
-        one = frame_plan(facts, frame, sources[frame], used, address, ready, reached, history or {})
-        frames.append(one)
+        address = frame_address(facts, frame, sources[frame], address_at)
+        frames.append(frame_plan(facts, frame, sources[frame], address, ready, reached, history or {}))
     return Plan(facts, tuple(frames), passes, _steps(passes, frames, known_at), addresses)
 
 
@@ -125,7 +141,7 @@ def spans(facts: Facts) -> tuple[Span, ...]:
     return tuple(Span(tuple(found[place]), *place) for place in order)
 
 
-# ---- addresses (rule 4 and 5) ----------------------------------------------------------------
+# ---- addresses (rules 4 and 5) ----------------------------------------------------------------
 
 
 def chain(previous: str | None, plate_hash: str | None) -> str | None:
@@ -135,18 +151,13 @@ def chain(previous: str | None, plate_hash: str | None) -> str | None:
     return address_of("step", previous, plate_hash)
 
 
-def pass_root(facts: Facts, key: int, direction: Direction, memory_keys: Iterable[int]) -> str | None:
+def pass_root(facts: Facts, key: int, direction: Direction) -> str | None:
     """The address of a pass on its own key. None where the plate there has not been read yet."""
-    keys = {one.frame: one for one in facts.keys}
-    objects = keys[key].visible(facts.objects)
-    remembered: list[Ingredient] = []
-    for frame in (key, *memory_keys):
-        if frame not in facts.plate:
-            return None
-        masks = [keys[frame].masks[name].hash for name in objects]
-        # The place in the run, not the frame number, so that a renumbered plate keeps its results.
-        place = bisect_left(facts.frames, frame) - bisect_left(facts.frames, key)
-        remembered.append([place, facts.plate[frame], masks])
+    if key not in facts.plate:
+        return None
+    own = next(one for one in facts.keys if one.frame == key)
+    masks = [own.masks[name].hash for name in own.visible(facts.objects)]
+    remembered: list[Ingredient] = [[0, facts.plate[key], masks]]
     return address_of("pass", dict(facts.base), direction.value, remembered)
 
 
@@ -164,7 +175,7 @@ def frame_address(
     facts: Facts,
     frame: int,
     sources: Mapping[str, Source],
-    pass_address: Callable[[int, Direction], str | None],
+    address_at: Callable[[Result], str | None],
 ) -> str | None:
     """The address of the fused probabilities of a frame. None where a pass has no address yet."""
     keys = {one.frame: one for one in facts.keys}
@@ -173,13 +184,20 @@ def frame_address(
         if source.key is not None:
             parts.append(["mask", keys[source.key].masks[name].hash])
             continue
-        part: list[str | int] = ["passes"]
-        for key, direction in source.passes:
-            address = pass_address(key, direction)
-            if address is None:
+        part: list[Ingredient] = ["passes"]
+        for one in source.candidates:
+            results = [(*one.name, frame)]
+            if len(source.candidates) > 1:
+                results += [(*one.name, met) for met in one.met]
+            found = [address_at(result) for result in results]
+            if None in found:
                 return None
-            place = keys[key].visible(facts.objects).index(name)
-            part += [address, place, abs(frame - key)]
+            place = keys[one.key].visible(facts.objects).index(name)
+            part += [found[0], place, abs(frame - one.key)]
+            if len(source.candidates) > 1:
+                masks = [keys[met].masks[name].hash for met in one.met]
+                ways = [abs(met - one.key) for met in one.met]
+                part.append(["met", *map(list, zip(found[1:], masks, ways, strict=True))])
         parts.append(part)
     return address_of("frame", parts)
 
@@ -222,13 +240,38 @@ def _sources(facts: Facts, frame: int, directions: Directions) -> dict[str, Sour
             sources[name] = Source(key=frame)
             continue
         place = bisect_left(marks, frame)
-        left = marks[place - 1] if place > 0 else None
-        right = marks[place] if place < len(marks) else None
-        sources[name] = Source(
-            forward=left if directions != "backward" and _shows(keys, left, name) else None,
-            backward=right if directions != "forward" and _shows(keys, right, name) else None,
-        )
+        left = _reachable(keys, name, reversed(marks[:place])) if directions != "backward" else []
+        right = _reachable(keys, name, marks[place:]) if directions != "forward" else []
+        on_right = next(iter(_reachable(keys, name, marks[place:])), None)
+        on_left = next(iter(_reachable(keys, name, reversed(marks[:place]))), None)
+        forward = [
+            Candidate(key, Direction.FORWARD, _met(left[:number][::-1], on_right))
+            for number, key in enumerate(left)
+        ]
+        backward = [
+            Candidate(key, Direction.BACKWARD, _met(right[:number][::-1], on_left))
+            for number, key in enumerate(right)
+        ]
+        sources[name] = Source(candidates=(*forward[::-1], *backward))
     return sources
+
+
+def _reachable(keys: Mapping[int, Key], name: str, marks: Iterable[int]) -> list[int]:
+    """The nearest keys of an object whose passes come by a frame, from the frame outwards.
+
+    They are `REACH` at most, and none beyond an empty mask.
+    """
+    found: list[int] = []
+    for key in marks:
+        if len(found) == REACH or not _shows(keys, key, name):
+            break
+        found.append(key)
+    return found
+
+
+def _met(passed: list[int], ahead: int | None) -> tuple[int, ...]:
+    """The keys that a candidate meets: those that it went through before the frame, and the one ahead."""
+    return (*passed, *([] if ahead is None else [ahead]))
 
 
 def _shows(keys: Mapping[int, Key], key: int | None, name: str) -> bool:
@@ -248,20 +291,20 @@ def _unreached(facts: Facts, sources: Mapping[str, Source], frame: int) -> dict[
     return result
 
 
-def _needed(sources: Mapping[str, Source]) -> set[tuple[int, Direction]]:
-    return {name for source in sources.values() for name in source.passes}
+def _needed(sources: Mapping[str, Source], frame: int) -> set[Result]:
+    """The results of the network that a frame waits for."""
+    return {result for source in sources.values() for result in source.needs(frame)}
 
 
 def _passes(
     facts: Facts, keys: Mapping[int, Key], sources: Mapping[int, Mapping[str, Source]]
 ) -> tuple[Pass, ...]:
     """Each pass as far as some frame needs it, ordered by key; forward before backward of the next key."""
-    reach: dict[tuple[int, Direction], int] = {}
+    reach: dict[PassName, int] = {}
     for frame, by_object in sources.items():
-        for name in _needed(by_object):
-            key, direction = name
+        for key, direction, at in _needed(by_object, frame):
             farther = max if direction is Direction.FORWARD else min
-            reach[name] = farther(reach.get(name, key), frame)
+            reach[key, direction] = farther(reach.get((key, direction), key), at)
     order = sorted(reach, key=lambda name: (name[0], name[1] is Direction.FORWARD))
     return tuple(_one_pass(facts, keys, key, direction, reach[key, direction]) for key, direction in order)
 
@@ -274,50 +317,19 @@ def _one_pass(facts: Facts, keys: Mapping[int, Key], key: int, direction: Direct
         start, stop = bisect_left(facts.frames, end), bisect_left(facts.frames, key)
         frames = facts.frames[start:stop][::-1]
     objects = keys[key].visible(facts.objects)
-    memory_keys = _memory_keys(facts, keys, key, direction, objects)
-    return Pass(key, direction, objects, frames, memory_keys, pass_root(facts, key, direction, memory_keys))
-
-
-def _memory_keys(
-    facts: Facts, keys: Mapping[int, Key], key: int, direction: Direction, objects: tuple[str, ...]
-) -> tuple[int, ...]:
-    """Rule 5."""
-    if facts.keys_in_memory == "own":
-        return ()
-    if facts.keys_in_memory == "all":
-        others = set(keys) - {key}
-    else:
-        others = set()
-        for name in objects:
-            marks = _key_frames(facts, name)
-            far = marks.index(key) + (1 if direction is Direction.FORWARD else -1)
-            if 0 <= far < len(marks):
-                others.add(marks[far])
-    return tuple(sorted(one for one in others if all(name in keys[one].masks for name in objects)))
+    return Pass(key, direction, objects, frames, pass_root(facts, key, direction))
 
 
 def _known_results(
     passes: tuple[Pass, ...],
-    addresses: Mapping[tuple[int, Direction], tuple[str | None, ...]],
+    addresses: Mapping[PassName, tuple[str | None, ...]],
     known: Callable[[str], bool],
-) -> dict[tuple[int, Direction, int], bool]:
+) -> dict[Result, bool]:
     return {
         (*one.name, frame): address is not None and known(address)
         for one in passes
         for frame, address in zip(one.frames, addresses[one.name], strict=True)
     }
-
-
-def _lookup(
-    passes: tuple[Pass, ...], addresses: Mapping[tuple[int, Direction], tuple[str | None, ...]], frame: int
-) -> Callable[[int, Direction], str | None]:
-    by_name = {one.name: one for one in passes}
-
-    def find(key: int, direction: Direction) -> str | None:
-        one = by_name[key, direction]
-        return addresses[one.name][position_in(one, frame)]
-
-    return find
 
 
 def position_in(one: Pass, frame: int) -> int:
@@ -338,44 +350,37 @@ def position_in(one: Pass, frame: int) -> int:
 def _steps(
     passes: tuple[Pass, ...],
     frames: Iterable[FramePlan],
-    known_at: Mapping[tuple[int, Direction, int], bool],
+    known_at: Mapping[Result, bool],
 ) -> tuple[Step, ...]:
     """Passes in order; a frame is finished right after the last step that it waits for."""
     steps: list[Step] = []
-    waiting: dict[int, set[tuple[int, Direction]]] = {}
+    waiting: dict[int, set[Result]] = {}
+    waited_for: dict[Result, list[int]] = {}
     for one in frames:
         if one.state is State.UNREACHED:
             continue
-        open_passes = {name for name in _needed(one.sources) if not known_at[(*name, one.frame)]}
-        if open_passes:
-            waiting[one.frame] = open_passes
+        missing = {result for result in _needed(one.sources, one.frame) if not known_at[result]}
+        if missing:
+            waiting[one.frame] = missing
+            for result in missing:
+                waited_for.setdefault(result, []).append(one.frame)
         else:
             steps.append(FinishStep(one.frame))
     for one_pass in passes:
         for position, frame in enumerate(one_pass.frames):
-            if known_at[(*one_pass.name, frame)]:
+            result = (*one_pass.name, frame)
+            if known_at[result]:
                 continue
             steps.append(ComputeStep(one_pass, position))
-            if frame in waiting:
-                waiting[frame].discard(one_pass.name)
-                if not waiting[frame]:
-                    steps.append(FinishStep(frame))
+            for other in waited_for.get(result, ()):
+                waiting[other].discard(result)
+                if not waiting[other]:
+                    steps.append(FinishStep(other))
     return tuple(steps)
 
 
-def record_of(facts: Facts, frame: int, sources: Mapping[str, Source], address: str) -> FrameRecord:
+def record_of(facts: Facts, planned: FramePlan, address: str) -> FrameRecord:
     """What to keep about a frame that is finished now. Its plate hash must be known."""
-    return FrameRecord(frame, address, dict(facts.base), _keys_used(facts, sources), facts.plate[frame])
-
-
-def _keys_used(facts: Facts, sources: Mapping[str, Source]) -> dict[int, str]:
-    """The keys that a frame depends on (rules 1, 3 and 5), with the hashes of their masks."""
-    keys = {key.frame: key for key in facts.keys}
-    used: set[int] = set()
-    for source in sources.values():
-        if source.key is not None:
-            used.add(source.key)
-        for key, direction in source.passes:
-            used.add(key)
-            used.update(_memory_keys(facts, keys, key, direction, keys[key].visible(facts.objects)))
-    return {frame: keys[frame].hash for frame in sorted(used)}
+    frame = planned.frame
+    used = keys_used(facts, planned.sources)
+    return FrameRecord(frame, address, dict(facts.base), used, facts.plate[frame])

@@ -1,9 +1,10 @@
 """Where the next key would help most: a guess from what the network says of its own work.
 
-Two signs cost nothing to have, as every frame is computed from both sides: how sure the network is where an
-object may be, and how far the two passes agree on where it is. Neither knows the truth. A key mends the
-frames around it, the nearer the more, and most where the other keys are far: so the doubt that a key would
-take away is counted, not the doubt of its own frame.
+Two signs cost nothing to have: how sure the network is where an object may be, and how far the passes of a
+frame agree on where it is. Neither knows the truth. A key mends the frames around it, the nearer the more,
+and most where the other keys are far: so the uncertainty that a key would take away from many frames is
+counted, not that of its own frame. A key teaches what it shows: where the object is mostly hidden it mends
+little, so it counts by how much of the object is seen there, beside the frames that it would mend.
 """
 
 from __future__ import annotations
@@ -18,8 +19,16 @@ from stm_plugin.windows import FloatArray
 _MOST_OPTIMISM = 5.0
 _UNTOLD = 0.5
 """Of the mean doubt, on every frame: the network may be sure of what is wrong, anywhere."""
+_SHOWS_LITTLE = 0.25
+"""Of the object's area on the key that shows most of it: a mask of less is said to be used little."""
+_ADAPTING_HELPS = 0.12
+"""Mean uncertainty from which adapting to the keys is offered: the network misreads the object as such."""
 _LEAST_UNCERTAINTY = 0.05
 """Less is what an edge in motion blur gives: there is nothing to advise."""
+
+
+_HELPED = 0.25
+"""A frame is helped that comes nearer to a key by this share of its way."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +38,15 @@ class Quality:
     Attributes:
         address: of the fused frame; a judgement of another is out of date.
         confidence: mean sureness where the object may be, in [0, 1].
-        agreement: of the two passes on where it is, in [0, 1]; None where there is only one.
+        agreement: of the two passes that weigh most on where it is, in [0, 1]; None where there is only one.
+        area: pixels of all objects at working size; None in records of before this was kept.
     """
 
     frame: int
     address: str
     confidence: float
     agreement: float | None
+    area: float | None = None
 
 
 @dataclass(frozen=True)
@@ -70,15 +81,51 @@ def advise(qualities: Mapping[int, Quality], keys: Collection[int]) -> Advice | 
     way = np.abs(frames[:, None] - others).min(axis=1)  # to the nearest key there is
     uncertainties += np.float32(_UNTOLD) * uncertainties.mean()
     # Of each frame, by how much of its way it would come nearer to a key.
-    mended = [
-        float((uncertainties * np.clip(1.0 - np.abs(frames - key) / way, 0.0, 1.0)).sum()) for key in frames
-    ]
-    chosen = int(frames[int(np.argmax(mended))])
+    nearer = np.clip(1.0 - np.abs(frames - frames[:, None]) / way, 0.0, 1.0)  # (keys, frames)
+    mended = (nearer * uncertainties).sum(axis=1) * _shown([qualities[int(one)] for one in frames], nearer)
+    place = int(np.argmax(mended))
+    chosen = int(frames[place])
     quality = qualities[chosen]
     if quality.agreement is not None and quality.agreement < quality.confidence:
-        share = f"{quality.agreement:.2f} of the object"
-        return Advice(chosen, f"{chosen}, where the two passes agree on {share}")
-    return Advice(chosen, f"{chosen}, where the network is {quality.confidence:.2f} of 1 sure")
+        reason = f"where the two passes agree on {quality.agreement:.2f} of the object"
+    else:
+        reason = f"where the network is {quality.confidence:.2f} of 1 sure"
+    others = int(((nearer[place] > _HELPED) & (uncertainties >= _LEAST_UNCERTAINTY)).sum()) - 1
+    also = f"; it would help {others} frames around it that are uncertain too" if others > 1 else ""
+    return Advice(chosen, f"{chosen}, {reason}{also}")
+
+
+def hidden_keys(areas: Mapping[int, Mapping[str, float]]) -> list[tuple[int, str, float]]:
+    """Keys that show little of an object beside the key that shows most of it: frame, object, share.
+
+    Args:
+        areas: of the masks that are not empty, by frame and object.
+    """
+    most: dict[str, float] = {}
+    for by_object in areas.values():
+        for name, area in by_object.items():
+            most[name] = max(most.get(name, 0.0), area)
+    return [
+        (frame, name, area / most[name])
+        for frame, by_object in sorted(areas.items())
+        for name, area in by_object.items()
+        if area < _SHOWS_LITTLE * most[name]
+    ]
+
+
+def adapting_may_help(qualities: Sequence[Quality]) -> bool:
+    """Whether the network is so unsure of most frames that adapting it to the keys may help."""
+    return bool(qualities) and float(np.median(_uncertainties(qualities))) >= _ADAPTING_HELPS
+
+
+def _shown(qualities: Sequence[Quality], nearer: FloatArray) -> FloatArray:
+    """(N,): what each frame shows of the object, beside the frames that a key there would mend; at most 1."""
+    areas = np.array([np.nan if one.area is None else one.area for one in qualities], np.float64)
+    if np.isnan(areas).any():
+        return np.ones(len(areas), np.float32)
+    around = (nearer * areas).sum(axis=1) / np.maximum(nearer.sum(axis=1), 1e-6)
+    shown: FloatArray = np.clip(areas / np.maximum(around, 1.0), 0.0, 1.0).astype(np.float32)
+    return shown
 
 
 def _uncertainties(qualities: Sequence[Quality]) -> FloatArray:

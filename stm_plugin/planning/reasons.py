@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from stm_plugin.planning.values import Facts, FramePlan, FrameRecord, Source, State
 
@@ -12,7 +12,6 @@ def frame_plan(
     facts: Facts,
     frame: int,
     sources: Mapping[str, Source],
-    used: Callable[[], Mapping[int, str]],
     address: str | None,
     ready: bool,
     reached: bool,
@@ -21,7 +20,6 @@ def frame_plan(
     """What there is to know of one frame.
 
     Args:
-        used: the keys that the frame depends on, with the hashes of their masks.
         address: of its fused probabilities, where it is known.
         ready: every pass that it needs is in the store.
         reached: some pass in the asked directions comes by, or none has to.
@@ -32,22 +30,24 @@ def frame_plan(
     before = history.get(frame)
     is_key = all(source.key is not None for source in sources.values())
     if is_key and (before is None or before.address == address):
-        return FramePlan(frame, sources, address, State.KEY)
+        return FramePlan(frame, sources, address, State.KEY, ready=True)
     if ready and not is_key and address is not None and (before is None or before.address == address):
-        return FramePlan(frame, sources, address, State.DONE)
+        return FramePlan(frame, sources, address, State.DONE, ready=True)
     if before is None:
-        return FramePlan(frame, sources, address, State.MISSING, "not computed yet")
-    return FramePlan(frame, sources, address, State.STALE, _reason(facts, frame, used(), before, history))
+        return FramePlan(frame, sources, address, State.MISSING, "not computed yet", ready)
+    why = _reason(facts, frame, sources, before, history)
+    return FramePlan(frame, sources, address, State.STALE, why, ready and not is_key)
 
 
 def _reason(
     facts: Facts,
     frame: int,
-    used: Mapping[int, str],
+    sources: Mapping[str, Source],
     before: FrameRecord,
     history: Mapping[int, FrameRecord],
 ) -> str:
     """What of the rule's ingredients has changed since the frame was finished, in words."""
+    used = keys_used(facts, sources)
     for name in sorted({*facts.base, *before.base}):
         if facts.base.get(name) != before.base.get(name):
             return f"the {_part(name, before.base.get(name), facts.base.get(name))} changed"
@@ -78,6 +78,13 @@ def _part(name: str, before: str | None, now: str | None) -> str:
     if len(old) != 3 or len(new) != 3 or old[0] != new[0]:
         return name
     return "region" if old[1] != new[1] else "working size"
+
+
+def keys_used(facts: Facts, sources: Mapping[str, Source]) -> dict[int, str]:
+    """The keys that a frame depends on, with the hashes of their masks."""
+    keys = {key.frame: key for key in facts.keys}
+    used = {frame for source in sources.values() for frame in source.keys}
+    return {frame: keys[frame].hash for frame in sorted(used)}
 
 
 def _path(facts: Facts, frame: int, keys: Mapping[int, str]) -> list[int]:

@@ -10,7 +10,6 @@ from itertools import groupby
 from typing import Literal
 
 from stm_plugin.address import address_of
-from stm_plugin.settings import KeysInMemory
 
 Directions = Literal["both", "forward", "backward"]
 
@@ -81,7 +80,6 @@ class Facts:
     keys: tuple[Key, ...]
     base: Mapping[str, str]
     plate: Mapping[int, str]
-    keys_in_memory: KeysInMemory = "own"
 
 
 @dataclass(frozen=True)
@@ -118,29 +116,61 @@ class Span:
     right: int | None
 
 
+PassName = tuple[int, Direction]
+"""A pass by its key and its direction."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A pass that comes by a frame and has something to say of an object there.
+
+    Attributes:
+        met: keys of the object on the way of the pass, from its own on to the first that is not before the
+            frame. The pass was never told of them: how well it arrives there says how far it is to be
+            trusted.
+    """
+
+    key: int
+    direction: Direction
+    met: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> PassName:
+        return self.key, self.direction
+
+
 @dataclass(frozen=True)
 class Source:
     """Where one object's matte on one frame comes from: the mask of a key, passes, or nothing (absent).
 
     Attributes:
         key: the frame itself, where it is a key of the object.
-        forward: key on the left whose forward pass is used.
-        backward: key on the right whose backward pass is used.
+        candidates: the passes that are fused, from the left-most key to the right-most.
     """
 
     key: int | None = None
-    forward: int | None = None
-    backward: int | None = None
+    candidates: tuple[Candidate, ...] = ()
 
     @property
     def absent(self) -> bool:
-        return self.key is None and self.forward is None and self.backward is None
+        return self.key is None and not self.candidates
+
+    def needs(self, frame: int) -> frozenset[tuple[int, Direction, int]]:
+        """The results that it is fused from on `frame`: key, direction and frame of each.
+
+        A single pass needs no judgement, so only several passes need what they gave on keys.
+        """
+        weighed = self.candidates if len(self.candidates) > 1 else ()
+        here = {(*one.name, frame) for one in self.candidates}
+        return frozenset(here | {(*one.name, met) for one in weighed for met in one.met})
 
     @property
-    def passes(self) -> tuple[tuple[int, Direction], ...]:
-        """The passes that it needs, by key and direction."""
-        both = ((self.forward, Direction.FORWARD), (self.backward, Direction.BACKWARD))
-        return tuple((key, direction) for key, direction in both if key is not None)
+    def keys(self) -> frozenset[int]:
+        """All keys that it depends on."""
+        if self.key is not None:
+            return frozenset({self.key})
+        weighed = self.candidates if len(self.candidates) > 1 else ()
+        return frozenset({one.key for one in self.candidates} | {met for one in weighed for met in one.met})
 
 
 @dataclass(frozen=True)
@@ -149,24 +179,18 @@ class Pass:
 
     Attributes:
         frames: in the order of the run, the key not among them.
-        memory_keys: other keys that are in its memory for the whole run.
-        root: address of the pass on its key; None where a plate hash that it needs is not known yet.
+        root: address of the pass on its key; None where the plate there is not known yet.
     """
 
     key: int
     direction: Direction
     objects: tuple[str, ...]
     frames: tuple[int, ...]
-    memory_keys: tuple[int, ...]
     root: str | None
 
     @property
-    def name(self) -> tuple[int, Direction]:
+    def name(self) -> PassName:
         return self.key, self.direction
-
-    def serves(self, source: Source) -> bool:
-        """Whether an object with this source comes from this pass."""
-        return self.name in source.passes
 
 
 @dataclass(frozen=True)
@@ -195,7 +219,9 @@ Step = ComputeStep | FinishStep
 class FramePlan:
     """One frame of the range: its state, where each object comes from, and why it is (re)computed.
 
-    `address` is None where the plate frame, or one that it depends on, has not been read yet.
+    Attributes:
+        address: None where the plate frame, or one that it depends on, has not been read yet.
+        ready: every result of the network that it needs is stored.
     """
 
     frame: int
@@ -203,6 +229,7 @@ class FramePlan:
     address: str | None
     state: State
     why: str = ""
+    ready: bool = False
 
     @property
     def is_key(self) -> bool:
@@ -212,15 +239,21 @@ class FramePlan:
 
 @dataclass(frozen=True)
 class DirtyRange:
-    """Neighbouring frames that are (re)computed for one reason."""
+    """Neighbouring frames that are (re)computed for one reason.
+
+    `only_fused`: what the network gives for them is stored; only how it is fused changes.
+    """
 
     first: int
     last: int
     state: State
     why: str
+    only_fused: bool = False
 
     def __str__(self) -> str:
         frames = f"frame {self.first}" if self.first == self.last else f"frames {self.first}-{self.last}"
+        if self.only_fused:
+            return f"{frames} will be fused anew, none goes through the network: {self.why}"
         verb = {State.STALE: "will be recomputed", State.UNREACHED: "cannot be computed"}
         return f"{frames} {verb.get(self.state, 'will be computed')}: {self.why}"
 
@@ -233,7 +266,7 @@ class Plan:
     frames: tuple[FramePlan, ...]
     passes: tuple[Pass, ...]
     steps: tuple[Step, ...]
-    addresses: Mapping[tuple[int, Direction], tuple[str | None, ...]] = field(repr=False)
+    addresses: Mapping[PassName, tuple[str | None, ...]] = field(repr=False)
 
     @property
     def dirty(self) -> tuple[DirtyRange, ...]:
@@ -252,16 +285,20 @@ class Plan:
         return {one.frame: one for one in self.frames}
 
     def words(self) -> str:
-        """The plan for people, one line per dirty range."""
+        """The plan for people, one line per dirty range, and how far the passes run."""
         lines = [str(one) for one in self.dirty]
+        count = len(self.compute_steps)
+        if count and len(self.facts.keys) > 1:
+            what = "1 frame goes" if count == 1 else f"{count} frames go"
+            lines.append(f"{what} through the network: a key's passes run to the third key on either side")
         return "\n".join(lines) if lines else "Everything is up to date."
 
 
 def _dirty_ranges(frames: Iterable[FramePlan]) -> tuple[DirtyRange, ...]:
     """Neighbouring frames that must be computed for the same reason, together."""
     ranges = []
-    for (state, why), group in groupby(frames, key=lambda one: (one.state, one.why)):
+    for (state, why, ready), group in groupby(frames, key=lambda one: (one.state, one.why, one.ready)):
         if state in (State.STALE, State.MISSING, State.UNREACHED):
             members = list(group)
-            ranges.append(DirtyRange(members[0].frame, members[-1].frame, state, why))
+            ranges.append(DirtyRange(members[0].frame, members[-1].frame, state, why, ready))
     return tuple(ranges)

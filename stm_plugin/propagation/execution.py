@@ -110,12 +110,7 @@ class Execution:
         else:
             self._live = None  # frees the other pass's bank before this one is made
             own = results.entry(passed, 0)
-            further = [results.key_entry(passed, key) for key in passed.memory_keys]
-            bank = context.network().new_bank(
-                context.rule, own, capacity=context.memory_cap, permanent=len(further)
-            )
-            for entry in further:
-                bank.write_permanent(entry)
+            bank = context.network().new_bank(context.rule, own, capacity=context.memory_cap, permanent=0)
             for held in context.rule.steps_in_memory(step, context.memory_cap):
                 bank.restore(held, own if held == 0 else results.entry(passed, held))
         self._live = (passed.name, step, bank)

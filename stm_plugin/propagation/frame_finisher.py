@@ -15,7 +15,7 @@ from stm_plugin.finishing.band import Guide
 from stm_plugin.images.matte import MetadataValue
 from stm_plugin.images.plate import PlateFrame
 from stm_plugin.images.working_picture import inside_region, to_plate
-from stm_plugin.planning.plan import position_in, record_of
+from stm_plugin.planning.plan import record_of
 from stm_plugin.planning.quality import Quality
 from stm_plugin.planning.values import State
 from stm_plugin.propagation import fusion
@@ -187,12 +187,9 @@ class FrameFinisher:
         one = results.plan.by_frame[frame]
         if one.state is State.UNREACHED:
             raise not_done(frame, one.why)
-        for passed in results.plan.passes:  # of a plan for many frames, those that this one needs
-            objects = [name for name, source in one.sources.items() if passed.serves(source)]
-            if objects and not self._context.store.has(
-                results.pass_address(passed, position_in(passed, frame))
-            ):
-                raise not_done(frame, one.why, self._description.names[objects[0]])
+        for name, source in one.sources.items():
+            if not all(results.is_computed(result) for result in source.needs(frame)):
+                raise not_done(frame, one.why, self._description.names[name])
 
     def _mattes(self, result: FrameResult, loaded: LoadedFrame) -> dict[str, FloatArray]:
         geometry = self._context.geometry
@@ -282,8 +279,7 @@ class FrameDelivery:
         def record() -> None:
             if quality is not None:
                 store.record_quality(quality)
-            sources = results.plan.by_frame[frame].sources
-            store.record(record_of(results.facts, frame, sources, address))
+            store.record(record_of(results.facts, results.plan.by_frame[frame], address))
 
         with concerning(frame):
             self._context.cache.make_room_for(record)

@@ -1,49 +1,173 @@
-"""The blend of the two passes of a span: by distance from the keys, and by how sure each pass is of a pixel
-and of the object as a whole."""
+"""The fusion of all passes that come by a frame: whom to believe, and by how much."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from stm_plugin.windows import FloatArray
 
-VERSION = 2
-"""Enters the address of every fused frame; raise it when the same passes give another blend."""
+VERSION = 3
+"""Enters the address of every matte; raise it when the same passes give another fusion."""
 
 _LEAST_CONFIDENCE = 0.2
-"""Confidence of a probability of 0.5. Not 0: beside a key its soft edge must outweigh the other pass."""
-_TRUST_POWER = 4
-"""How much more a pass counts that is surer of the object as a whole (`benchmarks/blends.py`): one that loses
-the object is sure of single pixels still, but not of the object."""
+"""Confidence of a probability of 0.5. Not 0: beside a key its soft edge must outweigh the other passes."""
+_LEAST_TRUST = 0.1
+"""Of a pass that is not to be believed. Not 0: the share of a pass must go over gradually, and where no pass
+is to be believed the distance still says which is nearer to a key."""
+_FRAMES_TO_DOUBT = 5
+"""Frames from its own key over which a pass may lose the trust that the true mask gave: so nothing pops."""
 _MAYBE = 0.05
 """Probability above which an object may be on a pixel."""
 
 
-def fuse(forward: FloatArray, backward: FloatArray, from_left: int, from_right: int) -> FloatArray:
-    """One object's probability from both passes of its span.
+@dataclass(frozen=True)
+class Arrival:
+    """What a pass gave of an object on a key that it was never told of.
 
-    Each pass weighs with its distance weight (1 at its own key, 0 at the other, level at both ends, so that
-    nothing pops at a key) times its confidence, which counts for less in the pass that is less sure of the
-    object as a whole, and is never below a fifth of the other's. Where the passes agree the result is what
-    they agree on; where both are equally sure of different things it goes over gradually, at most 1.5 /
-    (span length) a frame.
+    Attributes:
+        distance: frames from the pass's own key.
+        similarity: J of the pass and the true mask, in [0, 1].
+        visible: the object's area there over that on the pass's own key, at most 1. Where little of the
+            object is left to score, a right pass arrives badly too, so such an arrival says little.
+    """
+
+    distance: int
+    similarity: float
+    visible: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class PassAtFrame:
+    """One pass on the frame that is fused, for one object.
+
+    Attributes:
+        probability: (h, w) in [0, 1].
+        distance: signed frames from its key to here, never 0: positive for a forward pass.
+        key_area: pixels of the object on its key.
+        arrivals: by distance.
+    """
+
+    probability: FloatArray
+    distance: int
+    key_area: float
+    arrivals: tuple[Arrival, ...] = ()
+
+
+def fuse(passes: Sequence[PassAtFrame]) -> FloatArray:
+    """One object's probability on one frame from all passes that come by.
+
+    Each pass weighs with its distance share (`distance_shares`), times its trust squared, times how sure it
+    is of the pixel. Its trust (`trust`) comes from how it arrives at keys that it was never told of, how much
+    of the object its own key shows, and how sure it is of the object as a whole. Where the passes agree the
+    result is what they agree on. Beside a key its own pass rules.
 
     Args:
-        forward, backward: (h, w) in [0, 1].
-        from_left, from_right: frames to the key on the left and on the right, both at least 1.
+        passes: at least one.
 
     Returns:
         (h, w) in [0, 1].
     """
-    weight = distance_weight(from_left, from_right)
-    surer = (mean_confidence(backward) / mean_confidence(forward)) ** _TRUST_POWER
-    left = np.float32(1.0 - weight) * confidence(forward, min(1.0, 1.0 / surer))
-    right = np.float32(weight) * confidence(backward, min(1.0, surer))
-    share = right / (left + right)
-    fused: FloatArray = forward + share * (backward - forward)
-    return fused
+    return blend(passes, weights(passes))
+
+
+def blend(passes: Sequence[PassAtFrame], said: Sequence[float]) -> FloatArray:
+    """`fuse` with the weights that `weights` gave: (h, w) in [0, 1]."""
+    if len(passes) == 1:
+        return passes[0].probability
+    total = np.zeros_like(passes[0].probability)
+    fused = np.zeros_like(total)
+    for one, weight_of in zip(passes, said, strict=True):
+        weight = np.float32(weight_of) * confidence(one.probability)
+        total += weight
+        fused += weight * one.probability
+    result: FloatArray = fused / total
+    return np.clip(result, 0.0, 1.0)
+
+
+def weights(passes: Sequence[PassAtFrame]) -> list[float]:
+    """What each pass has to say on a frame: its distance share times its trust squared."""
+    if len(passes) == 1:
+        return [1.0]
+    claimed = max(area_of(one.probability) for one in passes)
+    shares = distance_shares([one.distance for one in passes])
+    return [share * trust(one, claimed) ** 2 for one, share in zip(passes, shares, strict=True)]
+
+
+def most_trusted(passes: Sequence[PassAtFrame], said: Sequence[float]) -> tuple[PassAtFrame, PassAtFrame]:
+    """The two of several passes that have the most to say on a frame, by what `weights` gave."""
+    first, second = sorted(range(len(passes)), key=lambda place: -said[place])[:2]
+    return passes[first], passes[second]
+
+
+def trust(one: PassAtFrame, claimed: float) -> float:
+    """How far a pass is to be believed, in [`_LEAST_TRUST`, 1].
+
+    Args:
+        claimed: the largest area in pixels that any pass claims on this frame. A key that shows only a part
+            of that has told its pass that the rest is background. A far, small, whole object is not taken for
+            a hidden one, as then it is small here too.
+    """
+    visible = min(1.0, max(one.key_area, 1.0) / max(claimed, 1.0))
+    whole = mean_confidence(one.probability) ** 2
+    distance = abs(one.distance)
+    earned = max(_LEAST_TRUST, visible * whole * arrival_trust(distance, one.arrivals))
+    return float(earned ** min(1.0, distance / _FRAMES_TO_DOUBT))
+
+
+def arrival_trust(distance: int, arrivals: Sequence[Arrival]) -> float:
+    """What the arrivals of a pass say of it at a distance from its key, in [0, 1].
+
+    It falls evenly from 1 on the pass's own key to what the pass arrives with at the first key that it meets,
+    from there to the next, and stays after the last.
+    """
+    before, level = 0, 1.0
+    for one in arrivals:
+        reached = 1.0 - one.visible * (1.0 - one.similarity)
+        if distance <= one.distance:
+            return level + (reached - level) * (distance - before) / (one.distance - before)
+        before, level = one.distance, reached
+    return level
+
+
+def distance_shares(distances: Sequence[int]) -> list[float]:
+    """The weight of each pass by distance alone, 0 to 1.
+
+    Between two keys the sides share by `distance_weight`. On one side, the pass of a farther key counts for
+    less by how much farther its key is: little beside the nearer key, half as far behind it as the keys are
+    apart.
+
+    Args:
+        distances: signed frames from the keys, positive for forward passes.
+    """
+    left = [distance for distance in distances if distance > 0]
+    right = [-distance for distance in distances if distance < 0]
+    weight = distance_weight(min(left), min(right)) if left and right else 1.0
+    return [
+        (1.0 - weight if right else 1.0) * _beside(min(left), distance)
+        if distance > 0
+        else weight * _beside(min(right), -distance)
+        for distance in distances
+    ]
+
+
+def _beside(nearest: int, distance: int) -> float:
+    """1 for the nearest key of a side, less for a farther one, little where the nearest is close."""
+    return nearest / distance
+
+
+def area_of(probability: FloatArray) -> float:
+    """Pixels that are the object."""
+    return float((probability > np.float32(0.5)).sum())
+
+
+def similarity(probability: FloatArray, truth: FloatArray) -> float:
+    """J of a pass and the true mask, both (h, w) in [0, 1]; 1 where both are empty."""
+    one, other = probability > np.float32(0.5), truth > np.float32(0.5)
+    either = int((one | other).sum())
+    return float((one & other).sum()) / either if either else 1.0
 
 
 def distance_weight(from_left: int, from_right: int) -> float:
@@ -52,9 +176,9 @@ def distance_weight(from_left: int, from_right: int) -> float:
     return place * place * (3.0 - 2.0 * place)
 
 
-def confidence(probability: FloatArray, trust: float = 1.0) -> FloatArray:
-    """How sure a pass is, (h, w): least at 0.5, `trust` at 0 and 1."""
-    sure: FloatArray = np.abs(np.float32(2.0 * trust) * probability - np.float32(trust))
+def confidence(probability: FloatArray) -> FloatArray:
+    """How sure a pass is, (h, w): least at 0.5, 1 at 0 and 1."""
+    sure: FloatArray = np.abs(np.float32(2.0) * probability - np.float32(1.0))
     return np.maximum(sure, np.float32(_LEAST_CONFIDENCE))
 
 

@@ -23,6 +23,7 @@ from stm_plugin.images.matte import MetadataValue
 from stm_plugin.images.plate import Plate, PlateSource
 from stm_plugin.images.working_picture import WorkingGeometry, working_geometry
 from stm_plugin.planning.plan import make_plan
+from stm_plugin.planning.quality import Quality, adapting_may_help, hidden_keys
 from stm_plugin.planning.values import Facts, Key, Plan, Request, State
 from stm_plugin.propagation.adaptation import (
     LearningOptions,
@@ -90,6 +91,7 @@ class Propagation:
         self._loader: FrameLoader | None = None
         self._cache: FeatureCache | None = None
         self._ram_budget = settings.ram_budget
+        self._mask_areas: dict[str, float] = {}  # by the mask's hash
         self._noted: dict[int, int] = {}  # frame: hash of what was noted of it
 
     def close(self) -> None:
@@ -320,6 +322,45 @@ class Propagation:
         changed = advice(record, keys, self.plate_hash)
         return (changed,) if changed else ()
 
+    def qualities(self, plan: Plan) -> dict[int, Quality]:
+        """What the network says of the frames of a plan that are up to date."""
+        found = self.store.qualities()
+        return {
+            one.frame: found[one.frame]
+            for one in plan.frames
+            if one.state is State.DONE
+            and one.frame in found
+            and found[one.frame].address == one.address
+        }
+
+    def advice(self, plan: Plan | None) -> tuple[str, ...]:
+        """What a person should know of the keys and of adapting, in sentences. `plan`: None without a key."""
+        names = self.description.names
+        said = [
+            f"The key on {frame} shows little of {names[name]} "
+            f"({100 * share:.0f} % of what another key shows): it is used little where more of it is seen."
+            for frame, name, share in hidden_keys(self._key_areas())
+        ]
+        if self.settings.adapt:
+            said += self.adaptation_advice(self._adaptation)
+        elif plan and self._network is None and adapting_may_help([*self.qualities(plan).values()]):
+            said.append("The network is unsure of most frames: `stm adapt` may help (look at what it gives).")
+        return tuple(said)
+
+    def _key_areas(self) -> dict[int, dict[str, float]]:
+        """Pixels of the masks that are not empty, by frame and object, as far as they can be read."""
+        areas: dict[int, dict[str, float]] = {}
+        for key in self.description.keys:
+            for name, mask in key.masks.items():
+                if mask.empty:
+                    continue
+                if mask.hash not in self._mask_areas:
+                    with suppress(StmError, DamagedFileError):
+                        self._mask_areas[mask.hash] = float(self.store.mask(mask.hash)[0].sum())
+                if mask.hash in self._mask_areas:
+                    areas.setdefault(key.frame, {})[name] = self._mask_areas[mask.hash]
+        return areas
+
     # ---- what a plan is made from ----
 
     def facts(self) -> Facts:
@@ -337,7 +378,6 @@ class Propagation:
             keys=tuple(Key(key.frame, key.masks) for key in description.keys if key.frame in frames),
             base=self._base() if has_pictures else {},
             plate=self._known_plate() if has_pictures else {},
-            keys_in_memory=self.settings.keys_in_memory,
         )
 
     def _base(self) -> dict[str, str]:
@@ -356,7 +396,7 @@ class Propagation:
         """Quick signs of all plate frames that a plan has to do with."""
         frames = {one.frame for one in plan.frames}
         for passed in plan.passes:
-            frames |= {passed.key, *passed.memory_keys, *passed.frames}
+            frames |= {passed.key, *passed.frames}
         return {frame: signature_of(self.plate, frame) for frame in sorted(frames)}
 
     def _check_plate(self, plan: Plan) -> None:
@@ -367,7 +407,7 @@ class Propagation:
         """
         needed = {step.frame for step in plan.steps}
         for step in plan.compute_steps:
-            needed |= {step.passed.key, *step.passed.memory_keys}
+            needed |= {step.passed.key}
         gone = sorted(needed & set(self.plate.missing))
         if gone:
             count = "1 frame of the plate is" if len(gone) == 1 else f"{len(gone)} frames of the plate are"
@@ -387,7 +427,6 @@ class Propagation:
             width=self.geometry.width,
             objects=max((len(one.objects) for one in plan.passes), default=1),
             memory_cap=self.settings.memory_cap,
-            further_keys=max((len(one.memory_keys) for one in plan.passes), default=0),
             precision=self.settings.precision,
             device=device,
             frames=len({step.frame for step in plan.compute_steps}),
@@ -434,7 +473,6 @@ class Propagation:
             "stm:keys": " ".join(str(key.frame) for key in self.description.keys),
             "stm:memory_rule": settings.memory_rule,
             "stm:memory_cap": settings.memory_cap,
-            "stm:keys_in_memory": settings.keys_in_memory,
             "stm:working_size": settings.working_size,
             "stm:precision": settings.precision,
             "stm:colour_space": self.colour.input_space,

@@ -16,12 +16,21 @@ from model.network.memory import MemoryEntry
 from stm_plugin.address import address_of
 from stm_plugin.errors import StoreError
 from stm_plugin.images.working_picture import to_working
-from stm_plugin.planning.plan import chain, frame_address, pass_root, position_in
+from stm_plugin.planning.plan import Result, chain, frame_address, pass_root, position_in
 from stm_plugin.planning.quality import Quality, agreement
-from stm_plugin.planning.values import Direction, Facts, Pass, Plan
+from stm_plugin.planning.values import Candidate, Direction, Facts, Pass, PassName, Plan, Source
 from stm_plugin.propagation.context import PlateMovedOn, PropagationContext
 from stm_plugin.propagation.finishing_queue import FRAMES_WAITING
-from stm_plugin.propagation.fusion import fuse, mean_confidence
+from stm_plugin.propagation.fusion import (
+    Arrival,
+    PassAtFrame,
+    area_of,
+    blend,
+    mean_confidence,
+    most_trusted,
+    similarity,
+    weights,
+)
 from stm_plugin.store.store import ProbabilityArray, dequantise, quantise
 from stm_plugin.windows import FloatArray, Window, place
 
@@ -36,7 +45,7 @@ class FrameResult:
     Attributes:
         masks: objects whose mask is given here: (H, W) over the canvas, as the artist gave it.
         probabilities: the other objects: (h, w) at working size, in [0, 1].
-        agreement: of the two passes, of the object on which they agree least; None without.
+        agreement: of the two passes that weigh most, of the object on which they agree least; None without.
     """
 
     frame: int
@@ -52,7 +61,8 @@ class FrameResult:
 
     @property
     def quality(self) -> Quality:
-        return Quality(self.frame, self.address, self.confidence, self.agreement)
+        area = sum(area_of(one) for one in self.probabilities.values())
+        return Quality(self.frame, self.address, self.confidence, self.agreement, area)
 
 
 class Material:
@@ -137,7 +147,9 @@ class Results(Material):
         super().__init__(context, plan.facts)
         self.plan = plan
         self._passes = {one.name: one for one in plan.passes}
-        self._chains: dict[tuple[int, Direction], list[str]] = {}
+        self._chains: dict[PassName, list[str]] = {}
+        self._arrivals: dict[tuple[PassName, int, str], Arrival] = {}
+        self._areas: dict[tuple[int, str], float] = {}
         self._recent: OrderedDict[str, ProbabilityArray] = OrderedDict()
 
     # ---- passes ----
@@ -147,9 +159,8 @@ class Results(Material):
         with self._mutex:
             addresses = self._chains.setdefault(passed.name, [])
             if not addresses:
-                for frame in (passed.key, *passed.memory_keys):
-                    self.plate_hash(frame)
-                root = pass_root(self.facts, passed.key, passed.direction, passed.memory_keys)
+                self.plate_hash(passed.key)
+                root = pass_root(self.facts, passed.key, passed.direction)
                 assert root is not None
                 addresses.append(root)
             while len(addresses) < position + 2:
@@ -185,40 +196,68 @@ class Results(Material):
 
     def frame_result(self, frame: int) -> FrameResult:
         """One frame, fused. Everything that it needs must be in the store."""
-        passes = self._passes
-        sources = self.plan.by_frame[frame].sources
         masks: dict[str, FloatArray] = {}
         fused: dict[str, FloatArray] = {}
         agreed: list[float] = []
-        for name, source in sources.items():
+        for name, source in self.plan.by_frame[frame].sources.items():
             if source.key is not None:
                 masks[name] = self.mask(source.key, name)
-            elif source.forward is not None and source.backward is not None:
-                forward = self._object_result(passes[source.forward, Direction.FORWARD], frame, name)
-                backward = self._object_result(passes[source.backward, Direction.BACKWARD], frame, name)
-                fused[name] = fuse(forward, backward, frame - source.forward, source.backward - frame)
-                agreed.append(agreement(forward, backward))
-            elif source.forward is not None:
-                fused[name] = self._object_result(passes[source.forward, Direction.FORWARD], frame, name)
-            elif source.backward is not None:
-                fused[name] = self._object_result(passes[source.backward, Direction.BACKWARD], frame, name)
-            else:
+                continue
+            passes = [self._pass_at(source, one, frame, name) for one in source.candidates]
+            if not passes:
                 geometry = self._context.geometry
                 fused[name] = np.zeros((geometry.height, geometry.width), np.float32)
+                continue
+            said = weights(passes)
+            fused[name] = blend(passes, said)
+            if len(passes) > 1:
+                first, second = most_trusted(passes, said)
+                agreed.append(agreement(first.probability, second.probability))
         return FrameResult(frame, self.address(frame), masks, fused, min(agreed, default=None))
+
+    def is_computed(self, result: Result) -> bool:
+        """Whether the store has a result of the network."""
+        return self._context.store.has(self._address_at(result))
 
     def address(self, frame: int) -> str:
         """The address of a fused frame."""
-
-        def of_pass(key: int, direction: Direction) -> str:
-            passed = self._passes[key, direction]
-            return self.pass_address(passed, position_in(passed, frame))
-
-        address = frame_address(self.facts, frame, self.plan.by_frame[frame].sources, of_pass)
+        address = frame_address(self.facts, frame, self.plan.by_frame[frame].sources, self._address_at)
         assert address is not None
         return address
 
-    def _object_result(self, passed: Pass, frame: int, name: str) -> FloatArray:
+    def _address_at(self, result: Result) -> str:
+        key, direction, frame = result
+        passed = self._passes[key, direction]
+        return self.pass_address(passed, position_in(passed, frame))
+
+    def _pass_at(self, source: Source, one: Candidate, frame: int, name: str) -> PassAtFrame:
+        """A candidate of an object on a frame, with what says how far it is to be trusted."""
+        way = abs(frame - one.key) * (1 if one.direction is Direction.FORWARD else -1)
+        probability = self._object_result(one.name, frame, name)
+        if len(source.candidates) == 1:
+            return PassAtFrame(probability, way, 0.0)
+        arrivals = tuple(self._arrival(one.name, met, name) for met in one.met)
+        return PassAtFrame(probability, way, self._key_area(one.key, name), arrivals)
+
+    def _arrival(self, pass_name: PassName, met: int, name: str) -> Arrival:
+        """How a pass arrives at a key that it was never told of; read once."""
+        found = self._arrivals.get((pass_name, met, name))
+        if found is None:
+            own, there = self._key_area(pass_name[0], name), self._key_area(met, name)
+            truth = self.key_probabilities(met, (name,))[0]
+            score = similarity(self._object_result(pass_name, met, name), truth)
+            found = Arrival(abs(met - pass_name[0]), score, min(1.0, there / max(own, 1.0)))
+            self._arrivals[pass_name, met, name] = found
+        return found
+
+    def _key_area(self, key: int, name: str) -> float:
+        """Pixels of an object on a key, at working size."""
+        if (key, name) not in self._areas:
+            self._areas[key, name] = area_of(self.key_probabilities(key, (name,))[0])
+        return self._areas[key, name]
+
+    def _object_result(self, pass_name: PassName, frame: int, name: str) -> FloatArray:
+        passed = self._passes[pass_name]
         result: FloatArray = self.pass_result(passed, position_in(passed, frame))[passed.objects.index(name)]
         return result
 
@@ -227,7 +266,7 @@ class Results(Material):
     def entry(self, passed: Pass, step: int) -> MemoryEntry:
         """What a pass remembers of its frame at `step` (0: of its key)."""
         if step == 0:
-            return self.key_entry(passed, passed.key)
+            return self._key_entry(passed)
         address = self.pass_address(passed, step - 1)
         # Entries that stay for long are worth the disk; that of the previous frame is only worth the RAM.
         stays = step in self._context.rule.steps_in_memory(step + 2, self._context.memory_cap)
@@ -238,11 +277,12 @@ class Results(Material):
             on_disk=stays,
         )
 
-    def key_entry(self, passed: Pass, key: int) -> MemoryEntry:
-        """What a pass remembers of a key: its own, or another's."""
-        masks = [self._keys[key].masks[name].hash for name in passed.objects]
+    def _key_entry(self, passed: Pass) -> MemoryEntry:
+        """What a pass remembers of its own key."""
+        key, objects = passed.key, passed.objects
+        masks = [self._keys[key].masks[name].hash for name in objects]
         address = self._feature_key("key with areas", self.plate_hash(key), *masks)
-        return self._entry(address, key, lambda: self.key_probabilities(key, passed.objects), on_disk=True)
+        return self._entry(address, key, lambda: self.key_probabilities(key, objects), on_disk=True)
 
     def _entry(
         self, address: str, frame: int, probabilities: Callable[[], FloatArray], *, on_disk: bool

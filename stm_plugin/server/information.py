@@ -13,13 +13,12 @@ from model.weights_file import WeightsFileError, read_manifest, shipped_weights
 from stm_plugin.errors import SettingsError
 from stm_plugin.propagation.memory_forecast import describe_device, free_memory
 from stm_plugin.server.backend import Information
-from stm_plugin.settings import Device, KeysInMemory, Precision, Settings, describe_settings
+from stm_plugin.settings import Device, Precision, Settings, describe_settings
 from stm_plugin.windows import Window
 
 _SUGGESTED_RULES = ("every:5", "first+previous", "first", "previous")
 _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "device": get_args(Device),
-    "keys_in_memory": get_args(KeysInMemory),
     "precision": get_args(Precision),
     "memory_rule": _SUGGESTED_RULES,
 }

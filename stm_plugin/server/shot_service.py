@@ -291,14 +291,14 @@ class EngineShot:
             states: dict[int, State] = dict.fromkeys(chosen, State.MISSING)
             dirty: tuple[DirtyRange, ...] = ()
             advice: Advice | None = None
-            if shot.keys:
+            if shot.has_active_key:
                 plan = self._plan(frames)
                 advice = shot.next_key(plan)
                 states = {one.frame: one.state for one in plan.frames}
                 dirty = plan.dirty
         keys = tuple(key.frame for key in shot.keys)
         reasons = _reasons(dirty)
-        if not keys:
+        if not shot.has_active_key:
             reasons = (Reason(chosen, "there is no keyframe yet"),)
         within = set(chosen)
         return ShotState(
@@ -341,7 +341,7 @@ class EngineShot:
     def _done(self) -> set[int]:
         """Frames whose matte is there and fresh."""
         with self._reading:
-            if not self._shot.keys:
+            if not self._shot.has_active_key:
                 return set()
             return {one.frame for one in self._plan(None).frames if one.state in _DONE}
 
@@ -433,7 +433,7 @@ class EngineShot:
         shot = self._shot
         if frame not in shot.plate.frames:
             return NoMatte("outside", f"the shot has frames {shot.plate.frames[0]}-{shot.plate.frames[-1]}")
-        if not shot.keys:
+        if not shot.has_active_key:
             return NoMatte("missing", "there is no keyframe yet")
         planned = self._plan((frame, frame)).frames[0]
         if not planned.is_key and planned.state is State.STALE:
@@ -562,7 +562,7 @@ def _frames_read(plan: Plan) -> set[int]:
     """Plate frames that the execution of a plan reads."""
     read = {step.frame for step in plan.steps}
     for step in plan.compute_steps:
-        read |= {step.passed.key, *step.passed.memory_keys}
+        read |= {step.passed.key}
     return read
 
 

@@ -11,8 +11,6 @@ Reading (`status`, `plan`, `matte`) is free at any time; what changes the shot t
 from __future__ import annotations
 
 import threading
-import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,7 +26,7 @@ from stm_plugin.planning.plan import frames_in_range
 from stm_plugin.planning.quality import Advice, advise
 from stm_plugin.planning.values import Plan, Request, State
 from stm_plugin.propagation import adaptation as adapting
-from stm_plugin.propagation.events import Event, FrameComputed, Notice
+from stm_plugin.propagation.events import Notice
 from stm_plugin.propagation.frame_finisher import FinishedFrame as FinishedFrame
 from stm_plugin.propagation.memory_forecast import AdaptationForecast, MemoryFit, pick_device
 from stm_plugin.propagation.networks import weights_manifest
@@ -42,9 +40,14 @@ from stm_plugin.shot.inputs import inputs_of, note_source
 from stm_plugin.shot.opening import MaskReading as MaskReading
 from stm_plugin.shot.opening import masks_of_key, open_plate
 from stm_plugin.shot.shapes import make_shapes
+from stm_plugin.shot.values import Cancelled as Cancelled
+from stm_plugin.shot.values import Emit as Emit
 from stm_plugin.shot.values import KeyInfo as KeyInfo
 from stm_plugin.shot.values import PropagationSummary as PropagationSummary
 from stm_plugin.shot.values import ShotStatus as ShotStatus
+from stm_plugin.shot.values import Tally
+from stm_plugin.shot.values import never as never
+from stm_plugin.shot.values import silent as silent
 from stm_plugin.store import editing
 from stm_plugin.store.description import AdaptationRecord, PlateDescription, ShotDescription
 from stm_plugin.store.store import ShotStore, StoreSize
@@ -54,19 +57,6 @@ MOST_PLANS = 20
 """How often one propagation starts anew because the plate changed under it or a result was damaged."""
 
 _AS_FOUND = MaskReading()
-
-Emit = Callable[[Event], None]
-Cancelled = Callable[[], bool]
-
-
-def silent(event: Event) -> None:
-    """Nobody listens."""
-
-
-def never() -> bool:
-    """Nobody cancels."""
-    return False
-
 
 class Shot:
     """A shot that is open. Close it, or use it in a `with` statement.
@@ -166,6 +156,12 @@ class Shot:
             )
             for key in sorted(self._description.keys, key=lambda key: key.frame)
         )
+
+    @property
+    def has_active_key(self) -> bool:
+        """Whether there is a key within the range of the plate; those outside are kept."""
+        frames = set(self.plate.frames)
+        return any(key.frame in frames for key in self._description.keys)
 
     def refresh(self) -> None:
         """Read again what other processes may have changed."""
@@ -269,7 +265,7 @@ class Shot:
     def status(self, request: Request | None = None) -> ShotStatus:
         """What is done, stale and missing, and why. Without keys everything is missing."""
         self.refresh()
-        plan = self.plan(request) if self._description.keys else None
+        plan = self.plan(request) if self.has_active_key else None
         states = (
             {one.frame: one.state for one in plan.frames}
             if plan is not None
@@ -285,21 +281,13 @@ class Shot:
             size=self.store.size(),
             holder=self.store.lock.held_by_another(),
             adapted=self.adaptation if self.settings.adapt else None,
-            advice=self._working.adaptation_advice(self.adaptation) if self.settings.adapt else (),
+            advice=self._working.advice(plan),
             next_key=None if plan is None else self.next_key(plan),
         )
 
     def next_key(self, plan: Plan) -> Advice | None:
         """Where the next key would help most, judging by the frames of a plan that are done."""
-        qualities = self.store.qualities()
-        current = {
-            one.frame: qualities[one.frame]
-            for one in plan.frames
-            if one.state is State.DONE
-            and one.frame in qualities
-            and qualities[one.frame].address == one.address
-        }
-        return advise(current, {key.frame for key in self._description.keys})
+        return advise(self._working.qualities(plan), {key.frame for key in self._description.keys})
 
     def matte(self, frame: int) -> FinishedFrame:
         """The finished matte of one frame.
@@ -372,39 +360,22 @@ class Shot:
             PropagationCancelled: finished frames are kept.
             StmError: what it says; finished frames are kept.
         """
-        started = time.monotonic()
-        counts = Counter[str]()
-        notices: list[str] = []
-
-        def emit(event: Event) -> None:
-            counts[type(event).__name__] += 1
-            counts["reused"] += isinstance(event, FrameComputed) and event.reused
-            if isinstance(event, Notice):
-                notices.append(event.text)
-            on_event(event)
-
+        tally = Tally(on_event)
         self.store.lock.acquire(wait, cancelled)
-        self._on_event = emit
+        self._on_event = tally.on_event
         try:
             self.refresh()
             self.store.tidy()
             if writer is not None:
-                self._begin(writer, request, emit)
+                self._begin(writer, request, tally.on_event)
                 writer.tidy(self.plate.frames)
-            fit = self._fit(request or Request(), emit)
-            self._run(request, emit, cancelled, writer)
+            fit = self._fit(request or Request(), tally.on_event)
+            self._run(request, tally.on_event, cancelled, writer)
         finally:
             self._on_event = silent
             self.store.lock.release()
-        return PropagationSummary(
-            frames=len(frames_in_range(tuple(self.plate.frames), request or Request())),
-            computed=counts["FrameComputed"] - counts["reused"],
-            reused=counts["reused"],
-            seconds=time.monotonic() - started,
-            device=pick_device(self.settings.device),
-            forecast=str(fit.forecast),
-            notices=tuple(notices),
-        )
+        frames = frames_in_range(tuple(self.plate.frames), request or Request())
+        return tally.summary(len(frames), pick_device(self.settings.device), str(fit.forecast))
 
     def adapt(
         self,

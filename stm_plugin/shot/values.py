@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from stm_plugin.files.lock import Holder
 from stm_plugin.planning.quality import Advice
 from stm_plugin.planning.values import DirtyRange, State
+from stm_plugin.propagation.events import Event, FrameComputed, Notice
 from stm_plugin.store.description import AdaptationRecord
 from stm_plugin.store.store import StoreSize
+
+Emit = Callable[[Event], None]
+Cancelled = Callable[[], bool]
+
+
+def silent(event: Event) -> None:
+    """Nobody listens."""
+
+
+def never() -> bool:
+    """Nobody cancels."""
+    return False
 
 
 @dataclass(frozen=True)
@@ -69,3 +83,28 @@ class PropagationSummary:
     device: str
     forecast: str
     notices: tuple[str, ...]
+
+
+class Tally:
+    """Counts the events of a propagation and hands them on."""
+
+    def __init__(self, on_event: Emit) -> None:
+        self._hand_on = on_event
+        self._started = time.monotonic()
+        self._computed = self._reused = 0
+        self._notices: list[str] = []
+
+    def on_event(self, event: Event) -> None:
+        """Count an event and hand it on."""
+        if isinstance(event, FrameComputed):
+            self._computed += not event.reused
+            self._reused += event.reused
+        elif isinstance(event, Notice):
+            self._notices.append(event.text)
+        self._hand_on(event)
+
+    def summary(self, frames: int, device: str, forecast: str) -> PropagationSummary:
+        """What was done, now that it is done."""
+        seconds = time.monotonic() - self._started
+        notices = tuple(self._notices)
+        return PropagationSummary(frames, self._computed, self._reused, seconds, device, forecast, notices)

@@ -10,6 +10,7 @@ import pytest
 
 from stm_plugin.errors import PlateError
 from stm_plugin.images.host_plate import HostPlate
+from stm_plugin.server.shot_service import EngineShot
 from stm_plugin.settings import Settings
 from stm_plugin.shot.shot import Shot
 from stm_plugin.store.description import PlateDescription
@@ -45,6 +46,33 @@ def test_frames_come_back_as_they_were_pushed(tmp_path: Path, rng: np.random.Gen
     assert again.missing == (1002, 1004)
     assert again.signature(1001) == first.content_hash()
     assert again.records[1003].digest == "abc"
+
+
+def test_a_pushed_plate_with_a_key_outside_its_range_has_a_status(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    def described(last: int) -> PlateDescription:
+        return PlateDescription("pushed", frames=(1001, last), display_window=FORMAT, canvas=FORMAT)
+
+    shot = Shot.create(tmp_path / "pushed", described(1006), Settings(working_size=WORKING_SIZE))
+    mask = np.ones((FORMAT.height, FORMAT.width), np.float32)
+    engine = EngineShot(shot)
+    for frame in (1002, 1006):
+        shot.add_key(frame, {"chair": mask})
+    shot.set_plate(described(1004))
+    state = engine.state(None)  # no picture has been pushed yet
+    assert state.missing == [1001, 1003, 1004] and 1002 in state.done
+    assert engine.forecast(None, "both").compute == 3
+    shot.remove_key(1002)
+    state = engine.state(None)
+    assert state.missing == [1001, 1002, 1003, 1004]
+    assert [reason.text for reason in state.reasons] == ["there is no keyframe yet"]
+    plate = shot.plate
+    assert isinstance(plate, HostPlate)
+    with shot.store.lock:
+        plate.push(1001, pixels(rng, FORMAT), FORMAT)
+    assert engine.state(None).plate_missing == [1002, 1003, 1004]
+    engine.close()
 
 
 def test_pushing_the_same_pixels_again_writes_nothing(tmp_path: Path, rng: np.random.Generator) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stm_plugin.errors import KeyframeError, PlateError
-from stm_plugin.planning.plan import make_plan, record_of, spans
+from stm_plugin.planning.plan import REACH, make_plan, record_of, spans
 from stm_plugin.planning.values import (
     ComputeStep,
     Direction,
@@ -23,7 +23,6 @@ from stm_plugin.planning.values import (
     Request,
     State,
 )
-from stm_plugin.settings import KeysInMemory
 
 FIRST, LAST = 1001, 1030
 FRAMES = tuple(range(FIRST, LAST + 1))
@@ -35,11 +34,9 @@ def key(frame: int, **masks: str) -> Key:
     return Key(frame, {name: KeyMask(f"{name}-{text}", empty=text == "none") for name, text in masks.items()})
 
 
-def facts(
-    *keys: Key, mode: KeysInMemory = "own", frames: tuple[int, ...] = FRAMES, weights: str = "w"
-) -> Facts:
+def facts(*keys: Key, frames: tuple[int, ...] = FRAMES, weights: str = "w") -> Facts:
     plate = {frame: f"plate-{frame}" for frame in frames}
-    return Facts(frames, OBJECTS, keys, {"weights": weights, "settings": "s"}, plate, mode)
+    return Facts(frames, OBJECTS, keys, {"weights": weights, "settings": "s"}, plate)
 
 
 class Store:
@@ -63,7 +60,7 @@ class Store:
             else:
                 one = plan.by_frame[step.frame]
                 assert one.address is not None
-                self.history[step.frame] = record_of(shot, step.frame, one.sources, one.address)
+                self.history[step.frame] = record_of(shot, one, one.address)
         return plan
 
 
@@ -97,7 +94,6 @@ some_keys = (
     .map(lambda chosen: tuple(key(frame, **masks) for frame, masks in chosen.items()))
     .filter(shows_something)
 )
-modes = st.sampled_from(["own", "span"])
 
 
 def test_one_key_runs_both_ways_from_it() -> None:
@@ -116,11 +112,19 @@ def test_a_changed_mask_is_told_in_words() -> None:
     store = Store()
     store.run(facts(key(1011, o1="a"), key(1020, o1="a"), key(1029, o1="a")))
     changed = facts(key(1011, o1="a"), key(1020, o1="b"), key(1029, o1="a"))
-    assert store.plan(changed).words() == "frames 1012-1028 will be recomputed: the mask on 1020 changed"
+    assert store.plan(changed).words() == (
+        "frames 1001-1010 will be recomputed: the mask on 1020 changed\n"
+        "frames 1012-1028 will be recomputed: the mask on 1020 changed\n"
+        "frame 1030 will be recomputed: the mask on 1020 changed\n"
+        "29 frames go through the network: a key's passes run to the third key on either side"
+    )
     fewer = facts(key(1011, o1="a"), key(1029, o1="a"))
-    assert store.plan(fewer).words() == "frames 1012-1028 will be recomputed: the mask on 1020 was removed"
+    fused = "will be fused anew, none goes through the network: the mask on 1020 was removed"
+    assert store.plan(fewer).words() == (
+        f"frames 1001-1010 {fused}\nframes 1012-1028 {fused}\nframe 1030 {fused}"
+    )
     more = facts(key(1001, o1="a"), key(1011, o1="a"), key(1020, o1="a"), key(1029, o1="a"))
-    assert store.plan(more).words() == "frames 1001-1010 will be recomputed: the mask on 1001 was added"
+    assert "frames 1001-1010 will be recomputed: the mask on 1001 was added" in store.plan(more).words()
     heavier = facts(key(1011, o1="a"), key(1020, o1="a"), key(1029, o1="a"), weights="new")
     assert str(store.plan(heavier).dirty[0]) == "frames 1001-1010 will be recomputed: the weights changed"
 
@@ -135,14 +139,57 @@ def test_a_changed_plate_frame_makes_stale_what_saw_it_and_says_so() -> None:
     assert plan.words() == "frames 1020-1030 will be recomputed: the plate changed on 1020"
 
 
-def test_a_new_key_keeps_both_passes_up_to_it() -> None:
+def test_a_new_key_costs_its_own_two_passes_and_touches_no_other() -> None:
     store = Store()
     store.run(facts(key(1001, o1="a"), key(1030, o1="a")))
     plan = store.plan(facts(key(1001, o1="a"), key(1015, o1="a"), key(1030, o1="a")))
-    assert computed(plan) == run_of(1015, BACKWARD, range(1002, 1015)) | run_of(
-        1015, FORWARD, range(1016, 1030)
+    assert computed(plan) == run_of(1015, BACKWARD, range(1001, 1015)) | run_of(
+        1015, FORWARD, range(1016, 1031)
     )
-    assert plan.words() == "frames 1002-1029 will be recomputed: the mask on 1015 was added"
+    assert [str(one) for one in plan.dirty] == [
+        "frames 1002-1029 will be recomputed: the mask on 1015 was added"
+    ]
+
+
+def test_frames_that_are_only_fused_anew_are_said_to_be() -> None:
+    store = Store()
+    three = [key(frame, o1="a") for frame in (1001, 1010, 1020)]
+    store.run(facts(*three))
+    plan = store.plan(facts(three[0], three[2]))
+    assert not plan.compute_steps, "what the passes of the other keys gave is kept"
+    fused = {one.frame for one in plan.frames if one.state is State.STALE and one.ready}
+    assert fused == set(range(1002, 1031)) - {1020}
+    assert all("none goes through the network" in str(one) for one in plan.dirty if one.only_fused)
+
+
+def test_a_key_reaches_the_third_key_on_either_side_and_no_farther() -> None:
+    frames = (1001, 1004, 1007, 1010, 1013, 1016, 1019, 1022, 1025, 1028)
+    keys = [key(frame, o1="a") for frame in frames]
+    store = Store()
+    store.run(facts(*keys))
+    keys[5] = key(1016, o1="b")
+    plan = store.plan(facts(*keys))
+    assert computed(plan) == run_of(1016, FORWARD, range(1017, 1026)) | run_of(
+        1016, BACKWARD, range(1007, 1016)
+    )
+    stale = [one.frame for one in plan.frames if one.state is State.STALE]
+    assert stale == [frame for frame in range(1008, 1025) if frame not in frames or frame == 1016]
+
+
+@given(frames=single_object_keys)
+def test_a_frame_costs_at_most_six_runs_however_many_keys_there_are(frames: list[int]) -> None:
+    plan = make_plan(facts(*(key(frame, o1="a") for frame in frames)))
+    assert len(plan.compute_steps) <= 6 * len(FRAMES)
+    for one in plan.frames:
+        assert all(len(source.candidates) <= 6 for source in one.sources.values())
+
+
+def test_no_other_key_can_make_a_pass_stale() -> None:
+    alone = make_plan(facts(key(1010, o1="a")))
+    among = make_plan(facts(key(1003, o1="a"), key(1010, o1="a"), key(1020, o1="b"), key(1025, o1="none")))
+    for direction in (FORWARD, BACKWARD):
+        shorter = among.addresses[1010, direction]
+        assert shorter == alone.addresses[1010, direction][: len(shorter)]
 
 
 def test_taking_a_correction_back_needs_no_computing() -> None:
@@ -151,15 +198,6 @@ def test_taking_a_correction_back_needs_no_computing() -> None:
     store.run(before)
     store.run(after)
     assert not store.plan(before).compute_steps
-
-
-def test_all_keys_in_memory_makes_everything_stale() -> None:
-    store = Store()
-    keys = (key(1001, o1="a"), key(1010, o1="a"), key(1030, o1="a"))
-    store.run(facts(*keys, mode="all"))
-    plan = store.plan(facts(*keys[:2], key(1030, o1="b"), mode="all"))
-    assert {step.frame for step in plan.compute_steps} == set(FRAMES) - {1001, 1010, 1030}
-    assert all(one.why == "the mask on 1030 changed" for one in plan.dirty)
 
 
 def test_an_object_is_only_bound_by_keys_that_give_it() -> None:
@@ -171,7 +209,7 @@ def test_an_object_is_only_bound_by_keys_that_give_it() -> None:
         (("o2",), 1021, 1030, 1020, None),
     ]
     plan = make_plan(shot)
-    assert plan.by_frame[1020].sources["o1"].forward == 1005
+    assert [one.name for one in plan.by_frame[1020].sources["o1"].candidates] == [(1005, FORWARD)]
     assert plan.by_frame[1020].sources["o2"].key == 1020
 
 
@@ -202,7 +240,7 @@ def test_frames_not_read_yet_have_no_address_and_are_computed() -> None:
 
 
 def test_renaming_the_frames_of_a_plate_keeps_its_results() -> None:
-    here = facts(key(1001, o1="a"), key(1030, o1="a"), mode="span")
+    here = facts(key(1001, o1="a"), key(1030, o1="a"))
     there = replace(
         here,
         frames=tuple(range(1, 31)),
@@ -223,21 +261,21 @@ def test_wrong_input_is_named() -> None:
         make_plan(facts(key(1001, o1="a")), Request(5, 7))
 
 
-@given(keys=some_keys, mode=st.sampled_from(["own", "span", "all"]))
-def test_a_finished_plan_leaves_nothing_to_do(keys: tuple[Key, ...], mode: KeysInMemory) -> None:
+@given(keys=some_keys)
+def test_a_finished_plan_leaves_nothing_to_do(keys: tuple[Key, ...]) -> None:
     store = Store()
-    store.run(facts(*keys, mode=mode))
-    again = store.plan(facts(*keys, mode=mode))
+    store.run(facts(*keys))
+    again = store.plan(facts(*keys))
     assert not again.compute_steps
     assert not again.dirty
     assert {step.frame for step in again.steps if isinstance(step, FinishStep)} == set(FRAMES)
 
 
-@given(keys=some_keys, mode=st.sampled_from(["own", "span", "all"]))
+@given(keys=some_keys)
 def test_every_frame_is_finished_once_and_after_all_that_it_needs(
-    keys: tuple[Key, ...], mode: KeysInMemory
+    keys: tuple[Key, ...]
 ) -> None:
-    plan = make_plan(facts(*keys, mode=mode))
+    plan = make_plan(facts(*keys))
     done: set[tuple[int, Direction, int]] = set()
     finished: list[int] = []
     for step in plan.steps:
@@ -248,66 +286,66 @@ def test_every_frame_is_finished_once_and_after_all_that_it_needs(
             continue
         finished.append(step.frame)
         for source in plan.by_frame[step.frame].sources.values():
-            if source.forward is not None:
-                assert (source.forward, FORWARD, step.frame) in done
-            if source.backward is not None:
-                assert (source.backward, BACKWARD, step.frame) in done
+            assert source.needs(step.frame) <= done
     assert sorted(finished) == list(FRAMES)
 
 
 @settings(max_examples=200)
 @given(keys=some_keys, data=st.data())
-def test_a_changed_key_recomputes_the_spans_beside_it_only(
+def test_a_changed_key_runs_its_own_passes_and_lengthens_others_only(
     keys: tuple[Key, ...], data: st.DataObject
 ) -> None:
     store = Store()
     store.run(facts(*keys))
+    known = set(store.results)
     changed = data.draw(st.sampled_from(keys))
     others = tuple(one for one in keys if one.frame != changed.frame)
     masks = data.draw(st.dictionaries(st.sampled_from(OBJECTS), mask_text))
     now = (*others, key(changed.frame, **masks)) if masks else others
     if not shows_something(now):
         return
-    beside = {
-        frame
-        for shot in (facts(*keys), facts(*now))
-        for span in spans(shot)
-        if {*changed.masks, *masks} & set(span.objects)
-        if changed.frame in (span.left, span.right) or span.first <= changed.frame <= span.last
-        for frame in range(span.first, span.last + 1)
-    }
-    assert {step.frame for step in store.plan(facts(*now)).compute_steps} <= beside
+    plan = store.plan(facts(*now))
+    before = make_plan(facts(*keys))
+    for one in plan.passes:
+        if one.key == changed.frame or one.name not in before.addresses:
+            continue
+        kept = before.addresses[one.name]
+        assert set(kept) <= known
+        computed_places = [step.position for step in plan.compute_steps if step.passed.name == one.name]
+        assert all(place >= len(kept) for place in computed_places)
 
 
-@given(frames=single_object_keys, mode=modes, data=st.data())
-def test_with_one_object_the_dirty_range_is_exactly_the_two_neighbouring_spans(
-    frames: list[int], mode: KeysInMemory, data: st.DataObject
-) -> None:
+@settings(max_examples=200)
+@given(frames=single_object_keys, data=st.data())
+def test_the_dirty_range_is_exactly_what_depends_on_the_key(frames: list[int], data: st.DataObject) -> None:
     store = Store()
     keys = {frame: key(frame, o1="a") for frame in frames}
-    store.run(facts(*keys.values(), mode=mode))
+    store.run(facts(*keys.values()))
     changed = data.draw(st.sampled_from(frames))
-    plan = store.plan(facts(*{**keys, changed: key(changed, o1="b")}.values(), mode=mode))
-    left = max((frame for frame in frames if frame < changed), default=FIRST - 1)
-    right = min((frame for frame in frames if frame > changed), default=LAST + 1)
-    expected = run_of(changed, FORWARD, range(changed + 1, right))
-    expected |= run_of(changed, BACKWARD, range(left + 1, changed))
-    if mode == "span":
-        expected |= run_of(left, FORWARD, range(left + 1, changed)) if left >= FIRST else set()
-        expected |= run_of(right, BACKWARD, range(changed + 1, right)) if right <= LAST else set()
-    assert computed(plan) == expected
+    plan = store.plan(facts(*{**keys, changed: key(changed, o1="b")}.values()))
+    left = sorted(frame for frame in frames if frame < changed)[-REACH:]
+    right = sorted(frame for frame in frames if frame > changed)[:REACH]
+    first = left[0] if len(left) == REACH else FIRST
+    last = right[-1] if len(right) == REACH else LAST
+    own = run_of(changed, FORWARD, range(changed + 1, last + 1))
+    own |= run_of(changed, BACKWARD, range(first, changed))
+    assert computed(plan) <= own
+    # Where no frame lies behind a key, nobody asks how the pass arrives there.
+    assert {frame for _, _, frame in own - computed(plan)} <= set(frames)
     dirty = [one.frame for one in plan.frames if one.state is State.STALE]
-    assert dirty == list(range(left + 1, right))
+    assert dirty == [
+        frame for frame in range(first, last + 1) if frame == changed or frame not in frames
+    ]
 
 
-@given(keys=some_keys, mode=modes, data=st.data())
+@given(keys=some_keys, data=st.data())
 def test_a_range_changes_what_is_done_but_no_result(
-    keys: tuple[Key, ...], mode: KeysInMemory, data: st.DataObject
+    keys: tuple[Key, ...], data: st.DataObject
 ) -> None:
     first = data.draw(st.sampled_from(FRAMES))
     last = data.draw(st.sampled_from([frame for frame in FRAMES if frame >= first]))
-    whole = make_plan(facts(*keys, mode=mode))
-    part = make_plan(facts(*keys, mode=mode), Request(first, last))
+    whole = make_plan(facts(*keys))
+    part = make_plan(facts(*keys), Request(first, last))
     assert [one.frame for one in part.frames] == list(range(first, last + 1))
     for one in part.frames:
         assert one.address == whole.by_frame[one.frame].address

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stm_plugin.planning.quality import Quality, advise, agreement
+from stm_plugin.planning.quality import Quality, adapting_may_help, advise, agreement, hidden_keys
 from stm_plugin.propagation.fusion import mean_confidence
 
 
@@ -20,7 +20,8 @@ def test_a_doubtful_stretch_comes_before_a_single_doubtful_frame() -> None:
     stretch = dict.fromkeys(range(1040, 1047), (0.9, 0.7))
     found = advise(qualities({**sure, 1010: (0.9, 0.65), **stretch}), {1001, 1060})
     assert found is not None and 1040 <= found.frame <= 1046
-    assert found.text == f"{found.frame}, where the two passes agree on 0.70 of the object"
+    reason = f"{found.frame}, where the two passes agree on 0.70 of the object"
+    assert found.text == f"{reason}; it would help 6 frames around it that are uncertain too"
 
 
 def test_among_equals_the_frame_far_from_every_key_comes_first() -> None:
@@ -33,7 +34,7 @@ def test_a_single_pass_is_not_taken_at_its_own_word() -> None:
     one = dict.fromkeys(range(31, 60), (0.95, None))
     found = advise(qualities({**two, **one}), {1, 30})
     assert found is not None and found.frame > 30
-    assert found.text == f"{found.frame}, where the network is 0.95 of 1 sure"
+    assert found.text.startswith(f"{found.frame}, where the network is 0.95 of 1 sure")
 
 
 def test_the_reason_is_that_of_the_frame() -> None:
@@ -50,6 +51,25 @@ def test_where_all_is_sure_there_is_nothing_to_advise(sure: dict[int, float]) ->
 def test_a_key_is_never_advised_on_a_key(found: dict[int, float], keys: set[int]) -> None:
     advice = advise(qualities({frame: (of, None) for frame, of in found.items()}), keys)
     assert advice is None or (advice.frame in found and advice.frame not in keys)
+
+
+def test_a_key_is_advised_where_the_object_is_seen() -> None:
+    frames = {frame: Quality(frame, "a", 0.8, 0.6, 900.0) for frame in range(2, 40)}
+    hidden = {frame: Quality(frame, "a", 0.7, 0.3, 20.0) for frame in range(18, 24)}
+    found = advise({**frames, **hidden}, {1, 40})
+    assert found is not None and found.frame not in hidden, "what is hidden teaches nothing"
+
+
+def test_a_key_that_shows_little_is_named() -> None:
+    areas = {1: {"o1": 900.0}, 20: {"o1": 90.0, "o2": 50.0}, 40: {"o1": 500.0}}
+    assert hidden_keys(areas) == [(20, "o1", pytest.approx(0.1))]
+
+
+def test_adapting_is_offered_where_most_frames_are_uncertain_and_only_there() -> None:
+    sure, unsure = Quality(1, "a", 0.97, 0.97), Quality(2, "a", 0.8, 0.6)
+    assert adapting_may_help([unsure] * 5 + [sure] * 2)
+    assert not adapting_may_help([unsure] * 2 + [sure] * 5)
+    assert not adapting_may_help([])
 
 
 def test_passes_agree_as_far_as_they_share_the_object() -> None:

@@ -115,6 +115,19 @@ def test_beside_a_key_its_own_pass_rules(runs: dict[str, dict[int, FloatArray]])
         assert np.abs(runs["both"][frame] - runs[own][frame]).mean() <= 5 * weight * apart
 
 
+def test_nothing_pops_at_a_third_key(
+    clip: Clip, runs: dict[str, dict[int, FloatArray]], tmp_path: Path
+) -> None:
+    middle = (FIRST + LAST) // 2
+    own = clip.mattes(tmp_path / "own", (middle,))
+    three = clip.mattes(tmp_path / "three", (FIRST, middle, LAST))
+    for frame in (middle - 1, middle + 1):
+        others = [runs[name][frame] for name in ("forward", "backward")]
+        apart = max(np.abs(other - own[frame]).mean() for other in others)
+        moved = np.abs(three[frame] - own[frame]).mean()
+        assert moved <= 0.5 * apart, "beside a key the pass that starts there rules"
+
+
 def test_finishing_brings_the_matte_nearer_to_the_truth(clip: Clip, tmp_path: Path) -> None:
     plate = PlateDescription("files", clip.plate, frame_range=(FIRST, FIRST + 2))
     with Shot.create(tmp_path / "finish", plate, SETTINGS) as shot:
