@@ -90,8 +90,8 @@ def advise(qualities: Mapping[int, Quality], keys: Collection[int]) -> Advice | 
         reason = f"where the two passes agree on {quality.agreement:.2f} of the object"
     else:
         reason = f"where the network is {quality.confidence:.2f} of 1 sure"
-    others = int(((nearer[place] > _HELPED) & (uncertainties >= _LEAST_UNCERTAINTY)).sum()) - 1
-    also = f"; it would help {others} frames around it that are uncertain too" if others > 1 else ""
+    also_helped = int(((nearer[place] > _HELPED) & (uncertainties >= _LEAST_UNCERTAINTY)).sum()) - 1
+    also = f"; it would help {also_helped} frames around it that are uncertain too" if also_helped > 1 else ""
     return Advice(chosen, f"{chosen}, {reason}{also}")
 
 

@@ -346,8 +346,8 @@ def test_several_keys_computed_bit_by_bit_end_with_the_same_bytes(desk: Desk, tm
         desk.reopen()
         desk.shot.store.clear_memory()
     assert desk.results() == other.results()
-    one, two = desk.mattes(), other.mattes()
-    assert all(np.array_equal(one[frame], two[frame]) for frame in FRAMES)
+    bit_by_bit, at_once = desk.mattes(), other.mattes()
+    assert all(np.array_equal(bit_by_bit[frame], at_once[frame]) for frame in FRAMES)
     other.shot.close()
 
 
