@@ -155,6 +155,16 @@ class Source:
     def absent(self) -> bool:
         return self.key is None and not self.candidates
 
+    @property
+    def forward(self) -> int | None:
+        """The nearest key on the left whose pass comes by."""
+        return max((one.key for one in self.candidates if one.direction is Direction.FORWARD), default=None)
+
+    @property
+    def backward(self) -> int | None:
+        """The nearest key on the right whose pass comes by."""
+        return min((one.key for one in self.candidates if one.direction is Direction.BACKWARD), default=None)
+
     def needs(self, frame: int) -> frozenset[tuple[int, Direction, int]]:
         """The results that it is fused from on `frame`: key, direction and frame of each.
 
