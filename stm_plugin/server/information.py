@@ -13,12 +13,13 @@ from model.weights_file import WeightsFileError, read_manifest, shipped_weights
 from stm_plugin.errors import SettingsError
 from stm_plugin.propagation.memory_forecast import describe_device, free_memory
 from stm_plugin.server.backend import Information
-from stm_plugin.settings import Device, Precision, Settings, describe_settings
+from stm_plugin.settings import Device, Edges, Precision, Settings, describe_settings
 from stm_plugin.windows import Window
 
 _SUGGESTED_RULES = ("every:5", "first+previous", "first", "previous")
 _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "device": get_args(Device),
+    "finish.edges": get_args(Edges),
     "precision": get_args(Precision),
     "memory_rule": _SUGGESTED_RULES,
 }

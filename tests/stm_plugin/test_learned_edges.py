@@ -18,6 +18,7 @@ from stm_plugin.finishing.learned import EdgeEvidence, finish_learned
 from stm_plugin.images.working_picture import to_working, working_geometry
 from stm_plugin.planning.values import Direction, Request
 from stm_plugin.propagation.edge_evidence import EdgeEvidenceSource
+from stm_plugin.server.information import information
 from stm_plugin.settings import FinishSettings, Settings
 from stm_plugin.shot.shot import Shot
 from stm_plugin.store.description import PlateDescription
@@ -244,3 +245,7 @@ def test_weights_of_edges_that_are_not_there_are_named(shot: Shot) -> None:
     shot.set_settings(replace(shot.settings, finish=replace(SETTINGS, edge_weights="nowhere")))
     with pytest.raises(WeightsError, match="nowhere"):
         shot.matte(1004)
+
+
+def test_a_host_is_told_which_edges_there_are() -> None:
+    assert information().settings["finish.edges"]["choices"] == ["learned", "guided", "off"]
