@@ -210,23 +210,30 @@ def test_a_frame_finished_by_itself_is_the_frame_of_the_whole_range(shot: Shot) 
         assert (alone.mattes["a"] == whole.mattes["a"]).all() and alone.address == whole.address
 
 
-def test_a_key_changes_the_addresses_of_learned_mattes_in_its_spans_only(
+def test_a_learned_matte_depends_on_no_more_than_the_probabilities_of_its_frame(
     make_plate: Callable[..., str], tmp_path: object
 ) -> None:
+    def addresses(shot: Shot) -> tuple[dict[int, str], dict[int, str]]:
+        results = shot._working.finisher(shot.plan()).results
+        frames = range(1001, 1013)
+        return {one: results.address(one) for one in frames}, {one: shot.matte(one).address for one in frames}
+
     network = CountingNetwork()
     plate = PlateDescription("files", make_plate(range(1001, 1013)))
     with Shot.create(f"{tmp_path}/shot", plate, LEARNED, network=network.factory) as shot:
-        shot.add_key(1001, {"a": square(4)})
-        shot.add_key(1006, {"a": square(20)})
+        for frame, left in ((1001, 4), (1004, 20), (1007, 24)):
+            shot.add_key(frame, {"a": square(left)})
         shot.propagate()
-        before = {frame: shot.matte(frame).address for frame in range(1001, 1013)}
-        mattes = {frame: shot.matte(frame).mattes["a"] for frame in (1002, 1005)}
-        shot.add_key(1009, {"a": square(30)})
+        fused, finished = addresses(shot)
+        kept = {frame: shot.matte(frame).mattes["a"] for frame in range(1001, 1013)}
+        shot.add_key(1010, {"a": square(30)})
         shot.propagate()
-        changed = {frame for frame in before if shot.matte(frame).address != before[frame]}
-        assert changed == {1007, 1008, 1009, 1010, 1011, 1012}
-        for frame, matte in mattes.items():
-            assert (shot.matte(frame).mattes["a"] == matte).all()
+        fused_now, finished_now = addresses(shot)
+        changed = {frame for frame in fused if fused[frame] != fused_now[frame]}
+        assert changed and changed < set(fused)
+        assert {frame for frame in finished if finished[frame] != finished_now[frame]} == changed
+        for frame in set(fused) - changed:
+            assert (shot.matte(frame).mattes["a"] == kept[frame]).all()
 
 
 def test_the_refiner_and_the_switch_are_part_of_a_mattes_address(shot: Shot) -> None:
