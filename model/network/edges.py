@@ -20,7 +20,7 @@ INPUTS = 8
 """R, G, B, probability, that of the frame before, of the frame after, of the other objects, softness of the
 keys."""
 REACH = 48
-"""Working pixels around a pixel that its alpha may depend on; what is cut out needs so much of a margin."""
+"""Working pixels of margin around what is refined; what lies farther away hardly counts."""
 FILTERS = (32, 12)
 """Radii of the guided filters in working pixels, multiples of 4."""
 STRIDE = 8
