@@ -43,6 +43,15 @@ class Starter {
         return true;
     }
 
+    void startOnce(const Deadline& deadline) {
+        const auto turn = deadline.lock(mutex_, "while another node starts it");
+        if (folder_ == platform::runtimeFolder()) return;
+        const Installation found = installation();
+        count_ = 1;
+        lastStart_ = Clock::now();
+        start(found);
+    }
+
     // Whether the engine that was started last has ended badly. (Ended well: another engine was quicker.)
     bool hasFailed(const Deadline& deadline) {
         const auto turn = deadline.lock(mutex_, "while another node starts it");
@@ -183,6 +192,13 @@ std::unique_ptr<Connection> Connection::openRunning(const std::string& client, c
             client, found->token, found->answer, deadline));
     } catch (const ConnectionLost&) {
         return nullptr;  // a file that an engine left when it was killed
+    }
+}
+
+void Connection::startAhead(const Deadline& deadline) {
+    try {
+        if (!endpoint()) Starter::instance().startOnce(deadline);
+    } catch (const std::runtime_error&) {
     }
 }
 

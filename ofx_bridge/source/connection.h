@@ -39,6 +39,10 @@ class Connection {
     // Connects to the running engine; nothing when there is none.
     static std::unique_ptr<Connection> openRunning(const std::string& client, const Deadline& deadline);
 
+    // Starts the engine where none runs, once, and does not wait for it: it loads while the artist draws. What goes wrong is
+    // told by the request that needs it.
+    static void startAhead(const Deadline& deadline);
+
     // Sends a request and waits for its answer. Throws EngineError, ConnectionLost, Cancelled or DeadlinePassed. A request
     // that is given up is still carried out; its answer is dropped when it comes.
     Reply request(Json header, const Deadline& deadline);

@@ -80,6 +80,7 @@ void EffectInstance::render(const RenderRequest& request) {
     // Without any key there is nothing to ask the engine for: the artist sees the plate.
     const bool hasNothing = !hasStore(own) || (own.isOurs() && own.keys.empty());
     if (!hasNothing || whenMissing(request) == MissingFrames::fail) shot = openShot(own, frame, false);
+    if (!shot && request.inWindow) Connection::startAhead(deadline);  // Set key is what comes next
     if (shot && own.isOurs()) bringKeys(*shot, own, reachable(neighbouringKeys(request.time), frame), deadline);
 
     const auto region = source_.regionOfDefinition(request.time);

@@ -632,6 +632,40 @@ def test_a_node_that_is_deleted_in_the_middle_of_its_run_ends_cleanly(
 # ---- finding the engine
 
 
+STARTS_AHEAD = """
+import sys, time
+from pathlib import Path
+from tests.hosts.ofx_fixtures import *
+from tests.hosts.ofx_host import *
+
+host = OfxHost(Path(sys.argv[1]))
+rig = make_rig(host)
+mark = Path(sys.argv[2]) / "started"
+with nodes_of(host, rig.node):
+    assert not mark.exists(), "making a node starts nothing"
+    assert rig.node.render(FIRST)[0] != OK
+    assert not mark.exists(), "a render without keys needs no engine"
+    assert rig.node.render(FIRST, in_window=True)[0] == OK
+    end = time.monotonic() + 20
+    while not mark.exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert mark.exists(), "the engine loads while the artist draws"
+"""
+
+
+def test_the_engine_loads_while_the_artist_looks_at_the_plate(
+    effect_binary: Path, engine: EngineHome, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    starter = tmp_path / "python"
+    starter.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    starter.chmod(0o755)
+    monkeypatch.setenv("STM_RUNTIME_DIR", str(tmp_path / "run"))
+    monkeypatch.setenv("STM_ENGINE_PYTHON", str(starter))
+    command = [sys.executable, "-c", STARTS_AHEAD, str(effect_binary), str(tmp_path)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 MALFORMED = """
 import json, sys
 from pathlib import Path
