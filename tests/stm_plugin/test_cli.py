@@ -218,7 +218,7 @@ def test_the_artists_loop_in_a_terminal(make_plate: PlateMaker, tmp_path: Path, 
     corrected = stm("shot", "key", "add", shot, 1003, masks[1003], "--object", "disc")
     assert "1002" in corrected.out and "1004" in corrected.out and "1001" not in corrected.out
     again = stm("shot", "propagate", shot)
-    assert again.code == 0 and "2 computed" in again.out, again.out  # 1002 backward and 1004 forward
+    assert again.code == 0 and "3 computed" in again.out, again.out  # 1002, 1001, where it arrives, and 1004
     exported = stm("shot", "export", shot, tmp_path / "final" / "m.####.exr")
     assert exported.code == 0 and "4 frames" in exported.out, exported.err
     mask = cv2.imread(str(masks[1003]), cv2.IMREAD_GRAYSCALE)
