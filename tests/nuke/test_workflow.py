@@ -548,7 +548,7 @@ def test_forward_backward_and_span_compute_their_frames_only(nuke: Any, node: An
     nuke.frame(middle + 1)
     node.group["span"].execute()
     run_to_end(nuke, node)
-    assert ready(node) == set(range(middle, LAST + 1)), "the frames before the span wait for the new key's pass"
+    assert ready(node) == set(range(middle, LAST + 1)), "frames before it wait for the new key's pass"
 
 
 @pytest.mark.parametrize("how", ["stop", "cancel"])
