@@ -13,6 +13,11 @@ output = Console()
 errors = Console(stderr=True)
 
 
+def printable(text: str) -> str:
+    r"""Text that every terminal takes: what is not valid is written as `\xff`."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def counted(number: int, noun: str) -> str:
     """`1 frame`, `2 frames`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -10,7 +10,7 @@ from pathlib import Path
 import typer
 
 from stm_plugin.cli import adapt, doctor, evaluate, host, info, propagate, review, serve, shot, train, weights
-from stm_plugin.cli.console import errors
+from stm_plugin.cli.console import errors, printable
 from stm_plugin.errors import as_stm_error
 
 EXIT_ERROR = 1
@@ -42,11 +42,30 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
+    except SystemExit as ended:
+        sys.exit(_flushed(ended.code))
     except Exception as error:
         if os.environ.get(DEBUG_VARIABLE):
             raise
-        errors.print(f"Error: {_in_words(error)}", markup=False, highlight=False, soft_wrap=True)
+        _say(f"Error: {_in_words(error)}")
         sys.exit(getattr(error, "exit_code", EXIT_ERROR))
+
+
+def _say(text: str) -> None:
+    errors.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+
+
+def _flushed(code: str | int | None) -> str | int | None:
+    """The exit code, once what was printed is out; that of an error where it cannot be."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough, as `head` has
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the interpreter's own flush at its end
+    except OSError as error:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        _say(f"Error: The output cannot be written: {error.strerror}. Free some space, or send it elsewhere.")
+        return EXIT_ERROR
+    return code
 
 
 def _in_words(error: Exception) -> str:

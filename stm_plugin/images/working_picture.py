@@ -159,3 +159,24 @@ def _resized(pixels: FloatArray, width: int, height: int) -> FloatArray:
     shrinks = width <= pixels.shape[1] and height <= pixels.shape[0]
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(pixels, (width, height), interpolation=method), dtype=np.float32)
+
+
+def share_outside(mask: FloatArray, geometry: WorkingGeometry) -> float:
+    """The share of a mask (H, W) over the canvas that lies outside the region, in [0, 1]."""
+    total = float(mask.sum())
+    if geometry.region == geometry.canvas or total == 0:
+        return 0.0
+    inside = float(mask[slices_of(geometry.region, geometry.canvas)].sum())
+    return max(0.0, 1.0 - inside / total)
+
+
+def touches_region(probability: FloatArray, geometry: WorkingGeometry) -> bool:
+    """Whether an object (h, w) at working size reaches an edge of the region that is not the canvas's."""
+    region, canvas = geometry.region, geometry.canvas
+    edges = (
+        (region.x > canvas.x, probability[:, 0]),
+        (region.y > canvas.y, probability[0]),
+        (region.x + region.width < canvas.x + canvas.width, probability[:, -1]),
+        (region.y + region.height < canvas.y + canvas.height, probability[-1]),
+    )
+    return any(goes_on and bool((values > 0.5).any()) for goes_on, values in edges)

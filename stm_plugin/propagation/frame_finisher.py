@@ -14,14 +14,15 @@ from stm_plugin.finishing import guided, learned
 from stm_plugin.finishing.band import Guide
 from stm_plugin.images.matte import MetadataValue
 from stm_plugin.images.plate import PlateFrame
-from stm_plugin.images.working_picture import inside_region, to_plate
+from stm_plugin.images.working_picture import inside_region, share_outside, to_plate, touches_region
+from stm_plugin.planning.areas import FrameAreas, area_warnings
 from stm_plugin.planning.plan import record_of
 from stm_plugin.planning.quality import Quality
 from stm_plugin.planning.values import State
 from stm_plugin.propagation import fusion
 from stm_plugin.propagation.context import PlateMovedOn, PropagationContext
 from stm_plugin.propagation.edge_evidence import EdgeEvidenceSource
-from stm_plugin.propagation.events import Event, FrameFinished
+from stm_plugin.propagation.events import Event, FrameFinished, Notice
 from stm_plugin.propagation.finishing_queue import FinishingQueue
 from stm_plugin.propagation.frame_loader import LoadedFrame
 from stm_plugin.propagation.memory_forecast import device_errors, pick_device
@@ -182,6 +183,26 @@ class FrameFinisher:
         self._context.cache.make_room_for(lambda: writer.write(finished, address, metadata))
         return finished.quality
 
+    def areas(self, frame: int) -> FrameAreas:
+        """How large the objects of a frame are, and whether they reach beyond the region.
+
+        Raises:
+            DamagedFileError: a stored result is damaged.
+        """
+        geometry, names = self._context.geometry, self._description.names
+        result = self.results.frame_result(frame)
+        sources = self.results.plan.by_frame[frame].sources
+        scale = geometry.scale_x * geometry.scale_y
+        pixels = {names[one]: float(mask.sum()) for one, mask in result.masks.items()}
+        pixels |= {names[one]: float(values.sum()) * scale for one, values in result.probabilities.items()}
+        touching = (
+            names[one] for one, values in result.probabilities.items() if touches_region(values, geometry)
+        )
+        outside = {names[one]: share_outside(mask, geometry) for one, mask in result.masks.items()}
+        absent = {names[one] for one, source in sources.items() if source.absent}
+        absent |= {names[one] for one, mask in result.masks.items() if not mask.any()}
+        return FrameAreas(pixels, outside, frozenset(touching), frozenset(absent))
+
     def _check_computed(self, frame: int) -> None:
         results = self.results
         one = results.plan.by_frame[frame]
@@ -241,6 +262,7 @@ class FrameDelivery:
         self._context, self._finisher, self._writer = context, finisher, writer
         self._on_event = on_event
         self._qualities = context.store.qualities()
+        self._areas: dict[int, FrameAreas] = {}
         self._queue: FinishingQueue[Quality | None] = FinishingQueue(self._work, self._record)
 
     def __enter__(self) -> FrameDelivery:
@@ -260,16 +282,19 @@ class FrameDelivery:
     def finish(self) -> None:
         """Wait for all frames. Raises what the work on one of them raised."""
         self._queue.finish()
+        for sentence in area_warnings(self._areas, self._finisher.results.facts.frames):
+            self._on_event(Notice(sentence))
 
     def _work(self, frame: int) -> Quality | None:
         """Write a frame; what is said of it, unless that is recorded already."""
         results = self._finisher.results
         quality = None if self._writer is None else self._finisher.write(frame, self._writer)
-        if quality is not None:
-            return quality
         before = self._qualities.get(frame)
-        if before is not None and before.address == results.address(frame):
-            return None
+        is_known = before is not None and before.address == results.address(frame)
+        if not is_known or results.plan.by_frame[frame].is_key:
+            self._areas[frame] = self._finisher.areas(frame)
+        if quality is not None or is_known:
+            return quality
         return results.frame_result(frame).quality
 
     def _record(self, frame: int, quality: Quality | None) -> None:

@@ -1,0 +1,63 @@
+"""No traceback reaches a person: every error is words, and an exit code."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stm_plugin.cli.console import printable
+from tests.conftest import PlateMaker
+
+MAIN = "from stm_plugin.cli import main; main()"
+
+
+def stm(repository: Path, *words: str | bytes, stdout: int | None = subprocess.PIPE) -> tuple[int, str]:
+    """The exit code and standard error of a fresh command."""
+    program: list[str | bytes] = [sys.executable, "-c", MAIN, *words]
+    done = subprocess.run(program, cwd=repository, stdout=stdout, stderr=subprocess.PIPE, check=False)
+    return done.returncode, done.stderr.decode("utf-8", "replace")
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".exr", "d/" * 2100 + "x.exr"])
+def test_a_name_that_is_too_long_is_told_in_words(repository: Path, tmp_path: Path, name: str) -> None:
+    for words in (
+        ("propagate", str(tmp_path / name), "--key", f"1={repository / 'README.md'}", "-o", "x.####.exr"),
+        ("propagate", "p.####.exr", "--key", f"1={tmp_path / name}", "-o", "x.####.exr"),
+    ):
+        code, said = stm(repository, *words)
+        assert code == 1 and said.count("Error:") == 1 and "Traceback" not in said, said
+        assert "too long" in said, said
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not take such names")
+def test_a_name_that_is_not_utf_8_is_told_in_words(
+    repository: Path, tmp_path: Path, make_plate: PlateMaker
+) -> None:
+    plate = make_plate(frames=range(1001, 1003))
+    mask = os.fsencode(tmp_path) + b"/m\xff.png"
+    os.link(tmp_path / "plate.mask.1001.png", mask)
+    out = str(tmp_path / "o.####.exr")
+    for words in (
+        ("propagate", plate, "--key", b"1001=" + mask, "-o", out),
+        ("propagate", os.fsencode(plate).replace(b"plate", b"p\xfe"), "--key", "1001=README.md", "-o", out),
+    ):
+        code, said = stm(repository, *words)
+        assert code == 1 and said.count("Error:") == 1 and "Traceback" not in said, said
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_output_that_cannot_be_written_is_an_error_in_words(repository: Path) -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    try:
+        code, said = stm(repository, "weights", "list", stdout=full)
+    finally:
+        os.close(full)
+    assert code == 1 and "Error:" in said and "Free some space" in said and "Traceback" not in said, said
+
+
+def test_text_that_is_no_text_is_printable() -> None:
+    assert printable(os.fsdecode(b"m\xff.png")) == "m\\xff.png"
