@@ -46,7 +46,8 @@ def info(
     config = load_config(ocio)
     table.add_row("OCIO config", f"{config.name} ({config.source})")
     output.print(table, highlight=False)
-    output.print(weights_table())
+    output.print(weights_table(with_scores=False))
+    output.print("`stm weights list` shows their scores too.", highlight=False)
     if shot is not None:
         from stm_plugin.store.store import ShotStore
 

@@ -13,6 +13,7 @@ from stm_plugin.cli.console import counted, output, progress_bar
 from stm_plugin.cli.guard import Overwrite
 from stm_plugin.cli.propagate import EventPrinter, parse_range
 from stm_plugin.cli.shapes import shapes
+from stm_plugin.cli.tables import confidence_lines, settings_help, settings_table
 from stm_plugin.planning.plan import frames_in_range
 from stm_plugin.planning.values import Directions, Request, State
 from stm_plugin.propagation.events import Event, FrameFinished, Notice
@@ -105,14 +106,19 @@ def remove_key(
         _print_dirty(opened.status())
 
 
-@app.command("set")
+@app.command("set", epilog=settings_help())
 def set_settings(
     shot: Folder,
-    settings: Annotated[list[str], typer.Argument(help="NAME=VALUE ...")],
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="NAME=VALUE ...; without any, all settings are listed.")
+    ] = None,
     wait: Wait = 0.0,
 ) -> None:
     """Change settings; see what becomes stale."""
     with _open(shot) as opened:
+        if not settings:
+            output.print(settings_table(opened.settings), highlight=False)
+            return
         opened.set_settings(parse_settings(opened.settings, settings), wait=wait)
         _print_dirty(opened.status())
 
@@ -135,6 +141,8 @@ def status(shot: Folder) -> None:
         if found.adapted is not None:
             table.add_row("weights", describe_adaptation(found.adapted))
         output.print(table, highlight=False, soft_wrap=True)
+        for line in confidence_lines(found.qualities, [key.frame for key in found.keys]):
+            output.print(line, highlight=False, soft_wrap=True)
         _print_dirty(found)
         for sentence in found.advice:
             output.print(sentence, highlight=False, markup=False)

@@ -59,11 +59,15 @@ def _check(out: Path, source: tuple[str, Path], overwrite: bool) -> None:
     check_single([out, out.with_suffix(".json")], given, overwrite)
 
 
-def weights_table() -> Table:
-    """The shipped weights, for people."""
-    table = Table("weights", "architecture", "licence", "scores", "sha256")
+def weights_table(*, with_scores: bool = True) -> Table:
+    """The shipped weights, for people: a block for each, which fits a narrow terminal."""
+    table = Table.grid(padding=(0, 2))
     for path in (*shipped_weights(), *shipped_edges()):
         manifest = read_manifest(path)
-        scores = "\n".join(f"{name} {value:.3f}" for name, value in manifest.scores.items())
-        table.add_row(path.stem, manifest.architecture, manifest.licence, scores, manifest.sha256[:12])
+        table.add_row("weights", f"{path.stem} ({manifest.architecture})")
+        table.add_row("  licence", manifest.licence)
+        scores = [f"{name}: {value:.3f}" for name, value in manifest.scores.items() if with_scores]
+        for number, score in enumerate(scores):
+            table.add_row("" if number else "  scores", score)
+        table.add_row("  sha256", manifest.sha256)
     return table

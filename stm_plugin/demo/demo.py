@@ -24,7 +24,8 @@ from rich.table import Table
 
 from model.evaluation.metrics import region_similarity
 from stm_plugin.demo.plate import PLATE_SPACE, DemoPlate, PlateSettings, build_plate, frame_path
-from stm_plugin.errors import StmError
+from stm_plugin.errors import OutputError, StmError
+from stm_plugin.files.whole import store_error
 from stm_plugin.images.colour import ColourTransform, find_input_space, load_config
 from stm_plugin.images.matte import read_matte
 from stm_plugin.images.overlay import (
@@ -46,6 +47,8 @@ from stm_plugin.windows import FloatArray
 OBJECT = "cup"
 VISIBLE = 0.5  # where the true matte is above it, the cup counts as seen
 DEFAULT_OUT = Path("stm-demo")
+_MARK = ".stm-demo"
+"""An empty file that says that a folder is a demo's."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ def run_demo(
         StmError: what happened, and what to do.
     """
     console = console or Console()
+    _check_folder(out)
     console.print("Building a plate with a known true matte ...")
     built = build_plate(out, plate_settings)
     frames = built.frames
@@ -126,6 +130,28 @@ def run_demo(
     _write_scores(scores, one, two)
     _tell(console, one, two, scores)
     return one, two
+
+
+def _check_folder(out: Path) -> None:
+    """The demo replaces what lies in its folder: so it must be its own, or empty.
+
+    Raises:
+        OutputError: there is something in it that no demo made.
+    """
+    mark = out / _MARK
+    try:
+        is_foreign = not mark.is_file() and out.exists() and (not out.is_dir() or any(out.iterdir()))
+        if not is_foreign:
+            out.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+    except OSError as error:
+        raise store_error(error, out) from error
+    if is_foreign:
+        raise OutputError(
+            "There is something here that the demo did not make, so nothing is written.",
+            path=out,
+            hint="Give --out a folder that is new or empty.",
+        )
 
 
 @dataclass(frozen=True)

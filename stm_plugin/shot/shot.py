@@ -283,6 +283,7 @@ class Shot:
             adapted=self.adaptation if self.settings.adapt else None,
             advice=self._working.advice(plan),
             next_key=None if plan is None else self.next_key(plan),
+            qualities={} if plan is None else self._working.qualities(plan),
         )
 
     def next_key(self, plan: Plan) -> Advice | None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from stm_plugin.files.lock import Holder
-from stm_plugin.planning.quality import Advice
+from stm_plugin.planning.quality import Advice, Quality
 from stm_plugin.planning.values import DirtyRange, State
 from stm_plugin.propagation.events import Event, FrameComputed, Notice
 from stm_plugin.store.description import AdaptationRecord
@@ -54,6 +54,7 @@ class ShotStatus:
         adapted: the adaptation that the shot uses.
         advice: what might be done about the shot, in sentences.
         next_key: where the next key would help most, if anything is in doubt.
+        qualities: what the network says of the frames that are done.
     """
 
     keys: tuple[KeyInfo, ...]
@@ -67,6 +68,7 @@ class ShotStatus:
     adapted: AdaptationRecord | None = None
     advice: tuple[str, ...] = ()
     next_key: Advice | None = None
+    qualities: Mapping[int, Quality] = field(default_factory=dict)
 
     def count(self, state: State) -> int:
         return Counter(self.states.values())[state]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
@@ -321,3 +322,18 @@ def test_weights_that_are_not_numbers_are_named_with_the_frame(desk: Desk) -> No
     assert said.code == 1 and "frame 1002" in said.err and "broken.safetensors" in said.err, said.err
     assert [path.name for path in desk.out.parent.glob("m.*.exr")] in ([], ["m.1001.exr"])
     shutil.rmtree(desk.shot)
+
+
+def test_info_fits_a_narrow_terminal(repository: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from stm_plugin.cli import main; main()", "info"],
+        cwd=repository,
+        env={**os.environ, "COLUMNS": "80"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) < 24 and all(len(line.rstrip()) <= 80 for line in lines), done.stdout
+    assert not any(set(line) & set("┃│┏└") for line in lines)

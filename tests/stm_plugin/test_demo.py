@@ -112,3 +112,14 @@ def test_a_folder_that_cannot_be_written_is_an_error_in_words(
     (tmp_path / "file").touch()
     assert demo.main(["--out", str(tmp_path / "file" / "demo")]) == 1
     assert capsys.readouterr().err.startswith("Error: ")
+
+
+def test_a_folder_with_other_files_is_left_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shot = tmp_path / "cup.stmshot"
+    shot.mkdir()
+    (shot / "shot.json").write_text("somebody's shot")
+    assert demo.main(["--out", str(tmp_path)]) == 1
+    assert "the demo did not make" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("*")] == ["cup.stmshot", "shot.json"]
