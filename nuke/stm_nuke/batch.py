@@ -119,7 +119,8 @@ def bake(which: NodeOrName, folder: str | Path, frames: Range | None = None, vie
     """Copy the mattes out of the cache, to hand them on; the path with `%04d`.
 
     Raises:
-        CacheError: a frame has no fresh matte, or the folder cannot be written.
+        CacheError: a frame has no fresh matte, the folder cannot be written, or a file in it is no matte of
+            STM's; then nothing is written.
     """
     found = _node(which)
     shown = view or found.view()
@@ -130,8 +131,10 @@ def bake(which: NodeOrName, folder: str | Path, frames: Range | None = None, vie
     lacking = [frame for frame in range(first, last + 1) if frame not in fresh]
     if lacking:
         raise CacheError(f"{found.name} has no fresh matte at {in_words(lacking)}.", hint="Propagate first.")
-    for frame in range(first, last + 1):
-        source = cache.matte_path(found.cache, shown, frame)
+    sources = {frame: cache.matte_path(found.cache, shown, frame) for frame in range(first, last + 1)}
+    for frame, source in sources.items():
+        cache.check_replaceable(Path(folder) / source.name, frame)
+    for source in sources.values():
         cache.copy_whole(source, Path(folder) / source.name)
     return Path(folder) / f"matte.{shown}.%04d.exr"
 

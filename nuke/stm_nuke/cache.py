@@ -39,6 +39,10 @@ _STALE_LIST = "stale.json"
 HELD, PREVIOUS = "fixes", "previous"
 _COPY_OF = "copy_of.txt"
 """In a copy whose shot stores have not been taken over: the cache that it is a copy of."""
+_EXR_MAGIC = b"\x76\x2f\x31\x01"
+_MADE_BY_STM = b"stm:address\0"
+"""An attribute in the header of every matte that the engine writes."""
+_HEADER_BYTES = 1 << 18
 
 
 def new_id() -> str:
@@ -261,6 +265,27 @@ def renew_mattes(cache: Path, view: str, frames: Iterable[int]) -> None:
     stale = stale_mattes(cache, view)
     if stale & set(frames):
         _note_stale(cache, view, stale - set(frames))
+
+
+def check_replaceable(target: Path, frame: int) -> None:
+    """Ask whether a matte may be written here: nothing but a matte of STM is ever replaced.
+
+    Raises:
+        CacheError: there is something else.
+    """
+    try:
+        if not os.path.lexists(target):
+            return
+        with target.open("rb") as stream:
+            start = stream.read(_HEADER_BYTES)
+    except OSError:  # a folder, a link to nothing, a file that may not be read
+        start = b""
+    if not start.startswith(_EXR_MAGIC) or _MADE_BY_STM not in start:
+        raise CacheError(
+            f"{target} is not a matte that STM made, so it is not replaced.",
+            frame=frame,
+            hint="Choose another folder.",
+        )
 
 
 def copy_whole(source: Path, target: Path) -> None:

@@ -25,7 +25,7 @@ from typing import Literal
 
 import blake3
 
-from stm_plugin.errors import OutputError, StoreError
+from stm_plugin.errors import OutputError, StoreError, StoreFullError
 from stm_plugin.files.journal import Journal
 from stm_plugin.files.lock import StoreLock
 from stm_plugin.files.whole import store_error, write_atomically
@@ -259,7 +259,8 @@ class Ownership:
         before = self.check_free(overwrite=overwrite)
         owner = self.owner()
         if owner is None or not _same_folder(owner, self._shot):
-            write_atomically(self._path, self._text())
+            with suppress(StoreFullError):  # the first file that does not fit says so, with its frame
+                write_atomically(self._path, self._text())
         if before is None:
             return None
         return f"The files {self._row} were written by {before}; from now on {self._shot} writes them."
@@ -323,7 +324,9 @@ class Ownership:
         except FileExistsError:
             return False
         except OSError as error:
-            raise store_error(error, self._path) from error
+            problem = store_error(error, self._path)
+            if not isinstance(problem, StoreFullError):
+                raise problem from error
         return True
 
     def _text(self) -> bytes:
