@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from stm_plugin.planning.quality import Quality
 from stm_plugin.settings import Settings, describe_settings
+
+if TYPE_CHECKING:
+    from stm_plugin.planning.quality import Quality
 
 _WORST = 3
 
