@@ -9,7 +9,20 @@ from pathlib import Path
 
 import typer
 
-from stm_plugin.cli import adapt, doctor, evaluate, host, info, propagate, review, serve, shot, train, weights
+from stm_plugin.cli import (
+    adapt,
+    doctor,
+    evaluate,
+    farm,
+    host,
+    info,
+    propagate,
+    review,
+    serve,
+    shot,
+    train,
+    weights,
+)
 from stm_plugin.cli.console import errors, printable
 from stm_plugin.errors import as_stm_error
 
@@ -29,6 +42,7 @@ app.command("adapt")(adapt.adapt)
 app.command("serve")(serve.serve)
 app.command("info")(info.info)
 app.command("review")(review.review)
+app.add_typer(farm.app, name="farm")
 app.add_typer(host.app, name="host")
 app.command("doctor")(doctor.doctor)
 app.add_typer(evaluate.app, name="eval")

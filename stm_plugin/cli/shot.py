@@ -10,6 +10,7 @@ from rich.table import Table
 
 from stm_plugin.cli.adapt import describe_adaptation
 from stm_plugin.cli.console import counted, output, progress_bar
+from stm_plugin.cli.farm import merge
 from stm_plugin.cli.guard import Overwrite
 from stm_plugin.cli.propagate import EventPrinter, parse_range
 from stm_plugin.cli.shapes import shapes
@@ -26,6 +27,7 @@ app = typer.Typer(help="Work on a shot: keys, corrections, cached memory.", no_a
 key_app = typer.Typer(help="Add and remove keys.", no_args_is_help=True)
 app.add_typer(key_app, name="key")
 app.command()(shapes)
+app.command()(merge)
 
 Folder = Annotated[Path, typer.Argument(help="The shot store, NAME.stmshot.")]
 Frames = Annotated[str | None, typer.Option(help="FIRST-LAST; the whole plate if not given.")]

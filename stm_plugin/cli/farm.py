@@ -1,0 +1,248 @@
+"""`stm farm`: one shot on many machines; `stm shot merge`: results from several folders."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stm_plugin.cli.console import counted, output
+from stm_plugin.cli.guard import Overwrite, listed_outputs
+from stm_plugin.cli.propagate import parse_keys, parse_range
+from stm_plugin.errors import as_stm_error
+from stm_plugin.planning.values import Request
+
+if TYPE_CHECKING:  # what computes is imported where it is called: help and completion must not wait for it
+    from stm_plugin.farm.bundle import Job
+    from stm_plugin.farm.work import CheckReport
+
+app = typer.Typer(help="One shot on many machines: a job bundle, and the tasks in it.", no_args_is_help=True)
+
+Folder = Annotated[Path, typer.Argument(help="The shot store, NAME.stmshot.")]
+Frames = Annotated[str | None, typer.Option(help="FIRST-LAST of the job; the whole plate if not given.")]
+Out = Annotated[str, typer.Option(help="The matte sequence: matte.####.exr.")]
+Expects = Annotated[str | None, typer.Option(help="The job's address: refuse a shot that is another now.")]
+PlateHere = Annotated[str | None, typer.Option("--plate", help="Where this machine finds the plate.")]
+OpenJd = Annotated[bool, typer.Option("--openjd", help="Print progress and failure as OpenJD reads them.")]
+Chunk = Annotated[int, typer.Option(help="Frames of a finishing task.")]
+Mattes = Annotated[
+    str | None, typer.Option(help="The matte sequence; NAME.####.exr beside the shot if not given.")
+]
+Stm = Annotated[str, typer.Option(help="The command `stm` on the farm's machines.")]
+
+
+@app.command()
+def bundle(
+    shot: Annotated[Path, typer.Argument(help="A shot store; or, with --key, a plate.")],
+    out: Annotated[Path, typer.Option(help="The folder of the bundle.")],
+    mattes: Mattes = None,
+    frames: Frames = None,
+    key: Annotated[list[str] | None, typer.Option(help="FRAME=MASK: make a shot of a plate first.")] = None,
+    chunk: Chunk = 20,
+    stm: Stm = "stm",
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a job bundle in the open job format."""
+    from stm_plugin.farm.bundle import FILES, PLAIN_VALUES, TEMPLATE, texts
+    from stm_plugin.files.outputs import Given
+    from stm_plugin.files.whole import write_atomically
+
+    folder = _new_shot(str(shot), parse_keys(key), out) if key else shot
+    job = _job(folder, mattes, frames, chunk, stm)
+    given = [Given("an input", one) for one in job.inputs]
+    with listed_outputs(out, [out / name for name in FILES], given, overwrite):
+        for name, text in texts(job).items():
+            write_atomically(out / name, text.encode())
+    passes, chunks = len(job.parts.passes), len(job.parts.chunks)
+    tasks = f"{passes} {'pass' if passes == 1 else 'passes'}, {counted(chunks, 'chunk')} of frames"
+    output.print(f"{out}: {tasks}\nTo run it here:", highlight=False, markup=False, soft_wrap=True)
+    line = f"openjd run {out / TEMPLATE} --job-param file://{out / PLAIN_VALUES}"
+    output.print(f"{line} --step check --run-dependencies", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def commands(
+    shot: Folder,
+    mattes: Mattes = None,
+    frames: Frames = None,
+    chunk: Chunk = 20,
+    stm: Stm = "stm",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per task.")] = False,
+) -> None:
+    """Print the tasks as plain command lines, each with what it waits for."""
+    from stm_plugin.farm.commands import commands as commands_of
+
+    for one in commands_of(_job(shot, mattes, frames, chunk, stm)):
+        if as_json:
+            print(json.dumps(one.to_json(), ensure_ascii=False))
+        else:
+            print(f"# {one.name}, after {', '.join(one.after)}" if one.after else f"# {one.name}")
+            print(one.line)
+
+
+@app.command()
+def activate() -> None:
+    """Say which installation a farm's session works with."""
+    from importlib.metadata import version
+
+    _say(f"openjd_status: STM {version('stm-nuke')} at {sys.prefix}")
+
+
+@app.command()
+def plan(
+    shot: Folder,
+    out: Out,
+    frames: Frames = None,
+    expects: Expects = None,
+    plate: PlateHere = None,
+    openjd: OpenJd = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """The first task: read the plate, and refuse what is wrong before anything is computed."""
+    from stm_plugin.farm.work import FarmShot
+
+    with _told(openjd) as report, FarmShot(shot, _request(frames), expects=expects, plate=plate) as opened:
+        made = opened.prepare(out, overwrite=overwrite, report=report)
+        print(f"{counted(len(made.compute_steps), 'frame')} through the network")
+
+
+@app.command("pass")
+def run_pass(
+    shot: Folder,
+    name: Annotated[str, typer.Argument(metavar="PASS", help="KEY:forward or KEY:backward.")],
+    frames: Frames = None,
+    expects: Expects = None,
+    plate: PlateHere = None,
+    openjd: OpenJd = False,
+) -> None:
+    """A task: run one pass of the plan. Several run at once."""
+    from stm_plugin.farm.parts import parse_pass
+    from stm_plugin.farm.work import FarmShot
+
+    with _told(openjd) as report, FarmShot(shot, _request(frames), expects=expects, plate=plate) as opened:
+        computed = opened.run_pass(parse_pass(name), report)
+        print(f"{name}: {counted(computed, 'frame')} computed")
+
+
+@app.command()
+def finish(
+    shot: Folder,
+    frames: Annotated[str, typer.Argument(help="FIRST-LAST.")],
+    out: Out,
+    expects: Expects = None,
+    plate: PlateHere = None,
+    openjd: OpenJd = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """A task: write the mattes of some frames whose passes are done. Several run at once."""
+    from stm_plugin.farm.work import FarmShot
+
+    with _told(openjd) as report, FarmShot(shot, _request(frames), expects=expects, plate=plate) as opened:
+        written = opened.finish(out, overwrite=overwrite, report=report)
+        print(f"{frames}: {counted(written, 'matte')} written")
+
+
+@app.command()
+def check(
+    shot: Folder,
+    out: Out,
+    frames: Frames = None,
+    expects: Expects = None,
+    plate: PlateHere = None,
+    openjd: OpenJd = False,
+) -> None:
+    """The last task: is every matte there, whole and current? How sure is the network?"""
+    from stm_plugin.farm.work import FarmShot
+
+    with _told(openjd) as report, FarmShot(shot, _request(frames), expects=expects, plate=plate) as opened:
+        found = opened.check(out, report)
+        _print_report(found)
+        found.raise_if_wrong()
+
+
+def merge(
+    shot: Folder,
+    sources: Annotated[list[Path], typer.Argument(metavar="FROM...", help="Other folders of the same shot.")],
+    wait: Annotated[float, typer.Option(help="Seconds to wait for another process.")] = 0.0,
+) -> None:
+    """Copy the results that are whole from other folders of the same shot."""
+    from stm_plugin.farm.merge import merge as merge_folders
+
+    for one in merge_folders(shot, sources, wait=wait):
+        text = f"{one.folder}: {counted(one.copied, 'result')} copied, {one.known} were here"
+        output.print(text, highlight=False, markup=False, soft_wrap=True)
+        for path in one.damaged:
+            output.print(f"{path}: damaged; left out", highlight=False, markup=False, soft_wrap=True)
+
+
+def _job(shot: Path, mattes: str | None, frames: str | None, chunk: int, stm: str) -> Job:
+    from stm_plugin.farm.bundle import job_of
+    from stm_plugin.farm.parts import parts_of
+    from stm_plugin.farm.work import FarmShot
+    from stm_plugin.store.store import with_suffix
+
+    folder = with_suffix(shot)
+    out = mattes or str(folder.with_name(f"{folder.stem}.####.exr"))
+    with FarmShot(folder, _request(frames)) as opened:
+        made = opened.propagation.plan(opened.request)
+        opened.writer(out).check(opened.inputs, opened.store.folder, [one.frame for one in made.frames])
+        return job_of(opened, made, parts_of(made, chunk), out, stm)
+
+
+def _new_shot(plate: str, keys: dict[int, str], out: Path) -> Path:
+    """A shot of a plate and its keys, beside the bundle."""
+    from stm_plugin.shot.shot import Shot
+    from stm_plugin.store.description import PlateDescription
+
+    folder = out.with_name(f"{out.name}.stmshot")
+    description = PlateDescription("files", str(Path(plate).expanduser().absolute()))
+    with Shot.create(folder, description) as made:
+        for frame, mask in keys.items():
+            made.add_key(frame, mask, allow_empty=len(keys) > 1)
+    return folder
+
+
+def _request(frames: str | None) -> Request:
+    return Request(*(parse_range(frames) or (None, None)))
+
+
+@contextmanager
+def _told(openjd: bool) -> Iterator[Callable[[int, int, int], None]]:
+    """Gives what reports progress; with `openjd`, an error is told as the farm reads it too."""
+
+    def report(done: int, total: int, frame: int) -> None:
+        if openjd:
+            _say(f"openjd_progress: {100 * done / max(1, total):.1f}")
+            _say(f"openjd_status: frame {frame}, {done} of {total}")
+        else:
+            print(f"frame {frame}, {done} of {total}", flush=True)
+
+    try:
+        yield report
+    except Exception as error:
+        if openjd:
+            _say(f"openjd_fail: {' '.join(str(as_stm_error(error) or error).split())}")
+        raise
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _print_report(found: CheckReport) -> None:
+    from stm_plugin.farm.work import lowest
+
+    print(f"{counted(found.frames, 'frame')}, {len(found.problems)} wrong")
+    for frame, problem in sorted(found.problems.items()):
+        print(f"frame {frame}: {problem}")
+    if found.qualities:
+        mean = sum(one.confidence for one in found.qualities.values()) / len(found.qualities)
+        least = ", ".join(f"{one.frame} ({one.confidence:.2f})" for one in lowest(found.qualities.values()))
+        print(f"mean confidence {mean:.3f}; least sure: {least}")
+    if found.advice is not None:
+        print(f"The next key would help most on {found.advice.text}.")

@@ -1,0 +1,214 @@
+"""The job bundle: a template in the open job format (Open Job Description 2023-09), values, and assets.
+
+The files are JSON, which is YAML too. A step waits for whole steps in that format: so finishing begins when
+all passes are done. `commands` says which passes a chunk really waits for.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import model
+from stm_plugin.farm.parts import Parts, pass_text
+from stm_plugin.farm.work import FarmShot
+from stm_plugin.images.plate import Plate
+from stm_plugin.planning.values import Plan
+from stm_plugin.propagation.memory_forecast import Forecast
+
+TEMPLATE = "template.yaml"
+VALUES = "parameter_values.yaml"
+"""As AWS Deadline Cloud reads them."""
+ASSETS = "asset_references.yaml"
+PLAIN_VALUES = "parameters.json"
+"""As `openjd run --job-param file://...` reads them."""
+FILES = (TEMPLATE, VALUES, ASSETS, PLAIN_VALUES)
+
+_MEBIBYTE = 1 << 20
+_SECONDS_TO_STOP = 30
+_MOST_NAME = 100
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a bundle says.
+
+    Attributes:
+        frames: `1001-1100`.
+        out: the matte sequence.
+        plate: as the shot names it; empty where a host pushed its pixels.
+        address: what all machines must agree on.
+        memory: what a pass needs; None where no pass has to run.
+        gpu: whether passes ask for one.
+        inputs: files that are read besides the shot's folder.
+        stm: the command of the installation on the farm's machines.
+    """
+
+    shot: Path
+    frames: str
+    out: Path
+    plate: str
+    address: str
+    parts: Parts
+    memory: Forecast
+    gpu: bool
+    inputs: tuple[Path, ...] = ()
+    stm: str = "stm"
+
+
+def job_of(opened: FarmShot, plan: Plan, parts: Parts, out: str, stm: str = "stm") -> Job:
+    """The job of a plan. DeviceError where this machine could not do it either."""
+    shipped = Path(model.__path__[0]).resolve()
+    given = {Path(one.path).absolute() for one in opened.inputs.given}
+    plate = opened.description.plate
+    return Job(
+        shot=opened.store.folder.absolute(),
+        frames=f"{plan.frames[0].frame}-{plan.frames[-1].frame}",
+        out=Path(out).expanduser().absolute(),
+        plate=plate.text if isinstance(opened.plate, Plate) else "",
+        address=opened.address,
+        parts=parts,
+        memory=opened.propagation.forecast(plan).forecast,
+        gpu=opened.settings.device.startswith("cuda"),
+        inputs=tuple(sorted(one for one in given if not one.resolve().is_relative_to(shipped))),
+        stm=stm,
+    )
+
+
+def template(job: Job) -> Json:
+    """The job template."""
+    name = "".join(one for one in job.shot.stem if one.isprintable()).replace("{{", "{ {")
+    steps = [_step("plan", job, [])]
+    if job.parts.passes:
+        passes = [pass_text(one.name) for one in job.parts.passes]
+        steps.append(_step("propagate", job, ["plan"], ("Pass", passes)))
+    chunks = [one.text for one in job.parts.chunks]
+    steps.append(_step("finish", job, [steps[-1]["name"]], ("Chunk", chunks)))
+    steps.append(_step("check", job, ["finish"]))
+    return {
+        "specificationVersion": "jobtemplate-2023-09",
+        "name": f"STM {name}"[:_MOST_NAME],
+        "parameterDefinitions": _parameters(job),
+        "jobEnvironments": [_environment()],
+        "steps": steps,
+    }
+
+
+def values(job: Job) -> dict[str, str]:
+    """The values of the parameters."""
+    return {
+        "Shot": str(job.shot),
+        "Mattes": str(job.out),
+        "Plate": job.plate,
+        "Frames": job.frames,
+        "Expects": job.address,
+        "Stm": job.stm,
+    }
+
+
+def texts(job: Job) -> dict[str, str]:
+    """The files of a bundle by name."""
+    assets = {
+        "inputs": {"filenames": [str(one) for one in job.inputs], "directories": [str(job.shot)]},
+        "outputs": {"directories": [str(job.shot), str(job.out.parent)]},
+        "referencedPaths": [],
+    }
+    found = {
+        TEMPLATE: template(job),
+        VALUES: {"parameterValues": [{"name": one, "value": value} for one, value in values(job).items()]},
+        ASSETS: {"assetReferences": assets},
+        PLAIN_VALUES: values(job),
+    }
+    return {name: json.dumps(content, indent=2, ensure_ascii=False) + "\n" for name, content in found.items()}
+
+
+def _parameters(job: Job) -> list[Json]:
+    return [
+        {
+            "name": "Shot",
+            "type": "PATH",
+            "objectType": "DIRECTORY",
+            "dataFlow": "INOUT",
+            "description": "The shot store, NAME.stmshot.",
+        },
+        {
+            "name": "Mattes",
+            "type": "PATH",
+            "objectType": "FILE",
+            "dataFlow": "NONE",
+            "description": "The matte sequence, matte.####.exr.",
+        },
+        {
+            "name": "Plate",
+            "type": "PATH",
+            "objectType": "FILE",
+            "dataFlow": "NONE",
+            "description": "The plate as the shot names it; mapped where machines mount it elsewhere.",
+        },
+        {
+            "name": "Frames",
+            "type": "STRING",
+            "description": "FIRST-LAST of the job. The tasks are made for these frames.",
+            "allowedValues": [job.frames],
+        },
+        {
+            "name": "Expects",
+            "type": "STRING",
+            "description": "Stands for keys, weights and settings; a task refuses a shot with others.",
+        },
+        {
+            "name": "Stm",
+            "type": "STRING",
+            "minLength": 1,
+            "default": "stm",
+            "description": "The command of the installation on the farm's machines.",
+        },
+    ]
+
+
+def _environment() -> Json:
+    """Says which installation a session works with, and fails where there is none."""
+    enter = {"command": "{{Param.Stm}}", "args": ["farm", "activate"]}
+    return {
+        "name": "STM",
+        "description": "The installation of STM on this machine.",
+        "variables": {"OMP_WAIT_POLICY": "PASSIVE"},
+        "script": {"actions": {"onEnter": enter}},
+    }
+
+
+def _step(name: str, job: Job, after: list[str], tasks: tuple[str, list[str]] | None = None) -> Json:
+    verb = "pass" if name == "propagate" else name
+    args = ["farm", verb, "--openjd"]
+    if name != "propagate":
+        args += ["--out", "{{Param.Mattes}}"]
+    if name != "finish":
+        args += ["--frames", "{{Param.Frames}}"]
+    args += ["--expects", "{{Param.Expects}}"]
+    if job.plate:
+        args += ["--plate", "{{Param.Plate}}"]
+    args += ["--", "{{Param.Shot}}"]  # frames may be negative: what follows is no option
+    if tasks is not None:
+        args.append(f"{{{{Task.Param.{tasks[0]}}}}}")
+    action = {
+        "command": "{{Param.Stm}}",
+        "args": args,
+        "cancelation": {"mode": "NOTIFY_THEN_TERMINATE", "notifyPeriodInSeconds": _SECONDS_TO_STOP},
+    }
+    step: Json = {"name": name}
+    if after:
+        step["dependencies"] = [{"dependsOn": one} for one in after]
+    if tasks is not None:
+        parameter = {"name": tasks[0], "type": "STRING", "range": tasks[1]}
+        step["parameterSpace"] = {"taskParameterDefinitions": [parameter]}
+    bytes_needed = job.memory.total if name == "propagate" else job.memory.fixed
+    amounts: list[Json] = [{"name": "amount.worker.memory", "min": -(-bytes_needed // _MEBIBYTE)}]
+    if name == "propagate" and job.gpu:
+        amounts.append({"name": "amount.worker.gpu", "min": 1})
+    step["hostRequirements"] = {"amounts": amounts}
+    step["script"] = {"actions": {"onRun": action}}
+    return step

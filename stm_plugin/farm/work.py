@@ -1,0 +1,326 @@
+"""The tasks of a farm: plan, pass, finish, check.
+
+Passes and chunks run anywhere, in any order, several at once on one store, without its lock. That is safe, as
+results are addressed by what made them and appear whole or not at all: two tasks that compute the same thing
+write the same bytes under the same name. Such a task writes nothing else into the store. A task that was
+killed goes on from what is there. The plan and the check hold the lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+
+from stm_plugin.errors import DeviceError, MatteError, PlateError, SettingsError, StmError, StoreError
+from stm_plugin.farm.parts import PassName, job_address, pass_text
+from stm_plugin.files.whole import DamagedFileError
+from stm_plugin.planning.plan import make_plan
+from stm_plugin.planning.quality import Advice, Quality, advise
+from stm_plugin.planning.values import Pass, Plan, Request
+from stm_plugin.propagation.context import PlateMovedOn
+from stm_plugin.propagation.events import Event, FrameFinished, Progress
+from stm_plugin.propagation.execution import Execution
+from stm_plugin.propagation.frame_finisher import FrameDelivery
+from stm_plugin.propagation.memory_forecast import MemoryFit
+from stm_plugin.propagation.propagation import NetworkFactory, Propagation
+from stm_plugin.shot.export import MatteWriter
+from stm_plugin.shot.inputs import Inputs, inputs_of
+from stm_plugin.shot.opening import open_plate
+from stm_plugin.store.store import ShotStore, with_suffix
+
+MOST_REPAIRS = 20
+"""How often one task begins anew because a stored result was damaged."""
+WAIT_SECONDS = 600.0
+"""For the lock, before the plan and the check."""
+
+Report = Callable[[int, int, int], None]
+"""Gets how much is done, of how much, and the frame."""
+
+
+def quiet(done: int, total: int, frame: int) -> None:
+    """Nobody listens."""
+
+
+def unheard(text: str) -> None:
+    """Nobody reads notices."""
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What the check of a job found.
+
+    Attributes:
+        problems: what is wrong with a frame, by frame.
+        qualities: what the network says of each frame that is computed.
+        advice: where the next key would help most.
+    """
+
+    frames: int
+    problems: dict[int, str]
+    qualities: dict[int, Quality]
+    advice: Advice | None
+
+    def raise_if_wrong(self) -> None:
+        """MatteError where a frame is not as it should be; the first is named."""
+        if self.problems:
+            first = min(self.problems)
+            count = len(self.problems)
+            others = "" if count == 1 else f" {count - 1} more frames are wrong."
+            raise MatteError(
+                f"{self.problems[first]}{others}",
+                frame=first,
+                hint="Run the tasks of these frames again: what is whole is kept.",
+            )
+
+
+class FarmShot:
+    """A shot as a task sees it.
+
+    Args:
+        request: the frames of the job (of the chunk, for finishing).
+        expects: the job's address; the shot must still be the one that the job was made for.
+        plate: where this machine finds the plate; as the shot says if None.
+        network: gives the network; that of the settings' weights if None.
+
+    Raises:
+        StoreError, PlateError: the shot cannot be opened.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        request: Request,
+        *,
+        expects: str | None = None,
+        plate: str | None = None,
+        network: NetworkFactory | None = None,
+        warn: Callable[[str], None] = unheard,
+    ) -> None:
+        self.store = ShotStore.open(with_suffix(folder))
+        self.request, self._expects = request, expects
+        description = self.store.description()
+        if plate and description.plate.kind == "files":
+            description = replace(description, plate=replace(description.plate, text=plate))
+        # The features on disk belong to the holder of the lock.
+        description = replace(description, settings=replace(description.settings, disk_budget=0))
+        self.description, self.settings = description, description.settings
+        self.plate = open_plate(self.store.plate_folder, description.plate, self.settings)
+        self.propagation = Propagation(self.store, self.plate, description, network, warn)
+
+    def __enter__(self) -> FarmShot:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.propagation.close()
+
+    @property
+    def address(self) -> str:
+        """What `expects` must be."""
+        return job_address(self.propagation.facts(), self.settings)
+
+    @property
+    def inputs(self) -> Inputs:
+        """The files that nothing may overwrite."""
+        return inputs_of(self.plate, self.settings, self.store.folder)
+
+    def writer(self, out: str, *, overwrite: bool = False) -> MatteWriter:
+        """Writes the mattes of this shot to a sequence."""
+        channel, with_ids = self.settings.channel, self.settings.cryptomatte
+        return MatteWriter(out, self.plate, channel=channel, with_ids=with_ids, overwrite=overwrite)
+
+    def read_plan(self, only: PassName | None = None, report: Report = quiet) -> Plan:
+        """The plan, with the content of the plate as it is on disk now.
+
+        Args:
+            only: the pass whose frames are asked for; all if None.
+
+        Raises:
+            StoreError: the shot is not the one that was expected.
+            PlateError: a frame cannot be read.
+        """
+        if self._expects and self.address != self._expects:
+            raise StoreError(
+                "The shot, its weights or its settings are not those that the job was made for.",
+                path=self.store.folder,
+                hint="Write the bundle again, and see that all machines have the same installation.",
+            )
+        plan = self.propagation.plan(self.request)
+        facts = plan.facts
+        passes = [one for one in plan.passes if only in (None, one.name)]
+        needed = {key.frame for key in facts.keys} | {frame for one in passes for frame in one.frames}
+        if only is None:
+            needed |= {one.frame for one in plan.frames}
+        unknown = sorted(needed - set(facts.plate))
+        found = dict(facts.plate)
+        for number, frame in enumerate(unknown, 1):
+            found[frame] = self.propagation.frames.load(frame).hash
+            report(number, len(unknown), frame)
+        if not unknown:
+            return plan
+        return make_plan(replace(facts, plate=found), self.request, self.store.has, self.store.history())
+
+    # ---- the tasks ----
+
+    def prepare(self, out: str, *, overwrite: bool = False, report: Report = quiet) -> Plan:
+        """The first task: read the whole plate, and refuse what cannot be done.
+
+        Raises:
+            StmError: an input is wrong, an output may not be written, or a frame is reached by no key.
+        """
+        with self._locked():
+            plan = self.read_plan(report=report)
+            for one in plan.dirty:
+                if one.state.value == "unreached":
+                    raise MatteError(f"It cannot be computed: {one.why}.", frame=one.first)
+            self.fit(plan)
+            frames = [one.frame for one in plan.frames]
+            self.writer(out, overwrite=overwrite).begin(self.inputs, self.store.folder, frames)
+            return plan
+
+    def fit(self, plan: Plan) -> MemoryFit:
+        """The memory of this machine for a plan. DeviceError where it does not suffice."""
+        fit = self.propagation.forecast(plan)
+        if fit.reason:  # lowering would give other bytes here than on the next machine
+            raise DeviceError(
+                f"This machine has too little memory for the settings of the shot: {fit.reason}.",
+                hint="Give the job larger machines, or lower working_size or memory_cap with `stm shot set`.",
+            )
+        return fit
+
+    def run_pass(self, name: PassName, report: Report = quiet) -> int:
+        """Compute one pass, as far as it is not there; how many frames were computed or found.
+
+        Raises:
+            SettingsError: the plan has no such pass.
+            StmError: what it says, with its frame; frames before it are kept.
+        """
+        for _ in range(MOST_REPAIRS):
+            plan = self.read_plan(name)
+            passed = _pass_of(plan, name)
+            fit = self.fit(plan)
+            self.propagation.limit_ram(fit.run.ram_budget)
+            steps = tuple(step for step in plan.compute_steps if step.passed.name == name)
+            done = len(passed.frames) - len(steps)
+
+            def tell(event: Event, done: int = done, total: int = len(passed.frames)) -> None:
+                if isinstance(event, Progress):
+                    report(done + event.done, total, event.frame)
+
+            try:
+                results = self.propagation.finisher(replace(plan, steps=steps)).results
+                Execution(self.propagation.context(), results, tell, _never, _nothing).run()
+            except DamagedFileError as damaged:
+                self.propagation.remove_damaged(damaged.path)
+                continue
+            except PlateMovedOn as moved:
+                raise _moved(moved) from moved
+            return len(steps)
+        raise StoreError("Stored results keep being damaged.", path=self.store.folder, hint="Check the disk.")
+
+    def finish(self, out: str, *, overwrite: bool = False, report: Report = quiet) -> int:
+        """Write the mattes of the frames of the request, without the network; how many were written.
+
+        Raises:
+            MatteError: a pass that a frame needs is not done; nothing was written.
+            StmError: what it says, with its frame; mattes before it are kept.
+        """
+        plan = self.read_plan()
+        try:
+            self.propagation.check_done(plan)
+        except MatteError as error:
+            error.hint = "Its passes must be done first (`stm farm pass`)."
+            raise
+        frames = [one.frame for one in plan.frames]
+        writer = self.writer(out, overwrite=overwrite)
+        writer.begin(self.inputs, self.store.folder, frames)
+        count = 0
+
+        def tell(event: Event) -> None:
+            nonlocal count
+            if isinstance(event, FrameFinished):
+                count += 1
+                report(count, len(frames), event.frame)
+
+        self.propagation.export(plan, writer, tell, _never)
+        return sum(one.written for one in writer.written)
+
+    def check(self, out: str, report: Report = quiet) -> CheckReport:
+        """The last task: every result and every matte is there, whole and current; judgements are recorded.
+
+        The network is not used. Nothing is repaired.
+        """
+        with self._locked():
+            plan = self.read_plan()
+            writer = self.writer(out)
+            problems: dict[int, str] = {}
+            finisher = self.propagation.finisher(plan)
+            context = self.propagation.context()
+            with FrameDelivery(context, finisher, None, lambda event: None) as delivery:
+                for number, one in enumerate(plan.frames, 1):
+                    try:
+                        self.propagation.check_done(replace(plan, frames=(one,)))
+                        with self.propagation.reading(one.frame):
+                            delivery.submit(one.frame)
+                            address = finisher.matte_address(one.frame)
+                    except StmError as error:
+                        problems[one.frame] = error.what
+                        continue
+                    path = writer.sequence.path(one.frame)
+                    if not path.is_file():
+                        problems[one.frame] = f"The matte {path} is not there."
+                    elif not writer.is_current(one.frame, address):
+                        problems[one.frame] = f"The matte {path} is damaged, or not of the shot as it is now."
+                    report(number, len(plan.frames), one.frame)
+            if not problems:
+                writer.tidy([one.frame for one in plan.frames])
+            return self._report(plan, problems)
+
+    def _report(self, plan: Plan, problems: dict[int, str]) -> CheckReport:
+        frames = {one.frame for one in plan.frames} - set(problems)
+        found = {frame: one for frame, one in self.store.qualities().items() if frame in frames}
+        advice = advise(found, {key.frame for key in plan.facts.keys})
+        return CheckReport(len(plan.frames), problems, found, advice)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self.store.lock.acquire(WAIT_SECONDS)
+        try:
+            yield
+        finally:
+            self.store.lock.release()
+
+
+def _pass_of(plan: Plan, name: PassName) -> Pass:
+    for one in plan.passes:
+        if one.name == name:
+            return one
+    there = ", ".join(pass_text(one.name) for one in plan.passes) or "none"
+    raise SettingsError(
+        f"The shot has no pass {pass_text(name)}.", hint=f"It has {there}. Write the bundle again."
+    )
+
+
+def _moved(moved: PlateMovedOn) -> PlateError:
+    return PlateError(
+        "The plate changed while it was being worked on.",
+        frame=moved.frame,
+        hint="Wait until it is rendered, and run the task again: finished frames are kept.",
+    )
+
+
+def _never() -> bool:
+    return False
+
+
+def _nothing(frame: int) -> None:
+    """A pass hands out no frames."""
+
+
+def lowest(qualities: Iterable[Quality], count: int = 5) -> list[Quality]:
+    """The frames of which the network is least sure."""
+    return sorted(qualities, key=lambda one: (one.confidence, one.frame))[:count]
