@@ -76,7 +76,8 @@ def parts_of(plan: Plan, chunk: int = DEFAULT_CHUNK) -> Parts:
         members = set(frames[start : start + size])
         needs = tuple(one.name for one in plan.passes if not members.isdisjoint(one.frames))
         chunks.append(ChunkPart(min(members), max(members), needs))
-    return Parts(tuple(PassPart(one.name, len(one.frames)) for one in plan.passes), tuple(chunks))
+    longest_first = sorted(plan.passes, key=lambda one: -len(one.frames))  # machines are idle least
+    return Parts(tuple(PassPart(one.name, len(one.frames)) for one in longest_first), tuple(chunks))
 
 
 def job_address(facts: Facts, settings: Settings) -> str:

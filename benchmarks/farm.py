@@ -1,0 +1,194 @@
+"""How a shot scales on a farm: makespan and cost of N machines, by simulation from measured times per step.
+
+    python benchmarks/farm.py                               # tables for 100 to 2000 frames and 1 to 20 keys
+    python benchmarks/farm.py --frames 240 --keys 1,120,240 --deadline 600     # which key to add
+    python benchmarks/farm.py --measure SHOT --processes 2  # runs the tasks here, and says how far it is off
+
+The tasks are those of the real plan. Each machine takes the next task of a step as soon as it is free, in the
+order of the bundle; a step begins when the one before it is done, as in the open job format. Times are those
+of `Times`; --measure takes them from runs of single tasks. A measured shot must be a copy: it is emptied.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from stm_plugin.farm.parts import DEFAULT_CHUNK, Parts, parts_of
+from stm_plugin.planning.plan import make_plan
+from stm_plugin.planning.values import Facts, Key, KeyMask
+
+MACHINES = (1, 2, 4, 8, 16, 32, 64)
+MOST_KEYS = 40
+GAIN = 1.1
+"""Twice the machines that are not this much quicker are not worth their start."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds: start of a task, reading a frame, a frame of a pass, finishing a frame, checking a frame."""
+
+    start: float = 4.0
+    read: float = 0.05
+    step: float = 0.45
+    finish: float = 0.35
+    check: float = 0.1
+
+
+@dataclass(frozen=True)
+class Run:
+    """How long a job takes, and how long machines are busy with it, in seconds."""
+
+    makespan: float
+    cost: float
+
+
+def parts_for(frames: int, keys: Sequence[int], chunk: int = DEFAULT_CHUNK) -> Parts:
+    """The tasks of a shot with frames 1 to `frames` and one object."""
+    made = tuple(Key(frame, {"o1": KeyMask(str(frame))}) for frame in keys)
+    return parts_of(make_plan(Facts(tuple(range(1, frames + 1)), ("o1",), made, {}, {})), chunk)
+
+
+def spread(frames: int, count: int) -> list[int]:
+    """Evenly spread keys; one alone is the first frame."""
+    if count == 1:
+        return [1]
+    return sorted({1 + round(place * (frames - 1) / (count - 1)) for place in range(count)})
+
+
+def simulate(parts: Parts, machines: int, times: Times) -> Run:
+    """A job on machines that are all alike."""
+    frames = sum(one.last - one.first + 1 for one in parts.chunks)
+    steps = [
+        [times.start + times.read * frames],
+        [times.start + times.step * one.frames for one in parts.passes],
+        [times.start + times.finish * (one.last - one.first + 1) for one in parts.chunks],
+        [times.start + times.check * frames],
+    ]
+    return Run(sum(_makespan(step, machines) for step in steps), sum(map(sum, steps)))
+
+
+def _makespan(tasks: Iterable[float], machines: int) -> float:
+    free = [0.0] * machines
+    for seconds in tasks:
+        heapq.heappush(free, heapq.heappop(free) + seconds)
+    return max(free)
+
+
+def enough(parts: Parts, times: Times) -> int:
+    """The machines from which on twice as many gain less than a tenth."""
+    for machines in MACHINES:
+        one, two = simulate(parts, machines, times), simulate(parts, 2 * machines, times)
+        if one.makespan < GAIN * two.makespan:
+            return machines
+    return MACHINES[-1]
+
+
+def advise(frames: int, keys: list[int], deadline: float, machines: int, times: Times) -> None:
+    """Say which keys to add, one after the other in the middle of the widest gap, until a job is in time.
+
+    A pass runs up to the third further key, so the first keys that are added may gain nothing.
+    """
+    keys = sorted(keys)
+    while True:
+        run = simulate(parts_for(frames, keys), machines, times)
+        words = f"{run.makespan:.0f} s on {machines} machines, {run.cost:.0f} s of work"
+        print(f"keys {', '.join(map(str, keys))}: {words}")
+        if run.makespan <= deadline:
+            return
+        gaps = [(two - one, (one + two) // 2) for one, two in pairwise([1, *keys, frames])]
+        width, middle = max(gaps)
+        if width < 2 or len(keys) >= MOST_KEYS:
+            print("Keys alone do not do it: give it more machines, or fewer frames.")
+            return
+        keys = sorted([*keys, middle])
+
+
+def table(times: Times, machines: Sequence[int]) -> None:
+    """Makespans in minutes, cost on one machine, and where it stops to scale."""
+    columns = [f"minutes_on_{one}" for one in machines]
+    print(",".join(["frames", "keys", "passes", *columns, "machine_minutes", "enough"]))
+    for frames in (100, 240, 500, 1000, 2000):
+        for count in (1, 2, 3, 5, 10, 20):
+            parts = parts_for(frames, spread(frames, count))
+            runs = [simulate(parts, one, times) for one in machines]
+            minutes = ",".join(f"{one.makespan / 60:.1f}" for one in runs)
+            cost = f"{runs[0].cost / 60:.1f}"
+            print(f"{frames},{count},{len(parts.passes)},{minutes},{cost},{enough(parts, times)}")
+
+
+def measure(shot: Path, processes: int, chunk: int) -> None:
+    """Run a shot's tasks here, one at a time and `processes` at once, and compare with the simulation."""
+    from stm_plugin.farm.work import FarmShot
+    from stm_plugin.planning.values import Request
+
+    with FarmShot(shot, Request()) as opened:
+        parts = parts_of(opened.propagation.plan(), chunk)
+    with tempfile.TemporaryDirectory() as name:
+        out = f"{name}/matte.####.exr"
+        took: dict[int, dict[str, list[float]]] = {}
+        for count in (1, processes):
+            shutil.rmtree(shot / "mattes", ignore_errors=True)
+            for path in [*Path(name).glob("*.exr"), shot / "plate.jsonl"]:
+                path.unlink(missing_ok=True)
+            started = time.monotonic()
+            took[count] = {
+                "plan": _tasks([("plan", shot, "--out", out)], 1),
+                "pass": _tasks([("pass", shot, one.text) for one in parts.passes], count),
+                "finish": _tasks([("finish", shot, one.text, "--out", out) for one in parts.chunks], count),
+                "check": _tasks([("check", shot, "--out", out)], 1),
+            }
+            real = time.monotonic() - started
+            busy = took[1]  # the times of single tasks, which do not disturb each other
+            said = sum(_makespan(busy[one], count if one in ("pass", "finish") else 1) for one in busy)
+            off = f"{100 * (said / real - 1):+.0f} %"
+            print(f"{count} processes: {real:.1f} s, simulated {said:.1f} s, {off}", flush=True)
+
+
+def _tasks(tasks: Sequence[tuple[object, ...]], processes: int) -> list[float]:
+    def run(words: tuple[object, ...]) -> float:
+        started = time.monotonic()
+        command = [sys.executable, "-m", "stm_plugin", "farm", *map(str, words)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=Path(__file__).parents[1])
+        return time.monotonic() - started
+
+    with ThreadPoolExecutor(processes) as pool:
+        return list(pool.map(run, tasks))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--frames", type=int, default=240)
+    parser.add_argument("--keys", default="1", help="frames with a key, from 1")
+    parser.add_argument("--deadline", type=float, help="seconds")
+    parser.add_argument("--machines", type=int, default=16)
+    parser.add_argument("--measure", type=Path, metavar="SHOT")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--chunk", type=int, default=DEFAULT_CHUNK)
+    for name, value in vars(Times()).items():
+        parser.add_argument(f"--{name}", type=float, default=value, help=f"seconds; {value}")
+    given = parser.parse_args()
+    times = Times(given.start, given.read, given.step, given.finish, given.check)
+    if given.measure is not None:
+        measure(given.measure, given.processes, given.chunk)
+    elif given.deadline is not None:
+        keys = [int(one) for one in given.keys.split(",")]
+        advise(given.frames, keys, given.deadline, given.machines, times)
+    else:
+        table(times, MACHINES)
+
+
+if __name__ == "__main__":
+    main()

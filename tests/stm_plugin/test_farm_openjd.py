@@ -1,0 +1,110 @@
+"""A bundle runs with `openjd run`, as farms run it: tasks in processes of their own, one of them killed."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from stm_plugin.planning.values import Request
+from stm_plugin.settings import Settings
+from stm_plugin.shot.opening import MaskReading
+from stm_plugin.shot.shot import Shot
+from stm_plugin.store.description import PlateDescription
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+FRAMES = range(1001, 1010)
+KEYS = (1001, 1005, 1009)
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Path:
+    """`stm` of this checkout, as an installation would have it."""
+    made = tmp_path / "stm"
+    words = f"PYTHONPATH={shlex.quote(str(REPOSITORY))} OMP_NUM_THREADS=1 exec {shlex.quote(sys.executable)}"
+    made.write_text(f'#!/bin/sh\n{words} -m stm_plugin "$@"\n')
+    made.chmod(0o755)
+    return made
+
+
+def make_shot(folder: Path, plate: str) -> None:
+    settings = Settings(working_size=64, colour_space="lin_rec709_scene", device="cpu")
+    with Shot.create(folder, PlateDescription("files", plate), settings) as shot:
+        for frame in KEYS:
+            mask = Path(plate).parent / f"plate.mask.{frame}.png"
+            shot.add_key(frame, mask, reading=MaskReading(objects=["ball"]))
+
+
+class OpenJd:
+    """Runs steps and tasks of a bundle."""
+
+    def __init__(self, bundle: Path) -> None:
+        self._bundle = bundle
+
+    def start(self, step: str, *words: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "openjd", "run", str(self._bundle / "template.yaml"), "--step", step]
+        command += ["--job-param", f"file://{self._bundle / 'parameters.json'}", *words]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def run(self, step: str, *words: str) -> str:
+        return ended(self.start(step, *words))
+
+
+def run(*words: object) -> None:
+    done = subprocess.run([*map(str, words)], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def ended(process: subprocess.Popen[str]) -> str:
+    text, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, text
+    return text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="the command of the test is a shell script")
+def test_a_bundle_runs_in_parallel_processes_with_one_killed_and_gives_the_bytes_of_one_machine(
+    tmp_path: Path, make_plate: Callable[..., str], command: Path
+) -> None:
+    plate = make_plate(frames=FRAMES, size=(128, 96))
+    make_shot(tmp_path / "single.stmshot", plate)
+    make_shot(tmp_path / "hero.stmshot", plate)
+    with Shot.open(tmp_path / "hero.stmshot") as shot:
+        names = [f"{one.key}:{one.direction.value}" for one in shot.plan(Request()).passes]
+
+    run(command, "shot", "propagate", tmp_path / "single.stmshot")
+    run(command, "shot", "export", tmp_path / "single.stmshot", tmp_path / "single.####.exr")
+    bundle, mattes = tmp_path / "bundle", tmp_path / "hero.####.exr"
+    options = ("--out", bundle, "--mattes", mattes, "--chunk", 4, "--stm", command)
+    run(command, "farm", "bundle", tmp_path / "hero.stmshot", *options)
+    run(sys.executable, "-m", "openjd", "check", bundle / "template.yaml")
+
+    farm = OpenJd(bundle)
+    farm.run("plan")
+    kill_one_pass_after_its_first_result(tmp_path / "hero.stmshot", command, names[0])
+    running = [farm.start("propagate", "--task-param", f"Pass={name}") for name in reversed(names)]
+    for one in running:
+        ended(one)
+    farm.run("finish")
+    assert "9 frames, 0 wrong" in farm.run("check")
+    for frame in FRAMES:
+        ours, theirs = (tmp_path / f"{name}.{frame}.exr" for name in ("hero", "single"))
+        assert ours.read_bytes() == theirs.read_bytes(), frame
+
+
+def kill_one_pass_after_its_first_result(folder: Path, command: Path, name: str) -> None:
+    words = [str(command), "farm", "pass", str(folder), name]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    limit = time.monotonic() + 120
+    while not list((folder / "mattes").glob("??/*.prob")) and process.poll() is None:
+        assert time.monotonic() < limit
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
