@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from stm_plugin.farm.parts import DEFAULT_CHUNK, Parts, parts_of
@@ -151,10 +153,21 @@ def measure(shot: Path, processes: int, chunk: int) -> None:
                 "check": _tasks([("check", shot, "--out", out)], 1),
             }
             real = time.monotonic() - started
-            busy = took[1]  # the times of single tasks, which do not disturb each other
-            said = sum(_makespan(busy[one], count if one in ("pass", "finish") else 1) for one in busy)
+            fitted = {"plan": took[1]["plan"], "check": took[1]["check"]}
+            fitted["pass"] = _fitted(took[1]["pass"], [one.frames for one in parts.passes])
+            lengths = [one.last - one.first + 1 for one in parts.chunks]
+            fitted["finish"] = _fitted(took[1]["finish"], lengths)
+            said = sum(_makespan(seconds, count) for seconds in fitted.values())
             off = f"{100 * (said / real - 1):+.0f} %"
             print(f"{count} processes: {real:.1f} s, simulated {said:.1f} s, {off}", flush=True)
+
+
+def _fitted(seconds: Sequence[float], frames: Sequence[int]) -> list[float]:
+    """What tasks take by one time to start and one per frame, fitted to runs of one task at a time."""
+    if len(set(frames)) < 2:
+        return [sum(seconds) / len(seconds)] * len(seconds)
+    per_frame, start = np.polyfit(frames, seconds, 1)
+    return [float(start + per_frame * one) for one in frames]
 
 
 def _tasks(tasks: Sequence[tuple[object, ...]], processes: int) -> list[float]:

@@ -100,14 +100,10 @@ def template(job: Job) -> Json:
 
 def values(job: Job) -> dict[str, str]:
     """The values of the parameters."""
-    return {
-        "Shot": str(job.shot),
-        "Mattes": str(job.out),
-        "Plate": job.plate,
-        "Frames": job.frames,
-        "Expects": job.address,
-        "Stm": job.stm,
-    }
+    found = {"Shot": str(job.shot), "Mattes": str(job.out)}
+    if job.plate:
+        found["Plate"] = job.plate
+    return {**found, "Frames": job.frames, "Expects": job.address, "Stm": job.stm}
 
 
 def texts(job: Job) -> dict[str, str]:
@@ -127,7 +123,7 @@ def texts(job: Job) -> dict[str, str]:
 
 
 def _parameters(job: Job) -> list[Json]:
-    return [
+    found: list[Json] = [
         {
             "name": "Shot",
             "type": "PATH",
@@ -168,6 +164,7 @@ def _parameters(job: Job) -> list[Json]:
             "description": "The command of the installation on the farm's machines.",
         },
     ]
+    return [one for one in found if job.plate or one["name"] != "Plate"]
 
 
 def _environment() -> Json:

@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from openjd.model import DocumentType, decode_job_template, document_string_to_o
 
 from stm_plugin.cli import main
 from stm_plugin.errors import MatteError, SettingsError, StoreError
-from stm_plugin.farm.bundle import TEMPLATE, job_of
+from stm_plugin.farm.bundle import TEMPLATE, job_of, template, values
 from stm_plugin.farm.commands import commands
 from stm_plugin.farm.merge import merge
 from stm_plugin.farm.parts import parse_pass, parts_of
@@ -217,6 +218,15 @@ def test_a_chunk_waits_for_every_pass_that_comes_by(folder: Path) -> None:
     assert names[0] == "plan" and names[-1] == "check"
 
 
+def test_a_plate_that_a_host_pushed_is_no_parameter(folder: Path) -> None:
+    farm = Farm(folder)
+    with farm.open() as opened:
+        job = replace(job_of(opened, farm.plan, farm.parts, str(farm.out)), plate="")
+    made = decode_job_template(template=template(job))
+    assert {one.name for one in made.parameterDefinitions or ()} == set(values(job))
+    assert "Plate" not in json.dumps(template(job))
+
+
 def stm(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
     monkeypatch.setattr(sys, "argv", ["stm", *map(str, words)])
     with pytest.raises(SystemExit) as ended:
@@ -233,12 +243,12 @@ def test_the_bundle_is_a_template_of_the_open_job_format(
     text = (bundle / TEMPLATE).read_text("utf-8")
     for kind in (DocumentType.YAML, DocumentType.JSON):
         document = document_string_to_object(document=text, document_type=kind)
-        template = decode_job_template(template=document)
-    assert [step.name for step in template.steps] == ["plan", "propagate", "finish", "check"]
-    values = {one["name"]: one["value"] for one in json.loads(
-        (bundle / "parameter_values.yaml").read_text("utf-8"))["parameterValues"]}
-    assert values == json.loads((bundle / "parameters.json").read_text("utf-8"))
-    assert {one.name for one in template.parameterDefinitions or ()} == set(values)
+        made = decode_job_template(template=document)
+    assert [step.name for step in made.steps] == ["plan", "propagate", "finish", "check"]
+    listed = json.loads((bundle / "parameter_values.yaml").read_text("utf-8"))["parameterValues"]
+    given = {one["name"]: one["value"] for one in listed}
+    assert given == json.loads((bundle / "parameters.json").read_text("utf-8"))
+    assert {one.name for one in made.parameterDefinitions or ()} == set(given)
     assets = json.loads((bundle / "asset_references.yaml").read_text("utf-8"))["assetReferences"]
     assert str(tmp_path / "plate.1001.exr") in assets["inputs"]["filenames"]
     assert stm(monkeypatch, "farm", "bundle", folder, "--out", bundle) == 0, "our own files may be replaced"
