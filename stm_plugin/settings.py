@@ -75,7 +75,7 @@ class FinishSettings:
     radius: int = field(
         default=32,
         metadata=_about(
-            "finish", "of guided edges, in working pixels; best of 2, 8, 16 and 32 on clips with true alpha"
+            "finish", "of guided edges, in working pixels; with `sure`, the best on generated clips"
         ),
     )
     epsilon: float = field(
@@ -87,7 +87,11 @@ class FinishSettings:
         metadata=_about("finish", "of guided edges: more than 1 hardens what is soft"),
     )
     sure: float = field(
-        default=0.02, metadata=_about("finish", "a probability this near 0 or 1 is exactly 0 or 1")
+        default=0.03,
+        metadata=_about(
+            "finish",
+            "of guided edges: what is this near 0 or 1 is exactly 0 or 1, or a haze of the plate shows",
+        ),
     )
 
     def __post_init__(self) -> None:

@@ -16,6 +16,10 @@ Places = npt.NDArray[np.intp]
 """Pixels of a picture as places in its flat array, (N,)."""
 
 
+NEARLY_SURE = 0.02
+"""A probability this near 0 or 1 is exactly 0 or 1, where no filter has touched it."""
+
+
 @dataclass(frozen=True)
 class Guide:
     """What the edges of a matte follow: one frame in display-referred sRGB.
@@ -31,9 +35,13 @@ class Guide:
     window: Window
 
 
-def steeper(values: FloatArray, sharpness: float, sure: float) -> FloatArray:
-    """Contrast around 0.5; what is within `sure` of 0 or 1 becomes exactly 0 or 1."""
-    stretch = np.float32(sharpness / (1.0 - 2.0 * sure))
+def steeper(values: FloatArray, sharpness: float, sure: float | FloatArray) -> FloatArray:
+    """Contrast around 0.5; what is within `sure` of 0 or 1 becomes exactly 0 or 1.
+
+    Args:
+        sure: one for all, or one for each value.
+    """
+    stretch = np.asarray(sharpness / (1.0 - 2.0 * sure), np.float32)
     steep: FloatArray = values * stretch
     steep += np.float32(0.5) - np.float32(0.5) * stretch
     return np.clip(steep, 0.0, 1.0, out=steep)

@@ -5,7 +5,8 @@ size, with the working picture as its guide, and its local linear model is appli
 edges land where the plate has them. It counts as far as the plate explains the probability's detail: where
 the plate shows no edge it would only blur, and the plain enlargement stays. Then the transition, which the
 network spreads over its stride, is made steeper. Only a band around unsure pixels is looked at, in the plate
-too: its colours are asked for pixel by pixel. Elsewhere the matte is exactly 0 or 1.
+too: its colours are asked for pixel by pixel. Elsewhere the matte is exactly 0 or 1. A wide filter leaves a haze
+of the plate; so the farther a pixel is from where the network is unsure, the surer it must be to be soft.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stm_plugin.finishing.band import (
+    NEARLY_SURE,
     Guide,
     Places,
     box_around,
@@ -36,6 +38,9 @@ _LEAST_DETAIL = 1e-4
 """Squared detail of the probability in a window below which there is no edge worth explaining."""
 
 
+_SURE_PER_PIXEL = 0.04
+"""How much surer a pixel must be for each working pixel between it and where the network is unsure."""
+_MOST_SURE = 0.3
 _REACH = 2
 """Radii that a refined pixel looks far: its model, and the model's average."""
 _POINTS_ABREAST = 1024
@@ -53,10 +58,10 @@ def finish(
     Returns:
         float32 (H, W) in [0, 1]: exactly 0 or 1 where the network is sure, 0 outside the region.
     """
-    clean = steeper(probability, 1.0, settings.sure)
     if settings.edges == "off":
+        clean = steeper(probability, 1.0, min(NEARLY_SURE, settings.sure))
         return inside_region(to_plate(clean, guide.window, geometry), guide.window, geometry)
-    return follow_plate(clean, guide, geometry, settings)
+    return follow_plate(steeper(probability, 1.0, settings.sure), guide, geometry, settings)
 
 
 def follow_plate(
@@ -87,7 +92,9 @@ def follow_plate(
         some = np.flatnonzero(shares)  # where the model has a say
         colours = guide.colours(places[some])
         refined[some] = _refined(refined[some], _looked_up(model, x[some], y[some]), shares[some], colours)
-        flat[places] = steeper(refined, settings.sharpness, settings.sure)
+        far = np.asarray(cv2.distanceTransform(1 - unsure[box], cv2.DIST_L2, 3), np.float32)
+        sure = np.clip(_looked_up(far, x, y) * np.float32(_SURE_PER_PIXEL), settings.sure, _MOST_SURE)
+        flat[places] = steeper(refined, settings.sharpness, np.maximum(sure, np.float32(settings.sure)))
     return inside_region(matte, guide.window, geometry)
 
 

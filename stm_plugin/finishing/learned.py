@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from model.inference.edges import FastRefiner
 from model.network.edges import INPUTS, REACH, STRIDE
-from stm_plugin.finishing.band import Guide, dilated, steeper, unsure_pixels
+from stm_plugin.finishing.band import NEARLY_SURE, Guide, dilated, steeper, unsure_pixels
 from stm_plugin.finishing.guided import follow_plate
 from stm_plugin.images.working_picture import WorkingGeometry, inside_region, to_plate
 from stm_plugin.settings import FinishSettings
@@ -74,7 +74,7 @@ def finish_learned(
     alpha = alpha_at_working_size(evidence, guide.working, settings, refiner)
     if not unsure_pixels(alpha).any():
         return inside_region(to_plate(alpha, guide.window, geometry), guide.window, geometry)
-    following = replace(settings, radius=_DETAIL_RADIUS, sharpness=1.0)
+    following = replace(settings, radius=_DETAIL_RADIUS, sure=min(NEARLY_SURE, settings.sure), sharpness=1.0)
     return follow_plate(alpha, guide, geometry, following)
 
 
@@ -88,7 +88,8 @@ def alpha_at_working_size(
     """
     evidence = replace(evidence, probability=confirmed(evidence))
     own, before, after = (
-        steeper(one, 1.0, settings.sure) for one in (evidence.probability, evidence.before, evidence.after)
+        steeper(one, 1.0, min(NEARLY_SURE, settings.sure))
+        for one in (evidence.probability, evidence.before, evidence.after)
     )
     unsure = unsure_pixels(own) | unsure_pixels(before) | unsure_pixels(after)
     if not unsure.any():
@@ -97,7 +98,7 @@ def alpha_at_working_size(
     box = _box(zone)
     alpha, soft = _refined(evidence, picture, box, refiner)
     result = np.round(own)
-    alpha = steeper(_as_wide(alpha, soft, settings.width), 1.0, settings.sure)
+    alpha = steeper(_as_wide(alpha, soft, settings.width), 1.0, min(NEARLY_SURE, settings.sure))
     np.copyto(result[box], alpha, where=zone[box] > 0)
     return result
 
@@ -110,8 +111,7 @@ def confirmed(evidence: EdgeEvidence) -> FloatArray:
     result = evidence.probability
     for inside in (True, False):
         here, *beside = (
-            ((one > 0.5) == inside).astype(np.uint8)
-            for one in (result, evidence.before, evidence.after)
+            ((one > 0.5) == inside).astype(np.uint8) for one in (result, evidence.before, evidence.after)
         )
         near = dilated(beside[0] | beside[1], _NEAR)
         count, parts = cv2.connectedComponents(here)

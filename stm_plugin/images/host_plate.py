@@ -44,6 +44,7 @@ class PushedRecord:
 
 _RECORD = TypeAdapter(PushedRecord)
 
+
 class HostPlate:
     """Frames from a host, with the same reading side as `Plate`.
 

@@ -229,7 +229,6 @@ class FrameFinisher:
         mattes = {**masks, **finished}
         return {one.name: mattes[one.id] for one in self._description.objects if one.id in mattes}
 
-
     def _finished(self, result: FrameResult, name: str, guide: Guide) -> FloatArray:
         """One object's matte over the data window, before the objects share pixels."""
         geometry, settings = self._context.geometry, self._settings.finish

@@ -328,9 +328,7 @@ class Propagation:
         return {
             one.frame: found[one.frame]
             for one in plan.frames
-            if one.state is State.DONE
-            and one.frame in found
-            and found[one.frame].address == one.address
+            if one.state is State.DONE and one.frame in found and found[one.frame].address == one.address
         }
 
     def advice(self, plan: Plan | None) -> tuple[str, ...]:

@@ -54,9 +54,7 @@ class ByteBudget:
     async def take(self, share: PayloadShare, count: int) -> None:
         """Wait for `count` more bytes to be free."""
         async with self._changed:
-            await self._changed.wait_for(
-                lambda: self._free >= count or next(iter(self._under_way)) is share
-            )
+            await self._changed.wait_for(lambda: self._free >= count or next(iter(self._under_way)) is share)
             self._free -= count
             share.bytes += count
 

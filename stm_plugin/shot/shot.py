@@ -58,6 +58,7 @@ MOST_PLANS = 20
 
 _AS_FOUND = MaskReading()
 
+
 class Shot:
     """A shot that is open. Close it, or use it in a `with` statement.
 
