@@ -5,8 +5,9 @@ size, with the working picture as its guide, and its local linear model is appli
 edges land where the plate has them. It counts as far as the plate explains the probability's detail: where
 the plate shows no edge it would only blur, and the plain enlargement stays. Then the transition, which the
 network spreads over its stride, is made steeper. Only a band around unsure pixels is looked at, in the plate
-too: its colours are asked for pixel by pixel. Elsewhere the matte is exactly 0 or 1. A wide filter leaves a haze
-of the plate; so the farther a pixel is from where the network is unsure, the surer it must be to be soft.
+too: its colours are asked for pixel by pixel. Elsewhere the matte is exactly 0 or 1. A wide filter leaves a
+haze of the plate: so the farther a pixel is from where the network is unsure, the surer it must be to be
+soft.
 """
 
 from __future__ import annotations

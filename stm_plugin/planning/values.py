@@ -246,6 +246,11 @@ class FramePlan:
         """Whether the artist gave the mask of every object: then the matte is there, stale or not."""
         return all(source.key is not None for source in self.sources.values())
 
+    @property
+    def is_done(self) -> bool:
+        """Whether its matte can be made without the network."""
+        return self.state is not State.UNREACHED and (self.ready or self.is_key)
+
 
 @dataclass(frozen=True)
 class DirtyRange:

@@ -243,9 +243,8 @@ class Propagation:
 
     def check_done(self, plan: Plan) -> None:
         """MatteError where a frame of the plan is not computed; it is named."""
-        waiting = {step.frame for step in plan.compute_steps}
         for one in plan.frames:
-            if one.state in (State.MISSING, State.UNREACHED) or one.frame in waiting:
+            if not one.is_done:
                 raise not_done(one.frame, one.why)
 
     @contextmanager

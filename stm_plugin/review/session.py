@@ -14,8 +14,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from stm_plugin.errors import PropagationCancelled, StmError
+from stm_plugin.errors import PlateError, PropagationCancelled, StmError
 from stm_plugin.images.overlay import OBJECT_COLOURS, Colour, object_colours
+from stm_plugin.images.plate import Plate
 from stm_plugin.planning.values import Request, State
 from stm_plugin.propagation.events import Event, FrameFinished, Notice, PlanMade, Progress
 from stm_plugin.propagation.frame_loader import signature_of
@@ -119,7 +120,10 @@ class ReviewSession:
         Raises:
             PlateError: it cannot be read.
         """
-        signature = f"{signature_of(self._shot.plate, frame)} {self._shot.settings.id('picture')}"
+        plate, mark = self._shot.plate, signature_of(self._shot.plate, frame)
+        if isinstance(plate, Plate) and frame in plate.frames and mark is None:
+            raise PlateError("The plate frame is missing.", frame=frame, path=plate.sequence.path(frame))
+        signature = f"{mark} {self._shot.settings.id('picture')}"
         found = self._cache.get("plate", str(frame), signature, size)
         if found is None:
             found = encode_picture(self._display(frame), size)

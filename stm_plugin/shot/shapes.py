@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from stm_plugin.errors import MatteError, PropagationCancelled, SettingsError
 from stm_plugin.files.outputs import WrittenList, check_outputs
 from stm_plugin.files.whole import write_atomically
-from stm_plugin.planning.values import Request, State
+from stm_plugin.planning.values import Request
 from stm_plugin.shapes.formats import files_of
 from stm_plugin.shapes.making import ShapeMaker
 from stm_plugin.shapes.options import TOLERANCE, ShapeFormat
@@ -51,9 +51,8 @@ def make_shapes(
     names = _known(objects, shot.objects)
     maker = ShapeMaker(tolerance)
     plan = shot.plan(request)
-    waiting = {step.frame for step in plan.compute_steps}
     for one in plan.frames:
-        if one.state in (State.MISSING, State.UNREACHED) or one.frame in waiting:
+        if not one.is_done:
             raise MatteError(
                 f"The frame is not done, so it has no shapes: {one.why}",
                 frame=one.frame,

@@ -182,7 +182,7 @@ def test_a_host_gets_the_same_mattes_as_a_terminal(
     push_key(shot, clip, LAST)
     assert [(key["frame"], key["digest"]) for key in shot.list_keys()] == [(FIRST, "k1"), (LAST, None)]
     plan = shot.plan()
-    assert plan["compute"] == 2 * (LAST - FIRST - 1)
+    assert plan["compute"] == 2 * (LAST - FIRST), "each pass runs on to the other key"
     assert plan["plate_needed"] == []
     states: list[dict[str, Any]] = []
     end = engine.wait(shot.propagate(), on_progress=states.append)
@@ -215,7 +215,7 @@ def test_a_correction_recomputes_its_spans_and_a_changed_plate_what_depends_on_i
     engine.wait(shot.propagate())
     before = all_mattes(shot)
     answer = shot.remove_key(LAST)
-    assert answer["dirty"] == [[1006, LAST]]
+    assert answer["dirty"] == [[1002, 1004], [1006, LAST]], "the first span is fused anew"
     assert push_key(shot, clip, LAST)["changed"] is True
     assert shot.status()["done"] == [[FIRST, LAST]], "the same mask again makes nothing stale"
     changed = Image("byte", ("R", "G", "B"), (0, 0, WIDTH, HEIGHT), bytes(WIDTH * HEIGHT * 3))

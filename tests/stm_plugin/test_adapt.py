@@ -206,7 +206,7 @@ def test_one_call_adapts_once(tmp_path: Path, make_plate: PlateMaker, settings: 
         )
         return done.propagation.computed
 
-    assert run(box(10)) == 1 and said == ["The network learns from the keys first."]
+    assert run(box(10)) == 1 and said[:1] == ["The network learns from the keys first."]
     assert run(box(10)) == 0 and not said
     assert run(box(12)) == 1 and said
 

@@ -130,13 +130,14 @@ def test_nothing_pops_at_a_third_key(
 
 def test_finishing_brings_the_matte_nearer_to_the_truth(clip: Clip, tmp_path: Path) -> None:
     plate = PlateDescription("files", clip.plate, frame_range=(FIRST, FIRST + 2))
-    with Shot.create(tmp_path / "finish", plate, SETTINGS) as shot:
+    settings = replace(SETTINGS, working_size=480)
+    with Shot.create(tmp_path / "finish", plate, settings) as shot:
         shot.add_key(FIRST, {"chair": clip.truth(FIRST)})
         shot.propagate()
         truth, frame = clip.truth(FIRST + 2), FIRST + 2
         plain = shot.matte(frame).mattes["chair"]
-        shot.set_settings(replace(SETTINGS, finish=FinishSettings()))
+        shot.set_settings(replace(settings, finish=FinishSettings()))
         assert not shot.plan().compute_steps
         finished = shot.matte(frame).mattes["chair"]
-    assert np.abs(finished - truth).mean() < np.abs(plain - truth).mean()
-    assert overlap(finished, truth) > overlap(plain, truth) - 0.01
+    # The annotation is hard: it says where the edge is, and nothing of how soft it is (`test_finish.py`).
+    assert overlap(finished, truth) > overlap(plain, truth)
