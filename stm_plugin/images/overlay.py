@@ -42,6 +42,7 @@ DEFAULT_FPS = 24.0
 
 _TINT = 0.45
 _EDGE = 0.5  # where the outline runs
+_AROUND = 8  # of the picture's height is looked at around an object
 _STANDS_OUT = 50.0  # CIE 1976 colour difference of a tint and its object
 _LINE_PER_HEIGHT = 1 / 540  # an outline is two pixels wide in HD
 _JPEG_QUALITY = "jpeg:92"
@@ -56,7 +57,7 @@ _MAX_COLUMNS = 4
 
 
 def object_colours(picture: FloatArray, mattes: Mapping[str, FloatArray]) -> tuple[Colour, ...]:
-    """A colour for each object that stands out from it: the first of OBJECT_COLOURS that is far from its own.
+    """A colour for each object that stands out from it and from what is around it.
 
     Ask once for a shot, so that the colours stay the same on all frames.
 
@@ -71,10 +72,13 @@ def object_colours(picture: FloatArray, mattes: Mapping[str, FloatArray]) -> tup
     chosen: list[int] = []
     for matte in mattes.values():
         left = [one for one in range(len(OBJECT_COLOURS)) if one not in chosen] or list(range(len(palette)))
-        inside = picture[matte >= _EDGE]
-        if inside.size:
-            own = _lab(np.clip(inside.mean(axis=0), 0, 1).astype(np.float32)[None, None])[0, 0]
-            far = {one: float(np.linalg.norm(palette[one] - own)) for one in left}
+        inside = (matte >= _EDGE).astype(np.uint8)
+        if inside.any():
+            reach = max(3, picture.shape[0] // _AROUND)
+            around = cv2.dilate(inside, np.ones((reach, reach), np.uint8)) > inside
+            seen = [picture[place].mean(axis=0) for place in (inside > 0, around) if place.any()]
+            beside = _lab(np.clip(np.asarray([seen], np.float32), 0, 1))[0]  # (2, 3): of it, and around it
+            far = {one: float(np.linalg.norm(beside - palette[one], axis=1).min()) for one in left}
             clear = [one for one in left if far[one] >= _STANDS_OUT]
             chosen.append(clear[0] if clear else max(left, key=lambda one: far[one]))
         else:
