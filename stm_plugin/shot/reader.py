@@ -1,0 +1,213 @@
+"""Looking at a shot: free at any time, without the store's lock."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from model.weights_file import Manifest
+from stm_plugin.images.plate import PlateSource
+from stm_plugin.planning.quality import Advice, advise
+from stm_plugin.planning.values import Plan, Request, State
+from stm_plugin.propagation.events import Notice
+from stm_plugin.propagation.frame_finisher import FinishedFrame
+from stm_plugin.propagation.memory_forecast import MemoryFit
+from stm_plugin.propagation.networks import weights_manifest
+from stm_plugin.propagation.propagation import NetworkFactory, Propagation
+from stm_plugin.settings import Settings
+from stm_plugin.shot.opening import open_plate
+from stm_plugin.shot.values import Emit, KeyInfo, ShotStatus, silent
+from stm_plugin.store.description import AdaptationRecord, ShotDescription
+from stm_plugin.store.store import ShotStore
+from stm_plugin.windows import FloatArray
+
+
+class ShotReader:
+    """The part of an open shot that only looks.
+
+    Args:
+        store, plate: what `Shot.create` and `Shot.open` found.
+        network: gives the network for settings and device; that of the settings' weights by default.
+    """
+
+    def __init__(self, store: ShotStore, plate: PlateSource, network: NetworkFactory | None = None) -> None:
+        self.store, self.plate = store, plate
+        self._description = store.description()
+        self._network = network
+        self._propagation: Propagation | None = None
+        self._on_event: Emit = silent
+        self._mutex = threading.RLock()
+
+    def close(self) -> None:
+        """Give back threads and memory. Everything is on disk already."""
+        with self._mutex:
+            if self._propagation is not None:
+                self._propagation.close()
+            self._propagation = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ---- what it is ----
+
+    @property
+    def folder(self) -> Path:
+        return self.store.folder
+
+    @property
+    def settings(self) -> Settings:
+        return self._description.settings
+
+    @property
+    def adaptation(self) -> AdaptationRecord | None:
+        """What the network learnt from the keys, used or not."""
+        return self._description.adaptation
+
+    @property
+    def adaptation_fits(self) -> bool:
+        """Whether the network has learnt from just these keys, beginning from the settings' weights."""
+        return self.adaptation is not None and not self._working.adaptation_advice(self.adaptation)
+
+    @property
+    def objects(self) -> tuple[str, ...]:
+        """Names of the objects in their order."""
+        return tuple(one.name for one in self._description.objects)
+
+    @property
+    def keys(self) -> tuple[KeyInfo, ...]:
+        """The keys, ascending."""
+        names = self._description.names
+        return tuple(
+            KeyInfo(
+                key.frame,
+                tuple(names[one] for one in key.masks),
+                tuple(names[one] for one, mask in key.masks.items() if mask.empty),
+            )
+            for key in sorted(self._description.keys, key=lambda key: key.frame)
+        )
+
+    @property
+    def has_active_key(self) -> bool:
+        """Whether there is a key within the range of the plate; those outside are kept."""
+        frames = set(self.plate.frames)
+        return any(key.frame in frames for key in self._description.keys)
+
+    def refresh(self) -> None:
+        """Read again what other processes may have changed."""
+        before, now = self._description, self.store.description()
+        self._description = now
+        if before.adaptation != now.adaptation:
+            self.close()
+        if (before.plate, before.settings) != (now.plate, now.settings):
+            self.plate = open_plate(self.store.plate_folder, now.plate, now.settings)
+            self.close()
+
+    # ---- looking at it ----
+
+    def plan(self, request: Request | None = None) -> Plan:
+        """What a propagation would do now. KeyframeError where there is no key."""
+        return self._working.plan(request)
+
+    def status(self, request: Request | None = None) -> ShotStatus:
+        """What is done, stale and missing, and why. Without keys everything is missing."""
+        self.refresh()
+        plan = self.plan(request) if self.has_active_key else None
+        states = (
+            {one.frame: one.state for one in plan.frames}
+            if plan is not None
+            else dict.fromkeys(self.plate.frames, State.MISSING)
+        )
+        return ShotStatus(
+            keys=self.keys,
+            objects=self.objects,
+            states=states,
+            dirty=plan.dirty if plan is not None else (),
+            network_frames=len(plan.compute_steps) if plan is not None else 0,
+            plate_missing=tuple(self.plate.missing),
+            size=self.store.size(),
+            holder=self.store.lock.held_by_another(),
+            adapted=self.adaptation if self.settings.adapt else None,
+            advice=self._working.advice(plan),
+            next_key=None if plan is None else self.next_key(plan),
+            qualities={} if plan is None else self._working.qualities(plan),
+        )
+
+    def next_key(self, plan: Plan) -> Advice | None:
+        """Where the next key would help most, judging by the frames of a plan that are done."""
+        return advise(self._working.qualities(plan), {key.frame for key in self._description.keys})
+
+    def matte(self, frame: int) -> FinishedFrame:
+        """The finished matte of one frame.
+
+        Raises:
+            MatteError: it is stale or was never computed; the message says why.
+            PlateError: the plate frame cannot be read.
+        """
+        plan = self.plan(Request(frame, frame))
+        with self._working.reading(frame):
+            return self._working.finisher(plan).finished(frame)
+
+    def earlier_matte(self, description: ShotDescription, frame: int) -> FinishedFrame:
+        """The matte of one frame as it was with an earlier description, from what the store still has.
+
+        Raises:
+            MatteError: the results that it was made from are no longer there.
+            PlateError: the plate frame cannot be read.
+        """
+        earlier = Propagation(self.store, self.plate, description, self._network, lambda text: None)
+        try:
+            plan = earlier.plan(Request(frame, frame))
+            with earlier.reading(frame):
+                return earlier.finisher(plan).finished(frame)
+        finally:
+            earlier.close()
+
+    def confidence(self, frame: int) -> dict[str, FloatArray]:
+        """How sure the network is of each pixel of each object: float32 (h, w) in [0, 1], data window.
+
+        Raises:
+            MatteError, PlateError: as `matte`.
+        """
+        plan = self.plan(Request(frame, frame))
+        with self._working.reading(frame):
+            return self._working.finisher(plan).confidence(frame)
+
+    def display(self, frame: int) -> FloatArray:
+        """The plate frame as the network's colours show it: (h, w, 3) sRGB in [0, 1] over its data window.
+
+        Raises:
+            PlateError: the plate frame cannot be read.
+        """
+        return self._working.frames.load(frame).display()
+
+    def forecast(self, plan: Plan) -> MemoryFit:
+        """The memory that a plan will need, and what must be lowered to fit. DeviceError if nothing fits."""
+        return self._working.forecast(plan)
+
+    # ---- inside ----
+
+    @property
+    def _working(self) -> Propagation:
+        """The propagation for the plate, the settings and the keys as they are."""
+        with self._mutex:
+            if self._propagation is None:
+                self._propagation = Propagation(
+                    self.store,
+                    self.plate,
+                    self._description,
+                    self._network,
+                    lambda text: self._on_event(Notice(text)),
+                )
+            self._propagation.description = self._description
+            return self._propagation
+
+    def _base_manifest(self, settings: Settings) -> Manifest | None:
+        """Of the weights that the settings name; None where a network was brought along."""
+        return weights_manifest(settings.weights) if self._network is None else None
