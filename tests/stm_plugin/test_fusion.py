@@ -137,6 +137,6 @@ def test_similarity_is_the_shared_part() -> None:
 def test_no_pixel_is_given_out_twice(mask: FloatArray, one: FloatArray, two: FloatArray) -> None:
     shared = share_pixels({"mask": mask}, {"one": one, "two": two})
     assert (mask + shared["one"] + shared["two"] <= 1 + 1e-5).all()
-    roomy = mask + one + two <= 1
+    roomy = mask.astype(np.float64) + one + two <= 1
     assert np.allclose(shared["one"][roomy], one[roomy])
     assert share_pixels({"mask": mask}, {}) == {}

@@ -208,6 +208,7 @@ def test_a_plate_that_went_is_named_in_the_page(browser: object, running: Runnin
     (tmp_path / "chair.1005.jpg").unlink()
     time.sleep(0.1)
     page.reload()
+    expect(page.locator("#dirty")).to_contain_text("no key yet", timeout=WAIT_MS)
     for _ in range(4):
         page.keyboard.press("ArrowRight")
     expect(page.locator("#note")).to_contain_text("1005", timeout=WAIT_MS)
