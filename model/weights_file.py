@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from pickle import UnpicklingError
@@ -147,12 +148,8 @@ def load_network(name: str | Path = DEFAULT_WEIGHTS) -> tuple[SpaceTimeMemoryNet
         state, manifest = read_published(path)
     else:
         state, manifest = _read_safetensors(path)
-    try:
+    with _known_architecture(path):
         network = SpaceTimeMemoryNetwork(network_config(manifest.architecture))
-    except ValueError as error:
-        raise WeightsFileError(
-            f"{path}: {error}; a newer version of the plug-in may know it: update, or choose other weights"
-        ) from None
     _fill(network, state, manifest, path)
     return network.eval(), manifest
 
@@ -167,14 +164,21 @@ def load_refiner(name: str | Path = DEFAULT_EDGES) -> tuple[EdgeRefiner, Manifes
 
     path = find_edges(name)
     state, manifest = _read_safetensors(path)
-    try:
+    with _known_architecture(path):
         refiner = EdgeRefiner(edge_config(manifest.architecture))
+    _fill(refiner, state, manifest, path)
+    return refiner.eval(), manifest
+
+
+@contextmanager
+def _known_architecture(path: Path) -> Iterator[None]:
+    """WeightsFileError, with the file, where an architecture inside is not known."""
+    try:
+        yield
     except ValueError as error:
         raise WeightsFileError(
             f"{path}: {error}; a newer version of the plug-in may know it: update, or choose other weights"
         ) from None
-    _fill(refiner, state, manifest, path)
-    return refiner.eval(), manifest
 
 
 def _fill(network: nn.Module, state: Mapping[str, Tensor], manifest: Manifest, path: Path) -> None:

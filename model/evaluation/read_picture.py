@@ -155,8 +155,7 @@ def capture(
             f"{sequence.frames[min(start + 1, len(sequence.frames) - 1)]}."
         )
     paths = [picture_path(sequence, name) for name in names]
-    entering = {number - start: mask for number, mask in given.items()}
-    masks = []
+    entering, masks = {number - start: mask for number, mask in given.items()}, []
     for step in islice(segmenter.steps(map(read_picture, paths), entering), len(names)):
         masks.append(step.labels)
         if progress is not None:
@@ -168,8 +167,8 @@ def capture(
             f"{sequence.name}: object {label} is not in memory on frame {frame}; there is "
             f"{', '.join(map(str, sorted(groups)))}."
         )
-    bank, first = groups[label].bank, groups[label].first
-    mine = groups[label].labels.index(label)
+    group = groups[label]
+    bank, mine = group.bank, group.labels.index(label)
 
     def seen(number: int) -> SeenFrame:
         picture = working_picture(read_picture(paths[number]), segmenter.short_side)
@@ -182,7 +181,7 @@ def capture(
         query=query,
         label=label,
         query_key=step.query.features.key[0],
-        memory=tuple(seen(first + number) for number in bank.steps),
+        memory=tuple(seen(group.first + number) for number in bank.steps),
         memory_keys=tuple(keys[mine].clone() for keys, _ in bank.blocks()),
         last_frame_cap=segmenter.engine.previous_frame_caps(step.query, bank)[mine],
         key_weight=segmenter.engine.key_weight,

@@ -216,12 +216,7 @@ class Plate:
             text, frame_range=frame_range, view=view, movie_first_frame=movie_first_frame
         )
         if sequence.movie is not None:
-            other_view = None if _VIEW_TOKEN.search(str(text)) else view
-            for word, value in (("layers", layer), ("views", other_view)):
-                if value:
-                    raise PlateError(
-                        f"A movie has no {word}, so {value!r} cannot be read from it.", path=sequence.movie
-                    )
+            _check_movie(sequence.movie, layer, None if _VIEW_TOKEN.search(str(text)) else view)
             return _open_movie(sequence, colour_space, movie_first_frame)
         present = [frame for frame in sequence.frames if frame in sequence.files]
         with ThreadPoolExecutor(min(_HEADER_THREADS, len(present))) as pool:
@@ -324,6 +319,13 @@ class Plate:
             pixel_aspect=self.pixel_aspect,
             metadata=self._movie_spec(),
         )
+
+
+def _check_movie(movie: Path, layer: str | None, view: str | None) -> None:
+    """PlateError where a layer or a view of a movie is asked for: it has none."""
+    for word, value in (("layers", layer), ("views", view)):
+        if value:
+            raise PlateError(f"A movie has no {word}, so {value!r} cannot be read from it.", path=movie)
 
 
 def _check_format(

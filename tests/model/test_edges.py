@@ -153,9 +153,7 @@ def test_the_loss_is_least_at_the_truth_and_counts_a_wobble() -> None:
 
 
 @pytest.mark.slow
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(
-    pool: list[Path], tmp_path: Path
-) -> None:
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(pool: list[Path], tmp_path: Path) -> None:
     options = EdgeTraining(steps=6, batch=2, warmup=2, save_every=3)
     whole = EdgeTrainer(tmp_path / "whole", options, lambda: pool)
     whole.run()

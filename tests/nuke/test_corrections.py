@@ -256,9 +256,7 @@ def test_too_many_keys_or_no_roto_are_refused_in_words(
         verbs.roto_frames(alone, "main")
 
 
-def test_a_roto_over_an_opaque_alpha_is_told(
-    nuke: Any, alone: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_roto_over_an_opaque_alpha_is_told(nuke: Any, alone: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from stm_nuke import verbs
 
     opaque = nuke.nodes.Expression()

@@ -633,9 +633,7 @@ def test_pruning_empties_caches_that_no_script_names_and_never_removes_a_keyfram
 # ---- confidence
 
 
-def test_the_layer_of_confidence_comes_and_goes_with_its_switch(
-    nuke: Any, comp: Any, tmp_path: Path
-) -> None:
+def test_the_layer_of_confidence_comes_and_goes_with_its_switch(nuke: Any, comp: Any, tmp_path: Path) -> None:
     from stm_nuke import cache
 
     values = np.stack([np.full((48, 64), value, np.float32) for value in (0.5, 0.75)], axis=-1)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -16,42 +14,12 @@ import OpenImageIO as oiio
 import PyOpenColorIO
 import pytest
 
-from stm_plugin.cli import main
 from stm_plugin.images.matte import read_matte
 from stm_plugin.windows import FloatArray, Window
 from tests.conftest import PlateMaker, write_exr
+from tests.stm_plugin.command import Command
 
 FRAMES = range(1001, 1005)
-
-
-@dataclass(frozen=True)
-class Said:
-    """What a run of the command said."""
-
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Said]
-
-
-@pytest.fixture
-def stm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """The command in this process: `stm("info")`."""
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*words: object) -> Said:
-        monkeypatch.setattr(sys, "argv", ["stm", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capsys.readouterr()
-        code = ended.value.code
-        return Said(code if isinstance(code, int) else int(code is not None), said.out, said.err)
-
-    return run
 
 
 # ---- real footage ----------------------------------------------------------------------------

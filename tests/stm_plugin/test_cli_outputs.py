@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -21,42 +20,12 @@ import pytest
 from model.network.config import network_config
 from model.network.stm import SpaceTimeMemoryNetwork
 from model.weights_file import Manifest, save_network, shipped_weights
-from stm_plugin.cli import main
 from stm_plugin.images.overlay import OverlayWriter
 from tests.conftest import PlateMaker, write_exr
+from tests.stm_plugin.command import Command, Said
 
 FRAMES = range(1001, 1005)
 SMALL = ("--working-size", 48)
-
-
-@dataclass(frozen=True)
-class Said:
-    """What a run of the command said."""
-
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Said]
-
-
-@pytest.fixture
-def stm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """The command in this process: `stm("info")`."""
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*words: object) -> Said:
-        monkeypatch.setattr(sys, "argv", ["stm", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capsys.readouterr()
-        code = ended.value.code
-        return Said(code if isinstance(code, int) else int(code is not None), said.out, said.err)
-
-    return run
 
 
 class Desk:

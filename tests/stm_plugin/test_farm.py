@@ -77,9 +77,7 @@ class Farm:
             self.parts = parts_of(self.plan, 4)
 
     def open(self, request: Request | None = None, expects: str | None = None) -> FarmShot:
-        return FarmShot(
-            self.folder, request or Request(), expects=expects, network=self.network.factory
-        )
+        return FarmShot(self.folder, request or Request(), expects=expects, network=self.network.factory)
 
     def prepare(self) -> None:
         with self.open(expects=self.address) as opened:

@@ -64,11 +64,7 @@ def test_no_step_is_large_however_little_a_pass_is_trusted(
     right, wrong = np.ones((3, 4), np.float32), np.zeros((3, 4), np.float32)
     bad = (Arrival(length, similarity),)
     row = [
-        float(
-            fuse(
-                [PassAtFrame(wrong, step, key_area, bad), PassAtFrame(right, step - length, AREA)]
-            )[0, 0]
-        )
+        float(fuse([PassAtFrame(wrong, step, key_area, bad), PassAtFrame(right, step - length, AREA)])[0, 0])
         for step in range(1, length)
     ]
     assert np.abs(np.diff([0.0, *row, 1.0])).max() <= 0.45

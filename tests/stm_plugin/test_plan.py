@@ -272,9 +272,7 @@ def test_a_finished_plan_leaves_nothing_to_do(keys: tuple[Key, ...]) -> None:
 
 
 @given(keys=some_keys)
-def test_every_frame_is_finished_once_and_after_all_that_it_needs(
-    keys: tuple[Key, ...]
-) -> None:
+def test_every_frame_is_finished_once_and_after_all_that_it_needs(keys: tuple[Key, ...]) -> None:
     plan = make_plan(facts(*keys))
     done: set[tuple[int, Direction, int]] = set()
     finished: list[int] = []
@@ -333,15 +331,11 @@ def test_the_dirty_range_is_exactly_what_depends_on_the_key(frames: list[int], d
     # Where no frame lies behind a key, nobody asks how the pass arrives there.
     assert {frame for _, _, frame in own - computed(plan)} <= set(frames)
     dirty = [one.frame for one in plan.frames if one.state is State.STALE]
-    assert dirty == [
-        frame for frame in range(first, last + 1) if frame == changed or frame not in frames
-    ]
+    assert dirty == [frame for frame in range(first, last + 1) if frame == changed or frame not in frames]
 
 
 @given(keys=some_keys, data=st.data())
-def test_a_range_changes_what_is_done_but_no_result(
-    keys: tuple[Key, ...], data: st.DataObject
-) -> None:
+def test_a_range_changes_what_is_done_but_no_result(keys: tuple[Key, ...], data: st.DataObject) -> None:
     first = data.draw(st.sampled_from(FRAMES))
     last = data.draw(st.sampled_from([frame for frame in FRAMES if frame >= first]))
     whole = make_plan(facts(*keys))

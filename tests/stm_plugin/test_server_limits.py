@@ -59,9 +59,7 @@ def test_an_operation_of_any_kind_is_answered_and_the_connection_goes_on(
     link.close()
 
 
-@pytest.mark.parametrize(
-    "folder", ["/tmp/" + "a" * 256, "/tmp/" + "ä" * 128, "/" + "a/" * 2048, "/tmp/a\0b"]
-)
+@pytest.mark.parametrize("folder", ["/tmp/" + "a" * 256, "/tmp/" + "ä" * 128, "/" + "a/" * 2048, "/tmp/a\0b"])
 def test_a_name_that_no_file_system_takes_is_a_bad_request(server: ServerProcess, folder: str) -> None:
     link = server.greeted()
     link.sendall(request(2, {"op": "open_shot", **opening(folder)}))

@@ -114,9 +114,7 @@ class CurveKnob(k.Knob):
 
     def fromScript(self, script: str) -> None:
         drawn, painted = json.loads(script)
-        shapes: list[Any] = [
-            Shape({int(frame): tuple(box) for frame, box in one.items()}) for one in drawn
-        ]
+        shapes: list[Any] = [Shape({int(frame): tuple(box) for frame, box in one.items()}) for one in drawn]
         strokes = [Stroke(frame, tuple(box), value) for frame, box, value in painted]
         self.rootLayer.parts = [*shapes, *strokes]
 
