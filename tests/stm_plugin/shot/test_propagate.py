@@ -292,7 +292,7 @@ def test_killed_at_random_points_it_ends_with_the_same_bytes(order: Order) -> No
         timeout=800,
         env={
             **os.environ,
-            "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+            "PYTHONPATH": str(Path(__file__).resolve().parents[3]),
             "OMP_NUM_THREADS": "1",
         },
         check=False,

@@ -14,7 +14,7 @@ import pytest
 from stm_plugin.errors import DeviceError, StoreError, as_stm_error
 from stm_plugin.propagation.memory_forecast import _free_in_group
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 LIMITED = """
 import resource, sys
 import psutil

@@ -15,8 +15,8 @@ from stm_plugin.settings import Settings, describe_settings
 from stm_plugin.shot.shot import Shot
 from stm_plugin.store.description import PlateDescription
 from tests.conftest import PlateMaker
+from tests.stm_plugin.shot.test_wrong_input import square
 from tests.stm_plugin.small_network import WORKING_SIZE, CountingNetwork
-from tests.stm_plugin.test_wrong_input import square
 
 
 def test_every_setting_is_listed_with_value_default_and_meaning() -> None:

@@ -250,7 +250,7 @@ def test_two_processes_take_the_same_step_as_one(still_folder: Path, tmp_path: P
             import sys, torch
             import torch.distributed as dist
             from pathlib import Path
-            from tests.model.test_trainer import dataset, small_config
+            from tests.model.training.test_trainer import dataset, small_config
             from model.training.trainer import Trainer
             torch.set_num_threads(1)
             if sys.argv[1] == "two":
@@ -268,7 +268,7 @@ def test_two_processes_take_the_same_step_as_one(still_folder: Path, tmp_path: P
             """
         )
     )
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     for arguments in ([str(script), "one"], [*launcher, str(script), "two"]):
         done = subprocess.run(

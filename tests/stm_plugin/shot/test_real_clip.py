@@ -139,5 +139,5 @@ def test_finishing_brings_the_matte_nearer_to_the_truth(clip: Clip, tmp_path: Pa
         shot.set_settings(replace(settings, finish=FinishSettings()))
         assert not shot.plan().compute_steps
         finished = shot.matte(frame).mattes["chair"]
-    # The annotation is hard: it says where the edge is, and nothing of how soft it is (`test_finish.py`).
+    # The annotation says where the edge is, and nothing of how soft it is: `finishing/test_guided.py` does.
     assert overlap(finished, truth) > overlap(plain, truth)

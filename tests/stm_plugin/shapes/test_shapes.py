@@ -14,7 +14,7 @@ from stm_plugin.shapes.making import ShapeMaker
 from stm_plugin.shapes.options import MOST_PARTS
 from stm_plugin.shapes.raster import coverage, rasterised
 from stm_plugin.windows import FloatArray, Window
-from tests.stm_plugin.shape_pictures import (
+from tests.stm_plugin.shapes.shape_pictures import (
     WINDOW,
     ellipse,
     filled,

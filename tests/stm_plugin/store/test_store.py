@@ -53,7 +53,7 @@ def store(tmp_path: Path) -> ShotStore:
 
 def run_python(code: str, *arguments: str | Path) -> subprocess.Popen[str]:
     """Another process that has the engine's modules."""
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
         stdin=subprocess.PIPE,

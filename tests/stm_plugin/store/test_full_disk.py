@@ -38,7 +38,7 @@ def test_a_disk_that_fills_up_anywhere_costs_nothing_but_time(
     plate = make_plate(frames=range(1001, 1009))
     helper = Path(__file__).with_name("full_disk_rounds.py")
     mask = tmp_path / "plate.mask.1003.png"
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     done = subprocess.run(
         [*small_disk, sys.executable, str(helper), plate, str(mask), "1003", str(tmp_path / "tries"), way],
         capture_output=True,

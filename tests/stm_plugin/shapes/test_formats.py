@@ -19,7 +19,7 @@ from stm_plugin.shapes.raster import coverage, rasterised
 from stm_plugin.shapes.svg import read_svg, svg_text
 from stm_plugin.shapes.values import ShapeSet
 from stm_plugin.windows import FloatArray, Window
-from tests.stm_plugin.shape_pictures import ellipse, filled, overlap, shapes_of
+from tests.stm_plugin.shapes.shape_pictures import ellipse, filled, overlap, shapes_of
 
 DATA = Window(-16, -10, 352, 260)  # more than the format on all sides
 DISPLAY = Window(0, 0, 320, 240)
@@ -143,7 +143,7 @@ def test_json_gives_the_same_pixels_and_keeps_the_rest(made: ShapeSet) -> None:
 
 
 def test_the_schema_names_every_field_of_the_json(made: ShapeSet) -> None:
-    whole = json.loads((Path(__file__).parents[2] / "docs" / "shapes.schema.json").read_text())
+    whole = json.loads((Path(__file__).parents[3] / "docs" / "shapes.schema.json").read_text())
     value = json.loads(shapes_json_text(made))
 
     def check(value: Any, schema: dict[str, Any]) -> None:

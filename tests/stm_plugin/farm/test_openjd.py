@@ -19,7 +19,7 @@ from stm_plugin.shot.opening import MaskReading
 from stm_plugin.shot.shot import Shot
 from stm_plugin.store.description import PlateDescription
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 FRAMES = range(1001, 1010)
 KEYS = (1001, 1005, 1009)
 

@@ -21,7 +21,7 @@ from stm_plugin.shot.opening import MaskReading
 from stm_plugin.shot.shapes import write_shapes
 from stm_plugin.shot.shot import Shot
 from stm_plugin.store.description import PlateDescription
-from tests.stm_plugin.shape_pictures import overlap
+from tests.stm_plugin.shapes.shape_pictures import overlap
 from tests.stm_plugin.small_network import WORKING_SIZE, CountingNetwork
 
 FRAMES = range(1001, 1005)

@@ -70,7 +70,7 @@ def test_a_fault_of_the_program_is_a_sentence_too_and_a_report_where_it_is_asked
     monkeypatch.setattr(sys.modules["stm_plugin.cli.main"], "app", broken)
     monkeypatch.delenv(DEBUG_VARIABLE, raising=False)
     said = said_by([], monkeypatch, capsys)
-    assert "ZeroDivisionError" in said and DEBUG_VARIABLE in said and "test_cli_words.py" in said
+    assert "ZeroDivisionError" in said and DEBUG_VARIABLE in said and "test_words.py" in said
     monkeypatch.setenv(DEBUG_VARIABLE, "1")
     with pytest.raises(ZeroDivisionError):
         command()

@@ -14,7 +14,7 @@ from stm_plugin.server.mapped import MapFolder
 from stm_plugin.server.service import Service
 from tests.stm_plugin.toy_engine import ToyBackend
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 HEAVY = {
     *("torch", "torchvision", "numpy", "cv2", "OpenImageIO", "PyOpenColorIO", "PIL", "pymatting", "fileseq"),
 }
