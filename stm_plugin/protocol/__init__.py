@@ -6,7 +6,6 @@ Nothing here knows of sockets, shots or pixels' values: bytes become validated v
 from __future__ import annotations
 
 from stm_plugin.protocol.errors import RequestError, error_code, error_header
-from stm_plugin.protocol.fields import Fields, ranges_of
 from stm_plugin.protocol.framing import (
     FramingError,
     Kind,
@@ -17,7 +16,7 @@ from stm_plugin.protocol.framing import (
     decode_prefix,
     encode_message,
 )
-from stm_plugin.protocol.images import ImageLayout, MappedPixels
+from stm_plugin.protocol.images import ImageLayout, MappedPixels, MappedTarget
 from stm_plugin.protocol.limits import (
     MAGIC,
     MAX_CHANNELS,
@@ -50,6 +49,7 @@ from stm_plugin.protocol.limits import (
     Rectangle,
     Rows,
 )
+from stm_plugin.protocol.models import ranges_of
 from stm_plugin.protocol.requests import (
     REQUESTS,
     Cancel,
@@ -111,7 +111,6 @@ __all__ = [
     "CloseShot",
     "Direction",
     "Export",
-    "Fields",
     "FramingError",
     "GetMatte",
     "GetSettings",
@@ -123,6 +122,7 @@ __all__ = [
     "Layout",
     "ListKeys",
     "MappedPixels",
+    "MappedTarget",
     "MaskChannel",
     "MattePixels",
     "Message",

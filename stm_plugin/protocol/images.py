@@ -2,55 +2,38 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
 
 from stm_plugin.protocol.errors import RequestError
-from stm_plugin.protocol.fields import (
-    Fields,
-    boolean,
-    channel_name,
-    choice,
-    distinct,
-    integer,
-    list_of,
-    mapping,
-    matching,
-    window,
-)
-from stm_plugin.protocol.limits import (
-    MAX_CHANNELS,
-    MAX_PAYLOAD,
-    SAMPLE_BYTES,
-    Layout,
-    PixelFormat,
-    Rectangle,
+from stm_plugin.protocol.limits import MAX_CHANNELS, MAX_PAYLOAD, SAMPLE_BYTES, Layout, PixelFormat
+from stm_plugin.protocol.models import (
+    DISTINCT,
+    AsList,
+    ByteOffset,
+    ByteStride,
+    ChannelName,
+    MappedName,
+    Model,
+    Window,
 )
 
 
-@dataclass(frozen=True)
-class MappedPixels:
+class MappedPixels(Model):
     """Pixels in a mapped file: its name in the map folder and how many of its bytes count."""
 
-    name: str
-    bytes: int
-    offset: int = 0
-
-    @classmethod
-    def read(cls, value: Any, *, with_offset: bool = False) -> MappedPixels:
-        fields = Fields(mapping(value), "mapped")
-        read = cls(
-            name=fields.take("name", matching(re.compile(r"[A-Za-z0-9_-]{1,64}"), "a file name")),
-            bytes=fields.take("bytes", integer(1, MAX_PAYLOAD)),
-            offset=fields.take("offset", integer(0, MAX_PAYLOAD), 0) if with_offset else 0,
-        )
-        fields.done()
-        return read
+    name: MappedName
+    bytes: Annotated[int, Field(ge=1, le=MAX_PAYLOAD)]
 
 
-@dataclass(frozen=True)
-class ImageLayout:
+class MappedTarget(MappedPixels):
+    """Where pixels are to be written in a mapped file."""
+
+    offset: ByteOffset = 0
+
+
+class ImageLayout(Model):
     """Where each value of an image lies in a run of bytes; PROTOCOL.md section 5.
 
     Attributes:
@@ -59,12 +42,12 @@ class ImageLayout:
     """
 
     format: PixelFormat
-    channels: tuple[str, ...]
-    data_window: Rectangle
+    channels: Annotated[tuple[ChannelName, ...], AsList, Field(max_length=MAX_CHANNELS), DISTINCT]
+    data_window: Window
     layout: Layout
-    offset: int
-    row_bytes: int
-    plane_bytes: int = 0
+    offset: ByteOffset = 0
+    row_bytes: ByteStride
+    plane_bytes: ByteStride = 0
     premultiplied: bool = False
     mapped: MappedPixels | None = None
 
@@ -86,35 +69,23 @@ class ImageLayout:
     @classmethod
     def read(cls, value: Any) -> ImageLayout:
         """Raises RequestError where the description is wrong in itself."""
-        fields = Fields(mapping(value), "image")
-        image = cls(
-            format=fields.take("format", choice(get_args(PixelFormat))),
-            channels=fields.take("channels", distinct(list_of(channel_name, MAX_CHANNELS))),
-            data_window=fields.take("data_window", window),
-            layout=fields.take("layout", choice(get_args(Layout))),
-            offset=fields.take("offset", integer(0, MAX_PAYLOAD), 0),
-            row_bytes=fields.take("row_bytes", integer(-MAX_PAYLOAD, MAX_PAYLOAD)),
-            plane_bytes=fields.take("plane_bytes", integer(-MAX_PAYLOAD, MAX_PAYLOAD), 0),
-            premultiplied=fields.take("premultiplied", boolean, False),
-            mapped=fields.take("mapped", MappedPixels.read, None),
-        )
-        fields.done()
-        image._check_strides()
-        return image
+        return cls.read_object(value, "image")
 
-    def _check_strides(self) -> None:
+    @model_validator(mode="after")
+    def _check_strides(self) -> Self:
         width, height = self.data_window[2:]
         if not self.channels:
-            raise RequestError("bad_request", "image: there are no channels.")
+            raise ValueError("has no channels")
         if any(stride % self.sample_bytes for stride in (self.row_bytes, self.offset, self.plane_bytes)):
-            raise RequestError("bad_request", "image: strides must be multiples of a value's bytes.")
+            raise ValueError("has strides that are not multiples of a value's bytes")
         if abs(self.row_bytes) < width * self.pixel_bytes:
-            raise RequestError("bad_request", "image: row_bytes is shorter than a row.")
+            raise ValueError("has row_bytes that are shorter than a row")
         if self.layout == "interleaved":
             if self.plane_bytes:
-                raise RequestError("bad_request", "image: plane_bytes is for planar images.")
+                raise ValueError("has plane_bytes, which are for planar images")
         elif len(self.channels) > 1 and abs(self.plane_bytes) < height * abs(self.row_bytes):
-            raise RequestError("bad_request", "image: the planes overlap.")
+            raise ValueError("has planes that overlap")
+        return self
 
     def extent(self) -> tuple[int, int]:
         """First byte that the image has a value in, and the byte after the last."""

@@ -143,7 +143,7 @@ class ExportOrder:
 
 @dataclass(frozen=True)
 class ShapesOrder:
-    """The mattes as splines, to be written; `format` is one of `SHAPE_FORMATS`."""
+    """The mattes as splines, to be written; `format` as `Shapes.format`."""
 
     file: str
     format: str

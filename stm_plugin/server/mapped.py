@@ -13,7 +13,7 @@ import stat
 import sys
 from pathlib import Path
 
-from stm_plugin.protocol import MappedPixels, RequestError
+from stm_plugin.protocol import MappedPixels, MappedTarget, RequestError
 from stm_plugin.server.runtime import make_private_folder
 
 _LONGEST_OWN_PART = 32
@@ -67,7 +67,7 @@ class MapFolder:
                 done += got
         return pixels
 
-    def write(self, mapped: MappedPixels, prefix: str, pixels: memoryview) -> None:
+    def write(self, mapped: MappedTarget, prefix: str, pixels: memoryview) -> None:
         """Write all of `pixels` into a client's file, from `mapped.offset` on.
 
         Raises:

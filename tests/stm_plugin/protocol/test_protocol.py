@@ -170,6 +170,37 @@ def test_a_field_of_any_other_value_is_read_or_refused_in_words(op: str, data: s
         assert error.what.endswith(".")
 
 
+@pytest.mark.parametrize(
+    ("op", "change", "sentence"),
+    [
+        ("push_plate", {"frame": None}, "push_plate: the field frame is missing."),
+        ("push_plate", {"frame": True}, "push_plate: the field frame must be a valid integer."),
+        ("push_plate", {"image": 3}, "push_plate: the field image must be an object."),
+        (
+            "push_plate",
+            {"metadata": {"a": []}},
+            "push_plate: the field metadata.a must be a text or a number.",
+        ),
+        ("push_key", {"objects": [{"name": "a"}]}, "push_key: the field objects.0.channel is missing."),
+        ("push_key", {"replace": 1}, "push_key: the field replace must be true or false."),
+        ("plan", {"direction": "x"}, "plan: the field direction must be 'forward', 'backward' or 'both'."),
+        (
+            "open_shot",
+            {"plate": {"kind": "x"}},
+            "open_shot: the field plate must have a kind: 'pushed', 'files'.",
+        ),
+        ("set_objects", {"remove": ["a", "a"]}, "set_objects: the field remove must not repeat a name."),
+        ("get_matte", {"wait_ms": -1}, "get_matte: the field wait_ms must be greater than or equal to 0."),
+        ("get_matte", {"surplus": None}, "get_matte: there is no field 'surplus'."),
+        ("get_matte", {"into": {"x": 1}}, "get_matte: the field into.name is missing."),
+    ],
+)
+def test_a_wrong_field_is_told_in_a_plain_sentence(op: str, change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        protocol.read_request({**example_of(op), **change}, 0)
+    assert (caught.value.code, caught.value.what) == ("bad_request", sentence)
+
+
 @pytest.mark.parametrize("header", [{}, {"op": None}, {"op": 3}, {"op": "fly"}, {"op": ["ping"]}])
 def test_an_unknown_operation_is_refused(header: dict[str, Any]) -> None:
     with pytest.raises(RequestError, match="no operation"):

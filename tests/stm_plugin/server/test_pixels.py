@@ -16,7 +16,13 @@ from stm_plugin.server.pixels import read_plate
 @pytest.mark.parametrize(("name", "count"), [("byte", 1 << 8), ("short", 1 << 16)])
 def test_whole_numbers_become_the_floats_that_files_give(name: PixelFormat, count: int) -> None:
     values: npt.NDArray[Any] = np.arange(count, dtype=np.dtype(f"<u{SAMPLE_BYTES[name]}")).reshape(1, -1, 1)
-    layout = ImageLayout(name, ("Y",), (0, 0, values.size, 1), "interleaved", 0, values.nbytes)
+    layout = ImageLayout(
+        format=name,
+        channels=("Y",),
+        data_window=(0, 0, values.size, 1),
+        layout="interleaved",
+        row_bytes=values.nbytes,
+    )
     from_host = read_plate(layout, memoryview(values.tobytes()))
     from_file = oiio.ImageBuf(values).get_pixels("float")
     assert from_file is not None
