@@ -1,4 +1,8 @@
-"""One writer per shot: a lock between processes that ends with its holder and says who that is."""
+"""One writer per shot: a lock between processes that ends with its holder and says who that is.
+
+The lock itself is filelock's `lock_descriptor`: `flock`, or `LockFileEx` of byte 0 on Windows. Its `FileLock`
+is not used. It does not say who holds it, and where `flock` is missing it takes a lock that outlives its holder.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,6 @@ import getpass
 import json
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,12 +19,15 @@ from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 
-from stm_plugin.errors import StoreBusyError
+from filelock import lock_descriptor, unlock_descriptor
+
+from stm_plugin.errors import StoreBusyError, StoreError
 from stm_plugin.files.whole import store_error
 
 _POLL_SECONDS = 0.1
-_LOCKED_BYTE = 1 << 30
-"""Windows locks this byte, far beyond the text, so that others can read who holds the lock."""
+_NOTE_AT = 1
+"""Where the holder's note begins: behind byte 0, which Windows lets nobody else read while it is locked."""
+_NOTE_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ class StoreLock:
 
         Raises:
             StoreBusyError: it is held by another; the message says by whom.
-            StoreError: the folder cannot be written.
+            StoreError: the folder cannot be written, or its file system has no locks.
         """
         end = None if wait is None else time.monotonic() + wait
         while not self._try():
@@ -79,7 +85,7 @@ class StoreLock:
         self._depth -= 1
         if self._depth == 0:
             descriptor, self._descriptor = self._descriptor, -1
-            _unlock(descriptor)
+            unlock_descriptor(descriptor)
             os.close(descriptor)
         self._thread.release()
 
@@ -91,7 +97,10 @@ class StoreLock:
     def holder(self) -> Holder | None:
         """Who last took the lock, as far as it can be read."""
         try:
-            return Holder(**json.loads(self._path.read_text()))
+            with open(self._path, "rb", buffering=0) as file:
+                file.seek(_NOTE_AT)
+                note = file.read(_NOTE_BYTES)
+            return Holder(**json.loads(note))
         except (OSError, ValueError, TypeError):
             return None
 
@@ -104,10 +113,12 @@ class StoreLock:
         except OSError:
             return None
         try:
-            if _lock(descriptor):
-                _unlock(descriptor)
+            if self._lock(descriptor):
+                unlock_descriptor(descriptor)
                 return None
             return self.holder() or Holder(0, "an unknown host", "an unknown user", "an unknown time")
+        except StoreError:  # a file system without locks: nobody can hold one
+            return None
         finally:
             os.close(descriptor)
 
@@ -126,12 +137,16 @@ class StoreLock:
         if self._depth:
             self._depth += 1
             return True
+        descriptor = -1
         try:
             descriptor = self._open()
+            is_ours = self._lock(descriptor)
         except BaseException:
+            if descriptor >= 0:
+                os.close(descriptor)
             self._thread.release()
             raise
-        if not _lock(descriptor):
+        if not is_ours:
             os.close(descriptor)
             self._thread.release()
             return False
@@ -146,11 +161,21 @@ class StoreLock:
         except OSError as error:
             raise store_error(error, self._path) from error
 
+    def _lock(self, descriptor: int) -> bool:
+        try:
+            return lock_descriptor(descriptor, blocking=False)
+        except OSError as error:
+            raise StoreError(
+                f"The folder cannot be locked: {error.strerror or error}.",
+                path=self._path.parent,
+                hint="Its file system has no locks. Put the shot on another one with --shot.",
+            ) from error
+
 
 def _leave_note(descriptor: int) -> None:
-    text = json.dumps(asdict(_myself())).encode()
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, text, 0) if hasattr(os, "pwrite") else os.write(descriptor, text)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    os.write(descriptor, b" " * _NOTE_AT + json.dumps(asdict(_myself())).encode())
 
 
 def _myself() -> Holder:
@@ -159,34 +184,3 @@ def _myself() -> Holder:
     except (KeyError, OSError):  # a user id without a name, as in containers
         user = f"user {os.getuid()}" if hasattr(os, "getuid") else "an unnamed user"
     return Holder(os.getpid(), socket.gethostname(), user, datetime.now().isoformat(" ", "seconds"))
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _lock(descriptor: int) -> bool:
-        os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
-        try:
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        finally:
-            os.lseek(descriptor, 0, os.SEEK_SET)
-        return True
-
-    def _unlock(descriptor: int) -> None:
-        os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
-        msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
-
-else:
-    import fcntl
-
-    def _lock(descriptor: int) -> bool:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-    def _unlock(descriptor: int) -> None:
-        fcntl.flock(descriptor, fcntl.LOCK_UN)

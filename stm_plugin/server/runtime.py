@@ -14,7 +14,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
+
+from filelock import lock_descriptor
 
 from stm_plugin.errors import StmError
 from stm_plugin.protocol import VERSION
@@ -105,30 +107,21 @@ def engine_lock(folder: Path) -> Iterator[None]:
 
     Raises:
         EngineRunningError: another process holds it.
+        RuntimeFolderError: the folder's file system has no locks.
     """
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
     with os.fdopen(os.open(folder / LOCK_NAME, flags, 0o600), "r+b", buffering=0) as file:
-        if not _lock(file):
+        try:
+            is_ours = lock_descriptor(file.fileno(), blocking=False)
+        except OSError as error:
+            raise RuntimeFolderError(
+                f"The folder cannot be locked: {error.strerror or error}.",
+                path=folder,
+                hint="Set STM_RUNTIME_DIR to a folder on a file system that has locks.",
+            ) from error
+        if not is_ours:
             raise EngineRunningError("An engine of this user is running already.", path=folder)
         yield
-
-
-def _lock(file: IO[bytes]) -> bool:
-    if sys.platform == "win32":
-        import msvcrt
-
-        try:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 @dataclass(frozen=True)

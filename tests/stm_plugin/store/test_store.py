@@ -263,6 +263,30 @@ def test_a_killed_holder_leaves_no_lock_behind(store: ShotStore) -> None:
         pass
 
 
+def test_a_file_system_without_locks_is_told_and_nobody_holds_the_shot(
+    store: ShotStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int, *, blocking: bool) -> bool:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("stm_plugin.files.lock.lock_descriptor", refuse)
+    told = r"cannot be locked: No locks available\. .*another one with --shot"
+    for _ in range(2):  # the first refusal leaves nothing held
+        with pytest.raises(StoreError, match=told):
+            store.lock.acquire()
+    assert store.lock.held_by_another() is None
+    monkeypatch.undo()
+    with store.lock:
+        assert store.lock.held
+
+
+def test_the_holder_stands_behind_the_locked_byte(store: ShotStore) -> None:
+    """Windows lets nobody else read byte 0 while it is locked."""
+    with store.lock:
+        text = (store.folder / "LOCK").read_bytes()
+        assert text[:1] == b" " and json.loads(text[1:])["pid"] == os.getpid()
+
+
 def test_the_lock_may_be_taken_again_by_its_holder(store: ShotStore) -> None:
     with store.lock:
         with store.lock:
