@@ -1,7 +1,8 @@
 """One writer per shot: a lock between processes that ends with its holder and says who that is.
 
-The lock itself is filelock's `lock_descriptor`: `flock`, or `LockFileEx` of byte 0 on Windows. Its `FileLock`
-is not used. It does not say who holds it, and where `flock` is missing it takes a lock that outlives its holder.
+The lock itself is filelock's `lock_descriptor`: `flock`, or `LockFileEx` of byte 0 on Windows. Its class
+`FileLock` is not used. It does not say who holds it, and where `flock` is missing it takes a lock that
+outlives its holder.
 """
 
 from __future__ import annotations
