@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
-"""Installs STM for Nuke into a private environment of its own; nothing of it enters Nuke's Python.
+"""Installs STM for Nuke into a private environment; Nuke's Python is not changed.
 
     python3 install.py              install, update or repair; quick when there is nothing to do
     python3 install.py --nuke       the same, and let Nuke find the node through ~/.nuke/init.py
     python3 install.py --ofx        the same, and build the effect for OpenFX hosts
     python3 install.py --demo       install, then build a short plate and make mattes of it
     python3 install.py --test       install, then run every check of the project
-    python3 install.py --doctor     say what is in order and what is not; changes nothing
-    python3 install.py --uninstall  take away everything that an installation put on this machine
+    python3 install.py --doctor     check the installation; changes nothing
+    python3 install.py --uninstall  remove everything that an installation put on this machine
 
-A bootstrap: it finds a Python that fits and hands over to `stm_plugin/installation`, which needs the standard
-library only, and of which `stm host` and `stm doctor` are made too. It is written so that an old Python can
-still read it, say in words that it is too old, and hand over to a newer one on the same machine.
+A bootstrap: it finds a suitable Python and calls `stm_plugin/installation`, which needs the standard library
+only; `stm host` and `stm doctor` use that package, too. An old Python can still read this file: it prints
+that it is too old, or starts a newer one on the same machine.
 """
 
 import argparse
@@ -26,10 +26,10 @@ from typing import NoReturn, Optional, Sequence, Tuple
 
 SOURCE = Path(__file__).resolve().parent
 THIS_PYTHON = (sys.version_info[0], sys.version_info[1])
-OLDEST_PYTHON = (3, 11)  # the oldest one that the locked NumPy and SciPy are built for
+OLDEST_PYTHON = (3, 11)  # the oldest for which the locked NumPy and SciPy exist
 NEWEST_PYTHON = (3, 14)
 WANTED_PYTHONS = ("python3.11", "python3.12", "python3.13", "python3.14", "python3", "python")
-HANDED_OVER = "STM_INSTALL_HANDED_OVER"  # set when another Python, or an isolated one, goes on
+HANDED_OVER = "STM_INSTALL_HANDED_OVER"  # set for the Python that this one starts
 
 
 def version_words(version: Tuple[int, ...]) -> str:
@@ -66,9 +66,9 @@ def probe_python(command: str) -> Optional[str]:
 
 
 def ensure_python(arguments: Sequence[str]) -> None:
-    """Return if this Python fits and heeds no variable of its caller; else go on in one that does so.
+    """Return if this Python fits and ignores PYTHON* variables; else start one that does.
 
-    Ends the process, saying what is needed, if there is none.
+    Ends the process with an error if there is none.
     """
     bits = 64 if sys.maxsize > 2**32 else 32
     fits = python_fits(THIS_PYTHON, bits)
@@ -80,7 +80,7 @@ def ensure_python(arguments: Sequence[str]) -> None:
     for other in [sys.executable] if fits else (probe_python(name) for name in names):
         if other is not None:
             if not fits:
-                print(f"This is {mine}; going on with {other}.", flush=True)
+                print(f"This is {mine}; continuing with {other}.", flush=True)
             call = [other, "-I", str(Path(__file__).resolve()), *arguments]
             environment = dict(os.environ, **{HANDED_OVER: "1"})
             if os.name == "nt":
@@ -122,7 +122,7 @@ if python_fits(THIS_PYTHON, 64):  # an older Python could not read these
 
 
 def run_demo(at: Installation, out: Path, *, review: bool) -> int:
-    """Build the demo plate and make its mattes, then open the page on them if asked to; the exit status."""
+    """Run the demo, with --review open its page; returns the exit status."""
     command = [str(at.python), "-I", "-m", "stm_plugin.demo", "--out", str(out)]
     command += ["--review"] * review
     with removal.remembering_demo(at.prefix, out):
@@ -130,13 +130,13 @@ def run_demo(at: Installation, out: Path, *, review: bool) -> int:
 
 
 def run_checks(at: Installation, more: Sequence[str]) -> int:
-    """Run every check on the checkout; 0 only if all pass. pytest comes last, so that its summary ends it."""
-    shared_out = ["-n", "auto", "--dist", "loadfile"]  # among as many processes as there are cores
+    """Run every check on the checkout; returns 0 only if all pass. pytest runs last."""
+    shared_out = ["-n", "auto", "--dist", "loadfile"]  # one process per core
     checks = (["ruff", "check", "."], ["mypy"], ["pytest", *shared_out, *more])
     environment = clean_environment()
     environment.setdefault("ZIG_GLOBAL_CACHE_DIR", str(at.prefix.cache / "zig"))
     folder = at.source
-    if at.options.bundle is not None:  # a bundle stays as it is
+    if at.options.bundle is not None:  # bundles do not change
         folder = at.prefix.cache / "sources"
         copy_files(files_below(at.source, [item.name for item in at.source.iterdir()]), at.source, folder)
     failed = []
@@ -157,38 +157,38 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     verbs, nuke, ofx = (parser.add_mutually_exclusive_group() for _ in range(3))
     flags = (
-        (verbs, "--demo", "install, then make mattes of a plate it builds itself"),
+        (verbs, "--demo", "install, then build a plate and make its mattes"),
         (verbs, "--test", "install, then run every check of the project"),
-        (verbs, "--doctor", "say what is in order; changes nothing"),
-        (verbs, "--repair", "look through every package and mend what is damaged"),
-        (verbs, "--uninstall", "take everything away but your caches and shots"),
-        (parser, "--train", "install what training from ImageNet weights begins with, too"),
+        (verbs, "--doctor", "check the installation; changes nothing"),
+        (verbs, "--repair", "check every package and repair damaged ones"),
+        (verbs, "--uninstall", "remove everything but your caches and shots"),
+        (parser, "--train", "install the ImageNet weights for training, too"),
         (
             parser,
             "--review",
-            "install what `stm review` needs, too; with --demo: open its page on the demo's shot",
+            "install the packages of `stm review`, too; with --demo: open its page on the demo's shot",
         ),
         (nuke, "--nuke", "keep lines in ~/.nuke/init.py that let Nuke find the node"),
-        (nuke, "--no-nuke", "take those lines out again"),
+        (nuke, "--no-nuke", "remove those lines"),
         (ofx, "--ofx", "build the effect for OpenFX hosts"),
-        (ofx, "--no-ofx", "take the effect away again"),
+        (ofx, "--no-ofx", "remove the effect"),
     )
     for group, flag, words in flags:
         group.add_argument(flag, action="store_true", help=words)
     machine = machine_ofx_folder()
-    words = f"build it, and link it into a folder that hosts look into (default: {machine})"
+    words = f"build it, and link it into a folder that hosts search (default: {machine})"
     ofx.add_argument("--ofx-link", type=Path, nargs="?", const=machine, metavar="FOLDER", help=words)
     words = f"the folder to install into (default: {default_prefix()})"
     parser.add_argument("--prefix", type=Path, help=words)
     words = "link the stm command here (default: ~/.local/bin, without --prefix)"
     parser.add_argument("--link-dir", type=Path, help=words)
-    words = "package index with another build of torch: taken from there alone, its hashes not checked"
+    words = "package index with another build of torch: taken from there only, its hashes not checked"
     parser.add_argument("--torch-index", default="", metavar="URL", help=words)
-    words = "collect all that an installation on a machine like this one needs, for one without a network"
+    words = "collect everything for an installation without a network, for machines like this one"
     verbs.add_argument("--bundle", type=Path, metavar="FOLDER", help=words)
-    words = "take everything from a folder that --bundle has filled, and nothing from a network"
+    words = "install from a folder made by --bundle, without a network"
     parser.add_argument("--from", dest="bundle_from", type=Path, metavar="FOLDER", help=words)
-    words = "where --demo writes (default: ./stm-demo)"
+    words = "folder of --demo (default: ./stm-demo)"
     parser.add_argument("--out", type=Path, default=Path("stm-demo"), help=words)
     parser.add_argument("pytest", nargs="*", help=argparse.SUPPRESS)
     asked = parser.parse_args(list(arguments))
@@ -198,12 +198,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def absolute(path: Path) -> Path:
-    """A path that somebody typed."""
+    """A typed path as an absolute one."""
     return Path(os.path.abspath(str(path.expanduser())))
 
 
 def options_of(asked: argparse.Namespace) -> Options:
-    """What the command line means for an installation."""
+    """The options of an installation from the command line."""
     groups = GROUPS if asked.test else (ENGINE, DEMO) if asked.demo else (ENGINE,)  # type: Tuple[str, ...]
     own = asked.prefix is None
     user_links = None if ON_WINDOWS or not own else Path.home() / ".local" / "bin"
@@ -222,12 +222,12 @@ def options_of(asked: argparse.Namespace) -> Options:
 
 
 def stop(_signal: int, _frame: object) -> NoReturn:
-    """SIGTERM ends the children and the run as Ctrl-C does."""
+    """On SIGTERM end the children and this process as on Ctrl-C."""
     raise KeyboardInterrupt
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one verb; the exit status."""
+    """Run one verb; returns the exit status."""
     try:
         asked = parse(arguments)
         signal.signal(signal.SIGTERM, stop)

@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from model.network.memory import MemoryRule
 from stm_plugin.demo.plate import DemoPlate, PlateSettings, build_plate
 from stm_plugin.images.colour import ColourTransform, find_input_space, load_config
-from stm_plugin.images.mask import read_mask
+from stm_plugin.images.mask import MaskPlace, read_mask
 from stm_plugin.images.matte import write_matte
 from stm_plugin.images.plate import Plate
 from stm_plugin.images.working_picture import to_working, working_geometry
@@ -113,7 +113,7 @@ def network_alone(made: DemoPlate, settings: Settings) -> tuple[float, float]:
     pictures = [torch.from_numpy(loader.load(frame).picture).float() for frame in plate.frames]
     loader.close()
     window = plate.canvas
-    masks = read_mask(made.key, canvas=window, display_window=plate.display_window, data_window=window)
+    masks = read_mask(made.key, MaskPlace(window, plate.display_window, window))
     (mask,) = masks.objects.values()
     key = torch.from_numpy(to_working(mask, window, geometry))[None]
     network = ready_network(settings.weights, "cpu", settings.precision)

@@ -1,7 +1,7 @@
-"""Weights files: safetensors with a manifest that says what they are; no pickle is ever executed.
+"""Weights files: safetensors with a manifest that describes them; no pickle is ever executed.
 
-A weights file carries its manifest in its own metadata (without its sha256, which a file cannot hold of
-itself); shipped weights have it beside them as JSON as well.
+A weights file has its manifest in its metadata, without the file's sha256. Shipped weights also have it as a
+JSON file beside them.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from safetensors import SafetensorError, safe_open
 
 from model.network.config import network_config
 
-if TYPE_CHECKING:  # manifests are read without waiting for torch
+if TYPE_CHECKING:  # manifests are read without loading torch
     from torch import Tensor, nn
 
     from model.network.edges import EdgeRefiner
     from model.network.stm import SpaceTimeMemoryNetwork
 
 SHIPPED = Path(__file__).parent / "weights"
-"""Folder of the weights that come with the project."""
+"""Folder of the shipped weights."""
 
 SHIPPED_EDGES = SHIPPED / "edges"
-"""Folder of the edge refiners that come with the project."""
+"""Folder of the shipped edge refiners."""
 
 DEFAULT_WEIGHTS = "stm-lite"
 DEFAULT_EDGES = "edges-lite"
@@ -41,7 +41,7 @@ PUBLISHED_DATA = ("stills (saliency and segmentation sets) and DAVIS-2017 / YouT
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a weights file says of itself.
+    """The description of a weights file.
 
     Args:
         name: short name shown to people.
@@ -71,11 +71,11 @@ class Manifest:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Manifest:
-        """The inverse of `to_dict`; unknown names are left out, so that older programs read newer
+        """The inverse of `to_dict`. Unknown names are ignored, so that older programs can read newer
         manifests.
 
         Raises:
-            ValueError: if a field is missing or is of another kind.
+            ValueError: if a field is missing or has another type.
         """
         if not isinstance(values, Mapping):
             raise ValueError(f"it is a {type(values).__name__}, not an object with fields")
@@ -95,16 +95,16 @@ class Manifest:
 
 
 class WeightsFileError(ValueError):
-    """A weights file cannot be used; the message says which and why."""
+    """A weights file cannot be used; the text states which and why."""
 
 
 def shipped_weights() -> list[Path]:
-    """The weights files that come with the project."""
+    """The shipped weights files."""
     return sorted(SHIPPED.glob("*.safetensors"))
 
 
 def shipped_edges() -> list[Path]:
-    """The weights files of the edge refiners that come with the project."""
+    """The weights files of the shipped edge refiners."""
     return sorted(SHIPPED_EDGES.glob("*.safetensors"))
 
 
@@ -112,13 +112,13 @@ def find_weights(name: str | Path) -> Path:
     """The file of a shipped name, or the given path.
 
     Raises:
-        WeightsFileError: if there is neither.
+        WeightsFileError: if neither exists.
     """
     return _find(name, shipped_weights())
 
 
 def find_edges(name: str | Path) -> Path:
-    """The same for an edge refiner."""
+    """The file of an edge refiner, as `find_weights`."""
     return _find(name, shipped_edges())
 
 
@@ -134,11 +134,11 @@ def _find(name: str | Path, shipped: list[Path]) -> Path:
 
 
 def load_network(name: str | Path = DEFAULT_WEIGHTS) -> tuple[SpaceTimeMemoryNetwork, Manifest]:
-    """A network in fp32 with the weights of a safetensors file, or of a `.pth` as the authors of STM released
-    it.
+    """A network in fp32 with the weights of a safetensors file, or of a `.pth` released by the authors of
+    STM.
 
     Raises:
-        WeightsFileError: if the file is not there, is damaged, is not a weights file, or does not fit its
+        WeightsFileError: if the file does not exist, is damaged, is not a weights file, or does not fit its
             architecture.
     """
     from model.network.stm import SpaceTimeMemoryNetwork
@@ -158,7 +158,7 @@ def load_refiner(name: str | Path = DEFAULT_EDGES) -> tuple[EdgeRefiner, Manifes
     """An edge refiner in fp32.
 
     Raises:
-        WeightsFileError: if the file is not there, is damaged, or is not that of an edge refiner.
+        WeightsFileError: if the file does not exist, is damaged, or is not that of an edge refiner.
     """
     from model.network.edges import EdgeRefiner, edge_config
 
@@ -172,7 +172,7 @@ def load_refiner(name: str | Path = DEFAULT_EDGES) -> tuple[EdgeRefiner, Manifes
 
 @contextmanager
 def _known_architecture(path: Path) -> Iterator[None]:
-    """WeightsFileError, with the file, where an architecture inside is not known."""
+    """WeightsFileError, with the file, where an architecture inside is unknown."""
     try:
         yield
     except ValueError as error:
@@ -228,7 +228,7 @@ def save_network(
         for k, v in network.state_dict().items()
     }
     _save_state(state, manifest, path)
-    path.chmod(0o644)  # safetensors makes it private; installed weights are for every user of a machine
+    path.chmod(0o644)  # safetensors makes it private, but it is for every user
     manifest = replace(manifest, sha256=_sha256(path))
     path.with_suffix(".json").write_text(json.dumps(manifest.to_dict(), indent=2) + "\n")
     return manifest
@@ -258,7 +258,7 @@ def read_published(path: Path) -> tuple[dict[str, Tensor], Manifest]:
 
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError:  # its text says how to run the code all the same; that is not passed on
+    except UnpicklingError:  # its text explains how to run the code nevertheless; that is not shown
         raise WeightsFileError(
             f"{path}: holds more than plain tensors, or is not a PyTorch file; "
             "code inside a weights file is never run. Get the file from its authors again"
@@ -328,7 +328,8 @@ _PUBLISHED_NAMES = (
 
 
 def from_published_name(name: str) -> str:
-    """A tensor name of the released weights in our naming; an unknown name comes back unchanged."""
+    """A tensor name of the released weights in this project's naming; an unknown name is returned
+    unchanged."""
     for pattern, ours in _PUBLISHED_NAMES:
         renamed, count = re.subn(pattern, ours, name)
         if count:

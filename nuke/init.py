@@ -1,4 +1,4 @@
-"""Nuke runs this at its start, with a window and without: it tells Nuke what to call, and does nothing else.
+"""Nuke runs this at its start, with or without a window: it registers the callbacks.
 
 This folder is on the plug-in path by NUKE_PATH or by nuke.pluginAddPath in ~/.nuke/init.py.
 """

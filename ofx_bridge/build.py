@@ -50,7 +50,7 @@ _GLIBC_VERSION = re.compile(rb"GLIBC_(\d+)\.(\d+)")
 
 
 class BuildError(Exception):
-    """The bundle cannot be built; the text says why and what to do."""
+    """The bundle cannot be built; the text states the reason and what to do."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Target:
 
 
 _EXPORTS = f"-Wl,--version-script={BRIDGE / 'bundle' / 'exports.map'}"
-# nodelete: a host that closes the effect before it exits must not jump into memory that is gone.
+# nodelete: a host that closes the effect before it exits must not jump into unmapped memory.
 _ELF_LINK = ("-shared", _EXPORTS, "-Wl,--no-undefined", "-Wl,-z,nodelete", "-ldl", "-lpthread")
 _WINDOWS = ("platform_windows.cpp",)
 _POSIX = ("platform_posix.cpp",)
@@ -109,7 +109,7 @@ def host_target() -> Target:
     """The target of this machine.
 
     Raises:
-        BuildError: the effect is not known to build here.
+        BuildError: building the effect is not supported here.
     """
     if platform.system() == "Darwin":
         return TARGETS["macos"]
@@ -173,7 +173,7 @@ def compile_together(
 def build(
     output: Path, target: Target | None = None, options: Sequence[str] = (), compiler: Compiler | None = None
 ) -> Path:
-    """Build the bundle, or add one system to a bundle that is there.
+    """Build the bundle, or add one system to an existing bundle.
 
     Args:
         output: the folder that is to hold STM.ofx.bundle.
@@ -258,7 +258,7 @@ def _run(command: Sequence[str]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Build from the command line; 0 if the bundle is there, 1 if not."""
+    """Build from the command line; returns 0 if the bundle was built, else 1."""
     parser = argparse.ArgumentParser(description="Build STM.ofx.bundle.")
     default = BRIDGE.parent / "build" / "ofx"
     parser.add_argument("--output", type=Path, default=default, help="the folder for the bundle")

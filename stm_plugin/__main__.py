@@ -1,4 +1,4 @@
-"""`python -I -m stm_plugin` is the `stm` command; the launcher calls it so."""
+"""The `stm` command as `python -I -m stm_plugin`, which is how the launcher starts it."""
 
 import sys
 

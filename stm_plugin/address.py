@@ -1,4 +1,4 @@
-"""Content addresses: a name for a result that is made of everything the result depends on."""
+"""Content addresses: the name of a result is a hash of everything that the result depends on."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ Ingredient = str | int | float | bool | None | Sequence["Ingredient"] | Mapping[
 
 
 def address_of(kind: str, *ingredients: Ingredient) -> str:
-    """The address of a result of one `kind` that depends on `ingredients` and on nothing else.
+    """The address of a result of one `kind`; it depends on `ingredients` alone.
 
-    Equal ingredients give equal addresses on every machine. A mapping's order does not matter, a
-    sequence's does. Floats enter with all their digits.
+    Equal ingredients give equal addresses on every machine. The order of a mapping does not matter,
+    the order of a sequence does. Floats enter with all their digits.
 
     Returns:
         64 hexadecimal digits (sha256).

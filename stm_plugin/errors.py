@@ -9,12 +9,12 @@ from pathlib import Path
 
 
 class StmError(Exception):
-    """An error that an artist or a TD can act on.
+    """An error with a text for an artist or a TD.
 
     Args:
         what: what happened, one sentence without the frame or the file.
-        frame: the host's frame number that is concerned, if there is one.
-        path: the file or folder that is concerned, if there is one.
+        frame: the host's number of the frame with the fault, if one frame has it.
+        path: the file or folder with the fault, if there is one.
         hint: what to do next, one sentence.
     """
 
@@ -41,7 +41,7 @@ class StmError(Exception):
 
 @contextmanager
 def concerning(frame: int) -> Iterator[None]:
-    """Errors inside that do not say which frame they are about are about this one."""
+    """Add this frame number to errors raised inside that name no frame."""
     try:
         yield
     except StmError as error:
@@ -51,7 +51,7 @@ def concerning(frame: int) -> Iterator[None]:
 
 
 class DiskFullError(StmError):
-    """There is no space left for what had to be written; it was not written."""
+    """The disk is full; the file was not written."""
 
 
 class PlateError(StmError):
@@ -71,7 +71,7 @@ class ColourError(StmError):
 
 
 class MatteError(StmError):
-    """A matte cannot be written, or is not there."""
+    """A matte cannot be written, or does not exist."""
 
 
 class OutputError(MatteError):
@@ -99,7 +99,7 @@ class WeightsError(StmError):
 
 
 class DeviceError(StmError):
-    """The asked device is not there, or its memory does not suffice."""
+    """The requested device does not exist, or has too little memory."""
 
 
 class SettingsError(StmError):
@@ -124,12 +124,12 @@ _NO_MEMORY = (
 
 
 def as_stm_error(error: BaseException) -> StmError | None:
-    """What an error of the system or of a library means for a person; None for what only a bug explains."""
+    """The text for a person of an error of the system or of a library; None where only a bug explains it."""
     if isinstance(error, StmError):
         return error
     if isinstance(error, MemoryError) or speaks_of_memory(error):
         return DeviceError(
-            "The memory of the machine does not suffice.",
+            "The machine has too little memory.",
             hint="What is finished is kept. Close other programs, raise the limit (ulimit -v), or give a "
             "smaller working size or a region, and run again.",
         )
@@ -139,13 +139,13 @@ def as_stm_error(error: BaseException) -> StmError | None:
 
 
 def speaks_of_memory(error: BaseException) -> bool:
-    """Whether an error of a library says that memory could not be had."""
+    """Whether an error of a library means that memory ran out."""
     text = str(error).lower()
     return isinstance(error, Exception) and any(words in text for words in _NO_MEMORY)
 
 
 def _as_file_error(error: OSError) -> StmError:
-    if error.errno is None:  # a text of our own
+    if error.errno is None:  # a text that this product wrote
         return StoreError(str(error) or type(error).__name__)
     path = None if error.filename is None else str(error.filename)
     what = (error.strerror or str(error) or type(error).__name__).rstrip(".")
@@ -161,7 +161,7 @@ def _as_file_error(error: OSError) -> StmError:
         errno.ENOENT: "Check the name.",
         errno.ENOTDIR: "A part of this path is a file: check the name.",
         errno.EISDIR: "This is a folder: give a file.",
-        errno.ENOMEM: "The memory of the machine does not suffice: close other programs and run again.",
+        errno.ENOMEM: "The machine has too little memory: close other programs and run again.",
         errno.EMFILE: "Too many files are open: raise the limit (ulimit -n) and run again.",
     }
     hint = hints.get(error.errno, "Look at the file, its folder and its disk.")

@@ -1,17 +1,16 @@
 """Every setting of a shot: its default, the reason for the default, and which results depend on it.
 
-A setting belongs to one *part*. The parts are what content addresses are made of: a change of a
-setting makes stale what depends on its part and nothing else.
+A setting belongs to one *part*. Content addresses are made of parts: a change of a setting makes stale only
+what depends on its part.
 
 | part          | what depends on it                                                              |
 | ------------- | ------------------------------------------------------------------------------- |
-| `picture`     | what the network sees: features, every probability, and so everything            |
+| `picture`     | the working picture: features, every probability, and so all results            |
 | `memory`      | every probability, but not the features of a frame                               |
-| `finish`      | the mattes, not the probabilities: they are finished again in a fraction of it   |
+| `finish`      | the mattes, not the probabilities: finishing again is quick                      |
 | `export`      | the files that are written, not the mattes                                      |
-| `identity`    | named here, but what it stands for is addressed by its own content: the weights  |
-|               | by their sha256, the colour by the transform     |
-| `machine`     | nothing: how a machine does the work                                            |
+| `identity`    | the same as `picture`, by content: weights by sha256, colour by the transform    |
+| `machine`     | nothing: memory budgets and the device                                          |
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ MaskMode = Literal["auto", "soft", "labels", "layers"]
 """How a mask file is understood (`stm_plugin.images.mask`)."""
 
 DEFAULT_ADAPT_SECONDS = 900.0
-"""Adapting ends after this time at the latest, with what it has learnt by then."""
+"""Adapting ends after this time at the latest; the steps done by then count."""
 
 MAX_OBJECTS = 16
 """Objects of one shot; soft aggregation and the memory are sized for it."""
@@ -44,13 +43,13 @@ MAX_CHANNEL_BYTES = 255
 """Of a channel's name in an EXR."""
 
 _GONE = frozenset({"keys_in_memory"})
-"""Settings of earlier versions that older shots and scripts still name; they mean nothing any more."""
+"""Settings of earlier versions that older shots and scripts still name; they are ignored."""
 _MEMORY_RULE = re.compile(r"first|previous|first\+previous|every:[1-9][0-9]{0,3}")
 _GIBIBYTE = 1 << 30
 
 
 def _about(part: Part, reason: str) -> dict[str, str]:
-    """What a setting's field says about itself."""
+    """The metadata of a setting's field."""
     return {"part": part, "reason": reason}
 
 
@@ -70,7 +69,7 @@ class FinishSettings:
     )
     width: float = field(
         default=1.0,
-        metadata=_about("finish", "of learned edges: as they are found; narrower below 1, wider above"),
+        metadata=_about("finish", "of learned edges: unchanged at 1; narrower below 1, wider above"),
     )
     radius: int = field(
         default=32,
@@ -80,7 +79,7 @@ class FinishSettings:
     )
     epsilon: float = field(
         default=1e-4,
-        metadata=_about("finish", "squared display contrast taken for an edge: 1 % of the range"),
+        metadata=_about("finish", "squared display contrast that counts as an edge: 1 % of the range"),
     )
     sharpness: float = field(
         default=1.0,
@@ -90,7 +89,7 @@ class FinishSettings:
         default=0.03,
         metadata=_about(
             "finish",
-            "of guided edges: what is this near 0 or 1 is exactly 0 or 1, or a haze of the plate shows",
+            "of guided edges: values this near 0 or 1 become 0 or 1, else the plate shows as a haze",
         ),
     )
 
@@ -125,13 +124,13 @@ class Settings:
     working_size: int = field(
         default=480,
         metadata=_about(
-            "picture", "short side in square pixels: what the network was trained and measured near"
+            "picture", "short side in square pixels: the network was trained and measured near it"
         ),
     )
     region: Window | None = field(
         default=None,
         metadata=_about(
-            "picture", "the whole canvas; a smaller window spends all working pixels on the object"
+            "picture", "the whole canvas; a smaller window puts all working pixels on the object"
         ),
     )
     precision: Precision = field(
@@ -143,7 +142,7 @@ class Settings:
     )
     adapt: bool = field(
         default=False,
-        metadata=_about("identity", "weights as they are; true uses what `stm adapt` learnt from the keys"),
+        metadata=_about("identity", "the unchanged weights; true uses the adaptation of `stm adapt`"),
     )
     colour_space: str | None = field(
         default=None, metadata=_about("identity", "found from the file and the config")
@@ -163,7 +162,7 @@ class Settings:
     )
     confidence: bool = field(
         default=False,
-        metadata=_about("export", "how sure the network is of each pixel: one more channel; few ask for it"),
+        metadata=_about("export", "the network's confidence in each pixel: one more channel; few ask for it"),
     )
     device: Device = field(default="auto", metadata=_about("machine", "cuda, else mps, else cpu"))
     ram_budget: int = field(
@@ -208,16 +207,16 @@ class Settings:
             )
 
     def id(self, part: Part) -> str:
-        """The address of all settings of one part; equal settings have equal ids."""
+        """The address of all settings of one part; equal settings have equal addresses."""
         return address_of("settings", part, cast(Ingredient, _values_of(self, part)))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values that `from_json` reads back to an equal object."""
+        """Plain values; `from_json` makes an equal object of them."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Settings:
-        """Read what `to_json` gave. A missing setting takes its default.
+        """Make settings from the values of `to_json`. A missing setting gets its default.
 
         Raises:
             SettingsError: a setting is unknown, of the wrong type or out of its range.
@@ -242,7 +241,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class SettingHelp:
-    """One setting as a person asks for it."""
+    """One setting with its explanation for people."""
 
     name: str
     default: Any

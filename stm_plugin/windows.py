@@ -1,4 +1,4 @@
-"""Windows: rectangles of pixels as EXR knows them, and arrays that lie over them."""
+"""Windows: rectangles of pixels as in EXR, and arrays over them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Window:
         return Window(x, y, max(self.right, other.right) - x, max(self.bottom, other.bottom) - y)
 
     def intersection(self, other: Window) -> Window | None:
-        """What both hold, or None where they share no pixel."""
+        """The pixels that both share, or None where there are none."""
         x, y = max(self.x, other.x), max(self.y, other.y)
         width, height = min(self.right, other.right) - x, min(self.bottom, other.bottom) - y
         return Window(x, y, width, height) if width > 0 and height > 0 else None
@@ -67,9 +67,9 @@ def union_of(windows: Iterable[Window]) -> Window:
 def place(pixels: PixelArray, window: Window, canvas: Window, fill: float = 0.0) -> FloatArray:
     """Put pixels (h, w[, C]) of `window` into a new array over `canvas` (H, W[, C]); `fill` elsewhere.
 
-    What lies outside the canvas is dropped.
+    Pixels outside the canvas are dropped.
     """
-    import numpy as np  # here: the command line needs a window's values and must not wait for numpy
+    import numpy as np  # imported here: the command line uses windows and must not wait for numpy
 
     if pixels.shape[:2] != (window.height, window.width):
         raise ValueError(f"pixels {pixels.shape} do not fill the window {window}")
@@ -78,6 +78,11 @@ def place(pixels: PixelArray, window: Window, canvas: Window, fill: float = 0.0)
     if shared is not None:
         result[slices_of(shared, canvas)] = pixels[slices_of(shared, window)]
     return result
+
+
+def on_window(values: FloatArray, window: Window, target: Window) -> FloatArray:
+    """An array over `window` as one over `target`, 0 outside `window`; the same array if they are equal."""
+    return values if window == target else place(values, window, target)
 
 
 def slices_of(inner: Window, outer: Window) -> tuple[slice, slice]:

@@ -618,7 +618,7 @@ def test_doctor_says_why_from_other_sources(shared: Miniature, tmp_path: Path) -
     looked = other.run("--doctor")
     assert looked.returncode == 1
     assert "not in order" not in looked.stdout
-    assert f"not made from these sources ({copy})" in looked.stdout
+    assert f"not made from the present sources in {copy}" in looked.stdout
     assert f"but from {shared.checkout}. What differs: engine, stm command." in looked.stdout
     assert shared.run("--doctor").returncode == 0
 
@@ -632,11 +632,11 @@ def test_doctor_says_why_a_part_is_not_in_order(
         assert doctor.doctor(at) == 1
     said = capsys.readouterr().out
     assert f"folders for the hosts: not in order: files in {shared.prefix} were changed or lost" in said
-    advice = f"`python3 {shared.checkout}/install.py --prefix {shared.prefix} --repair` puts it in order."
+    advice = f"`python3 {shared.checkout}/install.py --prefix {shared.prefix} --repair` repairs it."
     assert advice in said
     hidden = launcher.rename(launcher.with_name("hidden"))
     assert doctor.doctor(at) == 1
-    assert f"stm command: not in order: {launcher} is not there" in capsys.readouterr().out
+    assert f"stm command: not in order: {launcher} does not exist" in capsys.readouterr().out
     hidden.rename(launcher)
     with changed(site_packages(shared) / "tiny" / "__init__.py", "VALUE = 'broken'\n"):
         assert doctor.doctor(at) == 1
@@ -923,7 +923,7 @@ def test_hosts_are_set_up_and_forgotten_by_the_command(
     with pytest.raises(InstallationError, match="no complete installation"):
         host.nuke(True, shared.prefix / "elsewhere")
     monkeypatch.setattr(os, "access", lambda _path, _mode: False)  # root may write anything
-    with pytest.raises(InstallationError, match="not yours to write") as caught:
+    with pytest.raises(InstallationError, match="not writable for you") as caught:
         host.nuke(True, shared.prefix)
     assert f"NUKE_PATH={shared.prefix / 'nuke'}" in str(caught.value.hint) and not shared.init.exists()
 
@@ -987,7 +987,7 @@ def test_the_effect_is_linked_where_it_is_asked_for_and_nothing_else_is_replaced
     other.mkdir(parents=True)
     done = shared.run("--ofx-link", str(other.parent))
     assert done.returncode == 1
-    assert "is something else" in done.stderr and other.is_dir() and not other.is_symlink()
+    assert "is another file" in done.stderr and other.is_dir() and not other.is_symlink()
     (tmp_path / "file").touch()
     assert "No link could be made" in shared.run("--ofx-link", str(tmp_path / "file" / "Plugins")).stderr
 

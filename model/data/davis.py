@@ -1,4 +1,5 @@
-"""Videos with annotations in DAVIS or YouTube-VOS layout: what is in a folder, and when its objects enter."""
+"""Videos with annotations in DAVIS or YouTube-VOS layout: the sequences of a folder, and where objects
+enter."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from model.data.pictures import PICTURE_SUFFIXES, Labels, read_labels
 
 PICTURE_FOLDER, ANNOTATION_FOLDER = "JPEGImages", "Annotations"
 RESOLUTION_FOLDERS = ("480p", "Full-Resolution", "1080p")
-"""DAVIS keeps one folder of sequences per resolution; the first of these that is there is taken."""
+"""DAVIS has one folder of sequences per resolution; the first existing one of these is used."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,11 @@ class VideoSequence:
 
     @property
     def backward(self) -> VideoSequence:
-        """The same from its last frame to its first."""
+        """The sequence from its last frame to its first."""
         return replace(self, frames=self.frames[::-1])
 
     def stepped(self, step: int) -> VideoSequence:
-        """Every so-manieth frame alone, from the first on: the same with faster motion."""
+        """Every n-th frame, starting with the first: the sequence with faster motion."""
         return replace(self, frames=self.frames[::step])
 
 
@@ -56,10 +57,10 @@ def find_sequences(root: Path, names: Sequence[str] = ()) -> list[VideoSequence]
 
     Args:
         root: the folder.
-        names: only these sequences, in this order; all if empty. `read_split` gives those of a DAVIS split.
+        names: only these sequences, in this order; all if empty. `read_split` returns those of a DAVIS split.
 
     Raises:
-        FileNotFoundError: if there are no annotations, or if a named sequence is not there.
+        FileNotFoundError: if there are no annotations, or if a named sequence does not exist.
         ValueError: if an annotation has no picture although the sequence has pictures.
     """
     annotation_root = resolution_folder(root / ANNOTATION_FOLDER)
@@ -115,7 +116,7 @@ def first_frames(sequence: VideoSequence) -> dict[int, str]:
 
 
 def entering_masks(sequence: VideoSequence) -> dict[int, Labels]:
-    """For each frame (its place in `sequence.frames`) on which objects are first annotated: their labels.
+    """The labels (H, W) by frame (index into `sequence.frames`) of objects that are first annotated there.
 
     Raises:
         ValueError: if no annotation has an object.
@@ -132,7 +133,7 @@ def entering_masks(sequence: VideoSequence) -> dict[int, Labels]:
 
 
 def resolution_folder(folder: Path) -> Path:
-    """The folder of one resolution below the given one, or that one itself where there are none."""
+    """The folder of one resolution below the given one, or the given one if it has none."""
     return next((folder / name for name in RESOLUTION_FOLDERS if (folder / name).is_dir()), folder)
 
 

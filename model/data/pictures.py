@@ -1,4 +1,4 @@
-"""Pictures and label pictures as files: the one place where training and evaluation read and write them."""
+"""Reading and writing pictures and label pictures, for training and evaluation."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ Labels = NDArray[np.uint8]
 """(H, W): 0 is background, k is the object with label k."""
 
 MOST_ENLARGEMENT = 1.5
-"""Pictures below the working size are enlarged to it, at most this much: the network sees small objects
-better so (docs/model-card.md has the figures), and its training crops are enlarged by as much."""
+"""Pictures below the working size are enlarged to it, at most by this factor: it improves the result on small
+objects (figures in docs/model-card.md), and training crops are enlarged by as much."""
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 VOID_LABEL = 255
-"""DAVIS and YouTube-VOS mark pixels that belong to nothing so; they count as background here."""
+"""Pixels that belong to nothing in DAVIS and YouTube-VOS; they count as background here."""
 
 
 def working_scale(short_side: float, working_size: int) -> float:
-    """By what a picture is scaled so that its short side has the working size, both in square pixels."""
+    """The factor that scales a picture's short side to the working size, both in square pixels."""
     return min(working_size / short_side, MOST_ENLARGEMENT)
 
 
@@ -42,14 +42,15 @@ def read_picture(path: Path) -> Tensor:
 def read_labels(path: Path) -> Labels:
     """The labels (H, W) of an annotation, a mask or a result.
 
-    - Palette pictures give their indices, 255 being void; one-bit pictures give 0 and 1.
+    - Palette pictures: the indices, 255 is void. One-bit pictures: 0 and 1.
     - Grey pictures (of 8 or 16 bits, or RGB with three equal channels) that reach white are the mask of one
-      object, cut at one half; others give their values. Alpha is not looked at.
-    - Colours without a palette are refused: to take their luminance would make labels up, and the two objects
-      of a picture could become one without a word.
+      object, with a threshold of one half. Other grey values are labels. Alpha is ignored.
+    - Colours without a palette are refused, as their luminance would be a wrong label: two objects could
+    become
+      one without notice.
 
     Raises:
-        ValueError: if labels cannot be told: colours without a palette, or values that are too large.
+        ValueError: if the labels are unknown: colours without a palette, or values that are too large.
         OSError: if the file is not there or is no picture.
     """
     with Image.open(path) as image:

@@ -1,10 +1,10 @@
 """Scores of result pictures, or of a network that is run, against annotations in DAVIS or YouTube-VOS layout.
 
-`model.data.davis.find_sequences` lists what is there, `evaluate_results` or `evaluate_network` measures it,
-and an `Evaluation` gives the scores as text and CSV. The paper's tables are made of these in
-`model.evaluation.tables`. Where others keep the masks, `write_submission` writes what their server wants.
+`model.data.davis.find_sequences` lists the sequences, `evaluate_results` or `evaluate_network` measures them,
+and an `Evaluation` writes the scores as text and CSV. `model.evaluation.tables` makes the paper's tables of
+them. For benchmarks with secret masks, `write_submission` writes the files for their server.
 
-Two protocols say which frames count for an object:
+Two protocols define which frames count for an object:
 
 - `davis`: the annotated frames without the sequence's first and last (the semi-supervised protocol of
   DAVIS), and none up to the object's own first one.
@@ -81,12 +81,12 @@ class ObjectScores:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured.
+    """The result of a measurement.
 
     Args:
         protocol: which frames count.
-        objects: every object that has a frame that counts.
-        not_scored: (sequence, label) of objects that have none, such as those that enter on the last frame.
+        objects: every object with at least one frame that counts.
+        not_scored: (sequence, label) of the other objects, such as those that enter on the last frame.
         seconds_per_frame: of a network run: its time without reading and scoring, per segmented frame.
     """
 
@@ -112,12 +112,12 @@ class Evaluation:
 
     @property
     def scores(self) -> tuple[float, ...]:
-        """All of it in the order of `SCORE_COLUMNS`, in [0, 1]."""
+        """All scores in the order of `SCORE_COLUMNS`, in [0, 1]."""
         j, f = self.region, self.contour
         return (self.mean, j.mean, j.recall, j.decay, f.mean, f.recall, f.decay)
 
     def by_sequence(self) -> dict[str, Evaluation]:
-        """The same for each sequence by itself."""
+        """The evaluation of each sequence."""
         grouped: dict[str, list[ObjectScores]] = {}
         for scores in self.objects:
             grouped.setdefault(scores.sequence, []).append(scores)
@@ -202,7 +202,7 @@ def evaluate_sequence(
 
     Args:
         sequence: the annotations.
-        predicted: gives the labels (H, W) predicted for a frame name; it is asked for frames that count only.
+        predicted: returns the predicted labels (H, W) of a frame name; called for frames that count only.
         protocol: which frames count.
 
     Raises:
@@ -244,7 +244,7 @@ def evaluate_results(
     """Measures result pictures `results/NAME/FRAME.png` against the annotations.
 
     Raises:
-        FileNotFoundError: if the result of a frame that counts is missing (it is never taken for black).
+        FileNotFoundError: if the result of a frame that counts is missing (it never counts as black).
         ValueError: if a result has another size than its annotation, or if nothing could be measured.
     """
     root = resolution_folder(results / ANNOTATION_FOLDER)
@@ -296,7 +296,7 @@ class VideoSegmenter(Protocol):
                 enter there, as labels.
 
         Yields:
-            (H, W) labels; where masks are given, those masks are kept.
+            (H, W) labels; given masks are kept.
         """
 
 
@@ -310,10 +310,10 @@ class ObjectGroup:
 
 
 class Step(NamedTuple):
-    """One picture of a run, while the memory is still as the picture read it.
+    """One picture of a run, with the memory in the state in which the picture read it.
 
-    labels (H, W); query: of the picture, or None where there was nothing to read yet; groups: all objects
-    that entered before, whose banks change when the run goes on.
+    labels (H, W); query: of the picture, or None where the memory was empty; groups: all objects that entered
+    before; their banks change when the run continues.
     """
 
     labels: Labels
@@ -328,7 +328,8 @@ class NetworkSegmenter:
     Args:
         engine: the network.
         rule: which past frames are read.
-        short_side: pictures are brought to this short side, in pixels (`working_picture`); None leaves them.
+        short_side: pictures are scaled to this short side, in pixels (`working_picture`); None does not
+            scale.
         capacity: stored frames besides the first and the previous one.
     """
 
@@ -341,7 +342,7 @@ class NetworkSegmenter:
         return (step.labels for step in self.steps(pictures, given))
 
     def steps(self, pictures: Iterable[Tensor], given: Mapping[int, Labels]) -> Iterator[Step]:
-        """The same run, with what each picture read from."""
+        """The run as steps, with the memory that each picture read."""
         groups: list[ObjectGroup] = []
         for number, picture in enumerate(pictures):
             size = picture.shape[-2:]
@@ -371,11 +372,11 @@ class NetworkSegmenter:
                 self._write(groups, entry, number, labels)
 
     def _reads_again(self, step: int) -> bool:
-        """Whether a later picture reads the one at `step` from the beginning of a group."""
+        """Whether any later picture reads the one at `step` of a group."""
         return step in self.rule.steps_in_memory(step + 1, self.capacity)
 
     def _write(self, groups: list[ObjectGroup], entry: MemoryEntry, number: int, labels: list[int]) -> None:
-        """Writes each group's part of the entry to its bank; objects without a group begin one."""
+        """Writes each group's part of the entry to its bank; objects without a group start a new one."""
         start = 0
         for group in groups:
             group.bank.write(number - group.first, entry.of(slice(start, start + len(group.labels))))
@@ -397,11 +398,11 @@ def evaluate_network(
 ) -> Evaluation:
     """Runs a network from each sequence's first annotated frame on, and measures it.
 
-    An object whose first annotation comes later is given to the network there and not before.
+    An object with a later first annotation is given to the network on that frame.
 
     Args:
         sequences: pictures and annotations.
-        segmenter: the network; `NetworkSegmenter`, or anything of its kind.
+        segmenter: the network: a `NetworkSegmenter`, or another `VideoSegmenter`.
         protocol: which frames count.
         results: a folder for the predictions, as `results/NAME/FRAME.png`.
         progress: called after every frame.
@@ -459,7 +460,7 @@ def write_submission(
 
 
 def submission_frames(meta: Path) -> dict[str, set[str]]:
-    """The frames that a YouTube-VOS `meta.json` names for each video: those that its server asks for."""
+    """The frames that a YouTube-VOS `meta.json` names for each video: those that its server needs."""
     videos = json.loads(meta.read_text(encoding="utf-8"))["videos"]
     return {
         name: {frame for thing in video["objects"].values() for frame in thing["frames"]}
@@ -469,7 +470,7 @@ def submission_frames(meta: Path) -> dict[str, set[str]]:
 
 @dataclass
 class _Spent:
-    """The network's time over one or several sequences, and for how many segmented frames."""
+    """The network's time over one or several sequences, and the number of segmented frames."""
 
     seconds: float = 0.0
     frames: int = 0
@@ -525,8 +526,8 @@ def picture_path(sequence: VideoSequence, frame: str) -> Path:
 
 
 def working_picture(picture: Tensor, short_side: int | None) -> Tensor:
-    """The picture (3, H, W) as the network sees it: brought to a short side (as far as `working_scale` goes),
-    or as it is where that is None."""
+    """The picture (3, H, W) for the network: scaled to a short side (within the limit of `working_scale`), or
+    unchanged where that is None."""
     height, width = picture.shape[-2:]
     if short_side is None:
         return picture

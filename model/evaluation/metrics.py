@@ -1,7 +1,7 @@
-"""How good a mask is: the DAVIS measures J and F, and their statistics over a sequence.
+"""The quality of masks: the DAVIS measures J and F, and their statistics over a sequence.
 
 Region similarity J and contour accuracy F as Perazzi et al. define them (CVPR 2016) and as the DAVIS
-benchmarks of 2016 and 2017 compute them. Everything here works on two binary masks or on the per-frame
+benchmarks of 2016 and 2017 compute them. All functions take two binary masks or the per-frame
 values of one object; folders and protocols are in `model.evaluation.evaluate`.
 """
 
@@ -80,7 +80,7 @@ def contour_accuracy(truth: BoolArray, predicted: BoolArray, tolerance: float = 
 def contour(mask: BoolArray) -> BoolArray:
     """The mask's contour, one pixel wide: pixels unlike the one to the right, below, or below right.
 
-    The contour so lies half a pixel towards the origin. In the last row only the pixel to the right counts,
+    So the contour lies half a pixel towards the origin. In the last row only the pixel to the right counts,
     in the last column only the one below, so the border of the picture is no contour.
 
     Args:
@@ -146,14 +146,14 @@ def _checked(truth: BoolArray, predicted: BoolArray) -> tuple[BoolArray, BoolArr
 def _share_near(contour_a: BoolArray, contour_b: BoolArray, radius: int) -> float:
     """The share of `contour_a` that lies within `radius` of `contour_b`.
 
-    Where one of them is empty there is nothing wrong with it and nothing right with the other.
+    Where one of them is empty, its share is 1 and that of the other is 0.
     """
     rows, columns = np.nonzero(contour_a)
     if rows.size == 0:
         return 1.0
     if not contour_b.any():
         return 0.0
-    # A disk is a stack of horizontal runs: running sums along the rows tell for each run whether b is in it.
+    # A disk is a stack of horizontal runs: running sums along the rows show for each run whether b is in it.
     padded = np.pad(contour_b, ((radius, radius), (radius + 1, radius)))
     running = np.cumsum(padded, axis=1, dtype=np.int32)  # [y, x + 1]: how many before column x, at x = 0 none
     near = np.zeros(rows.size, dtype=bool)

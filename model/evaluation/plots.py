@@ -11,7 +11,7 @@ CHART_SIZE = (720, 480)
 """Width and height of a chart in pixels."""
 
 CURVE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Told apart by colour-blind readers too (Okabe and Ito)."""
+"""Distinguishable for colour-blind readers, too (Okabe and Ito)."""
 
 _MARGIN = 48
 _GRID_COLOUR = "#dddddd"

@@ -1,7 +1,7 @@
-"""Where a query reads from (paper figure 5): the read's weights, drawn over the frames in memory.
+"""The weights of a query's read (paper figure 5), drawn over the frames in memory.
 
-`capture` runs a network up to one frame of a video and keeps what that frame read from; `read_from` gives the
-weights of some of its positions over all space-time positions; `draw` shows them.
+`capture` runs a network up to one frame of a video and keeps the memory that this frame read; `read_from`
+returns the weights of some of its positions over all space-time positions; `draw` shows them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class SeenFrame:
-    """A frame as the network saw it: its name, picture (3, h, w) in [0, 1], and the object's mask (h, w)."""
+    """A frame at working size: its name, picture (3, h, w) in [0, 1], and the object's mask (h, w)."""
 
     name: str
     picture: Tensor
@@ -46,7 +46,7 @@ class SeenFrame:
 
 @dataclass(frozen=True)
 class CapturedRead:
-    """What one frame of a video read from, for one object.
+    """The query and the memory of one frame of a video, for one object.
 
     Args:
         query: the frame.
@@ -55,8 +55,9 @@ class CapturedRead:
         memory: the frames in memory, in order.
         memory_keys: (P, Ck) of each, P = H/16 * W/16.
         scale: pixels of a working picture per pixel of the file.
-        last_frame_cap: the most that is read from the last frame in memory
-        (`model.network.read.read_weights`). key_weight: of the rest, what is read from the first alone.
+        last_frame_cap: the largest share read from the last frame in memory
+            (`model.network.read.read_weights`).
+        key_weight: of the rest, the share that is read from the first frame alone.
     """
 
     query: SeenFrame
@@ -94,7 +95,8 @@ class CapturedRead:
         return row * self.grid[1] + column
 
     def object_positions(self) -> list[int]:
-        """The positions that the object covers by half or more; the one it covers most if there is none such.
+        """The positions that the object covers by half or more; if there is none, the one that it covers
+        most.
 
         Raises:
             ValueError: if the object is not seen on the frame.
@@ -110,7 +112,7 @@ class CapturedRead:
         return inside or [int(covered.argmax())]
 
     def inner_point(self) -> Point:
-        """A point inside the object, as far from its border as can be.
+        """The point inside the object that is farthest from its border.
 
         Raises:
             ValueError: as `object_positions`.
@@ -118,7 +120,7 @@ class CapturedRead:
         self.object_positions()
         inside = torch.from_numpy(self.query.mask).float()[None, None]
         while True:
-            smaller = -F.max_pool2d(F.pad(-inside, (1, 1, 1, 1)), 3, stride=1)  # one pixel off all around
+            smaller = -F.max_pool2d(F.pad(-inside, (1, 1, 1, 1)), 3, stride=1)  # one pixel less on every side
             if not smaller.any():
                 break
             inside = smaller
@@ -134,7 +136,8 @@ def capture(
     *,
     progress: Progress | None = None,
 ) -> CapturedRead:
-    """Runs a network from a sequence's first annotated frame to the given one, and keeps what that one reads.
+    """Runs a network from a sequence's first annotated frame to the given one, and keeps the memory that it
+    reads.
 
     Args:
         sequence: pictures, and the masks on which its objects enter.
@@ -144,16 +147,12 @@ def capture(
         progress: called after every frame.
 
     Raises:
-        ValueError: if the frame reads nothing (it is the first one, or before), or does not know the object.
+        ValueError: if the frame reads nothing (it is not after the first one), or the object is not in
+            memory.
     """
     given = entering_masks(sequence)
-    start, end = min(given), sequence.frames.index(frame)
-    names = sequence.frames[start : end + 1]
-    if len(names) < 2:
-        raise ValueError(
-            f"{sequence.name}: frame {frame} reads nothing. The first one that does is "
-            f"{sequence.frames[min(start + 1, len(sequence.frames) - 1)]}."
-        )
+    start = min(given)
+    names = _frames_up_to(sequence, start, frame)
     paths = [picture_path(sequence, name) for name in names]
     entering, masks = {number - start: mask for number, mask in given.items()}, []
     for step in islice(segmenter.steps(map(read_picture, paths), entering), len(names)):
@@ -164,7 +163,7 @@ def capture(
     label = min(groups) if label is None else label
     if label not in groups or step.query is None:
         raise ValueError(
-            f"{sequence.name}: object {label} is not in memory on frame {frame}; there is "
+            f"{sequence.name}: object {label} is not in memory on frame {frame}; there are "
             f"{', '.join(map(str, sorted(groups)))}."
         )
     group = groups[label]
@@ -189,15 +188,26 @@ def capture(
     )
 
 
+def _frames_up_to(sequence: VideoSequence, start: int, frame: str) -> Sequence[str]:
+    """Names of the frames from number `start` to `frame`. ValueError where `frame` comes no later."""
+    names = sequence.frames[start : sequence.frames.index(frame) + 1]
+    if len(names) < 2:
+        raise ValueError(
+            f"{sequence.name}: frame {frame} reads nothing. The first one that does is "
+            f"{sequence.frames[min(start + 1, len(sequence.frames) - 1)]}."
+        )
+    return names
+
+
 @dataclass(frozen=True)
 class Reading:
-    """Where some positions of the query read from, on average.
+    """The mean weights of the read of some positions of the query.
 
     Args:
         name: of these positions, for people.
         positions: their numbers.
         weights: (T, H/16, W/16) over the memory's frames and positions; the sum is 1.
-        point: where they are, if it is one.
+        point: of the position, if it is a single one.
     """
 
     name: str
@@ -218,7 +228,7 @@ class Reading:
 
 
 def read_from(read: CapturedRead, point: Point | None = None) -> Reading:
-    """The weights with which a point of the query, or on average its whole object, reads the memory.
+    """The weights of the read of a point of the query, or the mean over its whole object.
 
     Raises:
         ValueError: if the point is outside the picture, or if the object is not seen on the frame.
@@ -233,7 +243,7 @@ def read_from(read: CapturedRead, point: Point | None = None) -> Reading:
 
 
 def write_reading(path: Path, read: CapturedRead, readings: Sequence[Reading]) -> Path:
-    """Writes each reading's share of every memory frame, and where in the frame most of it lies, as CSV.
+    """Writes the share of every memory frame in each reading, and the position with most of it, as CSV.
 
     x and y are the middle of that position, in pixels of the picture file.
     """
@@ -265,8 +275,8 @@ _HEAT_COLOURS = torch.tensor([[0.1, 0.0, 0.4], [0.8, 0.1, 0.4], [1.0, 0.6, 0.0],
 def draw(read: CapturedRead, readings: Sequence[Reading]) -> Image.Image:
     """Figure 5: a block per reading with the query at the left, its positions marked in red, and the memory.
 
-    Heat is the weight of each position relative to the greatest one of the reading; below each frame stands
-    its share of the whole weight. The object's outline is green.
+    Heat is the weight of each position relative to the greatest one of the reading. The text below each frame
+    is its share of the whole weight. The object's outline is green.
     """
     height, width = read.query.mask.shape
     tile = (TILE_WIDTH, round(TILE_WIDTH * height / width))
@@ -303,7 +313,7 @@ def _marked(read: CapturedRead, reading: Reading) -> Tensor:
 
 def _heated(read: CapturedRead, frame: SeenFrame, heat: Tensor) -> Tensor:
     """A memory frame, dimmed, with heat (H/16, W/16) in [0, 1] over it."""
-    heat = _to_picture(read, heat, mode="bilinear").sqrt()  # so that small weights are seen too
+    heat = _to_picture(read, heat, mode="bilinear").sqrt()  # so that small weights are visible too
     place = heat * (len(_HEAT_COLOURS) - 1)
     low = place.floor().long().clamp(max=len(_HEAT_COLOURS) - 2)
     mix = (place - low)[..., None]

@@ -1,4 +1,4 @@
-"""The paper's tables 1, 4 and 5 and its figure 7, for our weights and any annotated videos.
+"""The paper's tables 1, 4 and 5 and its figure 7, for any weights and any annotated videos.
 
 Tables 2 and 3 are `model.evaluation.evaluate` on DAVIS-2016 and 2017; figure 5 is
 `model.evaluation.read_picture`.
@@ -126,7 +126,7 @@ class Comparison:
         return table, picture
 
     def write(self, folder: Path) -> list[Path]:
-        """Writes `table.csv`, the curves of figure 7, and the CSV files of each row in a folder of its own.
+        """Writes `table.csv`, the curves of figure 7, and the CSV files of each row in a separate folder.
 
         Returns:
             the files.
@@ -138,7 +138,7 @@ class Comparison:
 
     @classmethod
     def read(cls, folder: Path) -> Comparison:
-        """What `write` wrote.
+        """The comparison that `write` wrote.
 
         Raises:
             FileNotFoundError: if there is none.
@@ -149,7 +149,7 @@ class Comparison:
 
 
 def row_folder(folder: Path, row: str) -> Path:
-    """Where the scores and predictions of one row lie below a comparison's folder."""
+    """The folder of one row's scores and predictions, below a comparison's folder."""
     return folder / _folder_name(row)
 
 
@@ -166,7 +166,7 @@ def compare_memory_rules(
     """Table 5: the same weights under each memory rule, with the time per frame.
 
     Args:
-        out: folder for what `Comparison.write` writes and each row's predictions (`OUT/ROW/NAME/FRAME.png`).
+        out: folder for the files of `Comparison.write` and each row's predictions (`OUT/ROW/NAME/FRAME.png`).
     """
     segmenters = {rule: NetworkSegmenter(engine, MemoryRule.parse(rule), short_side) for rule in rules}
     return _compare("memory rule", sequences, segmenters, protocol, out, progress)
@@ -209,7 +209,7 @@ def _compare(
 
         results = row_folder(out, name) if out is not None else None
         rows[name] = evaluate_network(sequences, segmenter, protocol, results=results, progress=row_progress)
-        if out is not None:  # after every row, so that a long run that is stopped has something to show
+        if out is not None:  # after every row, so that a stopped run keeps its finished rows
             Comparison(title, rows).write(out)
     return Comparison(title, rows)
 
@@ -220,5 +220,5 @@ def _percentiles(values: Sequence[float]) -> NDArray[np.float64]:
 
 
 def _folder_name(row: str) -> str:
-    """A row's name as every file system takes it: `every:5` is `every-5`."""
+    """A row's name in a form for every file system: `every:5` is `every-5`."""
     return re.sub(r"[^\w.+-]", "-", row)

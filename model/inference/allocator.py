@@ -1,10 +1,10 @@
-"""How the C library hands out memory, tuned for inference on the CPU.
+"""Settings of the C library's allocator for inference on the CPU.
 
-A feature map of a large picture is tens of megabytes. glibc gives each such block back to the system as soon
-as it is freed and asks for fresh, zeroed pages for the next: up to half the time of a light network goes into
-page faults. Kept blocks are used again instead. And a processor that looks up where each 4 KB lie waits for
-that as long as for the numbers themselves, so memory is asked for in pages of 2 MB where the kernel has them.
-With another C library nothing is changed.
+A feature map of a large picture has tens of megabytes. By default glibc returns such a block to the system as
+soon as it is freed, and gets new, zeroed pages for the next one: a light network spends up to half its time
+in page faults. So freed blocks are kept and used again. Looking up the address of each page of 4 KB takes as
+long as reading its numbers, so pages of 2 MB are requested where the kernel has them. Other C libraries are
+not changed.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _KEEP_UP_TO = 2**31 - 1
 _MADV_HUGEPAGE = 14  # from <sys/mman.h>, madvise(2)
 _HUGE_PAGE = 2**21
 _IN_HUGE_PAGES = 2**30
-"""Bytes of the heap, from where it ends, that the kernel is asked to give in large pages. Addresses alone:
-memory is taken when it is written."""
+"""Bytes after the end of the heap for which large pages are requested. Only addresses: memory is taken when
+it is written."""
 
 
 @lru_cache(maxsize=1)
@@ -32,13 +32,13 @@ def _glibc() -> ctypes.CDLL | None:
 
 @lru_cache(maxsize=1)
 def keep_freed_memory() -> bool:
-    """Makes the process keep freed memory for later use, in all threads; the first call does it.
+    """Makes the process keep freed memory for later use, in all threads. Further calls do nothing.
 
-    One arena serves all threads, because only the first one can hold large blocks. Best called before threads
-    begin.
+    One arena serves all threads, because only the first arena can hold large blocks. Call it before threads
+    start.
 
     Returns:
-        Whether the C library has it.
+        Whether the C library has these settings.
     """
     glibc = _glibc()
     if glibc is None:
@@ -50,8 +50,10 @@ def keep_freed_memory() -> bool:
 
 
 def _prefer_huge_pages(glibc: ctypes.CDLL) -> None:
-    """Lets the heap grow, tells the kernel that its new part is better given in large pages, and leaves it to
-    the blocks to come. Where anything is refused, pages stay small."""
+    """Extends the heap and requests large pages for its new part, which later blocks use.
+
+    Where the system refuses, pages stay small.
+    """
     glibc.malloc.restype, glibc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     glibc.free.restype, glibc.free.argtypes = None, [ctypes.c_void_p]
     glibc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -63,17 +65,17 @@ def _prefer_huge_pages(glibc: ctypes.CDLL) -> None:
 
 
 def release_freed_memory() -> bool:
-    """Gives freed memory back to the system, for a process that will idle; later work asks for it again.
+    """Returns freed memory to the system, for a process that will idle.
 
-    Takes some milliseconds per gigabyte, and the next work is slower once.
+    It takes some milliseconds per gigabyte, and the next work is slower once.
 
     Returns:
-        Whether any was given back.
+        Whether any memory was returned.
     """
     glibc = _glibc()
     if glibc is None:
         return False
     released = bool(glibc.malloc_trim(0))
     if keep_freed_memory.cache_info().currsize:
-        _prefer_huge_pages(glibc)  # the heap's end, and what was said of it, went back too
+        _prefer_huge_pages(glibc)  # the end of the heap was returned too, with its setting
     return released

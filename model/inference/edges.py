@@ -12,7 +12,7 @@ FloatArray = npt.NDArray[np.float32]
 
 
 class FastRefiner:
-    """An `EdgeRefiner` for inference. Any number of threads gives the same bits.
+    """An `EdgeRefiner` for inference. Results do not depend on the number of threads.
 
     Args:
         device: a torch device name.
@@ -28,7 +28,7 @@ class FastRefiner:
         """Alpha and how likely each pixel is soft, both (h, w) in [0, 1].
 
         Args:
-            inputs: (8, h, w) as the network takes them; h and w are multiples of its STRIDE.
+            inputs: (8, h, w), as for the network; h and w are multiples of its STRIDE.
         """
         batch = torch.from_numpy(inputs)[None].to(self.device)
         alpha, soft = self._refiner(batch.contiguous(memory_format=torch.channels_last))

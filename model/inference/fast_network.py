@@ -1,8 +1,8 @@
-"""Inference on one device: the network prepared for speed, and its verbs for a single picture.
+"""Inference on one device: the network prepared for speed, and its functions for a single picture.
 
 The same modules as in training (`model.network.stm`), with BatchNorm folded into convolutions, channels-last
-layout and a chosen precision. What depends on the picture alone is computed once per picture, whatever the
-number of objects.
+layout and a chosen precision. What depends on the picture alone is computed once per picture, for any number
+of objects.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 
 QUERY_LAYOUT = "query 2"
-"""Changes with the tensors of `Query.state`: part of the address of those that are cached."""
+"""Version of the tensors of `Query.state`: part of their address in a cache."""
 
 
 class PreparedQuery(NamedTuple):
-    """What a picture gives as a query, as far as it can be computed before any object is known.
+    """The features of a picture as a query that do not depend on
 
-    key (1, Ck, h, w) in fp32; joined (1, C, h, w): what the decoder's first convolution gives for the query's
-    value (it is linear, so that of what was read is added later, and the value itself is not needed again);
-    eighth, quarter and half: the refined skip features, as in `model.network.stm.QueryFeatures`.
+    key (1, Ck, h, w) in fp32. joined (1, C, h, w): the result of the decoder's first convolution on the
+    query's value; the convolution is linear, so its result on the read is added later, and the value is not
+    kept. eighth, quarter and half: the refined skip features, as in `model.network.stm.QueryFeatures`.
     """
 
     key: Tensor
@@ -55,7 +55,7 @@ class PreparedQuery(NamedTuple):
 
 @dataclass(frozen=True)
 class Query:
-    """A picture as a query: its features (batch of 1, padded) and its own size in pixels."""
+    """A picture as a query: its features (batch of 1, padded) and its size in pixels."""
 
     features: PreparedQuery
     height: int
@@ -71,13 +71,13 @@ class Query:
 
     @classmethod
     def from_state(cls, state: dict[str, Tensor], height: int, width: int) -> Query:
-        """From what `state` gave, on the device where the tensors are."""
+        """The query from the tensors of `state`, on their device."""
         return cls(PreparedQuery(**state), height, width)
 
 
 LEAST_LOSS = STRIDE * STRIDE * AREA_UNITS
-"""What an object must lose at least before it is read without the bound: the area of one position of the
-network. A loss of less is noise, which can be a large share of a small object."""
+"""The least loss of area before an object is read without the cap: the area of one position of the network. A
+smaller loss is noise, which can be a large share of a small object."""
 
 
 class FastNetwork:
@@ -88,7 +88,7 @@ class FastNetwork:
         device: a torch device name: `cpu`, `cuda`, `cuda:1`, `mps`.
         precision: type of the convolutions and of the stored values. Keys, scores, logits and probabilities
             are fp32 always.
-        previous_frame_cap, key_weight, shrink_guard: instead of what the network's configuration says.
+        previous_frame_cap, key_weight, shrink_guard: instead of those of the network's configuration.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class FastNetwork:
         self.shrink_guard = network.config.shrink_guard if shrink_guard is None else shrink_guard
         self.dtype: torch.dtype = getattr(torch, precision)
         if self.device.type == "cpu":
-            keep_freed_memory()  # first, so that weights too lie as it sees fit
+            keep_freed_memory()  # first, so that it applies to weights, too
         prepared = copy.deepcopy(network).eval().requires_grad_(False)
         fold_batch_norm(prepared)
         prepare_decoder(prepared.decoder)
@@ -157,7 +157,7 @@ class FastNetwork:
 
     @torch.inference_mode()
     def segment_alone(self, query: Query, bank: MemoryBank) -> Tensor:
-        """The same before the objects are merged, for objects whose memories lie in several banks.
+        """`segment` before the objects are merged, for objects with memories in several banks.
 
         Returns:
             (K, H, W) fp32: each object's own probability. `soft_aggregate` merges those of all banks.
@@ -176,7 +176,7 @@ class FastNetwork:
         return [self.previous_frame_cap if one else 1.0 for one in bounded.tolist()]
 
     def _segment_with(self, previous_frame_cap: float, query: Query, bank: MemoryBank) -> Tensor:
-        """(K, H, W) fp32: each object's own probability under one bound for all."""
+        """(K, H, W) fp32: each object's own probability under one cap for all."""
         key = query.features.key  # (1, Ck, h, w)
         keys, others, previous = bank.keys_others_and_previous()
         read = space_time_read(
@@ -192,7 +192,7 @@ class FastNetwork:
         return unpad(alone, padding_to_stride(query.height, query.width))
 
     def _shrinks(self, alone: Tensor, bank: MemoryBank) -> Tensor:
-        """(K,) bool: which objects lose so much of their area under the bound that they are read without."""
+        """(K,) bool: objects that lose so much of their area under the cap that they are read without it."""
         if self.previous_frame_cap == 1 or self.shrink_guard == 1 or not bank.has_previous:
             return torch.zeros(len(alone), dtype=torch.bool, device=alone.device)
         before = bank.newest_areas
@@ -201,7 +201,7 @@ class FastNetwork:
 
     @torch.inference_mode()
     def decode(self, read: Tensor, query: PreparedQuery) -> Tensor:
-        """read (K, Cv, h, w) -> probability of each object by itself (K, H, W) in fp32, padded."""
+        """read (K, Cv, h, w) -> probability of each object alone (K, H, W) in fp32, padded."""
         x = self._first_convolution.read(read.to(query.joined.dtype)) + query.joined
         logit: Tensor = self.network.decoder.refine(x, query.eighth, query.quarter, query.half)
         return logit[:, 0].sigmoid_()
@@ -213,15 +213,15 @@ class FastNetwork:
         return split
 
     def _batch(self, x: Tensor) -> Tensor:
-        """(C, H, W) -> (1, C, H', W') on the device, fp32, zeros around unless the encoders see to that."""
+        """(C, H, W) -> (1, C, H', W') on the device, fp32, padded with zeros unless the encoders pad."""
         x = x.to(self.device, torch.float32).unsqueeze(0)
         return x if self._encoders_pad else pad(x, padding_to_stride(x.shape[-2], x.shape[-1]))
 
 
 class SplitConv2d(nn.Module):
-    """The decoder's first convolution, cut into what sees the read and what sees the query's value.
+    """The decoder's first convolution, cut into a part for the read and a part for the query's value.
 
-    The sum of both is what the convolution gives for [read, query value].
+    The sum of both is the convolution of [read, query value].
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
@@ -237,7 +237,7 @@ class SplitConv2d(nn.Module):
 
 
 def prepare_decoder(decoder: Decoder) -> None:
-    """Cuts the first convolution in two and makes the last ones give the object's logit, in place."""
+    """Cuts the first convolution in two and changes the last ones to return the object's logit, in place."""
     changed: dict[str, nn.Module] = {
         "conv": SplitConv2d(decoder.conv),
         "predict": ObjectLogit(decoder.predict),
@@ -256,7 +256,7 @@ def fold_batch_norm(network: SpaceTimeMemoryNetwork) -> None:
     for encoder in (network.query_encoder, network.memory_encoder):
         trunk = encoder.trunk
         if not isinstance(trunk, ResNet50Trunk):
-            continue  # the light trunk has none
+            continue  # the light backbone has none
         norm = trunk.bn1
         if isinstance(norm, nn.BatchNorm2d):
             trunk.conv1 = fuse_conv_bn_eval(trunk.conv1, norm)

@@ -1,9 +1,8 @@
-"""The network's blocks for inference on the CPU: every convolution does its addition and activation at once.
+"""The network's blocks for inference on the CPU: each convolution includes its addition and activation.
 
 A separate activation reads and writes the whole feature map again; on a CPU that costs as much as the smaller
-convolutions themselves. What several convolutions see alike is laid out for them once. The results are those
-of the plain blocks (`model.network.trunks`, `model.network.stm`) up to rounding: sums are made in another
-order.
+convolutions themselves. An input of several convolutions is prepared once. The results equal those of the
+plain blocks (`model.network.trunks`, `model.network.stm`) up to rounding: sums have another order.
 """
 
 from __future__ import annotations
@@ -46,12 +45,11 @@ Activation = Literal["relu", "relu6"]
 
 
 _packing = threading.Lock()
-"""Held while weights are brought into the library's order: engines work in several threads."""
+"""Held while weights are converted to the library's layout, as engines use several threads."""
 
 
 def can_fuse(dtype: torch.dtype = torch.float32) -> bool:
-    """Whether this build of torch has oneDNN's fused convolutions, and they take this type on this
-    processor."""
+    """Whether this build of torch has oneDNN's fused convolutions for this type on this processor."""
     available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     needed = "_convolution_pointwise", "_reorder_convolution_weight"
     if not (available and all(hasattr(torch.ops.mkldnn, name) for name in needed)):
@@ -64,12 +62,15 @@ def can_fuse(dtype: torch.dtype = torch.float32) -> bool:
 
 
 def fuse_blocks(module: nn.Module) -> None:
-    """Replaces, in place, the blocks of a network (BatchNorm folded, weights in their final type) that gain
-    from it, and the remaining convolutions that `model.inference.winograd` makes faster."""
+    """Replaces blocks of a network by faster ones, in place.
+
+    BatchNorm must be folded, and weights must have their final type. Remaining convolutions are replaced
+    where `model.inference.winograd` is faster.
+    """
     for name, child in module.named_children():
         fused_child: nn.Module | None = None
         if _is_bottleneck(child):
-            # Behind the first block of a stage nobody else sees what comes in.
+            # After the first block of a stage, no other module needs the input.
             owns_input = isinstance(module, nn.Sequential) and child is not module[0]
             fused_child = FusedBottleneck(child, owns_input=owns_input)
         elif isinstance(child, InvertedResidual):
@@ -102,13 +103,13 @@ class FusedConv2d(nn.Module):
     """activation(conv(x) + add), in one pass of oneDNN; for inference.
 
     The uneven padding of a stride of 2 becomes an even one: the kernel gets a first row and column of zeros,
-    which costs less than a padded copy of what comes in. Weights are brought into the library's own order
-    once, when the first map has come: for `stm-r50` in bfloat16 that took a twentieth of every frame.
+    which costs less than a padded copy of the input. Weights are converted to the library's layout once, with
+    the first input: for `stm-r50` in bfloat16 the conversion took a twentieth of every frame.
 
     Args:
         conv: the convolution whose weights it takes over.
         activation: applied last.
-        pads: whether it pads what comes in; otherwise that has been padded already.
+        pads: whether it pads its input; otherwise the input is padded already.
     """
 
     def __init__(self, conv: nn.Conv2d, activation: Activation | None = None, *, pads: bool = True) -> None:
@@ -144,7 +145,8 @@ class FusedConv2d(nn.Module):
         return result
 
     def add_to(self, target: Tensor, x: Tensor) -> Tensor:
-        """The same in the place of what is added, which saves fetching a further map; not with relu6."""
+        """As `forward`, with the result in the memory of `add`, which saves reading another map; not with
+        relu6."""
         assert self.activation != "relu6"
         operator = torch.ops.mkldnn._convolution_pointwise_.binary
         result: Tensor = operator(
@@ -164,14 +166,14 @@ class FusedConv2d(nn.Module):
 
 
 def fused(conv: nn.Conv2d, activation: Activation | None = None) -> nn.Module:
-    """The faster of the two ways for a convolution; called with (x) or (x, add)."""
+    """The faster of both implementations of a convolution; called with (x) or (x, add)."""
     if _winograd(conv) and activation != "relu6":
         return WinogradConv2d(conv, rectify=activation == "relu")
     return FusedConv2d(conv, activation)
 
 
 def join_outputs(convs: Sequence[nn.Conv2d]) -> nn.Conv2d:
-    """Convolutions that see the same as one: its outputs are theirs, one after another."""
+    """Several convolutions of one input as one, whose outputs are theirs, one after another."""
     joined = copy.copy(convs[0])
     joined._parameters = dict(joined._parameters)
     joined.out_channels = sum(conv.out_channels for conv in convs)
@@ -181,7 +183,7 @@ def join_outputs(convs: Sequence[nn.Conv2d]) -> nn.Conv2d:
 
 
 def join_inputs(convs: Sequence[nn.Conv2d]) -> nn.Conv2d:
-    """The sum of convolutions as one of all their inputs, one after another."""
+    """A sum of convolutions as one of all their inputs, one after another."""
     joined = copy.copy(convs[0])
     joined._parameters = dict(joined._parameters)
     joined.in_channels = sum(conv.in_channels for conv in convs)
@@ -197,7 +199,8 @@ def _bias(conv: nn.Conv2d) -> Tensor:
 
 
 def _is_bottleneck(module: nn.Module) -> TypeGuard[Bottleneck]:
-    """Whether it is a block of torchvision's ResNet-50. A network with such blocks has loaded torchvision."""
+    """Whether this is a block of torchvision's ResNet-50. Networks with such blocks have loaded
+    torchvision."""
     resnet = sys.modules.get("torchvision.models.resnet")
     return resnet is not None and isinstance(module, resnet.Bottleneck)
 
@@ -206,7 +209,7 @@ class FusedBottleneck(nn.Module):
     """ResNet's block, BatchNorm folded into its convolutions.
 
     Args:
-        owns_input: what comes in is needed by nobody else, and may be overwritten.
+        owns_input: no other module needs the input, so it may be overwritten.
     """
 
     def __init__(self, block: Bottleneck, *, owns_input: bool = False) -> None:
@@ -292,15 +295,14 @@ class FusedKeyValue(nn.Module):
 
 
 class FusedInput(nn.Module):
-    """A picture, and masks, made ready for a trunk's first convolution.
+    """Prepares a picture and masks for a backbone's first convolution.
 
-    Colours are normalised (`model.network.stm.Normalise`), everything gets zeros around it up to the stride
-    of the network (`model.network.stm.pad`) and is laid out with the channels last: in one pass over each
-    plane.
+    Colours are normalised (`model.network.stm.Normalise`), all planes are padded with zeros to the stride of
+    the network (`model.network.stm.pad`) and stored with the channels last, in one pass over each plane.
 
     Args:
         normalise: of the encoder.
-        stem: the trunk's first convolution; padding that is uneven is made here.
+        stem: the backbone's first convolution; its uneven padding is done here.
     """
 
     def __init__(self, normalise: Normalise, stem: nn.Conv2d) -> None:
@@ -345,7 +347,7 @@ class FusedInput(nn.Module):
 
 
 class FusedQueryEncoder(nn.Module):
-    """Picture to trunk features (`model.network.stm.QueryEncoder`); it pads the picture by itself."""
+    """Picture to trunk features (`model.network.stm.QueryEncoder`); it pads the picture."""
 
     def __init__(self, encoder: QueryEncoder) -> None:
         super().__init__()
@@ -362,11 +364,11 @@ class FusedQueryEncoder(nn.Module):
 
 
 class FusedMemoryEncoder(nn.Module):
-    """Picture and masks to the trunk's 1/16 map (`model.network.stm.MemoryEncoder`); it pads them by itself.
+    """Picture and masks to the trunk's 1/16 map (`model.network.stm.MemoryEncoder`); it pads them.
 
-    The first convolution sees colours and masks side by side: as fast as adding those of the masks to that of
-    the colours. Without other objects their mask is zero, and is left out. Objects go through one after
-    another: the maps of one fit into the processor's cache.
+    The first convolution gets colours and masks together, which is as fast as adding separate convolutions.
+    Without other objects their mask is zero, and is left out. Objects are computed one after another: the
+    maps of one fit into the processor's cache.
     """
 
     def __init__(self, encoder: MemoryEncoder) -> None:
@@ -405,7 +407,7 @@ def _first_convolution(trunk: Trunk) -> nn.Conv2d:
 def _activated_stem(
     first: nn.Conv2d, masks: Sequence[nn.Conv2d], also_bias_of: nn.Conv2d | None = None
 ) -> FusedConv2d:
-    """A trunk's first convolution (BatchNorm folded into it) with those of masks, and its activation."""
+    """A backbone's first convolution (BatchNorm folded) with those of masks, and its activation."""
     joined = join_inputs([first, *masks])
     if also_bias_of is not None:
         assert joined.bias is not None

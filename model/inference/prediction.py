@@ -10,19 +10,19 @@ from model.network.stm import PROBABILITY_EPSILON, Prediction
 
 _SIDE = 3
 _ELEMENTS_AT_ONCE = 400_000
-"""Of the features that are rectified and multiplied while they are in the processor's cache."""
+"""Features that are rectified and multiplied at once: they fit into the processor's cache."""
 _ROWS_MERGED_AT_ONCE = 60
-"""Of the picture, for the same reason."""
+"""Rows of the picture that are merged at once, for the same reason."""
 
 
 class ObjectLogit(nn.Module):
     """The logit of object against not-object, always in fp32.
 
-    The softmax of two logits is the sigmoid of their difference, and everything behind the convolution is
-    linear: so the difference is taken in the weights, and half of the work is left.
+    The softmax of two logits is the sigmoid of their difference, and the steps after the convolution are
+    linear. So the difference is taken of the weights, which halves the work.
 
     Args:
-        prediction: gives the logits of not-object and object.
+        prediction: returns the logits of not-object and object.
     """
 
     def __init__(self, prediction: Prediction) -> None:
@@ -34,8 +34,8 @@ class ObjectLogit(nn.Module):
         self.register_buffer("weight", (weight[1:] - weight[:1]).float().contiguous())  # (1, C, 3, 3)
         self.register_buffer("bias", (bias[1:] - bias[:1]).detach().float())
         self.fold = False
-        """Whether `forward` multiplies first and adds the nine neighbours then: faster on a CPU, whose
-        library computes sixteen outputs or none."""
+        """Whether `forward` multiplies first and then adds the nine neighbours: faster on a CPU, whose
+        library always computes sixteen outputs."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, h, w) before the activation, any float type -> (N, 1, h, w) in fp32."""
@@ -59,7 +59,8 @@ class ObjectLogit(nn.Module):
 
 
 def _add_shifted(target: Tensor, source: Tensor, down: int, right: int) -> None:
-    """Adds to each pixel of `target` (h, w) the one of `source` that lies so far down and right, if any."""
+    """Adds to each pixel of `target` (h, w) the pixel of `source` at an offset down and right, if it
+    exists."""
     height, width = target.shape
     top, bottom = max(0, -down), min(height, height - down)
     left, end = max(0, -right), min(width, width - right)
@@ -68,7 +69,8 @@ def _add_shifted(target: Tensor, source: Tensor, down: int, right: int) -> None:
 
 
 def merge_objects(alone: Tensor) -> Tensor:
-    """What `model.network.stm.soft_aggregate` gives, up to rounding, with fewer passes over the picture.
+    """Merges objects as `model.network.stm.soft_aggregate`, up to rounding, with fewer passes over the
+    picture.
 
     Args:
         alone: (K, H, W) fp32, each object's own probability in [0, 1].

@@ -3,8 +3,8 @@
 Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, F(4x4, 3x3), with the
 interpolation points 0, +-1/sqrt(2), +-sqrt(2) and infinity: rounding errors are then as small as those of the
 direct sum (on the choice of points: Barabasz et al., "Error Analysis and Improving the Accuracy of Winograd
-Convolution for Deep Neural Networks", 2020). Every step is a matrix product of torch's own library, over a
-few rows of tiles at a time so that the work stays in the processor's cache.
+Convolution for Deep Neural Networks", 2020). Every step is a matrix product by torch, over a few rows of
+tiles at a time, so that the data fits into the processor's cache.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ POINTS = TILE * TILE
 """Products of a tile."""
 
 TILES_AT_ONCE = 108
-"""Tiles in one matrix product: with fewer the weights are fetched too often, with more the intermediate
-results fall out of the cache. It does not follow the number of threads: another cut rounds otherwise, and the
-same frame must give the same bits in every process."""
+"""Tiles in one matrix product: with fewer, weights are read too often; with more, intermediate results do not
+fit into the cache. It does not depend on the number of threads: another cut would round differently, and a
+frame must have the same bits in every process."""
 
 NARROW = 64
-"""With no more channels than this, twice as many tiles at once: there is so little work in a step that what
-comes between the steps tells (17 % on two threads)."""
+"""With at most this many channels, twice as many tiles at once: steps are so short that the overhead between
+them counts (17 % on two threads)."""
 
 SMALL_KERNEL = 32_768
-"""Input times output channels. With no more, an even number of rows of tiles is transformed in two halves,
-because of a single product of this shape every thread would lay out all of the pixels for itself (10 % on two
-threads). A larger kernel would have to be fetched twice."""
+"""Input times output channels. Up to this, an even number of rows of tiles is transformed in two halves: in
+one product of this shape, every thread would rearrange all pixels (10 % on two threads). A larger kernel
+would be read twice."""
 
 LEAST_CHANNELS = 64
-"""With fewer channels, in or out, the transforms cost what the products save (measured: 64 gain 1.2 times,
-128 1.8 times, 256 2.3 times)."""
+"""With fewer channels, in or out, the transforms cost as much as the products save (measured: 64 gain 1.2
+times, 128 1.8 times, 256 2.3 times)."""
 
 
 def gains(conv: nn.Conv2d) -> bool:
@@ -57,7 +57,7 @@ class WinogradConv2d(nn.Module):
     Args:
         conv: the convolution whose weights it takes over, in fp32.
         rectify: the result is max(0, ...), taken last.
-        rectify_input: what comes in is max(0, x), without a further pass over it.
+        rectify_input: the input is max(0, x), without a further pass over it.
     """
 
     def __init__(self, conv: nn.Conv2d, *, rectify: bool = False, rectify_input: bool = False) -> None:
@@ -96,7 +96,7 @@ class WinogradConv2d(nn.Module):
         return result.permute(0, 3, 1, 2)
 
     def _tiles(self, space: _Workspace, picture: Tensor, first: int) -> None:
-        """(H, W, C) -> the result's rows of tiles from `first` on, bias and all, in `space.sums`."""
+        """(H, W, C) -> the result's rows of tiles from `first` on, with the bias, in `space.sums`."""
         top = first * OUTPUT - 1
         above = max(-top, 0)
         seen = picture[top + above : top + len(space.inside)]
@@ -117,7 +117,7 @@ class WinogradConv2d(nn.Module):
         _transform(space.transforms.output, space.products, space.sums)
 
     def _finish(self, space: _Workspace, target: Tensor, add: Tensor | None, first: int) -> None:
-        """The tiles' sums to their place in the target (H, W, O), in one pass where that can be."""
+        """Writes the tiles' sums into the target (H, W, O), in one pass if possible."""
         pixels = slice(first * OUTPUT, (first + space.down) * OUTPUT)
         target = target[pixels]
         add = None if add is None else add[pixels]
@@ -147,8 +147,10 @@ def _transform(matrix: Tensor, parts: Tensor, out: Tensor) -> None:
 
 
 class _Workspace:
-    """Intermediate results of some rows of tiles, used again for the next rows, and the views of them that
-    the steps take: made once, because making a view costs as much as a small step itself.
+    """Intermediate results of some rows of tiles, used again for the next rows, and views of them for the
+    steps.
+
+    Views are made once, because making one costs as much as a small step.
 
     Args:
         down, across: tiles.
@@ -159,7 +161,7 @@ class _Workspace:
 
     Attributes:
         inside: (4 * down + 2, width, C), the picture's pixels.
-        overlapping, pixels: (6, 6, down, across, C), the tiles as they lie in the picture, and one by one;
+        overlapping, pixels: (6, 6, down, across, C), the tiles as views of the picture, and as copies;
             pixel_rows: (G, 36, n * C), the same.
         points: (G, 36, n * C); points_by_tile: (G, 36, n, C).
         products: (G, 37, n * O), the bias last; products_alone: (G, 36, n, O).
@@ -192,7 +194,10 @@ class _Workspace:
 
 class _Transforms:
     """The method's matrices for two dimensions: pixels to points, kernel to points (one side), points to
-    pixels. To the last one the bias comes as a further product."""
+    pixels.
+
+    The last one has the bias as a further product.
+    """
 
     def __init__(self) -> None:
         root = math.sqrt(2)

@@ -13,23 +13,23 @@ STRIDE = 16
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """What is needed to build a space-time memory network.
+    """The configuration of a space-time memory network.
 
     Args:
         name: the registered name, written into every weights manifest.
-        trunk: backbone of both encoders.
+        trunk: the backbone of both encoders.
         key_channels: channels of a key (paper: trunk channels / 8).
         value_channels: channels of a value (paper: trunk channels / 2).
         decoder_channels: decoder width at 1/16, 1/8 and 1/4 of the picture (paper: 256 at each).
         half_channels: decoder width of a last refinement at 1/2, for finer contours; 0 (paper): none.
         mean, std: per-channel normalisation of RGB in [0, 1].
-        previous_frame_cap: the most of a read that may come from the previous frame, unless it is the key or
-            all that is in memory; 1 (paper): all of it. Training reads in the same way.
-        key_weight: of what is read beside a previous frame that is so bounded, the share that comes from keys
-            alone, where there are other frames; 0: none. Training reads in the same way.
-        shrink_guard: the share of its area that an object may lose from one frame to the next under that
-            bound; beyond it the frame is read without the bound, if the loss is larger than one position of
-            the network. 1: it may lose all. In inference only.
+        previous_frame_cap: the largest share of a read that may come from the previous frame, unless it is
+            the key or the only frame in memory; 1 (paper): all of it. Training reads in the same way.
+        key_weight: of the rest of such a read, the share that comes from keys alone, if other frames are in
+            memory; 0: none. Training reads in the same way.
+        shrink_guard: the share of its area that an object may lose from one frame to the next under that cap.
+            If it loses more, and more than one position of the network, the frame is read without the cap. 1:
+            it may lose all. In inference only.
     """
 
     name: str
@@ -71,12 +71,12 @@ NETWORKS: dict[str, NetworkConfig] = {
             # EfficientNet-Lite is trained on (pixel - 127) / 128 with pixels in 0..255.
             mean=(127 / 255, 127 / 255, 127 / 255),
             std=(128 / 255, 128 / 255, 128 / 255),
-            # A mistake seems to confirm itself through the previous frame; what was measured, and on what it
-            # was chosen: docs/model-card.md.
+            # Mistakes are repeated through the previous frame. docs/model-card.md has the measurements.
             previous_frame_cap=0.5,
             # Stored frames hold the network's own mistakes; keys are true.
             key_weight=0.3,
-            # What turns fast is most like itself a frame ago: bounded, the read can lose it at once.
+            # A fast turning object is most similar to the previous frame: under the cap it can be lost at
+                # once.
             shrink_guard=0.15,
         ),
     )
@@ -87,7 +87,7 @@ def network_config(name: str) -> NetworkConfig:
     """The configuration registered under `name`.
 
     Raises:
-        ValueError: if there is no such network; the message lists those that exist.
+        ValueError: if there is no such network; the text lists those that exist.
     """
     try:
         return NETWORKS[name]

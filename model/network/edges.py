@@ -1,11 +1,11 @@
-"""The edge refiner: from a coarse probability to alpha, as the picture has it.
+"""The edge refiner: from a coarse probability to alpha.
 
-A guided filter (He, Sun, Tang, 2010) of two window sizes says what alpha would be if it followed the
-picture's colours. A small network of plain convolutions looks at that, at the picture at working size, and at
-the probability of the frame and of those before and after it. It gives alpha (how far the filter is right,
-and what is to be changed besides) and how likely each pixel is soft: how wide an edge is.
+A guided filter (He, Sun, Tang, 2010) with two window sizes computes the alpha that follows the picture's
+colours. A small network of plain convolutions gets this, the picture at working size, and the probabilities
+of the frame and of its neighbours. It returns alpha (a mix of filter and probability, and a correction) and
+the probability that a pixel is soft.
 
-Nothing is normalised over a batch or a picture, so a pixel depends on its surroundings alone.
+Nothing is normalised over a batch or a picture, so a pixel depends on its surroundings only.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 INPUTS = 8
-"""R, G, B, probability, that of the frame before, of the frame after, of the other objects, softness of the
+"""R, G, B; probability of the frame, of the frames before and after, of the other objects; softness of the
 keys."""
 REACH = 48
-"""Working pixels of margin around what is refined; what lies farther away hardly counts."""
+"""Working pixels of margin around refined pixels; pixels farther away hardly matter."""
 FILTERS = (32, 12)
 """Radii of the guided filters in working pixels, multiples of 4."""
 STRIDE = 8
@@ -28,12 +28,12 @@ STRIDE = 8
 _FLAT = 1e-4
 """Variance of the colours below which a window counts as flat: 1 % of the range, squared."""
 SOFTEST = 16.0
-"""Working pixels: a key's ramp that wide, or wider, counts as 1."""
+"""Working pixels: a ramp of a key with this width or more counts as 1."""
 
 
 @dataclass(frozen=True)
 class EdgeConfig:
-    """What is needed to build an edge refiner.
+    """The configuration of an edge refiner.
 
     Args:
         name: the registered name, written into the weights' manifest.
@@ -59,7 +59,7 @@ def edge_config(name: str) -> EdgeConfig:
     """The configuration registered under `name`.
 
     Raises:
-        ValueError: there is no such refiner; the message lists those that exist.
+        ValueError: there is no such refiner; the text lists those that exist.
     """
     try:
         return EDGE_NETWORKS[name]
@@ -70,7 +70,7 @@ def edge_config(name: str) -> EdgeConfig:
 class EdgeRefiner(nn.Module):
     """Alpha and softness at working size.
 
-    The picture is looked at at 1/2 (2 x 2 pixels as channels), 1/4 and 1/8 of its size, and back.
+    The network works at 1/2 (2 x 2 pixels as channels), 1/4 and 1/8 of the picture's size, and back.
     """
 
     def __init__(self, config: EdgeConfig) -> None:
@@ -94,13 +94,13 @@ class EdgeRefiner(nn.Module):
         nn.init.zeros_(self.predict.bias)
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """One step.
+        """Refine a batch.
 
         Args:
             inputs: (B, INPUTS, h, w) in [0, 1]; h and w are multiples of STRIDE.
 
         Returns:
-            alpha (B, h, w), not yet cut off at 0 and 1, and the softness (B, h, w) as a logit.
+            alpha (B, h, w), not yet clipped to [0, 1], and the softness (B, h, w) as a logit.
         """
         picture, own = inputs[:, :3].float(), inputs[:, 3].float()
         filtered = [guided(picture, own, radius) for radius in FILTERS]
@@ -156,7 +156,7 @@ def _fitted(means: Tensor) -> Tensor:
 
 
 def _window_means(values: Tensor, radius: int) -> Tensor:
-    """Means over square windows, cut off at the border, (B, C, h, w)."""
+    """Means over square windows, clipped at the border, (B, C, h, w)."""
     side = 2 * radius + 1
     across = F.avg_pool2d(values, (1, side), 1, (0, radius), count_include_pad=False)
     return F.avg_pool2d(across, (side, 1), 1, (radius, 0), count_include_pad=False)
@@ -170,7 +170,7 @@ class _Block(nn.Module):
         self.first = _conv(channels, channels, dilation=dilation)
         self.second = _conv(channels, channels)
         with torch.no_grad():
-            self.second.weight.mul_(0.3)  # deep sums stay small without normalisation
+            self.second.weight.mul_(0.3)  # keeps sums small without normalisation
 
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = torch.relu(x + self.second(torch.relu(self.first(x))))
@@ -191,7 +191,7 @@ def _doubled(x: Tensor) -> Tensor:
 
 
 def softness_of(mask: Tensor) -> float:
-    """How wide the ramps of a mask (h, w) in [0, 1] are, in [0, 1]: working pixels over SOFTEST.
+    """The width of the ramps of a mask (h, w) in [0, 1]: working pixels over SOFTEST, in [0, 1].
 
     A ramp of width w has an integral of 4 a (1 - a) of 2/3 w per pixel of outline, and the outline's length
     is the sum of the slope.

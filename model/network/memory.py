@@ -16,7 +16,7 @@ from model.network.read import Block
 RuleKind = Literal["first", "previous", "first+previous", "every"]
 
 THINNING = "even"
-"""Name of the way in which a full memory is thinned; results made with another are out of date."""
+"""The method that thins a full memory; results of another method are out of date."""
 DEFAULT_CAPACITY = 20
 """Stored frames kept besides keys and the previous frame: 100 frames of `every:5` before thinning begins."""
 
@@ -42,7 +42,7 @@ class MemoryRule:
         """From `first`, `previous`, `first+previous` or `every:N`.
 
         Raises:
-            ValueError: for anything else, with the list of what there is.
+            ValueError: for other texts; the message lists the rules.
         """
         name = text.strip().lower()
         if name in ("first", "previous", "first+previous"):
@@ -61,8 +61,7 @@ class MemoryRule:
         """The steps that are in memory when the frame at `step` (>= 1) is segmented, ascending.
 
         A pure function, so a pass can be resumed at any step. Step 0 and the previous frame are never dropped
-        where the rule has them; of the other stored steps at most `capacity` are kept, thinned as `_thin`
-        says.
+        if the rule has them; of the other stored steps at most `capacity` are kept, thinned by `_thin`.
         """
         if step < 1:
             raise ValueError(f"step {step}: the first frame that is segmented is step 1")
@@ -95,16 +94,16 @@ _growing = threading.Lock()
 
 @lru_cache(maxsize=64)
 def _history(interval: int, capacity: int) -> list[tuple[int, ...]]:
-    """What is stored after each arrival, as far as anyone has asked: any step costs the same."""
+    """The stored steps after each new one, cached as far as needed, so that any step costs the same."""
     return [()]
 
 
 def _thin(stored: list[int]) -> None:
-    """Drops the stored step that is missed least: its going leaves the smallest gap. The newest stays.
+    """Drops the stored step whose removal leaves the smallest gap. The newest is kept.
 
-    So the memory stays spread evenly from the key to now. Measured (`benchmarks/thinning.py`) better than
-    dropping the oldest, than keeping the recent dense and the old sparse, and than dropping what the reads
-    look at least; and known beforehand, which a resumed pass needs.
+    So the memory is spread evenly from the key to the present. Measured (`benchmarks/thinning.py`) better
+    than dropping the oldest, than keeping recent steps dense and old ones sparse, and than dropping the least
+    read. The stored steps do not depend on the pictures, which a resumed pass needs.
     """
     if len(stored) == 1:
         stored.clear()
@@ -119,14 +118,17 @@ AREA_UNITS = 256
 
 
 def areas_of(probabilities: Tensor) -> Tensor:
-    """(K, H, W) in [0, 1] -> (K,) int64: the sum over each object's pixels, in `AREA_UNITS` of one."""
+    """(K, H, W) in [0, 1] -> (K,) int64: the area of each object in `AREA_UNITS` per pixel."""
     return (probabilities * AREA_UNITS).round_().to(torch.int32).sum(dim=(1, 2))
 
 
 @dataclass(frozen=True)
 class MemoryEntry:
-    """One frame of memory for K objects: keys (K, P, Ck) in fp32 and values (K, Cv, P), P = h * w
-    positions; and how large the objects are in it, (K,), as `areas_of` gives it."""
+    """One frame of memory for K objects.
+
+    keys (K, P, Ck) in fp32 and values (K, Cv, P) with P = h * w positions; areas (K,) of the objects, from
+    `areas_of`.
+    """
 
     keys: Tensor
     values: Tensor
@@ -141,7 +143,7 @@ class MemoryEntry:
         return {"keys": self.keys, "values": self.values, "areas": self.areas}
 
     def of(self, objects: slice) -> MemoryEntry:
-        """The same of some of the objects."""
+        """The entry of some of the objects."""
         return MemoryEntry(**{name: tensor[objects] for name, tensor in self.state().items()})
 
 
@@ -149,7 +151,7 @@ class MemoryBank:
     """A preallocated, bounded store of memory entries for one pass from a key.
 
     Args:
-        rule: decides which steps stay.
+        rule: decides which steps are kept.
         like: an entry of the pass (its shapes, types and device are taken; it is not written).
         capacity: stored frames besides keys and the previous frame.
         permanent: how many further keys can be written with `permanent=True`.
@@ -159,7 +161,7 @@ class MemoryBank:
         self, rule: MemoryRule, like: MemoryEntry, *, capacity: int = DEFAULT_CAPACITY, permanent: int = 0
     ) -> None:
         self.rule, self.capacity = rule, capacity
-        # the key, the stored frames, the previous frame, and one arriving before another leaves
+        # the key, the stored frames, the previous frame, and a new one before another is dropped
         stored = capacity if rule.kind == "every" else 0
         self._slots = permanent + stored + 3
         self._keys, self._values, self._areas = (
@@ -177,7 +179,7 @@ class MemoryBank:
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """The steps that are held, ascending, without the permanent keys."""
+        """The kept steps, ascending, without the permanent keys."""
         return tuple(sorted(self._slot_of_step))
 
     def __len__(self) -> int:
@@ -194,7 +196,7 @@ class MemoryBank:
         self._slot_of_step = {s: slot for s, slot in self._slot_of_step.items() if s in keep}
 
     def write_permanent(self, entry: MemoryEntry) -> None:
-        """Writes a further key, which stays for ever.
+        """Writes a further key, which is never dropped.
 
         Raises:
             ValueError: if more are written than were reserved, or if the entry's shape is not the bank's.
@@ -211,15 +213,15 @@ class MemoryBank:
         self._slot_of_step[step] = self._store(entry)
 
     def blocks(self) -> Iterator[Block]:
-        """Keys (K, P, Ck) and values (K, Cv, P) of each frame held: permanent keys, then steps in ascending
+        """Keys (K, P, Ck) and values (K, Cv, P) of each kept frame: permanent keys, then steps in ascending
         order."""
         for slot in (*self._permanent, *(self._slot_of_step[s] for s in self.steps)):
             yield self._keys[slot], self._values[slot]
 
     def keys_others_and_previous(self) -> tuple[list[Block], list[Block], Block | None]:
-        """The blocks of the keys, of all other frames but the previous one, and its own.
+        """The blocks of the keys, of the other frames, and of the previous frame.
 
-        There is no previous frame where the newest is the key, and where nothing else is held.
+        There is no previous frame if the newest frame is the key, or the only one.
         """
         blocks = list(self.blocks())
         keys = len(self._permanent) + (0 in self._slot_of_step)
@@ -230,12 +232,12 @@ class MemoryBank:
 
     @property
     def has_previous(self) -> bool:
-        """Whether a previous frame is held that is no key, and others beside it."""
+        """Whether the bank has a previous frame that is not a key, and other frames."""
         return self.keys_others_and_previous()[2] is not None
 
     @property
     def newest_areas(self) -> Tensor:
-        """(K,): how large the objects are in the newest frame held."""
+        """(K,): the areas of the objects in the newest frame."""
         return self._areas[self._slot_of_step[max(self._slot_of_step)]]
 
     def _store(self, entry: MemoryEntry) -> int:

@@ -9,29 +9,27 @@ import torch
 from torch import Tensor
 
 BLOCK_ELEMENTS = 4_000_000
-"""Largest number of scores held at once per object (16 MB in fp32): large enough to keep the matrix products
-of a graphics card busy."""
+"""Largest number of scores at once per object (16 MB in fp32): enough to keep a graphics card busy."""
 
 CPU_BLOCK_ELEMENTS = 600_000
-"""The same on a CPU: scores stay in the processor's cache until they are used."""
+"""The same on a CPU: scores fit into the processor's cache."""
 
-CPU_BLOCK_ELEMENTS_OF_HALVES = 1_400_000
-"""The same for values of half precision, whose products are quick beside the passes around them."""
+CPU_BLOCK_ELEMENTS_HALF = 1_400_000
+"""The same for values of half precision, whose products are fast compared with the other steps."""
 
 CPU_GROUPS = 2
-"""Parts of the query positions that are products of their own on a CPU: on two threads each stays with one of
-them from scores to sums, instead of every thread fetching what the other has computed. It does not follow the
-number of threads, so that a frame gives the same bits in every process; with more of them the library divides
-the parts."""
+"""Parts of the query positions with separate products on a CPU: each of two threads computes one part from
+scores to sums, instead of reading the results of the other. It does not depend on the number of threads, so
+that a frame has the same bits in every process; with more threads the library divides the parts."""
 
 SAFE_TOTAL = 1e30
-"""A block's weights may sum up to this before the reference of the softmax is raised: far from overflow, even
-times the values."""
+"""Largest sum of a block's weights before the reference of the softmax is raised: far from overflow, even
+multiplied by the values."""
 
 LEAST_EXPONENT = -64.0
-"""On a CPU no weight is smaller than exp of this, 2e-28 of the reference's: far less than a float's last
-digit in the sum of all. What trained weights give is often far less, down to denormal numbers, which are no
-more right and make a processor a hundred times slower (three quarters of the time of `stm-lite`)."""
+"""On a CPU no weight is smaller than exp of this, 2e-28 of the reference's: far below the last digit of the
+sum. The weights of trained networks are often smaller, down to denormal numbers, which do not change the sum
+and are a hundred times slower (three quarters of the time of `stm-lite`)."""
 
 
 Block = tuple[Tensor, Tensor]
@@ -48,15 +46,15 @@ def space_time_read(
     previous_frame_cap: float = 1.0,
     block_elements: int | None = None,
 ) -> Tensor:
-    """For each query position the softmax-weighted sum of all memory values (paper section 3.2, equations 1
-    and 2).
+    """The softmax-weighted sum of all memory values for each query position (paper section 3.2, equations 1,
+    2).
 
     The softmax over all space-time positions is accumulated block by block relative to a running reference,
     so the result does not depend on how the memory is cut into blocks (up to rounding).
 
     With a `previous_frame_cap` s below 1 the result is s times the read of everything plus 1 - s times the
-    read without the previous frame, which then never gives more than s of it. With a `key_weight` k above 0
-    the latter is in its turn k times the read of the keys alone plus 1 - k times that of keys and memory.
+    read without the previous frame, so at most a share of s comes from that frame. With a `key_weight` k
+    above 0 the second read is k times the read of the keys alone plus 1 - k times that of keys and memory.
     Neither is part of the paper.
 
     Args:
@@ -64,11 +62,11 @@ def space_time_read(
         memory: blocks of keys and values. Scores are computed in fp32; the weighted sum in the values' type,
             accumulated in fp32.
         keys: further blocks, those of keys.
-        key_weight: what a query position takes from them alone, of what it takes beside the previous frame's
-            share, in [0, 1]; where there is neither such a share nor other memory, nothing.
-        previous: a further block, the newest: that of the previous frame.
-        previous_frame_cap: the most that a query position takes from it, in [0, 1].
-        block_elements: bound on scores held at once per object; by default what suits the device.
+        key_weight: of the read without the previous frame, the share from keys alone, in [0, 1]; not used if
+            there is neither a capped previous frame nor other memory.
+        previous: a further block, the newest one, of the previous frame.
+        previous_frame_cap: the largest share of a query position's read from it, in [0, 1].
+        block_elements: most scores at once per object; by default a value for the device.
 
     Returns:
         (K, Cv, N) in fp32, without the query's own value.
@@ -84,14 +82,14 @@ def space_time_read(
     parts = _parts(list(memory), keys, key_weight, previous, previous_frame_cap)
     sample = parts[0].blocks[0][1]
     if query.device.type == "cpu":
-        suits = CPU_BLOCK_ELEMENTS if sample.dtype == torch.float32 else CPU_BLOCK_ELEMENTS_OF_HALVES
+        suits = CPU_BLOCK_ELEMENTS if sample.dtype == torch.float32 else CPU_BLOCK_ELEMENTS_HALF
         return _read_one_by_one(query, parts, block_elements or suits)
     softmax = _StreamedSoftmax(query, hopeful=False)
     return _read_parts(softmax, parts, max((block_elements or BLOCK_ELEMENTS) // query.shape[1], 1))
 
 
 class _Part(NamedTuple):
-    """Blocks that are added to a softmax, and the share of its state behind them in the result."""
+    """Blocks that are added to a softmax, and the share of the softmax after them in the result."""
 
     blocks: list[Block]
     share: float
@@ -104,7 +102,8 @@ def _parts(
     previous: Block | None,
     previous_frame_cap: float,
 ) -> list[_Part]:
-    """Newest first: what is most like the query gives the reference, which then seldom needs to be raised."""
+    """Newest first: it is most similar to the query, so its scores set a reference that seldom has to be
+    raised."""
     memory, keys = memory[::-1], list(keys[::-1])
     if previous is None or previous_frame_cap == 1 or not (memory or keys):
         memory = [*([] if previous is None else [previous]), *memory, *keys]
@@ -118,7 +117,7 @@ def _parts(
 
 
 def _read_parts(softmax: _StreamedSoftmax, parts: list[_Part], largest: int) -> Tensor:
-    """The shares of what the softmax gives behind each part, summed."""
+    """The sum of the softmax's results after each part, weighted by the shares."""
     results = []
     for part in parts:
         for keys, values in _blocks(part.blocks, largest):
@@ -155,7 +154,7 @@ def _read_one_by_one(query: Tensor, parts: list[_Part], block_elements: int) -> 
 
 
 def _blocks(frames: Iterable[Block], largest: int) -> Iterator[Block]:
-    """Each frame's keys and values, cut evenly into blocks of at most so many positions."""
+    """Each frame's keys and values, cut evenly into blocks of a largest number of positions."""
     for keys, values in frames:
         positions = keys.shape[1]
         size = -(-positions // -(-positions // largest))
@@ -170,10 +169,10 @@ class _StreamedSoftmax:
     block, raised when it must be.
 
     Args:
-        query: (Ck, N), or (K, Ck, N) where each of K has positions of its own; in fp32, scaled.
-        hopeful: weights are computed with the reference as it is, and again with a higher one in the rare
-            case that they are too large; otherwise every block's largest scores are looked for first, which
-            costs a further pass but lets a graphics card run ahead.
+        query: (Ck, N), or (K, Ck, N) where each of K has its own positions; in fp32, scaled.
+        hopeful: compute weights with the present reference, and again with a higher one in the rare case that
+            they are too large. Otherwise find every block's largest scores first, which costs a further pass
+            but needs no synchronisation with a graphics card.
     """
 
     def __init__(self, query: Tensor, *, hopeful: bool) -> None:
@@ -211,7 +210,7 @@ class _StreamedSoftmax:
         return self._sum / self._total
 
     def _weights_of(self, scores: Tensor) -> Tensor:
-        """Weights (K, p, N) in the place of the scores."""
+        """Weights (K, p, N), in the memory of the scores."""
         assert self._reference is not None
         scores.sub_(self._reference)
         if scores.device.type == "cpu":
@@ -219,7 +218,7 @@ class _StreamedSoftmax:
         return scores.exp_()
 
     def _raise_to(self, scores: Tensor) -> None:
-        """Takes the reference up to scores (K, p, N) that are higher."""
+        """Raises the reference to higher scores (K, p, N)."""
         assert self._reference is not None
         reference = torch.maximum(self._reference, scores.amax(dim=1, keepdim=True))
         shrink = (self._reference - reference).exp_()
@@ -231,15 +230,15 @@ class _StreamedSoftmax:
 def read_weights(
     query_key: Tensor, memory_keys: Sequence[Tensor], *, last_frame_cap: float = 1.0, key_weight: float = 0.0
 ) -> Tensor:
-    """How much each query position takes from each memory position: the softmax of `space_time_read`, kept.
+    """The share of each memory position in the read of each query position: the softmax of `space_time_read`.
 
-    For a look at few query positions (paper figure 5): all weights are held at once.
+    For few query positions (paper figure 5), as all weights are in memory at once.
 
     Args:
         query_key: (Ck, N) for N query positions, any float type.
         memory_keys: keys (K, P, Ck) of each of T memory frames.
-        last_frame_cap: the most that comes from the last of them: `previous_frame_cap` where that is the
-            previous frame of `space_time_read`.
+        last_frame_cap: the largest share from the last of them: `previous_frame_cap` if that is the previous
+            frame of `space_time_read`.
         key_weight: as there; the first of them is the key.
 
     Returns:

@@ -25,7 +25,7 @@ PROBABILITY_EPSILON = 1e-7
 
 
 class QueryFeatures(NamedTuple):
-    """What a picture gives as a query, independent of any object.
+    """The features of a picture as a query, independent of objects.
 
     key (B, Ck, h, w), value (B, Cv, h, w); eighth, quarter and half are the decoder's skip features, already
     refined, at 1/8, 1/4 and 1/2 of the padded picture; half only where the configuration has that stage.
@@ -43,14 +43,14 @@ class QueryFeatures(NamedTuple):
 
 
 class MemoryFeatures(NamedTuple):
-    """What a picture with K masks gives as memory: key (B, K, Ck, h, w), value (B, K, Cv, h, w)."""
+    """The features of a picture with K masks as memory: key (B, K, Ck, h, w), value (B, K, Cv, h, w)."""
 
     key: Tensor
     value: Tensor
 
 
 class KeyValue(nn.Module):
-    """Two parallel 3x3 convolutions on the trunk's last map (paper section 3.1), without activation."""
+    """Two parallel 3x3 convolutions on the backbone's last map (paper section 3.1), without activation."""
 
     def __init__(self, inputs: int, key_channels: int, value_channels: int) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class KeyValue(nn.Module):
 
 
 class Normalise(nn.Module):
-    """RGB in [0, 1] to the trunk's input: (x - mean) / std."""
+    """RGB in [0, 1] to the backbone's input: (x - mean) / std."""
 
     mean: Tensor
     std: Tensor
@@ -78,7 +78,7 @@ class Normalise(nn.Module):
 
 
 class QueryEncoder(nn.Module):
-    """Picture to trunk features (paper section 3.1)."""
+    """Picture to backbone features (paper section 3.1)."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -86,15 +86,15 @@ class QueryEncoder(nn.Module):
         self.trunk: Trunk = build_trunk(config.trunk)
 
     def forward(self, picture: Tensor) -> TrunkFeatures:
-        """(B, 3, H, W) in [0, 1] -> the trunk's features."""
+        """(B, 3, H, W) in [0, 1] -> the backbone's features."""
         features: TrunkFeatures = self.trunk(self.normalise(picture))
         return features
 
 
 class MemoryEncoder(nn.Module):
-    """Picture and masks to the trunk's 1/16 map, one result per object (paper section 3.1).
+    """Picture and masks to the backbone's 1/16 map, one result per object (paper section 3.1).
 
-    Besides RGB the first layer sees the object's mask and the other objects' masks, summed and clamped.
+    The input of the first layer is RGB, the object's mask, and the other objects' masks, summed and clamped.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -139,9 +139,9 @@ class ResidualBlock(nn.Module):
 class Refine(nn.Module):
     """One refinement stage (paper section 3.3): skip features plus the coarser map, doubled in size.
 
-    The part that sees the skip features alone (`skip`) does not depend on the object: it is computed once per
-    picture. Where the coarser map has other channels (never in the paper's network) a 1x1 convolution fits
-    it.
+    The part that uses the skip features only (`skip`) does not depend on the object: it is computed once per
+    picture. If the coarser map has another number of channels (never in the paper's network), a 1x1
+    convolution converts it.
     """
 
     def __init__(self, skip_channels: int, coarse_channels: int, channels: int) -> None:
@@ -152,7 +152,7 @@ class Refine(nn.Module):
         self.residual = ResidualBlock(channels)
 
     def skip(self, features: Tensor) -> Tensor:
-        """What depends on the picture alone: (B, Cs, h, w) -> (B, C, h, w)."""
+        """The part that depends on the picture alone: (B, Cs, h, w) -> (B, C, h, w)."""
         refined: Tensor = self.skip_residual(self.skip_conv(features))
         return refined
 
@@ -175,7 +175,7 @@ class Prediction(nn.Conv2d):
 
 
 class Decoder(nn.Module):
-    """What was read to the object's logits at full size (paper section 3.3).
+    """From the read to the object's logits at full size (paper section 3.3).
 
     With `half_channels` a third refinement, at 1/2 of the picture, corrects the logits of the paper's two.
     """
@@ -194,10 +194,11 @@ class Decoder(nn.Module):
             self.refine_half = Refine(trunk.half_channels, fine, config.half_channels)
             self.predict_half = Prediction(config.half_channels)
             for parameter in self.predict_half.parameters():
-                nn.init.zeros_(parameter)  # so a trained network can be given this stage
+                nn.init.zeros_(parameter)  # so that this stage can be added to a trained network
 
     def skips(self, features: TrunkFeatures) -> tuple[Tensor, Tensor, Tensor | None]:
-        """What depends on the picture alone, computed once for all objects: at 1/8, 1/4 and 1/2."""
+        """The features that depend on the picture alone, computed once for all objects: at 1/8, 1/4 and
+        1/2."""
         half = None if self.refine_half is None else self.refine_half.skip(features.half)
         return self.refine_eighth.skip(features.eighth), self.refine_quarter.skip(features.quarter), half
 
@@ -207,7 +208,7 @@ class Decoder(nn.Module):
         return self.refine(self.conv(read), eighth, quarter, half)
 
     def refine(self, x: Tensor, eighth: Tensor, quarter: Tensor, half: Tensor | None = None) -> Tensor:
-        """What the first convolution gave (N, C, h, w), and the skips -> logits (N, 2, H, W), in fp32."""
+        """The first convolution's result (N, C, h, w) and the skips -> logits (N, 2, H, W), in fp32."""
         x = self.residual(x)
         x = self.refine_eighth(eighth, x)
         x = self.refine_quarter(quarter, x)
@@ -247,7 +248,7 @@ class SpaceTimeMemoryNetwork(nn.Module):
         return MemoryFeatures(*(x.reshape(*shape, *x.shape[1:]) for x in (key, value)))
 
     def decode(self, read: Tensor, query: QueryFeatures) -> Tensor:
-        """read (B, K, Cv, h, w) -> probability of each object by itself (B, K, H, W), in fp32."""
+        """read (B, K, Cv, h, w) -> probability of each object alone (B, K, H, W), in fp32."""
         batch, objects = read.shape[:2]
         value = query.value.unsqueeze(1).expand(-1, objects, -1, -1, -1)
         joined = torch.cat([read.to(value.dtype), value], dim=2).flatten(0, 1)  # (B*K, 2 Cv, h, w)
@@ -273,9 +274,9 @@ def read_dense(
         query_key: (B, Ck, h, w).
         memory_key: (B, K, T, Ck, h, w), the key first and the previous frame last.
         memory_value: (B, K, T, Cv, h, w).
-        previous_frame_cap: the most of a read that comes from the previous frame, as in
-            `model.network.read.space_time_read`; with T = 1 that frame is the key, and is not bounded.
-        key_weight: of the rest, what comes from the key alone, as there; with T = 2 all does.
+        previous_frame_cap: the largest share of a read from the previous frame, as in
+            `model.network.read.space_time_read`; with T = 1 that frame is the key, and is not capped.
+        key_weight: of the rest, the share from the key alone, as there; with T = 2 it is all.
 
     Returns:
         (B, K, Cv, h, w): for each query position the weighted sum of the memory's values, without the query's
@@ -285,7 +286,7 @@ def read_dense(
     query = query_key.flatten(2).unsqueeze(1).float()  # (B, 1, Ck, hw)
     keys = memory_key.movedim(3, 2).flatten(3).float()  # (B, K, Ck, T*hw)
     values = memory_value.movedim(3, 2).flatten(3)  # (B, K, Cv, T*hw)
-    with torch.autocast(query.device.type, enabled=False):  # a score of 30 is off by 0.1 in bfloat16
+    with torch.autocast(query.device.type, enabled=False):  # a score of 30 has an error of 0.1 in bfloat16
         scores = keys.transpose(2, 3) @ query / keys.shape[2] ** 0.5  # (B, K, T*hw, hw)
     weights = scores.softmax(dim=2)
     others = scores.shape[2] - query.shape[-1]  # positions of all frames but the previous one
@@ -326,7 +327,8 @@ def soft_aggregate_log(probabilities: Tensor) -> Tensor:
 
 
 def _with_background(probabilities: Tensor) -> Tensor:
-    """(B, K, H, W) -> (B, K + 1, H, W): the chance that no object is here comes first; away from 0 and 1."""
+    """(B, K, H, W) -> (B, K + 1, H, W): the probability of no object comes first; all are kept away from 0
+    and 1."""
     probabilities = probabilities.float()
     background = (1 - probabilities).prod(dim=1, keepdim=True)
     return torch.cat([background, probabilities], dim=1).clamp(PROBABILITY_EPSILON, 1 - PROBABILITY_EPSILON)
@@ -342,7 +344,7 @@ class Padding(NamedTuple):
 
 
 def padding_to_stride(height: int, width: int) -> Padding:
-    """The padding that brings a picture to multiples of 16: half before (rounded down), the rest after."""
+    """The padding of a picture to multiples of 16: half before (rounded down), the rest after."""
     extra_y, extra_x = -height % STRIDE, -width % STRIDE
     return Padding(extra_x // 2, extra_x - extra_x // 2, extra_y // 2, extra_y - extra_y // 2)
 
@@ -353,6 +355,6 @@ def pad(x: Tensor, padding: Padding) -> Tensor:
 
 
 def unpad(x: Tensor, padding: Padding) -> Tensor:
-    """Takes the padding of `pad` off again."""
+    """Removes the padding of `pad`."""
     height, width = x.shape[-2:]
     return x[..., padding.top : height - padding.bottom, padding.left : width - padding.right]

@@ -1,7 +1,7 @@
 """Backbones: a picture in, feature maps at 1/4, 1/8 and 1/16 out.
 
-A trunk is split after its first convolution, because the memory encoder adds the mask's own first
-convolutions there (paper section 3.1: extra single-channel filters in the first layer).
+A backbone is split after its first convolution, because the memory encoder adds the first convolutions of the
+masks there (paper section 3.1: extra single-channel filters in the first layer).
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ class Trunk(nn.Module):
         raise NotImplementedError
 
     def activate(self, stem: Tensor) -> Tensor:
-        """Normalisation and activation behind the first convolution."""
+        """Normalisation and activation after the first convolution."""
         raise NotImplementedError
 
     def stages(self, activated: Tensor) -> TrunkFeatures:
-        """Everything behind the first activation."""
+        """All stages after the first activation."""
         raise NotImplementedError
 
     def after_stem(self, stem: Tensor) -> TrunkFeatures:
-        """Everything behind the first convolution."""
+        """All layers after the first convolution."""
         return self.stages(self.activate(stem))
 
     def forward(self, picture: Tensor) -> TrunkFeatures:
@@ -63,7 +63,7 @@ class ResNet50Trunk(Trunk):
 
     def __init__(self) -> None:
         super().__init__()
-        import torchvision  # here: `stm-lite` does not need it, and loading it costs more than loading torch
+        import torchvision  # imported here: `stm-lite` does not need it, and it loads slower than torch
 
         resnet = torchvision.models.resnet50(weights=None)
         self.conv1 = resnet.conv1
@@ -98,7 +98,7 @@ class ResNet50Trunk(Trunk):
 class SameConv2d(nn.Conv2d):
     """Convolution with TensorFlow's SAME padding for inputs whose size the stride divides.
 
-    Stride 2 pads one more pixel after than before, which symmetric padding cannot say.
+    Stride 2 pads one more pixel after than before, which symmetric padding cannot do.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
@@ -210,5 +210,5 @@ class EfficientNetLite0Trunk(Trunk):
 
 
 def build_trunk(name: TrunkName) -> Trunk:
-    """A trunk with random weights."""
+    """A backbone with random weights."""
     return ResNet50Trunk() if name == "resnet50" else EfficientNetLite0Trunk()

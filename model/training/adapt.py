@@ -1,11 +1,10 @@
-"""Adapting a network to one shot: its decoder learns a little more from the pictures whose masks are given.
+"""Adapting a network to one shot: its decoder is trained further on the shot's keys.
 
-A few dozen small steps on clips made of the shot's own keys: synthetic clips from each key by itself (it
-moves and bends against its own background), and, with two keys or more, real pairs (one key in memory, the
-other predicted). Everything but the chosen parts stays as it is and needs no gradient, so the work fits on
-a CPU.
+It takes a few dozen small steps on clips made from the keys: synthetic clips from a single key (the object
+moves and bends against its background), and with two keys or more also real pairs (one key in memory, the
+other predicted). All other parts of the network do not change and need no gradient, so a CPU suffices.
 
-The same keys, options and seed give the same bits on the same machine.
+The same keys, options and seed lead to the same bits on the same machine.
 """
 
 from __future__ import annotations
@@ -29,19 +28,19 @@ Part = Literal["decoder", "values", "keys"]
 PARTS: tuple[Part, ...] = ("decoder", "values", "keys")
 
 MOST_OBJECTS_PER_CLIP = 3
-"""Objects of one training clip; a key with more gives several kinds of clips."""
+"""Objects of one training clip; a key with more objects leads to several kinds of clips."""
 
 
 @dataclass(frozen=True)
 class AdaptOptions:
-    """How a network is adapted; the defaults are what measured best (docs/model-card.md).
+    """The options of an adaptation; the defaults were the best in measurements (docs/model-card.md).
 
     Args:
         steps: of the optimiser.
         learning_rate: at the start; it falls to zero along a half cosine.
-        parts: what is allowed to change.
+        parts: the parts of the network that may change.
         crop: side of a training picture in pixels.
-        clips: clips of one step; with two keys or more real pairs and synthetic clips take turns.
+        clips: clips of one step; with two keys or more, real pairs and synthetic clips alternate.
         real_share: chance of a clip to be a real pair, where there are two keys.
         paste_chance: chance of a clip to have another copy of an object in front.
         motion: strength of the synthetic motion.
@@ -78,7 +77,7 @@ class KeyPicture:
 
     Args:
         picture: (3, H, W) RGB in [0, 1].
-        masks: by object, (H, W) in [0, 1]; all zero says that the object is not here.
+        masks: by object, (H, W) in [0, 1]; all zero means that the object is not here.
     """
 
     picture: Tensor
@@ -86,7 +85,7 @@ class KeyPicture:
 
     @property
     def visible(self) -> tuple[str, ...]:
-        """The objects that can be seen here."""
+        """The objects that are visible here."""
         return tuple(name for name, mask in self.masks.items() if bool((mask > 0.5).any()))
 
     def labels(self, objects: Sequence[str]) -> Tensor:
@@ -106,7 +105,7 @@ class AdaptStep:
 
 
 class NothingToAdaptError(ValueError):
-    """No key shows an object that is large enough to learn from."""
+    """No key shows an object that is large enough to adapt to."""
 
 
 def adapted_names(network: SpaceTimeMemoryNetwork, parts: Sequence[Part]) -> tuple[str, ...]:
@@ -131,17 +130,17 @@ def adapt(
     """Adapts a copy of a network to a shot's keys.
 
     Args:
-        network: stays as it is.
+        network: does not change.
         keys: in ascending order of their frames; all pictures of one size.
-        options: how.
+        options: of the adaptation.
         device: a torch device name.
-        after_step: gets every step; False ends the work after it.
+        after_step: is called with every step; if it returns False, that was the last one.
 
     Returns:
         The tensors that changed, by name, fp32 on the CPU.
 
     Raises:
-        NothingToLearnError: if no key shows an object of a size to learn from.
+        NothingToAdaptError: if no key shows a large enough object.
     """
     clips = KeyClips(keys, options)
     learner = copy.deepcopy(network).eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -171,7 +170,7 @@ def adapt(
 
 
 def with_adaptation(network: SpaceTimeMemoryNetwork, tensors: Mapping[str, Tensor]) -> SpaceTimeMemoryNetwork:
-    """A copy of a network with the tensors that `adapt` gave.
+    """A copy of a network with the tensors of `adapt`.
 
     Raises:
         ValueError: if they do not fit the network.
@@ -189,7 +188,7 @@ class KeyClips:
     """Training clips from keys, by index; the same for the same keys and options.
 
     Raises:
-        NothingToLearnError: if there is nothing to make them of.
+        NothingToAdaptError: if no key shows an object.
     """
 
     def __init__(self, keys: Sequence[KeyPicture], options: AdaptOptions) -> None:
@@ -216,7 +215,7 @@ class KeyClips:
             blur_chance=0.1,
             paste_chance=options.paste_chance,
             paste_is_object=0.0,
-            # near the size in pixels that the objects have when the shot is propagated
+            # near the size in pixels of the objects in a propagation
             scale=(min(size / short / 1.25, 1.0), min(size / short / 0.7, 1.2)),
             still_motion=options.motion,
         )
@@ -230,7 +229,7 @@ class KeyClips:
         """The clip of one index.
 
         Raises:
-            NothingToLearnError: if the objects are too small.
+            NothingToAdaptError: if the objects are too small.
         """
         step = index // self._clips
         real = self._pairs is not None and _spread(step, self._real_share)

@@ -25,7 +25,7 @@ def affine_matrix(
     shear: float = 0.0,
     flip: bool = False,
 ) -> Tensor:
-    """The 2x3 matrix that takes output coordinates to source coordinates, both normalised.
+    """The 2x3 matrix from output coordinates to source coordinates, both normalised.
 
     Args:
         centre: (x, y) in source pixels of the middle of the output.
@@ -52,9 +52,9 @@ def affine_matrix(
 
 
 def affine_grid(matrix: Tensor, height: int, width: int) -> Tensor:
-    """Sampling grid (H, W, 2) of a 2x3 matrix: the middles of H x W pixels, taken through it."""
+    """Sampling grid (H, W, 2) of a 2x3 matrix: the transformed centres of H x W pixels."""
     x, y = ((2 * torch.arange(size) + 1) / size - 1 for size in (width, height))
-    grid = torch.empty(height, width, 2)  # F.affine_grid gives the same, in seven times the time
+    grid = torch.empty(height, width, 2)  # F.affine_grid returns the same in seven times the time
     for axis, (of_x, of_y, shift) in enumerate(matrix.tolist()):
         torch.add(y[:, None] * of_y + shift, x * of_x, out=grid[..., axis])
     return grid
@@ -100,7 +100,7 @@ def warp(
 ) -> tuple[Tensor, Tensor]:
     """Samples a picture (3, H, W) bilinearly and its labels (H, W) by nearest neighbour.
 
-    Outside the source each of them is mirrored, or zero.
+    Outside the source both are mirrored, or zero.
     """
     batch_grid = grid.unsqueeze(0)
     outside, labels_outside = ("reflection" if mirrored else "zeros" for mirrored in (mirror, mirror_labels))
@@ -127,7 +127,8 @@ def colour_jitter(
 ) -> Tensor:
     """Brightness, contrast, saturation and white balance of a clip (T, 3, H, W) in [0, 1].
 
-    One draw for the clip (`strength`) and a small one for each frame (`per_frame`), as auto exposure gives.
+    One random change for the clip (`strength`) and a small one for each frame (`per_frame`), as of auto
+    exposure.
     """
     frames = clip.shape[0]
 
@@ -149,7 +150,7 @@ def colour_jitter(
 
 
 def flicker(clip: Tensor, where: Tensor, rng: Generator) -> Tensor:
-    """Changes the light of a part of a clip (T, 3, H, W) smoothly over the picture and from frame to frame.
+    """Changes the brightness of a part of a clip (T, 3, H, W) smoothly over the picture and over time.
 
     Args:
         where: (T, H, W) bool, the part.
@@ -165,7 +166,7 @@ def flicker(clip: Tensor, where: Tensor, rng: Generator) -> Tensor:
 
 
 def soften(mask: Tensor, passes: int = 1) -> Tensor:
-    """Blurs a mask (T, H, W) by 3x3 boxes, so that what is pasted has no cut-out edge."""
+    """Blurs a mask (T, H, W) by 3x3 boxes, so that pasted objects have no hard edge."""
     soft = mask.unsqueeze(1).float()
     for _ in range(passes):
         soft = F.avg_pool2d(soft, 3, stride=1, padding=1, count_include_pad=False)

@@ -1,7 +1,6 @@
 """Training clips: stills warped into synthetic clips, and frames drawn from videos (paper section 3.5).
 
-Every sample is a pure function of (sources, options, seed, index): resuming a run reproduces its data
-exactly.
+Every sample is a pure function of (sources, options, seed, index), so a resumed run has the same data.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ class ClipSource:
 
 @dataclass(frozen=True, eq=False)
 class LoadedSource:
-    """The same from memory: picture (3, H, W) in [0, 1] and labels (H, W) of each frame."""
+    """A source in memory: picture (3, H, W) in [0, 1] and labels (H, W) of each frame."""
 
     name: str
     frames: tuple[tuple[Tensor, Tensor], ...]
@@ -69,7 +68,7 @@ Source = ClipSource | LoadedSource
 class Clip(NamedTuple):
     """A training sample.
 
-    pictures (T, 3, H, W) float in [0, 1]; labels (T, H, W) int64, 0 background and 1..K objects; objects: K,
+    pictures (T, 3, H, W) float in [0, 1]; labels (T, H, W) int64, 0 background and 1..K objects; objects: K
     or less.
     """
 
@@ -91,21 +90,21 @@ class ClipOptions:
     still_share: float = 0.5
     max_skip: int = 10
     pastes: int = 1
-    """How often an object is put in front, at most; each by `paste_chance`, if the one before was."""
+    """The most objects put in front; each has `paste_chance`, if the one before was put."""
     paste_chance: float = 0.5
     paste_size: tuple[float, float] = (0.25, 0.8)
     """Share of a clip's height that the longer side of a pasted object covers."""
     paste_is_object: float = 0.6
     paste_same_chance: float = 0.35
-    """Of the pastes, those that show the clip's own source again: a look-alike that must be told apart by its
+    """Share of pastes that show the clip's own source again: similar objects must be distinguished by
     place."""
     paste_late_chance: float = 0.0
-    """Of the pastes that are no objects, those that are not there in the first frame, like what comes into a
-    shot: what memory does not know is not therefore part of the object."""
+    """Share of pastes without a label that are not in the first frame: new things in a shot are not part of
+    the object."""
     flicker_chance: float = 0.0
-    """Of the clips, those whose background changes its light from frame to frame, as water does."""
+    """Share of clips whose background changes its brightness over time, as water does."""
     region_chance: float = 0.25
-    """Of the stills, those whose object is a random region of like colour, so that the mask counts and not
+    """Share of stills whose object is a random region of similar colour, so that the mask counts and not
     saliency."""
     blur_chance: float = 0.1
     scale: tuple[float, float] = (0.55, 1.15)
@@ -124,7 +123,7 @@ def davis_sources(root: Path, *, leave_out: Sequence[str] = (), only: Sequence[s
     """Videos in DAVIS or YouTube-VOS layout (`model.data.davis.find_sequences`); their annotated frames.
 
     Raises:
-        FileNotFoundError: if there are no pictures or no annotations, or if a video of `only` is not there.
+        FileNotFoundError: if there are no pictures or no annotations, or if a video of `only` does not exist.
         ValueError: if an annotation has no picture.
     """
     sources = []
@@ -143,11 +142,12 @@ def davis_sources(root: Path, *, leave_out: Sequence[str] = (), only: Sequence[s
 
 
 def still_sources(root: Path) -> list[ClipSource]:
-    """Stills in a folder with `images/` and `masks/` (one object) or `labels/` (parts of one object), by
-    equal stems.
+    """Stills in a folder with `images/` and `masks/` (one object) or `labels/` (parts of one object).
+
+    Files with equal stems belong together.
 
     Raises:
-        FileNotFoundError: if the folders are not there.
+        FileNotFoundError: if the folders do not exist.
     """
     parts = (root / "labels").is_dir()
     masks = root / ("labels" if parts else "masks")
@@ -179,7 +179,7 @@ class ClipDataset:
     still_weights: Sequence[float] = ()
 
     def with_options(self, **changes: object) -> ClipDataset:
-        """The same data with some options changed, e.g. the skip of the curriculum."""
+        """The data set with some options changed, e.g. the skip of the curriculum."""
         return replace(self, options=replace(self.options, **changes))  # type: ignore[arg-type]
 
     def sample(self, index: int) -> Clip:
@@ -219,8 +219,11 @@ class ClipDataset:
         return self.videos[int(rng.integers(len(self.videos)))]
 
     def _draw(self, rng: Generator, source: Source, *, fill: bool) -> tuple[Tensor, Tensor]:
-        """Frames (T, 3, S, S) and labels (T, S, S) of one source. `fill`: the crop covers a good part of the
-        source; else the object is placed anywhere at any size, to be pasted."""
+        """Frames (T, 3, S, S) and labels (T, S, S) of one source.
+
+        `fill`: the crop covers a large part of the source. Otherwise the object is placed anywhere at any
+        size, to be pasted.
+        """
         options = self.options
         indices = _frame_indices(rng, source.count, options)
         loaded = {i: source.frame(i) for i in set(indices)}
@@ -238,8 +241,9 @@ class ClipDataset:
         angle = float(rng.normal(0, 6 if fill else 15))
         motion = options.still_motion if still else 0.12
         drift = rng.normal(0, 0.05 * motion, size=2)
-        # Beyond the source's border a crop shows its mirror image. The mirror image of an object that ends
-        # before the border is a look-alike; of one that the border cuts off, it is how the object goes on.
+        # Beyond the source's border a crop shows its mirror image. If the object does not touch the border,
+        # its mirror
+        # image is another, similar object; if it does, the mirror image continues it.
         mapped = {i: _map_labels(label, chosen) for i, (_, label) in loaded.items()}
         cut_off = fill and any(_touches_border(label) for label in mapped.values())
         pictures, labels = [], []
@@ -269,7 +273,7 @@ class ClipDataset:
     def _placement(
         self, rng: Generator, first: Tensor, *, fill: bool
     ) -> tuple[npt.NDArray[np.float64], float]:
-        """Where a crop lies on the first frame: its centre (x, y) and its height, in pixels of the source.
+        """The place of a crop on the first frame: its centre (x, y) and its height, in pixels of the source.
 
         Args:
             first: (H, W) bool, the object there.
@@ -291,7 +295,7 @@ class ClipDataset:
             if len(where)
             else torch.tensor([height / 2, width / 2])
         )
-        # anywhere in the picture as long as that pixel of the object is inside the crop
+        # anywhere in the picture, if that pixel of the object is inside the crop
         centre = np.array([float(target[1]), float(target[0])]) + rng.uniform(-0.4, 0.4, size=2) * cover
         # keep most of the crop inside the picture, so that little of it is mirrored border
         sides = np.array([cover * options.wide, cover])
@@ -301,7 +305,7 @@ class ClipDataset:
     def _paste(
         self, rng: Generator, pictures: Tensor, labels: Tensor, source: Source
     ) -> tuple[Tensor, Tensor]:
-        """Puts a source's object in front: as a further object, or as a passer-by that only covers."""
+        """Puts a source's object in front: as a further object, or without a label."""
         other_pictures, other_labels = self._draw(rng, source, fill=False)
         mask = other_labels > 0
         label = int(labels.max()) + 1 if rng.random() < self.options.paste_is_object else 0
@@ -313,8 +317,7 @@ class ClipDataset:
 
 
 def _frame_indices(rng: Generator, count: int, options: ClipOptions) -> list[int]:
-    """Ordered frame numbers with random gaps up to `max_skip` frames left out between neighbours (paper
-    section 3.5)."""
+    """Ascending frame numbers with random gaps of up to `max_skip` frames (paper section 3.5)."""
     if count == 1:
         return [0] * options.frames
     gaps = rng.integers(1, options.max_skip + 2, size=options.frames - 1)
@@ -368,8 +371,10 @@ def _map_labels(labels: Tensor, table: np.ndarray | None) -> Tensor:
 
 
 def _compact(labels: Tensor, max_objects: int) -> Tensor:
-    """Renumbers labels to 1..K by what is seen in the first frame, at most `max_objects` (the last pasted
-    ones kept)."""
+    """Renumbers labels visible in the first frame to 1..K.
+
+    K is at most `max_objects`; the objects that were pasted last are kept.
+    """
     counts = torch.bincount(labels[0].flatten(), minlength=int(labels.max()) + 1)
     present = [label for label in counts.nonzero().flatten().tolist() if label > 0][-max_objects:]
     table = torch.zeros_like(counts)

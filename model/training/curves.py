@@ -1,6 +1,6 @@
-"""The curves of a training run while it goes on: its log and its evaluations as a table and as a picture.
+"""The curves of a running training: its log and its evaluations as a table and as a picture.
 
-A run that was stopped and resumed has steps twice in its log; the later line counts.
+The log of a resumed run may have steps twice; the later line counts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LOG_FILE, SCORES_FILE = "log.csv", "scores.csv"
 CURVES_TABLE, CURVES_PICTURE = "curves.csv", "curves.png"
 
 MOST_POINTS = 200
-"""Of a drawn curve: each point is the mean of the steps between it and the point before."""
+"""Points of a drawn curve: each is the mean of the steps since the point before."""
 
 
 def write_curves(folder: Path, every: int) -> tuple[Path, Path]:
@@ -76,7 +76,8 @@ def write_curves(folder: Path, every: int) -> tuple[Path, Path]:
 
 
 def add_scores(folder: Path, step: int, scores: Mapping[str, float]) -> Path:
-    """Adds a line to the run's `scores.csv`; lines of this step and later ones (of before a resume) go."""
+    """Adds a line to the run's `scores.csv`; lines of this step and later ones (from before a resume) are
+    removed."""
     path = folder / SCORES_FILE
     earlier = _by_step(path) if path.is_file() else {}
     rows: list[Sequence[object]] = [("step", *scores)]
@@ -93,7 +94,7 @@ def _by_step(path: Path) -> dict[int, dict[str, float]]:
 
 
 def _means(log: Mapping[int, Mapping[str, float]], name: str, every: int) -> dict[int, float]:
-    """The mean of each `every` steps by the last of them; the steps after the last whole part count too."""
+    """The mean of each `every` steps, by the last step of each part; a last, shorter part counts, too."""
     parts: dict[int, list[float]] = {}
     last = max(log)
     for step, line in log.items():

@@ -1,10 +1,10 @@
-"""Clips with exactly known alpha, for the training of the edge refiner (`model.edges`).
+"""Clips with exactly known alpha, for the training of the edge refiner (`model.network.edges`).
 
-A clip is a thing that moves in front of a background: fur and hair, wires, solid shapes with hard edges,
+A clip is an object that moves in front of a background: fur and hair, wires, solid shapes with hard edges,
 shapes out of focus (everywhere, or along a part of their outline), shapes behind an open shutter, gauze and
 smoke. Everything is composited in linear light and encoded as sRGB, with grain or without, as JPEG or not.
 Textures come from noise, from patterns, from scikit-image's photographs (CC0 or public domain) and, if given,
-from a folder of pictures. A clip depends on its seed alone.
+from a folder of pictures. A clip depends on its seed only.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ PHOTOGRAPHS = (
     "gravel.png",
     "retina.jpg",
 )
-"""Of scikit-image: CC0 or public domain, all of them (its README of the data says so)."""
+"""Of scikit-image: all are CC0 or public domain (by the README of its data)."""
 
 WORKING_SIDE = 256
 """Side of a clip in working pixels."""
 FRAMES = 5
 """Frames of a clip; the first is its key."""
 _CANVAS = 768
-"""Side of what is drawn; the plate is reduced from it."""
+"""Side of the drawing canvas; the plate is reduced from it."""
 _SCALES = (1.0, 1.5, 2.0, 3.0)
 """Plate pixels per working pixel."""
 _SUB_FRAMES = 24
@@ -51,7 +51,7 @@ class EdgeClip:
     Attributes:
         plate: (F, H, W, 3), sRGB.
         alpha: (F, K, H, W), the coverage in 255ths, exact before it is rounded.
-        kind: what is seen, for statistics.
+        kind: of the object, for statistics.
         scale: plate pixels per working pixel.
     """
 
@@ -63,11 +63,11 @@ class EdgeClip:
 
 @dataclass(frozen=True, eq=False)
 class _Layer:
-    """A thing as it is drawn, on the canvas.
+    """An object on the canvas.
 
     Attributes:
         alpha: (S, S) in [0, 1].
-        colour: (S, S, 3) in linear light, not multiplied with alpha.
+        colour: (S, S, 3) in linear light, not premultiplied.
     """
 
     alpha: FloatArray
@@ -113,7 +113,7 @@ def make_clip(seed: int, pictures: Sequence[Path] = ()) -> EdgeClip:
 
 
 def kind_of(seed: int) -> str:
-    """What the clip of a seed shows."""
+    """The kind of object in the clip of a seed."""
     return _kind(np.random.default_rng(seed))
 
 
@@ -121,7 +121,7 @@ def _kind(rng: np.random.Generator) -> str:
     return str(rng.choice(list(_KINDS), p=_SHARES))
 
 
-# ---- things ----------------------------------------------------------------------------------
+# ---- objects ---------------------------------------------------------------------------------
 
 
 def _fur(rng: np.random.Generator, textures: _Textures) -> _Layer:
@@ -135,7 +135,7 @@ def _fur(rng: np.random.Generator, textures: _Textures) -> _Layer:
     tint = rng.uniform(0.5, 1.6, shades)
     drawn = np.zeros(alpha.shape, np.uint8)
     shade = np.full(alpha.shape, 127, np.uint8)
-    if rng.random() < 0.7:  # the body is as hairy as its outline, so that no seam shows between them
+    if rng.random() < 0.7:  # the body is as hairy as its outline, so that no seam is visible between them
         middle = outline.mean(0)
         for size in rng.uniform(0.2, 0.95, 5):
             inner = _strands(rng, ((outline - middle) * size + middle).astype(np.float32), count // 4, length)
@@ -177,7 +177,7 @@ def _strands(
 
 
 def _wires(rng: np.random.Generator, textures: _Textures) -> _Layer:
-    """Posts, cables and threads, and now and then a mesh."""
+    """Posts, cables and threads, sometimes a mesh."""
     drawn = np.zeros((_CANVAS, _CANVAS), np.uint8)
     for _ in range(int(rng.integers(2, 9))):
         ends = rng.uniform(-50, _CANVAS + 50, (2, 2))
@@ -232,7 +232,7 @@ def _half_defocused(rng: np.random.Generator, textures: _Textures) -> _Layer:
 
 
 def _gauze(rng: np.random.Generator, textures: _Textures) -> _Layer:
-    """A solid part with something half transparent around it: smoke, or cloth."""
+    """A solid part with semi-transparent smoke or cloth around it."""
     core = _filled(_outline(rng, rough=0.2, size=rng.uniform(60, 140)), soft=2.0)
     cloud = _filled(_outline(rng, rough=0.4), soft=rng.uniform(2, 60))
     noise = _noise(rng, _CANVAS, rng.uniform(20, 120))
@@ -284,11 +284,11 @@ def _filled(outline: FloatArray, soft: float) -> FloatArray:
     return np.asarray(cv2.GaussianBlur(alpha, (0, 0), soft), np.float32) if soft > 0.4 else alpha
 
 
-# ---- how it moves and is photographed ----------------------------------------------------------
+# ---- motion and camera -----------------------------------------------------------------------
 
 
 class _Motion:
-    """Where a thing is at a time: it moves, turns, grows and sways."""
+    """The position of an object over time: it moves, turns, grows and sways."""
 
     def __init__(self, rng: np.random.Generator, speed: float) -> None:
         angle = rng.uniform(0, math.tau)
@@ -304,7 +304,7 @@ class _Motion:
         return (frame + np.linspace(0, self._shutter, samples, endpoint=False)).astype(np.float32)
 
     def sources(self, time: float, step: int) -> tuple[FloatArray, FloatArray]:
-        """(S, S) x and y of what is seen at each pixel of the canvas, or of every `step`-th pixel."""
+        """(S, S) x and y of the source of each pixel of the canvas, or of every `step`-th pixel."""
         t = time - FRAMES / 2
         c, s = math.cos(self._turn * t), math.sin(self._turn * t)
         rows, columns = np.mgrid[0:_CANVAS:step, 0:_CANVAS:step].astype(np.float32) + np.float32(
@@ -327,7 +327,7 @@ class _Motion:
 def _exposed(layer: _Layer, motion: _Motion, frame: int, samples: int) -> tuple[FloatArray, FloatArray]:
     """Alpha (S, S) and premultiplied colour (S, S, 3) of a frame: the mean over the open shutter.
 
-    What is blurred is drawn at half the size.
+    Blurred frames are drawn at half the size.
     """
     whole = np.dstack([layer.colour * layer.alpha[..., None], layer.alpha])
     step = 1 if samples == 1 else 2
@@ -365,7 +365,7 @@ class _Lens:
 
 
 class _Background:
-    """What is behind, at plate size, in linear light: sharp or out of focus, still or moving."""
+    """The background, at plate size, in linear light: sharp or out of focus, still or moving."""
 
     def __init__(self, rng: np.random.Generator, textures: _Textures, side: int) -> None:
         self._side = side
@@ -415,13 +415,13 @@ class _Camera:
 
 
 class _Textures:
-    """Colours for things and backgrounds, in linear light."""
+    """Colours for objects and backgrounds, in linear light."""
 
     def __init__(self, rng: np.random.Generator, pictures: Sequence[Path]) -> None:
         self._rng, self._pictures = rng, pictures
 
     def colour(self) -> FloatArray:
-        """(S, S, 3) for a thing: of one texture, or of parts with different ones."""
+        """(S, S, 3) for an object: one texture, or parts with different ones."""
         colour = self._one_colour()
         if self._rng.random() < 0.55:
             for _ in range(int(self._rng.integers(1, 4))):
@@ -452,7 +452,7 @@ class _Textures:
         return self._cut(_read(path), side)
 
     def _cut(self, picture: ByteArray, side: int) -> FloatArray:
-        """A part of a photograph, turned, enlarged and tinted by chance."""
+        """A part of a photograph, randomly turned, enlarged and tinted."""
         rng = self._rng
         height, width = picture.shape[:2]
         part = int(min(height, width) * rng.uniform(0.35, 1.0))
@@ -485,7 +485,7 @@ class _Textures:
 
 @lru_cache(maxsize=1)
 def _photographs() -> tuple[Path, ...]:
-    import skimage  # not needed by what only uses the refiner
+    import skimage  # imported here: not needed for using the refiner
 
     folder = Path(skimage.__file__).parent / "data"
     return tuple(folder / name for name in PHOTOGRAPHS)
@@ -516,7 +516,7 @@ def decoded(picture: ByteArray) -> FloatArray:
 
 
 def encoded(linear: FloatArray) -> FloatArray:
-    """Linear light -> sRGB in [0, 1]; what is outside is cut off."""
+    """Linear light -> sRGB in [0, 1]; values outside are clipped."""
     places = np.sqrt(np.clip(linear, 0, 1)) * np.float32(_ENCODED.size - 1)
     return _ENCODED[(places + np.float32(0.5)).astype(np.int32)]
 
@@ -528,7 +528,7 @@ def _curve(linear: npt.NDArray[np.float64]) -> FloatArray:
 
 
 _ENCODED: FloatArray = _curve(np.linspace(0, 1, 1 << 14) ** 2)
-"""By the root of the linear value, so that the dark is fine enough."""
+"""A table by the root of the linear value, so that dark values are fine enough."""
 _CODES = np.arange(256) / 255.0
 _DECODED: FloatArray = np.where(_CODES <= 0.04045, _CODES / 12.92, ((_CODES + 0.055) / 1.055) ** 2.4).astype(
     np.float32
@@ -536,7 +536,7 @@ _DECODED: FloatArray = np.where(_CODES <= 0.04045, _CODES / 12.92, ((_CODES + 0.
 
 
 def _reduced(values: FloatArray, side: int) -> FloatArray:
-    """What is on the canvas, at plate size."""
+    """The canvas at plate size."""
     if values.shape[0] == side:
         return values
     return np.asarray(cv2.resize(values, (side, side), interpolation=cv2.INTER_AREA), np.float32)

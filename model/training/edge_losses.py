@@ -1,4 +1,4 @@
-"""What the edge refiner is asked for: alpha in the band, its slopes, its change from frame to frame."""
+"""The loss of the edge refiner: alpha in the band, its slopes, its change from frame to frame."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _MARGIN = 8
-"""Pixels at the border of a crop that are not counted: their surroundings are cut off."""
+"""Pixels at the border of a crop that do not count: their surroundings are missing."""
 _BAND = 6
-"""Pixels around soft ones, and around mistakes, that count in full."""
+"""Pixels around soft ones, and around mistakes, that have full weight."""
 _ELSEWHERE = 0.15
-"""How much other pixels count."""
+"""The weight of other pixels."""
 
 
 def edge_loss(alpha: Tensor, soft: Tensor, truth: Tensor, coarse: Tensor) -> tuple[Tensor, dict[str, float]]:
     """The loss of the refiner.
 
     Args:
-        alpha, soft: (B, 2, h, w): what it gave for pairs of frames, `soft` as a logit.
+        alpha, soft: (B, 2, h, w): its results for pairs of frames, `soft` as a logit.
         truth: (B, 2, h, w).
-        coarse: (B, 2, h, w): the probabilities that it was given.
+        coarse: (B, 2, h, w): the probabilities of its input.
 
     Returns:
         The loss, and its parts by name.
@@ -29,7 +29,7 @@ def edge_loss(alpha: Tensor, soft: Tensor, truth: Tensor, coarse: Tensor) -> tup
     weight = torch.maximum(is_soft, ((coarse - truth).abs() > 0.2).float())
     weight = _inside(_ELSEWHERE + (1 - _ELSEWHERE) * _widened(weight, _BAND))
     cut = alpha.clamp(0, 1)
-    kept = cut + 0.02 * (alpha - cut)  # beyond 0 and 1 there is little to be gained
+    kept = cut + 0.02 * (alpha - cut)  # values beyond 0 and 1 get little gradient
     parts = alpha_parts(_inside(kept), _inside(truth), weight)
     parts["soft"] = 0.1 * F.binary_cross_entropy_with_logits(_inside(soft), _inside(is_soft))
     return sum(parts.values(), start=torch.zeros(())), {

@@ -1,8 +1,8 @@
-"""A pool of edge clips on disk, each with what a network of the product gives for it: what the refiner learns
-from.
+"""A pool of edge clips on disk, with coarse masks by a network of the product: the training data of the
+refiner.
 
-The mistakes that the refiner is to put right are the network's own, so they are made by the network: it gets
-the first frame's mask, hard or soft, and propagates it through the clip.
+The refiner is to correct the network's mistakes, so the network makes the coarse masks: it gets the first
+frame's mask, hard or soft, and propagates it through the clip.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from model.network.memory import MemoryRule
 from model.training.edge_clips import FRAMES, WORKING_SIDE, ByteArray, EdgeClip, FloatArray, make_clip
 
 _SOFT_KEYS = 0.35
-"""Share of clips whose key is the true alpha; the others' is the alpha cut at a half, as most masks are
-drawn."""
+"""Share of clips whose key is the true alpha. The others have a hard key, as most masks are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +32,7 @@ class PooledClip:
     Attributes:
         plate: (F, H, W, 3), sRGB bytes.
         alpha: (F, H, W): true alpha of the first object, bytes.
-        coarse: (F, K, h, w) in 65535ths: the key on the first frame, then what the network gave.
+        coarse: (F, K, h, w) in 65535ths: the key on the first frame, then the network's results.
         soft_key: whether the key is soft.
         scale: plate pixels per working pixel.
     """
@@ -49,7 +48,7 @@ class PooledClip:
 def fill_pool(
     folder: Path, seeds: Sequence[int], network: FastNetwork, pictures: Sequence[Path] = ()
 ) -> Iterator[Path]:
-    """Makes the clips of these seeds that are not there yet; gives each as it is written."""
+    """Makes the missing clips of these seeds; yields each one when it is written."""
     folder.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
         path = pool_file(folder, seed)
@@ -64,12 +63,12 @@ def fill_pool(
 
 
 def pool_file(folder: Path, seed: int) -> Path:
-    """Where the clip of a seed lies."""
+    """The file of the clip of a seed."""
     return folder / f"clip-{seed:07d}.npz"
 
 
 def write_pooled(path: Path, clip: PooledClip) -> None:
-    """Writes a clip under its name when it is whole."""
+    """Writes a clip atomically."""
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     with temporary.open("wb") as file:
         np.savez(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from model.inference.fast_network import FastNetwork
@@ -11,48 +12,63 @@ from model.training.edge_trainer import EdgeTrainer, EdgeTraining
 from model.weights_file import Manifest, load_network, load_refiner, save_network
 
 CLIPS = "clips"
-"""Folder of the pool, in that of a run."""
+"""Folder of the pool, inside that of a run."""
 WEIGHTS = "edges.safetensors"
-"""What a run writes at its end, in its folder."""
+"""File of the weights that a run writes at its end."""
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class EdgeMaterial:
+    """The training data of a refiner.
+
+    Attributes:
+        clips: how many clips the pool holds.
+        pictures: folders with more pictures for textures and backgrounds.
+        weights: the network that makes the coarse masks.
+    """
+
+    clips: int
+    pictures: Sequence[Path] = ()
+    weights: str = "stm-lite"
 
 
 def train_edges(
     folder: Path,
     options: EdgeTraining,
     manifest: Manifest,
+    material: EdgeMaterial,
     *,
-    clips: int,
-    pictures: Sequence[Path] = (),
-    weights: str = "stm-lite",
     start: str | None = None,
     on_clip: Callable[[int], None] = lambda number: None,
     on_step: Callable[[int, dict[str, float]], None] = lambda step, parts: None,
 ) -> Manifest:
-    """Trains a refiner; one that was begun in the folder goes on.
+    """Trains a refiner. A run that was begun in the folder is resumed.
 
     Args:
-        manifest: what the weights will say of themselves; the architecture comes from the options.
-        clips: of the pool.
-        pictures: folders with more pictures for textures and backgrounds.
-        weights: the network that makes the coarse masks.
-        start: weights of a refiner to begin from; chance if None.
-        on_clip, on_step: get the number of clips and of steps that are done.
+        folder: of the run.
+        options: of the training.
+        manifest: what the weights file will state; the architecture comes from the options.
+        material: the training data.
+        start: weights of a refiner to begin from; random ones if None.
+        on_clip: is called with the number of clips that are made.
+        on_step: is called with the number of steps that are done, and the parts of the loss.
 
     Returns:
         The manifest of the weights that were written.
 
     Raises:
-        WeightsFileError: `weights` or `start` cannot be used.
+        WeightsFileError: `material.weights` or `start` cannot be used.
         ValueError: a folder of pictures has none.
     """
-    found = [one for each in pictures for one in pictures_in(each)]
+    found = [one for each in material.pictures for one in pictures_in(each)]
     pool = folder / CLIPS
-    if any(not pool_file(pool, seed).exists() for seed in range(clips)):
-        network = FastNetwork(load_network(weights)[0])
-        for _ in fill_pool(pool, range(clips), network, found):
+    seeds = range(material.clips)
+    made = [pool_file(pool, seed) for seed in seeds]
+    if not all(file.exists() for file in made):
+        network = FastNetwork(load_network(material.weights)[0])
+        for _ in fill_pool(pool, seeds, network, found):
             on_clip(len(list(pool.glob("*.npz"))))
-    made = [pool_file(pool, seed) for seed in range(clips)]
     trainer = EdgeTrainer(folder, options, lambda: made)
     if start is not None:
         trainer.start_from(load_refiner(start)[0])

@@ -1,7 +1,7 @@
 """Samples for the edge refiner: crops of pooled clips, two neighbouring frames at a time.
 
-The network's mistakes are made worse by chance: contours that are bent anew on every frame, holes and islands
-that only one frame has, edges that are too hard.
+The network's mistakes are increased at random: contours bent on every frame, holes and islands on single
+frames, edges that are too hard.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from model.training.edge_pool import PooledClip, read_pooled
 CROP = 128
 """Side of a sample in working pixels."""
 _CLIPS_HELD = 900
-"""In memory, about 6 MB each."""
+"""Clips in memory, about 6 MB each."""
 _MOST_BENT = 8.0
-"""Working pixels that a contour is bent at most."""
+"""The most working pixels by which a contour is bent."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ def _clip(path: str) -> PooledClip:
 
 
 def _corner(clip: PooledClip, frame: int, rng: np.random.Generator) -> tuple[int, int]:
-    """Top and left of the crop, even, most often around an edge or a mistake."""
+    """Top and left of the crop, even numbers, mostly around an edge or a mistake."""
     most = WORKING_SIDE - CROP
     if rng.random() < 0.1:
         return int(rng.integers(0, most // 2)) * 2, int(rng.integers(0, most // 2)) * 2
@@ -83,7 +83,7 @@ def _corner(clip: PooledClip, frame: int, rng: np.random.Generator) -> tuple[int
 
 
 def _known_softness(clip: PooledClip, rng: np.random.Generator) -> float:
-    """Of the key as it was given, or of a key that is cut at a half."""
+    """The softness of the clip's key, or of a hard key."""
     key = clip.coarse[0, 0].astype(np.float32) / np.float32(65535)
     if clip.soft_key and rng.random() < 0.25:
         key = (key > 0.5).astype(np.float32)
@@ -91,7 +91,7 @@ def _known_softness(clip: PooledClip, rng: np.random.Generator) -> float:
 
 
 def _worsened(coarse: npt.NDArray[np.uint16], first: int, rng: np.random.Generator) -> FloatArray:
-    """(F, K, h, w): coarse masks with more mistakes; the key stays."""
+    """(F, K, h, w): coarse masks with more mistakes; the key does not change."""
     changed = np.ascontiguousarray(coarse, np.float32) / np.float32(65535)
     if rng.random() < 0.2:
         amount = rng.uniform(1, _MOST_BENT)
@@ -137,8 +137,8 @@ def _spot(mask: FloatArray, rng: np.random.Generator) -> None:
 
 
 def _masks(coarse: FloatArray, frame: int, rng: np.random.Generator) -> FloatArray:
-    """(4, c, c): the probability, that of the frame before and after (its own where there is none), the
-    others'."""
+    """(4, c, c): the probabilities of the frame, of the frames before and after (its own at the ends), of the
+    others."""
     own = coarse[frame, 0]
     before = coarse[frame - 1, 0] if rng.random() < 0.9 else own
     after = coarse[frame + 1, 0] if frame + 1 < FRAMES and rng.random() < 0.9 else own

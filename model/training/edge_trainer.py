@@ -1,7 +1,7 @@
 """Training of the edge refiner.
 
-A step's samples depend on seed and step alone, and a checkpoint holds the optimiser, so a run that was
-stopped goes on as if it had not been.
+A step's samples depend on seed and step only, and a checkpoint holds the optimiser. So a resumed run equals
+one that was not stopped.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class EdgeTrainer:
     """One run in one folder."""
 
     def __init__(self, folder: Path, options: EdgeTraining, pool: Callable[[], Sequence[Path]]) -> None:
-        """Args: pool: gives the clips there are; asked anew every hundred steps, so that a pool may grow."""
+        """Args: pool: returns the files of the clips; called every hundred steps, so that a pool may grow."""
         self.folder, self.options, self._pool = folder, options, pool
         torch.manual_seed(options.seed)
         self.refiner = EdgeRefiner(edge_config(options.architecture)).to(memory_format=torch.channels_last)
@@ -60,7 +60,7 @@ class EdgeTrainer:
             self._restore(folder / CHECKPOINT)
 
     def start_from(self, refiner: EdgeRefiner) -> None:
-        """Take the weights of another refiner. Does nothing once this run is under way."""
+        """Take the weights of another refiner. Does nothing after the first step."""
         if self.step == 0:
             self.refiner.load_state_dict(refiner.state_dict())
 
@@ -72,7 +72,7 @@ class EdgeTrainer:
         """Train up to the last step, or up to step `until`.
 
         Args:
-            on_step: gets the running means of the loss and its parts every 50 steps.
+            on_step: is called with the running means of the loss and its parts every 50 steps.
         """
         pool: Sequence[Path] = ()
         recent: dict[str, float] = {}

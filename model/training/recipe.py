@@ -1,4 +1,4 @@
-"""The two stages of the paper's recipe (section 3.5) as named configurations, and what a run starts from."""
+"""The two stages of the paper's recipe (section 3.5) as named configurations, and initial weights."""
 
 from __future__ import annotations
 
@@ -45,19 +45,20 @@ Stage = Literal["stills", "video"]
 IMAGENET, RANDOM = "imagenet", "random"
 
 MAY_CHANGE = ("steps", "start", "videos", "stills", "leave_out")
-"""Options that may be given anew when a run is continued: it can be longer, its data can have moved, and what
-it began from counts no more."""
+"""Options that may differ when a run is continued: it can be longer, its data may have moved, and its initial
+weights do not matter any more."""
 
 STAGES: dict[Stage, TrainingConfig] = {
-    # Half the size first: the network learns to follow a mask long before it learns edges.
+    # Half the size first: the network learns to follow a mask much earlier than edges.
     "stills": TrainingConfig(
         start=IMAGENET,
         steps=1000,
         final_learning_rate_share=0.4,
         clip=ClipOptions(size=256, still_share=1.0, scale=(0.4, 1.2), region_chance=0.15),
     ),
-    # The paper's clips have three frames. In six the network meets, in its memory, what it got wrong itself;
-    # what that gained is in docs/model-card.md.
+    # The paper's clips have three frames. With six the memory holds the network's own mistakes;
+    # docs/model-card.md
+    # has the measured gain.
     "video": TrainingConfig(
         start=IMAGENET,
         steps=1000,
@@ -76,18 +77,17 @@ _IMAGENET_FILE = "models/efficientnet-lite0-57934424.pth"
 def read_config(
     stage: Stage, path: Path | None = None, *, run: Path | None = None, **changes: Any
 ) -> TrainingConfig:
-    """A stage's configuration, or that of a run that was begun, with what is given over it.
+    """A stage's configuration, or that of an existing run, with changes.
 
     Args:
         stage: of the recipe.
         path: TOML file with options.
-        run: folder of the run. If it holds a checkpoint, the configuration is that of the checkpoint,
-            whatever the stage; then only `MAY_CHANGE` may be given other values.
-        changes: options by name, which win over the file; those that are None are not given.
+        run: folder of the run. If it holds a checkpoint, the configuration is that of the checkpoint, for any
+            stage; then only options of `MAY_CHANGE` may differ.
+        changes: options by name, which override the file; those that are None are ignored.
 
     Raises:
-        ValueError: for an option that does not exist or that a begun run has otherwise, or a file that is not
-            TOML.
+        ValueError: for an unknown option, one that differs from the run's, or a file that is not TOML.
     """
     given: dict[str, Any] = {}
     if path is not None:
@@ -122,9 +122,9 @@ def _differences(one: TrainingConfig, other: TrainingConfig) -> list[str]:
 
 
 def initial_state(config: TrainingConfig) -> dict[str, Tensor]:
-    """The state dict that a run starts from: what `config.start` says.
+    """The state dict that a run starts from, by `config.start`.
 
-    For `imagenet` the trunks come from the package that ships EfficientNet-Lite0, or from torchvision for
+    For `imagenet` the backbones come from the package that ships EfficientNet-Lite0, or from torchvision for
     `stm-r50`. Other layers are random by `config.seed`.
 
     Raises:
@@ -162,7 +162,7 @@ def _load_imagenet(network: SpaceTimeMemoryNetwork) -> None:
     package = importlib.util.find_spec(_IMAGENET_PACKAGE)
     if package is None or package.origin is None:
         raise FileNotFoundError(
-            "the ImageNet weights of the light trunk are not installed: python3 install.py --train"
+            "the ImageNet weights of the light backbone are not installed: python3 install.py --train"
         )
     state = torch.load(Path(package.origin).parent / _IMAGENET_FILE, map_location="cpu", weights_only=True)
     for encoder in (network.query_encoder, network.memory_encoder):
@@ -171,28 +171,30 @@ def _load_imagenet(network: SpaceTimeMemoryNetwork) -> None:
 
 
 _MASK_STEM_SHARE = 0.3
-"""Of the usual random size: the mask must be seen, without hiding what ImageNet taught the trunk."""
+"""Share of the usual random size: the mask must have an effect, without hiding the ImageNet features."""
 
 
 @torch.no_grad()
 def _begin_with_matching_keys(network: SpaceTimeMemoryNetwork) -> None:
-    """Both encoders begin with the same trunk; with the same key layer too, a position of the query matches
-    itself in memory from the first step on: of a frame that was never trained on, against itself, 93 % of
-    positions find one within a step, where a run from unequal random keys had 10 % after 450 steps."""
+    """Start both encoders with equal key layers, as their backbones are equal.
+
+    So a position of the query matches itself in memory from the first step on. On an unseen frame against
+    itself, 93 % of positions match within one position; with unequal random keys it was 10 % after 450 steps.
+    """
     network.memory_key_value.key.load_state_dict(network.query_key_value.key.state_dict())
     for stem in (network.memory_encoder.mask_stem, network.memory_encoder.others_stem):
         assert isinstance(stem, torch.nn.Conv2d)
         stem.weight.mul_(_MASK_STEM_SHARE)
         if stem.bias is not None:
-            stem.bias.zero_()  # the trunk's own first convolution brings the bias of the folded BatchNorm
+            stem.bias.zero_()  # the backbone's first convolution has the bias of the folded BatchNorm
 
 
 def training_clips(config: TrainingConfig) -> ClipDataset:
     """The clips of a run, from the folders that its configuration names.
 
     Raises:
-        FileNotFoundError: if a folder does not have its layout.
-        ValueError: if there is nothing to train on, or if a video to be left out is in none of the folders.
+        FileNotFoundError: if a folder has another layout.
+        ValueError: if there is no training data, or if a video to be left out is in none of the folders.
     """
     found = [source for root in config.videos for source in davis_sources(Path(root))]
     unknown = sorted(set(config.leave_out) - {source.name for source in found})
@@ -213,7 +215,7 @@ def training_clips(config: TrainingConfig) -> ClipDataset:
 
 
 def held_out_videos(config: TrainingConfig) -> list[VideoSequence]:
-    """The videos that a run leaves out, to measure it on."""
+    """The videos that a run leaves out, for measuring it."""
     return [
         sequence
         for root in config.videos
@@ -230,11 +232,11 @@ MONITOR_RULE = "every:5"
 
 @dataclass(frozen=True)
 class Monitor:
-    """Looks at a run from time to time: scores on held-out videos, curves, and a grid of predictions.
+    """Evaluates a run at intervals: scores on held-out videos, curves, and a grid of predictions.
 
     Args:
         sequences: the held-out videos; without any, there are curves and pictures only.
-        every: steps between two looks.
+        every: steps between two evaluations.
         short_side: of the held-out pictures, in pixels.
     """
 
@@ -243,14 +245,14 @@ class Monitor:
     short_side: int = WORKING_SHORT_SIDE
 
     def look(self, trainer: Trainer) -> Evaluation | None:
-        """Draws `grid-STEP.png`, adds a line to the run's `scores.csv` (`J&F`, `J`, `F`), and brings
-        `curves.csv` and `curves.png` up to date.
+        """Draws `grid-STEP.png`, adds a line to the run's `scores.csv` (`J&F`, `J`, `F`), and updates
+        `curves.csv` and `curves.png`.
 
         Returns:
             the scores, if there are held-out videos.
         """
         network = trainer.averaged_network()
-        first = trainer.config.steps * trainer.config.batch  # samples that the run itself never draws
+        first = trainer.config.steps * trainer.config.batch  # samples that the run never uses
         batch = collate([trainer.clips.sample(first + number) for number in range(GRID_ROWS)])
         prediction_grid(network, batch).save(trainer.folder / f"grid-{trainer.step:06d}.png")
         scores = None
@@ -287,14 +289,14 @@ def train(
     monitor: Monitor | None = None,
     progress: Callable[[Trainer, Losses], None] | None = None,
 ) -> Trainer:
-    """Runs one stage to its end; a folder that holds a checkpoint is resumed.
+    """Runs one stage to its end; a run with a checkpoint is resumed.
 
     Args:
         folder: of the run.
-        config: see `read_config`; of a resumed run, what `model.training.trainer.continued_config` takes of
-        it. device: a torch device name.
+        config: see `read_config`; for a resumed run `model.training.trainer.continued_config` is applied.
+        device: a torch device name.
         workers: processes that build samples.
-        monitor: looks at the run from time to time.
+        monitor: evaluates the run at intervals.
         progress: called after every step.
     """
     config = continued_config(folder, config)

@@ -1,9 +1,8 @@
-"""Training by the paper's recipe (section 3.5): stills, then videos, with the memory growing by the network's
-own output.
+"""Training by the paper's recipe (section 3.5): stills, then videos; the network's output is added to the
+memory.
 
-A run lives in one folder: `config.json`, `checkpoint.pt` (everything that an exact resume needs), `log.csv`.
-Samples and random numbers depend on (seed, step) alone, so a resumed run takes the same steps as an
-undisturbed one.
+A run has one folder: `config.json`, `checkpoint.pt` (everything for an exact resume), `log.csv`. Samples and
+random numbers depend on (seed, step) only, so a resumed run takes the same steps as an undisturbed one.
 
 Under `torchrun` every process takes its share of each batch through PyTorch's DistributedDataParallel; the
 loss is the same as that of one process, because every clip counts alike.
@@ -39,14 +38,14 @@ CHECKPOINT_FILE = "checkpoint.pt"
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """All that decides a run; written into its folder and into every checkpoint.
+    """The complete configuration of a run; written into its folder and into every checkpoint.
 
-    Paths are as the command was given them; they may be others where a run is continued.
+    Paths are those of the command; they may differ when a run is continued.
     """
 
     network: str = "stm-lite"
     start: str = "random"
-    """What the run begins from: `random`, `imagenet` (trunks), a run's folder, or weights by file or name."""
+    """The initial weights: `random`, `imagenet` (backbones), a run's folder, or weights by file or name."""
     videos: tuple[str, ...] = ()
     """Roots in DAVIS or YouTube-VOS layout."""
     stills: tuple[str, ...] = ()
@@ -59,15 +58,15 @@ class TrainingConfig:
     batch: int = 4
     """Clips of one step, over all processes."""
     accumulate: int = 1
-    """Parts in which a process works through its share of a batch, to save memory."""
+    """Parts into which a process divides its share of a batch, to save memory."""
     clip: ClipOptions = field(default_factory=ClipOptions)
     skip_curriculum: tuple[int, int] = (0, 25)
     """Largest number of frames left out between neighbours: at the start and at the end of the run."""
     learning_rate: float = 4e-4
     trunk_learning_rate: float = 1e-4
-    """Of the trunks, which begin from ImageNet, and of the keys: fast keys saturate the read's softmax before
-    it has learnt to match, and then no gradient comes back (seen: scores of +-150, matches no better than
-    chance)."""
+    """Learning rate of the backbones, which start from ImageNet, and of the keys. With fast keys the read's
+    softmax saturates before it has learnt to match, and its gradient vanishes (observed: scores of +-150,
+    matches as bad as random ones)."""
     warmup: int = 100
     final_learning_rate_share: float = 0.1
     """Cosine decay to this share of the learning rate at the last step."""
@@ -76,15 +75,15 @@ class TrainingConfig:
     jaccard_weight: float = 1.0
     """Weight of the soft Jaccard loss beside cross-entropy."""
     edge_weight: float = 0.0
-    """What the cross-entropy of pixels near a true contour counts more than that of the others."""
+    """Additional weight of the cross-entropy of pixels near a true contour."""
     learn: tuple[str, ...] = ()
-    """Parts of the network that learn, by the beginnings of their parameters' names (`decoder.`); all if
-    empty. The others stay as they are and cost no backward pass."""
+    """Parts of the network that are trained, by the beginnings of their parameters' names (`decoder.`); all
+    if empty. The others do not change and need no backward pass."""
     ema: float = 0.998
-    """Decay of the moving average of weights, which is what is evaluated and shipped."""
+    """Decay of the moving average of weights; the average is evaluated and shipped."""
     seed: int = 0
     bf16: bool = True
-    """Convolutions in bfloat16, where the device computes it by itself (`computes_bf16`)."""
+    """Convolutions in bfloat16, if the device has instructions for it (`computes_bf16`)."""
     checkpoint_every: int = 50
 
     def to_dict(self) -> dict[str, Any]:
@@ -95,7 +94,7 @@ class TrainingConfig:
         """The inverse of `to_dict`, from JSON.
 
         Raises:
-            ValueError: for a name that no option has.
+            ValueError: for an unknown option.
         """
         values = dict(values)
         clip = values.pop("clip", {})
@@ -119,10 +118,10 @@ def saved_config(folder: Path) -> TrainingConfig | None:
 
 
 def continued_config(folder: Path, config: TrainingConfig) -> TrainingConfig:
-    """The configuration with which a run goes on: that of its checkpoint, if there is one.
+    """The configuration of a continued run: that of its checkpoint, if there is one.
 
-    Of the given one count the length, if it is the longer one, and the folders of the data, which may lie
-    elsewhere now; videos that it leaves out are left out as well.
+    From the given one it takes the length, if it is longer, and the folders of the data, which may have
+    moved; videos that it leaves out are left out as well.
     """
     saved = saved_config(folder)
     if saved is None:
@@ -141,7 +140,7 @@ def _tuples(values: dict[str, Any]) -> dict[str, Any]:
 
 
 class Batch(NamedTuple):
-    """pictures (B, T, 3, H, W), labels (B, T, H, W), objects (B,): how many objects each clip really has."""
+    """pictures (B, T, 3, H, W), labels (B, T, H, W), objects (B,): how many objects each clip has."""
 
     pictures: Tensor
     labels: Tensor
@@ -165,12 +164,14 @@ def collate(clips: list[Clip]) -> Batch:
 
 
 def propagate_clip(network: SpaceTimeMemoryNetwork, batch: Batch, *, through_memory: bool = True) -> Tensor:
-    """Runs a batch of clips as training does: the first frame's mask is given, every later frame is
-    predicted, and its soft output joins the memory.
+    """Runs a batch of clips for training.
+
+    The first frame's mask is given, every later frame is predicted, and its soft output is added to the
+    memory.
 
     Args:
         through_memory: whether a later frame's loss reaches an earlier output through the memory encoder;
-            without it that encoder keeps nothing for the backward pass.
+            otherwise that encoder stores nothing for the backward pass.
 
     Returns:
         log-probabilities (B, T - 1, K + 1, H, W) after soft aggregation, background first.
@@ -223,10 +224,10 @@ def clip_losses(
 ) -> Losses:
     """Cross-entropy over background and objects, plus the soft Jaccard loss of each object.
 
-    Every clip counts alike, so the mean over parts of a batch is the value of the whole.
+    Every clip has the same weight, so the mean over parts of a batch is the value of the whole.
 
     Args:
-        log_probabilities: (B, T - 1, K + 1, H, W), as `propagate_clip` gives them.
+        log_probabilities: (B, T - 1, K + 1, H, W), from `propagate_clip`.
         batch: the clips.
         jaccard_weight: of the Jaccard loss.
         edge_weight: of the cross-entropy near true contours, added once more.
@@ -258,7 +259,7 @@ def clip_losses(
 
 
 def _as_bytes(clips: list[Clip]) -> Batch:
-    """The same in bytes, pictures in 0..255: a fifth of the memory on the way to another process or card."""
+    """The batch in bytes, pictures in 0..255: a fifth of the memory for another process or card."""
     pictures, labels, objects = collate(clips)
     return Batch((pictures * 255).round_().byte(), labels.byte(), objects)
 
@@ -289,7 +290,7 @@ class _ClipModel(nn.Module):
 
 
 class _Indexed(Dataset[Clip]):
-    """The samples that one process takes, from step `first` on; a worker process builds them."""
+    """The samples of one process from step `first` on, built by a worker process."""
 
     def __init__(
         self, clips: ClipDataset, config: TrainingConfig, first: int, rank: int, processes: int
@@ -308,8 +309,10 @@ class _Indexed(Dataset[Clip]):
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Whether a device has instructions for bfloat16. A processor without them imitates it: a training step
-    then takes seven times as long as in fp32."""
+    """Whether a device has instructions for bfloat16.
+
+    A processor without them emulates it, and a training step takes seven times as long as in fp32.
+    """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
@@ -352,7 +355,7 @@ def _parameter_groups(network: SpaceTimeMemoryNetwork, config: TrainingConfig) -
 
 
 def _let_learn(network: SpaceTimeMemoryNetwork, beginnings: tuple[str, ...]) -> None:
-    """Only parameters whose names begin so keep their gradient; all, without any beginning.
+    """Train only parameters whose names begin with one of these; all if there are none.
 
     Raises:
         ValueError: if no parameter's name begins with one of them.
@@ -371,9 +374,9 @@ class Trainer:
 
     Args:
         folder: of the run; an existing checkpoint in it is resumed exactly.
-        config: of the run; where the folder holds a checkpoint, what `continued_config` makes of it.
+        config: of the run; where the folder holds a checkpoint, `continued_config` is applied to it.
         clips: the training data.
-        initial: state dict to begin from (ImageNet trunks, or an earlier stage's weights).
+        initial: state dict to start from (ImageNet backbones, or an earlier stage's weights).
         device: where to train.
         workers: processes that build samples; 0 builds them in this one.
     """
@@ -441,7 +444,7 @@ class Trainer:
                 self.save()
 
     def averaged_network(self) -> SpaceTimeMemoryNetwork:
-        """A copy with the moving average of the weights, in eval mode: what is evaluated and shipped."""
+        """A copy with the moving average of the weights, in eval mode, for evaluation and shipping."""
         network = SpaceTimeMemoryNetwork(network_config(self.config.network))
         network.load_state_dict(self.average)
         return network.eval()
@@ -481,7 +484,8 @@ class Trainer:
         return Losses(losses.total.detach(), losses.iou.detach())
 
     def _of_all_processes(self, losses: Losses) -> Losses:
-        """The mean over the processes, whose shares of the batch are equal: what one process would see."""
+        """The mean over the processes, whose shares of the batch are equal, as a single process would compute
+        it."""
         if self.processes == 1:
             return losses
         shared = torch.stack(losses)

@@ -1,5 +1,4 @@
-"""STM for Nuke, from Python inside Nuke. `import stm_nuke` costs nothing; names are loaded when they are
-used.
+"""STM for Nuke, from Python inside Nuke. Names are loaded when they are used.
 
 import stm_nuke
 node = stm_nuke.create(plate, roto)
@@ -49,7 +48,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Load the batch functions, which need Nuke, only where they are asked for."""
+    """Load the batch functions, which need Nuke, when they are first used."""
     if name == "StmNodeError":
         from stm_nuke import errors
 

@@ -1,9 +1,7 @@
-"""What scripts do with STM nodes: the panel's verbs as functions that wait for their end and raise on
-failure.
+"""Functions for scripts: the panel's buttons as functions that return at the end and raise errors.
 
-Every function takes a node or its name, and works in the first view unless told another. Not for a script
-that runs inside Nuke's window while an artist works: there, waiting would hold up the window; use
-`stm_nuke.verbs`.
+Every function takes a node or its name, and works in the first view unless another is given. Not for scripts
+inside Nuke's window, which would not respond meanwhile; use `stm_nuke.verbs` there.
 """
 
 from __future__ import annotations
@@ -38,7 +36,7 @@ def create(plate: nuke.Node | None = None, mask: nuke.Node | None = None) -> Stm
 
 
 def keys_from_roto(which: NodeOrName, view: str | None = None) -> list[int]:
-    """Set a key on every frame on which the Roto above the mask input has one; their frames."""
+    """Set a key on every frame on which the Roto above the mask input has one; returns the frames."""
     found = _node(which)
     shown = view or found.view()
     frames = verbs.roto_frames(found, shown)
@@ -58,7 +56,7 @@ def set_key(
     """Set a key from the mask input, or from an image file.
 
     Raises:
-        StmNodeError: of the kind that says what is wrong, with its `exit_code`.
+        StmNodeError: a subclass for the kind of error, with its `exit_code`.
     """
     found, at = _node(which), whole(frame)
     file = None if mask_file is None else Path(mask_file)
@@ -72,13 +70,13 @@ def set_keys_from_files(which: NodeOrName, masks: Mapping[int, str | Path], view
 
 
 def delete_key(which: NodeOrName, frame: int, view: str | None = None) -> None:
-    """Forget a key. Raises KeyframeError where there is none."""
+    """Delete a key. Raises KeyframeError where there is none."""
     found, at = _node(which), whole(frame)
     _waited(lambda ended: verbs.delete_key(found, at, view or found.view(), ended))
 
 
 def update_keys(which: NodeOrName, view: str | None = None) -> None:
-    """Take over the masks of keys whose mask input has changed."""
+    """Update the masks of keys whose mask input has changed."""
     found = _node(which)
     _waited(lambda ended: verbs.update_keys(found, view or found.view(), ended))
 
@@ -95,10 +93,10 @@ def propagate(
     direction: verbs.Direction = "both",
     view: str | None = None,
 ) -> list[int]:
-    """Make the mattes of `frames` (default: all); the frames whose matte is ready then.
+    """Make the mattes of `frames` (default: all); returns the frames whose matte is ready.
 
     Raises:
-        StmNodeError: of the kind that says what is wrong; what was finished is kept.
+        StmNodeError: a subclass for the kind of error; finished frames are kept.
     """
     found, wanted = _node(which), _whole_range(frames)
     task = _waited(lambda ended: verbs.propagate(found, view or found.view(), wanted, direction, ended))
@@ -109,18 +107,18 @@ def propagate(
 
 
 def status(which: NodeOrName, view: str | None = None) -> str:
-    """The status line, asked of the engine anew."""
+    """The status line, after asking the engine."""
     found = _node(which)
     _waited(lambda ended: verbs.refresh(found, view or found.view(), ended))
     return str(found[knobs.STATUS])
 
 
 def bake(which: NodeOrName, folder: str | Path, frames: Range | None = None, view: str | None = None) -> Path:
-    """Copy the mattes out of the cache, to hand them on; the path with `%04d`.
+    """Copy the mattes from the cache to another folder; returns the path with `%04d`.
 
     Raises:
-        CacheError: a frame has no fresh matte, the folder cannot be written, or a file in it is no matte of
-            STM's; then nothing is written.
+        CacheError: a frame has no fresh matte, the folder cannot be written, or a file in it was not
+            made by STM; then nothing is written.
     """
     found = _node(which)
     shown = view or found.view()
@@ -150,10 +148,10 @@ def _whole_range(frames: Range | None) -> Range | None:
 
 
 def _waited(act: Callable[[Callable[[Task], None]], object]) -> Task:
-    """Carry out a verb, which in a terminal has ended when it returns, and raise its error."""
+    """Run a verb, which in a terminal ends before it returns, and raise its error."""
     if nuke.GUI:
         raise UsageError(
-            "stm_nuke waits for its work and would hold up Nuke's window.", hint="Use stm_nuke.verbs."
+            "stm_nuke waits for its work and would block Nuke's window.", hint="Use stm_nuke.verbs."
         )
     ended: list[Task] = []
     act(ended.append)

@@ -1,16 +1,16 @@
-"""Where a node's keyframes, shot stores and mattes live, and how a copied node gets a place of its own.
+"""The cache folder of a node: keyframes, shot stores and mattes. A copied node gets a separate folder.
 
     STM_<id>/
       keys/<digest>.exr               masks of keyframes, by content
-      mattes/matte.<view>.####.exr    what the Read inside the node reads; a file that is there is fresh
-      mattes/keys.<view>.txt          the keys that these mattes come from
-      fixes/matte.<view>.####.exr     mattes as they were when somebody began to correct them
+      mattes/matte.<view>.####.exr    the files of the Read inside the node; an existing file is fresh
+      mattes/keys.<view>.txt          the keys that these mattes were made from
+      fixes/matte.<view>.####.exr     copies of mattes that are being corrected
       previous/matte.<view>.####.exr  the matte of a frame before the last change
       mattes/stale.json               frames whose file was kept although it is out of date (an option)
       shot.<view>.stmshot/            the engine's shot store
 
-A copy takes over everything by hard links: it costs no time, and since every file is replaced as a whole,
-what one node writes the other never sees.
+A copy of a node gets all files as hard links, which takes no time. Every file is replaced as a whole, so one
+node never sees what the other writes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from stm_nuke.errors import CacheError
 
 ID_LETTERS = 12
 TEMPLATE_VARIABLE = "STM_CACHE_TEMPLATE"
-"""Environment variable: where a site wants caches of saved scripts, with {script_folder}, {script}, {id}."""
+"""Environment variable: a site's folder for caches of saved scripts, with {script_folder}, {script}, {id}."""
 CACHE_VARIABLE = "STM_CACHE"
 """Environment variable: the folder for caches of scripts that have not been saved yet."""
 
@@ -38,7 +38,7 @@ _NOT_COPIED = ("LOCK",)
 _STALE_LIST = "stale.json"
 HELD, PREVIOUS = "fixes", "previous"
 _COPY_OF = "copy_of.txt"
-"""In a copy whose shot stores have not been taken over: the cache that it is a copy of."""
+"""In a copy without shot stores yet: the path of the cache that it was copied from."""
 _EXR_MAGIC = b"\x76\x2f\x31\x01"
 _MADE_BY_STM = b"stm:address\0"
 """An attribute in the header of every matte that the engine writes."""
@@ -46,7 +46,7 @@ _HEADER_BYTES = 1 << 18
 
 
 def new_id() -> str:
-    """An id that no other node has."""
+    """A new, unique id."""
     return uuid.uuid4().hex[:ID_LETTERS]
 
 
@@ -71,7 +71,7 @@ def place_for(node_id: str, script: str, chosen: str) -> Path:
 
 
 def _from_template(template: str, node_id: str, script: Path) -> Path:
-    """The place that a site wants. CacheError where its template cannot be understood."""
+    """The folder by a site's template. CacheError where the template is invalid."""
     names = {"script_folder": script.parent.as_posix(), "script": script.stem, "id": f"STM_{node_id}"}
     try:
         place = Path(template.format(**names))
@@ -97,12 +97,12 @@ def make(cache: Path) -> None:
 
 
 def fork(source: Path, target: Path, is_whole: bool = False) -> None:
-    """Give `target` everything that `source` has, without either ever seeing what the other writes later.
+    """Copy `source` to `target`; later changes of one do not change the other.
 
-    Keyframes and mattes are there at once; shot stores, which are large, come with `complete`.
+    Keyframes and mattes are copied at once; `complete` copies the shot stores, which are large.
 
     Args:
-        is_whole: the shot stores, too, are needed at once.
+        is_whole: copy the shot stores at once, too.
 
     Raises:
         CacheError: it cannot be written.
@@ -121,9 +121,9 @@ def fork(source: Path, target: Path, is_whole: bool = False) -> None:
 
 
 def complete(target: Path) -> None:
-    """Take over the shot stores of the cache that this one is a copy of, if that has not been done.
+    """Copy the shot stores of the cache that this one was copied from, if that was not done.
 
-    Where they are gone meanwhile nothing is lost but time. Any thread may call it.
+    If they were deleted meanwhile, they are only computed again. Thread-safe.
 
     Raises:
         CacheError: it cannot be written.
@@ -155,7 +155,7 @@ def _copy_tree(source: Path, target: Path) -> None:
 def _link_or_copy(source: Path, target: Path) -> None:
     if target.exists():
         return
-    with contextlib.suppress(FileNotFoundError):  # deleted while we look
+    with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
         if source.suffix not in _SMALL_OR_GROWING:
             try:
                 os.link(source, target)
@@ -176,7 +176,7 @@ def store_folder(cache: Path, view: str) -> Path:
 
 
 def fresh_mattes(cache: Path, view: str, frames: Iterable[int]) -> set[int]:
-    """The frames whose matte file is there and not known to be out of date."""
+    """The frames that have a matte file which is not marked as out of date."""
     return set(frames) & (matte_frames(cache, view) - stale_mattes(cache, view))
 
 
@@ -200,7 +200,7 @@ def stale_mattes(cache: Path, view: str) -> set[int]:
 
 
 def retire_mattes(cache: Path, view: str, frames: Iterable[int], keep: bool) -> list[int]:
-    """Take mattes out of use that are out of date: put the files aside, or only note them down.
+    """Retire mattes that are out of date: move the files away, or only record the frames.
 
     Returns:
         The frames that had a fresh file before.
@@ -211,7 +211,7 @@ def retire_mattes(cache: Path, view: str, frames: Iterable[int], keep: bool) -> 
     fresh = sorted(fresh_mattes(cache, view, frames))
     if keep:
         if fresh:
-            _note_stale(cache, view, stale_mattes(cache, view) | set(fresh))
+            _record_stale(cache, view, stale_mattes(cache, view) | set(fresh))
         return fresh
     try:
         (cache / PREVIOUS).mkdir(exist_ok=True)
@@ -223,25 +223,25 @@ def retire_mattes(cache: Path, view: str, frames: Iterable[int], keep: bool) -> 
         raise _refused(cache, error) from error
     stale = stale_mattes(cache, view)
     if stale & set(frames):
-        _note_stale(cache, view, stale - set(frames))
+        _record_stale(cache, view, stale - set(frames))
     return fresh
 
 
 def held_pattern(cache: Path) -> str:
-    """The copies of mattes that are being corrected, as a Read has them."""
+    """The pattern of copies of mattes that are being corrected, for a Read."""
     return (cache / HELD / "matte.%V.%04d.exr").as_posix()
 
 
 def hold_mattes(cache: Path, view: str, frame: int) -> tuple[int, int]:
-    """Keep the matte of a frame as it is now, to be painted on; of all others, where none is kept yet.
+    """Copy the matte of a frame, to be painted on; other frames are copied if they have no copy yet.
 
-    A frame that has no matte now keeps the copy that it has.
+    A frame without a matte keeps its copy.
 
     Returns:
         The first and last frame that have one.
 
     Raises:
-        CacheError: they cannot be kept.
+        CacheError: they cannot be copied.
     """
     folder = cache / HELD
     found = matte_frames(cache, view)
@@ -261,17 +261,17 @@ def hold_mattes(cache: Path, view: str, frame: int) -> tuple[int, int]:
 
 
 def renew_mattes(cache: Path, view: str, frames: Iterable[int]) -> None:
-    """Note that these frames have a new file."""
+    """Record that these frames have a new file."""
     stale = stale_mattes(cache, view)
     if stale & set(frames):
-        _note_stale(cache, view, stale - set(frames))
+        _record_stale(cache, view, stale - set(frames))
 
 
 def check_replaceable(target: Path, frame: int) -> None:
-    """Ask whether a matte may be written here: nothing but a matte of STM is ever replaced.
+    """Check whether a matte may be written here: only mattes of STM may be replaced.
 
     Raises:
-        CacheError: there is something else.
+        CacheError: another file exists there.
     """
     try:
         if not os.path.lexists(target):
@@ -289,9 +289,7 @@ def check_replaceable(target: Path, frame: int) -> None:
 
 
 def copy_whole(source: Path, target: Path) -> None:
-    """Copy a file; anyone sees the old one or the new one, never a part.
-
-    CacheError where it cannot be written.
+    """Copy a file atomically. CacheError where it cannot be written.
     """
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
     try:
@@ -303,20 +301,20 @@ def copy_whole(source: Path, target: Path) -> None:
         raise _refused(target.parent, error) from error
 
 
-def note_keys(cache: Path, view: str, keys: str) -> None:
-    """Note which keys the mattes that are there come from. CacheError where it cannot be written."""
+def record_keys(cache: Path, view: str, keys: str) -> None:
+    """Record which keys the existing mattes were made from. CacheError where it cannot be written."""
     _replace_text(cache / "mattes" / f"keys.{view}.txt", keys)
 
 
-def noted_keys(cache: Path, view: str) -> str | None:
-    """What `note_keys` noted last; None before."""
+def recorded_keys(cache: Path, view: str) -> str | None:
+    """The keys that `record_keys` recorded last; None before."""
     try:
         return (cache / "mattes" / f"keys.{view}.txt").read_text("utf-8")
     except OSError:
         return None
 
 
-def _note_stale(cache: Path, view: str, frames: set[int]) -> None:
+def _record_stale(cache: Path, view: str, frames: set[int]) -> None:
     path = cache / "mattes" / _STALE_LIST
     try:
         listed = json.loads(path.read_text("utf-8"))

@@ -1,10 +1,9 @@
-"""What Nuke calls: a node was made, a knob changed, the script is saved or closed, a render begins.
+"""Nuke's callbacks: a node is made, a knob is changed, the script is saved or closed, a render begins.
 
-Every callback looks for STM nodes first and leaves at once where there is none: scripts are full of other
-groups. None of them edits the graph, for Nuke may raise or crash there, and none lets an error out, for that
-would end the callbacks of others: what is to be done is done when Nuke is idle again. The one that is meant
-to raise is `before_render`.
-The rest of the package is imported when it is needed, so that Nuke starts as fast as without it.
+Every callback returns at once if there is no STM node. None edits the graph, because Nuke may raise or crash
+there; work is done when Nuke is idle again. None raises, because an error would stop other callbacks; the
+exception is `before_render`. The rest of the package is imported when it is needed, so that Nuke starts as
+fast as without it.
 """
 
 from __future__ import annotations
@@ -26,16 +25,16 @@ _LISTENED = _RANGE_KNOBS | {
 }
 _CREATED = "created"
 PANEL_SECONDS = 0.25
-"""The most that opening a panel spends on looking whether masks have changed."""
+"""The most seconds for checking changed masks when a panel is opened."""
 _waiting: list[tuple[str, str]] = []
-"""Node and event of what is to be done when Nuke is idle."""
+"""Node and event of work for when Nuke is idle."""
 _is_busy = False
-"""Our own changes to knobs call `knobChanged` too, in newer releases."""
+"""Newer releases call `knobChanged` for this package's changes of knobs, too."""
 _is_installed = False
 
 
 def install() -> None:
-    """Tell Nuke, once."""
+    """Register the callbacks, once."""
     global _is_installed
     if _is_installed:
         return
@@ -49,7 +48,7 @@ def install() -> None:
 
 
 def when_idle(work: Callable[[], object]) -> None:
-    """Call it in Nuke's main thread when what runs there now has ended. Only where there is a window."""
+    """Call it in Nuke's main thread after its present work. Only where there is a window."""
     threading.Thread(target=nuke.executeInMainThread, args=(work,), name="STM when idle", daemon=True).start()
 
 
@@ -62,7 +61,7 @@ def _remember(node: nuke.Node, event: str) -> None:
 
 
 def _work_off() -> None:
-    """Do what callbacks have left to do."""
+    """Do the work that callbacks have queued."""
     global _is_busy
     waiting = list(_waiting)
     _waiting.clear()
@@ -75,7 +74,7 @@ def _work_off() -> None:
         _is_busy = True
         try:
             _catch_up(StmNode(node), event)
-        except Exception:  # a bug of ours must not be one of Nuke's window
+        except Exception:  # a bug here must not disturb Nuke's window
             sys.excepthook(*sys.exc_info())
         finally:
             _is_busy = False
@@ -107,15 +106,15 @@ def _catch_up(node: StmNode, event: str) -> None:
         else:
             node.claim()
     except (StmNodeError, LookupError) as error:
-        verbs.tell(node, str(error))
+        verbs.show_text(node, str(error))
         if event == knobs.MATTE_FROM:
             nuke.message(str(error))
 
 
 def on_create() -> None:
-    """A node was pasted, read from a script, or made: a copy gets a cache of its own before anything is done.
+    """A node was pasted, read from a script, or made: a copy gets a separate cache first.
 
-    What is inside a group may not be there yet.
+    The nodes inside the group may not exist yet.
     """
     try:
         node = nuke.thisNode()
@@ -126,7 +125,7 @@ def on_create() -> None:
 
 
 def on_knob_changed() -> None:
-    """The range was changed, the panel was opened, an input was connected."""
+    """Called when the range is changed, the panel is opened, or an input is connected."""
     if _is_busy or not nuke.GUI:
         return  # while a script is read, too, this is called for every knob
     try:
@@ -146,7 +145,7 @@ def on_knob_changed() -> None:
 
 
 def on_script_load() -> None:
-    """A script was read: nodes whose matte is live get the effect, which is never saved."""
+    """A script was read: put the effect, which is never saved, into nodes with a live matte."""
     if nuke.GUI:
         when_idle(put_effects_in)
     else:
@@ -154,7 +153,7 @@ def on_script_load() -> None:
 
 
 def put_effects_in() -> None:
-    """Give every node whose matte is live the effect, and take it out of all others."""
+    """Put the effect into every node with a live matte, and remove it from all others."""
     from stm_nuke import live
     from stm_nuke.node import find_all
 
@@ -164,7 +163,8 @@ def put_effects_in() -> None:
 
 
 def _put_effect_in(node: StmNode) -> None:
-    """Where it cannot be the status line says so; the switch stays, and a render fails."""
+    """Put the effect into a node. If it cannot be, the status line says so, the switch stays, and renders
+    fail."""
     from stm_nuke import live, verbs
     from stm_nuke.errors import StmNodeError
 
@@ -173,13 +173,13 @@ def _put_effect_in(node: StmNode) -> None:
     except (StmNodeError, LookupError) as error:
         problem = str(error)
     if problem:
-        verbs.tell(node, f"{problem} {live.INSTEAD}")
+        verbs.show_text(node, f"{problem} {live.INSTEAD}")
 
 
 def on_script_save() -> None:
-    """A cache of an unsaved script moves next to it; one of another script is left to that script.
+    """Move the cache of an unsaved script next to it; a cache of another script is not moved.
 
-    The OpenFX effect is taken out, for it must not be in the file, and put back when Nuke has saved.
+    The OpenFX effect is removed, as it must not be in the file, and put back after saving.
     """
     from stm_nuke import live
     from stm_nuke.errors import StmNodeError
@@ -191,21 +191,21 @@ def on_script_save() -> None:
             node.settle_after_save()
             was_in = was_in or live.is_in(node.group)
             live.take_out(node.group)
-        except (StmNodeError, LookupError, RuntimeError) as error:  # saving must not fail for it
+        except (StmNodeError, LookupError, RuntimeError) as error:  # saving must not fail because of it
             nuke.tprint(f"STM for Nuke: {node.name}: {error}")
     if was_in and nuke.GUI:
         when_idle(put_effects_in)  # then Nuke has saved
 
 
 def on_script_close() -> None:
-    """The nodes are going: stop what is at work for them."""
+    """The nodes are deleted: stop their tasks."""
     from stm_nuke import tasks
 
     tasks.stop_all()
 
 
 def before_render() -> None:
-    """Refuse to render what would be wrong in silence.
+    """Refuse renders that would be wrong without notice.
 
     Raises:
         RuntimeError: an STM node above the Write shows its overlay, or has mattes of other keys or another
@@ -224,13 +224,13 @@ def before_render() -> None:
         if knobs.is_stm_node(node):
             problem = what_is_wrong(StmNode(node), is_flipbook)
             if problem and nuke.GUI:
-                _remember(node, "beforeRender")  # an undo has left the inside behind: next time it is right
+                _remember(node, "beforeRender")  # an undo does not restore the inside: repaired later
             if problem:
                 raise RuntimeError(problem)
 
 
 def is_in_flipbook(write: nuke.Node) -> bool:
-    """Whether a Write is the one that Nuke makes for a flipbook: in a small group of that name."""
+    """Whether a Write is the one that Nuke makes for a flipbook, in a group of that name."""
     if "." not in write.fullName() or not nuke.GUI:
         return False
     outer = write.parent()
@@ -254,11 +254,11 @@ def what_is_wrong(node: StmNode, is_flipbook: bool = False) -> str:
         if problem:
             return f"{problem} {live.INSTEAD}"
     for view in nuke.views():
-        noted = cache.noted_keys(node.cache, view)
+        noted = cache.recorded_keys(node.cache, view)
         if noted is not None and noted != format_keys(node.keys_in_range(view)):
             return f"The keyframes of {node.name} have changed since its mattes were made. Propagate again."
-    print_ = str(node[knobs.PLATE_PRINT])
-    if nuke.GUI and node[knobs.STRICT] and print_ and print_ != node.plate_print():
+    recorded = str(node[knobs.PLATE_FINGERPRINT])
+    if nuke.GUI and node[knobs.STRICT] and recorded and recorded != node.plate_fingerprint():
         return (
             f"Nodes or files above the plate of {node.name} have changed since its mattes were made. Press "
             "Check plate (frames that look the same stay), then propagate."

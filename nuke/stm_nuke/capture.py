@@ -1,8 +1,7 @@
-"""Pixels from the node's inputs, as they are: full range, linear float, at full size, overscan included.
+"""Unchanged pixels of the node's inputs: full range, linear float, full size, with overscan.
 
-A Write that lives for a run of frames renders the input into scratch files, which are read and removed. Nuke
-gives Python no other way to a picture that is exact (`sample` filters, a Viewer's capture has the look of the
-Viewer).
+A temporary Write renders the input to scratch files, which are read and removed. Nuke has no other exact way
+from Python: `sample` filters, and a Viewer's capture has the Viewer's colours.
 """
 
 from __future__ import annotations
@@ -26,7 +25,8 @@ MASK_CHANNELS = ("R", "G", "B", "A")
 _RGBA = ("rgba.red", "rgba.green", "rgba.blue", "rgba.alpha")
 
 _LARGEST_OVERSCAN = 8.0
-"""Times the area of the format. A bounding box beyond it is a mistake upstream and would fill the disk."""
+"""The largest bounding box, in areas of the format. A larger one is an error upstream and would fill the
+disk."""
 _WRITE_KNOBS = {
     "file_type": "exr",
     "disable": False,
@@ -50,19 +50,19 @@ _WRITE_KNOBS = {
     "interleave": "channels, layers and views",
     "create_directories": False,
 }
-"""In this order: those of the file type exist once it is chosen. All are set, for a studio may have defaults
-of its own for them. What a release does not know is left out; the file itself is checked when it is read."""
+"""Set in this order: knobs of a file type exist after it is chosen. All are set, as a studio may have other
+defaults. Knobs that a release lacks are skipped; the written file is checked when it is read."""
 
 _is_capturing = False
 
 
 def is_capturing() -> bool:
-    """Whether a render that is going on is one of ours."""
+    """Whether the current render is one of this module."""
     return _is_capturing
 
 
 class PlateFrames:
-    """Rendered frames of a plate input, waiting in scratch files. Any thread may read them."""
+    """Rendered frames of a plate input in scratch files. Thread-safe."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -86,7 +86,7 @@ class PlateFrames:
 
 
 def render_plate(node: StmNode, frames: Range, view: str) -> PlateFrames:
-    """Render a run of frames of the plate input in one go.
+    """Render several frames of the plate input at once.
 
     Raises:
         PlateError: one cannot be rendered. Stopped, BusyError.
@@ -132,7 +132,7 @@ def masks(node: StmNode, frame: int, view: str, source: int = group.MASK) -> Pic
     above = node.connected_mask() if source == group.MASK else node.connected_fix()
     with full_size():
         has_channels = bool(above.channels())
-        if has_channels:  # without any it is in error; rendering it says which
+        if has_channels:  # without channels it has an error; rendering it shows which
             _check_mask(above, node.connected_plate(), node.objects, node.name)
     try:
         with _inside(node.group) as inputs:
@@ -216,7 +216,7 @@ def _check_mask(source: nuke.Node, plate_source: nuke.Node, objects: Sequence[Ma
 
 
 class _RenderError(Exception):
-    """Nuke could not render a frame, or the file is not what was ordered."""
+    """Nuke could not render a frame, or wrote another kind of file."""
 
 
 def _render(source: nuke.Node, channels: str, frame: int, view: str, expected: Sequence[str]) -> Picture:
@@ -230,7 +230,7 @@ def _render(source: nuke.Node, channels: str, frame: int, view: str, expected: S
 
 @contextlib.contextmanager
 def _write_of(source: nuke.Node, channels: str, path: Path) -> Iterator[nuke.Node]:
-    """A Write behind a node of the current group, that is as it is told to be whatever the defaults are."""
+    """A Write after a node of the current group, with all knobs set, for any defaults."""
     if nuke.executing():
         raise BusyError
     write = nuke.nodes.Write(file=path.as_posix(), channels=channels)
@@ -238,7 +238,7 @@ def _write_of(source: nuke.Node, channels: str, path: Path) -> Iterator[nuke.Nod
         write.setInput(0, source)
         for name, value in _WRITE_KNOBS.items():
             knob = write.knob(name)
-            with contextlib.suppress(TypeError, ValueError):  # of another kind in this release
+            with contextlib.suppress(TypeError, ValueError):  # another kind of knob in this release
                 if knob is not None:
                     knob.setValue(value)
         write["channels"].setValue(channels)
@@ -249,7 +249,7 @@ def _write_of(source: nuke.Node, channels: str, path: Path) -> Iterator[nuke.Nod
 
 
 def _read(path: Path, expected: Sequence[str]) -> Picture:
-    """What a Write has written. A lacking alpha is 0."""
+    """The picture that a Write wrote. A missing alpha is 0."""
     try:
         found = exr.read(path)
     except (exr.ExrError, OSError) as error:
@@ -286,7 +286,7 @@ def _execute(write: nuke.Node, frames: Range, view: str) -> None:
 
 @contextlib.contextmanager
 def _inside(parent: nuke.Group) -> Iterator[list[nuke.Node]]:
-    """Work in the group, leaving no trace; gives the group's Input nodes by number."""
+    """Work in the group without undo and without modifying the script; yields its Input nodes by number."""
     with group.unnoticed(parent):
         found = [node for node in parent.nodes() if node.Class() == "Input"]
         if len(found) != group.INPUTS:

@@ -1,4 +1,4 @@
-"""The engine's client: the engine and its shots as a host sees them, found again after a crash.
+"""The engine's client: the engine and its shots for a host, reconnected after a crash.
 
 Standard library only, Python 3.9 or newer, no `nuke` module: it runs in a host, in a terminal and in tests.
 
@@ -59,7 +59,7 @@ __all__ = [
 ]
 
 _NOT_REPEATED = frozenset(("propagate", "export", "shapes", "close_shot"))
-"""Done twice, these would do harm or have lost their sense."""
+"""Requests that must not be repeated: a second one would be harmful or useless."""
 _UNKNOWN_VERSION = "0.0.0"
 _CONNECT_TRIES = 3
 
@@ -71,7 +71,7 @@ class Matte:
     Attributes:
         source: key or propagated.
         state: done or stale.
-        content: what tells this matte from another; the same content is the same pixels.
+        content: identifies the pixels: the same content means the same pixels.
     """
 
     frame: int
@@ -84,12 +84,12 @@ class Matte:
 
 
 class Engine:
-    """The engine as a host sees it: connected when needed, started when absent, found again after a crash."""
+    """The engine for a host: connected when needed, started if it does not run, reconnected after a crash."""
 
     def __init__(
         self, name: str, *, launcher: Launcher | None = None, events: bool = False, may_start: bool = True
     ) -> None:
-        """`name` tells people which host this is, for example `nuke 15.1v2`. Nothing is started yet."""
+        """`name`: the host's name for people, for example `nuke 15.1v2`. Nothing is started yet."""
         self.name = name
         self.generation = 0
         self._launcher = launcher or Launcher()
@@ -123,7 +123,7 @@ class Engine:
             except EngineGoneError:
                 continue  # it ended just now
             except EngineError as error:
-                # Between the two looks at the endpoint file another engine may have taken over.
+                # Another engine may have written the endpoint file meanwhile.
                 if error.code != "token" or attempt == _CONNECT_TRIES - 1:
                     raise
                 continue
@@ -166,7 +166,7 @@ class Engine:
         return self.connection(aborted).call(header, seconds=seconds, aborted=aborted)[0]
 
     def ping(self) -> Header:
-        """Whether the engine is there, and how busy."""
+        """The engine's state: running jobs and clients."""
         return self.call({"op": "ping"})
 
     def info(self, aborted: Aborted = never) -> Header:
@@ -183,7 +183,7 @@ class Engine:
         return self.call(request, seconds=CALL_SECONDS + wait_ms / 1000, aborted=aborted)
 
     def cancel(self, job: str) -> Header:
-        """Stop a job within the time of one frame."""
+        """Stop a job; it ends after its current frame."""
         return self.call({"op": "cancel", "job": job})
 
     def wait(
@@ -194,12 +194,12 @@ class Engine:
         aborted: Aborted = never,
         cancel_on_abort: bool = True,
     ) -> Header:
-        """Wait for the end of a job, telling of every step.
+        """Wait for the end of a job, reporting every step.
 
         Raises:
             EngineError: the job failed or was cancelled.
             EngineGoneError: the engine died; propagate again, finished frames are kept.
-            AbortedError: `aborted` said so, and the job has been told to stop.
+            AbortedError: `aborted` returned True; the job is being stopped.
         """
         seen = 0
         while True:
@@ -219,7 +219,7 @@ class Engine:
                 return state
 
     def events(self) -> list[Header]:
-        """The events that have come (if the engine was made with events=True)."""
+        """The received events (if the engine was made with events=True)."""
         with self._lock:
             connection = self._connection
         if connection is None or not connection.is_open:
@@ -230,7 +230,7 @@ class Engine:
             return []
 
     def shutdown(self) -> None:
-        """End the engine, whoever uses it. Nothing if none is running."""
+        """Stop the engine for all hosts. Does nothing if none is running."""
         self._may_start, may_start = False, self._may_start
         try:
             with contextlib.suppress(EngineError):
@@ -240,7 +240,7 @@ class Engine:
             self.close()
 
     def close(self) -> None:
-        """Leave the engine; it lives on for others."""
+        """Disconnect; the engine keeps running for others."""
         with self._lock:
             if self._connection is not None:
                 self._connection.close()
@@ -249,7 +249,7 @@ class Engine:
 
 
 class Shot:
-    """One shot of the engine. After a crash of the engine it is opened again by itself."""
+    """One shot of the engine. After a crash of the engine it is opened again automatically."""
 
     def __init__(self, engine: Engine, opening: Mapping[str, Any]) -> None:
         self.engine = engine
@@ -261,7 +261,7 @@ class Shot:
         self._lock = threading.RLock()
 
     def open(self, aborted: Aborted = never) -> str:
-        """Open it if it is not; the handle for this connection."""
+        """Open the shot if necessary; returns its handle on this connection."""
         with self._lock:
             connection = self.engine.connection(aborted)
             if not self._handle or self._generation != self.engine.generation:
@@ -272,7 +272,7 @@ class Shot:
             return self._handle
 
     def close(self) -> None:
-        """Give it back to the engine."""
+        """Close the shot in the engine."""
         with self._lock, contextlib.suppress(EngineError):
             if self._handle and self._generation == self.engine.generation:
                 self.engine.call({"op": "close_shot", "shot": self._handle})
@@ -292,7 +292,7 @@ class Shot:
         return reply
 
     def _with_recovery(self, op: str, once: Callable[[Connection, str], Any], aborted: Aborted) -> Any:
-        """Do it; once more on a new engine if the engine died meanwhile and doing it twice does no harm."""
+        """Call `work`; again on a new engine if the engine died meanwhile and a repetition does no harm."""
         try:
             return once(self.engine.connection(aborted), self.open(aborted))
         except EngineGoneError:
@@ -303,17 +303,17 @@ class Shot:
     # ---- the verbs
 
     def status(self, frames: tuple[int, int] | None = None) -> Header:
-        """What is done, stale, missing, and why."""
+        """The state of all frames, and why."""
         return self.call("status", frames=_pair(frames))
 
     def plan(self, frames: tuple[int, int] | None = None, direction: str = "both") -> Header:
-        """What `propagate` would do."""
+        """The plan of `propagate`."""
         return self.call("plan", frames=_pair(frames), direction=direction)
 
     def plate_needed(
         self, frames: tuple[int, int] | None = None, digests: Mapping[int, str] | None = None
     ) -> list[tuple[int, int]]:
-        """Ranges of plate frames that the engine lacks."""
+        """Ranges of plate frames that the engine needs."""
         named = None if digests is None else {str(frame): digest for frame, digest in digests.items()}
         reply = self.call("plate_needed", frames=_pair(frames), digests=named)
         return [(int(first), int(last)) for first, last in reply["needed"]]
@@ -349,7 +349,7 @@ class Shot:
         return keys
 
     def remove_key(self, frame: int, interrupt: bool = False) -> Header:
-        """Take a key away."""
+        """Remove a key."""
         return self.call("remove_key", frame=frame, interrupt=interrupt)
 
     def settings(self) -> Header:
@@ -372,7 +372,7 @@ class Shot:
     def propagate(
         self, frames: tuple[int, int] | None = None, direction: str = "both", detach: bool = False
     ) -> str:
-        """Begin to compute; the job for `Engine.wait`."""
+        """Start a propagation; returns the job for `Engine.wait`."""
         reply = self.call("propagate", frames=_pair(frames), direction=direction, detach=detach)
         return str(reply["job"])
 
@@ -384,7 +384,7 @@ class Shot:
         objects: Sequence[str] = (),
         tolerance: float = 0.75,
     ) -> str:
-        """Begin to write the mattes as splines; the job for `Engine.wait`."""
+        """Start writing the mattes as splines; returns the job for `Engine.wait`."""
         reply = self.call(
             "shapes",
             file=file,
@@ -403,7 +403,7 @@ class Shot:
         objects: Sequence[str] = (),
         detach: bool = False,
     ) -> str:
-        """Begin to write matte files; the job for `Engine.wait`."""
+        """Start writing matte files; returns the job for `Engine.wait`."""
         reply = self.call(
             "export",
             pattern=pattern,
@@ -432,7 +432,7 @@ class Shot:
             window: the pixels wanted (y down); None: the plate frame's data window.
             rows: `up` puts the bottom row first in memory.
             wait_ms: how long to wait for a job that will make it.
-            stale: take the last matte even when it is stale.
+            stale: accept a stale matte.
         """
         request: Header = {
             "op": "get_matte",
@@ -443,7 +443,7 @@ class Shot:
             "wait_ms": wait_ms,
             "stale": stale,
         }
-        expected_bytes = self._matte_bytes  # a matte is mostly as large as the one before it
+        expected_bytes = self._matte_bytes  # a matte usually has the size of the one before it
         if window is not None:
             request["window"] = list(window)
             expected_bytes = window[2] * window[3] * SAMPLE_BYTES[format] * max(1, len(objects))

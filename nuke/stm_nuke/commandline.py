@@ -1,7 +1,7 @@
-"""The batch script's command line. See ../stm_batch.py for how it is called and what its exit codes mean.
+"""The batch script's command line. ../stm_batch.py describes its call and its exit codes.
 
-Several scripts and nodes are done one after the other. One that fails does not keep the others from being
-done; the exit code is that of the first that failed.
+Several scripts and nodes are done one after the other. After an error the others are still done; the exit
+code is that of the first error.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ STANDARD_OUTPUT = "-"
 
 @dataclass
 class Result:
-    """What came of one view of one node.
+    """The result of one view of one node.
 
     Attributes:
-        first, last: the frames that were asked for; None where it did not come so far.
+        first, last: the requested frames; None if an error came before.
         ready: how many of them have a matte.
-        mattes: where they are: a pattern of files, or a shot store.
-        error: what went wrong, in words; None where nothing did.
+        mattes: a pattern of files, or a shot store.
+        error: the text of the error, or None.
     """
 
     script: str
@@ -59,7 +59,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do what the command line says; the exit code."""
+    """Run the command line; returns the exit code."""
     try:
         with _stopping_on_signals():
             return _run(
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StmNodeError as error:
         print(f"Error: {error}", file=sys.stderr, flush=True)
         return error.exit_code
-    except Exception as error:  # a bug: farms must see it fail, and how
+    except Exception as error:  # a bug: farms must see the error
         sys.excepthook(*sys.exc_info())
         print(f"Error: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return 1
@@ -78,13 +78,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _stopping_on_signals() -> Iterator[None]:
-    """Ctrl-C, and a farm that takes its task back, stop as the Stop button does: in order, in words."""
+    """Ctrl-C and a farm's signal stop the work as the Stop button does."""
 
     def stop(number: int, frame: object) -> None:
         if not tasks.stop_all():
             raise Stopped()
 
-    mine = threading.current_thread() is threading.main_thread()  # others cannot have a handler
+    mine = threading.current_thread() is threading.main_thread()  # other threads cannot set a handler
     before = {one: signal.signal(one, stop) for one in (signal.SIGINT, signal.SIGTERM) if mine}
     try:
         yield
@@ -94,7 +94,7 @@ def _stopping_on_signals() -> Iterator[None]:
 
 
 def own_arguments(raw: Sequence[str]) -> list[str]:
-    """What was written after the name of this script, whatever Nuke made of it."""
+    """The arguments after the name of this script; Nuke may have read some of them."""
     for number, argument in enumerate(raw):
         if Path(argument).name == "stm_batch.py":
             return list(raw[number + 1 :])
@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--key-from-input", action="append", default=[], metavar="FRAME", type=_frame)
     parser.add_argument(
-        "--update-keys", action="store_true", help="take over changed masks of the mask input"
+        "--update-keys", action="store_true", help="update changed masks from the mask input"
     )
     parser.add_argument(
         "--check-plate", action="store_true", help="render the plate again, compare by content"
@@ -166,7 +166,7 @@ def _do_script(
     options: argparse.Namespace,
     results: list[Result],
 ) -> None:
-    with _noted(Result(script), results, only_errors=True):
+    with _recording(Result(script), results, only_errors=True):
         _open(script)
         nodes = [batch.find(name) for name in options.node] or batch.find_all()
         if not nodes:
@@ -179,10 +179,10 @@ def _do_script(
         before = len(results)
         for node in nodes:
             for view in options.view or _views(node):
-                with _noted(Result(script, node.name, view), results) as result:
+                with _recording(Result(script, node.name, view), results) as result:
                     _do_node(node, view, frames, masks, options, result)
         if any(one.error for one in results[before:]):
-            return  # what is lacking must not be rendered
+            return  # incomplete mattes must not be rendered
         for write in writes:
             _render(write, frames)
         if options.save:
@@ -190,10 +190,10 @@ def _do_script(
 
 
 @contextlib.contextmanager
-def _noted(result: Result, results: list[Result], only_errors: bool = False) -> Iterator[Result]:
-    """Note what comes of the work inside. An error is said and noted, and the next is gone on with.
+def _recording(result: Result, results: list[Result], only_errors: bool = False) -> Iterator[Result]:
+    """Record the result of the work inside. An error is printed and recorded, and the next node follows.
 
-    A stop is noted and ends everything.
+    A stop is recorded and ends everything.
     """
     begin = time.monotonic()
     try:
@@ -211,7 +211,7 @@ def _noted(result: Result, results: list[Result], only_errors: bool = False) -> 
 
 
 def _report(results: Sequence[Result], file: str | None) -> None:
-    """A table where there are several results; the results as JSON where they are asked for."""
+    """Print a table if there are several results; write the results as JSON if requested."""
     if len(results) > 1:
         for line in table_of(results):
             print(line, flush=True)
@@ -290,7 +290,7 @@ def _open(script: str) -> None:
 
 
 def _write(name: str) -> nuke.Node:
-    """A Write by its name: looked for before hours are spent on what it is to render."""
+    """A Write by its name; searched before the mattes are computed."""
     write = nuke.toNode(name)
     if write is None:
         raise UsageError(f"There is no Write {name}.")

@@ -1,5 +1,4 @@
-"""What can go wrong on Nuke's side: an error type per kind of mistake, each with the exit code of a batch
-run.
+"""The errors on Nuke's side: a type for each kind, with the exit code of a batch run.
 
 `str()` of each is a whole sentence for people: what happened, on which frame, what to do next.
 """
@@ -10,7 +9,7 @@ from typing import ClassVar
 
 
 class StmNodeError(Exception):
-    """Something that a person can put right. The base of all errors here."""
+    """An error that a person can correct. The base of all errors here."""
 
     exit_code: ClassVar[int] = 1
 
@@ -57,7 +56,7 @@ class EngineFailure(StmNodeError):
 
 
 class Stopped(StmNodeError):
-    """Somebody pressed Stop or Cancel. What was finished is kept."""
+    """Somebody pressed Stop or Cancel. Finished frames are kept."""
 
     exit_code = 8
 
@@ -66,7 +65,7 @@ class Stopped(StmNodeError):
 
 
 class BusyError(StmNodeError):
-    """Nuke renders something else just now. It passes."""
+    """Nuke is rendering something else at the moment."""
 
     def __init__(self) -> None:
         super().__init__("Nuke is rendering something else.", hint="Wait for its end, then try again.")

@@ -1,7 +1,7 @@
-"""Has anything above a node changed? Answered without rendering, from knobs and files.
+"""A fingerprint of everything above a node, from knobs and files, without rendering.
 
-The same print means: the same pixels. Another print means only that it is worth looking: whether pixels have
-changed is then found by rendering and comparing their content.
+Equal fingerprints mean equal pixels. Different fingerprints mean that pixels may have changed; rendering them
+and comparing the content decides.
 """
 
 from __future__ import annotations
@@ -75,14 +75,14 @@ _FRAME_IN_NAME = re.compile(r"#+|%0?\d*d")
 
 
 class TookTooLong(Exception):
-    """The graph, or its folders, could not be walked in the time that was given."""
+    """The graph and its folders could not be read in the given time."""
 
 
-def print_of(node: nuke.Node | None, seconds: float | None = None) -> str:
-    """A print of everything that the picture of `node` is made from; of nothing, for None.
+def fingerprint_of(node: nuke.Node | None, seconds: float | None = None) -> str:
+    """The fingerprint of everything that the picture of `node` is made from; None counts as nothing.
 
     Args:
-        seconds: the most time to spend; None: as long as it takes.
+        seconds: the most time to spend; None: no limit.
 
     Raises:
         TookTooLong: the time was not enough.
@@ -103,9 +103,9 @@ def print_of(node: nuke.Node | None, seconds: float | None = None) -> str:
 
 
 def _lines(node: nuke.Node) -> Iterator[str]:
-    """What there is to say of `node` and of all that it depends on. Nodes go by number, not by name.
+    """The lines of `node` and of all nodes that it depends on. Nodes have numbers instead of names.
 
-    The walk leaves a Group through its Input nodes: Nuke itself does not say what they are connected to.
+    The walk leaves a Group through its Input nodes, as Nuke does not report their connections.
     """
     numbers = {node.fullName(): 0}
     waiting = [node]
@@ -117,7 +117,7 @@ def _lines(node: nuke.Node) -> Iterator[str]:
             waiting.append(other)
         return numbers[name]
 
-    for one in waiting:  # grows while it is walked
+    for one in waiting:  # grows during the loop
         yield f"node {one.Class()}\n"
         for knob_name, knob in sorted(one.knobs().items()):
             if knob_name not in _NOT_PICTURE and knob.Class() not in _NOT_PICTURE_CLASSES:
@@ -136,7 +136,7 @@ def _lines(node: nuke.Node) -> Iterator[str]:
 
 
 def _needs(node: nuke.Node) -> list[nuke.Node]:
-    """What the picture of a node is made from; of an Input node, what its group is connected to there."""
+    """The nodes that a node's picture is made from; for an Input node, the node connected to its group."""
     found = list(node.dependencies(_INPUTS_OF_ALL_KINDS))
     if node.Class() == "Input":
         number = node.knob("number")
@@ -147,7 +147,7 @@ def _needs(node: nuke.Node) -> list[nuke.Node]:
 
 
 def _value_of(knob: nuke.Knob) -> str:
-    """A knob as a script has it. Some kinds have no such text: they are told by their value."""
+    """A knob's text in a script. Some kinds have no such text: then its value."""
     try:
         return str(knob.toScript())
     except (RuntimeError, TypeError, ValueError, AttributeError):
@@ -155,7 +155,7 @@ def _value_of(knob: nuke.Knob) -> str:
 
 
 def _paths(node: nuke.Node, knob: nuke.File_Knob) -> list[str]:
-    """The file names of a knob, with their frame patterns: TCL worked out, one for each view."""
+    """The file names of a knob, with their frame patterns: TCL is evaluated, one name for each view."""
     text = str(knob.value() or "")
     if "[" in text:
         try:
@@ -176,7 +176,7 @@ def _paths(node: nuke.Node, knob: nuke.File_Knob) -> list[str]:
 
 
 def _files(text: str) -> Iterator[str]:
-    """Sizes and times of the files of a sequence, however many there are."""
+    """Sizes and times of the files of a sequence."""
     folder, name = os.path.split(text)
     if not folder or _FRAME_IN_NAME.search(folder):
         yield f"files {text}\n"

@@ -1,9 +1,9 @@
-"""Correcting a matte from what it is: its files in a Read beside the node, a RotoPaint on top, a new key.
+"""Correcting a matte: its files in a Read beside the node, a RotoPaint on top, and a new key.
 
     plate --> copy of the mattes --> RotoPaint --> the input `fix` of the STM node
 
-The Read shows copies of the mattes as they were when the frame was taken in hand, so that the picture under
-the paint stays while the mattes themselves are made anew.
+The Read shows copies of the mattes from when the correction began, so that the picture under the paint does
+not change while the mattes are made anew.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import nuke
-from stm_nuke import cache, fingerprint, group, knobs
+from stm_nuke import cache, copies, group, knobs
 from stm_nuke.errors import KeyframeError, UsageError
 
 if TYPE_CHECKING:
     from stm_nuke.node import MaskObject, StmNode
 
 _SINGLE_FRAME = "single"
-"""Of a RotoPaint's tools: a new stroke lives on its frame only."""
+"""The setting of a RotoPaint's tools for strokes on their frame only."""
 _LETTERS = {"rgba.red": "r", "rgba.green": "g", "rgba.blue": "b", "rgba.alpha": "a"}
 _BESIDE, _STEP = 220, 60
 
@@ -32,7 +32,7 @@ def frames_in_hand(node: StmNode) -> list[int]:
 
 
 def take_in_hand(node: StmNode, frame: int, view: str) -> nuke.Node:
-    """Make a frame ready to be painted on: the nodes beside the STM node, which are made where they lack.
+    """Prepare a frame for painting: make the missing nodes beside the STM node.
 
     Returns:
         The node to paint in.
@@ -56,32 +56,26 @@ def take_in_hand(node: StmNode, frame: int, view: str) -> nuke.Node:
     paint = node.group.input(group.FIX)
     if paint is None:
         paint = _build(node)
-    for read in _reads(node):
+    for read in copies.reads_of(node.group, node.cache.as_posix()):
         for name, value in (("first", held[0]), ("last", held[1])):
             for knob in (name, f"orig{name}"):
                 read[knob].setValue(value)
         read["reload"].execute()  # type: ignore[attr-defined]
-    _note(node, sorted({*frames_in_hand(node), frame}))
+    _record_frames(node, sorted({*frames_in_hand(node), frame}))
     group.show_fix(node.group, _alpha_of(node.objects))
     return paint
 
 
 def check_in_hand(node: StmNode, frame: int) -> None:
-    """Raises KeyframeError where nobody has asked to correct this frame."""
+    """Raises KeyframeError where this frame is not being corrected."""
     frames = frames_in_hand(node)
     if frame not in frames:
         known = ", ".join(str(one) for one in frames)
         raise KeyframeError(
             "This frame is not being corrected.",
             frame=frame,
-            hint=f"Press Correct this frame first{f' (in hand are {known})' if frames else ''}.",
+            hint=f"Press Correct this frame first{f' (being corrected: {known})' if frames else ''}.",
         )
-
-
-def follow_cache(node: StmNode, before: str, after: str) -> None:
-    """The cache of a node has moved: the Reads beside it read there."""
-    for read in _reads(node, before):
-        read["file"].setValue(after + str(read["file"].value())[len(before) :])
 
 
 def _build(node: StmNode) -> nuke.Node:
@@ -111,7 +105,7 @@ def _build(node: StmNode) -> nuke.Node:
             ("premultiply", "none"),
             ("toolbar_lifetime_type", _SINGLE_FRAME),
         ):
-            with contextlib.suppress(TypeError, ValueError):  # a release calls it otherwise: the artist can
+            with contextlib.suppress(TypeError, ValueError):  # another name in this release
                 if paint.knob(name) is not None:
                     paint[name].setValue(value)
     finally:
@@ -121,7 +115,7 @@ def _build(node: StmNode) -> nuke.Node:
 
 
 def _copy(source: nuke.Node, read: nuke.Node, objects: Sequence[MaskObject], layered: bool) -> nuke.Node:
-    """The mattes of up to four objects into the channels in which the mask input shows them."""
+    """Copy the mattes of up to four objects into the channels in which the mask input has them."""
     copy = nuke.nodes.Copy()
     copy.setInput(0, source)
     copy.setInput(1, read)
@@ -134,7 +128,7 @@ def _copy(source: nuke.Node, read: nuke.Node, objects: Sequence[MaskObject], lay
 
 
 def _alpha_of(objects: Sequence[MaskObject]) -> str:
-    """All objects together, as an expression of the channels in which they are painted."""
+    """All objects together, as an expression of their painted channels."""
     letters = [_LETTERS[one.channel] for one in objects if one.channel in _LETTERS] or ["a"]
     expression = letters[0]
     for letter in letters[1:]:
@@ -142,18 +136,8 @@ def _alpha_of(objects: Sequence[MaskObject]) -> str:
     return expression
 
 
-def _reads(node: StmNode, folder: str = "") -> list[nuke.Node]:
-    """The Reads above the fix input that read our copies."""
-    paint = node.group.input(group.FIX)
-    if paint is None:
-        return []
-    place = folder or node.cache.as_posix()
-    above = [one for one in fingerprint.depends_on(paint) if one.Class() == "Read"]
-    return [one for one in above if str(one["file"].value() or "").startswith(f"{place}/{cache.HELD}/")]
-
-
-def _note(node: StmNode, frames: Sequence[int]) -> None:
-    """Write the frames in hand into the node's curve: 1 on each of them, 0 elsewhere."""
+def _record_frames(node: StmNode, frames: Sequence[int]) -> None:
+    """Write the frames that are being corrected into the node's curve: 1 on each of them, 0 elsewhere."""
     steps = {frames[0] - 1: 0}
     for frame in frames:
         steps[frame] = 1

@@ -1,4 +1,4 @@
-"""Frame numbers as people and the protocol write them."""
+"""Frame numbers in the forms of people and of the protocol."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def parse_range(text: str) -> Range:
 
 
 def whole(frame: float) -> int:
-    """A frame number that is whole.
+    """A whole frame number.
 
     Raises:
-        UsageError: it lies between two frames, where there is neither a mask nor a matte.
+        UsageError: it is between two frames, where there is neither a mask nor a matte.
     """
     if not math.isfinite(frame) or frame != math.floor(frame):
         raise UsageError(

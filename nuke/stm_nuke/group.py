@@ -1,15 +1,16 @@
 """The inside of an STM node: native nodes only, so that a saved script renders where the plug-in is missing.
-(`live.py` puts the OpenFX effect in while the node's switch says so; it is never saved.)
+
+With a live matte, `live.py` adds the OpenFX effect; it is never saved.
 
 plate ------------+--> to_channel --> (objects_1..4) --> overlay --> shown --> Output1
 mask, fix         |        |                              |           |
 matte --> guard --|--------+------------------------------+           |
                   +--> note ------------------------------------------+
 
-`mask` and `fix` are looked at by the panel. `guard` fails where there can be no matte: outside the range and
-between two frames. `shown` takes `note`, the plate with a line of text, in Nuke's window where there is no
-matte; never in a render. There are ten nodes: more than that are out of Python's reach in some editions of
-Nuke. The `objects` nodes come with a second object.
+The panel reads `mask` and `fix`. `guard` fails where there can be no matte: outside the range and between two
+frames. In Nuke's window, `shown` passes `note`, the plate with a line of text, where there is no matte; never
+in a render. There are ten nodes, as Python reaches no more in some editions of Nuke. The `objects` nodes are
+added with a second object.
 """
 
 from __future__ import annotations
@@ -37,23 +38,23 @@ OBJECT_COPIES = tuple(f"objects_{number}" for number in range(1, 5))
 
 CONFIDENCE_CHANNEL = "stm.confidence"
 NODES = (PLATE_INPUT, "mask", "fix", MATTE_READ, GUARD, TO_CHANNEL, OVERLAY, NOTE, SHOWN, "Output1")
-"""All that are inside a new node."""
+"""All nodes inside a new STM node."""
 _TINT = ("Br*(1-0.5*Aa)+0.5*Aa", "Bg*(1-0.5*Aa)", "Bb*(1-0.5*Aa)")
 _STEP = 60
 _SEVERAL = "a second object"
 _ON_WHOLE_FRAMES = "abs(frame - rint(frame)) < 0.001"
-"""Curves of a retime reach whole frames by way of rounding."""
+"""Curves of a retime reach whole frames up to rounding."""
 _NO_MATTE_HERE = (
     "NO MATTE HERE - the shot has the whole frames {first} to {last}. Between two frames there is none: "
     "retime above the STM node or take the nearest frame"
 )
 IN_THE_WINDOW = "$gui && ![python int(nuke.executing())]"
-"""Whether somebody looks, and nothing is rendered."""
+"""Whether a picture is shown in the window, not rendered."""
 _HAS_NO_MATTE = f"(parent.{knobs.TIMELINE} < 1 || !({_ON_WHOLE_FRAMES}))"
 
 
 def build(name: str = "STM1") -> nuke.Group:
-    """A new STM node with its knobs and nodes, connected to nothing; it has no id and no cache yet."""
+    """A new STM node with its knobs and nodes, unconnected, without id and cache."""
     group = nuke.nodes.Group()
     group.setName(name)
     for knob in knobs.all_knobs():
@@ -72,7 +73,7 @@ def build(name: str = "STM1") -> nuke.Group:
 
 
 def rebuild(group: nuke.Group) -> None:
-    """Make the inside anew, as a new node has it: for one that an older release of the plug-in made."""
+    """Replace the inside by that of a new node, for a node of an older release of the plug-in."""
     sources = [group.input(number) for number in range(group.inputs())]
     old = group.node(TO_CHANNEL)
     channel = "rgba.alpha" if old is None else str(old["to0"].value())
@@ -95,7 +96,7 @@ def _build_inside() -> None:
     matte["on_error"].setValue("error")
     matte["raw"].setValue(True)
     if matte.knob("localizationPolicy") is not None:
-        matte["localizationPolicy"].setValue("off")  # a local copy may be an old one
+        matte["localizationPolicy"].setValue("off")  # a local copy may be old
     guard = make("Assert", GUARD, [matte], -300, 1)
     to_channel = make("Copy", TO_CHANNEL, [plate, guard], 0, 2)
     to_channel["from0"].setValue("rgba.alpha")
@@ -134,7 +135,7 @@ def inner(group: nuke.Group, name: str) -> nuke.Node:
 
 @contextlib.contextmanager
 def unnoticed(group: nuke.Group) -> Iterator[None]:
-    """Work in the group, leaving no trace: nothing to undo, the script as modified as it was."""
+    """Work in the group without undo and without changing the script's modified flag."""
     root = nuke.root()
     was_modified = root.modified()
     nuke.Undo.disable()
@@ -148,12 +149,12 @@ def unnoticed(group: nuke.Group) -> Iterator[None]:
 
 
 def matte_pattern(cache: Path, folder: str = "mattes") -> str:
-    """The matte sequence in a folder of a node's cache, as the Read has it."""
+    """The matte sequence in a folder of a node's cache, for the Read."""
     return (cache / folder / "matte.%V.%04d.exr").as_posix()
 
 
 def point_to(group: nuke.Group, pattern: str, first: int, last: int) -> None:
-    """Let the matte come from these files, of this frame range. On other frames the node fails."""
+    """Read the matte from these files of this frame range. On other frames the node fails."""
     read, guard = inner(group, MATTE_READ), inner(group, GUARD)
     if (read["file"].value() or "") != pattern:
         read["file"].setValue(pattern)
@@ -168,26 +169,24 @@ def point_to(group: nuke.Group, pattern: str, first: int, last: int) -> None:
 
 
 def forbid(group: nuke.Group, words: str) -> None:
-    """Let every frame fail with these words."""
+    """Make every frame fail with this text."""
     _let(inner(group, GUARD), "frame < frame", words)
 
 
 def _let(guard: nuke.Node, expression: str, message: str) -> None:
-    """What must hold for a frame to be rendered, and what is said where it does not."""
+    """Set the condition for a frame to be rendered, and the error text where it is false."""
     if guard["message"].value() != message:
         guard["message"].setValue(message)
         guard["expression"].setExpression(expression)
 
 
 def reload_matte(group: nuke.Group) -> None:
-    """Let Nuke look at the matte files again."""
+    """Make Nuke read the matte files again."""
     cast(nuke.Script_Knob, inner(group, MATTE_READ)["reload"]).execute()
 
 
 def offer_objects(group: nuke.Group, names: Sequence[str]) -> None:
-    """Give each object a layer of its own in the output.
-
-    With a single object there is none beside the channel.
+    """Give each object a layer in the output. A single object has the channel only.
     """
     layered = list(names) if len(names) > 1 else []
     for name in layered:
@@ -207,7 +206,7 @@ def offer_objects(group: nuke.Group, names: Sequence[str]) -> None:
 
 
 def show_confidence(group: nuke.Group, is_on: bool) -> None:
-    """Give the output the layer that says how sure the network is of each pixel, or take it away."""
+    """Add the layer with the network's confidence to the output, or remove it."""
     channel = CONFIDENCE_CHANNEL if is_on else "none"
     copy = inner(group, TO_CHANNEL)
     if is_on:
@@ -221,14 +220,14 @@ FIX_ALPHA, LOOKED_AT = "fix_alpha", "looked_at"
 
 
 def show_fix(group: nuke.Group, alpha: str) -> None:
-    """Let the overlay show what is painted, on the frames that are being corrected.
+    """Show the paint in the overlay on frames that are being corrected.
 
     Args:
-        alpha: what is painted, as an expression of the channels r, g, b and a.
+        alpha: the paint, as an expression of the channels r, g, b and a.
     """
     if group.node(FIX_ALPHA) is None:
         if releases.edition():
-            return  # two more nodes would be out of reach: what is painted is seen in the paint node
+            return  # two more nodes would be out of reach: the paint is visible in the paint node only
         with unnoticed(group):
             painted = make("Expression", FIX_ALPHA, [inner(group, "fix")], 450, 1)
             source = make("Switch", LOOKED_AT, [inner(group, GUARD), painted], 300, 6)
@@ -238,7 +237,7 @@ def show_fix(group: nuke.Group, alpha: str) -> None:
 
 
 def _add_copy(group: nuke.Group, number: int) -> nuke.Node:
-    """One more Copy for the layers of objects, behind those that are there."""
+    """Add a Copy for the layers of objects after the existing ones."""
     above = inner(group, OBJECT_COPIES[number - 1] if number else TO_CHANNEL)
     with unnoticed(group):
         copy = make("Copy", OBJECT_COPIES[number], [above, inner(group, GUARD)], 0, 3 + number)

@@ -1,8 +1,8 @@
-"""The keys of a node as its hidden knob keeps them, so that undo, copy-paste and saving carry them along.
+"""The keys of a node in its hidden knob, so that undo, copy-paste and saving include them.
 
-One entry per view and frame: `VIEW/FRAME/DIGEST/PRINT`, blank between entries. DIGEST names the mask file in
-the
-cache's keys folder by its content; PRINT is the fingerprint of the mask input when the mask was taken.
+One entry per view and frame: `VIEW/FRAME/DIGEST/FINGERPRINT`, with a blank between entries. DIGEST is the
+name of the mask file in the cache's keys folder, by content. FINGERPRINT is that of the mask input when the
+mask was rendered.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ DIGEST_LETTERS = 32
 
 @dataclass(frozen=True)
 class Key:
-    """One key. `digest` names its mask, `print_` what the mask input looked like when it was taken."""
+    """One key. `digest` names its mask; `fingerprint` is that of the mask input when it was set."""
 
     view: str
     frame: int
     digest: str
-    print_: str
+    fingerprint: str
 
 
 def parse_keys(text: str) -> tuple[Key, ...]:
-    """The keys in a knob's text, by view and frame. Entries that cannot be read are left out."""
+    """The keys in a knob's text, by view and frame. Invalid entries are ignored."""
     found = {}
     for entry in text.split():
         parts = entry.split("/")
@@ -41,7 +41,7 @@ def parse_keys(text: str) -> tuple[Key, ...]:
 def format_keys(keys: Iterable[Key]) -> str:
     """The text that `parse_keys` reads back."""
     ordered = sorted(keys, key=lambda key: (key.view, key.frame))
-    return " ".join(f"{key.view}/{key.frame}/{key.digest}/{key.print_}" for key in ordered)
+    return " ".join(f"{key.view}/{key.frame}/{key.digest}/{key.fingerprint}" for key in ordered)
 
 
 def with_key(keys: Iterable[Key], new: Key) -> tuple[Key, ...]:
@@ -55,7 +55,7 @@ def without_key(keys: Iterable[Key], view: str, frame: int) -> tuple[Key, ...]:
 
 
 def digest_of(mask: Picture) -> str:
-    """The name of a mask by what is in it: objects, windows and every value."""
+    """The name of a mask by its content: objects, windows and every value."""
     found = hashlib.sha256(repr((mask.format, mask.data_window, mask.display_window)).encode())
     for name in sorted(mask.planes):
         found.update(name.encode() + b"\0")
@@ -64,7 +64,7 @@ def digest_of(mask: Picture) -> str:
 
 
 def mask_path(cache: Path, digest: str) -> Path:
-    """Where the mask of this digest lives."""
+    """The file of the mask with this digest."""
     return cache / "keys" / f"{digest}.exr"
 
 

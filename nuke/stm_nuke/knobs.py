@@ -1,6 +1,6 @@
-"""Every knob of the STM node: its name, its label, its default and why it is there.
+"""Every knob of the STM node: its name, its label, its default and its purpose.
 
-All state that matters lives in these knobs, so that undo, copy-paste, save and script merging carry it along.
+These knobs hold the node's whole state, so that undo, copy-paste, save and script merging include it.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from collections.abc import Iterator
 import nuke
 
 NODE_ID = "stm_id"
-"""Who this node is: the owner of its cache. Never two nodes with one id."""
+"""The id of the node, which owns its cache. Ids are unique."""
 HOME = "stm_home"
-"""The script that claimed the cache; another script that comes with the same id gets a cache of its own."""
+"""The script that owns the cache; another script with the same id gets a separate cache."""
 KEYS = "stm_keys"
 VERSION = "stm_version"
-"""Which release of the node made its knobs and its inside."""
+"""The release that made the node's knobs and its inside."""
 NEWEST_VERSION = "2"
 CANVAS = "stm_canvas"
 """x y width height (y down): holds the data window of every plate frame seen so far."""
-PLATE_PRINT = "stm_plate_print"
-"""Fingerprint of the graph above the plate input when its pixels were last looked at."""
+PLATE_FINGERPRINT = "stm_plate_print"
+"""Fingerprint of the graph above the plate input when its pixels were last read."""
 
 STATUS = "status"
 KEY_LIST = "key_list"
@@ -52,7 +52,7 @@ FILES, LIVE = "files", "live (OFX)"
 NEXT_TO_SCRIPT, CHOSEN_FOLDER = "next to the script", "chosen folder"
 EVERY = "first, previous and every Nth"
 RULES = {"first": "first", "previous": "previous", "first and previous": "first+previous"}
-"""By the words in the panel: the engine's names of the rules without a number."""
+"""The engine's names of the memory rules without a number, by their names in the panel."""
 SCRIPT_COLOUR = "script"
 DEFAULT_OBJECTS = "matte = rgba.alpha"
 
@@ -102,7 +102,7 @@ def _keyframe_knobs() -> Iterator[nuke.Knob]:
     yield _button(
         "update_keys",
         "Update changed keys",
-        "Look at the mask input on every keyframe again, and take over the masks that differ.",
+        "Render the mask input on every keyframe again, and update masks that differ.",
         new_line=True,
     )
     yield _button(
@@ -122,7 +122,7 @@ def _keyframe_knobs() -> Iterator[nuke.Knob]:
 
 
 def _propagation_knobs() -> Iterator[nuke.Knob]:
-    """What is computed."""
+    """Knobs for computing."""
     yield _section("propagate")
     yield _button("backward", "< Backward", "From the current frame to the first.", new_line=True)
     yield _button("both", "Both ways", "The whole range, from both sides of every keyframe.")
@@ -140,7 +140,7 @@ def _propagation_knobs() -> Iterator[nuke.Knob]:
     yield _button(
         "shapes",
         "Shapes from matte",
-        "Make a Roto node of the mattes: splines to pull. All frames of the range must be done.",
+        "Make a Roto node of the mattes: splines to edit. All frames of the range must be done.",
     )
     yield _integer(FIRST, "range", 0, "First frame of the shot.")
     yield _same_line(_integer(LAST, "to", 0, "Last frame of the shot."))
@@ -148,7 +148,7 @@ def _propagation_knobs() -> Iterator[nuke.Knob]:
 
 
 def _look_knobs() -> Iterator[nuke.Knob]:
-    """What is seen and rendered."""
+    """Knobs for viewing and rendering."""
     yield _section("look")
     yield _timeline()
     yield _switch(
@@ -164,7 +164,7 @@ def _look_knobs() -> Iterator[nuke.Knob]:
         CONFIDENCE,
         "confidence",
         False,
-        "A layer stm.confidence in the output: how sure the network is of each pixel. From files only.",
+        "A layer stm.confidence in the output: the network's confidence in each pixel. From files only.",
     )
     yield _menu(
         MISSING,
@@ -183,25 +183,25 @@ def _look_knobs() -> Iterator[nuke.Knob]:
 
 
 def _settings_knobs() -> Iterator[nuke.Knob]:
-    """How it is computed."""
+    """Settings of the computation."""
     yield nuke.Tab_Knob("stm_settings", "Settings")
     yield _menu(
         MEMORY_RULE,
         "memory rule",
         [EVERY, *RULES],
-        "Which earlier frames are remembered. The first is the best.",
+        "Which earlier frames are kept in memory. The first choice is the best.",
     )
-    yield _integer(MEMORY_STEP, "N", 5, "Every how many frames one is remembered.")
+    yield _integer(MEMORY_STEP, "N", 5, "The interval of frames kept in memory.")
     yield _integer(
-        MEMORY_CAP, "memory cap", 20, "How many frames are remembered at most, beside the keyframes."
+        MEMORY_CAP, "memory cap", 20, "The most frames in memory, beside the keyframes."
     )
     yield _integer(
-        WORKING_SIZE, "working size", 480, "Short side in pixels of the picture that the network sees."
+        WORKING_SIZE, "working size", 480, "Short side of the working picture in pixels."
     )
     yield _switch(
-        USE_REGION, "use region", False, "Look at a part of the picture only: small objects get finer."
+        USE_REGION, "use region", False, "Use a part of the picture only: small objects get finer."
     )
-    yield _tip(nuke.BBox_Knob(REGION, "region"), "The part of the picture to look at.")
+    yield _tip(nuke.BBox_Knob(REGION, "region"), "The part of the picture to use.")
     yield _tip(
         _text(COLOUR_SPACE, "colour space", SCRIPT_COLOUR),
         "Colour space of the plate input. 'script': the working space of this script.",
@@ -219,12 +219,12 @@ def _settings_knobs() -> Iterator[nuke.Knob]:
 
 
 def _cache_knobs() -> Iterator[nuke.Knob]:
-    """Where it is kept."""
+    """Knobs of the cache."""
     yield _section("cache")
     yield _menu(
         CACHE_PLACE, "cache is", [NEXT_TO_SCRIPT, CHOSEN_FOLDER], "Where keyframes and mattes are kept."
     )
-    yield _tip(  # no File_Knob: farms take what these name for files to be sent along
+    yield _tip(  # no File_Knob: farms would send the files that it names
         _text(CACHE_FOLDER, "chosen folder", ""), "Used where the cache is in a chosen folder."
     )
     yield _read_only(_text(CACHE_PATH, "this node's cache", ""))
@@ -232,16 +232,16 @@ def _cache_knobs() -> Iterator[nuke.Knob]:
 
 
 def _hidden_knobs() -> Iterator[nuke.Knob]:
-    """What the node remembers."""
+    """Hidden knobs with the node's state."""
     yield quiet(_hidden(nuke.Double_Knob(HELD, HELD)))
     yield _hidden(nuke.Double_Knob(FIXING, FIXING))
     yield _hidden(_text(VERSION, VERSION, NEWEST_VERSION))
-    for name in (NODE_ID, HOME, KEYS, CANVAS, PLATE_PRINT):
+    for name in (NODE_ID, HOME, KEYS, CANVAS, PLATE_FINGERPRINT):
         yield _hidden(_text(name, name, ""))
 
 
 def quiet(knob: nuke.Knob) -> nuke.Knob:
-    """Mark a knob whose changes are none of the artist's doing: not to be undone."""
+    """Mark a knob that the artist does not change: its changes cannot be undone."""
     knob.setFlag(nuke.NO_UNDO)
     return knob
 

@@ -1,4 +1,4 @@
-"""Finding the engine, or starting it (ofx_bridge/PROTOCOL.md, sections 1 and 9).
+"""Finds the engine, or starts it (ofx_bridge/PROTOCOL.md, sections 1 and 9).
 
 Standard library only, Python 3.9 or newer, no `nuke` module.
 """
@@ -73,7 +73,7 @@ class Endpoint:
 
     @classmethod
     def read(cls, folder: Path) -> Endpoint | None:
-        """What the engine says of itself, or None where there is none.
+        """The endpoint of a running engine, or None.
 
         Raises:
             EngineStartError: the folder is not safe.
@@ -93,7 +93,7 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Installation:
-    """The engine's own Python, as the installer wrote it down."""
+    """The engine's Python, from the installer's record."""
 
     python: str
     version: str | None = None
@@ -101,10 +101,10 @@ class Installation:
 
     @classmethod
     def find(cls) -> Installation:
-        """Look in the places of PROTOCOL.md section 9, in their order.
+        """Search the places of PROTOCOL.md section 9, in their order.
 
         Raises:
-            EngineStartError: it is nowhere.
+            EngineStartError: it is in none of them.
         """
         python = os.environ.get("STM_ENGINE_PYTHON")
         if python:
@@ -137,7 +137,7 @@ class Installation:
 
 
 def default_prefix() -> Path:
-    """Where the installer puts things unless it is told otherwise."""
+    """The installer's default folder."""
     if sys.platform == "win32":
         return _local_app_data() / PRODUCT_FOR_PEOPLE
     if sys.platform == "darwin":
@@ -162,9 +162,9 @@ _LIBRARY_PATHS = ("LD_LIBRARY_PATH", "DYLD_")
 
 
 def scrubbed_environment(root: str | None = None) -> dict[str, str]:
-    """The host's environment without what would make another Python stumble.
+    """The host's environment without variables that would disturb another Python.
 
-    Of the paths on which libraries are found only the entries in the host's own folder go: a studio's stay.
+    From library paths only entries in the host's own folder are removed; a studio's entries are kept.
     """
     host = host_folder()
     kept = {}
@@ -184,7 +184,7 @@ def scrubbed_environment(root: str | None = None) -> dict[str, str]:
 
 
 def host_folder() -> str:
-    """The folder of the program that this runs in."""
+    """The folder of the running program."""
     program = getattr(sys.modules.get("nuke"), "EXE_PATH", None) or sys.executable
     return os.path.dirname(os.path.realpath(program))
 
@@ -195,7 +195,7 @@ def _is_in(path: str, folder: str) -> bool:
 
 
 class Launcher:
-    """Starts the engine: at most three times in a row, with back-off."""
+    """Starts the engine, at most three times, with increasing delays."""
 
     def __init__(self, arguments: Sequence[str] = (), die_with_host: bool = True) -> None:
         self.arguments = list(arguments)
@@ -207,7 +207,7 @@ class Launcher:
         """A connection to the running engine, started if there is none.
 
         Raises:
-            EngineStartError: it does not start; AbortedError: `aborted` said so.
+            EngineStartError: it does not start; AbortedError: `aborted` returned True.
         """
         reap()
         connection = try_to_connect(folder)
@@ -266,18 +266,18 @@ class Launcher:
 
 
 _started: list[subprocess.Popen[bytes]] = []
-"""Engines that this process has started and whose exit codes it has not collected."""
+"""Engines that this process started, and whose exit codes it has not collected yet."""
 
 
 def reap() -> None:
-    """Collect the exit codes of engines that have ended, so that no zombies stay."""
+    """Collect the exit codes of ended engines, so that no zombies stay."""
     _started[:] = [process for process in _started if process.poll() is None]
 
 
 def _let_go() -> None:
-    """At the end of the host: engines live on for others or end by themselves, and nobody waits for them.
+    """At the end of the host, stop waiting for engines, which continue for others or end themselves.
 
-    Python would say of each that it is still running, or that its exit code was never collected.
+    Otherwise Python would warn that they are still running.
     """
     reap()
     for process in _started:

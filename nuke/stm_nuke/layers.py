@@ -1,8 +1,8 @@
-"""Names of layers that are the same in the node, in the EXR file and in what Nuke makes of the file.
+"""Names of layers that are the same in the node, in the EXR file and in Nuke's Read of the file.
 
-Nuke's EXR reader renames: it cuts leading digits, makes every other sign an underscore, takes some names for
-channels of `rgba` and the names of views for views. Then the node would ask for a layer that is not there and
-get black in silence. So only names that come through unchanged are layers.
+Nuke's EXR reader renames layers: it removes leading digits, replaces other signs by underscores, and takes
+some names for channels of `rgba` or for views. The node would then request a missing layer and get black
+without an error. So only names that the reader does not change are accepted.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _RESERVED = frozenset(
         *("mask", "rotopaint_mask", "mask_planartrack", "mask_splinewarp", "stm"),
     ]
 )
-"""In lower case: what Nuke, or its EXR reader, gives a meaning of its own."""
+"""In lower case: names with a fixed meaning in Nuke or its EXR reader."""
 
 
 def why_no_layer(name: str, views: Iterable[str] = ()) -> str:
-    """Why a layer cannot have this name, for people; empty where it can."""
+    """Why a layer cannot have this name, for people; empty if it can."""
     if not _PLAIN.fullmatch(name):
         return "a name has letters, digits and _ only, and begins with no digit"
     if name.lower() in _RESERVED:

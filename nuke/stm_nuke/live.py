@@ -1,9 +1,9 @@
-"""The matte straight from the engine, by the OpenFX effect, in the place of matte files.
+"""The live matte: from the engine by the OpenFX effect, instead of matte files.
 
-The effect stands in a group `live` inside the node, between `plate` and `guard`; it only shows the
-node's shot store. It is never saved: a script that names a class which the machine lacks is read with holes
-in it, or not at all. So it is taken out before the script is saved and put back afterwards, and whenever a
-script is opened. In a saved script the node fails, and its `guard` says what to do.
+The effect is in a group `live` inside the node, between `plate` and `guard`, and shows the node's shot store.
+It is never saved, because a script with a class that the machine lacks is read with missing nodes, or not at
+all. So it is removed before the script is saved, and put back afterwards and whenever a script is opened. In
+a saved script the node fails, and its `guard` states what to do.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import nuke
 from stm_nuke import group, knobs
 
 IDENTIFIER, MAJOR_VERSION = "org.stm-for-nuke.STM", 1
-"""The effect's, as ofx_bridge/source/version.h has them."""
+"""Identifier and version of the effect, as in ofx_bridge/source/version.h."""
 EFFECT_CLASSES = (
     f"OFX{IDENTIFIER}_v{MAJOR_VERSION}",
     f"OFX{IDENTIFIER.replace('.', '_').replace('-', '_')}_v{MAJOR_VERSION}",
 )
-"""How Nuke calls the effect; the second in case that a release does not take dots and dashes."""
+"""Nuke's class of the effect; the second name is for releases that do not accept dots and dashes."""
 EFFECT_KNOBS = ("shotStore", "outputObject", "missingFrames", "revision")
 NOT_HERE = "THE MATTE IS LIVE AND THE STM OPENFX EFFECT IS NOT HERE - install it or choose matte from files"
-"""What a render says where the effect is not in."""
+"""The error text of a render without the effect."""
 NO_EFFECT = (
     "{name} takes its matte live, and the STM OpenFX effect is not here. Install it (install.py does, or put "
     "STM.ofx.bundle on the OpenFX path) and start Nuke again."
@@ -40,7 +40,7 @@ _LAST_REVISION = 1 << 30
 
 
 def is_wanted(parent: nuke.Group) -> bool:
-    """Whether the switch of an STM node is on live."""
+    """Whether an STM node is set to a live matte."""
     knob = parent.knob(knobs.MATTE_FROM)
     return knob is not None and bool(knob.value() == knobs.LIVE)
 
@@ -51,14 +51,14 @@ def is_in(parent: nuke.Group) -> bool:
 
 
 def arrange(parent: nuke.Group, store: Path, objects: Sequence[str]) -> str:
-    """Make the inside of an STM node what its switch says.
+    """Change the inside of an STM node according to its switch.
 
     Args:
         store: the shot store that the effect shows.
         objects: with more than one, each gets its own layer.
 
     Returns:
-        Why that cannot be, for people; empty where it could. Then the node fails to render.
+        Why that is impossible, for people; empty if it is done. Otherwise the node fails to render.
     """
     layered = list(objects) if len(objects) > 1 else []
     if not is_wanted(parent):
@@ -76,7 +76,7 @@ def arrange(parent: nuke.Group, store: Path, objects: Sequence[str]) -> str:
 
 
 def problem_of(parent: nuke.Group, store: Path, objects: Sequence[str]) -> str:
-    """Why the inside of an STM node is not what its switch says, for people; nothing is changed."""
+    """Why the inside of an STM node does not match its switch, for people; nothing is changed."""
     layered = list(objects) if len(objects) > 1 else []
     views = list(nuke.views())
     if not is_wanted(parent):
@@ -90,7 +90,7 @@ def problem_of(parent: nuke.Group, store: Path, objects: Sequence[str]) -> str:
 
 
 def take_out(parent: nuke.Group) -> None:
-    """Remove the effect; the matte comes from the Read again. Nothing where it is not in."""
+    """Remove the effect, if it is there; the matte is read from files again."""
     found = parent.node(LIVE)
     if found is None:
         return
@@ -102,7 +102,7 @@ def take_out(parent: nuke.Group) -> None:
 
 
 def look_again(parent: nuke.Group) -> None:
-    """Let Nuke ask the effect for its picture again."""
+    """Make Nuke render the effect again."""
     with group.unnoticed(parent):
         for effect in _effects(parent):
             knob = effect["revision"]
@@ -126,7 +126,7 @@ def _shown(parent: nuke.Group) -> tuple[str, list[str]]:
 
 
 def _put_in(parent: nuke.Group, store: str, layered: Sequence[str]) -> bool:
-    """Build the group `live`; whether the effect was there to build it from."""
+    """Build the group `live`; returns False if Nuke has no effect."""
     with group.unnoticed(parent):
         live = nuke.nodes.Group()
         live.setName(LIVE)
@@ -157,7 +157,7 @@ def _build(store: str, layered: Sequence[str]) -> bool:
         last = group.make("Copy", f"copy_{number}", [last, one], 0, number + 1)
         last["from0"].setValue("rgba.alpha")
         last["to0"].setValue(f"{name}.alpha")
-    # Where the effect is lost (nodes pasted on a machine without it) this expression, and so the node, fails.
+    # Without the effect (nodes pasted on another machine) this expression, and so the node, fails.
     guard = group.make("Switch", "effect_is_here", [last, last], 0, len(layered) + 2)
     guard["which"].setExpression(f"{_EFFECT}.missingFrames")
     group.make("Output", "Output1", [guard], 0, len(layered) + 3)
@@ -165,11 +165,11 @@ def _build(store: str, layered: Sequence[str]) -> bool:
 
 
 def _make_effect(name: str, plate: nuke.Node, store: str, shown: str, column: int) -> nuke.Node | None:
-    """An effect in the current group; None where Nuke has none, or one that is another."""
+    """Make an effect in the current group; None where Nuke has none, or another one."""
     for class_name in EFFECT_CLASSES:
         try:
             node = group.make(class_name, name, [plate], 150 * column, 1)
-        except RuntimeError:  # Nuke does not know the class
+        except RuntimeError:  # Nuke has no such class
             continue
         if all(node.knob(knob) is not None for knob in EFFECT_KNOBS):
             node["shotStore"].setValue(store)

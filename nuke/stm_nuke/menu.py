@@ -15,7 +15,7 @@ def install() -> None:
 
 
 def create_from_selection() -> None:
-    """A new node behind what is selected: the plate, and the mask if a second node is selected."""
+    """A new node below the selection: the plate, and the mask if a second node is selected."""
     from stm_nuke import node
 
     # The last selected node comes first; artists select the plate, then the mask.

@@ -1,4 +1,4 @@
-"""An STM node seen from Python: what its knobs say, in types, and who owns its cache."""
+"""An STM node in Python: its knobs as typed values, and the ownership of its cache."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import nuke
-from stm_nuke import cache, fingerprint, fixes, group, knobs, layers, live, releases, scriptcolour, timeline
+from stm_nuke import cache, copies, fingerprint, group, knobs, layers, live, releases, scriptcolour, timeline
 from stm_nuke.errors import (
     CacheError,
     KeyframeError,
@@ -30,12 +30,12 @@ _BELOW = 100
 """Where a new node is put in the node graph, from its plate."""
 _OBJECT = re.compile(r"(\S+?)\s*(?:=\s*([^\s=]+))?")
 _UNSAVED = f"unsaved:{secrets.token_hex(8)}"
-"""The home of nodes in a script that this session has not saved."""
+"""The script of nodes in a script that was not saved yet."""
 
 
 @dataclass(frozen=True)
 class MaskObject:
-    """One thing being matted, and the channel of the mask input that shows it on a key."""
+    """An object, and its channel of the mask input."""
 
     name: str
     channel: str
@@ -43,7 +43,7 @@ class MaskObject:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that a background task may know of a node; taken in the main thread, valid for ever.
+    """The values of a node for a background task; made in the main thread, does not change.
 
     Attributes:
         display_window, canvas: x, y, width, height; y down.
@@ -85,10 +85,10 @@ class Snapshot:
 
 
 class StmNode:
-    """An STM group. Everything here is for Nuke's main thread."""
+    """An STM group. All methods are for Nuke's main thread."""
 
     def __init__(self, node: nuke.Node) -> None:
-        """Raises NoNodeError where it is no STM node."""
+        """Raises NoNodeError where it is not an STM node."""
         if not knobs.is_stm_node(node):
             raise NoNodeError(f"{node.fullName()} is not an STM node.")
         self.group = cast(nuke.Group, node)
@@ -97,12 +97,12 @@ class StmNode:
 
     @property
     def name(self) -> str:
-        """As people know it, with the groups that it is in."""
+        """Its name for people, with the groups that it is in."""
         return str(self.group.fullName())
 
     @property
     def id(self) -> str:
-        """Who it is; empty before `claim`."""
+        """Its id; empty before `claim`."""
         return str(self[knobs.NODE_ID])
 
     @property
@@ -124,7 +124,7 @@ class StmNode:
         return tuple(key for key in self.keys if key.view == view)
 
     def keys_in_range(self, view: str) -> tuple[Key, ...]:
-        """The keys of one view that count: a key outside the range stays, and is asleep."""
+        """The active keys of one view; keys outside the range are kept, but inactive."""
         first, last = self.frames
         return tuple(key for key in self.keys_of(view) if first <= key.frame <= last)
 
@@ -138,7 +138,7 @@ class StmNode:
 
     @property
     def objects(self) -> tuple[MaskObject, ...]:
-        """What is being matted.
+        """The objects of the shot.
 
         Raises:
             UsageError: the objects knob cannot be understood.
@@ -168,23 +168,23 @@ class StmNode:
 
     @property
     def plate(self) -> nuke.Node | None:
-        """What is connected to `plate`."""
+        """The node connected to `plate`, or None."""
         return self.group.input(group.PLATE)
 
     @property
     def mask(self) -> nuke.Node | None:
-        """What is connected to `mask`."""
+        """The node connected to `mask`, or None."""
         return self.group.input(group.MASK)
 
     def connected_plate(self) -> nuke.Node:
-        """What is connected to `plate`. PlateError where nothing is."""
+        """The node connected to `plate`. PlateError where there is none."""
         plate = self.plate
         if plate is None:
             raise PlateError(f"{self.name} has no plate.", hint="Connect the picture to its plate input.")
         return plate
 
     def connected_mask(self) -> nuke.Node:
-        """What is connected to `mask`. KeyframeError where nothing is."""
+        """The node connected to `mask`. KeyframeError where there is none."""
         mask = self.mask
         if mask is None:
             raise KeyframeError(
@@ -193,7 +193,7 @@ class StmNode:
         return mask
 
     def connected_fix(self) -> nuke.Node:
-        """What is connected to `fix`. KeyframeError where nothing is."""
+        """The node connected to `fix`. KeyframeError where there is none."""
         fix = self.group.input(group.FIX)
         if fix is None:
             raise KeyframeError(
@@ -202,33 +202,33 @@ class StmNode:
         return fix
 
     def view(self) -> str:
-        """The view that is being worked on."""
+        """The current view."""
         if nuke.GUI:
             viewer = nuke.activeViewer()
             if viewer is not None:
                 return str(viewer.view())
         return str(nuke.views()[0])
 
-    def plate_print(self) -> str:
+    def plate_fingerprint(self) -> str:
         """The fingerprint of the graph above the plate."""
-        return fingerprint.print_of(self.plate)
+        return fingerprint.fingerprint_of(self.plate)
 
-    def mask_print(self, seconds: float | None = None) -> str:
+    def mask_fingerprint(self, seconds: float | None = None) -> str:
         """The fingerprint of the graph above the mask. TookTooLong where `seconds` are not enough."""
-        return fingerprint.print_of(self.mask, seconds)
+        return fingerprint.fingerprint_of(self.mask, seconds)
 
     def __getitem__(self, knob: str) -> Any:
         return self.group[knob].value()
 
     def set(self, knob: str, value: Any) -> None:
-        """Set a knob if that changes it."""
+        """Set a knob if its value differs."""
         if self.group[knob].value() != value:
             self.group[knob].setValue(value)
 
     # ---- its range, its settings
 
     def take_range_from_input(self) -> Range:
-        """Make the plate input's frame range that of the shot: its whole frames."""
+        """Set the shot's range to the whole frames of the plate input's range."""
         found = self.connected_plate().frameRange()
         first, last = whole_within(found.first(), found.last())
         self.set(knobs.FIRST, first)
@@ -236,7 +236,7 @@ class StmNode:
         return first, last
 
     def settings(self) -> dict[str, Any]:
-        """The engine's settings as the panel has them."""
+        """The engine's settings from the panel."""
         step = int(self[knobs.MEMORY_STEP])
         rule = str(self[knobs.MEMORY_RULE])
         own_space, own_config = (
@@ -261,10 +261,10 @@ class StmNode:
         }
 
     def _region(self) -> list[int] | None:
-        """The region in the engine's sense: y down from the top of the format."""
+        """The region in the engine's coordinates: y down from the top of the format."""
         if not self[knobs.USE_REGION]:
             return None
-        box = cast(nuke.BBox_Knob, self.group[knobs.REGION])  # `value()` of an undrawn one is a single number
+        box = cast(nuke.BBox_Knob, self.group[knobs.REGION])  # `value()` of an empty one is a single number
         left, bottom, right, top = (round(one) for one in (box.x(), box.y(), box.r(), box.t()))
         with full_size():
             height = self.connected_plate().format().height()
@@ -273,7 +273,7 @@ class StmNode:
         return [left, height - top, right - left, top - bottom]
 
     def snapshot(self, view: str) -> Snapshot:
-        """What a task needs to know. Claims the cache first."""
+        """The values for a task. Claims the cache first."""
         self.claim()
         frames = self.frames
         if frames == (0, 0):
@@ -304,7 +304,7 @@ class StmNode:
         return union(display, known)
 
     def grow_canvas(self, display: Window, window: Window) -> Window:
-        """Remember that a plate frame reaches as far as `window`; what holds everything seen so far."""
+        """Extend the canvas by `window`; returns the canvas."""
         canvas = union(self._canvas(display), window)
         with unrecorded():
             self.set(knobs.CANVAS, " ".join(str(one) for one in canvas))
@@ -313,11 +313,10 @@ class StmNode:
     # ---- whose cache it is
 
     def claim(self) -> None:
-        """Make sure that this node, in this script, is the only one that writes into its cache.
+        """Make sure that only this node of this script writes into its cache.
 
-        A node that came by copy-paste, or with a script that was saved under another name, gets a cache of
-        its own with everything that the other has. Where there is no artist (a farm works on copies of
-        scripts) nothing is moved, and two nodes with one cache are refused.
+        A pasted node, or one in a script that was saved under another name, gets a copy of the cache. On a
+        farm, which works on copies of scripts, nothing is moved, and two nodes with one cache are an error.
 
         Raises:
             CacheError: the cache cannot be written, or another node of this script has it.
@@ -344,7 +343,7 @@ class StmNode:
             self._show_matte()
 
     def upgrade(self) -> None:
-        """Give a node that an older release made the knobs and the inside of a new one; its values stay."""
+        """Give a node of an older release the knobs and the inside of a new one; its values are kept."""
         version = self.group.knob(knobs.VERSION)
         if version is not None and int(str(version.value()) or 0) >= int(knobs.NEWEST_VERSION):
             return
@@ -363,7 +362,7 @@ class StmNode:
             self.set(knobs.VERSION, knobs.NEWEST_VERSION)
 
     def _follow_moved_project(self) -> None:
-        """The project is at another place, here or on another system: the cache that came along is taken."""
+        """The project has moved to another folder or system: use the cache that moved with it."""
         if not self.id or self.cache.is_dir():
             return
         filtered = str(nuke.filenameFilter(self.cache.as_posix()) or "")  # type: ignore[no-untyped-call]
@@ -373,15 +372,15 @@ class StmNode:
                 self._use(place)
                 return
         if script_path() and not self.cache.parent.is_dir():
-            self._use(beside)  # rather than make folders where the project was
+            self._use(beside)  # do not make folders at the project's old place
 
     def _use(self, place: Path) -> None:
         with unrecorded():
-            fixes.follow_cache(self, self.cache.as_posix(), place.as_posix())
+            copies.follow_cache(self.group, self.cache.as_posix(), place.as_posix())
             self.set(knobs.CACHE_PATH, place.as_posix())
 
     def twin(self) -> StmNode | None:
-        """Another node of this script with the same id. Clones are one node, not twins."""
+        """Another node of this script with the same id. Clones count as one node."""
         mine = self.group.fullName()
         for other in find_all():
             are_clones = bool(self.group.clones() and other.group.clones())
@@ -393,16 +392,17 @@ class StmNode:
         home = str(self[knobs.HOME])
         if home in ("", script_path(), _UNSAVED):
             return False
-        # A script that was renamed or moved takes its cache along; one that is still there keeps it.
+        # The cache follows a renamed or moved script; a script that still exists keeps it.
         return home.startswith("unsaved:") or os.path.isfile(home)
 
     def settle_after_save(self) -> None:
-        """The script is being saved: a cache without a script moves next to it, another script's is left."""
+        """When the script is saved, move a cache without a script next to it; another script's is not
+        moved."""
         script = script_path()
         if not script or not self.id or self[knobs.HOME] == script:
             return
         if not nuke.GUI and self[knobs.HOME] != _UNSAVED:
-            return  # a farm saves copies, which are no scripts of their own
+            return  # farms save copies, which are not separate scripts
         chosen = self[knobs.CACHE_PLACE] == knobs.CHOSEN_FOLDER
         if self._came_from_another_script():
             self._settle(cache.new_id(), self.cache)
@@ -413,7 +413,7 @@ class StmNode:
                 self.set(knobs.HOME, script)
 
     def move_cache(self) -> Path:
-        """Go to the place that the Settings tab names, taking everything along."""
+        """Move the cache to the folder of the Settings tab."""
         self.claim()
         self._settle(self.id, self.cache)
         return self.cache
@@ -428,22 +428,22 @@ class StmNode:
         before = str(self[knobs.CACHE_PATH])
         with unrecorded():
             if before:
-                fixes.follow_cache(self, before, place.as_posix())
+                copies.follow_cache(self.group, before, place.as_posix())
             self.set(knobs.NODE_ID, node_id)
             self.set(knobs.HOME, script_path() or _UNSAVED)
             self.set(knobs.CACHE_PATH, place.as_posix())
             self._show_matte()
 
-    # ---- what its output shows
+    # ---- its output
 
     @property
     def shows_old(self) -> bool:
-        """Whether the mattes from before the last change are looked at."""
+        """Whether the output shows the mattes from before the last change."""
         return bool(self[knobs.COMPARE] == knobs.OLD) and not self.is_live
 
     @property
     def has_confidence(self) -> bool:
-        """Whether the output has the layer that says how sure the network is."""
+        """Whether the output has the layer with the network's confidence."""
         return bool(self[knobs.CONFIDENCE]) and not self.is_live
 
     @property
@@ -454,10 +454,10 @@ class StmNode:
     def show_timeline(
         self, view: str, done: Collection[int] | None = None, advised: int | None = None
     ) -> None:
-        """Let the curves of the node say what there is on each frame.
+        """Set the curves of the node to the state of each frame.
 
         Args:
-            done: the frames with a matte, where that is known already; else files are looked at.
+            done: the frames with a matte, if known; else the files are checked.
         """
         frames = self.frames
         if frames == (0, 0) or not self.id:
@@ -481,7 +481,7 @@ class StmNode:
                 read["frame"].setValue(held)
 
     def frames_by_state(self) -> list[tuple[str, list[int]]]:
-        """What the timeline says has an old matte, or none; nothing before it says anything."""
+        """The frames with an old matte, or none, by the timeline; empty before it is set."""
         curve = self.group[knobs.TIMELINE]
         first, last = self.frames
         if not curve.isAnimated():
@@ -501,16 +501,16 @@ class StmNode:
 
     @property
     def is_live(self) -> bool:
-        """Whether the matte is to come from the OpenFX effect instead of files."""
+        """Whether the matte is live from the OpenFX effect, instead of files."""
         return live.is_wanted(self.group)
 
     def offer_objects(self) -> None:
-        """Give each object a layer of its own in the output, where there are several."""
+        """Give each object a layer in the output, if there are several."""
         group.offer_objects(self.group, [one.name for one in self.objects])
         self._show_matte()
 
     def arrange_live(self) -> str:
-        """Put the effect in, or take it out, as the switch says; why that cannot be, or nothing."""
+        """Add or remove the effect by the switch; returns why that is impossible, or an empty text."""
         root = nuke.root()
         was_modified = root.modified()
         with unrecorded():
@@ -519,7 +519,7 @@ class StmNode:
         return problem
 
     def live_problem(self) -> str:
-        """Why the effect is not in as the switch says, or nothing. Nothing is changed."""
+        """Why the effect does not match the switch, or an empty text. Nothing is changed."""
         return live.problem_of(self.group, self._live_store(), self._object_names())
 
     def _show_matte(self) -> str:
@@ -539,12 +539,12 @@ class StmNode:
         try:
             return [one.name for one in self.objects]
         except UsageError:
-            return []  # it is said where they are needed
+            return []  # reported where they are needed
 
 
 @contextlib.contextmanager
 def full_size() -> Iterator[None]:
-    """Proxy mode off meanwhile: a matte of the proxy would have another size and another cache."""
+    """Switch proxy mode off inside: a matte of the proxy would have another size."""
     proxy = nuke.root().knob("proxy")
     if proxy is None or not proxy.value():
         yield
@@ -562,7 +562,7 @@ def full_size() -> Iterator[None]:
 
 @contextlib.contextmanager
 def unrecorded() -> Iterator[None]:
-    """What is changed meanwhile is none of the artist's doing: undo passes it over."""
+    """Changes inside are not recorded for undo."""
     nuke.Undo.disable()
     try:
         yield
@@ -571,7 +571,7 @@ def unrecorded() -> Iterator[None]:
 
 
 def create(plate: nuke.Node | None = None, mask: nuke.Node | None = None) -> StmNode:
-    """A new STM node with a cache of its own, connected as told."""
+    """A new, connected STM node with its cache."""
     built = group.build()
     try:
         releases.check_reach(built, group.NODES)
@@ -589,18 +589,18 @@ def create(plate: nuke.Node | None = None, mask: nuke.Node | None = None) -> Stm
             node.take_range_from_input()
         node.claim()
     except StmNodeError:
-        nuke.delete(built)  # half a node would give black
+        nuke.delete(built)  # half a node would render black
         raise
     return node
 
 
 def current_time() -> float:
-    """Where the script's time is: mostly, but not always, on a whole frame."""
+    """The script's current time, which need not be a whole frame."""
     return float(nuke.root()["frame"].value())
 
 
 def current_frame() -> int:
-    """The frame that is being looked at. UsageError between two frames."""
+    """The current frame. UsageError between two frames."""
     return whole(current_time())
 
 

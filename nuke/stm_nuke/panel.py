@@ -1,4 +1,4 @@
-"""What the buttons of the panel do: a verb each, with its error said in words."""
+"""The buttons of the panel: each runs a verb and shows its error."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from stm_nuke.node import StmNode, current_frame, current_time
 
 
 def press(node: nuke.Node, button: str) -> None:
-    """Carry out what a button is for. Errors are shown, in a dialog where there is one."""
+    """Run a button's verb. Errors are shown, in a dialog if there is a window."""
     if not nuke.GUI:
         _BUTTONS[button](StmNode(node))
         return
     try:
         _BUTTONS[button](StmNode(node))
     except Stopped:
-        verbs.tell(StmNode(node), "Stopped.")
+        verbs.show_text(StmNode(node), "Stopped.")
     except (StmNodeError, LookupError) as error:
         text = str(error)
-        verbs.tell(StmNode(node), text)
+        verbs.show_text(StmNode(node), text)
         nuke.message(text)
 
 
@@ -33,7 +33,7 @@ def _set_key(node: StmNode) -> None:
 
 def _correct(node: StmNode) -> None:
     paint = verbs.correct(node, current_frame(), node.view())
-    verbs.tell(
+    verbs.show_text(
         node,
         f"Paint or erase in {paint.fullName()}, in the channel of the object; overlay shows it here. "
         "Then press Set key from fix.",
@@ -97,7 +97,7 @@ def _range(node: StmNode) -> tuple[int, int]:
 
 
 def _stop(node: StmNode) -> None:
-    verbs.tell(node, "Stopping." if verbs.stop(node) else "Nothing is at work.")
+    verbs.show_text(node, "Stopping." if verbs.stop(node) else "No task is running.")
 
 
 def _refresh(node: StmNode) -> None:
@@ -115,13 +115,13 @@ def _shapes(node: StmNode) -> None:
 def _range_from_input(node: StmNode) -> None:
     first, last = node.take_range_from_input()
     node.claim()
-    verbs.tell(node, f"The range is {first}-{last}.")
+    verbs.show_text(node, f"The range is {first}-{last}.")
 
 
 def _move_cache(node: StmNode) -> None:
     if tasks.running(node.id) is not None:
-        raise StmNodeError(f"{node.name} is at work.", hint="Stop it first.")
-    verbs.tell(node, f"The cache is {node.move_cache()}.")
+        raise StmNodeError(f"{node.name} has a running task.", hint="Stop it first.")
+    verbs.show_text(node, f"The cache is {node.move_cache()}.")
 
 
 _BUTTONS: dict[str, Callable[[StmNode], None]] = {

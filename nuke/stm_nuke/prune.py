@@ -1,4 +1,4 @@
-"""Gives back the disk of caches that no script uses any more:
+"""Frees the disk space of caches that no script uses any more:
 
     python -m stm_nuke.prune /shots/010/comp            lists them
     python -m stm_nuke.prune /shots/010/comp --delete   removes their mattes and shot stores
@@ -22,14 +22,14 @@ from stm_nuke.errors import CacheError, StmNodeError
 _CACHE = re.compile(r"STM_([0-9a-f]+)")
 _SCRIPTS = ("*.nk", "*.nk~", "*.nk.autosave", "*.autosave", "*.nk[0-9]*")
 _SEALED = ("*.nkind", "*.nknc")
-"""Scripts whose text only Nuke can read."""
+"""Scripts in a format that only Nuke can read."""
 
 
 def unused_caches(folder: Path) -> list[Path]:
     """The caches beside the scripts of a folder that none of them names.
 
     Raises:
-        CacheError: a script cannot be read, so that nothing can be said.
+        CacheError: a script cannot be read, so its caches are unknown.
     """
     sealed = sorted(one for pattern in _SEALED for one in folder.glob(pattern))
     if sealed:
@@ -51,7 +51,7 @@ def unused_caches(folder: Path) -> list[Path]:
 
 
 def empty(cache: Path) -> int:
-    """Remove everything but the masks of keyframes; the bytes that were given back."""
+    """Remove everything but the masks of keyframes; returns the freed bytes."""
     size = size_of(cache)
     for part in cache.iterdir():
         if part.is_dir() and part.name != "keys":
@@ -62,7 +62,7 @@ def empty(cache: Path) -> int:
 
 
 def size_of(cache: Path) -> int:
-    """The bytes of a cache without its keyframes. A file that others link to counts nothing."""
+    """The bytes of a cache without its keyframes. A file with other links counts as 0."""
     facts = [one.stat() for one in cache.rglob("*") if one.is_file() and one.parent.name != "keys"]
     return sum(one.st_size for one in facts if one.st_nlink == 1)
 

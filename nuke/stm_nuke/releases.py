@@ -1,7 +1,7 @@
-"""What differs between releases and editions of Nuke: in this one place.
+"""The differences between releases and editions of Nuke.
 
-Nuke 13.2 has Python 3.7, for which `init.py` and `stm_batch.py` say in words that it is too old, before they
-import anything of this package. Saved scripts render there: they have native nodes only.
+Nuke 13.2 has Python 3.7. `init.py` and `stm_batch.py` report that it is too old, before they import anything
+of this package. Saved scripts render there: they have native nodes only.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import nuke
 from stm_nuke.errors import StmNodeError
 
 OCIO_CONFIG_KNOBS = ("OCIO_config", "OCIOConfig")
-"""What the root calls the knob that names its OCIO config: up to Nuke 14, and from 15 on."""
+"""The root's knob for its OCIO config: up to Nuke 14, and from 15 on."""
 REACH = 10
 """How many nodes Python reaches in Nuke Indie and Nuke Non-commercial."""
 _EDITIONS = {"nc": "Nuke Non-commercial", "indie": "Nuke Indie"}
@@ -39,10 +39,10 @@ def edition() -> str:
 
 
 def check_room(group: nuke.Group, more: int, what: str) -> None:
-    """Whether there is room for more nodes in a group.
+    """Check whether a group may get more nodes.
 
     Args:
-        what: what they are for, to go on with "needs more nodes".
+        what: their purpose, followed by "needs more" in the text.
 
     Raises:
         StmNodeError: this edition would not let Python reach them.
@@ -53,7 +53,7 @@ def check_room(group: nuke.Group, more: int, what: str) -> None:
 
 
 def check_reach(group: nuke.Group, names: tuple[str, ...]) -> None:
-    """Whether the nodes of a group that was just built are within reach. StmNodeError where they are not."""
+    """Check that Python reaches the nodes of a new group. StmNodeError where it does not."""
     if any(group.node(name) is None for name in names):
         raise StmNodeError(
             f"{edition() or 'This Nuke'} does not let Python reach the nodes inside an STM node.",

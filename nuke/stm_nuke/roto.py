@@ -14,13 +14,13 @@ from nuke import rotopaint
 from stm_nuke.errors import CacheError
 
 VIEW = "main"
-"""Shapes are of one view; Nuke's default is this."""
+"""The view of shapes: Nuke's default."""
 RANGE = 4
-"""Lifetime type of a shape: from frame to frame."""
+"""Lifetime type of a shape: a range of frames."""
 
 
 def read_shapes(path: Path) -> dict[str, Any]:
-    """The shapes of a file. CacheError where it is none."""
+    """The shapes of a file. CacheError where it is not a file of shapes."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         if value["format"] != "stm-shapes" or value["version"] != 1:
@@ -31,7 +31,7 @@ def read_shapes(path: Path) -> dict[str, Any]:
 
 
 def make_roto(shapes: dict[str, Any], name: str) -> nuke.Node:
-    """A new Roto node: a layer for each object, in it its shapes, what lies on top first."""
+    """A new Roto node: a layer for each object with its shapes, the top one first."""
     node = nuke.nodes.Roto(name=name, output="alpha", cliptype="no clip")
     curves: Any = node["curves"]
     layers: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""The frames on which an artist has keyed a Roto: there a mask was drawn, and there it is right."""
+"""The key frames of a Roto, on which an artist drew or corrected the mask."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TRANSFORMS = ("getTranslationKeyTimes", "getRotationKeyTimes", "getScaleKeyTime
 
 
 def roto_above(source: nuke.Node) -> nuke.Node:
-    """The Roto or RotoPaint that a mask comes from: the nearest one. KeyframeError where there is none."""
+    """The nearest Roto or RotoPaint above a mask. KeyframeError where there is none."""
     for node in (source, *fingerprint.depends_on(source)):
         if node.Class() in ROTO_CLASSES:
             return node

@@ -1,4 +1,4 @@
-"""The working space of the open script, as the engine is told of it."""
+"""The working space of the open script, for the engine."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from stm_nuke.errors import PlateError
 from stm_nuke.releases import OCIO_CONFIG_KNOBS, root_value
 
 ENGINE_CONFIG = "ocio://studio-config-v2.2.0_aces-v1.3_ocio-v2.4"
-"""What Nuke's own colour management (no OCIO) is understood with."""
+"""The config that defines Nuke's own colour management (no OCIO)."""
 NUKE_LINEAR = "Linear Rec.709 (sRGB)"
-"""Nuke's own working space, whatever $OCIO says."""
+"""Nuke's own working space, for any $OCIO."""
 _CONFIG_FOLDER = Path("plugins") / "OCIOConfigs" / "configs"
 
 
 @dataclass(frozen=True)
 class WorkingSpace:
-    """A colour space and the config that knows it: the engine's settings of the same names."""
+    """A colour space and its config, as in the engine's settings."""
 
     colour_space: str
     ocio_config: str | None
 
 
 def working_space(executable: str = "") -> WorkingSpace:
-    """What the script's pixels between nodes are.
+    """The colour space of pixels between nodes.
 
     Raises:
         PlateError: the script's OCIO config cannot be found.
@@ -38,7 +38,7 @@ def working_space(executable: str = "") -> WorkingSpace:
 
 def _config_of_script(executable: str) -> str | None:
     if os.environ.get("OCIO"):
-        return None  # the engine looks there itself
+        return None  # the engine reads it itself
     name = str(root_value(*OCIO_CONFIG_KNOBS) or "")
     if name in ("", "custom"):
         path = str(root_value("customOCIOConfigPath") or "")

@@ -1,6 +1,6 @@
-"""A node's shot in the engine, brought to what the node's knobs say.
+"""A node's shot in the engine, and its updates from the node's knobs.
 
-No `nuke` here: it runs in any thread.
+It does not use `nuke`, so it runs in any thread.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from stm_nuke.wire import Aborted, AbortedError, EngineError, EngineGoneError, H
 
 DIGESTS_AT_ONCE = 5000
 STOP_SECONDS = 60.0
-"""How long a job that was told to stop may need for its last frame."""
+"""The most seconds for the last frame of a cancelled job."""
 STOP_STEP_MS = 200
 GONE_CODES = frozenset(("gone", "unknown_job", "unknown_shot"))
-"""What a client hears of an engine that has died and been replaced."""
+"""The error codes of an engine that died and was replaced."""
 
 _engine: Engine | None = None
 _lock = threading.Lock()
 
 
 def engine(host: str) -> Engine:
-    """The engine as this process sees it. Nothing is started before the first call."""
+    """The engine of this process. It is started by the first call."""
     global _engine
     with _lock:
         if _engine is None:
@@ -43,7 +43,7 @@ def engine(host: str) -> Engine:
 
 
 def leave_engine() -> None:
-    """Close the connection; the engine lives on for others."""
+    """Close the connection; the engine keeps running for others."""
     global _engine
     with _lock:
         if _engine is not None:
@@ -52,17 +52,17 @@ def leave_engine() -> None:
 
 
 def is_gone(error: EngineError) -> bool:
-    """Whether the engine has died, so that it is worth trying again with a new one."""
+    """Whether the engine has died, so that a new one may be tried."""
     return isinstance(error, EngineGoneError) or error.code in GONE_CODES
 
 
 class Session:
-    """A shot that is open in the engine for as long as a task needs it."""
+    """An open shot in the engine, for one task."""
 
     def __init__(self, snapshot: Snapshot, host: str, aborted: Aborted) -> None:
         self.snapshot = snapshot
         self.dirty: set[int] = set()
-        """Frames whose matte has become out of date by what this session has told the engine."""
+        """Frames whose matte became out of date by changes of this session."""
         self._engine = engine(host)
         self._shot: Shot = self._engine.shot(snapshot.opening())
         self._aborted = aborted
@@ -70,7 +70,7 @@ class Session:
     @classmethod
     @contextlib.contextmanager
     def opened(cls, snapshot: Snapshot, host: str, aborted: Aborted) -> Iterator[Session]:
-        """Open the shot, and give it back at the end, so that other programs may use it."""
+        """Open the shot, and close it at the end, so that other programs may use it."""
         session = cls(snapshot, host, aborted)
         try:
             session._open()
@@ -80,34 +80,36 @@ class Session:
                 session._shot.close()
 
     def _open(self) -> None:
-        """Open the shot. Keys outside a range that has shrunk leave it first: it has no place for them."""
+        """Open the shot. Keys outside its range are removed first, as the engine refuses them."""
         first, last = self.snapshot.frames
-        noted = parse_keys(cache.noted_keys(self.snapshot.cache, self.snapshot.view) or "")
+        noted = parse_keys(cache.recorded_keys(self.snapshot.cache, self.snapshot.view) or "")
         outside = {key.frame for key in noted if not first <= key.frame <= last}
         folder = cache.store_folder(self.snapshot.cache, self.snapshot.view)
         if outside and folder.is_dir():
             as_it_was = {name: self._shot.opening[name] for name in ("folder", "owner")}
             shot = self._engine.shot(as_it_was)
             for found in shot.list_keys():
-                if int(found["frame"]) in outside:
-                    self._note(shot.remove_key(int(found["frame"]), interrupt=True), int(found["frame"]))
+                frame = int(found["frame"])
+                if frame in outside:
+                    self._record_dirty(shot.remove_key(frame, interrupt=True), frame)
             shot.close()
         self._shot.open(self._aborted)
 
-    # ---- bringing it to what the node says
+    # ---- updates from the node
 
     def sync(self) -> Header:
-        """Objects and keys as the node has them; the status afterwards.
+        """Update objects and keys from the node; returns the status.
 
         Raises:
-            KeyframeError: the mask of a key is gone. EngineError.
+            KeyframeError: the mask of a key is missing. EngineError.
         """
         snapshot = self.snapshot
         wanted = {key.frame: key for key in snapshot.keys}
         names = {one.name for one in snapshot.objects}
         for found in self._shot.list_keys():
-            if int(found["frame"]) not in wanted:
-                self._note(self._shot.remove_key(int(found["frame"]), interrupt=True), int(found["frame"]))
+            frame = int(found["frame"])
+            if frame not in wanted:
+                self._record_dirty(self._shot.remove_key(frame, interrupt=True), frame)
         present = {int(found["frame"]): found for found in self._shot.list_keys()}
         for frame, key in sorted(wanted.items()):
             self._sync_key(key, present.get(frame), names)
@@ -138,7 +140,7 @@ class Session:
             replace=True,
             interrupt=True,
         )
-        self._note(reply, key.frame)
+        self._record_dirty(reply, key.frame)
 
     def _mask_of(self, key: Key) -> Picture:
         path = mask_path(self.snapshot.cache, key.digest)
@@ -149,53 +151,53 @@ class Session:
                 f"The mask of the keyframe is gone: {path}.", frame=key.frame, hint="Set the keyframe again."
             ) from error
 
-    def _note(self, reply: Mapping[str, Any], frame: int) -> None:
+    def _record_dirty(self, reply: Mapping[str, Any], frame: int) -> None:
         self.dirty.update(frames_of(reply.get("dirty", [])))
         if reply.get("changed", True):
             self.dirty.add(frame)
 
     # ---- the plate
 
-    def plate_needed(self, frames: Range, print_: str) -> list[int]:
-        """The plate frames that the engine lacks, or has from another state of the graph above the plate."""
+    def plate_needed(self, frames: Range, fingerprint: str) -> list[int]:
+        """The plate frames that the engine lacks, or that come from another state of the graph."""
         needed: set[int] = set()
         every = range(self.snapshot.frames[0], self.snapshot.frames[1] + 1)
         for start in range(0, len(every), DIGESTS_AT_ONCE):
-            digests = dict.fromkeys(every[start : start + DIGESTS_AT_ONCE], print_)
+            digests = dict.fromkeys(every[start : start + DIGESTS_AT_ONCE], fingerprint)
             asked = set(frames_of(self._shot.plate_needed(frames, digests)))
             needed |= asked if len(every) <= DIGESTS_AT_ONCE else asked & set(digests)
         return sorted(needed)
 
     def grow_canvas(self, canvas: Window) -> None:
-        """Tell the engine that a frame reaches beyond the canvas."""
+        """Extend the engine's canvas for a frame."""
         if canvas != self.snapshot.canvas:
             self.snapshot = replace(self.snapshot, canvas=canvas)
             self._shot.close()
             self._shot = self._engine.shot(self.snapshot.opening())
             self._shot.open(self._aborted)
 
-    def push_plate(self, frame: int, picture: Picture, print_: str, metadata: Mapping[str, Any]) -> bool:
-        """Give one frame to the engine; whether its content was new to it."""
+    def push_plate(self, frame: int, picture: Picture, fingerprint: str, metadata: Mapping[str, Any]) -> bool:
+        """Push one frame to the engine; returns whether its content was new."""
         reply = self._shot.push_plate(
             frame,
             picture.image(("R", "G", "B")),
             self._aborted,
             display_window=list(picture.display_window),
             pixel_aspect=picture.pixel_aspect,
-            digest=print_,
+            digest=fingerprint,
             metadata=dict(metadata) or None,
         )
         self.dirty.update(frames_of(reply["dirty"]))
         return bool(reply["changed"])
 
-    # ---- asking and computing
+    # ---- status and computing
 
     def status(self) -> Header:
-        """What is done, stale, missing."""
+        """The state of all frames."""
         return self._shot.status()
 
     def weights_in_words(self) -> str:
-        """What the weights in use are, what they were trained on and their licence."""
+        """The weights in use, their training data and their licence."""
         name = self.snapshot.settings["weights"]
         for one in self._engine.info(self._aborted)["weights"]:
             if name in (one["name"], one["id"]):
@@ -206,11 +208,11 @@ class Session:
         return f"{name}: what these weights are is in their file."
 
     def plan(self, frames: Range, direction: str) -> Header:
-        """What a propagation would do."""
+        """The plan of a propagation."""
         return self._shot.plan(frames, direction)
 
     def propagate(self, frames: Range, direction: str, on_progress: Callable[[Header], None]) -> None:
-        """Compute what is not done."""
+        """Compute the frames that are not done."""
         job = self._shot.propagate(frames, direction)
         try:
             self._engine.wait(job, on_progress=on_progress, aborted=self._aborted)
@@ -219,7 +221,7 @@ class Session:
             raise
 
     def _wait_until_stopped(self, job: str) -> None:
-        """A job that was cancelled ends its frame first; until then the shot takes nothing else."""
+        """Wait for a cancelled job to end its frame; until then the shot accepts no other request."""
         end = time.monotonic() + STOP_SECONDS
         state = self._engine.job(job)
         while state["state"] in ("queued", "running") and time.monotonic() < end:
@@ -233,9 +235,9 @@ class Session:
         self._engine.wait(job, on_progress=on_progress)
 
     def export(self, frames: Iterable[Range], on_progress: Callable[[Header], None]) -> None:
-        """Write the matte files that the node's Read reads.
+        """Write the matte files for the node's Read.
 
-        CacheError where a file is not there afterwards.
+        CacheError where a file does not exist afterwards.
         """
         folder, view = self.snapshot.cache, self.snapshot.view
         pattern = str(cache.matte_path(folder, view, 0)).replace(".0000.", ".%04d.")

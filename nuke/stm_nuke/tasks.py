@@ -1,7 +1,7 @@
-"""Work beside the artist: one task per node, in a thread where there is a panel to look at, at once in a
-terminal.
+"""Background work: one task per node, in a thread if there is a window, else in the calling thread.
 
-Nuke may be touched in its main thread only; `in_main` brings a call there and its result, or its error, back.
+Nuke may be used in its main thread only; `in_main` runs a call there and returns its result, or raises its
+error.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Task:
     """One piece of work for one node.
 
     Attributes:
-        error: what it ended with, if it failed.
-        done: the frames that have a fresh matte, as the engine said at its end.
+        error: the error that ended it, or None.
+        done: the frames with a fresh matte, by the engine's last status.
     """
 
     def __init__(self, node_id: str, title: str, work: Callable[[Task], None]) -> None:
@@ -46,26 +46,27 @@ class Task:
         self._told: tuple[str, int] = ("", -1)
 
     def stop(self) -> None:
-        """Ask it to end soon."""
+        """Request its end."""
         self._stopped.set()
 
     def stopped(self) -> bool:
-        """Whether somebody has asked: by `stop`, or by the Cancel of the progress bar."""
+        """Whether its end was requested, by `stop` or by the Cancel of the progress bar."""
         if not self._stopped.is_set() and self._panel is not None and self._panel.isCancelled():
             self._stopped.set()
         return self._stopped.is_set()
 
     def check(self) -> None:
-        """Raises Stopped if somebody has asked."""
+        """Raises Stopped if its end was requested."""
         if self.stopped():
             raise Stopped()
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Wait for its end; whether it has ended. Not for the main thread while the task needs it."""
+        """Wait for its end; returns whether it has ended. Not in the main thread while the task needs
+        that."""
         return self._ended.wait(seconds)
 
-    def tell(self, message: str, done: int = 0, total: int = 0, frame: int | None = None) -> None:
-        """Say how far it is."""
+    def report(self, message: str, done: int = 0, total: int = 0, frame: int | None = None) -> None:
+        """Report the progress."""
         percent = 0 if total <= 0 else min(100, 100 * done // total)
         if (message, percent) == self._told:
             return
@@ -80,7 +81,7 @@ class Task:
                 print(f"Progress: {percent}%", flush=True)
 
     def run(self) -> None:
-        """Do the work here; its error is kept, never raised."""
+        """Do the work in this thread; an error is kept, not raised."""
         try:
             if nuke.GUI:
                 self._panel = nuke.ProgressTask(self.title)
@@ -91,7 +92,7 @@ class Task:
             self.error = Stopped()
         except EngineError as error:
             self.error = _as_node_error(error)
-        except Exception as error:  # a bug: the thread must not die without a word
+        except Exception as error:  # a bug: the thread must not end without a message
             self.error = StmNodeError(f"STM for Nuke has failed: {type(error).__name__}: {error}")
             sys.excepthook(*sys.exc_info())
         finally:
@@ -100,7 +101,7 @@ class Task:
 
 
 def _as_node_error(error: EngineError) -> StmNodeError:
-    """The same words, with the exit code of what they are about. They name the frame already."""
+    """The error with the exit code of its kind. Its text names the frame already."""
     if error.code == "cancelled":
         return Stopped()
     found = _KINDS.get(error.code, EngineFailure)(str(error))
@@ -121,21 +122,21 @@ _KINDS: dict[str, type[StmNodeError]] = {
     "settings": UsageError,
     "bad_request": UsageError,
 }
-"""By the protocol's codes; all others are the engine's own failures."""
+"""By the protocol's codes; all others are failures of the engine."""
 
 _running: dict[str, Task] = {}
 _lock = threading.RLock()  # a signal's handler may come in between
 
 
 def running(node_id: str) -> Task | None:
-    """The task at work for a node."""
+    """The running task of a node."""
     with _lock:
         task = _running.get(node_id)
     return None if task is None or task.wait(0) else task
 
 
 def start(task: Task, ended: Callable[[Task], None]) -> Task:
-    """Begin a task; one that is at work for the same node is stopped first.
+    """Start a task; a running task of the same node is stopped first.
 
     `ended` is called in the main thread.
     """
@@ -158,7 +159,7 @@ def start(task: Task, ended: Callable[[Task], None]) -> Task:
 
 
 def stop_all() -> int:
-    """Ask every task to end; how many were at work."""
+    """Request the end of every task; returns how many were running."""
     with _lock:
         tasks = [task for task in _running.values() if not task.wait(0)]
     for task in tasks:
@@ -167,13 +168,13 @@ def stop_all() -> int:
 
 
 def in_main(call: Callable[..., T], *arguments: Any) -> T:
-    """Call it in Nuke's main thread and wait. What it raises is raised here."""
+    """Call it in Nuke's main thread and wait. Its errors are raised here."""
     if threading.current_thread() is threading.main_thread():
         return call(*arguments)
     results: list[T] = []
     errors: list[BaseException] = []
 
-    def work() -> None:  # Nuke swallows what a call raises: carry it over
+    def work() -> None:  # Nuke drops the error of a call: pass it on
         try:
             results.append(call(*arguments))
         except BaseException as error:

@@ -1,7 +1,7 @@
-"""What a node's curves say of its frames: where there is a matte, a keyframe, and which frame is held.
+"""The curves of a node: frames with a matte, keyframes, and held frames.
 
-The curves are knobs of the node, so that a script shows the same where the plug-in is missing, and Nuke marks
-their keys on its timeline. No file is looked at while a picture is made.
+The curves are knobs of the node, so that a script renders the same without the plug-in, and Nuke marks their
+keys on its timeline. No file is checked during a render.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ NO_MATTE, MATTE, OLD_MATTE, KEYFRAME = range(4)
 def states_of(
     frames: Range, fresh: Collection[int], old: Collection[int], keys: Collection[int]
 ) -> dict[int, int]:
-    """For every frame of the range what there is to see on it. A keyframe without a matte counts as none."""
+    """The state of every frame of the range. A keyframe without a matte counts as no matte."""
     states = {}
     for frame in range(frames[0], frames[1] + 1):
         if frame in fresh:
@@ -29,7 +29,7 @@ def states_of(
 
 
 def curve_of(states: Mapping[int, int], marks: Collection[int]) -> str:
-    """The states as a knob's script has them: a key where the state changes and at each mark; 0 outside."""
+    """The states as a knob's script: a key where the state changes and at each mark; 0 outside."""
     first, last = min(states), max(states)
     steps = [f"x{first - 1} {NO_MATTE}"]
     before = NO_MATTE
@@ -41,7 +41,7 @@ def curve_of(states: Mapping[int, int], marks: Collection[int]) -> str:
 
 
 def held_curve_of(states: Mapping[int, int]) -> str:
-    """For every frame the frame whose matte is shown: its own, or the last one before it that has any."""
+    """For every frame, the frame whose matte is shown: its own, or the last one before it that has one."""
     steps = []
     held: int | None = None
     for frame in sorted(states):
@@ -56,8 +56,8 @@ def show(
     """Set the curves of a node.
 
     Args:
-        marks: frames that get a key of their own: keyframes, and the advised frame.
-        change: sets a knob, by its name, to a script, leaving no trace.
+        marks: frames with an additional key: keyframes, and the advised frame.
+        change: sets a knob, by its name, to a script, without undo.
     """
     for name, script in ((knobs.TIMELINE, curve_of(states, marks)), (knobs.HELD, held_curve_of(states))):
         if group.knob(name) is not None and group[name].toScript() != script:

@@ -1,9 +1,8 @@
-"""What an artist, or a script, does with an STM node: one function per verb. Buttons and the batch API call
-these.
+"""The actions of an STM node, one function each. Buttons and the batch API call these.
 
-The knobs are the truth: a verb changes them in Nuke's main thread (one undo each), and a task brings the
-engine to what they say. So undo, and an engine that has died, need no special care: the next verb puts
-everything right.
+The knobs hold the state: a verb changes them in Nuke's main thread (one undo each), and a task updates the
+engine from them. So an undo, or an engine that died, needs no special handling: the next verb updates the
+engine.
 """
 
 from __future__ import annotations
@@ -52,18 +51,18 @@ Ended = Optional[Callable[[Task], None]]
 
 CONFIDENCE_ATTRIBUTE = "stm:confidence"
 SURE = 0.999
-"""From here on a matte needs no further key; keys themselves are at 1."""
+"""Confidence from which a matte needs no further key; keys have 1."""
 FROM_FILE, FROM_FIX = "file", "fix"
-"""In the place of a key's fingerprint: its mask does not come from the mask input."""
+"""Instead of a key's fingerprint: its mask was not rendered from the mask input."""
 MOST_FROM_ROTO = 100
 COVERAGE_STEP, INSIDE, ALMOST_ALL = 97, 0.5, 0.95
-"""Every how many pixels of a mask one is looked at, which value is inside, which share is suspicious."""
+"""The step of sampled pixels of a mask, the value that counts as inside, the share that is suspicious."""
 CAPTURE_SECONDS, MOST_AT_ONCE = 1.0, 32
-"""About how long Nuke renders plate frames at a time, and how many at most."""
+"""Seconds for which Nuke renders plate frames at a time, and the most frames."""
 BUSY_SECONDS = 0.2
-"""How often a task looks whether another render of Nuke's has ended."""
+"""Seconds between checks whether another render of Nuke has ended."""
 ENGINE_TRIES = 3
-"""How often a propagation is taken up again after the engine has died."""
+"""How often a propagation is tried again after the engine died."""
 
 
 # ---- keys
@@ -102,24 +101,24 @@ def set_key(
 def _take_mask(
     node: StmNode, frame: int, view: str, mask_file: Path | None, source: int = group.MASK
 ) -> tuple[Key, str]:
-    """Render a mask, keep it in the cache; its key, and what an artist should know of it."""
+    """Render a mask and keep it in the cache; returns its key, and a remark for the artist."""
     if mask_file is None:
         picture = capture.masks(node, frame, view, source)
-        print_ = node.mask_print() if source == group.MASK else FROM_FIX
+        fingerprint = node.mask_fingerprint() if source == group.MASK else FROM_FIX
     else:
         picture = capture.masks_from_file(node, mask_file, node.objects, frame, view)
-        print_ = FROM_FILE
+        fingerprint = FROM_FILE
     digest = digest_of(picture)
     path = mask_path(node.cache, digest)
     if not path.is_file():
         exr.write(path, picture)
-    return Key(view, frame, digest, print_), _note_on(picture)
+    return Key(view, frame, digest, fingerprint), _remark_on(picture)
 
 
-def _note_on(mask: Picture) -> str:
-    """What is odd about a mask."""
+def _remark_on(mask: Picture) -> str:
+    """A remark on an unusual mask; empty if it is usual."""
     if not any(any(plane) for plane in mask.planes.values()):
-        return " Its mask is empty: the object is taken as not there."
+        return " Its mask is empty: the object counts as not in the picture."
     for name, plane in mask.planes.items():
         values = memoryview(plane).cast("B").cast("f") if mask.format == "float" else ()
         some = list(values[::COVERAGE_STEP])
@@ -132,7 +131,7 @@ def _note_on(mask: Picture) -> str:
 
 
 def correct(node: StmNode, frame: int, view: str) -> nuke.Node:
-    """Take a frame in hand: its matte under a RotoPaint beside the node; the node to paint in.
+    """Start to correct a frame: its matte under a RotoPaint beside the node; returns the node to paint in.
 
     Raises:
         KeyframeError: it has no matte. PlateError, CacheError, UsageError.
@@ -143,7 +142,7 @@ def correct(node: StmNode, frame: int, view: str) -> nuke.Node:
 
 
 def set_key_from_fix(node: StmNode, frame: int, view: str, ended: Ended = None) -> Key:
-    """Take matte and paint at `frame` as a keyframe.
+    """Set a keyframe from matte and paint at `frame`.
 
     Raises:
         KeyframeError: the frame is not being corrected. PlateError, CacheError, UsageError, Stopped.
@@ -173,7 +172,7 @@ def roto_frames(node: StmNode, view: str) -> list[int]:
 
 
 def keys_from_roto(node: StmNode, view: str, frames: Sequence[int], ended: Ended = None) -> list[int]:
-    """Take the mask input on all these frames as keyframes, in one step.
+    """Set keyframes from the mask input on all these frames, in one step.
 
     Raises:
         KeyframeError, PlateError, CacheError, UsageError, Stopped.
@@ -192,7 +191,7 @@ def keys_from_roto(node: StmNode, view: str, frames: Sequence[int], ended: Ended
 
 
 def delete_key(node: StmNode, frame: int, view: str, ended: Ended = None) -> None:
-    """Forget the keyframe at `frame`. KeyframeError where there is none."""
+    """Delete the keyframe at `frame`. KeyframeError where there is none."""
     if frame not in {key.frame for key in node.keys_of(view)}:
         raise KeyframeError(
             f"{node.name} has no keyframe here.", frame=frame, hint=_keys_in_words(node, view)
@@ -214,16 +213,16 @@ def neighbouring_key(node: StmNode, frame: float, view: str, step: int) -> int:
 
 
 def changed_keys(node: StmNode, view: str) -> dict[int, Key]:
-    """The keys whose mask input gives another mask now, with what it gives: compared by content.
+    """The keys whose mask input renders another mask now, with that mask; compared by content.
 
-    Keys from files and fixes are never among them. Only keys whose mask input has been touched since are
+    Keys from files and fixes are never among them. Only keys with another fingerprint of the mask input are
     rendered.
     """
-    now = node.mask_print()
+    now = node.mask_fingerprint()
     found = {}
     untouched: list[Key] = []
     for key in node.keys_of(view):
-        if key.print_ not in (now, FROM_FILE, FROM_FIX):
+        if key.fingerprint not in (now, FROM_FILE, FROM_FIX):
             taken, _ = _take_mask(node, key.frame, view, None)
             if taken.digest != key.digest:
                 found[key.frame] = taken
@@ -239,7 +238,7 @@ def changed_keys(node: StmNode, view: str) -> dict[int, Key]:
 
 
 def update_keys(node: StmNode, view: str, ended: Ended = None) -> list[int]:
-    """Take over the masks of keys whose mask input has changed; their frames."""
+    """Update the masks of keys whose mask input has changed; returns their frames."""
     node.snapshot(view)
     found = changed_keys(node, view)
     with _undo("Update STM keys"):
@@ -254,7 +253,7 @@ def update_keys(node: StmNode, view: str, ended: Ended = None) -> list[int]:
 
 
 def rename_object(node: StmNode, old: str, new: str, view: str, ended: Ended = None) -> None:
-    """Give an object another name, in its keys too. UsageError where that cannot be."""
+    """Rename an object, in its keys too. UsageError where that is impossible."""
     names = [one.name for one in node.objects]
     if old not in names or new in names:
         raise UsageError(f"{old} cannot become {new}: the objects are {', '.join(names)}.")
@@ -266,7 +265,7 @@ def rename_object(node: StmNode, old: str, new: str, view: str, ended: Ended = N
         picture = Picture(mask.format, planes, mask.data_window, mask.display_window, mask.pixel_aspect)
         digest = digest_of(picture)
         exr.write(mask_path(node.cache, digest), picture)
-        renamed.append(Key(key.view, key.frame, digest, key.print_))
+        renamed.append(Key(key.view, key.frame, digest, key.fingerprint))
     with _undo(f"Rename STM object {old}"):
         node.set(knobs.OBJECTS, "\n".join(lines))
         node.set_keys(renamed)
@@ -308,26 +307,26 @@ def propagate(
         )
     node.offer_objects()
     wanted = _within(snapshot.frames, frames or snapshot.frames)
-    work = _Propagation(snapshot, wanted, direction, node.plate_print())
+    work = _Propagation(snapshot, wanted, direction, node.plate_fingerprint())
     return tasks.start(Task(snapshot.node_id, f"STM {snapshot.name}", work), _then(view, ended))
 
 
 def check_plate(node: StmNode, view: str, ended: Ended = None) -> Task:
     """Render the whole plate again and compare by content; frames that differ become stale."""
     snapshot = node.snapshot(view)
-    work = _PlateCheck(snapshot, node.plate_print())
+    work = _PlateCheck(snapshot, node.plate_fingerprint())
     return tasks.start(Task(snapshot.node_id, f"STM {snapshot.name}: plate", work), _then(view, ended))
 
 
 def write_mattes(node: StmNode, view: str, frames: Range | None = None, ended: Ended = None) -> Task:
-    """Write the matte files of all frames that are done: what a live node does without."""
+    """Write the matte files of all finished frames, which a live node does not need."""
     snapshot = node.snapshot(view)
     work = _MatteFiles(snapshot, _within(snapshot.frames, frames or snapshot.frames))
     return tasks.start(Task(snapshot.node_id, f"STM {snapshot.name}: files", work), _then(view, ended))
 
 
 def take_confidence(node: StmNode, view: str, ended: Ended = None) -> Task | None:
-    """Write the matte files again with the layer of confidence, or without it, as the switch says.
+    """Write the matte files again with or without the layer of confidence, by the switch.
 
     Nothing is computed. None where there is nothing to write.
     """
@@ -341,20 +340,20 @@ def take_confidence(node: StmNode, view: str, ended: Ended = None) -> Task | Non
 
 
 def shapes_from_matte(node: StmNode, view: str, ended: Ended = None) -> Task:
-    """Make a Roto node of the finished mattes, beside the node; one undo takes it away."""
-    work = _Shapes(node.snapshot(view), node.plate_print())
+    """Make a Roto node of the finished mattes, beside the node; one undo removes it."""
+    work = _Shapes(node.snapshot(view), node.plate_fingerprint())
     return tasks.start(Task(node.id, f"STM {node.name}: shapes", work), _then(view, ended))
 
 
 def take_matte_from(node: StmNode, source: str) -> None:
-    """Let the matte come from files, or live from the effect (`knobs.FILES`, `knobs.LIVE`).
+    """Choose the matte from files, or live from the effect (`knobs.FILES`, `knobs.LIVE`).
 
     Raises:
-        UsageError: it cannot be live here. Then it stays on files.
+        UsageError: it cannot be live here; files are used.
     """
     node.set(knobs.MATTE_FROM, source)
     if node[knobs.MATTE_FROM] != source:
-        raise UsageError(str(node[knobs.STATUS]))  # the callback of the knob has refused it
+        raise UsageError(str(node[knobs.STATUS]))  # the callback of the knob refused it
     problem = node.arrange_live()
     if problem:
         with unrecorded():
@@ -366,12 +365,12 @@ def take_matte_from(node: StmNode, source: str) -> None:
 
 
 def refresh(node: StmNode, view: str, ended: Ended = None) -> Task:
-    """Ask the engine what is done, stale and missing, and say it in the panel."""
+    """Get the status from the engine and show it in the panel."""
     return _sync_task(node, view, "", ended)
 
 
 def stop(node: StmNode) -> bool:
-    """Stop what is at work for this node; whether anything was."""
+    """Stop the running task of this node; returns whether there was one."""
     task = tasks.running(node.id)
     if task is not None:
         task.stop()
@@ -388,7 +387,7 @@ def _within(shot: Range, frames: Range) -> Range:
 
 
 class _Work:
-    """What tasks have in common: the engine brought to the node's knobs, and another try when it has died."""
+    """The common part of tasks: update the engine from the node's knobs, and try again when it died."""
 
     title = "Asking the engine"
 
@@ -396,18 +395,18 @@ class _Work:
         self.snapshot = snapshot
 
     def __call__(self, task: Task) -> None:
-        task.tell(self.title)
+        task.report(self.title)
         for attempt in range(1, ENGINE_TRIES + 1):
             try:
                 self._try(task)
                 return
             except EngineError as error:
                 if not session.is_gone(error) or attempt == ENGINE_TRIES:
-                    self._doubt()
+                    self._retire_after_error()
                     raise
-                task.tell("The engine has stopped. Starting it again; finished frames are kept.")
+                task.report("The engine has stopped. Starting it again; finished frames are kept.")
             except StmNodeError:
-                self._doubt()
+                self._retire_after_error()
                 raise
 
     def _try(self, task: Task) -> None:
@@ -415,7 +414,7 @@ class _Work:
         with Session.opened(self.snapshot, host_name(), task.stopped) as opened:
             status = opened.sync()
             self._retire(opened, status)
-            cache.note_keys(self.snapshot.cache, self.snapshot.view, format_keys(self.snapshot.keys))
+            cache.record_keys(self.snapshot.cache, self.snapshot.view, format_keys(self.snapshot.keys))
             self._show_weights(opened)
             self._do(opened, status, task)
             status = opened.status()
@@ -423,21 +422,21 @@ class _Work:
             self._report(status)
 
     def _do(self, opened: Session, status: Header, task: Task) -> None:
-        """What this work is for, once keys and objects are right."""
+        """The actual work, after keys and objects are updated."""
 
     def _retire(self, opened: Session, status: Mapping[str, Any]) -> None:
-        """Take mattes out of use that are not what the engine would give now."""
+        """Retire mattes that differ from the engine's present result."""
         first, last = self.snapshot.frames
         done = set(frames_of(status["done"])) - opened.dirty
         out_of_date = [frame for frame in range(first, last + 1) if frame not in done]
         cache.retire_mattes(self.snapshot.cache, self.snapshot.view, out_of_date, self.snapshot.keep_stale)
         opened.dirty.clear()
 
-    def _doubt(self) -> None:
-        """It has failed: take out of use what may be out of date without the engine having said so."""
+    def _retire_after_error(self) -> None:
+        """After an error, retire mattes that may be out of date."""
 
     def _show_weights(self, opened: Session) -> None:
-        """What the weights are and may be used for, once for each kind."""
+        """Show the weights and their licence, once for each."""
         name = str(self.snapshot.settings["weights"])
         if name not in _weights_in_words:
             _weights_in_words[name] = opened.weights_in_words()
@@ -448,15 +447,15 @@ class _Work:
 
 
 class _Sync(_Work):
-    """Keys and objects into the engine, the status out of it."""
+    """Update keys and objects in the engine, and get the status."""
 
     def __init__(self, snapshot: Snapshot, edited: Sequence[int]) -> None:
         """`edited`: the keys that were changed, set or deleted just now."""
         super().__init__(snapshot)
         self.edited = edited
 
-    def _doubt(self) -> None:
-        """The engine could not be asked what the edit makes stale: all that it could is taken out of use."""
+    def _retire_after_error(self) -> None:
+        """The engine cannot tell what the edit makes stale: retire all mattes that may depend on it."""
         first, last = self.snapshot.frames
         for frame in self.edited:
             before, after = neighbours((key.frame for key in self.snapshot.keys), frame, KEYS_TOUCHED)
@@ -465,23 +464,23 @@ class _Sync(_Work):
 
 
 class _PlateWork(_Work):
-    """Work that brings plate frames to the engine."""
+    """Work that pushes plate frames to the engine."""
 
-    def __init__(self, snapshot: Snapshot, print_: str) -> None:
+    def __init__(self, snapshot: Snapshot, fingerprint: str) -> None:
         super().__init__(snapshot)
-        self.print_ = print_
+        self.fingerprint = fingerprint
 
     def _push(self, opened: Session, frames: Sequence[int], task: Task) -> list[int]:
-        """Render plate frames and give them to the engine; those whose content was new.
+        """Render plate frames and push them to the engine; returns those with new content.
 
-        Nuke renders some frames at a time: as many as take about a second, so that its window answers.
+        Nuke renders some frames at a time, for about a second, so that its window responds.
         """
         changed: list[int] = []
         at_once, number = 1, 0
         for first, last in ranges_of(frames):
             while first <= last:
                 some = first, min(last, first + at_once - 1)
-                task.tell(f"Reading the plate, {number + 1} of {len(frames)}", number, len(frames))
+                task.report(f"Reading the plate, {number + 1} of {len(frames)}", number, len(frames))
                 begin = time.monotonic()
                 found, metadata = self._rendered(some, task)
                 seconds = time.monotonic() - begin
@@ -507,7 +506,7 @@ class _PlateWork(_Work):
             except BusyError:
                 if not nuke.GUI:
                     raise
-                task.tell("Waiting for Nuke to end another render")
+                task.report("Waiting for Nuke to end another render")
                 time.sleep(BUSY_SECONDS)
 
     def _capture(self, frames: Range) -> tuple[capture.PlateFrames, dict[int, dict[str, Any]]]:
@@ -531,7 +530,7 @@ class _PlateWork(_Work):
         if picture.time_code is not None:
             metadata = {**metadata, "smpte:TimeCode": picture.time_code}
         opened.grow_canvas(in_main(self._grow_canvas, picture.data_window))
-        is_new = opened.push_plate(frame, picture, self.print_, metadata)
+        is_new = opened.push_plate(frame, picture, self.fingerprint, metadata)
         if opened.dirty:
             self._retire(opened, opened.status())
         return is_new
@@ -542,7 +541,7 @@ class _PlateWork(_Work):
     def _remember_print(self) -> None:
         node = find_by_id(self.snapshot.node_id)
         with unrecorded():
-            node.set(knobs.PLATE_PRINT, self.print_)
+            node.set(knobs.PLATE_FINGERPRINT, self.fingerprint)
 
 
 class _PlateCheck(_PlateWork):
@@ -557,12 +556,12 @@ class _PlateCheck(_PlateWork):
 
 
 class _Propagation(_PlateWork):
-    """Plate frames that are lacking, then the network, then matte files."""
+    """Push missing plate frames, run the network, write matte files."""
 
     title = "Starting the engine"
 
-    def __init__(self, snapshot: Snapshot, frames: Range, direction: Direction, print_: str) -> None:
-        super().__init__(snapshot, print_)
+    def __init__(self, snapshot: Snapshot, frames: Range, direction: Direction, fingerprint: str) -> None:
+        super().__init__(snapshot, fingerprint)
         self.frames = frames
         self.direction = direction
 
@@ -573,20 +572,20 @@ class _Propagation(_PlateWork):
                 f"No keyframe shows the object {', '.join(sorted(keyless))}.",
                 hint="Go to a frame with its mask and press Set key, or remove it from the objects.",
             )
-        self._push(opened, opened.plate_needed(self.frames, self.print_), task)
+        self._push(opened, opened.plate_needed(self.frames, self.fingerprint), task)
         in_main(self._remember_print)
-        task.tell(str(opened.plan(self.frames, self.direction)["text"]))
+        task.report(str(opened.plan(self.frames, self.direction)["text"]))
 
         def on_progress(state: Header) -> None:
             left = tasks.time_left(state["seconds_left"])
             frame = state["frame"]
-            task.tell(f"{state['text']}{left}", int(state["done"]), int(state["total"]), frame)
+            task.report(f"{state['text']}{left}", int(state["done"]), int(state["total"]), frame)
 
         try:
             opened.propagate(self.frames, self.direction, on_progress)
         except EngineError as error:
             if not session.is_gone(error):
-                self._export(opened, task)  # what is finished is shown, also after Stop
+                self._export(opened, task)  # finished frames are shown, also after Stop
             raise
         self._export(opened, task)
 
@@ -596,7 +595,7 @@ class _Propagation(_PlateWork):
 
 
 class _MatteFiles(_Work):
-    """The files of what is done already."""
+    """The matte files of finished frames."""
 
     title = "Writing mattes"
 
@@ -614,12 +613,12 @@ class _Shapes(_PlateWork):
     title = "Making shapes"
 
     def _do(self, opened: Session, status: Header, task: Task) -> None:
-        self._push(opened, opened.plate_needed(self.snapshot.frames, self.print_), task)
+        self._push(opened, opened.plate_needed(self.snapshot.frames, self.fingerprint), task)
         in_main(self._remember_print)
         path = self.snapshot.cache / f"shapes.{self.snapshot.view}.json"
 
         def on_progress(state: Header) -> None:
-            task.tell(self.title, int(state["done"]), int(state["total"]))
+            task.report(self.title, int(state["done"]), int(state["total"]))
 
         opened.shapes(path, on_progress)
         in_main(_make_roto, self.snapshot.node_id, path)
@@ -632,25 +631,25 @@ def _make_roto(node_id: str, path: Path) -> None:
         made = roto.make_roto(shapes, f"{node.name}_shapes")
         made.setXYpos(node.group.xpos() + 110, node.group.ypos())
     count = len(shapes["shapes"])
-    tell(node, f"{made.name()}: {count} shape{'' if count == 1 else 's'}.")
+    show_text(node, f"{made.name()}: {count} shape{'' if count == 1 else 's'}.")
 
 
 def _write_mattes(opened: Session, task: Task, frames: Range) -> None:
-    """Write the matte files that are lacking of frames that are done."""
+    """Write missing matte files of finished frames."""
     folder, view = opened.snapshot.cache, opened.snapshot.view
     done = set(frames_of(opened.status()["done"])) & set(range(frames[0], frames[1] + 1))
     missing = done - cache.fresh_mattes(folder, view, done)
 
     def on_progress(state: Header) -> None:
-        task.tell("Writing mattes", int(state["done"]), int(state["total"]), state["frame"])
+        task.report("Writing mattes", int(state["done"]), int(state["total"]), state["frame"])
 
     opened.export(ranges_of(missing), on_progress)
 
 
 def _metadata(node: StmNode, frame: int, view: str) -> dict[str, Any]:
-    """What the plate says of itself: plain values only."""
+    """The plate's metadata: plain values only."""
     found: dict[str, Any] = {}
-    with contextlib.suppress(RuntimeError, TypeError, ValueError):  # it is worth no failed propagation
+    with contextlib.suppress(RuntimeError, TypeError, ValueError):  # no propagation fails because of it
         found = node.connected_plate().metadata(float(frame), view) or {}
     plain = {name: value for name, value in found.items() if isinstance(value, (str, int, float))}
     time_code = plain.get("input/timecode")
@@ -665,12 +664,12 @@ def _metadata(node: StmNode, frame: int, view: str) -> dict[str, Any]:
 def _sync_task(node: StmNode, view: str, words: str, ended: Ended, edited: Sequence[int] = ()) -> Task:
     task = Task(node.id, f"STM {node.name}", _Sync(node.snapshot(view), edited))
     if words:
-        tell(node, words)
+        show_text(node, words)
     return tasks.start(task, _then(view, ended))
 
 
 def _then(view: str, ended: Ended) -> Callable[[Task], None]:
-    """What happens in the main thread when a task has ended."""
+    """The work in the main thread after a task."""
 
     def finish(task: Task) -> None:
         try:
@@ -685,26 +684,26 @@ def _then(view: str, ended: Ended) -> Callable[[Task], None]:
         node.show_timeline(view, done, _advised.get(node.id))
         show_keys(node, view)
         if task.error is not None:
-            tell(node, str(task.error))
+            show_text(node, str(task.error))
         if ended is not None:
             ended(task)
 
     return finish
 
 
-def tell(node: StmNode, words: str) -> None:
-    """Say it in the status line, without making the script look changed."""
+def show_text(node: StmNode, words: str) -> None:
+    """Show a text in the status line, without marking the script as modified."""
     _quietly(node, knobs.STATUS, words)
 
 
 def show_keys(node: StmNode, view: str, seconds: float | None = None) -> None:
-    """The list: keys, whether the mask input has been touched since, the advised frame, what has no matte.
+    """Show the list: keys, whether their mask input changed, the advised frame, frames without a matte.
 
     Args:
-        seconds: the most time to spend on the last question; it is left open where they are not enough.
+        seconds: the most time for checking the mask input; after it the state is unknown.
     """
     try:
-        now = node.mask_print(seconds)
+        now = node.mask_fingerprint(seconds)
     except fingerprint.TookTooLong:
         now = ""
     first, last = node.frames
@@ -712,10 +711,11 @@ def show_keys(node: StmNode, view: str, seconds: float | None = None) -> None:
     for key in node.keys_of(view):
         if not first <= key.frame <= last:
             state = "outside the range"
-        elif key.print_ in _ORIGINS:
-            state = _ORIGINS[key.print_]
+        elif key.fingerprint in _ORIGINS:
+            state = _ORIGINS[key.fingerprint]
         else:
-            state = "fresh" if key.print_ == now else "mask input changed" if now else "press Refresh status"
+            changed = "mask input changed" if now else "press Refresh status"
+            state = "fresh" if key.fingerprint == now else changed
         lines.append(f"{key.frame}  {state}")
     advised = _advised.get(node.id)
     if advised is not None:
@@ -748,11 +748,11 @@ def _show_status(snapshot: Snapshot, status: Header) -> None:
     words += "."
     if not snapshot.is_live:
         words += f" {counted(len(ready), 'matte file')} of {last - first + 1} ready."
-    tell(node, words)
+    show_text(node, words)
 
 
 def _least_sure(snapshot: Snapshot, frames: Iterable[int]) -> Mapping[str, Any] | None:
-    """Where the network was least sure of its matte, by what the matte files say."""
+    """The frame with the least confidence, by the headers of the matte files."""
     found = {}
     for frame in frames:
         path = cache.matte_path(snapshot.cache, snapshot.view, frame)
@@ -762,14 +762,14 @@ def _least_sure(snapshot: Snapshot, frames: Iterable[int]) -> Mapping[str, Any] 
     if not found:
         return None
     frame = min(found, key=lambda one: (found[one], one))
-    return {"frame": frame, "text": f"{frame}, where the matte is least sure ({found[frame]:.2f} of 1)"}
+    return {"frame": frame, "text": f"{frame}, where the confidence is least ({found[frame]:.2f} of 1)"}
 
 
 _advised: dict[str, int | None] = {}
 
 
 def advised_frame(node: StmNode) -> int:
-    """Where the next key would help most, as the engine said last. KeyframeError where it has not."""
+    """Where the next key would help most, by the engine's last status. KeyframeError if it gave none."""
     frame = _advised.get(node.id)
     if frame is None:
         raise KeyframeError("There is no advice.", hint="Propagate first, or press Refresh status.")
@@ -785,12 +785,12 @@ def _quietly(node: StmNode, knob: str, words: str) -> None:
 
 
 def host_name() -> str:
-    """How the engine knows this program."""
+    """The name of this program for the engine."""
     return f"nuke {nuke.NUKE_VERSION_STRING}"
 
 
 class _undo:
-    """All that happens inside is one step of undo."""
+    """Make all changes inside one step of undo."""
 
     def __init__(self, name: str) -> None:
         self._name = name

@@ -45,12 +45,12 @@ Received = tuple[int, int, Header, memoryview]
 
 
 def never() -> bool:
-    """The `aborted` of who never aborts."""
+    """False: do not abort."""
     return False
 
 
 class EngineError(Exception):
-    """What the engine, or the way to it, has to say. `str()` is for people; `code` is the protocol's."""
+    """An error of the engine or of the connection. `str()` is for people; `code` is the protocol's."""
 
     def __init__(self, code: str, text: str, header: Mapping[str, Any] | None = None) -> None:
         super().__init__(text)
@@ -63,13 +63,13 @@ class EngineError(Exception):
 
     @classmethod
     def from_header(cls, header: Mapping[str, Any]) -> EngineError:
-        """The error that an error message, or a failed job, tells of."""
+        """The error in an error message or a failed job."""
         text = str(header.get("text", "The engine has failed."))
         return cls(str(header.get("code", "internal")), text, header)
 
 
 class EngineGoneError(EngineError):
-    """The connection has ended in mid-call: the engine has died or was stopped."""
+    """The connection ended during a call: the engine died or was stopped."""
 
     def __init__(self, text: str = "The engine has stopped.") -> None:
         super().__init__("gone", text)
@@ -98,7 +98,7 @@ class AbortedError(EngineError):
 
 @dataclass(frozen=True)
 class Image:
-    """Pixels and where each value of them lies (PROTOCOL.md section 5).
+    """Pixels and their layout in memory (PROTOCOL.md section 5).
 
     Attributes:
         format: byte, short, half or float.
@@ -126,7 +126,7 @@ class Image:
         data: Bytes,
         premultiplied: bool = False,
     ) -> Image:
-        """A tight interleaved image whose bottom row comes first, as hosts that count y upwards give it."""
+        """A tight interleaved image with the bottom row first, as from hosts whose y points up."""
         stride = data_window[2] * len(channels) * SAMPLE_BYTES[format]
         return cls(
             format,
@@ -198,7 +198,7 @@ class MappedFile:
 
 
 def _preallocate(file: int, size: int) -> None:
-    """Give a new file its size and its space, so that a full folder is an error here, not a crash later."""
+    """Allocate the space of a new file, so that a full disk is an error here, not a crash later."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file, 0, size)
         return
@@ -209,7 +209,7 @@ def _preallocate(file: int, size: int) -> None:
 
 
 class Connection:
-    """One connection that has said hello. Calls of several threads follow each other in order."""
+    """One connection after hello. Calls of several threads are done in order."""
 
     def __init__(self, link: socket.socket, token: str, answer: str, name: str, events: bool = False) -> None:
         """Say hello over a connected socket.
@@ -239,7 +239,7 @@ class Connection:
             hello, _ = self.call(request, seconds=HELLO_SECONDS)
             if hello.get("answer") != answer:
                 raise EngineError(
-                    "impostor", "Something else answers in the engine's place. Restart the host."
+                    "impostor", "Another program answers instead of the engine. Restart the host."
                 )
         except EngineError:
             self.close()
@@ -250,7 +250,7 @@ class Connection:
         self._map_prefix = str(hello.get("map_prefix", ""))
 
     def close(self) -> None:
-        """End the connection; what it had open in the engine is closed there."""
+        """End the connection; the engine closes its shots."""
         self.is_open = False
         with contextlib.suppress(OSError):
             self._socket.close()
@@ -290,10 +290,10 @@ class Connection:
                     raise EngineError.from_header(reply)
                 elif answered == number:
                     return reply, data
-                # else: the reply to a call that was not waited for
+                # else: the reply to an earlier call that was aborted
 
     def events(self) -> list[Header]:
-        """The events that have come, oldest first; does not wait for more."""
+        """The received events, oldest first; does not wait for more."""
         with self._turn.taken(time.monotonic() + CALL_SECONDS, never):
             while self.is_open:
                 message = self._take_message()
@@ -315,7 +315,7 @@ class Connection:
         seconds: float = CALL_SECONDS,
         aborted: Aborted = never,
     ) -> Header:
-        """Send a request with an image, by a mapped file where that can be had."""
+        """Send a request with an image, by a mapped file if possible."""
         described = image.to_json()
         view = memoryview(image.data).cast("B")
         file = self._borrow(len(view))
@@ -339,7 +339,7 @@ class Connection:
         seconds: float = CALL_SECONDS,
         aborted: Aborted = never,
     ) -> tuple[Header, bytes]:
-        """Send a request that answers an image, by a mapped file where that can be had."""
+        """Send a request whose reply is an image, by a mapped file if possible."""
         file = self._borrow(expected_bytes)
         if file is not None:
             into = {"name": file.name, "offset": 0, "bytes": file.size}
@@ -355,7 +355,7 @@ class Connection:
 
     @contextlib.contextmanager
     def _using(self, file: MappedFile) -> Iterator[None]:
-        """Give a file back afterwards; not for reuse after a call that was not waited for."""
+        """Return a file for reuse afterwards; after an aborted call it is not reused."""
         reusable = False
         try:
             yield
@@ -369,7 +369,7 @@ class Connection:
             self._give_back(file, reusable)
 
     def _borrow(self, size: int) -> MappedFile | None:
-        """A mapped file of at least `size` bytes that no other thread has, or None."""
+        """A mapped file of at least `size` bytes that no other thread uses, or None."""
         if not self._map_folder or not MAPPED_FROM_BYTES <= size <= _MAX_PAYLOAD:
             return None
         with self._files_lock:
@@ -403,7 +403,7 @@ class Connection:
             self._send_all(prefix + text, deadline)
             if payload:
                 self._send_all(payload, deadline)
-        except OSError as error:  # half a message may be on its way: nothing can follow it
+        except OSError as error:  # half a message may have been sent: no other can follow
             reason = self._last_words()
             self.close()
             raise reason or EngineGoneError() from error
@@ -413,7 +413,7 @@ class Connection:
         self._socket.sendall(data)
 
     def _last_words(self) -> EngineError | None:
-        """What the engine said before it closed the connection, if it did."""
+        """The engine's last message before it closed the connection, if any."""
         with contextlib.suppress(EngineError):
             while True:
                 kind, answered, reply, _ = self._receive(time.monotonic() + ABORT_SECONDS, never)
@@ -422,7 +422,7 @@ class Connection:
         return None
 
     def _receive(self, deadline: float, aborted: Aborted) -> Received:
-        """The next message. What has come of it stays when the wait is given up."""
+        """The next message. Its received part is kept when the wait ends early."""
         while True:
             message = self._take_message()
             if message is not None:
@@ -477,7 +477,7 @@ class Connection:
 
 
 class _Turn:
-    """A lock that is given in the order of asking, so that a thread that polls does not keep others out."""
+    """A lock that is given in the order of requests, so that a polling thread does not block others."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()

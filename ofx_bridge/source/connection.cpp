@@ -122,7 +122,7 @@ class Starter {
         for (auto entry = variables.begin(); entry != variables.end();) {
             entry = isHostOnly(entry->first) ? variables.erase(entry) : std::next(entry);
         }
-        // MLT 7.41 sets this when there is no $OCIO; no OpenColorIO knows such a name.
+        // MLT 7.41 sets this when there is no $OCIO; no OpenColorIO config has such a name.
         if (const auto ocio = variables.find("OCIO"); ocio != variables.end() && ocio->second.rfind("ocio://ocio://", 0) == 0) {
             variables.erase(ocio);
         }
@@ -143,7 +143,7 @@ class Starter {
     Clock::time_point lastStart_{};
 };
 
-// What the endpoint file says (PROTOCOL.md, section 1).
+// The content of the endpoint file (PROTOCOL.md, section 1).
 struct Endpoint {
     bool isUnix = false;
     std::string path;
@@ -239,7 +239,7 @@ Connection::Connection(platform::Socket socket, const std::string& client, const
                          {"pid", platform::processId()}},
                         deadline);
     } catch (const EngineError& error) {
-        // A new engine listens already, and the file is still that of the one before: soon it is there.
+        // A new engine listens already, but the file is still that of the last one: try again soon.
         if (error.code == "token") throw ConnectionLost(error.what());
         throw;
     }

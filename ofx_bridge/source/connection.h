@@ -25,7 +25,7 @@ struct Reply {
     Bytes payload;
 };
 
-// Pixels on their way to the engine: `fill` writes exactly `bytes` bytes, and looks now and then.
+// Pixels on their way to the engine: `fill` writes exactly `bytes` bytes, and checks for cancellation now and then.
 struct OutgoingPixels {
     std::size_t bytes = 0;
     std::function<void(std::uint8_t*, const Check&)> fill;
@@ -40,7 +40,7 @@ class Connection {
     static std::unique_ptr<Connection> openRunning(const std::string& client, const Deadline& deadline);
 
     // Starts the engine where none runs, once, and does not wait for it: it loads while the artist draws. What goes wrong is
-    // told by the request that needs it.
+    // reported by the request that needs it.
     static void startAhead(const Deadline& deadline);
 
     // Sends a request and waits for its answer. Throws EngineError, ConnectionLost, Cancelled or DeadlinePassed. A request

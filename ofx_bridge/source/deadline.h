@@ -20,7 +20,7 @@ using Milliseconds = std::chrono::milliseconds;
 // this one, and every long piece of work checks in between (cancellation.h): nothing of ours blocks longer.
 inline constexpr Milliseconds pollInterval{50};
 
-// Thrown when the host asks to stop. No message: the host knows.
+// Thrown when the host asks to stop. It needs no message.
 struct Cancelled : std::exception {
     const char* what() const noexcept override { return "The host asked to stop."; }
 };
@@ -36,11 +36,11 @@ class Deadline {
         : atMost_(atMost), end_(Clock::now() + atMost), cancelled_(std::move(cancelled)) {}
     // Throws Cancelled or DeadlinePassed.
     void check(const char* waitingFor) const;
-    // What is waited for goes on: the time begins anew.
+    // The awaited work makes progress: restart the time.
     void restart() const { end_ = Clock::now() + atMost_; }
     void sleep(Milliseconds duration, const char* waitingFor) const;
     std::unique_lock<std::timed_mutex> lock(std::timed_mutex& mutex, const char* waitingFor) const;
-    // `check` for work that knows nothing of deadlines. Must not outlive this.
+    // `check` for code without deadlines. Must not outlive this.
     Check checkFor(const char* waitingFor) const {
         return [this, waitingFor] { check(waitingFor); };
     }

@@ -114,7 +114,7 @@ EffectInstance::EffectInstance(const Host& host, ofx::Effect effect)
     const void* identity = parameters_.identity();
     bool isNew = false;
     node_ = nodeOf(identity != nullptr ? identity : effect, host.nameAndVersion(), isNew);
-    if (!isNew) return;  // another instance of a node that is there already, perhaps on a render's thread
+    if (!isNew) return;  // another instance of an existing node, perhaps on a render thread
     try {
         const NodeShot own = nodeShot();
         if (!hasStore(own)) {
@@ -383,7 +383,7 @@ void EffectInstance::showStatus(const Shot& shot, const NodeShot& own, const Dea
 }
 
 void EffectInstance::refreshStatus(double time, bool startEngine) const {
-    if (node_->pressed || abandoned_) return;  // the action that is under way tells
+    if (node_->pressed || abandoned_) return;  // the running action reports
     try {
         const NodeShot own = nodeShot();
         if (!hasStore(own)) {
@@ -415,7 +415,7 @@ void EffectInstance::sourceChanged() const {
 
 // ---- the shot
 
-// The host's range; where it tells none, the effect's duration from 0 on; else the frames that are known.
+// The host's range; if it has none, the effect's duration from 0 on; else the known frames.
 Range EffectInstance::frameRange(Frame frame, const std::set<Frame>& keys, bool& guessed) const {
     const auto range = source_.frameRange();
     guessed = false;
@@ -433,7 +433,7 @@ Range EffectInstance::frameRange(Frame frame, const std::set<Frame>& keys, bool&
     return found;
 }
 
-// `anew`: looks at the regions of the whole range; else what was seen last serves as long as it fits.
+// `anew`: reads the regions of the whole range; else the last ones are used while they fit.
 PlateGeometry EffectInstance::geometry(Frame frame, const std::set<Frame>& keys, bool anew) const {
     PlateGeometry found;
     found.pixelAspect = source_.pixelAspect();
@@ -547,7 +547,7 @@ Shot EffectInstance::claimedShot(NodeShot& own, Frame frame, const Deadline& dea
     if (namesStore()) {
         throw UserError("Another node uses the shot store " + parameters_.shotStore() + ". Give this node one of its own.");
     }
-    own.id = platform::randomHex(shotIdBytes);  // this node is a copy: from now on it has a store of its own
+    own.id = platform::randomHex(shotIdBytes);  // this node is a copy: from now on it has a separate store
     const Shot fresh = openShot(own, frame, true);
     if (!fresh.claim(deadline)) throw UserError("Another node uses the shot store of this node.");
     bringKeys(fresh, own, reachable(own.keys, frame), deadline);
@@ -570,7 +570,7 @@ std::set<Frame> EffectInstance::neighbouringKeys(double time) const {
     return found;
 }
 
-// Makes the engine's keys those of the node; the masks of `compared` are looked at again.
+// Updates the engine's keys from the node; the masks of `compared` are read again.
 void EffectInstance::bringKeys(const Shot& shot, const NodeShot& own, const std::set<Frame>& compared,
                                const Deadline& deadline) const {
     const auto known = shot.keys(deadline);
@@ -587,7 +587,7 @@ void EffectInstance::bringKeys(const Shot& shot, const NodeShot& own, const std:
     }
 }
 
-// Pushes the mask at `frame` when it is not the one that the engine knows by the digest `known`. False when the host has no
+// Pushes the mask at `frame` if its digest differs from `known`, the engine's. False when the host has no
 // mask there.
 bool EffectInstance::bringKey(const Shot& shot, Frame frame, const std::optional<std::string>& known,
                               const Deadline& deadline) const {
@@ -600,7 +600,7 @@ bool EffectInstance::bringKey(const Shot& shot, Frame frame, const std::optional
     const std::optional<Image> image = clip.image(time, &*region);
     deadline.check("for the mask");
     if (!image) return false;
-    if (!isFullSize(*image)) return false;  // a proxy of the mask tells nothing
+    if (!isFullSize(*image)) return false;  // a proxy of the mask cannot be used
     const MaskLayout layout = parameters_.maskLayout(image->view().components, clip.hasAlpha());
     const Box box = intersection(pixelBox(*region, clip.pixelAspect()), image->view().box);
     if (box.empty()) throw UserError("The mask at frame " + std::to_string(frame) + " is empty.");

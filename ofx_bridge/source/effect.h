@@ -23,7 +23,7 @@ struct RenderRequest {
     double scaleY = 1.0;
     Box window;
     bool inOrder = false;   // the host renders every frame of a range, one after the other
-    bool inWindow = false;  // an artist looks at this frame; it is no part of a sequence
+    bool inWindow = false;  // shown in a viewer, not rendered as part of a sequence
 
     bool fullSize() const { return scaleX == 1.0 && scaleY == 1.0; }
 };
@@ -32,7 +32,7 @@ struct RenderRequest {
 struct NodeShot {
     std::string id;  // of the store that the node made; empty: none
     std::set<Frame> keys;
-    // Whether the shot is this node's to change. Without a key of its own it only shows what a shot store has.
+    // Whether this node may change the shot. A node without keys only shows the mattes of a shot store.
     bool isOurs() const { return !id.empty() || !keys.empty(); }
 };
 
@@ -84,7 +84,7 @@ class EffectInstance {
     bool namesStore() const;  // the artist has chosen the store itself, and not a folder for it
     bool hasStore(const NodeShot& own) const { return !own.id.empty() || namesStore(); }
     Shot openShot(const NodeShot& own, Frame frame, bool anew) const;
-    // The shot, to be changed. A node that is a copy gets a store of its own, and `own` the name of it.
+    // The shot, for changes. A copied node gets a separate store, and `own` its name.
     Shot claimedShot(NodeShot& own, Frame frame, const Deadline& deadline);
     std::set<Frame> reachable(const std::set<Frame>& frames, Frame current) const;  // by a host without temporal access
     std::optional<ofx::RectD> regionOver(const ClipView& clip, const std::vector<double>& frames) const;

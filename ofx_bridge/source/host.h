@@ -57,7 +57,7 @@ class Host {
     const ofx::ProgressSuiteV1* progress_ = nullptr;
 };
 
-// A property set. Reading gives nothing for what the host does not have; writing tells whether the host took it.
+// A property set. Reading returns nothing for missing properties; writing returns whether the host accepted it.
 class Properties {
   public:
     Properties(const Host& host, ofx::PropertySet set) : suite_(&host.properties()), set_(set) {}
@@ -85,7 +85,7 @@ Properties propertiesOf(const Host& host, ofx::Effect effect);
 // An image that was fetched from a clip; given back with the object.
 class Image {
   public:
-    // Takes over `image`. Throws UserError when it has no pixels or a format that the effect does not know.
+    // Takes over `image`. Throws UserError when it has no pixels or an unknown format.
     Image(const Host& host, ofx::PropertySet image, const char* clip);
     Image(const Image&) = delete;
     Image& operator=(const Image&) = delete;
@@ -119,7 +119,7 @@ class ClipView {
     std::optional<double> frameRate() const;
     std::optional<std::string> colourSpace() const;
     std::optional<std::string> pixelDepth() const;
-    // False when what is connected has no alpha of its own, whatever the host makes of it.
+    // False when the connected image has no alpha, even if the host adds one.
     bool hasAlpha() const;
     std::optional<std::pair<double, double>> frameRange() const;
     std::optional<ofx::RectD> regionOfDefinition(double time) const;

@@ -1,5 +1,5 @@
 // What all instances of one node share. A host may make several: Natron renders a node on a second thread in a second instance
-// with the same parameters. A pasted copy has parameters of its own, and is another node.
+// with the same parameters. A pasted copy has separate parameters, and is another node.
 #pragma once
 
 #include <atomic>
@@ -16,8 +16,8 @@ namespace stm {
 // The plate as the engine counts it.
 struct PlateGeometry {
     Range frames;
-    bool guessedFrames = false;  // the host tells no range: these are the frames that are known
-    Box format;                  // the host's; empty where it tells none
+    bool guessedFrames = false;  // the host has no range: these are the known frames
+    Box format;                  // the host's; empty where it has none
     Box display;
     Box canvas;
     double pixelAspect = 1.0;
@@ -31,11 +31,11 @@ struct Node {
     std::atomic<unsigned> stops{0};    // how often a stop was asked for
     std::atomic<bool> plateMayHaveChanged{false};
     std::mutex geometryMutex;
-    std::optional<PlateGeometry> geometry;  // as it was last looked at
+    std::optional<PlateGeometry> geometry;  // at the last check
 };
 
 // The nodes of this process. `parameters` is the host's handle of a parameter: equal for the instances of one node.
-// `made` tells whether the node is new.
+// `made`: whether the node is new.
 std::shared_ptr<Node> nodeOf(const void* parameters, const std::string& client, bool& made);
 
 // Whether another living node of this process was the first to have this store. Else it is the store of `node` from now on.

@@ -12,7 +12,7 @@ using Time = double;
 struct RectI { int x1, y1, x2, y2; };
 struct RectD { double x1, y1, x2, y2; };
 
-// Opaque handles. Distinct types, so that the compiler tells them apart; across the interface all are pointers.
+// Opaque handles. Distinct types, so that the compiler distinguishes them; across the interface all are pointers.
 using PropertySet = struct PropertySetTag*;
 using Effect = struct EffectTag*;
 using Clip = struct ClipTag*;

@@ -49,7 +49,7 @@ class Describer {
         define(ofx::value::paramGroup, name, label, "", "").set(ofx::prop::paramGroupOpen, open ? 1 : 0);
     }
 
-    // `layout`: how the host, where it can, goes on after the button.
+    // `layout`: how the host, if it can, continues the line after the button.
     void button(const char* name, const char* label, const char* hint, int layout) const {
         const Properties described = define(ofx::value::paramPushButton, name, label, hint, "");
         described.set(ofx::prop::paramEvaluateOnChange, 0);

@@ -68,7 +68,7 @@ class Parameters {
 
     Output output() const;
     MissingFrames missingFrames() const;    // in a render
-    MissingFrames missingInWindow() const;  // where an artist looks at one frame
+    MissingFrames missingInWindow() const;  // for a frame in a viewer
     MaskFrom maskFrom() const;
     std::string outputObject() const;  // empty: all
     // Which channel of a mask with `components` channels belongs to which object; `hasAlpha`: its alpha is its own, and not
@@ -81,7 +81,7 @@ class Parameters {
     // The engine's settings. The region is in canonical coordinates: it needs the plate's geometry.
     Json settings(double pixelAspect, int displayTop) const;
 
-    // The same for all instances of a node, another for its copies; null when the host does not tell.
+    // The same for all instances of a node, another for its copies; null when the host has none.
     const void* identity() const { return handle(param::state); }
 
     // What is set during its life is one step of the host's undo.

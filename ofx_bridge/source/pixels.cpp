@@ -37,7 +37,7 @@ float loadAs(Depth depth, const std::uint8_t* from) {
     return load<float>(from);
 }
 
-// NaN becomes 0: an integer picture has no way to say it.
+// NaN becomes 0: integer pictures have no NaN.
 float quantised(float value, float highest) {
     if (!(value > 0.0F)) return 0.0F;
     return std::floor(std::min(value, 1.0F) * highest + 0.5F);

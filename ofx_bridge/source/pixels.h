@@ -1,4 +1,4 @@
-// Pixels: formats, windows and the arithmetic between them. Pure; knows neither OpenFX nor the engine.
+// Pixels: formats, windows and the arithmetic between them. Pure; independent of OpenFX and the engine.
 // Rows are counted upwards (y up), as hosts of OpenFX do, until `toEngineWindow` turns them round. What goes through
 // a whole picture takes a `check`, which may end it by throwing.
 #pragma once
@@ -62,7 +62,7 @@ void readRow(const PixelView& view, int x, int y, int count, Rgba* into);
 // Writes what the view has components for; a view of one component takes alpha. Integer depths are clamped and rounded.
 void writeRow(const PixelView& view, int x, int y, int count, const Rgba* from);
 
-void unpremultiply(Rgba* pixels, int count);  // where alpha is 0, colour stays as it is
+void unpremultiply(Rgba* pixels, int count);  // where alpha is 0, colour does not change
 
 // A matte: one float per pixel over `box`, bottom row first.
 struct Matte {

@@ -24,7 +24,7 @@ std::optional<std::string> environment(const std::string& name);
 std::map<std::string, std::string> wholeEnvironment();
 std::uint64_t processId();
 std::string randomHex(std::size_t bytes);
-std::string thisLibrary();            // the file that this code was loaded from; empty if the system does not say
+std::string thisLibrary();            // the file that this code was loaded from; empty if unknown
 std::string dataFolder();             // where the user's installation and shots are by default
 std::string runtimeFolder();          // PROTOCOL.md, section 1
 void requirePrivateFolder(const std::string& folder);  // throws std::runtime_error with words
@@ -80,11 +80,11 @@ class MappedFile {
 class Child {
   public:
     virtual ~Child() = default;
-    // Nothing while it runs; then its exit code, or -1 when it was killed or nobody can tell.
+    // Nothing while it runs; then its exit code, or -1 when it was killed or the code is unknown.
     virtual std::optional<int> exitCode() = 0;
 };
 
-// Starts `command` in a session of its own with exactly `variables`, in `folder`, with null input and output and no
+// Starts `command` in a new session with exactly `variables`, in `folder`, with null input and output and no
 // descriptor of the host. Throws std::runtime_error.
 std::unique_ptr<Child> start(const std::vector<std::string>& command, const std::map<std::string, std::string>& variables,
                              const std::string& folder);

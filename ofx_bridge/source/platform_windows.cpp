@@ -1,4 +1,4 @@
-// Compiled for Windows, never run there yet: said to be untried in docs/openfx-for-artists.md.
+// Compiled for Windows, never run there (docs/openfx-for-artists.md says so).
 #define WIN32_LEAN_AND_MEAN
 #define NOMINMAX
 #include <winsock2.h>
@@ -84,7 +84,7 @@ bool waitFor(SOCKET socket, short events, Milliseconds wait) {
     return ready > 0;
 }
 
-// `select` tells of a connection that failed on every Windows; WSAPoll does not.
+// `select` reports failed connections on every Windows; WSAPoll does not.
 void awaitConnected(SOCKET socket, const Deadline& deadline) {
     while (true) {
         deadline.check("to take a connection");

@@ -64,7 +64,7 @@ void describeInContext(ofx::Effect effect, const std::string& context) {
     const bool general = context == contextGeneral;
     defineClip(effect, sourceClip, {componentRgba, componentRgb}).set(ofx::prop::temporalClipAccess, 1);
     if (general) {
-        // Not declared a mask: hosts hand out one channel of a mask, and choose it themselves. Several objects need several
+        // Not declared a mask: hosts pass one channel of a mask, and choose it themselves. Several objects need several
         // channels, and the choice of one is the effect's.
         const Properties mask = defineClip(effect, maskClip, {componentRgba, componentRgb, componentAlpha});
         mask.set(ofx::prop::temporalClipAccess, 1);
@@ -231,7 +231,7 @@ ofx::Status performSaying(const char* action, ofx::Effect effect, ofx::PropertyS
     return ofx::status::failed;
 }
 
-// Nothing that goes wrong here may leave through the host's stack, whatever it is, and wherever: also in telling of it.
+// No exception may reach the host's stack, not even one while reporting another.
 ofx::Status mainEntry(const char* action, const void* handle, ofx::PropertySet in, ofx::PropertySet out) noexcept {
     try {
         return performSaying(action, static_cast<ofx::Effect>(const_cast<void*>(handle)), in, out);

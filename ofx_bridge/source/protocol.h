@@ -43,7 +43,7 @@ Json parseHeader(const char* text, std::size_t bytes);
 // The prefix and the header of a message whose payload of `payloadBytes` follows.
 Bytes encoded(Kind kind, std::uint32_t id, const Json& header, std::uint64_t payloadBytes);
 
-// Turns what a connection delivers into messages. Nothing is allocated for bytes that have not arrived.
+// Turns the bytes of a connection into messages. Nothing is allocated for bytes that have not arrived.
 class MessageReader {
   public:
     // A payload longer than this is refused; the header limit never changes.

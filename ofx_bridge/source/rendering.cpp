@@ -1,4 +1,4 @@
-// How a node renders: which matte a frame gets, and what the picture looks like.
+// Rendering of a node: the matte of a frame, and the output picture.
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
@@ -30,7 +30,7 @@ bool isNoMatteYet(const EngineError& error) { return error.code == "matte_missin
 
 }  // namespace
 
-// What a render puts out: a matte, or nothing (then the plate is shown as it is).
+// The result of a render: a matte, or nothing (then the plate is shown unchanged).
 struct EffectInstance::Found {
     std::optional<Matte> matte;
 };
@@ -143,7 +143,7 @@ EffectInstance::Found EffectInstance::obtainMatte(const Shot& shot, const NodeSh
     }
 }
 
-// While the engine goes on with a frame that is waited for, the wait has no limit.
+// While the engine works on an awaited frame, the wait has no limit.
 void EffectInstance::awaitProgress(const Shot& shot, Frame frame, std::string& seen, const Deadline& deadline) const {
     const Json status = shot.status(Range{frame, frame}, deadline);
     std::string now;
@@ -156,7 +156,7 @@ void EffectInstance::awaitProgress(const Shot& shot, Frame frame, std::string& s
     deadline.sleep(std::min(lookAfterJob, 2 * pollInterval), "for the frame");
 }
 
-// Computes up to `frame` from the key before it. The engine knows what of that is there.
+// Computes up to `frame` from the key before it. The engine skips stored results.
 void EffectInstance::computeForward(const Shot& shot, Frame frame, const Deadline& deadline) {
     const auto keys = shot.keys(deadline);
     const auto after = keys.upper_bound(frame);

@@ -116,7 +116,7 @@ ShotSession::Opened& ShotSession::ensureOpen(const ShotSpec& spec, bool asOwner,
     const auto found = opened_.find(spec.folder);
     const bool isOpen = found != opened_.end() && found->second.asOwner == asOwner;
     if (isOpen && found->second.spec == spec) return found->second;
-    // A plate that has another range or size is told by the one who owns the store, and by nobody else.
+    // Only the owner of the store sends another range or size of the plate.
     const bool tellsPlate = asOwner && (!isOpen || found->second.spec.plate != spec.plate);
     if (!isOpen || tellsPlate) open(spec, asOwner, deadline);
     if (spec.ours) bringSettings(spec, deadline);

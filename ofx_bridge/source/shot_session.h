@@ -26,7 +26,7 @@ struct ShotSpec {
     bool ours = false;    // the store is this node's, or that of the node it is a copy of: keys and settings are the node's
     bool copied = false;  // another node of this process has the store: it may be read only
     Json plate;           // PROTOCOL.md, open_shot; only an owner sends it
-    bool guessedFrames = false;  // the host tells no range: what the store has belongs to it too
+    bool guessedFrames = false;  // the host has no range: frames of the store belong to it too
     Json settings;        // pushed when the store is ours
     int displayTop = 0;   // pixels, y up: where the engine's y is 0 in what is pushed
     int formatLeft = 0, formatBottom = 0;  // pixels, y up: the corner of the host's format
@@ -61,12 +61,12 @@ struct MaskChannel {
     std::string channel;
 };
 
-// The node was called in the middle of its own work, as by a host that shows pictures while it shows progress.
+// The node was called during its own work, as by a host that renders pictures while it shows progress.
 struct Reentered : std::runtime_error {
     Reentered() : std::runtime_error("This node is at work: its picture comes when that is done.") {}
 };
 
-// A copy of a node shows the store of the original until it is changed itself. Only a button can give it a store of its own.
+// A copy of a node shows the store of the original until it is changed. Only a button can give it a separate store.
 struct CopyDiffers : std::runtime_error {
     explicit CopyDiffers(const std::string& what)
         : std::runtime_error("This node is a copy of another one, and its " + what + " are not those of the other any more. Press "
@@ -84,18 +84,18 @@ class ShotSession {
     void withShot(const ShotSpec& spec, const Deadline& deadline, const Work& work);
     // Whether this node may change the store from now on. False when another node has it. Ownership ends with any error.
     bool claim(const ShotSpec& spec, const Deadline& deadline);
-    // Has a job stopped. Never waits for the engine: when it cannot be told now, it is told with the next request.
+    // Cancels a job. Never waits for the engine: if it cannot be sent now, it is sent with the next request.
     void cancel(const std::string& job);
     bool isConnected() const { return connected_; }
     // Connects if an engine runs; false when none does. Starts none.
     bool engineRuns(const Deadline& deadline);
-    // The shot whose job is awaited stays open, whatever else this node looks at.
+    // The shot whose job is awaited stays open while this node uses others.
     void setWaitingFor(const std::string& folder);
 
   private:
     class Turn;
     struct Opened {
-        ShotSpec spec;     // what the engine knows
+        ShotSpec spec;     // as the engine has it
         std::string shot;  // the engine's name for it
         bool asOwner = false;
         Range frames{0, 0};  // of the store's plate
@@ -111,8 +111,8 @@ class ShotSession {
 
     std::timed_mutex mutex_;
     std::atomic<std::thread::id> atWork_{};  // who has the mutex
-    std::mutex cancelsMutex_;  // of what may be told without a turn
-    std::vector<std::string> cancels_;  // jobs that the engine must still be told to stop
+    std::mutex cancelsMutex_;  // guards the jobs to cancel
+    std::vector<std::string> cancels_;  // jobs whose cancel request was not sent yet
     const std::string client_;
     const std::string owner_;
     std::string owned_;  // the folder that this node may change; empty: none

@@ -1,4 +1,4 @@
-"""The `stm` command: everything that the node does, from a terminal."""
+"""The `stm` command: all functions of the node, in a terminal."""
 
 from stm_plugin.cli.main import main
 

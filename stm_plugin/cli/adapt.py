@@ -1,4 +1,4 @@
-"""`stm adapt`: let the network learn from a shot's keys."""
+"""`stm adapt`: adapt the network to a shot's keys."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from stm_plugin.cli.console import output, progress_bar
 from stm_plugin.settings import DEFAULT_ADAPT_SECONDS
 
-if TYPE_CHECKING:  # what computes is imported where it is called: help and completion must not wait for it
+if TYPE_CHECKING:  # heavy modules are imported in the functions: help must not wait for them
     from model.training.adapt import AdaptStep
     from stm_plugin.propagation.memory_forecast import AdaptationForecast
     from stm_plugin.store.description import AdaptationRecord
@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # what computes is imported where it is called: help and comp
 def adapt(
     shot: Annotated[Path, typer.Argument(help="The shot store, NAME.stmshot.")],
     steps: Annotated[
-        int | None, typer.Option(min=1, help="How long to learn; the default is measured.")
+        int | None, typer.Option(min=1, help="Number of training steps; the default is measured.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed and keys give the same weights.")] = 0,
     seconds: Annotated[
@@ -30,9 +30,9 @@ def adapt(
         float, typer.Option(help="Seconds to wait for another process that holds the shot.")
     ] = 0.0,
 ) -> None:
-    """Let the network learn from the shot's keys, and use that from now on. Every matte is computed again.
+    """Adapt the network to the shot's keys, and use the adaptation. Every matte is computed again.
 
-    `stm shot set SHOT adapt=false` goes back to the weights as they are, and `adapt=true` here again.
+    `stm shot set SHOT adapt=false` returns to the unchanged weights, and `adapt=true` to the adaptation.
     """
     from stm_plugin.propagation.adaptation import default_options
     from stm_plugin.shot.shot import Shot
@@ -65,7 +65,7 @@ class AdaptPrinter:
         self._bar.stop()
 
     def forecast(self, forecast: AdaptationForecast) -> None:
-        """Says what memory it will take."""
+        """Prints how much memory it will need."""
         self._bar.console.print(f"memory: {forecast}", highlight=False, soft_wrap=True)
 
     def __call__(self, step: AdaptStep) -> None:
@@ -73,7 +73,7 @@ class AdaptPrinter:
 
 
 def describe_adaptation(record: AdaptationRecord) -> str:
-    """An adaptation in one line for people, with the licence that it stands under."""
+    """An adaptation in one line for people, with its licence."""
     keys = ", ".join(str(key) for key in sorted(record.keys))
     return (
         f"{record.base_name} adapted to the keys {keys} in {record.steps} steps ({record.id[:12]}); "

@@ -1,4 +1,4 @@
-"""Where the command writes: results to stdout, progress and errors to stderr."""
+"""The command's output: results to stdout, progress and errors to stderr."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ errors = Console(stderr=True)
 
 
 def printable(text: str) -> str:
-    r"""Text that every terminal takes: what is not valid is written as `\xff`."""
+    r"""Text that every terminal can show: invalid characters become `\xff`."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
@@ -24,7 +24,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def progress_bar(unit: str = "frames") -> Progress:
-    """A bar on stderr with what is done, time spent and time left."""
+    """A progress bar on stderr with steps done, time spent and time left."""
     from rich.progress import (
         BarColumn,
         Progress,
@@ -37,7 +37,7 @@ def progress_bar(unit: str = "frames") -> Progress:
     from rich.text import Text
 
     class DoneColumn(ProgressColumn):
-        """`12/25`; `12` while nobody knows how many there are."""
+        """`12/25`; `12` while the total is unknown."""
 
         def render(self, task: Task) -> Text:
             done = int(task.completed)

@@ -1,4 +1,4 @@
-"""`stm doctor`: what of this installation is in order, what is not, and what to do."""
+"""`stm doctor`: checks every part of this installation and says how to repair it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stm_plugin.installation.prefix import Prefix, own_prefix
 def doctor(
     prefix: Annotated[Path | None, typer.Option(help="The installation, if not this command's own.")] = None,
 ) -> None:
-    """Say of every part of this installation whether it is in order; changes nothing."""
+    """Check every part of this installation and say how to repair it; changes nothing."""
     status = examine(Prefix(own_prefix() if prefix is None else prefix.expanduser().absolute()))
     if status:
         raise typer.Exit(status)

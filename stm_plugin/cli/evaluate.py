@@ -17,7 +17,7 @@ from stm_plugin.cli.guard import Overwrite, given_of, listed_outputs
 from stm_plugin.files.outputs import Given
 from stm_plugin.settings import Precision
 
-if TYPE_CHECKING:  # what measures is imported where it is called: help and completion must not wait for it
+if TYPE_CHECKING:  # heavy modules are imported in the functions: help must not wait for them
     from model.data.davis import VideoSequence
     from model.evaluation.evaluate import Evaluation, NetworkSegmenter, Progress
     from model.evaluation.read_picture import Point
@@ -40,8 +40,8 @@ class DefaultCommandGroup(TyperGroup):
 app = typer.Typer(
     cls=DefaultCommandGroup,
     no_args_is_help=True,
-    help="Measure results or a network: `stm eval DATASET` gives J and F (the paper's tables 2 and 3). "
-    "Its other tables and figures are commands of their own.",
+    help="Measure results or a network: `stm eval DATASET` prints J and F (the paper's tables 2 and 3). "
+    "Its other tables and figures have separate commands.",
 )
 
 Dataset = Annotated[
@@ -61,19 +61,19 @@ PreviousShare = Annotated[
     typer.Option(
         min=0,
         max=1,
-        help="Most of a read that may come from the previous frame; 1 is the paper's. Else the network's.",
+        help="Largest share of a read from the previous frame; 1 is the paper's. Else the network's.",
     ),
 ]
 KeyShare = Annotated[
     float | None,
-    typer.Option(min=0, max=1, help="Of the rest, what comes from keys alone. Else the network's."),
+    typer.Option(min=0, max=1, help="Share of the rest that is read from keys alone. Else the network's."),
 ]
 ShrinkLimit = Annotated[
     float | None,
     typer.Option(
         min=0,
         max=1,
-        help="Share of an area that may be lost in a frame under that bound; 1: any. Else the network's.",
+        help="Share of an area that may be lost in one frame under that cap; 1: any. Else the network's.",
     ),
 ]
 Out = Annotated[Path | None, typer.Option(help="Folder for predictions, CSV tables and curves.")]
@@ -98,17 +98,17 @@ def scores(
     device: Device = "auto",
     backward: Annotated[
         bool,
-        typer.Option("--backward", help="From the last frame to the first: a second view of the weights."),
+        typer.Option("--backward", help="From the last frame to the first: a second test of the weights."),
     ] = False,
     step: Annotated[
-        int, typer.Option(min=1, help="Only every STEP-th frame: faster motion, a further view.")
+        int, typer.Option(min=1, help="Only every STEP-th frame: faster motion, a further test.")
     ] = 1,
     previous_frame_cap: PreviousShare = None,
     key_weight: KeyShare = None,
     shrink_guard: ShrinkLimit = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """J, F and J&F with the DAVIS definitions: of the network, or of results that are there already.
+    """J, F and J&F with the DAVIS definitions: of the network, or of existing results.
 
     Tables 2 and 3 of the paper, on DAVIS-2016 and 2017.
     """
@@ -274,7 +274,7 @@ def table5(
 @app.command()
 def figure5(
     folder: Dataset,
-    out: Annotated[Path, typer.Option(help="The PNG to write; a CSV of the same name goes beside it.")],
+    out: Annotated[Path, typer.Option(help="The PNG to write; a CSV of the same name is written beside it.")],
     sequence: Annotated[str | None, typer.Option(help="The first one if not given.")] = None,
     frame: Annotated[
         str | None, typer.Option(help="The query's name or number; else the middle one.")
@@ -291,7 +291,7 @@ def figure5(
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:
-    """Where a query reads from: the read's weights over the frames in memory, as a picture.
+    """A picture of the read's weights over the frames in memory.
 
     One block for the whole object, and one for each point.
     """
@@ -307,7 +307,7 @@ def figure5(
         read = capture(video, segmenter, name, object_label, progress=progress)
         if read.query.mask.any():
             readings = [read_from(read), *(read_from(read, p) for p in chosen or [read.inner_point()])]
-        else:  # an object that is hidden on the query frame has no block; points can ask for its memory
+        else:  # an object that is hidden on the query frame has no block; --point can show its memory
             readings = [read_from(read, point) for point in chosen] or [read_from(read)]
         out.parent.mkdir(parents=True, exist_ok=True)
         draw(read, readings).save(out)
@@ -317,7 +317,7 @@ def figure5(
 @app.command()
 def figure7(
     folder: Annotated[
-        Path, typer.Argument(help="A data set; or the --out of table4 or table5, and nothing is run again.")
+        Path, typer.Argument(help="A data set, or the --out of table4 or table5.")
     ],
     out: Annotated[Path, typer.Option(help="Folder for sorted_j.csv and sorted_j.png.")],
     rules: Rules = None,
@@ -330,7 +330,7 @@ def figure7(
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:
-    """J of all frames, sorted, for several memory rules (or whatever table4 or table5 compared)."""
+    """J of all frames, sorted, for several memory rules (or for what table4 or table5 compared)."""
     from model.evaluation.tables import CURVE_FILES, TABLE_FILE, Comparison
 
     if (folder / TABLE_FILE).is_file():
@@ -363,7 +363,7 @@ def _outputs(
     files: Sequence[str] = (),
     rows: Sequence[str] = (),
 ) -> AbstractContextManager[None]:
-    """Asks the guard of outputs for all that an evaluation may write to `out`."""
+    """Checks all outputs that an evaluation may write to `out`."""
     from model.evaluation.tables import CURVE_FILES, TABLE_FILE, row_folder
 
     if out is None:
@@ -430,7 +430,7 @@ def _measure(
     results: Path | None,
     out: Path | None,
 ) -> Evaluation:
-    """Scores of a network, or of results that are there already."""
+    """Scores of a network, or of existing results."""
     from model.evaluation.evaluate import evaluate_network, evaluate_results
 
     if segmenter is None:
@@ -442,7 +442,7 @@ def _measure(
 
 @contextmanager
 def _progress() -> Iterator[Progress]:
-    """One bar that shows the sequence at hand."""
+    """One bar that shows the current sequence."""
     with progress_bar() as bar:
         task = bar.add_task("", total=None)
 

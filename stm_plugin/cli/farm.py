@@ -17,7 +17,7 @@ from stm_plugin.cli.propagate import parse_keys, parse_range
 from stm_plugin.errors import as_stm_error
 from stm_plugin.planning.values import Request
 
-if TYPE_CHECKING:  # what computes is imported where it is called: help and completion must not wait for it
+if TYPE_CHECKING:  # heavy modules are imported in the functions: help must not wait for them
     from stm_plugin.farm.bundle import Job
     from stm_plugin.farm.work import CheckReport
 
@@ -26,9 +26,9 @@ app = typer.Typer(help="One shot on many machines: a job bundle, and the tasks i
 Folder = Annotated[Path, typer.Argument(help="The shot store, NAME.stmshot.")]
 Frames = Annotated[str | None, typer.Option(help="FIRST-LAST of the job; the whole plate if not given.")]
 Out = Annotated[str, typer.Option(help="The matte sequence: matte.####.exr.")]
-Expects = Annotated[str | None, typer.Option(help="The job's address: refuse a shot that is another now.")]
-PlateHere = Annotated[str | None, typer.Option("--plate", help="Where this machine finds the plate.")]
-OpenJd = Annotated[bool, typer.Option("--openjd", help="Print progress and failure as OpenJD reads them.")]
+Expects = Annotated[str | None, typer.Option(help="The job's address: refuse a shot that has changed.")]
+PlateHere = Annotated[str | None, typer.Option("--plate", help="The path of the plate on this machine.")]
+OpenJd = Annotated[bool, typer.Option("--openjd", help="Print progress and failure in OpenJD's format.")]
 Chunk = Annotated[int, typer.Option(help="Frames of a finishing task.")]
 Mattes = Annotated[
     str | None, typer.Option(help="The matte sequence; NAME.####.exr beside the shot if not given.")
@@ -74,7 +74,7 @@ def commands(
     stm: Stm = "stm",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per task.")] = False,
 ) -> None:
-    """Print the tasks as plain command lines, each with what it waits for."""
+    """Print the tasks as plain command lines, each with the tasks that it needs."""
     from stm_plugin.farm.commands import commands as commands_of
 
     for one in commands_of(_job(shot, mattes, frames, chunk, stm)):
@@ -87,7 +87,7 @@ def commands(
 
 @app.command()
 def activate() -> None:
-    """Say which installation a farm's session works with."""
+    """Print which installation a farm's session uses."""
     from importlib.metadata import version
 
     _say(f"openjd_status: STM {version('stm-nuke')} at {sys.prefix}")
@@ -103,10 +103,10 @@ def plan(
     openjd: OpenJd = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """The first task: read the plate, and refuse what is wrong before anything is computed."""
+    """The first task: read the plate and check all inputs before anything is computed."""
     from stm_plugin.farm.work import FarmShot
 
-    with _told(openjd) as report, FarmShot(shot, _request(frames), expects=expects, plate=plate) as opened:
+    with _reports(openjd) as report, FarmShot(shot, _request(frames), expects=expects, plate=plate) as opened:
         made = opened.prepare(out, overwrite=overwrite, report=report)
         print(f"{counted(len(made.compute_steps), 'frame')} through the network")
 
@@ -124,7 +124,7 @@ def run_pass(
     from stm_plugin.farm.parts import parse_pass
     from stm_plugin.farm.work import FarmShot
 
-    with _told(openjd) as report, FarmShot(shot, _request(frames), expects=expects, plate=plate) as opened:
+    with _reports(openjd) as report, FarmShot(shot, _request(frames), expects=expects, plate=plate) as opened:
         computed = opened.run_pass(parse_pass(name), report)
         print(f"{name}: {counted(computed, 'frame')} computed")
 
@@ -142,7 +142,7 @@ def finish(
     """A task: write the mattes of some frames whose passes are done. Several run at once."""
     from stm_plugin.farm.work import FarmShot
 
-    with _told(openjd) as report, FarmShot(shot, _request(frames), expects=expects, plate=plate) as opened:
+    with _reports(openjd) as report, FarmShot(shot, _request(frames), expects=expects, plate=plate) as opened:
         written = opened.finish(out, overwrite=overwrite, report=report)
         print(f"{frames}: {counted(written, 'matte')} written")
 
@@ -156,10 +156,10 @@ def check(
     plate: PlateHere = None,
     openjd: OpenJd = False,
 ) -> None:
-    """The last task: is every matte there, whole and current? How sure is the network?"""
+    """The last task: check that every matte exists, is whole and current; print its confidence."""
     from stm_plugin.farm.work import FarmShot
 
-    with _told(openjd) as report, FarmShot(shot, _request(frames), expects=expects, plate=plate) as opened:
+    with _reports(openjd) as report, FarmShot(shot, _request(frames), expects=expects, plate=plate) as opened:
         found = opened.check(out, report)
         _print_report(found)
         found.raise_if_wrong()
@@ -170,11 +170,11 @@ def merge(
     sources: Annotated[list[Path], typer.Argument(metavar="FROM...", help="Other folders of the same shot.")],
     wait: Annotated[float, typer.Option(help="Seconds to wait for another process.")] = 0.0,
 ) -> None:
-    """Copy the results that are whole from other folders of the same shot."""
+    """Copy the undamaged results from other folders of the same shot."""
     from stm_plugin.farm.merge import merge as merge_folders
 
     for one in merge_folders(shot, sources, wait=wait):
-        text = f"{one.folder}: {counted(one.copied, 'result')} copied, {one.known} were here"
+        text = f"{one.folder}: {counted(one.copied, 'result')} copied, {one.known} existed"
         output.print(text, highlight=False, markup=False, soft_wrap=True)
         for path in one.damaged:
             output.print(f"{path}: damaged; left out", highlight=False, markup=False, soft_wrap=True)
@@ -212,8 +212,8 @@ def _request(frames: str | None) -> Request:
 
 
 @contextmanager
-def _told(openjd: bool) -> Iterator[Callable[[int, int, int], None]]:
-    """Gives what reports progress; with `openjd`, an error is told as the farm reads it too."""
+def _reports(openjd: bool) -> Iterator[Callable[[int, int, int], None]]:
+    """Yields a function that reports progress. With `openjd`, errors are printed in OpenJD's format, too."""
 
     def report(done: int, total: int, frame: int) -> None:
         if openjd:
@@ -243,6 +243,6 @@ def _print_report(found: CheckReport) -> None:
     if found.qualities:
         mean = sum(one.confidence for one in found.qualities.values()) / len(found.qualities)
         least = ", ".join(f"{one.frame} ({one.confidence:.2f})" for one in lowest(found.qualities.values()))
-        print(f"mean confidence {mean:.3f}; least sure: {least}")
+        print(f"mean confidence {mean:.3f}; least on {least}")
     if found.advice is not None:
         print(f"The next key would help most on {found.advice.text}.")

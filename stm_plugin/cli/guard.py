@@ -11,7 +11,7 @@ import typer
 
 from stm_plugin.files.outputs import Given, WrittenList, check_outputs
 
-if TYPE_CHECKING:  # what measures is imported where it is called
+if TYPE_CHECKING:  # heavy modules are imported in the functions
     from model.data.davis import VideoSequence
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that STM did not make.")]
@@ -21,7 +21,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that
 def listed_outputs(
     folder: Path | None, files: Collection[Path], given: Iterable[Given], overwrite: bool
 ) -> Iterator[None]:
-    """Write files into a folder, and remember in it that STM made them.
+    """Write files into a folder, and record in it that STM made them.
 
     Args:
         folder: nothing is written where it is None.
@@ -46,17 +46,17 @@ def listed_outputs(
 
 
 def check_single(files: Iterable[Path], given: Iterable[Given], overwrite: bool) -> None:
-    """Ask for files that are precious even where STM made them: any that is there needs `--overwrite`.
+    """Check outputs that are valuable even if STM made them: replacing any of them needs `--overwrite`.
 
     Raises:
-        OutputError: one is there already, or is an input.
+        OutputError: one exists already, or is an input.
     """
     wanted = [(None, path) for path in files]
     check_outputs(wanted, given, overwrite=overwrite, is_ours=lambda _, path: False)
 
 
 def given_of(sequences: Iterable[VideoSequence], *others: tuple[str, Path | None]) -> list[Given]:
-    """The files of a data set, and others by what they are (a folder stands for all files in it)."""
+    """The files of a data set, and other inputs by name (a folder stands for all files in it)."""
     given = [
         Given(what, path)
         for sequence in sequences

@@ -1,4 +1,4 @@
-"""`stm host`: Nuke and OpenFX hosts are told where this installation's side of them is, or no longer told."""
+"""`stm host`: connects Nuke and OpenFX hosts with this installation, or disconnects them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stm_plugin.installation.hosts import add_hosts, remove_hosts, where_hosts_l
 from stm_plugin.installation.ofx_effect import machine_ofx_folder
 from stm_plugin.installation.prefix import NUKE, OFX, InstallationError, Prefix, own_prefix, remove_tree
 
-app = typer.Typer(help="Tell Nuke and OpenFX hosts where their side of it is.", no_args_is_help=True)
+app = typer.Typer(help="Connect Nuke and OpenFX hosts with this installation.", no_args_is_help=True)
 
 _Add = Annotated[bool, typer.Option("--add/--remove", help="Set it up, or undo that.")]
 _Root = Annotated[Path | None, typer.Option("--prefix", help="The installation, if not this command's own.")]
@@ -37,7 +37,7 @@ def ofx(
 
 
 def _installation(root: Path | None) -> Prefix:
-    """The installation that is meant.
+    """The installation to connect.
 
     Raises:
         InstallationError: there is none, or it is an administrator's.
@@ -50,7 +50,7 @@ def _installation(root: Path | None) -> Prefix:
         )
     if not os.access(prefix.root, os.W_OK):
         raise InstallationError(
-            f"{prefix.root} is not yours to write, so it keeps no account of your hosts.",
+            f"{prefix.root} is not writable for you, so it cannot record your hosts.",
             hint=f"Set NUKE_PATH={prefix.nuke} and OFX_PLUGIN_PATH={prefix.ofx} where hosts are started.",
         )
     return prefix

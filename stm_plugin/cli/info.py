@@ -1,4 +1,4 @@
-"""`stm info`: what a TD asks first: device, versions, weights and their licence, colour configuration."""
+"""`stm info`: device, versions, weights and their licence, colour configuration."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _PACKAGES = (
 
 def info(
     ocio: Annotated[Path | None, typer.Option(help="OCIO config; else $OCIO, else the built-in one.")] = None,
-    shot: Annotated[Path | None, typer.Option(help="A shot: say what its weights were adapted to.")] = None,
+    shot: Annotated[Path | None, typer.Option(help="A shot: show what its weights were adapted to.")] = None,
     spaces: Annotated[bool, typer.Option("--spaces", help="List the colour spaces too.")] = False,
 ) -> None:
     """Device, versions, weights with their licences, and the OCIO config."""
@@ -61,7 +61,7 @@ def info(
 
 
 def _device() -> str:
-    """The device that a run takes. Torch, which loads slowly, is asked only where there may be a GPU."""
+    """The device of a run. Torch, which loads slowly, is loaded only if there may be a GPU."""
     if not _may_have_gpu():
         return f"cpu ({len(os.sched_getaffinity(0)) if sys.platform == 'linux' else os.cpu_count()} threads)"
     import torch

@@ -1,4 +1,4 @@
-"""The command's tree, and its way out: errors for people on stderr, and an exit code that farms can trust."""
+"""The tree of commands, and their end: errors for people on stderr, and a reliable exit code."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from stm_plugin.errors import as_stm_error
 
 EXIT_ERROR = 1
 DEBUG_VARIABLE = "STM_DEBUG"
-"""Set it, and an error is shown with its traceback."""
+"""If it is set, errors are shown with their traceback."""
 
 app = typer.Typer(
     name="stm",
@@ -70,20 +70,20 @@ def _say(text: str) -> None:
 
 
 def _flushed(code: str | int | None) -> str | int | None:
-    """The exit code, once what was printed is out; that of an error where it cannot be."""
+    """Flush the output; returns the exit code, or that of an error if the output cannot be written."""
     try:
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader has seen enough, as `head` has
+    except BrokenPipeError:  # the reader has closed the pipe, as `head` does
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the interpreter's own flush at its end
     except OSError as error:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-        _say(f"Error: The output cannot be written: {error.strerror}. Free some space, or send it elsewhere.")
+        _say(f"Error: The output cannot be written: {error.strerror}. Free some space, or redirect it.")
         return EXIT_ERROR
     return code
 
 
 def _in_words(error: Exception) -> str:
-    """An error for a person. ValueErrors of the model say what to do themselves; anything else is a bug."""
+    """An error for people. ValueErrors of the model already state what to do; anything else is a bug."""
     known = as_stm_error(error)
     if known is not None:
         return str(known)
@@ -93,5 +93,5 @@ def _in_words(error: Exception) -> str:
     place = f" in {Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
     return (
         f"STM has failed: {type(error).__name__}: {error}{place}. What is finished is kept. This is a fault "
-        f"of the program: run again with {DEBUG_VARIABLE}=1 for a report of where, and pass it on."
+        f"of the program: run again with {DEBUG_VARIABLE}=1 for a report, and send it to the maintainers."
     )

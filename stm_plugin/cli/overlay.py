@@ -32,7 +32,7 @@ _CONTACT_SHEET = "contact_sheet.png"
 
 @dataclass(frozen=True)
 class OverlayTarget:
-    """Where overlays go.
+    """The target of overlays.
 
     Attributes:
         text: a folder, a sequence (`overlay.####.jpg`) or a movie (`overlay.mp4`).
@@ -54,8 +54,8 @@ class OverlayTarget:
         return self.overlay.parent / _CONTACT_SHEET
 
     def check(self, inputs: Inputs, shot: Path, frames: Sequence[int]) -> None:
-        """Ask the guard of outputs before anything is written. OutputError where it refuses."""
-        OverlayWriter(self.overlay)  # the name of a kind that can be written
+        """Check the outputs before anything is written. OutputError where one must not be written."""
+        OverlayWriter(self.overlay)  # checks that this kind of file can be written
         sequence = output_sequence(self.overlay)
         if sequence.movie is not None:
             wanted: list[tuple[int | None, Path]] = [(None, sequence.movie)]
@@ -91,7 +91,7 @@ def write_overlays(
         frame_range: first and last frame; all if None.
 
     Returns:
-        what was written, in words: the overlay, and the contact sheet.
+        the overlay and the contact sheet that were written, in words.
 
     Raises:
         OutputError: a picture would overwrite an input or somebody else's file; nothing was written.

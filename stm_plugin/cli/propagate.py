@@ -27,13 +27,13 @@ from stm_plugin.propagation.events import Progress as StepDone
 from stm_plugin.settings import Edges, FinishSettings, MaskMode, Precision, Settings
 from stm_plugin.windows import Window
 
-if TYPE_CHECKING:  # what computes is imported where it is called: help and completion must not wait for it
+if TYPE_CHECKING:  # heavy modules are imported in the functions: help must not wait for them
     from stm_plugin.images.plate import PlateSource
     from stm_plugin.shot.inputs import Inputs
     from stm_plugin.shot.propagate import Summary
 
 STOPPED = 130
-"""Exit code of a command that was stopped by Ctrl-C, as shells have it."""
+"""Exit code of a command that was stopped by Ctrl-C, as in shells."""
 
 _KEY = re.compile(r"(-?\d+)=(.+)")
 _RANGE = re.compile(r"(-?\d+)-(-?\d+)|(-?\d+)")
@@ -61,26 +61,26 @@ def propagate(
     channel: Annotated[str, typer.Option(help="Channel of the matte.")] = "A",
     cryptomatte: Annotated[bool, typer.Option(help="A Cryptomatte layer of the objects too.")] = False,
     confidence: Annotated[
-        bool, typer.Option("--confidence", help="How sure the network is of each pixel too: stm.confidence.")
+        bool, typer.Option("--confidence", help="The confidence of each pixel too, as stm.confidence.")
     ] = False,
     layer: Annotated[str | None, typer.Option(help="Layer of the plate.")] = None,
     view: Annotated[str | None, typer.Option(help="View of a stereo plate.")] = None,
     start_frame: Annotated[int, typer.Option(help="Number of a movie's first frame.")] = 1,
     colour_space: Annotated[
-        str | None, typer.Option("--colour-space", "--colorspace", help="Of the plate; else found.")
+        str | None, typer.Option("--colour-space", "--colorspace", help="Of the plate; else from the file.")
     ] = None,
     ocio: Annotated[str | None, typer.Option(help="OCIO config; else $OCIO, else the built-in one.")] = None,
     memory: Annotated[str, typer.Option(help="first, previous, first+previous or every:N.")] = "every:5",
     memory_cap: Annotated[int, typer.Option(help="Stored frames besides the keys.")] = Settings.memory_cap,
     working_size: Annotated[
-        int, typer.Option(help="Short side in pixels that the network sees.")
+        int, typer.Option(help="Short side of the working picture in pixels.")
     ] = Settings.working_size,
     region: Annotated[str | None, typer.Option(help="X,Y,WIDTH,HEIGHT in plate pixels (y down).")] = None,
     weights: Annotated[str, typer.Option(help="A shipped name or a file.")] = Settings.weights,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     precision: Annotated[Precision, typer.Option(help="Of the convolutions.")] = "float32",
     adapt: Annotated[
-        bool, typer.Option("--adapt", help="Let the network learn from the keys first (`stm adapt`).")
+        bool, typer.Option("--adapt", help="Adapt the network to the keys first (`stm adapt`).")
     ] = False,
     edges: Annotated[
         Edges, typer.Option(help="learned: soft as the plate is; guided: by a filter; off: enlarged.")
@@ -101,8 +101,11 @@ def propagate(
 ) -> None:
     """Propagate the masks of keys through a plate and write a matte for every frame."""
     from stm_plugin.cli.overlay import OverlayTarget, write_overlays
-    from stm_plugin.shot.propagate import default_shot_folder
+    from stm_plugin.images.mask import MaskReading
+    from stm_plugin.planning.values import Request
+    from stm_plugin.shot.propagate import RunOptions, default_shot_folder
     from stm_plugin.shot.propagate import propagate as run
+    from stm_plugin.store.description import PlateDescription
     from stm_plugin.store.store import with_suffix
 
     settings = Settings(
@@ -120,7 +123,10 @@ def propagate(
         confidence=confidence,
         device=device,  # type: ignore[arg-type]  # checked by Settings, which also knows cuda:N
     )
+    text = str(Path(plate).expanduser().absolute())
+    described = PlateDescription("files", text, layer=layer, view=view, movie_first_frame=start_frame)
     keys = parse_keys(key)
+    first, last = parse_range(frames) or (None, None)
     target = None if overlay is None else OverlayTarget(overlay, overwrite)
 
     def check(plate: PlateSource, inputs: Inputs, chosen: Sequence[int]) -> None:
@@ -129,34 +135,24 @@ def propagate(
 
     with EventPrinter() as printer:
         summary = run(
-            plate,
+            described,
             keys,
             out,
             settings=settings,
-            shot_folder=shot,
-            frame_range=parse_range(frames),
-            directions=direction,
-            layer=layer,
-            view=view,
-            movie_first_frame=start_frame,
-            objects=objects,
-            mask_mode=mask_mode,
-            mask_channel=mask_channel,
+            request=Request(first, last, direction),
+            reading=MaskReading(objects, mask_mode, mask_channel),
             adapt=adapt,
-            on_event=printer,
-            wait=wait,
-            overwrite=overwrite,
-            check=check,
+            run=RunOptions(shot, overwrite, wait, on_event=printer, check=check),
         )
     print_summary(summary)
     if target is not None:
         for words in write_overlays(summary.shot, target, parse_range(frames)):
-            output.print(f"to look at: {words}", highlight=False, soft_wrap=True, markup=False)
+            output.print(f"to check: {words}", highlight=False, soft_wrap=True, markup=False)
     printer.check_reached()
 
 
 class EventPrinter:
-    """Shows what a propagation says: what will be done and why, a bar with the time left, and notices."""
+    """Prints the events of a propagation: the plan with reasons, a progress bar, and notices."""
 
     def __init__(self) -> None:
         self._bar = progress_bar("steps")
@@ -176,16 +172,16 @@ class EventPrinter:
             kept = counted(len(self._finished), "frame")
             errors.print(
                 f"Stopped. {kept} finished in this run {'is' if len(self._finished) == 1 else 'are'} kept, "
-                "and so is all that was done before. The same command goes on from here.",
+                "and so are all earlier ones. The same command continues from here.",
                 highlight=False,
             )
             raise typer.Exit(STOPPED) from error
 
     def check_reached(self) -> None:
-        """Frames that no pass comes by are an error, when everything else is done.
+        """Raise an error for frames that no pass reaches, when everything else is done.
 
         Raises:
-            KeyframeError: there are some; they are named.
+            KeyframeError: there are such frames; the text names them.
         """
         from stm_plugin.images.sequence import describe_frames
 
@@ -194,7 +190,7 @@ class EventPrinter:
             raise KeyframeError(
                 f"Not computed: {word} {describe_frames(self._unreached)}, as no key reaches "
                 f"{'it' if word == 'frame' else 'them'} in this direction.",
-                hint="Say --direction both, add a key on that side, or leave them out with --frames.",
+                hint="Give --direction both, add a key on that side, or leave them out with --frames.",
             )
 
     def __call__(self, event: Event) -> None:
@@ -221,12 +217,12 @@ class EventPrinter:
 
 
 def print_summary(summary: Summary) -> None:
-    """What was done, where it is, and how long it took."""
+    """Print what was computed, where it is, and how long it took."""
     done = summary.propagation
     written = sum(1 for one in summary.files if one.written)
     table = Table.grid(padding=(0, 2))
     table.add_row("frames", f"{done.frames} ({written} written, {len(summary.files) - written} were current)")
-    table.add_row("network", f"{done.computed} computed, {done.reused} kept from before, on {done.device}")
+    table.add_row("network", f"{done.computed} computed, {done.reused} reused, on {done.device}")
     table.add_row("time", f"{done.seconds:.1f} s" + _per_frame(done.seconds, done.computed))
     table.add_row("memory", done.forecast)
     if summary.files:
@@ -239,7 +235,7 @@ def parse_keys(texts: list[str]) -> dict[int, str]:
     """FRAME=MASK options by frame.
 
     Raises:
-        KeyframeError: for text of another form, a frame that is given twice, or a mask that is not there.
+        KeyframeError: for text of another form, a frame that is given twice, or a mask that does not exist.
     """
     keys: dict[int, str] = {}
     for text in texts:
@@ -251,7 +247,7 @@ def parse_keys(texts: list[str]) -> dict[int, str]:
             raise KeyframeError("There are two keys on one frame.", frame=frame, hint="Give one of them.")
         if not Path(path).expanduser().is_file():
             raise KeyframeError(
-                "The mask is a folder." if Path(path).is_dir() else "The mask is not there.",
+                "The mask is a folder." if Path(path).is_dir() else "The mask does not exist.",
                 frame=frame,
                 path=path,
                 hint="Give the file of one picture." if Path(path).is_dir() else "Check the file's name.",

@@ -1,4 +1,4 @@
-"""`stm serve`: the resident engine that hosts talk to."""
+"""`stm serve`: the resident engine, which hosts connect to."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from stm_plugin.cli.propagate import parse_range
 from stm_plugin.planning.values import Request
 from stm_plugin.shapes.options import LEAST_AREA, TOLERANCE, ShapeFormat
 
-if TYPE_CHECKING:  # what computes is imported where it is called: help and completion must not wait for it
+if TYPE_CHECKING:  # heavy modules are imported in the functions: help must not wait for them
     from stm_plugin.shapes.values import ShapeSet
 
 
@@ -25,7 +25,7 @@ def shapes(
     tolerance: Annotated[float, typer.Option(help="Pixels from the matte's edge.")] = TOLERANCE,
     overwrite: Annotated[bool, typer.Option(help="Replace files that STM did not make.")] = False,
 ) -> None:
-    """Turn the mattes into splines that an artist can pull."""
+    """Turn the mattes into splines that an artist can edit."""
     from stm_plugin.shapes.formats import format_of
     from stm_plugin.shot.shapes import make_shapes, write_shapes
     from stm_plugin.shot.shot import Shot
@@ -49,7 +49,7 @@ def shapes(
 
 
 def describe_shapes(made: ShapeSet) -> str:
-    """One sentence: how many shapes, points and keys, and what was left out."""
+    """One sentence with the numbers of shapes, points and keys, and of omitted parts."""
     points = sum(len(shape.points) for shape in made.shapes)
     keys = sum(shape.keys for shape in made.shapes)
     left = f", {made.left_out} parts below {LEAST_AREA:g} pixels left out" if made.left_out else ""

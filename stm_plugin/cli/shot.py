@@ -1,4 +1,4 @@
-"""`stm shot`: the artist's loop in a terminal: keys, status, propagate, look, correct, export."""
+"""`stm shot`: the artist's loop in a terminal: keys, status, propagate, check, correct, export."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from stm_plugin.planning.values import Directions, Request, State
 from stm_plugin.propagation.events import Event, FrameFinished, Notice
 from stm_plugin.settings import MaskMode, Settings
 
-if TYPE_CHECKING:  # what computes is imported where it is called: help and completion must not wait for it
+if TYPE_CHECKING:  # heavy modules are imported in the functions: help must not wait for them
     from stm_plugin.shot.shot import Shot, ShotStatus
 
 app = typer.Typer(help="Work on a shot: keys, corrections, cached memory.", no_args_is_help=True)
@@ -43,7 +43,7 @@ def new(
     start_frame: Annotated[int, typer.Option(help="Number of a movie's first frame.")] = 1,
     setting: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE; repeatable.")] = None,
 ) -> None:
-    """Make a shot store for a plate."""
+    """Create a shot store for a plate."""
     from stm_plugin.shot.shot import Shot
     from stm_plugin.store.description import PlateDescription
     from stm_plugin.store.store import with_suffix
@@ -70,7 +70,7 @@ def add_key(
     wait: Wait = 0.0,
 ) -> None:
     """Give the masks of one frame."""
-    from stm_plugin.shot.opening import MaskReading
+    from stm_plugin.images.mask import MaskReading
 
     with _open(shot) as opened:
         key = opened.add_key(
@@ -84,7 +84,7 @@ def add_key(
         output.print(f"key {key.frame}: {', '.join(key.objects)}", highlight=False, markup=False)
         if key.dropped:
             output.print(
-                f"The key's mask of {', '.join(key.dropped)} is gone; --keep-others would have kept it.",
+                f"The key's mask of {', '.join(key.dropped)} was removed; --keep-others would have kept it.",
                 highlight=False,
                 markup=False,
             )
@@ -100,7 +100,7 @@ def remove_key(
     ] = None,
     wait: Wait = 0.0,
 ) -> None:
-    """Take a key away."""
+    """Remove a key, or some of its objects."""
     with _open(shot) as opened:
         opened.remove_key(frame, objects, wait=wait)
         gone = "removed" if not objects else f"without {', '.join(objects)} now"
@@ -116,7 +116,7 @@ def set_settings(
     ] = None,
     wait: Wait = 0.0,
 ) -> None:
-    """Change settings; see what becomes stale."""
+    """Change settings, and show what becomes stale."""
     with _open(shot) as opened:
         if not settings:
             output.print(settings_table(opened.settings), highlight=False)
@@ -127,7 +127,7 @@ def set_settings(
 
 @app.command()
 def status(shot: Folder) -> None:
-    """What is done, stale and missing, and why: the plan, before it runs."""
+    """Show which frames are done, stale or missing, and why."""
     with _open(shot) as opened:
         found = opened.status()
         table = Table.grid(padding=(0, 2))
@@ -161,7 +161,7 @@ def propagate(
     direction: Annotated[Directions, typer.Option(help="From each key.")] = "both",
     wait: Wait = 0.0,
 ) -> None:
-    """Compute what is not done, and nothing else."""
+    """Compute the frames that are not done."""
     from stm_plugin.shot.opening import check_frames
 
     first, last = parse_range(frames) or (None, None)
@@ -179,7 +179,7 @@ def export(
     frames: Frames = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write the mattes of frames that are done."""
+    """Write the mattes of finished frames."""
     from stm_plugin.shot.export import MatteWriter
     from stm_plugin.shot.opening import check_frames
 
@@ -222,7 +222,7 @@ def fix(
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write the matte of a frame as a mask: paint in it, and give it back as a key."""
+    """Write the matte of a frame as a mask, to be corrected and given as a key."""
     from stm_plugin.shot.export import MatteWriter
     from stm_plugin.shot.opening import check_frames
     from stm_plugin.store.store import with_suffix
@@ -247,12 +247,12 @@ def overlay(
     frames: Frames = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Pictures to look at: the matte over the plate, and a contact sheet."""
+    """Write pictures for checking: the matte over the plate, and a contact sheet."""
     from stm_plugin.cli.overlay import OverlayTarget, write_overlays
     from stm_plugin.store.store import with_suffix
 
     for words in write_overlays(with_suffix(shot), OverlayTarget(out, overwrite), parse_range(frames)):
-        output.print(f"to look at: {words}", highlight=False, soft_wrap=True, markup=False)
+        output.print(f"to check: {words}", highlight=False, soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -261,7 +261,7 @@ def clean(
     results: Annotated[bool, typer.Option(help="Delete results that no key needs any more too.")] = False,
     wait: Wait = 0.0,
 ) -> None:
-    """Delete what can be computed again."""
+    """Delete cached data that can be computed again."""
     with _open(shot) as opened:
         freed = opened.clean(results=results, wait=wait)
         output.print(f"freed: {freed}", highlight=False)
@@ -276,7 +276,7 @@ def _open(folder: Path) -> Shot:
 
 
 def parse_settings(settings: Settings, texts: list[str]) -> Settings:
-    """`settings` with NAME=VALUE texts over them; `finish.radius=6` and the like for what is inside a group.
+    """`settings` changed by NAME=VALUE texts; `finish.radius=6` changes a setting inside a group.
 
     Raises:
         SettingsError: for a name or a value that cannot be used.

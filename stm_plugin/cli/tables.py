@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 _WORST = 3
 
 MEANINGS: Mapping[str, str] = {
-    "memory_rule": "which past frames are remembered: first, previous, first+previous, every:N",
+    "memory_rule": "which past frames are kept in memory: first, previous, first+previous, every:N",
     "memory_cap": "stored frames besides the keys, at most",
-    "working_size": "short side in pixels that the network sees",
+    "working_size": "short side of the working picture in pixels",
     "region": "part of the plate that is propagated (set with stm propagate --region)",
     "precision": "of the convolutions: float32, bfloat16, float16",
     "keys_in_memory": "which keys a pass remembers: own, span, all",
     "weights": "a shipped name or a file",
-    "adapt": "use what the network learnt from the keys (stm adapt)",
+    "adapt": "use the adaptation to the keys (stm adapt)",
     "colour_space": "of the plate; none finds it from the file",
     "ocio_config": "an OCIO config file; none takes $OCIO or the built-in one",
     "channel": "of the matte in its file: A or layer.channel",
@@ -38,7 +38,7 @@ MEANINGS: Mapping[str, str] = {
     "finish.sharpness": "how steep an edge becomes",
     "finish.sure": "probabilities this near 0 or 1 become 0 or 1",
 }
-"""What each setting means. One that is not here is shown with the reason for its default."""
+"""The meaning of settings. A setting without one is shown with the reason for its default."""
 
 
 def settings_table(settings: Settings) -> Table:
@@ -84,7 +84,7 @@ def confidence_lines(qualities: Mapping[int, Quality], keys: Iterable[int]) -> l
 
 
 def _trust(quality: Quality) -> float:
-    """How far a frame can be trusted: the lesser of confidence and agreement."""
+    """The trust in a frame: the lesser of confidence and agreement."""
     return quality.confidence if quality.agreement is None else min(quality.confidence, quality.agreement)
 
 

@@ -11,7 +11,7 @@ import typer
 
 from stm_plugin.cli.console import errors, progress_bar
 
-if TYPE_CHECKING:  # what trains is imported where it is called: help and completion must not wait for it
+if TYPE_CHECKING:  # heavy modules are imported in the functions: help must not wait for them
     from model.data.davis import VideoSequence
     from model.training.recipe import Stage
     from model.training.trainer import Losses, Trainer, TrainingConfig
@@ -112,14 +112,14 @@ def edges(
     steps: Annotated[int, typer.Option(min=1, help="Length of the run.")] = 8000,
     weights: Annotated[str, typer.Option(help="The network whose masks are refined.")] = "stm-lite",
     start: Annotated[
-        str | None, typer.Option("--from", help="edges-lite or a file; else from the beginning.")
+        str | None, typer.Option("--from", help="edges-lite or a file; random weights if not given.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
     name: Annotated[str, typer.Option(help="Name shown to people.")] = "edges",
     licence: Annotated[str, typer.Option(help="Under which the weights may be used.")] = "in house",
 ) -> None:
-    """The edge refiner: makes clips with exactly known alpha, and learns from them."""
-    from model.training.edge_recipe import WEIGHTS, train_edges
+    """The edge refiner: makes clips with exactly known alpha, and trains on them."""
+    from model.training.edge_recipe import WEIGHTS, EdgeMaterial, train_edges
     from model.training.edge_trainer import EdgeTraining
     from model.weights_file import Manifest, WeightsFileError
     from stm_plugin.cli.console import output
@@ -135,9 +135,7 @@ def edges(
                 run,
                 EdgeTraining(steps=steps, seed=seed),
                 manifest,
-                clips=clips,
-                pictures=pictures or (),
-                weights=weights,
+                EdgeMaterial(clips, pictures or (), weights),
                 start=start,
                 on_clip=lambda number: bar.update(making, completed=number),
                 on_step=lambda step, parts: bar.update(

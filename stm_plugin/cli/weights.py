@@ -17,7 +17,7 @@ app = typer.Typer(help="List, convert and export weights.", no_args_is_help=True
 
 @app.command("list")
 def list_weights() -> None:
-    """The weights that come with the plug-in."""
+    """List the weights that ship with the plug-in."""
     output.print(weights_table())
 
 
@@ -53,14 +53,14 @@ def export(
 
 
 def _check(out: Path, source: tuple[str, Path], overwrite: bool) -> None:
-    """Ask the guard of outputs for a weights file and the manifest beside it."""
+    """Check the outputs: a weights file and the manifest beside it."""
     shipped = (*shipped_weights(), *shipped_edges())
     given = given_of([], source, *(("the shipped weights", path) for path in shipped))
     check_single([out, out.with_suffix(".json")], given, overwrite)
 
 
 def weights_table(*, with_scores: bool = True) -> Table:
-    """The shipped weights, for people: a block for each, which fits a narrow terminal."""
+    """The shipped weights for people, in blocks that fit a narrow terminal."""
     table = Table.grid(padding=(0, 2))
     for path in (*shipped_weights(), *shipped_edges()):
         manifest = read_manifest(path)

@@ -1,7 +1,7 @@
-"""The main job, done on a plate whose true matte is known, and scored.
+"""The demo: mattes of a plate whose true matte is known, with scores.
 
-What an artist would do: one key on the first frame, mattes; a correction key on the frame that came out
-worst, mattes again. What it shows is true: the figures are measured on the files that were written.
+It works as an artist would: a key on the first frame, mattes, a correction key on the worst frame, mattes
+again. The scores are measured on the written files.
 
     python -m stm_plugin.demo --out DIR
 """
@@ -27,6 +27,7 @@ from stm_plugin.demo.plate import PLATE_SPACE, DemoPlate, PlateSettings, build_p
 from stm_plugin.errors import OutputError, StmError
 from stm_plugin.files.whole import store_error
 from stm_plugin.images.colour import ColourTransform, find_input_space, load_config
+from stm_plugin.images.mask import MaskReading
 from stm_plugin.images.matte import read_matte
 from stm_plugin.images.overlay import (
     Colour,
@@ -40,15 +41,15 @@ from stm_plugin.images.plate import Plate
 from stm_plugin.propagation.events import Event, PlanMade, Progress
 from stm_plugin.review.serving import serve_review
 from stm_plugin.settings import Settings
-from stm_plugin.shot.propagate import propagate
+from stm_plugin.shot.propagate import RunOptions, propagate
 from stm_plugin.shot.shot import NetworkFactory
 from stm_plugin.windows import FloatArray
 
 OBJECT = "cup"
-VISIBLE = 0.5  # where the true matte is above it, the cup counts as seen
+VISIBLE = 0.5  # of the true matte: above it the cup counts as visible
 DEFAULT_OUT = Path("stm-demo")
 _MARK = ".stm-demo"
-"""An empty file that says that a folder is a demo's."""
+"""An empty file that marks the folder of a demo."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class FrameScore:
 
 @dataclass(frozen=True)
 class Round:
-    """One propagation of the demo: its keys, what it cost, and where its results are."""
+    """One propagation of the demo: its keys, its cost, and its results."""
 
     keys: tuple[int, ...]
     mattes: str
@@ -98,10 +99,10 @@ def run_demo(
     """Build the plate, make its mattes from one key, correct the worst frame, and make them again.
 
     Args:
-        out: the folder for everything; what an earlier demo left there is replaced.
+        out: the folder of all files; those of an earlier demo are replaced.
         plate_settings, settings: of the plate and of the shot; the defaults if None.
-        console: where progress and results are told.
-        network: gives the network; the one of the settings' weights if None.
+        console: for progress and results.
+        network: makes the network; that of the settings' weights if None.
 
     Returns:
         The round with one key and the round with two.
@@ -124,19 +125,19 @@ def run_demo(
     one = job.run(keys, out / "one_key")
     worst = one.worst
     keys[worst.frame] = frame_path(built.truth, worst.frame)
-    console.print(f"A correction key on {worst.frame}, the frame that came out worst (J {worst.region:.3f})")
+    console.print(f"A correction key on {worst.frame}, the worst frame (J {worst.region:.3f})")
     two = job.run(keys, out / "two_keys")
     scores = out / "scores.csv"
     _write_scores(scores, one, two)
-    _tell(console, one, two, scores)
+    _print_scores(console, one, two, scores)
     return one, two
 
 
 def _check_folder(out: Path) -> None:
-    """The demo replaces what lies in its folder: so it must be its own, or empty.
+    """Check that the folder is empty or of a demo, as its files will be replaced.
 
     Raises:
-        OutputError: there is something in it that no demo made.
+        OutputError: it holds a file that no demo made.
     """
     mark = out / _MARK
     try:
@@ -148,7 +149,7 @@ def _check_folder(out: Path) -> None:
         raise store_error(error, out) from error
     if is_foreign:
         raise OutputError(
-            "There is something here that the demo did not make, so nothing is written.",
+            "The folder holds files that the demo did not make, so nothing is written.",
             path=out,
             hint="Give --out a folder that is new or empty.",
         )
@@ -156,7 +157,7 @@ def _check_folder(out: Path) -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """What is the same for every round."""
+    """The common values of both rounds."""
 
     built: DemoPlate
     shot: Path
@@ -189,10 +190,8 @@ class Job:
                 keys,
                 pattern,
                 settings=self.settings,
-                shot_folder=self.shot,
-                objects=[OBJECT],
-                on_event=show,
-                network=self.network,
+                reading=MaskReading(objects=[OBJECT]),
+                run=RunOptions(self.shot, on_event=show, network=self.network),
             ).propagation
         result = Round(
             keys=tuple(keys),
@@ -225,7 +224,7 @@ def _read_alpha(path: Path, frame: int) -> FloatArray:
 
 
 def _draw_sheet(built: DemoPlate, result: Round) -> None:
-    """Draw the mattes over the plate as the network saw it, and below it each matte by itself."""
+    """Draw the mattes over the working picture of the plate, and below them each matte alone."""
     plate = Plate.open(built.plate)
     config = load_config()
     transform: ColourTransform | None = None
@@ -253,8 +252,8 @@ def _write_scores(path: Path, one: Round, two: Round) -> None:
             rows.writerow([first.frame, *(f"{figure:.4f}" for figure in figures), int(second.is_key)])
 
 
-def _tell(console: Console, one: Round, two: Round, scores: Path) -> None:
-    """The scores side by side, and where everything is."""
+def _print_scores(console: Console, one: Round, two: Round, scores: Path) -> None:
+    """Print the scores side by side, and the paths of all files."""
     table = Table(title="Against the true matte, on the frames that are never keys")
     for heading in ("keys", "mean J", "worst J", "mean abs. error", "network frames", "seconds"):
         table.add_column(heading, justify="right")

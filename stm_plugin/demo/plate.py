@@ -48,17 +48,17 @@ CUP_CONTOUR = (
     (194.9, 53.6), (206.7, 43.8), (220.4, 34.4), (236.0, 26.6), (255.6, 20.7), (273.2, 18.4),
 )  # fmt: skip
 CUP_CENTRE = (280.0, 205.0)
-CONTOUR_INSET = 1.5  # pixels of the photograph: keeps its table out of the edge
+CONTOUR_INSET = 1.5  # pixels of the photograph, by which the contour is shrunk: excludes the table
 CONTOUR_SOFTNESS = 0.8  # pixels of the photograph, standard deviation of the edge
 CONTOUR_SUPERSAMPLING = 4
 
-HIGHLIGHT_START = 0.75  # linear value of the photograph above which its clipped lights are opened up again
+HIGHLIGHT_START = 0.75  # linear value of the photograph above which its clipped lights are expanded
 HIGHLIGHT_GAIN = 5.0
 CUP_EXPOSURE = 1.15
 BACKGROUND_EXPOSURE = 2.2  # the launch pad was photographed at dusk
 BACKGROUND_DEFOCUS = 1.6  # pixels, standard deviation
 PILLAR_TINT = (0.75, 0.56, 0.44)
-PILLAR_BRICKS = (180, 512)  # columns and rows of the photograph that make one round of the pillar
+PILLAR_BRICKS = (180, 512)  # columns and rows of the photograph on the pillar
 PILLAR_WIDTH = 0.11  # of the display window's width
 GRAIN_SHADOWS = 0.004
 GRAIN_SIGNAL = 0.012  # standard deviation at a linear value of 1; grows with its root
@@ -67,7 +67,7 @@ SHUTTER = 0.5  # of a frame: 180 degrees
 
 @dataclass(frozen=True)
 class PlateSettings:
-    """What the demo plate is like. Sizes in pixels."""
+    """The settings of the demo plate. Sizes in pixels."""
 
     first_frame: int = 1001
     frame_count: int = 30
@@ -87,7 +87,7 @@ class PlateSettings:
 
 @dataclass(frozen=True)
 class DemoPlate:
-    """Where a built plate lies: patterns with ####, and the true matte of the first frame as its key."""
+    """The files of a built plate: patterns with ####, and the true matte of the first frame as a key."""
 
     plate: str
     truth: str
@@ -108,7 +108,7 @@ def build_plate(folder: Path, settings: PlateSettings | None = None) -> DemoPlat
         settings: size, range and quality.
 
     Returns:
-        Where everything lies.
+        The files.
 
     Raises:
         PlateError: a photograph is missing or a file cannot be written.
@@ -143,7 +143,7 @@ def frame_path(pattern: str, frame: int) -> Path:
 
 
 class Scene:
-    """The layers, and where they are at a time. Times are in frames from the first one, fractions between."""
+    """The layers and their poses over time. Times count frames from the first one, with fractions."""
 
     def __init__(self, settings: PlateSettings) -> None:
         self.settings = settings
@@ -189,7 +189,7 @@ class Scene:
         return time / max(1, self.settings.frame_count - 1)
 
     def cup_pose(self, time: float) -> Matrix:
-        """From left to right on an arc, turning, coming nearer, and tilting as if it swung on a string."""
+        """The cup's pose: from left to right on an arc, turning, coming nearer and tilting."""
         along = self.progress(time)
         width, height = self.settings.width, self.settings.height
         x = width * (0.27 + 0.44 * along + 0.02 * math.sin(2 * math.pi * 1.5 * along))
@@ -210,7 +210,7 @@ class Scene:
         )
 
     def background_pose(self, time: float) -> Matrix:
-        """A pan against the cup's way with a slow push in."""
+        """The background's pose: a pan against the cup's direction with a slow zoom in."""
         along = self.progress(time)
         rows, columns = self.background.shape[:2]
         scale = self.settings.width / columns * (1.22 + 0.10 * along)
@@ -219,7 +219,7 @@ class Scene:
         return translation(x, y) @ np.diag([scale, scale, 1.0]) @ translation(-columns / 2, -rows / 2)
 
     def pillar_pose(self, time: float) -> Matrix:
-        """Across the picture from right to left in the middle of the shot."""
+        """The pillar's pose: across the picture from right to left in the middle of the shot."""
         along = (self.progress(time) - 0.18) / 0.64
         rows, columns = self.pillar.shape[:2]
         x = self.settings.width * (1.12 - 1.24 * along)
@@ -231,7 +231,7 @@ class Scene:
 
 
 def photograph(name: str) -> Array:
-    """One of scikit-image's photographs (h, w, 3) in linear Rec.709, its clipped lights opened up above 1.
+    """One of scikit-image's photographs (h, w, 3) in linear Rec.709, its clipped lights expanded above 1.
 
     Raises:
         PlateError: scikit-image is not installed.
@@ -253,7 +253,7 @@ def photograph(name: str) -> Array:
 
 
 def cup_layer() -> Array:
-    """The cup, cut out: a soft true matte, and colours that go on beyond it so that no table shines in."""
+    """The cup, cut out: a soft true matte, and colours extended beyond it, so that no table is visible."""
     picture = photograph("coffee") * np.float32(CUP_EXPOSURE)
     rows, columns = picture.shape[:2]
     fine = np.zeros((rows * CONTOUR_SUPERSAMPLING, columns * CONTOUR_SUPERSAMPLING), np.uint8)
@@ -267,7 +267,7 @@ def cup_layer() -> Array:
 
 
 def extend_colours(picture: Array, inside: npt.NDArray[np.bool_]) -> Array:
-    """Give every pixel outside of a region the colour of the region's nearest pixel."""
+    """Fill pixels outside a region with the colour of the region's nearest pixel."""
     outside = (~inside).astype(np.uint8)
     _, labels = cv2.distanceTransformWithLabels(outside, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
     colours = np.zeros((int(labels.max()) + 1, 3), np.float32)
@@ -282,7 +282,7 @@ def background_picture() -> Array:
 
 
 def pillar_layer(settings: PlateSettings) -> Array:
-    """A brick pillar, higher than the picture, shaded round."""
+    """A brick pillar, higher than the picture, shaded like a cylinder."""
     bricks = photograph("brick")
     width = max(8, round(settings.width * PILLAR_WIDTH))
     height = 2 * settings.height

@@ -1,1 +1,1 @@
-"""One shot on many machines: the parts of its work, each as a task of its own, and the bundle for a farm."""
+"""One shot on many machines: its work in separate tasks, and the job bundle for a farm."""

@@ -1,7 +1,7 @@
 """The job bundle: a template in the open job format (Open Job Description 2023-09), values, and assets.
 
-The files are JSON, which is YAML too. A step waits for whole steps in that format: so finishing begins when
-all passes are done. `commands` says which passes a chunk really waits for.
+The files are JSON, which is valid YAML. In that format a step waits for whole steps, so finishing begins when
+all passes are done. `commands` lists which passes each chunk needs.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from stm_plugin.propagation.memory_forecast import Forecast
 
 TEMPLATE = "template.yaml"
 VALUES = "parameter_values.yaml"
-"""As AWS Deadline Cloud reads them."""
+"""The format of AWS Deadline Cloud."""
 ASSETS = "asset_references.yaml"
 PLAIN_VALUES = "parameters.json"
-"""As `openjd run --job-param file://...` reads them."""
+"""The format of `openjd run --job-param file://...`."""
 FILES = (TEMPLATE, VALUES, ASSETS, PLAIN_VALUES)
 
 _MEBIBYTE = 1 << 20
@@ -35,15 +35,15 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Job:
-    """All that a bundle says.
+    """The content of a bundle.
 
     Attributes:
         frames: `1001-1100`.
         out: the matte sequence.
-        plate: as the shot names it; empty where a host pushed its pixels.
-        address: what all machines must agree on.
-        memory: what a pass needs; None where no pass has to run.
-        gpu: whether passes ask for one.
+        plate: its path in the shot; empty where a host pushed its pixels.
+        address: the job's address, which must be equal on all machines.
+        memory: the forecast of a pass; None if no pass has to run.
+        gpu: whether passes need one.
         inputs: files that are read besides the shot's folder.
         stm: the command of the installation on the farm's machines.
     """
@@ -61,7 +61,7 @@ class Job:
 
 
 def job_of(opened: FarmShot, plan: Plan, parts: Parts, out: str, stm: str = "stm") -> Job:
-    """The job of a plan. DeviceError where this machine could not do it either."""
+    """The job of a plan. DeviceError where it does not fit this machine's memory."""
     shipped = Path(model.__path__[0]).resolve()
     given = {Path(one.path).absolute() for one in opened.inputs.given}
     plate = opened.description.plate
@@ -143,7 +143,7 @@ def _parameters(job: Job) -> list[Json]:
             "type": "PATH",
             "objectType": "FILE",
             "dataFlow": "NONE",
-            "description": "The plate as the shot names it; mapped where machines mount it elsewhere.",
+            "description": "The path of the plate in the shot; mapped where machines mount it elsewhere.",
         },
         {
             "name": "Frames",
@@ -168,7 +168,7 @@ def _parameters(job: Job) -> list[Json]:
 
 
 def _environment() -> Json:
-    """Says which installation a session works with, and fails where there is none."""
+    """Prints which installation a session uses, and fails where there is none."""
     enter = {"command": "{{Param.Stm}}", "args": ["farm", "activate"]}
     return {
         "name": "STM",
@@ -188,7 +188,7 @@ def _step(name: str, job: Job, after: list[str], tasks: tuple[str, list[str]] | 
     args += ["--expects", "{{Param.Expects}}"]
     if job.plate:
         args += ["--plate", "{{Param.Plate}}"]
-    args += ["--", "{{Param.Shot}}"]  # frames may be negative: what follows is no option
+    args += ["--", "{{Param.Shot}}"]  # frames may be negative: what follows is not an option
     if tasks is not None:
         args.append(f"{{{{Task.Param.{tasks[0]}}}}}")
     action = {

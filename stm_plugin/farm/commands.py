@@ -1,4 +1,4 @@
-"""The tasks of a job as plain command lines with what each waits for: for engines without the open format."""
+"""The tasks of a job as plain command lines with their dependencies, for engines without the open format."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stm_plugin.farm.parts import pass_text
 
 @dataclass(frozen=True)
 class Command:
-    """One task: its name, the names of those it waits for, and what to run."""
+    """One task: its name, the names of tasks that it waits for, and its command line."""
 
     name: str
     after: tuple[str, ...]
@@ -23,7 +23,7 @@ class Command:
 
     @property
     def line(self) -> str:
-        """For a shell."""
+        """The command line for a shell."""
         return shlex.join(self.words)
 
 
@@ -34,7 +34,7 @@ def commands(job: Job) -> tuple[Command, ...]:
     rest: tuple[str, ...] = ("--expects", job.address)
     if job.plate:
         rest += ("--plate", job.plate)
-    rest += ("--", shot)  # frames may be negative: what follows is no option
+    rest += ("--", shot)  # frames may be negative: what follows is not an option
     stm = (job.stm, "farm")
     found = [Command("plan", (), (*stm, "plan", *out, *frames, *rest))]
     for passed in job.parts.passes:

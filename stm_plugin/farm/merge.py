@@ -1,4 +1,4 @@
-"""Results of the same shot that were computed in other folders, brought together."""
+"""Merges results of the same shot that were computed in other folders."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from stm_plugin.store.store import ShotStore, with_suffix
 
 @dataclass(frozen=True)
 class Merged:
-    """What was copied from one folder.
+    """The results copied from one folder.
 
     Attributes:
-        copied, known: results that were new here, and that were here already.
-        damaged: files that are not whole; they were left out.
+        copied, known: numbers of new results, and of results that existed already.
+        damaged: damaged files, which were left out.
     """
 
     folder: Path
@@ -26,9 +26,9 @@ class Merged:
 
 
 def merge(shot: str | Path, sources: list[Path], *, wait: float | None = 0.0) -> list[Merged]:
-    """Copy the results that are whole from other folders of a shot. Nothing else of it changes.
+    """Copy the undamaged results from other folders of a shot. Nothing else of it changes.
 
-    Results carry their addresses, so none can end up in a wrong place; what is here and whole stays.
+    A result's name is its address, so it cannot replace another one; existing undamaged results are kept.
 
     Raises:
         StoreError: a folder holds no shot, the same one, or one without a key in common.
@@ -63,7 +63,7 @@ def _merged(target: ShotStore, source: ShotStore) -> Merged:
 
 
 def _whole(path: Path) -> bytes | None:
-    """The body of a result; None where it is not there or not whole."""
+    """The body of a result; None where it is missing or damaged."""
     try:
         return read_sealed(path)
     except DamagedFileError:

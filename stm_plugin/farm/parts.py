@@ -1,4 +1,4 @@
-"""Into which parts a shot's work falls, and which part waits for which: values alone."""
+"""The parts of a shot's work, and their dependencies: values only."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from stm_plugin.planning.values import Direction, Facts, Plan
 from stm_plugin.settings import Settings
 
 DEFAULT_CHUNK = 20
-"""Frames of a finishing task: its start costs about as much as finishing ten frames of 2K."""
+"""Frames of a finishing task: starting it takes as long as finishing about ten frames of 2K."""
 MOST_TASKS = 1024
-"""Tasks of a step that the open job format allows."""
+"""The most tasks of a step in the open job format."""
 
 PassName = tuple[int, Direction]
 _PASS = re.compile(r"(-?\d+):(forward|backward)")
@@ -58,7 +58,7 @@ def parts_of(plan: Plan, chunk: int = DEFAULT_CHUNK) -> Parts:
     """The parts of a plan.
 
     Args:
-        chunk: frames of a finishing task; more where there would be too many tasks.
+        chunk: frames of a finishing task; more if there would be too many tasks.
 
     Raises:
         SettingsError: `chunk` is no number of frames, or the passes are too many for one job.
@@ -76,12 +76,12 @@ def parts_of(plan: Plan, chunk: int = DEFAULT_CHUNK) -> Parts:
         members = set(frames[start : start + size])
         needs = tuple(one.name for one in plan.passes if not members.isdisjoint(one.frames))
         chunks.append(ChunkPart(min(members), max(members), needs))
-    longest_first = sorted(plan.passes, key=lambda one: -len(one.frames))  # machines are idle least
+    longest_first = sorted(plan.passes, key=lambda one: -len(one.frames))  # machines idle least so
     return Parts(tuple(PassPart(one.name, len(one.frames)) for one in longest_first), tuple(chunks))
 
 
 def job_address(facts: Facts, settings: Settings) -> str:
-    """Stands for all that a job's bytes depend on, but the plate's pixels: two machines must agree on it."""
+    """The hash of all that a job's bytes depend on, except the plate's pixels; equal on all machines."""
     keys = {str(key.frame): key.hash for key in facts.keys}
     ids = [settings.id("finish"), settings.id("export")]
     return address_of("farm job", dict(facts.base), keys, list(facts.objects), ids)
@@ -93,7 +93,7 @@ def pass_text(name: PassName) -> str:
 
 
 def parse_pass(text: str) -> PassName:
-    """What `pass_text` gave. SettingsError for text of another form."""
+    """The pass of a text by `pass_text`. SettingsError for text of another form."""
     match = _PASS.fullmatch(text.strip())
     if match is None:
         raise SettingsError(f"The pass {text!r} cannot be read.", hint="Write 1001:forward.")

@@ -1,9 +1,9 @@
 """The tasks of a farm: plan, pass, finish, check.
 
-Passes and chunks run anywhere, in any order, several at once on one store, without its lock. That is safe, as
-results are addressed by what made them and appear whole or not at all: two tasks that compute the same thing
-write the same bytes under the same name. Such a task writes nothing else into the store. A task that was
-killed goes on from what is there. The plan and the check hold the lock.
+Passes and chunks run on any machine, in any order, several at once on one store, without its lock. This is
+safe: a result is written atomically, and its name is the hash of its ingredients, so two tasks that compute
+the same result write the same bytes under the same name. Such a task writes nothing else into the store. A
+killed task continues from the stored results. The plan and the check hold the lock.
 """
 
 from __future__ import annotations
@@ -32,29 +32,29 @@ from stm_plugin.shot.opening import open_plate
 from stm_plugin.store.store import ShotStore, with_suffix
 
 MOST_REPAIRS = 20
-"""How often one task begins anew because a stored result was damaged."""
+"""How often one task starts again because a stored result was damaged."""
 WAIT_SECONDS = 600.0
-"""For the lock, before the plan and the check."""
+"""To wait for the lock, before the plan and the check."""
 
 Report = Callable[[int, int, int], None]
-"""Gets how much is done, of how much, and the frame."""
+"""Is called with the steps done, all steps, and the frame."""
 
 
-def quiet(done: int, total: int, frame: int) -> None:
-    """Nobody listens."""
+def no_report(done: int, total: int, frame: int) -> None:
+    """Ignore progress."""
 
 
-def unheard(text: str) -> None:
-    """Nobody reads notices."""
+def ignore_notice(text: str) -> None:
+    """Ignore an event."""
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What the check of a job found.
+    """The result of the check of a job.
 
     Attributes:
-        problems: what is wrong with a frame, by frame.
-        qualities: what the network says of each frame that is computed.
+        problems: the fault of a frame, by frame.
+        qualities: confidence and agreement of each computed frame.
         advice: where the next key would help most.
     """
 
@@ -64,7 +64,7 @@ class CheckReport:
     advice: Advice | None
 
     def raise_if_wrong(self) -> None:
-        """MatteError where a frame is not as it should be; the first is named."""
+        """MatteError where a frame has a fault; the text names the first one."""
         if self.problems:
             first = min(self.problems)
             count = len(self.problems)
@@ -72,18 +72,18 @@ class CheckReport:
             raise MatteError(
                 f"{self.problems[first]}{others}",
                 frame=first,
-                hint="Run the tasks of these frames again: what is whole is kept.",
+                hint="Run the tasks of these frames again: undamaged results are kept.",
             )
 
 
 class FarmShot:
-    """A shot as a task sees it.
+    """A shot in a task.
 
     Args:
         request: the frames of the job (of the chunk, for finishing).
-        expects: the job's address; the shot must still be the one that the job was made for.
-        plate: where this machine finds the plate; as the shot says if None.
-        network: gives the network; that of the settings' weights if None.
+        expects: the job's address; a shot that changed since the job was made is refused.
+        plate: the path of the plate on this machine; that of the shot if None.
+        network: makes the network; that of the settings' weights if None.
 
     Raises:
         StoreError, PlateError: the shot cannot be opened.
@@ -97,14 +97,14 @@ class FarmShot:
         expects: str | None = None,
         plate: str | None = None,
         network: NetworkFactory | None = None,
-        warn: Callable[[str], None] = unheard,
+        warn: Callable[[str], None] = ignore_notice,
     ) -> None:
         self.store = ShotStore.open(with_suffix(folder))
         self.request, self._expects = request, expects
         description = self.store.description()
         if plate and description.plate.kind == "files":
             description = replace(description, plate=replace(description.plate, text=plate))
-        # The features on disk belong to the holder of the lock.
+        # Only the holder of the lock may use the features on disk.
         description = replace(description, settings=replace(description.settings, disk_budget=0))
         self.description, self.settings = description, description.settings
         self.plate = open_plate(self.store.plate_folder, description.plate, self.settings)
@@ -120,34 +120,34 @@ class FarmShot:
 
     @property
     def address(self) -> str:
-        """What `expects` must be."""
+        """The job's address, to compare with `expects`."""
         return job_address(self.propagation.facts(), self.settings)
 
     @property
     def inputs(self) -> Inputs:
-        """The files that nothing may overwrite."""
+        """The input files, which no output may overwrite."""
         return inputs_of(self.plate, self.settings, self.store.folder)
 
     def writer(self, out: str, *, overwrite: bool = False) -> MatteWriter:
-        """Writes the mattes of this shot to a sequence."""
+        """The writer of this shot's mattes to a sequence."""
         channel, with_ids = self.settings.channel, self.settings.cryptomatte
         return MatteWriter(out, self.plate, channel=channel, with_ids=with_ids, overwrite=overwrite)
 
-    def read_plan(self, only: PassName | None = None, report: Report = quiet) -> Plan:
-        """The plan, with the content of the plate as it is on disk now.
+    def read_plan(self, only: PassName | None = None, report: Report = no_report) -> Plan:
+        """The plan, with the present content of the plate on disk.
 
         Args:
-            only: the pass whose frames are asked for; all if None.
+            only: the pass whose frames are read; all if None.
 
         Raises:
-            StoreError: the shot is not the one that was expected.
+            StoreError: the shot changed since the job was made.
             PlateError: a frame cannot be read.
         """
         if self._expects and self.address != self._expects:
             raise StoreError(
-                "The shot, its weights or its settings are not those that the job was made for.",
+                "The shot, its weights or its settings changed since the job was made.",
                 path=self.store.folder,
-                hint="Write the bundle again, and see that all machines have the same installation.",
+                hint="Write the bundle again, and check that all machines have the same installation.",
             )
         plan = self.propagation.plan(self.request)
         facts = plan.facts
@@ -166,11 +166,11 @@ class FarmShot:
 
     # ---- the tasks ----
 
-    def prepare(self, out: str, *, overwrite: bool = False, report: Report = quiet) -> Plan:
-        """The first task: read the whole plate, and refuse what cannot be done.
+    def prepare(self, out: str, *, overwrite: bool = False, report: Report = no_report) -> Plan:
+        """The first task: read the whole plate and check that the job can be done.
 
         Raises:
-            StmError: an input is wrong, an output may not be written, or a frame is reached by no key.
+            StmError: an input is wrong, an output must not be written, or no key reaches a frame.
         """
         with self._locked():
             plan = self.read_plan(report=report)
@@ -185,19 +185,19 @@ class FarmShot:
     def fit(self, plan: Plan) -> MemoryFit:
         """The memory of this machine for a plan. DeviceError where it does not suffice."""
         fit = self.propagation.forecast(plan)
-        if fit.reason:  # lowering would give other bytes here than on the next machine
+        if fit.reason:  # with lowered sizes this machine would write other bytes than the next one
             raise DeviceError(
                 f"This machine has too little memory for the settings of the shot: {fit.reason}.",
                 hint="Give the job larger machines, or lower working_size or memory_cap with `stm shot set`.",
             )
         return fit
 
-    def run_pass(self, name: PassName, report: Report = quiet) -> int:
-        """Compute one pass, as far as it is not there; how many frames were computed or found.
+    def run_pass(self, name: PassName, report: Report = no_report) -> int:
+        """Compute the missing results of one pass; returns how many frames were computed or found.
 
         Raises:
             SettingsError: the plan has no such pass.
-            StmError: what it says, with its frame; frames before it are kept.
+            StmError: for any other cause, with its frame; frames before it are kept.
         """
         for _ in range(MOST_REPAIRS):
             plan = self.read_plan(name)
@@ -207,13 +207,13 @@ class FarmShot:
             steps = tuple(step for step in plan.compute_steps if step.passed.name == name)
             done = len(passed.frames) - len(steps)
 
-            def tell(event: Event, done: int = done, total: int = len(passed.frames)) -> None:
+            def on_event(event: Event, done: int = done, total: int = len(passed.frames)) -> None:
                 if isinstance(event, Progress):
                     report(done + event.done, total, event.frame)
 
             try:
                 results = self.propagation.finisher(replace(plan, steps=steps)).results
-                Execution(self.propagation.context(), results, tell, _never, _nothing).run()
+                Execution(self.propagation.context(), results, on_event, _never, _nothing).run()
             except DamagedFileError as damaged:
                 self.propagation.remove_damaged(damaged.path)
                 continue
@@ -222,12 +222,12 @@ class FarmShot:
             return len(steps)
         raise StoreError("Stored results keep being damaged.", path=self.store.folder, hint="Check the disk.")
 
-    def finish(self, out: str, *, overwrite: bool = False, report: Report = quiet) -> int:
-        """Write the mattes of the frames of the request, without the network; how many were written.
+    def finish(self, out: str, *, overwrite: bool = False, report: Report = no_report) -> int:
+        """Write the mattes of the request's frames, without the network; returns how many were written.
 
         Raises:
             MatteError: a pass that a frame needs is not done; nothing was written.
-            StmError: what it says, with its frame; mattes before it are kept.
+            StmError: for any other cause, with its frame; mattes before it are kept.
         """
         plan = self.read_plan()
         try:
@@ -240,17 +240,17 @@ class FarmShot:
         writer.begin(self.inputs, self.store.folder, frames)
         count = 0
 
-        def tell(event: Event) -> None:
+        def on_event(event: Event) -> None:
             nonlocal count
             if isinstance(event, FrameFinished):
                 count += 1
                 report(count, len(frames), event.frame)
 
-        self.propagation.export(plan, writer, tell, _never)
+        self.propagation.export(plan, writer, on_event, _never)
         return sum(one.written for one in writer.written)
 
-    def check(self, out: str, report: Report = quiet) -> CheckReport:
-        """The last task: every result and every matte is there, whole and current; judgements are recorded.
+    def check(self, out: str, report: Report = no_report) -> CheckReport:
+        """The last task: check that every result and matte exists, is whole and current; record qualities.
 
         The network is not used. Nothing is repaired.
         """
@@ -272,9 +272,9 @@ class FarmShot:
                         continue
                     path = writer.sequence.path(one.frame)
                     if not path.is_file():
-                        problems[one.frame] = f"The matte {path} is not there."
+                        problems[one.frame] = f"The matte {path} does not exist."
                     elif not writer.is_current(one.frame, address):
-                        problems[one.frame] = f"The matte {path} is damaged, or not of the shot as it is now."
+                        problems[one.frame] = f"The matte {path} is damaged, or not current."
                     report(number, len(plan.frames), one.frame)
             if not problems:
                 writer.tidy([one.frame for one in plan.frames])
@@ -307,7 +307,7 @@ def _pass_of(plan: Plan, name: PassName) -> Pass:
 
 def _moved(moved: PlateMovedOn) -> PlateError:
     return PlateError(
-        "The plate changed while it was being worked on.",
+        "The plate changed during the run.",
         frame=moved.frame,
         hint="Wait until it is rendered, and run the task again: finished frames are kept.",
     )
@@ -318,9 +318,9 @@ def _never() -> bool:
 
 
 def _nothing(frame: int) -> None:
-    """A pass hands out no frames."""
+    """Ignore a frame: passes write no mattes."""
 
 
 def lowest(qualities: Iterable[Quality], count: int = 5) -> list[Quality]:
-    """The frames of which the network is least sure."""
+    """The frames with the least confidence."""
     return sorted(qualities, key=lambda one: (one.confidence, one.frame))[:count]

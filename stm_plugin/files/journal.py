@@ -1,4 +1,4 @@
-"""A journal: one JSON object per line, appended; the last line of a key counts."""
+"""A journal: one JSON object per line, appended; for each key the last line counts."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ Kinds = type | tuple[type, ...]
 
 
 class Journal:
-    """A file of one JSON object per line, the last of a key counts; a line torn by a kill is passed over.
+    """A file with one JSON object per line; for each key the last line counts.
+
+    A line that a killed process left incomplete is skipped.
 
     Args:
         path: the file; need not exist.
-        key: the name of the entry that tells objects apart: a number or a text.
-        fields: what else an entry must have, and of which types; a line that makes no sense is passed over.
+        key: the name of the field that identifies an object: a number or a text.
+        fields: the other fields that an object must have, and their types; other lines are skipped.
     """
 
     def __init__(self, path: Path, key: str, fields: Mapping[str, Kinds] | None = None) -> None:
@@ -28,7 +30,7 @@ class Journal:
         self._fields = {key: (int, str), **(fields or {})}
 
     def load(self) -> dict[Any, dict[str, Any]]:
-        """The last object of every key. Rewrites the file where it has grown long and may be written."""
+        """The last object of every key. A long file is rewritten without older lines, if writable."""
         entries: dict[Any, dict[str, Any]] = {}
         count = 0
         for entry in self._lines():
@@ -36,13 +38,13 @@ class Journal:
             count += 1
         if count > 64 and count > 4 * len(entries):
             lines = "".join(json.dumps(entry, separators=(",", ":")) + "\n" for entry in entries.values())
-            with suppress(StoreError):  # a longer journal says the same
+            with suppress(StoreError):  # the longer journal holds the same
                 write_atomically(self._path, lines.encode())
         return entries
 
     def append(self, entry: dict[str, Any]) -> None:
-        """Add one object. StoreError where the disk does not take it."""
-        line = "\n" + json.dumps(entry, separators=(",", ":")) + "\n"  # ends a torn line, if there is one
+        """Add one object. StoreError where the disk is full or cannot be written."""
+        line = "\n" + json.dumps(entry, separators=(",", ":")) + "\n"  # ends an incomplete line
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("ab") as stream:

@@ -1,13 +1,13 @@
-"""The one guard of outputs: asked before the first byte is written.
+"""The guard of outputs: every command asks it before it writes the first byte.
 
-Three things are refused, whatever name is used to reach the file (links, `..`, letter case):
+Three kinds of output are refused, also under another name (links, `..`, letter case):
 
 1. an output that is an input: a plate frame, a movie, a key's mask, weights, a colour configuration;
 2. an output inside a shot store;
-3. a file that this product did not make, unless the person says `--overwrite`.
+3. a file that this product did not make, unless `--overwrite` is given.
 
-A row of files (`matte.####.exr`) also has one owner at a time (`Ownership`). Looking at the disk (`place_of`)
-is kept apart from deciding (`refusal`).
+A row of files (`matte.####.exr`) also has one owner at a time (`Ownership`). `place_of` reads the
+disk; `refusal` decides and reads nothing.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ FrameOrNone = int | None
 
 @dataclass(frozen=True)
 class Given:
-    """A file that must never be written: what it is ("the mask of the key on 1001"), and where."""
+    """An input, which must never be written: what it is ("the mask of the key on 1001"), and its path."""
 
     what: str
     path: Path
@@ -50,7 +50,7 @@ class Given:
 
 @dataclass(frozen=True)
 class Row:
-    """The names that a row of frames may take: `head`, digits, `tail`, in `folder`."""
+    """The file names of a sequence: `head`, digits, `tail`, in `folder`."""
 
     folder: Path
     head: str
@@ -60,18 +60,18 @@ class Row:
         return str(self.folder / f"{self.head}####{self.tail}")
 
     def matches(self, name: str) -> bool:
-        """Whether a file's name is one of the row, in any letter case."""
+        """Whether a file's name belongs to the row, in any letter case."""
         pattern = re.escape(_folded(self.head)) + r"-?[0-9]+" + re.escape(_folded(self.tail))
         return re.fullmatch(pattern, _folded(name)) is not None
 
 
 @dataclass(frozen=True)
 class Place:
-    """A path as the disk tells it from others.
+    """What identifies the file at a path.
 
     Attributes:
         folder, name: the real folder and the file's name, in a form that ignores letter case.
-        file: device and inode of what is there, links followed; None where there is nothing.
+        file: device and inode of the file, links followed; None where no file exists.
         kind: "other" is a folder, a device or a link to nothing.
     """
 
@@ -112,7 +112,7 @@ def check_outputs(
         row: the pattern of the outputs; every frame that it could take is checked against `given`.
         given_rows: patterns of inputs ("the plate"): the outputs must not have the same pattern.
         overwrite: whether files that this product did not make may be replaced.
-        is_ours: whether this product made the file of a frame, and nobody has changed it since.
+        is_ours: whether this product made the file of a frame, and nobody changed it since.
 
     Raises:
         OutputError: they may not. Both files are named.
@@ -146,7 +146,7 @@ def refusal(
 
     Args:
         wanted: the files that will be written, by frame.
-        siblings: the files there are with a name of the row.
+        siblings: the existing files with a name of the row.
         given: the inputs, with their places.
     """
     by_file = {place.file: one for one, place in given if place.file is not None}
@@ -168,7 +168,7 @@ def refusal(
 
 
 def place_of(path: Path) -> Place:
-    """Look where a path leads."""
+    """Find out which file a path leads to."""
     folder, name = path.parent, path.name
     try:
         found = path.stat()
@@ -185,10 +185,10 @@ def place_of(path: Path) -> Place:
 
 
 def files_of(row: Row) -> list[Path]:
-    """The files there are with a name of the row."""
+    """The existing files with a name of the row."""
     try:
         names = os.listdir(row.folder)
-    except OSError:  # not there yet: there is nothing in it
+    except OSError:  # the folder does not exist yet
         return []
     return [row.folder / name for name in sorted(names) if row.matches(name)]
 
@@ -211,16 +211,16 @@ def _foreign(
 ) -> Refusal | None:
     for frame, place in wanted:
         if place.kind == "other":
-            what = "There is something here that is no plain file, so it is not replaced."
+            what = "This is not a plain file, so it is not replaced."
             return Refusal(what, place.path, _OTHER_NAME, frame)
         if place.kind == "file" and not overwrite and not is_ours(frame, place.path):
-            what = "STM did not make this file as it is now, so it is not replaced."
+            what = "STM did not write this file, or somebody changed it since; it is not replaced."
             return Refusal(what, place.path, OVERWRITE_HINT, frame)
     return None
 
 
 def _folder_id(folder: Path) -> str:
-    """The real folder, without letter case: a file system that ignores it may come later."""
+    """The real folder, without letter case: the folder may be copied to a disk that ignores it."""
     return _folded(os.path.realpath(folder)).replace(os.sep, "/")
 
 
@@ -228,11 +228,11 @@ def _folded(text: str) -> str:
     return unicodedata.normalize("NFC", text).casefold()
 
 
-# ---- whose a row is ----
+# ---- the owner of a row ----
 
 
 class Ownership:
-    """A row of files belongs to one shot at a time; a small hidden file beside it says which.
+    """The shot that a row of files belongs to; a small hidden file beside the row names it.
 
     Args:
         row: the files.
@@ -247,10 +247,10 @@ class Ownership:
         """Become the owner.
 
         Returns:
-            A sentence for people where another shot wrote these files before.
+            A sentence for people if another shot wrote these files before.
 
         Raises:
-            OutputError: the row belongs to another shot, and nobody said to overwrite it; or that shot is
+            OutputError: the row belongs to another shot and `overwrite` is not set; or that shot is
                 being worked on now.
             StoreError: the folder cannot be written.
         """
@@ -259,7 +259,7 @@ class Ownership:
         before = self.check_free(overwrite=overwrite)
         owner = self.owner()
         if owner is None or not _same_folder(owner, self._shot):
-            with suppress(StoreFullError):  # the first file that does not fit says so, with its frame
+            with suppress(StoreFullError):  # the first wrong file raises the error, with its frame
                 write_atomically(self._path, self._text())
         if before is None:
             return None
@@ -281,7 +281,7 @@ class Ownership:
         return owner
 
     def check(self, frame: int) -> None:
-        """Asked before each file is written. OutputError where another shot has taken the row over."""
+        """To be called before each file is written. OutputError if another shot owns the row by now."""
         owner = self.owner()
         if owner is not None and not _same_folder(owner, self._shot):
             raise OutputError(
@@ -315,7 +315,7 @@ class Ownership:
             )
 
     def _make(self) -> bool:
-        """Write the file that says who the owner is; False where there is one."""
+        """Write the file that names the owner; False if it exists already."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
@@ -330,7 +330,7 @@ class Ownership:
         return True
 
     def _text(self) -> bytes:
-        """A relative path: a folder that is copied with its shot stays with it."""
+        """A relative path, which stays right where a folder is copied together with its shot."""
         shot = os.path.realpath(self._shot)
         with suppress(ValueError):  # another drive
             shot = os.path.relpath(shot, os.path.realpath(self._row.folder))
@@ -344,13 +344,13 @@ def _same_folder(one: Path, other: Path) -> bool:
         return os.path.realpath(one) == os.path.realpath(other)
 
 
-# ---- files that cannot say themselves who made them ----
+# ---- files whose header cannot name their maker ----
 
 
 class WrittenList:
-    """The files of a folder that this product made and that cannot say so: movies, tables, label pictures.
+    """The files in a folder that this product made and that carry no mark: movies, tables, label pictures.
 
-    A file is known by its content. One that was begun is known by its name until it is finished.
+    A finished file is identified by its content. An unfinished one is identified by its name.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -358,27 +358,27 @@ class WrittenList:
         self._journal = Journal(folder / LIST_NAME, "file")
 
     def begin(self, paths: Iterable[Path]) -> None:
-        """These files are about to be written. StoreError where the folder cannot be."""
+        """Record that these files will be written now. StoreError where the folder cannot be written."""
         for path in paths:
             self._journal.append({"file": self._name(path), "hash": None})
 
     def finish(self, paths: Iterable[Path]) -> None:
-        """These files are written as they are now."""
+        """Record the content of these files: they are finished."""
         for path in paths:
-            with suppress(StoreError):  # then it stays begun
+            with suppress(StoreError):  # then it stays unfinished
                 try:
                     content = _content_hash(path)
                 except OSError:
-                    content = ""  # it was not written after all
+                    content = ""  # it was not written
                 self._journal.append({"file": self._name(path), "hash": content})
 
     def finish_as(self, path: Path, content: Path) -> None:
-        """The file will appear under its name with this content at once."""
+        """Record the content of a file that will appear under its name in one step."""
         with suppress(OSError, StoreError):
             self._journal.append({"file": self._name(path), "hash": _content_hash(content)})
 
     def has(self, paths: Iterable[Path]) -> set[Path]:
-        """Those of these files that this product made and nobody has changed."""
+        """Which of these files this product made and nobody changed since."""
         entries = self._journal.load()
         return {path for path in paths if self._is_ours(path, entries.get(self._name(path)))}
 

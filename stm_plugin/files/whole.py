@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writes, sealed (checksummed) files, journals."""
+"""Files that exist as a whole or not at all: atomic writes, and sealed files (with a checksum)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TEMPORARY_SUFFIX = ".part"
 
 
 class DamagedFileError(Exception):
-    """A sealed file is truncated or altered; what it held must be computed again."""
+    """A sealed file is truncated or altered; its content must be computed again."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -29,13 +29,13 @@ class DamagedFileError(Exception):
 
 
 def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Write a file so that anyone sees the old content or the new, never a part.
+    """Write a file atomically: a reader sees the old content or the new one, never a part.
 
     Args:
-        durable: wait until the disk has it (a power cut does not lose it either).
+        durable: wait until the data is on the disk (it survives a power cut).
 
     Raises:
-        StoreError: the disk is full, the folder may not be written, or the disk fails.
+        StoreError: the disk is full, the folder is not writable, or the disk fails.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{TEMPORARY_SUFFIX}")
     try:
@@ -50,13 +50,13 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
         if durable:
             _sync_folder(path.parent)
     except OSError as error:
-        with suppress(OSError):  # the folder is gone or read-only: there is nothing of ours in it
+        with suppress(OSError):  # the folder is gone or read-only: no leftover of this product is in it
             temporary.unlink(missing_ok=True)
         raise store_error(error, path) from error
 
 
 def store_error(error: OSError, path: Path) -> StoreError:
-    """What an operating system's error means for the person at the desk."""
+    """The error for people that an operating system's error stands for."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreFullError(
             "The disk is full.",
@@ -117,7 +117,7 @@ def read_sealed(path: Path) -> bytes | None:
 
 
 def looks_whole(path: Path) -> bool:
-    """Whether a sealed file is there with the length that it states; the checksum is not computed."""
+    """Whether a sealed file exists and has the length that it states; the checksum is not computed."""
     try:
         with path.open("rb") as stream:
             header = stream.read(_HEADER.size)
@@ -131,7 +131,7 @@ def looks_whole(path: Path) -> bool:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files that a killed process left; only for the holder of the lock."""
+    """Remove the temporary files of a killed process; only the holder of the lock may call this."""
     for path in folder.rglob(f".*{TEMPORARY_SUFFIX}"):
         path.unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""What every way of finishing uses: the frame that edges follow, and the band of pixels that are not sure."""
+"""What both ways of finishing use: the plate frame that edges follow, and the band of uncertain pixels."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from stm_plugin.images.working_picture import WorkingGeometry, to_working_points
 from stm_plugin.windows import FloatArray, Window
 
 Places = npt.NDArray[np.intp]
-"""Pixels of a picture as places in its flat array, (N,)."""
+"""Pixels of a picture as indices into its flat array, (N,)."""
 
 
 NEARLY_SURE = 0.02
-"""A probability this near 0 or 1 is exactly 0 or 1, where no filter has touched it."""
+"""A probability this near 0 or 1 becomes exactly 0 or 1, where no filter changed it."""
 
 
 @dataclass(frozen=True)
 class Guide:
-    """What the edges of a matte follow: one frame in display-referred sRGB.
+    """The plate frame that the edges of a matte follow, in display-referred sRGB.
 
     Attributes:
         working: (3, h, w), the working picture.
-        colours: gives the plate's colours (N, 3) at places of `window`.
+        colours: returns the plate's colours (N, 3) at indices into `window`.
         window: the frame's data window.
     """
 
@@ -36,7 +36,7 @@ class Guide:
 
 
 def steeper(values: FloatArray, sharpness: float, sure: float | FloatArray) -> FloatArray:
-    """Contrast around 0.5; what is within `sure` of 0 or 1 becomes exactly 0 or 1.
+    """More contrast around 0.5. Values within `sure` of 0 or 1 become exactly 0 or 1.
 
     Args:
         sure: one for all, or one for each value.
@@ -48,7 +48,7 @@ def steeper(values: FloatArray, sharpness: float, sure: float | FloatArray) -> F
 
 
 def unsure_pixels(clean: FloatArray) -> npt.NDArray[np.uint8]:
-    """(h, w): 1 where a working pixel is not exactly as its neighbours are, else 0."""
+    """(h, w): 1 where a working pixel differs from any of its neighbours, else 0."""
     gradient = cv2.morphologyEx(clean, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
     return (np.asarray(gradient) > 0).view(np.uint8)
 
@@ -59,7 +59,7 @@ def dilated(band: npt.NDArray[np.uint8], reach: int) -> npt.NDArray[np.uint8]:
 
 
 def box_around(band: npt.NDArray[np.uint8], spare: int) -> tuple[slice, slice]:
-    """Rows and columns that hold a band, with some to spare."""
+    """Rows and columns that hold a band, with a margin."""
     left, top, width, height = cv2.boundingRect(band)
     rows = slice(max(0, top - spare), min(band.shape[0], top + height + spare))
     columns = slice(max(0, left - spare), min(band.shape[1], left + width + spare))
@@ -69,7 +69,7 @@ def box_around(band: npt.NDArray[np.uint8], spare: int) -> tuple[slice, slice]:
 def plate_pixels(
     band: npt.NDArray[np.uint8], window: Window, geometry: WorkingGeometry
 ) -> tuple[Places, Places]:
-    """The plate pixels that lie on a band of working pixels: rows and columns (N,) in `window`."""
+    """The plate pixels on a band of working pixels: rows and columns (N,) in `window`."""
     left, top, width, height = cv2.boundingRect(band)
     target = window.intersection(_on_plate(left, top, width, height, geometry))
     if target is None:
@@ -85,7 +85,7 @@ def plate_pixels(
 def working_points(
     rows: Places, columns: Places, window: Window, geometry: WorkingGeometry
 ) -> tuple[FloatArray, FloatArray]:
-    """Where plate pixels lie in the working picture: x and y (N,), pixel centres at whole numbers."""
+    """Positions of plate pixels in the working picture: x and y (N,), pixel centres at whole numbers."""
     across, _ = to_working_points(np.arange(window.width), np.zeros(1), window, geometry)
     _, down = to_working_points(np.zeros(1), np.arange(window.height), window, geometry)
     return across[columns], down[rows]

@@ -1,13 +1,13 @@
 """Finishing: from a probability at working size to a soft matte at plate resolution.
 
 A guided filter (He, Sun, Tang: Guided Image Filtering, 2010; Fast Guided Filter, 2015) is fitted at working
-size, with the working picture as its guide, and its local linear model is applied to the plate's own pixels:
-edges land where the plate has them. It counts as far as the plate explains the probability's detail: where
-the plate shows no edge it would only blur, and the plain enlargement stays. Then the transition, which the
-network spreads over its stride, is made steeper. Only a band around unsure pixels is looked at, in the plate
-too: its colours are asked for pixel by pixel. Elsewhere the matte is exactly 0 or 1. A wide filter leaves a
-haze of the plate: so the farther a pixel is from where the network is unsure, the surer it must be to be
-soft.
+size with the working picture as its guide. Its local linear model is applied to the plate's pixels, so edges
+lie where the plate has them. The model is weighted by the share of the probability's detail that the plate
+explains. Where the plate shows no edge the model would only blur, and the plain enlargement stays. Then the
+transition, which the network spreads over its stride, is made steeper. Only a band around uncertain pixels is
+computed, and only its colours are read from the plate. Elsewhere the matte is exactly 0 or 1. A wide filter
+leaves a haze of the plate's texture. So the farther a pixel is from where the network is uncertain, the
+nearer its value must be to one half for it to stay soft.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from stm_plugin.settings import FinishSettings
 from stm_plugin.windows import FloatArray
 
 VERSION = 2
-"""Enters the address of every matte; raise it when the same probabilities give another matte."""
+"""Enters the address of every matte; raise it when the same probabilities lead to another matte."""
 
 
 _LEAST_DETAIL = 1e-4
-"""Squared detail of the probability in a window below which there is no edge worth explaining."""
+"""Squared detail of the probability in a window: below this the window has no edge to explain."""
 
 
 _SURE_PER_PIXEL = 0.04
-"""How much surer a pixel must be for each working pixel between it and where the network is unsure."""
+"""How much the range that becomes 0 or 1 grows for each working pixel of distance from uncertain ones."""
 _MOST_SURE = 0.3
 _REACH = 2
-"""Radii that a refined pixel looks far: its model, and the model's average."""
+"""How far a refined pixel depends on others, in radii: the window of the model, and that of its average."""
 _POINTS_ABREAST = 1024
-"""OpenCV looks up points that are laid out as a picture; this is its width."""
+"""Width of the picture in which points are arranged for OpenCV."""
 
 
 def finish(
@@ -57,7 +57,7 @@ def finish(
         probability: (h, w) in [0, 1] at working size.
 
     Returns:
-        float32 (H, W) in [0, 1]: exactly 0 or 1 where the network is sure, 0 outside the region.
+        float32 (H, W) in [0, 1]: exactly 0 or 1 where the network is certain, 0 outside the region.
     """
     if settings.edges == "off":
         clean = steeper(probability, 1.0, min(NEARLY_SURE, settings.sure))
@@ -68,19 +68,18 @@ def finish(
 def follow_plate(
     clean: FloatArray, guide: Guide, geometry: WorkingGeometry, settings: FinishSettings
 ) -> FloatArray:
-    """Values (h, w) at working size, enlarged to (H, W) along the edges of the plate: the guided filter
-    itself.
+    """The guided filter: values (h, w) at working size, enlarged to (H, W) along the edges of the plate.
 
     Args:
-        clean: in [0, 1]; exactly 0 or 1 where it is sure.
-        settings: radius, epsilon, sharpness and sure count.
+        clean: in [0, 1]; exactly 0 or 1 where it is certain.
+        settings: their radius, epsilon, sharpness and sure are used.
     """
     matte = to_plate(clean, guide.window, geometry)
     unsure = unsure_pixels(clean)
     if unsure.any():
         reach = _REACH * settings.radius + 1
         rows, columns = plate_pixels(dilated(unsure, reach), guide.window, geometry)
-        box = box_around(unsure, reach + 4 * settings.radius)  # windows, means, detail, the trust in it
+        box = box_around(unsure, reach + 4 * settings.radius)  # margin for windows, means, detail and trust
         band = dilated(unsure, reach + settings.radius)[box]
         model, trust = trusted_model(
             guide.working[:, *box], clean[box], band, settings.radius, settings.epsilon
@@ -90,7 +89,7 @@ def follow_plate(
         x, y = working_points(rows, columns, guide.window, geometry)
         x, y = x - box[1].start, y - box[0].start
         refined, shares = flat[places], _looked_up(trust, x, y)
-        some = np.flatnonzero(shares)  # where the model has a say
+        some = np.flatnonzero(shares)  # where the model has any weight
         colours = guide.colours(places[some])
         refined[some] = _refined(refined[some], _looked_up(model, x[some], y[some]), shares[some], colours)
         far = np.asarray(cv2.distanceTransform(1 - unsure[box], cv2.DIST_L2, 3), np.float32)
@@ -100,7 +99,7 @@ def follow_plate(
 
 
 def _refined(plain: FloatArray, model: FloatArray, shares: FloatArray, colours: FloatArray) -> FloatArray:
-    """The matte (N,) at N plate pixels: the local model of their colours, as far as it is trusted.
+    """The matte (N,) at N plate pixels: the local model of their colours, weighted by its trust.
 
     Args:
         plain: (N,), the plain enlargement.
@@ -114,7 +113,8 @@ def _refined(plain: FloatArray, model: FloatArray, shares: FloatArray, colours: 
 
 
 def _looked_up(values: FloatArray, x: FloatArray, y: FloatArray) -> FloatArray:
-    """Working values (h, w[, C]) at the points x, y (N,), bilinear; those of the border go on beyond it."""
+    """Working values (h, w[, C]) at the points x, y (N,), bilinear; outside, the values of the border are
+    repeated."""
     count = x.size
     if not count:
         return np.zeros((0, *values.shape[2:]), np.float32)
@@ -127,18 +127,18 @@ def _looked_up(values: FloatArray, x: FloatArray, y: FloatArray) -> FloatArray:
 def trusted_model(
     guide: FloatArray, values: FloatArray, band: npt.NDArray[np.uint8], radius: int, epsilon: float
 ) -> tuple[FloatArray, FloatArray]:
-    """The guided filter's local model, values ~ slopes . guide + offset, and how far it may be trusted.
+    """The guided filter's local model, values ~ slopes . guide + offset, and the trust in it.
 
     The model of a window is fitted to it and averaged over all windows that a pixel lies in. The trust is the
     share of the local detail of `values` that the guide explains; detail is what a blur of the model's size
-    loses. Away from edges there is none, and the trust is 0, so that the model touches nothing there.
+    loses. Away from edges there is no detail, the trust is 0 and the model changes nothing.
 
-    Window means are taken everywhere, as that is fast; the rest on the band alone.
+    Window means are computed everywhere, as that is fast; all else on the band alone.
 
     Args:
         guide: (3, h, w) in [0, 1].
         values: (h, w).
-        band: (h, w), not 0 where the answer is wanted and `radius` around it.
+        band: (h, w), not 0 where the model is needed and `radius` around it.
         epsilon: variance of the guide below which a window counts as flat.
 
     Returns:
@@ -148,13 +148,13 @@ def trusted_model(
     places = np.flatnonzero(band)
     r, g, b = guide
     pairs = ((r, r), (r, g), (r, b), (g, g), (g, b), (b, b), (r, values), (g, values), (b, values))
-    # One after the other, so that they stay in the processor's cache: the means (13, N) of r, g, b and the
+    # One after the other, so that they fit into the processor's cache: the means (13, N) of r, g, b and the
     # values v; of rr, rg, rb, gg, gb, bb; of rv, gv, bv.
     means = [_mean_at(one, radius, places) for one in (r, g, b, values)]
     product = np.empty_like(values)
     means += [_mean_at(np.multiply(a, b, out=product), radius, places) for a, b in pairs]
     coefficients = _fitted(means, epsilon)  # (4, N)
-    on_band = np.zeros(band.shape, np.float32)  # for one after the other: off the band it stays 0
+    on_band = np.zeros(band.shape, np.float32)  # used again for each channel: off the band it stays 0
     model = np.stack([_mean_at(_put(one, places, on_band), radius, places) for one in coefficients])
 
     colours = np.stack([one[band > 0] for one in guide])  # (3, N)
@@ -191,7 +191,7 @@ def _fitted(means: list[FloatArray], epsilon: float) -> FloatArray:
 
 
 def _put(values: FloatArray, places: Places, picture: FloatArray) -> FloatArray:
-    """The picture (h, w) itself, with values (N,) at their places."""
+    """The same picture (h, w), with values (N,) written at their places."""
     picture.reshape(-1)[places] = values
     return picture
 

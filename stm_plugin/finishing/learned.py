@@ -1,9 +1,9 @@
 """Learned edges: a soft matte from a coarse probability, by the edge refiner (`model.network.edges`).
 
-The refiner looks at the working picture around everything that is unsure, on this frame or beside it, and
-gives alpha and where it is soft. A guided filter of a small window then takes alpha to the plate's own pixels
-along that band. Elsewhere the matte is exactly 0 or 1. All that goes in is stored, so any frame can be
-finished by itself.
+The refiner reads the working picture around all uncertain pixels of this frame and of its neighbours. It
+returns alpha, and where alpha is soft. A guided filter with a small window then enlarges alpha to plate
+pixels along that band. Elsewhere the matte is exactly 0 or 1. All inputs are stored results, so any frame can
+be finished alone.
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ from stm_plugin.settings import FinishSettings
 from stm_plugin.windows import FloatArray
 
 VERSION = 1
-"""Enters the address of every learned matte; raise it when the same evidence gives another matte."""
+"""Enters the address of every learned matte; raise it when the same evidence leads to another matte."""
 
 _LOOKED_AT = 24
-"""Working pixels around unsure ones that may be soft, at a width of 1."""
+"""Working pixels around uncertain ones that may be soft, at a width of 1."""
 _WIDENING = 3.0
-"""Working pixels, the Gaussian by which soft edges are blurred for each 1 of width above 1."""
+"""Sigma, in working pixels, of the Gaussian that blurs soft edges for each 1 of width above 1."""
 _DETAIL_RADIUS = 4
-"""Working pixels: the window in which alpha is taken to follow the plate's colours. Best of 1, 2 and 4 on
-clips of the generator that were not trained on."""
+"""Working pixels: the window in which alpha follows the plate's colours. Best of 1, 2 and 4 on generated
+clips that were not trained on."""
 
 _NEAR = 8
-"""Working pixels from a part on the frame beside it within which a part counts as confirmed."""
+"""A part is confirmed if a neighbouring frame has a part within this many working pixels."""
 _RIM = 3
-"""Working pixels around a part that is taken away that go with it: the network spreads an edge so far."""
+"""Working pixels around a removed part that are removed too: the network spreads an edge so far."""
 
 ByteArray = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, eq=False)
 class EdgeEvidence:
-    """What is known of one object on one frame; pictures (h, w) at working size, in [0, 1].
+    """The inputs for one object on one frame; pictures (h, w) at working size, in [0, 1].
 
     Attributes:
         probability: of the object.
-        before, after: of the object on the neighbouring frames; `probability` where nothing is known.
+        before, after: of the object on the neighbouring frames; `probability` where there is no result.
         others: of all other objects together.
-        key_softness: of the keys that it comes from (`model.network.edges.softness_of`).
+        key_softness: softness of the keys that it is made from (`model.network.edges.softness_of`).
     """
 
     probability: FloatArray
@@ -69,7 +69,7 @@ def finish_learned(
     """One object's matte over the frame's data window.
 
     Returns:
-        float32 (H, W) in [0, 1]: exactly 0 or 1 where nothing is soft, 0 outside the region.
+        float32 (H, W) in [0, 1]: exactly 0 or 1 where no edge is soft, 0 outside the region.
     """
     alpha = alpha_at_working_size(evidence, guide.working, settings, refiner)
     if not unsure_pixels(alpha).any():
@@ -81,7 +81,7 @@ def finish_learned(
 def alpha_at_working_size(
     evidence: EdgeEvidence, picture: FloatArray, settings: FinishSettings, refiner: FastRefiner
 ) -> FloatArray:
-    """Alpha (h, w) in [0, 1], exactly 0 or 1 where nothing is soft.
+    """Alpha (h, w) in [0, 1], exactly 0 or 1 where no edge is soft.
 
     Args:
         picture: (3, h, w), the working picture.
@@ -106,7 +106,7 @@ def alpha_at_working_size(
 def confirmed(evidence: EdgeEvidence) -> FloatArray:
     """The probability (h, w) without islands and holes that both neighbouring frames lack.
 
-    Where nothing is known of a neighbour, nothing is taken away.
+    Without a result of a neighbour nothing is removed.
     """
     result = evidence.probability
     for inside in (True, False):
@@ -127,7 +127,7 @@ def confirmed(evidence: EdgeEvidence) -> FloatArray:
 def _refined(
     evidence: EdgeEvidence, picture: FloatArray, box: tuple[slice, slice], refiner: FastRefiner
 ) -> tuple[FloatArray, FloatArray]:
-    """Alpha and softness in a box, as the refiner gives them."""
+    """Alpha and softness in a box, from the refiner."""
     masks = (evidence.probability, evidence.before, evidence.after, evidence.others)
     height, width = evidence.probability[box].shape
     inputs = np.empty((INPUTS, height, width), np.float32)
@@ -141,7 +141,7 @@ def _refined(
 
 
 def _box(zone: ByteArray) -> tuple[slice, slice]:
-    """Rows and columns around a zone, with what its pixels depend on; it begins at multiples of STRIDE."""
+    """Rows and columns around a zone and the pixels that it depends on; they begin at multiples of STRIDE."""
     left, top, width, height = cv2.boundingRect(zone)
     y = max(0, top - REACH) // STRIDE * STRIDE
     x = max(0, left - REACH) // STRIDE * STRIDE
@@ -151,8 +151,7 @@ def _box(zone: ByteArray) -> tuple[slice, slice]:
 
 
 def _as_wide(alpha: FloatArray, soft: FloatArray, width: float) -> FloatArray:
-    """Alpha (h, w) with its edges narrower (a width below 1: all of them) or wider (above 1: those that are
-    soft)."""
+    """Alpha (h, w) with narrower edges (a width below 1) or wider soft edges (a width above 1)."""
     if width < 1:
         return steeper(alpha.copy(), 1.0 / width, 0.0)
     if width > 1:

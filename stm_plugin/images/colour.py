@@ -1,7 +1,7 @@
 """Colour: from the plate's colour space to the display-referred sRGB that the network was trained on.
 
-Two kinds of input, told apart by the colour space's encoding in the OpenColorIO config (or, where an old
-config does not say, by trying it out):
+Two kinds of input are distinguished by the colour space's encoding in the OpenColorIO config (or, where an
+old config states none, by converting test values):
 
 - **display-referred** (sRGB, Rec.709, `sdr-video`, data): converted to sRGB and clipped to [0, 1]. sRGB stays
   as it is.
@@ -39,12 +39,12 @@ from stm_plugin.images.plate import FrameHeader, PlateFrame
 from stm_plugin.windows import FloatArray, PixelArray
 
 BUILT_IN_CONFIG = "ocio://studio-config-v2.2.0_aces-v1.3_ocio-v2.4"
-"""Named, not `latest`: the same build must give the same colours next year. Knows the usual camera spaces."""
+"""A fixed version, not `latest`: colours must not change with a new release."""
 SHOULDER_START = 0.9
 """sRGB-encoded value above which highlights are compressed."""
 
 _VERSION = "display-srgb-1"
-"""Part of every transform's id: raise it when the pixels that come out change."""
+"""Part of every transform's id: raise it when the resulting pixels change."""
 _LINEAR_TARGET = "lin_rec709_scene"
 _DISPLAY_TARGET = "srgb_rec709_scene"
 _HALF_MAX = 65504.0
@@ -125,7 +125,7 @@ _LINEAR_KINDS = frozenset({".exr", ".sxr", ".hdr"})
 _FILM_LOG_TRANSFERS = ("printing density", "logarithmic")
 _FILM_KINDS = frozenset({".dpx", ".cin"})
 _DEFAULT_RULE = "Default"
-_GUESSED = "srgb_rec709_scene"  # OpenImageIO says so of every JPEG and PNG: no statement of the file's
+_GUESSED = "srgb_rec709_scene"  # OpenImageIO's default for every JPEG and PNG: the file states nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,8 +135,8 @@ class ColourConfig:
     Attributes:
         ocio: the `PyOpenColorIO.Config`.
         name: the config's own name, or its file's.
-        source: in words where it came from ("given: /show/config.ocio", "$OCIO: ...", "built in").
-        built_in: whether it is the built-in one (whose file rules are not a studio's statement).
+        source: where it came from, in words ("given: /show/config.ocio", "$OCIO: ...", "built in").
+        built_in: whether it is the built-in one, whose file rules are no statement of a studio.
     """
 
     ocio: Any
@@ -155,7 +155,7 @@ class ColourConfig:
         return {str(role): str(space) for role, space in self.ocio.getRoles()}
 
     def find(self, *names: str) -> str | None:
-        """The canonical name of the first of these colour spaces, aliases or roles that the config has."""
+        """The canonical name of the first of these colour spaces, aliases or roles in the config."""
         for name in names:
             space = self.ocio.getColorSpace(name)
             if space is not None:
@@ -166,7 +166,7 @@ class ColourConfig:
         """The canonical name of a colour space, alias or role; the interop forum's names are understood.
 
         Raises:
-            ColourError: the config has none of that name; names that are near are listed.
+            ColourError: the config has none of that name; similar names are listed.
         """
         found = self.find(name, *_KNOWN_SPACES.get(name, ()))
         if found is not None:
@@ -182,7 +182,7 @@ class ColourConfig:
 
 @dataclass(frozen=True)
 class InputSpace:
-    """An input colour space (its name in the config) and in words why it was chosen."""
+    """An input colour space (its name in the config), and why it was chosen, in words."""
 
     name: str
     reason: str
@@ -191,18 +191,18 @@ class InputSpace:
 def load_config(path: str | Path | None = None) -> ColourConfig:
     """The config at `path` (a file or `ocio://name`), else that of $OCIO, else the built-in one.
 
-    A config need not validate: hosts ship some that name a display or a space that they do not have. What is
-    missing is refused where a conversion needs it.
+    A config that does not validate is accepted: hosts ship some that name a missing display or colour space.
+    An error is raised only where a conversion needs the missing part.
 
     Raises:
-        ColourError: the config is not there or cannot be read.
+        ColourError: the config does not exist or cannot be read.
     """
     stated = str(path) if path else os.environ.get("OCIO", "").strip()
     location = stated or BUILT_IN_CONFIG
     source = "given" if path else "$OCIO"
     if not location.startswith("ocio://") and not Path(location).expanduser().is_file():
         raise ColourError(
-            f"The colour config ({source}) is not there.",
+            f"The colour config ({source}) does not exist.",
             path=location,
             hint="Correct the path, or leave it out to use the built-in config.",
         )
@@ -230,11 +230,10 @@ def find_input_space(
 ) -> InputSpace:
     """The colour space of a frame's pixels.
 
-    In this order: what the artist stated; what the file's header says (`colorInteropID`,
-    `oiio:ColorSpace`, `acesImageContainerFlag`, chromaticities, a film log DPX); a file rule of the studio's
-    config (the built-in one has none that says anything); the config's
-    scene_linear role for EXR, HDR and float files and for pixels that a host pushed; sRGB for the rest,
-    movies included (the network learnt from such pictures as they are).
+    In this order: what the artist stated; what the file's header says (`colorInteropID`, `oiio:ColorSpace`,
+    `acesImageContainerFlag`, chromaticities, a film log DPX); a file rule of a studio's config (those of the
+    built-in one state nothing); the config's scene_linear role for EXR, HDR and float files and for pixels
+    that a host pushed; sRGB for the rest, movies included (the network was trained on such pictures).
 
     Raises:
         ColourError: the stated space is not in the config, or the config lacks what this kind of file needs.
@@ -276,7 +275,7 @@ def _space_in_header(frame: FrameHeader | PlateFrame, config: ColourConfig) -> I
 
 
 def _film_log_space(frame: FrameHeader | PlateFrame, config: ColourConfig) -> InputSpace | None:
-    """Printing density and logarithmic DPX, Cineon, and 10-bit DPX that do not say what they are."""
+    """The space of film log files: Cineon, logarithmic DPX, and 10-bit DPX that states no encoding."""
     kind = "" if frame.path is None else frame.path.suffix.lower()
     if kind not in _FILM_KINDS:
         return None
@@ -293,7 +292,7 @@ def _film_log_space(frame: FrameHeader | PlateFrame, config: ColourConfig) -> In
             path=frame.path,
             hint="State the plate's colour space.",
         )
-    why = "a 10-bit DPX that does not say what it holds" if kind == ".dpx" and unsaid else "a film log file"
+    why = "a 10-bit DPX that does not state its encoding" if kind == ".dpx" and unsaid else "a film log file"
     return InputSpace(name, why)
 
 
@@ -320,20 +319,20 @@ def _space_of_kind(frame: FrameHeader | PlateFrame, config: ColourConfig) -> Inp
 
 
 class ColourTransform:
-    """Pixels of one input space to display-referred sRGB in [0, 1]. Safe to be used from several threads.
+    """Converts pixels of one input space to display-referred sRGB in [0, 1]. Thread-safe.
 
     Attributes:
         input_space: the canonical name of the input space.
-        display_referred: whether the input is shown as it is (no shoulder).
-        id: content-based: equal for configs and names that mean the same conversion, another when the
-            conversion changes.
+        display_referred: whether the input is shown without the shoulder.
+        id: made of the content: configs and names with the same conversion have the same id, and a changed
+            conversion has another.
     """
 
     def __init__(self, config: ColourConfig, input_space: str) -> None:
         """Build the conversion.
 
         Raises:
-            ColourError: the space is unknown, or the config does not say how it relates to sRGB.
+            ColourError: the space is unknown, or the config does not define how it relates to sRGB.
         """
         self.input_space: str = config.resolve(input_space)
         space = config.ocio.getColorSpace(self.input_space)
@@ -401,10 +400,10 @@ def encode_srgb(linear: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floatin
 
 
 def _table_index(linear: FloatArray) -> npt.NDArray[np.uint16]:
-    """The place in the display table of every value: the leading bits of the float, from 2^-16 to 2^16.
+    """The index in the display table of every value: the leading bits of the float, from 2^-16 to 2^16.
 
-    Floats that are not negative sort like their bits, and negative ones are below all of them as integers,
-    so that clipping the bits clips the values.
+    As integers, the bits of floats that are not negative have the same order as the floats, and those of
+    negative floats are smaller. So clipping the bits clips the values.
     """
     bits = np.clip(linear.view(np.int32), _TABLE_FIRST_BITS, _TABLE_LAST_BITS)
     bits >>= _TABLE_SHIFT
@@ -412,9 +411,9 @@ def _table_index(linear: FloatArray) -> npt.NDArray[np.uint16]:
 
 
 def _build_display_table() -> FloatArray:
-    """float32 (1, 65536): the displayed value of every index; one look-up does the curve and the shoulder.
+    """float32 (1, 65536): the displayed value of every index, with the curve and the shoulder.
 
-    An index keeps 11 bits behind the leading one: the displayed value is good to 1e-4, a fortieth of an
+    An index keeps 11 bits behind the leading one: the displayed value is exact to 1e-4, a fortieth of an
     8-bit step. Below the table the value is 0, above it 1.
     """
     first = np.arange(65536, dtype=np.int32) << _TABLE_SHIFT
@@ -428,14 +427,14 @@ _DISPLAY_TABLE = _build_display_table()
 
 
 def row_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Rows of a picture (h, w, C) that are best handled together: they stay in the second-level cache."""
+    """Blocks of rows of a picture (h, w, C) that fit into the processor's second-level cache."""
     step = max(1, _BLOCK_ELEMENTS // max(1, shape[1] * shape[2]))
     for first in range(0, shape[0], step):
         yield slice(first, first + step)
 
 
 def _finite(block: PixelArray) -> FloatArray:
-    """The block as float32 with NaN as 0 and Inf as the largest half; itself when it is that already."""
+    """The block as float32, NaN as 0 and Inf as the largest half; the same array if nothing changes."""
     if block.dtype == np.float16:  # a look-up is twice as fast as numpy's conversion
         bits = np.ascontiguousarray(block).view(np.uint16)
         return np.asarray(cv2.LUT(bits, _HALF_TABLE), dtype=np.float32)
@@ -448,8 +447,8 @@ def _finite(block: PixelArray) -> FloatArray:
 
 def _build_half_table() -> FloatArray:
     """float32 (1, 65536): the finite value of every half float by its bits."""
-    halves = np.arange(65536, dtype=np.uint16).view(np.float16).astype(np.float32)
-    finite = np.nan_to_num(halves, nan=0.0, posinf=_HALF_MAX, neginf=-_HALF_MAX)
+    half_floats = np.arange(65536, dtype=np.uint16).view(np.float16).astype(np.float32)
+    finite = np.nan_to_num(half_floats, nan=0.0, posinf=_HALF_MAX, neginf=-_HALF_MAX)
     return np.ascontiguousarray(finite[None])
 
 
@@ -470,11 +469,11 @@ def _processor_to(config: ColourConfig, source: str, target: str) -> Any:
 
 
 def _processor_by_scene_linear(config: ColourConfig, source: str, target: str, cause: Exception) -> Any:
-    """For old configs without interchange roles: their scene_linear role is taken as linear Rec.709."""
+    """The processor for configs without interchange roles: scene_linear counts as linear Rec.709."""
     role = config.find("scene_linear")
     if role is None:
         raise ColourError(
-            f"The colour config {config.name} does not say how {source!r} relates to other configs.",
+            f"The colour config {config.name} does not define how {source!r} relates to other configs.",
             hint="Give it the role aces_interchange or scene_linear.",
         ) from cause
     try:
@@ -502,7 +501,7 @@ def _is_display_referred(config: ColourConfig, space: Any) -> bool:
         return True
     if encoding in ("scene-linear", "log", "hdr-video", "edr-video", "display-linear"):
         return False
-    # An old config does not say. A display-referred space has a curve, and its 1.0 is diffuse white.
+    # An old config states no encoding. A display-referred space has a curve, and its 1.0 is diffuse white.
     probe = np.array([[[0.5] * 3, [1.0] * 3]], dtype=np.float32)
     _processor_to(config, str(space.getName()), _LINEAR_TARGET).getDefaultCPUProcessor().applyRGB(probe)
     middle, white = float(probe[0, 0].mean()), float(probe[0, 1].mean())
@@ -510,7 +509,7 @@ def _is_display_referred(config: ColourConfig, space: Any) -> bool:
 
 
 def _pure_matrix(processor: Any) -> FloatArray | None:
-    """The (3, 3) matrix of a processor that is nothing but one; OpenCV applies it ten times as fast."""
+    """The (3, 3) matrix of a processor that is only a matrix; OpenCV applies it ten times as fast."""
     operations = list(processor.createGroupTransform())
     if len(operations) != 1 or not isinstance(operations[0], ocio.MatrixTransform):
         return None
@@ -521,7 +520,7 @@ def _pure_matrix(processor: Any) -> FloatArray | None:
 
 
 def _is_identity(cpu: Any) -> bool:
-    """Whether a processor leaves colours between 0 and 1 as they are (a space of another name for sRGB)."""
+    """Whether a processor does not change colours between 0 and 1 (another name for sRGB)."""
     steps = np.linspace(0.0, 1.0, 9, dtype=np.float32)
     colours = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(1, -1, 3).astype(np.float32)
     result = colours.copy()
@@ -530,7 +529,7 @@ def _is_identity(cpu: Any) -> bool:
 
 
 def _operations_id(processor: Any) -> str:
-    """A text that changes when what the processor does changes, look-up tables included."""
+    """A text of the processor's operations and look-up tables; equal processors have equal texts."""
     return str(processor.getCacheID())
 
 

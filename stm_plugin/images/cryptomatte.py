@@ -1,9 +1,9 @@
-"""Ids of objects in a matte file, as Cryptomatte 1.2.0 (Friedman and Jones, 2015; Psyop) writes them down.
+"""Ids of objects in a matte file, after Cryptomatte 1.2.0 (Friedman and Jones, 2015; Psyop).
 
 Each pixel lists the objects on it, most coverage first, as pairs of id and coverage: `CryptoObject00.R` and
 `.G` are the first pair, `.B` and `.A` the second, `CryptoObject01.R` and `.G` the third. An id is a hash of
 the object's name, read as a 32-bit float: these channels must be 32-bit floats, and are never scaled or
-filtered. The header's manifest gives the names back.
+filtered. The header's manifest lists the names.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from stm_plugin.windows import FloatArray
 
 LAYER = "CryptoObject"
 PAIRS = 6
-"""Objects on one pixel at most; more are rare even with hair in front of crowds."""
+"""The most objects on one pixel; more are rare even with hair in front of crowds."""
 
 _MASK = 0xFFFFFFFF
 _EXPONENT = 0x7F800000
@@ -45,13 +45,13 @@ def murmur3_32(data: bytes, seed: int = 0) -> int:
 
 
 def object_id(name: str) -> int:
-    """The id of a name, 32 bits that are a proper float: neither denormal nor Inf nor NaN."""
+    """The id of a name, 32 bits that are a normal float: not denormal, Inf or NaN."""
     found = murmur3_32(name.encode("utf-8"))
     return found ^ 1 << 23 if found & _EXPONENT in (0, _EXPONENT) else found
 
 
 def metadata(names: tuple[str, ...]) -> dict[str, str]:
-    """What the header must say of the layer, with the manifest of these names."""
+    """The header attributes of the layer, with the manifest of these names."""
     key = f"cryptomatte/{murmur3_32(LAYER.encode()):08x}"[: len("cryptomatte/") + 7]
     manifest = json.dumps({name: f"{object_id(name):08x}" for name in names}, separators=(",", ":"))
     return {
@@ -73,7 +73,7 @@ def channels(mattes: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
     order = np.argsort(-coverage, axis=0, kind="stable")[:PAIRS]  # ranks, most coverage first
     ranked: npt.NDArray[np.float32] = np.take_along_axis(coverage, order, axis=0)
     found: dict[str, FloatArray] = {}
-    for rank in range(len(order) + len(order) % 2):  # whole pairs of pairs: always R, G, B and A
+    for rank in range(len(order) + len(order) % 2):  # an even number of pairs: always R, G, B and A
         name, letters = f"{LAYER}{rank // 2:02d}", "RG" if rank % 2 == 0 else "BA"
         if rank < len(order):
             there = ranked[rank] > 0

@@ -1,4 +1,4 @@
-"""Half floats to floats and back, in a sixth of numpy's time and in the thread that asks."""
+"""Conversion between half floats and floats, in a sixth of numpy's time and in the calling thread."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FloatArray = npt.NDArray[np.float32]
 HalfArray = npt.NDArray[np.float16]
 
 _BLOCK_VALUES = 1 << 14
-"""Converted together: little enough for the cache, and for torch to stay in this thread."""
+"""Values converted at once: few enough for the cache, and for torch to use one thread only."""
 
 
 def to_half(values: FloatArray) -> HalfArray:

@@ -31,7 +31,7 @@ _MISSING_HINT = "The host must push this frame again."
 
 @dataclass(frozen=True)
 class PushedRecord:
-    """What is known of a pushed frame without its pixels."""
+    """A pushed frame without its pixels."""
 
     frame: int
     hash: str
@@ -46,17 +46,17 @@ _RECORD = TypeAdapter(PushedRecord)
 
 
 class HostPlate:
-    """Frames from a host, with the same reading side as `Plate`.
+    """Frames from a host, read through the same methods as a `Plate`.
 
-    Frames are content-addressed: pushing the same pixels again costs nothing. When the budget is spent the
-    frames that were pushed first leave; `missing` names them, and the host pushes them again when they are
-    needed.
+    Frames are content-addressed: pushing the same pixels again costs nothing. When the budget is
+    spent, the frames that were pushed first are deleted; `missing` names them, and the host pushes them
+    again when they are needed.
 
     Args:
-        folder: where the frames live.
+        folder: where the frames are kept.
         first, last: the frame range of the shot.
-        display_window: the format.
-        canvas: every frame's data window lies in it.
+        display_window: of every frame.
+        canvas: the window that holds every frame's data window.
         budget: bytes on disk.
     """
 
@@ -88,16 +88,16 @@ class HostPlate:
 
     @property
     def missing(self) -> tuple[int, ...]:
-        """The frames of the range whose pixels are not here."""
+        """The frames of the range whose pixels are not kept."""
         return tuple(frame for frame in self.frames if self.signature(frame) is None)
 
     @property
     def records(self) -> dict[int, PushedRecord]:
-        """What has been pushed and is still here, by frame."""
+        """The frames that are kept, by number."""
         return {frame: one for frame, one in self._records.items() if looks_whole(self._path(one.hash))}
 
     def signature(self, frame: int) -> str | None:
-        """The content hash of a pushed frame; None where it is not here."""
+        """The content hash of a pushed frame; None if it is not kept."""
         record = self._records.get(frame)
         return None if record is None or not looks_whole(self._path(record.hash)) else record.hash
 
@@ -113,12 +113,12 @@ class HostPlate:
         """Keep one frame.
 
         Args:
-            pixels: float16 or float32 (h, w, 3) over `data_window`, scene values; kept as they are.
-            digest: what the host calls this content, if it has a name for it.
+            pixels: float16 or float32 (h, w, 3) over `data_window`, scene values; kept unchanged.
+            digest: the host's name for this content, if it has one.
 
         Raises:
             PlateError: the frame, the window or the pixels do not fit the plate.
-            StoreError: the disk does not take it.
+            StoreError: the disk is full or cannot be written.
         """
         if not self.frames[0] <= frame <= self.frames[-1]:
             raise PlateError(
@@ -126,7 +126,7 @@ class HostPlate:
             )
         if not self.canvas.contains(data_window):
             raise PlateError(
-                f"The data window {data_window} leaves the canvas {self.canvas}.",
+                f"The data window {data_window} exceeds the canvas {self.canvas}.",
                 frame=frame,
                 hint="Describe the plate with a larger canvas first.",
             )
@@ -145,7 +145,7 @@ class HostPlate:
         return record
 
     def header(self, frame: int) -> FrameHeader:
-        """What is known of a frame besides its pixels. PlateError where it was never pushed."""
+        """A frame without its pixels. PlateError where it was never pushed."""
         record = self._record(frame)
         return FrameHeader(frame, None, record.data_window, self._spec(record.data_window, record.metadata))
 
@@ -153,7 +153,7 @@ class HostPlate:
         """One frame as it was pushed.
 
         Raises:
-            PlateError: it was never pushed, has left, or its file is damaged.
+            PlateError: it was never pushed, was deleted, or its file is damaged.
         """
         record = self._record(frame)
         path = self._path(record.hash)
@@ -166,7 +166,7 @@ class HostPlate:
             ) from error
         if body is None:
             raise PlateError(
-                "The pixels of this frame had to leave the byte budget of pushed plates.",
+                "The pixels of this frame were deleted to keep the byte budget of pushed plates.",
                 frame=frame,
                 path=path,
                 hint=_MISSING_HINT,
@@ -199,7 +199,7 @@ class HostPlate:
         return spec
 
     def _make_room(self, newest: str) -> None:
-        """Delete the frames pushed first until the budget holds; never the newest."""
+        """Delete the frames that were pushed first until the budget holds; never the newest."""
         sizes: dict[str, int] = {}
         for record in self._records.values():  # in the order of pushing
             sizes[record.hash] = record.bytes
@@ -222,7 +222,7 @@ class HostPlate:
 
 
 def _set_time_code(spec: oiio.ImageSpec, text: str) -> None:
-    """SMPTE 12M: binary coded decimals, frames in the lowest byte. Text of another kind says nothing."""
+    """SMPTE 12M: binary coded decimals, frames in the lowest byte. Other text is ignored."""
     parts = text.replace(";", ":").split(":")
     if len(parts) != 4 or not all(part.isdigit() and len(part) <= 2 for part in parts):
         return
@@ -233,7 +233,7 @@ def _set_time_code(spec: oiio.ImageSpec, text: str) -> None:
 
 
 def _record_from(entry: Mapping[str, Any]) -> PushedRecord | None:
-    """What a line says of a frame; None where it makes no sense, and the frame is pushed again."""
+    """The record in a line of the journal; None where it is invalid, and the frame is pushed again."""
     try:
         return _RECORD.validate_json(json.dumps(entry), strict=True)
     except ValueError:

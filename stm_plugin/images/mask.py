@@ -1,15 +1,15 @@
 """Masks: what the artist gives on a key, from any image, as soft mattes of named objects.
 
-How a file is understood (`mode="auto"`), the first that fits:
+How a file is understood (`mode="auto"`); the first rule that fits counts:
 
 1. **Palette image** (an indexed PNG, GIF or TIFF, as DAVIS and most annotation tools write): a pixel's value
-   is its palette index; 0 is background and every other index is an object. Exception: a palette that has
-   greys only makes a grey picture that happens to be stored so, and it goes on as such.
-2. **Alpha**, if there is one: soft. Exception: an alpha that is 1 everywhere says nothing; where the colours
-   are then plain grey, they are the mask (a black and white picture saved with an opaque alpha).
+   is its palette index; 0 is background and every other index is an object. Exception: a palette of greys
+      only is a grey picture, and the next rules apply.
+2. **Alpha**, if there is one: soft. Exception: where the alpha is 1 everywhere and the colours are plain
+   grey, the colours are the mask (a black and white picture saved with an opaque alpha).
 3. **Label image**: one channel of integers (or R, G and B alike) in a lossless file, no value above 63: a
-   value is an object, 0 is background. A soft mask that is nowhere above a quarter of its range would not
-   be of use.
+   value is an object, 0 is background. No useful soft mask stays below a quarter of its
+      range everywhere.
 4. **Luminance** of R, G and B, or the one channel: soft. Integers: 255 (65535) is 1.
 
 Objects of labels are named `object1`, `object2` ... by label value, so that they are the same on every key.
@@ -39,9 +39,9 @@ from stm_plugin.images.picture_file import (
     specs_of,
     window_pair,
 )
-from stm_plugin.images.plate import PlateFrame
 from stm_plugin.settings import MaskMode as MaskMode
-from stm_plugin.windows import FloatArray, Window, place
+from stm_plugin.windows import FloatArray, Window
+from stm_plugin.windows import place as place_on
 
 _FILE_HINT = "Give the picture of one frame: EXR, PNG, TIFF or another kind that Nuke writes."
 
@@ -49,10 +49,10 @@ _FILE_HINT = "Give the picture of one frame: EXR, PNG, TIFF or another kind that
 MAX_LABEL = 63
 """The largest value of a grey label image: see rule 3."""
 MAX_OBJECTS = 64
-"""More labels than this are a photograph, not a mask."""
+"""A picture with more labels than this is a photograph, not a mask."""
 
 _OVERSHOOT = 0.5
-"""What a sharpening filter or a keyer may leave beyond 0 and 1."""
+"""How far values of sharpening filters and keyers may lie outside [0, 1]."""
 _LONGEST_NAME = 200
 _RANGE_HINT = "Divide it by its white (255, perhaps), or name the channel that holds the mask."
 
@@ -70,6 +70,41 @@ _SOFT = 0
 """In `_ByLabel`: the one soft mask of a file without labels (0 is the background and no object's label)."""
 
 
+@dataclass(frozen=True)
+class MaskReading:
+    """How a mask file is understood; by the rules above where a field is None or "auto".
+
+    Attributes:
+        objects: the name of the one object of a soft mask; the names of labels 1, 2, ... in this order (an
+            object whose label is not in the picture is empty); or the names of the layers to read.
+        mode: "auto" applies the rules above; "soft" never splits into labels; "labels" always does; "layers"
+            makes an object of every layer of the file (`person.A`, `chair.A`).
+        channel: the one channel to read as a soft mask, such as "R" or "mask.a".
+    """
+
+    objects: Sequence[str] | None = None
+    mode: MaskMode = "auto"
+    channel: str | None = None
+
+
+AS_FOUND = MaskReading()
+
+
+@dataclass(frozen=True)
+class MaskPlace:
+    """The windows that a mask is placed by.
+
+    Attributes:
+        canvas: of the plate: the union of its display window and every data window.
+        display_window: of the plate.
+        data_window: of the plate's frame; None if a mask of that size is not to be understood.
+    """
+
+    canvas: Window
+    display_window: Window
+    data_window: Window | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class MaskImage:
     """The objects of one key.
@@ -77,7 +112,7 @@ class MaskImage:
     Attributes:
         objects: name -> float32 (H, W) in [0, 1] over the canvas, in a stable order.
         path: the file.
-        source: in words how the file was understood ("palette index", "alpha", "luminance" ...).
+        source: how the file was understood, in words ("palette index", "alpha", "luminance" ...).
     """
 
     objects: Mapping[str, FloatArray]
@@ -87,13 +122,9 @@ class MaskImage:
 
 def read_mask(
     path: str | Path,
+    place: MaskPlace,
+    reading: MaskReading = AS_FOUND,
     *,
-    canvas: Window,
-    display_window: Window,
-    data_window: Window | None = None,
-    objects: Sequence[str] | None = None,
-    mode: MaskMode = "auto",
-    channel: str | None = None,
     allow_empty: bool = False,
     frame: int | None = None,
 ) -> MaskImage:
@@ -103,33 +134,20 @@ def read_mask(
         path: any image that OpenImageIO reads. An EXR with a data window of its own is placed by it; any
             other image must have the size of the display window, of the canvas, or of the frame's data
             window.
-        canvas: the plate's canvas: the union of its display window and every data window.
-        display_window: the plate's display window.
-        data_window: the data window of the plate's frame, if a mask of that size is to be understood.
-        objects: names: of the one object of a soft mask; of labels 1, 2, ... in this order (one whose label
-            is not in the picture is an empty object); or of the layers wanted.
-        mode: "auto" as in the table above; "soft" never splits into labels; "labels" always does;
-            "layers" makes an object of every layer of the file (`person.A`, `chair.A`).
-        channel: the one channel to read as a soft mask, such as "R" or "mask.a".
-        allow_empty: whether a mask without any object is right (an object that has left the picture).
+        place: the windows of the plate, on which the mask is placed.
+        reading: how the file is understood.
+        allow_empty: whether an empty mask is accepted (the object has left the picture).
         frame: the key's frame number, for error texts.
 
     Raises:
         MaskError: the file is missing, damaged, of another size than the plate, empty, holds NaN or Inf, or
             does not have the channel, the layers or the labels asked for.
     """
-    check_object_names(objects or (), frame=frame, path=Path(path))
+    check_object_names(reading.objects or (), frame=frame, path=Path(path))
     reader = _Reader(Path(path), frame)
-    if mode == "layers":
-        named, source = reader.layers(objects), "layers"
-    elif channel is not None:
-        named, source = _named({_SOFT: reader.channel(channel)}, objects, reader), f"channel {channel}"
-    else:
-        found, source = reader.understand(mode)
-        named = _named(found, objects, reader)
-    window, display = reader.windows
-    target = reader.target(window, display, canvas, display_window, data_window)
-    placed = {name: place(mask, target, canvas) for name, mask in named.items()}
+    named, source = _read_named(reader, reading)
+    target = reader.target(place)
+    placed = {name: place_on(mask, target, place.canvas) for name, mask in named.items()}
     if not allow_empty and not any(mask.any() for mask in placed.values()):
         raise MaskError(
             f"The mask is empty (read from {source}).",
@@ -142,9 +160,9 @@ def read_mask(
 
 
 def out_of_range(mask: FloatArray) -> str | None:
-    """What is wrong with the range of a soft mask, in words; None where it can be clamped to [0, 1].
+    """The fault in the range of a soft mask, in words; None where it can be clamped to [0, 1].
 
-    A filter or a keyer overshoots a little. Values far outside are another scale, or no mask.
+    Filters and keyers exceed the range a little. Values far outside mean another scale, or no mask.
     """
     least, most = float(mask.min(initial=0.0)), float(mask.max(initial=0.0))
     if most <= 1 + _OVERSHOOT and least >= -_OVERSHOOT:
@@ -153,7 +171,7 @@ def out_of_range(mask: FloatArray) -> str | None:
 
 
 def check_object_names(names: Iterable[str], *, frame: int | None = None, path: Path | None = None) -> None:
-    """Ask whether objects can have these names.
+    """Check the names of objects.
 
     Raises:
         MaskError: one is empty, too long, or holds characters that cannot be shown.
@@ -178,9 +196,15 @@ def mask_hash(mask: FloatArray) -> str:
     return digest.hexdigest()
 
 
-def mask_windows(frame: PlateFrame, canvas: Window) -> dict[str, Window]:
-    """The keyword arguments of `read_mask` that place a mask on a frame of a plate."""
-    return {"canvas": canvas, "display_window": frame.display_window, "data_window": frame.data_window}
+def _read_named(reader: _Reader, reading: MaskReading) -> tuple[dict[str, FloatArray], str]:
+    """The masks of a file over its data window by object name, and in words how they were read."""
+    if reading.mode == "layers":
+        return reader.layers(reading.objects), "layers"
+    if reading.channel is not None:
+        soft = {_SOFT: reader.channel(reading.channel)}
+        return _named(soft, reading.objects, reader), f"channel {reading.channel}"
+    found, source = reader.understand(reading.mode)
+    return _named(found, reading.objects, reader), source
 
 
 def _named(found: _ByLabel, names: Sequence[str] | None, reader: _Reader) -> dict[str, FloatArray]:
@@ -215,7 +239,7 @@ class _Reader:
         if path.is_dir():
             raise self.error("The mask is a folder.", hint=_FILE_HINT)
         if not path.is_file():
-            raise self.error("The mask is not there.", hint="Correct the path.")
+            raise self.error("The mask does not exist.", hint="Correct the path.")
         if is_movie(path):
             raise self.error("A movie cannot be a mask.", hint="Save the key's frame as an image.")
         image = open_image(path)
@@ -242,13 +266,13 @@ class _Reader:
 
     # ------------------------------------------------------------------------------------- placing
 
-    def target(
-        self, data: Window, display: Window, canvas: Window, plate_display: Window, plate_data: Window | None
-    ) -> Window:
-        """Where on the canvas the mask's pixels belong."""
+    def target(self, place: MaskPlace) -> Window:
+        """The window on the canvas that the mask's pixels cover."""
+        data, display = self.windows
+        canvas, plate_display, plate_data = place.canvas, place.display_window, place.data_window
         if display == plate_display:
             return data
-        plain = data == display  # no windows of its own: only its size can tell
+        plain = data == display  # the file states no windows: only its size can tell
         if (display.width, display.height) == (plate_display.width, plate_display.height):
             return Window(
                 data.x - display.x + plate_display.x,
@@ -275,7 +299,7 @@ class _Reader:
     # --------------------------------------------------------------------------------- understanding
 
     def understand(self, mode: MaskMode) -> tuple[_ByLabel, str]:
-        """The masks over the data window by label, and in words how they were read."""
+        """The masks over the data window by label, and how they were read, in words."""
         palette = self._palette_indices() if mode in ("auto", "labels") else None
         if palette is not None:
             return self._split(palette), "palette index"
@@ -334,7 +358,7 @@ class _Reader:
                 self.subimage = subimage
                 window = self.windows[0]
                 first = first or window
-                found[layer] = place(self._soft((indices[0],)), window, first)
+                found[layer] = place_on(self._soft((indices[0],)), window, first)
         names = list(found)
         missing = [name for name in wanted or () if name not in found]
         if missing or not found:

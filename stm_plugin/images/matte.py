@@ -2,13 +2,13 @@
 
 Channels: a single object is written to `channel` alone (`A` by default). Several objects have a layer each
 (`person.A`, `chair.A`), and `channel` holds their union for anyone who wants one matte: the sum, at most 1.
-The objects share each pixel between them (soft aggregation), so that the sum is the true coverage; the
-maximum would leave a dark seam where two objects meet. A layer of ids (`cryptomatte.py`) and the
-network's confidence (`stm.confidence`) come if asked for.
+The objects share each pixel (soft aggregation), so their sum is the true coverage. The maximum would
+leave a dark seam where two objects meet. A layer of ids (`cryptomatte.py`) and the
+network's confidence (`stm.confidence`) are optional.
 
-Metadata: everything that the plate's header says of the shot is kept. What says how the plate's own pixels
-are stored or coloured is not: compression, parts and views, chromaticities, the ACES container flag. The
-matte's colour space is `data`.
+Metadata: the attributes of the plate's header that describe the shot are kept. Those that describe how the
+plate's pixels are stored or coloured are not: compression, parts and views, chromaticities, the ACES
+container flag. The matte's colour space is `data`.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ from stm_plugin.windows import FloatArray, Window
 MetadataValue = str | int | float
 
 COMPRESSION = "zip:4"
-"""Lossless, 16 scanlines a block, read fast by everything; level 4 is where OpenEXR itself has settled."""
+"""Lossless, 16 scanlines a block, fast to read in every program; level 4 is OpenEXR's default."""
 PART_NAME = "matte"
 PIXELS_ATTRIBUTE = "stm:pixels"
-"""A hash of the file's pixels: tells a matte that somebody has changed from one as it was written."""
+"""A hash of the file's pixels: shows whether somebody changed the matte after STM wrote it."""
 ADDRESS_ATTRIBUTE = "stm:address"
-"""What the matte was made from. Every matte that STM writes to a sequence has one."""
+"""The address of the matte's ingredients. Every matte that STM writes to a sequence has one."""
 
 CONFIDENCE_CHANNEL = f"{CONFIDENCE_LAYER}.confidence"
-"""How sure the network is of each pixel, of all objects together: 1 is sure, 0 is undecided."""
+"""The network's confidence in each pixel, of all objects together: 1 is certain, 0 is undecided."""
 
 _LAYER_CHANNEL = "A"
 _NAME_LENGTH = 200
@@ -60,10 +60,10 @@ _RESERVED_LAYERS = frozenset(
         *("forward", "backward", "motion", "disparity", "disparityl", "disparityr"),
     ]
 )
-"""Layers that Nuke, or this product, gives a meaning of its own."""
+"""Layers with a fixed meaning in Nuke or in this product."""
 _RGBA = {"red": "R", "green": "G", "blue": "B", "alpha": "A"}
 
-# Of the plate's header these describe how its own pixels are stored or coloured, not the shot.
+# Attributes of the plate's header that describe how its pixels are stored or coloured, not the shot.
 _LEFT_OUT_PREFIXES = (
     *("openexr:", "oiio:", "cryptomatte/", "tiff:", "jpeg:", "png:"),
     *("textureformat", "ICCProfile"),
@@ -114,7 +114,7 @@ class MatteImage:
 
     @cached_property
     def is_as_written(self) -> bool:
-        """Whether the pixels are those that STM wrote; False where the file does not say."""
+        """Whether the pixels are those that STM wrote; False where the file has no hash of them."""
         spec = self.metadata
         stored = {
             name: to_half(pixels) if str(spec.channelformat(index)) == "half" else pixels
@@ -134,12 +134,12 @@ def write_matte(
     confidence: FloatArray | None = None,
     durable: bool = True,
 ) -> None:
-    """Write one frame's mattes. Anyone sees the old file or the new one, never a part. Folders are made.
+    """Write one frame's mattes atomically: a reader sees the old file or the new one. Folders are made.
 
     Args:
         path: an EXR file.
         mattes: object name -> float32 (h, w) over the plate frame's data window, clamped to [0, 1].
-        plate_frame: whose windows, pixel aspect and metadata the file gets.
+        plate_frame: the frame whose windows, pixel aspect and metadata the file gets.
         channel: where the matte goes: `A`, `rgba.alpha` (the same), `matte.a`, any `layer.channel`.
         metadata: extra attributes, such as `stm:weights`.
         with_ids: whether the file holds a Cryptomatte layer too, in 32-bit floats.
@@ -148,7 +148,7 @@ def write_matte(
 
     Raises:
         MatteError: a matte has another size or holds NaN, the name is no EXR, the disk is full, or the folder
-            cannot be written. Nothing is left behind.
+            cannot be written. No partial file is left.
     """
     path = Path(path)
     check_kind(path, plate_frame.frame)
@@ -161,13 +161,13 @@ def write_matte(
         clamped = {name: np.clip(matte, 0.0, 1.0, dtype=np.float32) for name, matte in mattes.items()}
         ids = cryptomatte.channels(clamped)
         extra |= cryptomatte.metadata(tuple(mattes))
-    halves = {name: to_half(matte) for name, matte in channels.items()}
-    extra[PIXELS_ATTRIBUTE] = pixel_hash({**halves, **ids})
+    half_floats = {name: to_half(matte) for name, matte in channels.items()}
+    extra[PIXELS_ATTRIBUTE] = pixel_hash({**half_floats, **ids})
     spec = _matte_spec(plate_frame, (*channels, *ids), extra)
-    pixels: npt.NDArray[np.float16] | FloatArray = _interleaved(tuple(halves.values()))
+    pixels: npt.NDArray[np.float16] | FloatArray = _interleaved(tuple(half_floats.values()))
     if ids:
         spec.channelformats = (oiio.HALF,) * len(channels) + (oiio.FLOAT,) * len(ids)
-        pixels = np.stack([*map(to_float, halves.values()), *ids.values()], axis=-1)
+        pixels = np.stack([*map(to_float, half_floats.values()), *ids.values()], axis=-1)
     write_image(path, spec, pixels, frame=plate_frame.frame, durable=durable)
 
 
@@ -186,7 +186,7 @@ def read_matte(path: str | Path, *, frame: int | None = None) -> MatteImage:
     path = Path(path)
     if not path.is_file():
         raise MatteError(
-            "The matte is not there.", frame=frame, path=path, hint="Propagate this frame first."
+            "The matte does not exist.", frame=frame, path=path, hint="Propagate this frame first."
         )
     image = open_image(path)
     if image is None:
@@ -234,7 +234,7 @@ def channel_name(channel: str) -> str:
 
 
 def layer_names(objects: Iterable[str]) -> dict[str, str]:
-    """Object name -> layer name: letters, digits and _ only, none that Nuke reserves, all different.
+    """Object name -> layer name: letters, digits and _ only, no name that Nuke reserves, all different.
 
     >>> layer_names(["Anna's hat", "mask", "2nd"])
     {"Anna's hat": 'Anna_s_hat', 'mask': 'mask_matte', '2nd': 'object_2nd'}
@@ -257,7 +257,7 @@ def layer_names(objects: Iterable[str]) -> dict[str, str]:
 
 
 def union_matte(mattes: Iterable[FloatArray]) -> FloatArray:
-    """The union of objects that share each pixel between them: their sum (h, w), at most 1."""
+    """The union of objects that share each pixel: their sum (h, w), at most 1."""
     total: FloatArray = reduce(np.add, mattes)
     return np.minimum(total, np.float32(1.0))
 
@@ -277,7 +277,7 @@ def _channels(
                 frame=plate_frame.frame,
                 path=path,
             )
-        least, most = matte.min(), matte.max()  # NaN where there is one
+        least, most = matte.min(), matte.max()  # NaN if any value is NaN
         if not np.isfinite([least, most]).all():
             raise MatteError(
                 f"The matte of {name!r} holds values that are not numbers (NaN or Inf).",
@@ -304,7 +304,7 @@ def _channels(
 
 
 def pixel_hash(channels: Mapping[str, npt.NDArray[np.float16] | FloatArray]) -> str:
-    """A hash (hex) of the channels (h, w) of a file as they are stored, in whatever order they come."""
+    """A hash (hex) of the channels (h, w) of a file as stored; their order does not matter."""
     digest = blake3.blake3()
     for name, pixels in sorted(channels.items()):
         digest.update(f"{name} {pixels.dtype} {pixels.shape}".encode())
@@ -334,7 +334,7 @@ def _matte_spec(
         name = _STANDARD_NAMES.get(attribute.name, attribute.name)
         spec.attribute(name, attribute.type, attribute.value)
     if not spec.get_string_attribute("DateTime"):
-        spec.attribute("DateTime", "")  # else the time of writing: equal mattes would not be equal files
+        spec.attribute("DateTime", "")  # else OpenEXR stores the time, and equal mattes differ as files
     spec.attribute("PixelAspectRatio", float(plate_frame.pixel_aspect))
     spec.attribute("compression", COMPRESSION)
     spec.attribute("oiio:ColorSpace", "data")

@@ -28,11 +28,11 @@ _CHUNK = 16
 _CACHE_BYTES = 256 << 20
 """Decoded frames kept for reading backwards (8 bits a channel)."""
 _SKIP_AHEAD = 64
-"""Up to this many frames are decoded and dropped rather than jumped over."""
+"""Up to this many frames are decoded and dropped; for more the reader jumps."""
 _TIME_TOLERANCE_MS = 0.5
 _RATE_TOLERANCE = 2e-3
 _COUNT_TOLERANCE = 2
-"""Frames that a container may promise and not hold (edit lists, delayed pictures) without being truncated."""
+"""How many frames a whole file may hold less than its container states (edit lists, delayed pictures)."""
 _DAMAGE = re.compile(
     r"error|damaged|invalid|corrupt|conceal|overread|bad vlc|no frame|missing|illegal|out of range|truncat",
     re.IGNORECASE,
@@ -40,19 +40,19 @@ _DAMAGE = re.compile(
 _HARMLESS = re.compile(
     r"mmco|co located|\bPOCs?\b|deprecated|\bSEI\b|monoton|timestamp|\bdts\b", re.IGNORECASE
 )
-"""Complaints about the order of frames, which stand in files that show as they should."""
+"""Complaints about the order of frames; files with these play correctly."""
 
 ByteArray = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class MovieIndex:
-    """What a movie holds, found by walking through it once.
+    """The frames of a movie, found by decoding it once.
 
     Attributes:
         times: presentation time of every frame, in milliseconds.
         width, height: pixels.
-        fps: frames per second, or None where the file does not say.
+        fps: frames per second, or None where the file does not state it.
         pixel_aspect: width over height of one pixel.
     """
 
@@ -64,7 +64,7 @@ class MovieIndex:
 
     @property
     def count(self) -> int:
-        """How many frames the movie really holds."""
+        """How many frames the movie holds."""
         return len(self.times)
 
 
@@ -74,10 +74,10 @@ def is_movie(path: str | Path) -> bool:
 
 
 def index_movie(path: Path) -> MovieIndex:
-    """Walk through a movie and index its frames. The result is kept as long as the file does not change.
+    """Decode a movie and index its frames. The result is kept until the file changes.
 
     Raises:
-        PlateError: the file cannot be opened, holds no frames, or ends before the frames that it promises.
+        PlateError: the file cannot be opened, holds no frames, or holds fewer frames than it states.
     """
     try:
         status = path.stat()
@@ -95,12 +95,12 @@ def _index_movie(path: Path, signs: tuple[int, ...]) -> MovieIndex:
     promised = int(walked["promised"])
     if promised - len(times) > max(_COUNT_TOLERANCE, promised // 100):
         raise PlateError(
-            f"The movie promises {promised} frames but holds {len(times)}: it is truncated or damaged.",
+            f"The movie states {promised} frames but holds {len(times)}: it is truncated or damaged.",
             path=path,
             hint="Copy or render it again.",
         )
     if any(is_damage(text) for _, text in walked["complaints"]):
-        # Several threads decode ahead of the frame that is given out: one thread knows whose the damage is.
+        # Several threads decode ahead of the current frame; with one thread the damaged frame is known.
         alone = _walked(path, threads=1)["complaints"]
         frame, text = next(one for one in (*alone, *walked["complaints"]) if is_damage(one[1]))
         raise PlateError(
@@ -119,7 +119,7 @@ def _index_movie(path: Path, signs: tuple[int, ...]) -> MovieIndex:
 
 
 def _walked(path: Path, threads: int) -> dict[str, Any]:
-    """What `movie_walk.py` found in a process of its own. PlateError where the movie cannot be opened."""
+    """The result of `movie_walk.py` in a separate process. PlateError where the movie cannot be opened."""
     program = Path(__file__).with_name("movie_walk.py")
     done = subprocess.run(
         [sys.executable, "-I", str(program), str(path.absolute()), str(threads)],
@@ -137,7 +137,7 @@ def _walked(path: Path, threads: int) -> dict[str, Any]:
 
 
 def is_damage(line: str) -> bool:
-    """Whether a line of the decoder's says that a picture is not what was encoded.
+    """Whether a line of the decoder reports a damaged picture.
 
     >>> is_damage("[h264 @ 0x1] error while decoding MB 3 4"), is_damage("[h264 @ 0x1] mmco: unref")
     (True, False)
@@ -150,7 +150,7 @@ def _plain(line: str) -> str:
 
 
 def rational_rate(fps: float) -> tuple[int, int]:
-    """Frames per second as an EXR keeps them; NTSC's rates by their exact names.
+    """Frames per second as a fraction, as EXR stores them; NTSC's rates exactly.
 
     >>> rational_rate(23.976), rational_rate(25.0), rational_rate(7.3)
     ((24000, 1001), (25, 1), (73, 10))
@@ -163,9 +163,9 @@ def rational_rate(fps: float) -> tuple[int, int]:
 
 
 class MovieReader:
-    """Reads frames of one movie, forwards or backwards, and checks that a jump landed where it should.
+    """Reads frames of one movie, forwards or backwards, and checks where each jump landed.
 
-    Safe to be used from several threads.
+    Thread-safe.
     """
 
     def __init__(self, path: Path) -> None:
@@ -173,7 +173,7 @@ class MovieReader:
         self.index = index_movie(path)
         self._lock = threading.Lock()
         self._capture: cv2.VideoCapture | None = None
-        self._next = 0  # the number of the frame that the decoder gives next
+        self._next = 0  # the number of the frame that the decoder returns next
         self._recent: OrderedDict[int, ByteArray] = OrderedDict()
 
     def read(self, number: int) -> ByteArray:
@@ -191,7 +191,7 @@ class MovieReader:
             return self._recent[number]
 
     def close(self) -> None:
-        """Let go of the file and of the frames kept."""
+        """Close the file and forget the kept frames."""
         with self._lock:
             self._release()
             self._recent.clear()
@@ -205,7 +205,7 @@ class MovieReader:
             self._jump(first)
             if self._walk(first, number, keep_from=first):
                 return
-        self._release()  # the jump did not land where it should: walk from the start, which is exact
+        self._release()  # the jump landed elsewhere: decode from the start, which is exact
         self._jump(0)
         if not self._walk(0, number, keep_from=number):
             raise PlateError(f"Frame {number + 1} of the movie cannot be decoded.", path=self.path)
@@ -219,7 +219,7 @@ class MovieReader:
             self._next = number
 
     def _walk(self, first: int, last: int, *, keep_from: int) -> bool:
-        """Decode frames `first` to `last`; False when one is not the frame that the index knows."""
+        """Decode frames `first` to `last`; False when one is not the frame of the index."""
         assert self._capture is not None
         for number in range(first, last + 1):
             if not self._capture.grab():

@@ -1,7 +1,7 @@
-"""Walks through a movie in a process of its own, and says what the decoder complained about.
+"""Decodes a movie in a separate process and reports the decoder's complaints.
 
-OpenCV hands out frames that FFmpeg has patched up, and does not say so: the complaint goes to standard error
-alone. Here that is a file which grows, so each complaint is told with its frame.
+OpenCV returns frames that FFmpeg repaired, without an error: FFmpeg only writes a line to standard error.
+Here standard error is a file. What the file gains while a frame is decoded belongs to that frame.
 
     python -I movie_walk.py MOVIE THREADS
 
@@ -17,13 +17,13 @@ import tempfile
 from itertools import pairwise
 
 for _name in ("OPENCV_FFMPEG_LOGLEVEL", "OPENCV_FFMPEG_DEBUG", "OPENCV_LOG_LEVEL"):
-    os.environ.pop(_name, None)  # read when OpenCV is loaded: they turn complaints off, or send them away
+    os.environ.pop(_name, None)  # OpenCV reads these when it is loaded: they hide or redirect the complaints
 
 import cv2  # noqa: E402
 
 
 def walk(path: str, threads: int) -> dict[str, object]:
-    """What the movie holds.
+    """Decode the movie.
 
     Returns:
         `opened`; and if so `promised`, `times` in milliseconds, `width`, `height`, `fps`, `aspect` (x, y),

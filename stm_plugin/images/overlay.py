@@ -34,17 +34,17 @@ OBJECT_COLOURS: tuple[Colour, ...] = (
     (0, 224, 224),
     (255, 128, 192),
 )
-"""R, G, B of the objects in their order: told apart on skin, sky and leaves."""
+"""R, G, B of the objects in their order; distinguishable on skin, sky and leaves."""
 PICTURE_KINDS = frozenset({".png", ".jpg", ".jpeg"})
 MOVIE_CODECS = {".mp4": "mp4v", ".mov": "mp4v", ".m4v": "mp4v", ".avi": "MJPG", ".mkv": "mp4v"}
 DEFAULT_NAME = "overlay.####.jpg"
 DEFAULT_FPS = 24.0
 
 _TINT = 0.45
-_EDGE = 0.5  # where the outline runs
-_AROUND = 8  # of the picture's height is looked at around an object
+_EDGE = 0.5  # matte value at the outline
+_AROUND = 8  # of the picture's height: the surroundings of an object
 _STANDS_OUT = 50.0  # CIE 1976 colour difference of a tint and its object
-_LINE_PER_HEIGHT = 1 / 540  # an outline is two pixels wide in HD
+_LINE_PER_HEIGHT = 1 / 540  # of the picture's height for each pixel of the outline: two pixels in HD
 _JPEG_QUALITY = "jpeg:92"
 _GAP = 6
 _LABEL_HEIGHT = 26
@@ -59,14 +59,14 @@ _MAX_COLUMNS = 4
 def object_colours(picture: FloatArray, mattes: Mapping[str, FloatArray]) -> tuple[Colour, ...]:
     """A colour for each object that stands out from it and from what is around it.
 
-    Ask once for a shot, so that the colours stay the same on all frames.
+    Call it once for a shot, so that the colours are the same on all frames.
 
     Args:
         picture: float32 (H, W, 3) in [0, 1], sRGB.
         mattes: object name -> float32 (H, W) in [0, 1].
 
     Returns:
-        R, G, B of each object in its order. An object without a pixel takes the next colour that is free.
+        R, G, B of each object in its order. An object without a pixel gets the next free colour.
     """
     palette = _lab(np.asarray(OBJECT_COLOURS, np.float32)[None] / np.float32(255))[0]  # (N, 3)
     chosen: list[int] = []
@@ -77,7 +77,7 @@ def object_colours(picture: FloatArray, mattes: Mapping[str, FloatArray]) -> tup
             reach = max(3, picture.shape[0] // _AROUND)
             around = cv2.dilate(inside, np.ones((reach, reach), np.uint8)) > inside
             seen = [picture[place].mean(axis=0) for place in (inside > 0, around) if place.any()]
-            beside = _lab(np.clip(np.asarray([seen], np.float32), 0, 1))[0]  # (2, 3): of it, and around it
+            beside = _lab(np.clip(np.asarray([seen], np.float32), 0, 1))[0]  # (2, 3): in it and around it
             far = {one: float(np.linalg.norm(beside - palette[one], axis=1).min()) for one in left}
             clear = [one for one in left if far[one] >= _STANDS_OUT]
             chosen.append(clear[0] if clear else max(left, key=lambda one: far[one]))
@@ -94,7 +94,7 @@ def _lab(colours: FloatArray) -> FloatArray:
 def overlay_picture(
     picture: FloatArray, mattes: Mapping[str, FloatArray], colours: Sequence[Colour] | None = None
 ) -> ByteArray:
-    """Lay each object over the picture, tinted and outlined in a colour of its own.
+    """Draw each object over the picture, tinted and outlined in its colour.
 
     Args:
         picture: float32 (H, W, 3) in [0, 1], display-referred.
@@ -123,7 +123,7 @@ def overlay_picture(
 def pick_frames(frames: Sequence[int], keys: Collection[int], count: int = 12) -> tuple[int, ...]:
     """Frames for a contact sheet: the first, the last, the keys, and the rest spread evenly.
 
-    Never more than `count`, unless there are more keys than that: keys always come.
+    At most `count` frames, or all keys if there are more keys: keys are always picked.
     """
     available = sorted(set(frames))
     chosen = {frame for frame in available if frame in keys}
@@ -247,7 +247,7 @@ class OverlayWriter:
             )
 
     def write(self, frame: int, picture: ByteArray) -> None:
-        """Add one frame: uint8 (H, W, 3). Movie frames come in order and in one size.
+        """Add one frame: uint8 (H, W, 3). Frames of a movie must come in order and in one size.
 
         Raises:
             MatteError: the file cannot be written, or a movie frame has another size than the first.
@@ -272,7 +272,7 @@ class OverlayWriter:
         self._count += 1
 
     def close(self, *, keep: bool = True) -> None:
-        """Finish. A movie is put in place, or dropped where `keep` is False."""
+        """Finish. A movie gets its final name, or is deleted where `keep` is False."""
         if self._video is None or self._part is None or self.target.movie is None:
             return
         self._video.release()
@@ -321,7 +321,7 @@ class OverlayWriter:
 
 
 def frames_of(movie: Path) -> int:
-    """Frames that a movie file says it has; 0 where it is none."""
+    """The number of frames that a movie file states; 0 where it is no movie."""
     video = cv2.VideoCapture(str(movie))
     count = int(video.get(cv2.CAP_PROP_FRAME_COUNT)) if video.isOpened() else 0
     video.release()

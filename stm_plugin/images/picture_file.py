@@ -1,6 +1,6 @@
 """One picture file: its parts, layers and views, its header and its pixels, read through OpenImageIO.
 
-Errors name the frame that the file stands for.
+Errors name the frame that the file belongs to.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from stm_plugin.errors import PlateError, StmError
 from stm_plugin.windows import FloatArray, PixelArray, Window
 
 _LEAST_ASPECT = 0.05
-"""A header that says less than this, more than its inverse, or NaN (an unset DPX field) says nothing."""
+"""A pixel aspect below this, above its inverse, or NaN (an unset DPX field) is ignored."""
 _MAX_SIDE = 65536
 _RED_GREEN_BLUE = (("r", "red"), ("g", "green"), ("b", "blue"))
 _GREY = ("y", "l", "luminance", "grey", "gray")
@@ -35,10 +35,10 @@ _STORED_TYPES = {"half": oiio.HALF, "uint8": oiio.UINT8, "uint16": oiio.UINT16}
 
 @dataclass(frozen=True)
 class PictureHeader:
-    """What one file's header says of the picture that is wanted."""
+    """The header of one file: what it states of the picture to be read."""
 
     subimage: int
-    channels: tuple[int, ...]  # three of them, or one for grey
+    channels: tuple[int, ...]  # three, or one for grey
     data_window: Window
     display_window: Window
     pixel_aspect: float
@@ -57,7 +57,7 @@ class Layer:
     channels: dict[str, int]  # last part of the channel's name, lower case -> index
 
     def picture(self) -> tuple[int, ...]:
-        """Indices of R, G and B, or of the one grey channel; empty when the layer is no picture."""
+        """Indices of R, G and B, or of the one grey channel; empty when the layer holds no picture."""
         colour = [
             next((self.channels[name] for name in names if name in self.channels), None)
             for names in _RED_GREEN_BLUE
@@ -81,7 +81,8 @@ class Layer:
 
 
 def open_image(path: Path) -> oiio.ImageInput | None:
-    """Open an image as stored: no premultiplication on the way. None (and oiio.geterror()) when it fails.
+    """Open an image without changing its pixels by premultiplication. None (and oiio.geterror()) when it
+    fails.
 
     Raises:
         StmError: the file's name is not UTF-8, which OpenImageIO cannot open.
@@ -104,13 +105,13 @@ def reason_of(text: str) -> str:
     if not lines:
         return "no reason given"
     if _UNKNOWN_KIND in lines[0]:
-        return "it is of no kind of picture that OpenImageIO knows"
+        return "OpenImageIO cannot read this kind of file"
     line = re.sub(r'\s*\(?"[^"]*[/\\][^"]*"\)?', "", lines[0])
     return re.sub(r"^EXR Error \(.*?\): (EXR_ERR_\w+ )?", "", line).rstrip(".")
 
 
 CONFIDENCE_LAYER = "stm"
-"""The layer of a matte file that says how sure the network is: no object."""
+"""The layer of a matte file with the network's confidence; it is not an object."""
 
 
 def window_pair(spec: oiio.ImageSpec) -> tuple[Window, Window]:
@@ -126,7 +127,7 @@ def specs_of(image: oiio.ImageInput) -> list[oiio.ImageSpec]:
     specs: list[oiio.ImageSpec] = []
     while image.seek_subimage(len(specs), 0):
         specs.append(oiio.ImageSpec(image.spec()))
-    image.geterror()  # running off the end is how the parts are counted, and no error
+    image.geterror()  # asking for one part too many is how the parts are counted; it is not an error
     image.seek_subimage(0, 0)
     return specs
 
@@ -135,7 +136,7 @@ def specs_of(image: oiio.ImageInput) -> list[oiio.ImageSpec]:
 def opened_picture(
     path: Path, frame: int, layer: str | None, view: str | None
 ) -> Iterator[tuple[oiio.ImageInput, PictureHeader]]:
-    """A picture file and its header; closed afterwards.
+    """Open a picture file, yield it with its header, and close it.
 
     Raises:
         PlateError: it is missing, cannot be opened, or holds no such picture.
@@ -195,7 +196,7 @@ def read_pixels(image: oiio.ImageInput, header: PictureHeader, frame: int, path:
 
 
 def _holds_no_number(pixels: PixelArray) -> bool:
-    """Whether no value of a picture (h, w, C) is finite; looks at few of them where that settles it."""
+    """Whether no value of a picture (h, w, C) is finite; reads few values where these suffice."""
     few = pixels[::_PROBE_STEP, ::_PROBE_STEP]
     return not np.isfinite(few).any() and not np.isfinite(pixels).any()
 
@@ -279,7 +280,7 @@ def _without_view(part: str, view: str | None) -> str:
 def _choose(
     specs: list[oiio.ImageSpec], wanted_layer: str | None, wanted_view: str | None, frame: int, path: Path
 ) -> Layer:
-    """The layer to read, or a PlateError that says what the file holds."""
+    """The layer to read. PlateError where it does not exist; the text lists those of the file."""
     layers = layers_of(specs)
     if any(set(layer.channels) & set(_CHROMA) for layer in layers) and not any(
         layer.is_colour for layer in layers
@@ -303,7 +304,7 @@ def _choose(
             candidates = []
     if (
         not wanted_layer
-    ):  # the main picture: in a file with many parts it is rarely the depth that comes first
+    ):  # the main picture: the first part of a file with many may be its depth
         candidates.sort(key=lambda layer: (not layer.is_colour, not layer.names & set(_MAIN_PARTS)))
     hero = wanted_view if wanted_view and views else _hero_view(specs, layers)
     candidates = [layer for layer in candidates if layer.view in (hero, None)]
@@ -322,7 +323,7 @@ def _choose(
 
 
 def _hero_view(specs: list[oiio.ImageSpec], layers: list[Layer]) -> str | None:
-    """The first view: as the file lists them, else that of the first part with a main picture."""
+    """The first view: of the file's list, else of the first part with a main picture."""
     for spec in specs:
         if views := _views_in(spec):
             return views[0]
@@ -332,16 +333,16 @@ def _hero_view(specs: list[oiio.ImageSpec], layers: list[Layer]) -> str | None:
 
 
 def read_channels(image: oiio.ImageInput, subimage: int, channels: tuple[int, ...]) -> FloatArray:
-    """Read some channels of an open file as float32 (h, w, C); as `read_stored` otherwise."""
+    """Read some channels of an open file as float32 (h, w, C); else as `read_stored`."""
     return read_stored(image, subimage, channels).astype(np.float32, copy=False)
 
 
 def read_stored(image: oiio.ImageInput, subimage: int, channels: tuple[int, ...]) -> PixelArray:
-    """Read some channels of an open file (h, w, C): half floats as they are, all else as float32, integers
+    """Read some channels of an open file (h, w, C): half floats unchanged, all else as float32, integers
     from 0 to 1.
 
     Raises:
-        ValueError: the file is truncated or damaged; the text says how.
+        ValueError: the file is truncated or damaged; the text describes it.
     """
     first, last = min(channels), max(channels) + 1
     spec = image.spec(subimage, 0)
@@ -349,7 +350,7 @@ def read_stored(image: oiio.ImageInput, subimage: int, channels: tuple[int, ...]
     stored_type = _STORED_TYPES.get(formats.pop(), oiio.FLOAT) if len(formats) == 1 else oiio.FLOAT
     stored = image.read_image(subimage, 0, first, last, stored_type)
     problem = image.geterror()
-    if stored is None or problem:  # a truncated JPEG gives pixels and an error
+    if stored is None or problem:  # a truncated JPEG returns pixels and an error
         raise ValueError(reason_of(problem))
     wanted = [index - first for index in channels]
     if wanted != list(range(last - first)):

@@ -2,7 +2,7 @@
 
 What is read is R, G and B as stored: half floats stay half floats. Alpha is left out: a premultiplied plate
 stays premultiplied. A plate with one channel becomes grey. NaN, Inf, negative values and values above 1 are
-kept: colour.py deals with them. Movies are read with 8 bits a channel.
+kept; `colour.py` converts them. Movies are read with 8 bits a channel.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ _HEADER_THREADS = 8
 """Headers are tiny and mostly wait for a file server."""
 _ASPECT_TOLERANCE = 1e-4
 CONTENT_HASH = "blake3-1"
-"""How content hashes are made; what was noted under another name is not compared with them."""
+"""The method of content hashes. Hashes that were stored under another method are not compared with them."""
 _VIEW_TOKEN = re.compile("%[Vv]")
 _HASH_HEADER = struct.Struct("<9qd")
 
 
 @dataclass(frozen=True, eq=False)
 class FrameHeader:
-    """What is known of a frame without its pixels; the attributes are those of PlateFrame."""
+    """A frame without its pixels; the attributes are those of PlateFrame."""
 
     frame: int
     path: Path | None
@@ -87,9 +87,10 @@ class PlateFrame:
             )
 
     def content_hash(self) -> str:
-        """What the matte depends on, in 64 hexadecimal digits: pixels, windows, aspect; not the file's name.
+        """The hash of what the matte depends on, in 64 hexadecimal digits: pixels, windows and aspect.
 
-        BLAKE3: as collision-free as sha256, at the speed of memory on every processor.
+        It is BLAKE3: as free of collisions as sha256, and as fast as memory on every processor. The file's
+        name does not enter.
         """
         data, display = self.data_window, self.display_window
         digest = blake3.blake3(
@@ -111,7 +112,7 @@ class PlateFrame:
 
 
 class PlateSource(Protocol):
-    """What the engine needs of a plate, be it files (Plate) or frames pushed by a host."""
+    """The interface of a plate: its frames are files (`Plate`), or pushed by a host (`HostPlate`)."""
 
     @property
     def frames(self) -> tuple[int, ...]:
@@ -120,12 +121,12 @@ class PlateSource(Protocol):
 
     @property
     def missing(self) -> tuple[int, ...]:
-        """The frames of the range that are not there."""
+        """The frames of the range that do not exist."""
         ...
 
     @property
     def display_window(self) -> Window:
-        """The format: the same on every frame."""
+        """The display window, which is the same on every frame."""
         ...
 
     @property
@@ -140,7 +141,7 @@ class PlateSource(Protocol):
 
     @property
     def fps(self) -> float | None:
-        """Frames per second where known."""
+        """Frames per second; None where unknown."""
         ...
 
     def read(self, frame: int) -> PlateFrame:
@@ -154,16 +155,15 @@ class PlateSource(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Plate:
-    """A plate in files. Opened from headers only; pixels are read frame by frame.
+    """A plate in files. Opening reads headers only; pixels are read frame by frame.
 
     Attributes:
         sequence: where the frames are.
         display_window, pixel_aspect: the same on every frame.
         canvas: union of the display window and of every frame's data window.
-        fps: frames per second if the files say so.
-        layer, view: what is read from multichannel and multiview files; None is the main picture and
-            the first (hero) view.
-        colour_space: the input colour space the artist stated, or None.
+        fps: frames per second if the files state it.
+        layer, view: the layer and view to read; None is the main picture and the first (hero) view.
+        colour_space: the input colour space that the artist stated, or None.
     """
 
     sequence: FrameSequence
@@ -201,7 +201,7 @@ class Plate:
         """Open a plate: find its files and read their headers.
 
         Args:
-            text: the sequence, in any form that sequence.py knows.
+            text: the sequence, in any form that `sequence.py` describes.
             frame_range: the frames wanted, all if None.
             layer: the layer of a multichannel file; the main picture if None.
             view: the view of a multiview file, and of `%V`; the first (hero) view if None.
@@ -209,8 +209,9 @@ class Plate:
             movie_first_frame: the number of a movie's first frame.
 
         Raises:
-            PlateError: a header cannot be read, the layer or view is not there, or the display window or the
-                pixel aspect changes in mid-plate. Frame and file are named. Missing frames are no error here.
+            PlateError: a header cannot be read, the layer or view does not exist, or the display window or
+                the pixel aspect changes within the plate. Frame and file are named. Missing frames are no
+                error here.
         """
         sequence = parse_sequence(
             text, frame_range=frame_range, view=view, movie_first_frame=movie_first_frame
@@ -229,7 +230,7 @@ class Plate:
                 f"There is no view {view!r}: the plate's files have no views.",
                 frame=present[0],
                 path=sequence.files[present[0]],
-                hint="Leave the view out, or write %V into the name where each view has files of its own.",
+                hint="Leave the view out, or write %V into the name where each view has its own files.",
             )
         for frame, header in zip(present, headers, strict=True):
             _check_format(
@@ -247,7 +248,7 @@ class Plate:
         )
 
     def read(self, frame: int) -> PlateFrame:
-        """Read one frame. Safe to be called from several threads.
+        """Read one frame. Thread-safe.
 
         Raises:
             PlateError: the frame is outside the range, missing, truncated or damaged, or has changed its
@@ -269,7 +270,7 @@ class Plate:
             )
 
     def header(self, frame: int) -> FrameHeader:
-        """What one frame's header says. PlateError as in `read`, but for damaged pixels."""
+        """One frame without its pixels. PlateError as in `read`, but for damaged pixels."""
         path = self._path(frame)
         if self._movie is not None:
             return FrameHeader(frame, path, self.canvas, self._movie_spec())
@@ -293,7 +294,7 @@ class Plate:
         return spec
 
     def _check(self, header: PictureHeader, frame: int, path: Path) -> None:
-        """PlateError where a file is not what it was when the plate was opened."""
+        """PlateError where the format of a file changed after the plate was opened."""
         _check_format(header, self.display_window, self.pixel_aspect, frame, path, None)
         if not self.canvas.contains(header.data_window):
             raise PlateError(
@@ -322,7 +323,7 @@ class Plate:
 
 
 def _check_movie(movie: Path, layer: str | None, view: str | None) -> None:
-    """PlateError where a layer or a view of a movie is asked for: it has none."""
+    """PlateError where a layer or a view of a movie is requested: movies have none."""
     for word, value in (("layers", layer), ("views", view)):
         if value:
             raise PlateError(f"A movie has no {word}, so {value!r} cannot be read from it.", path=movie)

@@ -1,4 +1,4 @@
-"""Who made a picture: whether STM did, and nobody has changed it since."""
+"""Who made a picture: whether STM wrote it, and nobody changed it since."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from stm_plugin.images.sequence import FrameSequence
 
 MAKER = "STM for Nuke"
 MAKER_ATTRIBUTE = "Software"
-"""Where PNG and JPEG files say what made them."""
+"""The attribute of PNG and JPEG files that names the program that wrote them."""
 
 
 @dataclass(frozen=True)
 class FoundMatte:
-    """A file that lies where a matte is to be written.
+    """An existing file where a matte is to be written.
 
     Attributes:
-        is_ours: STM wrote it, and nobody has changed its pixels. A truncated one counts as ours, and so does
-            one of an earlier version, which does not know its pixels.
-        address: what it was made from; empty where it is not whole, or not as it was written.
+        is_ours: STM wrote it, and nobody changed its pixels. A truncated file counts as ours, and so does a
+            file of an earlier version, which has no hash of its pixels.
+        address: of its ingredients; empty where the file is truncated or was changed.
     """
 
     is_ours: bool
@@ -33,7 +33,7 @@ class FoundMatte:
 
 
 def look_at_matte(path: Path, frame: int | None = None) -> FoundMatte:
-    """Find out whose a file is; it is read as a whole."""
+    """Find out whether STM wrote a file. The whole file is read."""
     header = _header(path)
     address = "" if header is None else header.get_string_attribute(ADDRESS_ATTRIBUTE)
     if header is None or not address:
@@ -48,7 +48,7 @@ def look_at_matte(path: Path, frame: int | None = None) -> FoundMatte:
 
 
 def is_our_picture(path: Path) -> bool:
-    """Whether STM made this file to be looked at: a PNG or JPEG that says so, or one in its folder's list."""
+    """Whether STM made this picture for people: its header names STM, or its folder's list contains it."""
     header = _header(path)
     if header is not None and header.get_string_attribute(MAKER_ATTRIBUTE) == MAKER:
         return True
@@ -56,7 +56,7 @@ def is_our_picture(path: Path) -> bool:
 
 
 def row_of(sequence: FrameSequence) -> Row | None:
-    """The names that the frames of a sequence may have; None for a movie and for a still."""
+    """The file names of a sequence's frames; None for a movie and for a still."""
     if sequence.movie is not None or sequence.padding is None:
         return None
     return Row(sequence.folder, sequence.head, sequence.tail)
@@ -65,7 +65,7 @@ def row_of(sequence: FrameSequence) -> Row | None:
 def _header(path: Path) -> oiio.ImageSpec | None:
     image = open_image(path)
     if image is None:
-        oiio.geterror()  # it would come up with the next file's
+        oiio.geterror()  # clears the error, which would be reported with the next file
         return None
     try:
         return oiio.ImageSpec(image.spec())

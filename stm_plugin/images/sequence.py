@@ -11,8 +11,8 @@ A sequence is written as
 | `plate.mov`                                 | a movie; its frames count from a stated number, 1 by default |
 | `plate.%V.####.exr`                         | a movie; its first frame has a stated number, 1 by default   |
 
-A range without a stated step has no holes: a frame between the first and the last that has no file
-is *missing*, and is named as such. A single `#` is four digits, several are as many digits, `@` one each.
+A range without a stated step has no gaps: a frame between the first and the last that has no file
+is *missing*, and errors name it. A single `#` is four digits, several are as many digits, `@` one each.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ DEFAULT_FIRST_FRAME = 1
 
 _SINGLE_HASH_DIGITS = 4
 _MOST_DIGITS = 20
-"""Of a frame number; more is a slip of the hand."""
+"""Of a frame number; more digits are a typing error."""
 _LONGEST_NUMBER = 4
 _MAX_LISTED = 8
 _MAX_FRAMES = 1_000_000
@@ -57,7 +57,7 @@ _NEGATIVE_HINT = "Renumber the frames so that they start at 0 or later."
 
 @dataclass(frozen=True)
 class FrameSequence:
-    """A row of frames: image files, or the frames of one movie file.
+    """A sequence of frames: image files, or the frames of one movie file.
 
     Attributes:
         text: the sequence as the artist wrote it.
@@ -176,7 +176,7 @@ def parse_sequence(
             return _still_sequence(written, path, frame_range, movie_first_frame)
         head, padding, stated = numbered["head"], len(numbered["number"]), None
         tail = path.suffix
-        # 0999 is surely padded; 1001 may come from %d as well as from %04d: the files on disk decide
+        # 0999 is padded; 1001 fits both %d and %04d, so the files on disk decide
     else:
         token = _split_token(path.name)
         if token is None:
@@ -192,7 +192,7 @@ def parse_sequence(
 def output_sequence(
     text: str | Path, *, view: str | None = None, default_name: str = DEFAULT_OUTPUT_NAME
 ) -> FrameSequence:
-    """A sequence to be written: `path(frame)` counts; `frames` is empty unless the text states a range.
+    """A sequence to be written; `frames` is empty unless the text states a range.
 
     Args:
         text: a pattern, a movie file, or a folder (which means `default_name` in that folder).
@@ -310,7 +310,7 @@ def _files_sequence(
     files = {frame: found[frame] for frame in wanted if frame in found}
     if not files:
         raise PlateError(
-            f"None of the frames {describe_frames(wanted)} is there.",
+            f"None of the frames {describe_frames(wanted)} exists.",
             path=folder / _shown(head, padding, tail),
             hint=f"On disk are the frames {describe_frames(frame for frame in found if frame >= 0)}.",
         )
@@ -327,7 +327,7 @@ def _files_sequence(
 
 
 def _scan(folder: Path, head: str, padding: int, tail: str) -> dict[int, Path]:
-    """The files of a pattern, whatever their padding; where two claim a frame, the one padded as asked."""
+    """The files of a pattern by frame. Any padding fits; the stated one is preferred."""
     sign = "" if head and head[-1].isalnum() else "-?"
     name = re.compile(re.escape(head) + f"(?P<number>{sign}[0-9]+)" + re.escape(tail))
     found: dict[int, Path] = {}
@@ -381,14 +381,14 @@ def _still_sequence(
 
 
 def _only_sequence_of(folder: Path) -> Path:
-    """A file of the one sequence in a folder; PlateError that lists them when there are several."""
+    """A file of the one sequence in a folder; PlateError when there are several; it lists them."""
     try:
         found = fileseq.findSequencesOnDisk(str(folder), pad_style=PAD_STYLE_HASH1)
     except (OSError, FileSeqException) as error:
         raise PlateError(f"The folder cannot be read ({error}).", path=folder, hint=_FOLDER_HINT) from error
     usable = [item for item in found if item.extension().lower() in PICTURE_EXTENSIONS or is_movie(str(item))]
     choices = [item for item in usable if item.frameSet() and not is_movie(str(item))]
-    choices = choices or usable  # no numbered pictures: a movie, or one still
+    choices = choices or usable  # no numbered pictures: a movie or one still
     if not choices:
         raise PlateError(
             "The folder holds no pictures and no movie.",
@@ -401,7 +401,7 @@ def _only_sequence_of(folder: Path) -> Path:
         raise PlateError(
             f"The folder holds {len(names)} sequences: {', '.join(names[:_MAX_LISTED])}{more}.",
             path=folder,
-            hint="Say which one is the plate.",
+            hint="State which one is the plate.",
         )
     return Path(choices[0][0])
 
@@ -411,7 +411,7 @@ def _shown(head: str, padding: int, tail: str) -> str:
 
 
 def _near(folder: Path) -> str:
-    """A hint that names what the folder holds instead."""
+    """A hint that lists the sequences of the folder."""
     try:
         names = [Path(str(item)).name for item in fileseq.findSequencesOnDisk(str(folder))]
     except (OSError, FileSeqException):

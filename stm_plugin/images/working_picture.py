@@ -1,7 +1,7 @@
-"""The working picture: what the network sees of the plate, and the way back to plate pixels.
+"""The working picture: the plate at the size at which the network reads it, and the way back to plate pixels.
 
 The plate's canvas is cut to the region, brought to square pixels and scaled so that its short side has the
-working size; what is smaller is enlarged as far as helps the network.
+working size. A small plate is enlarged, as far as this helps the network.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from stm_plugin.errors import SettingsError
 from stm_plugin.windows import FloatArray, PixelArray, Window, place, slices_of
 
 _BLOCK_ELEMENTS = 100_000
-"""Values that are converted and narrowed together: they stay in the second-level cache."""
+"""Values that are converted and shrunk at once: they fit into the processor's second-level cache."""
 
 
 @dataclass(frozen=True)
 class WorkingGeometry:
-    """How working pixels lie on the plate.
+    """How working pixels correspond to plate pixels.
 
     Attributes:
-        canvas: the plate's pixels, on which masks and mattes live.
+        canvas: the window of the plate that masks and mattes cover.
         region: the part of the canvas that is propagated; mattes are 0 outside it.
         height, width: size of the working picture, in square pixels.
     """
@@ -74,7 +74,7 @@ def working_geometry(
 
 
 def as_floats(pixels: PixelArray) -> FloatArray:
-    """The same values as float32."""
+    """The values as float32."""
     return pixels.astype(np.float32, copy=False)
 
 
@@ -89,7 +89,7 @@ def to_working(
     Where the region is not covered by `window` it is 0, as everywhere outside an EXR's data window.
 
     Args:
-        convert: what is done to each pixel before: its colour. It gets some rows at a time.
+        convert: converts the colour of each pixel first; it is called with some rows at a time.
     """
     if not window.contains(geometry.region):
         pixels, convert = place(convert(pixels), window, geometry.region), as_floats
@@ -107,7 +107,7 @@ def to_working(
 def to_plate(values: FloatArray, window: Window, geometry: WorkingGeometry) -> FloatArray:
     """Working values (height, width[, C]) enlarged to the plate pixels of `window`, bilinear.
 
-    Beyond the working picture its border goes on; `inside_region` cuts a matte off there.
+    Outside the working picture the values of its border are repeated; `inside_region` sets them to 0.
     """
     if window == geometry.region:
         whole = cv2.resize(values, (window.width, window.height), interpolation=cv2.INTER_LINEAR)
@@ -131,7 +131,7 @@ def to_working_points(
     window: Window,
     geometry: WorkingGeometry,
 ) -> tuple[FloatArray, FloatArray]:
-    """Where plate pixels lie in the working picture: x and y (N,), pixel centres at whole numbers.
+    """Positions of plate pixels in the working picture: x and y (N,), pixel centres at whole numbers.
 
     Args:
         columns, rows: (N,), of the array over `window`.

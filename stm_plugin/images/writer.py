@@ -1,7 +1,7 @@
-"""Image files that are whole or not there.
+"""Image files that exist as a whole or not at all.
 
-The library that writes them does not always notice a full disk: what it still holds back when a file is
-closed may be lost without a word. So every file is looked at before it gets its name.
+The library that writes them does not always notice a full disk: data that it still buffers when a file is
+closed may be lost without an error. So every file is checked before it gets its name.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from stm_plugin.images.picture_file import open_image, reason_of
 
 _NAME_LENGTH = 200
 _PROBE_BYTES = 1 << 16
-"""More than the rest of a block that a full disk may still take."""
+"""Bytes of the probe; more than the free rest of the last block on a full disk."""
 
 
 def write_image(
     path: Path, spec: oiio.ImageSpec, pixels: npt.NDArray[Any], *, frame: int | None, durable: bool
 ) -> None:
-    """Write one picture. Anyone sees the old file or the new one, never a part. Folders are made.
+    """Write one picture atomically: a reader sees the old file or the new one. Folders are made.
 
     Args:
         pixels: (h, w, C) as the spec says.
         durable: wait until the disk has it.
 
     Raises:
-        MatteError: the disk is full, or the folder cannot be written. Nothing is left behind.
+        MatteError: the disk is full, or the folder cannot be written. No partial file is left.
     """
     temporary = path.with_name(f".{path.stem[:_NAME_LENGTH]}.{uuid.uuid4().hex[:12]}.part{path.suffix}")
     try:
@@ -54,7 +54,7 @@ def write_image(
 
 
 def image_error(error: OSError, frame: int | None, path: Path) -> MatteError:
-    """What an operating system's error means for the person at the desk."""
+    """The error for people that an operating system's error stands for."""
     reason = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT) or "no space" in reason.lower():
         return MatteFullError(
@@ -71,7 +71,7 @@ def image_error(error: OSError, frame: int | None, path: Path) -> MatteError:
 
 
 def probe_disk(path: Path) -> None:
-    """Write a little more into a file that turned out to be short. OSError where the disk takes no more."""
+    """Write some bytes to a file that is too short. OSError where the disk is full."""
     with path.open("ab") as stream:
         stream.write(bytes(_PROBE_BYTES))
         stream.flush()
@@ -79,13 +79,13 @@ def probe_disk(path: Path) -> None:
 
 
 def remove_quietly(path: Path) -> None:
-    """Remove a file of ours, if it is there."""
-    with suppress(OSError):  # the folder is gone or read-only: there is nothing of ours in it
+    """Remove a file that this product made, if it exists."""
+    with suppress(OSError):  # the folder is gone or read-only: no file of this product is in it
         path.unlink(missing_ok=True)
 
 
 def _write_whole(path: Path, spec: oiio.ImageSpec, pixels: npt.NDArray[Any]) -> None:
-    """Write one file and look at it. OSError where it could not be; of the system where that says why."""
+    """Write one file and check it. OSError where it is not whole, with the system's reason."""
     try:
         _write(path, spec, pixels)
         _check_whole(path)
@@ -97,7 +97,7 @@ def _write_whole(path: Path, spec: oiio.ImageSpec, pixels: npt.NDArray[Any]) -> 
 
 def _write(path: Path, spec: oiio.ImageSpec, pixels: npt.NDArray[Any]) -> None:
     """Write one file, or raise OSError."""
-    # An OSError of our own tells the reason (a missing folder, no permission) better than the library does.
+    # Opening the file here gives a clear reason (a missing folder, no permission); the library's is vague.
     with open(path, "xb"):
         pass
     output = oiio.ImageOutput.create(str(path))
@@ -112,7 +112,7 @@ def _write(path: Path, spec: oiio.ImageSpec, pixels: npt.NDArray[Any]) -> None:
 
 
 def _check_whole(path: Path) -> None:
-    """OSError where the last lines, which are written last, are not there."""
+    """OSError where the last lines, which are written last, are missing."""
     image = open_image(path)
     if image is not None:
         spec = image.spec()
@@ -122,7 +122,7 @@ def _check_whole(path: Path) -> None:
         image.close()
         if lines is not None and not problem:
             return
-    oiio.geterror()  # it would come up with the next file's
+    oiio.geterror()  # clears the error, which would be reported with the next file
     raise OSError("it was not written as a whole")
 
 

@@ -1,6 +1,6 @@
-"""A bundle: a folder with all that an installation needs, for machines without a network.
+"""A bundle: a folder with everything for an installation on machines without a network.
 
-FOLDER/bundle.json   what it holds: the sha256 of every file, for which machine, and where torch came from
+FOLDER/bundle.json   the manifest: sha256 of every file, the kind of machine, and the index of torch
 FOLDER/wheels/       the packages of the locks
 FOLDER/sources/      this project: `python3 FOLDER/sources/install.py --from FOLDER`
 """
@@ -30,17 +30,17 @@ MANIFEST = "bundle.json"
 SCHEMA = 1
 WHEELS = "wheels"
 SOURCES = "sources"
-WORK = ".work"  # while it is made
-LEFT_OUT = ("build",)  # of the checkout's own folders; hidden ones are left out too
+WORK = ".work"  # while it is being made
+LEFT_OUT = ("build",)  # folders of the checkout that are left out, as hidden ones are
 CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle that was found whole, for this machine and Python.
+    """A complete bundle for this machine and Python.
 
     Attributes:
-        torch_index: where its torch came from; empty for the default build.
+        torch_index: the index of its torch; empty for the default build.
     """
 
     folder: Path
@@ -48,17 +48,17 @@ class Bundle:
 
     @property
     def sources(self) -> Path:
-        """The project as it was when the bundle was made."""
+        """The sources of the project in the bundle."""
         return self.folder / SOURCES
 
     def pip_variables(self) -> dict[str, str]:
-        """What makes pip take packages from the bundle and from nowhere else."""
+        """Variables that make pip install from the bundle only."""
         wheels = str(self.folder / WHEELS)
         return {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": wheels, "PIP_CONFIG_FILE": os.devnull}
 
 
 def machine() -> str:
-    """What packages are built for: system, processor and Python."""
+    """System, processor and Python, for which packages are built."""
     return f"{platform.system()} {platform.machine()}, Python {sys.version_info[0]}.{sys.version_info[1]}"
 
 
@@ -68,12 +68,12 @@ def make_bundle(
     """Collect packages and sources for this kind of machine.
 
     Args:
-        folder: new or empty, or a bundle, which is made anew; packages that it has are not fetched again.
-        locks: what to collect by hash.
-        torch_pins: what to take from `torch_index`, if that is given.
+        folder: new or empty, or a bundle, which is made anew; its packages are not fetched again.
+        locks: lock files of the packages to collect, with hashes.
+        torch_pins: the packages to take from `torch_index`, if that is given.
 
     Raises:
-        InstallationError: the folder holds something else, or a package cannot be had.
+        InstallationError: the folder holds other files, or a package cannot be fetched.
     """
     known = {MANIFEST, WHEELS, SOURCES, WORK}
     folder.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ def make_bundle(
         raise InstallationError(
             f"{folder} holds other files ({', '.join(others[:3])}).", hint="Name a new folder with --bundle."
         )
-    (folder / MANIFEST).unlink(missing_ok=True)  # until it is complete, it is none
+    (folder / MANIFEST).unlink(missing_ok=True)  # only a complete bundle has a manifest
     print(f"Collecting packages for {machine()} ...", flush=True)
     _fetch(folder, locks, torch_pins, torch_index)
     names = [item.name for item in source.iterdir() if not item.name.startswith(".")]
@@ -114,10 +114,10 @@ def _fetch(folder: Path, locks: Sequence[Path], torch_pins: Sequence[str], torch
 
 
 def open_bundle(folder: Path) -> Bundle:
-    """A bundle, after every file of it was compared with its hash.
+    """Open a bundle and check every file's hash.
 
     Raises:
-        InstallationError: it is none, is for another machine, or a file (it is named) is damaged or missing.
+        InstallationError: it is no bundle, is for another machine, or a file is damaged or missing.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -133,7 +133,7 @@ def open_bundle(folder: Path) -> Bundle:
             f"{folder} was made for {made_for}; this is {machine()}.",
             hint="Make one on a machine of this kind, with this Python.",
         )
-    print(f"Looking through {folder} ...", flush=True)
+    print(f"Checking {folder} ...", flush=True)
     for name, sha256 in sorted(files.items()):
         path = folder / name
         if not path.is_file() or _sha256(path) != sha256:

@@ -1,4 +1,4 @@
-"""`stm doctor`: for every part of an installation whether it is in order, why not, and what to do."""
+"""`stm doctor`: checks every part of an installation and says how to repair it."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from stm_plugin.installation.prefix import (
 )
 from stm_plugin.installation.programs import clean_environment, last_lines
 
-ENGINE_SECONDS = 120.0  # how long `stm info` may take on a slow disk
+ENGINE_SECONDS = 120.0  # seconds for `stm info` on a slow disk
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was seen of one part.
+    """The state of one part.
 
     Attributes:
-        words: what people call it.
+        words: its name for people.
         trouble: why it is not in order; empty if it is.
     """
 
@@ -43,9 +43,9 @@ class Finding:
 
 
 def examine(prefix: Prefix) -> Iterator[Finding]:
-    """Look at every part of a complete installation, thoroughly; changes nothing."""
+    """Check every part of a complete installation thoroughly; changes nothing."""
     python = prefix.python
-    assert python is not None, "asked of a complete installation only"
+    assert python is not None, "must be called for a complete installation only"
     environment = python.parents[1]
     runs = python.exists() and _status([python, "-I", "-c", "pass"])[0] == 0
     moved = f"it was made for {environment.parent}, and was moved here; hosts do not find it"
@@ -69,22 +69,22 @@ def examine(prefix: Prefix) -> Iterator[Finding]:
 def command_trouble(prefix: Prefix) -> str:
     """Why the command is not in order; empty if it is."""
     if not prefix.launcher.is_file():
-        return f"{prefix.launcher} is not there"
+        return f"{prefix.launcher} does not exist"
     link = prefix.record().get("link")
     if isinstance(link, str) and is_our_link(Path(link)) and not leads_to(Path(link), prefix.launcher):
         return f"{link} leads to another installation"
     if isinstance(link, str) and not Path(link).exists():
-        return f"{link} is not there"
+        return f"{link} does not exist"
     return ""
 
 
 def doctor(prefix: Prefix) -> int:
-    """Print what is in order and what is not, and what to do; 0 if all is."""
+    """Print the state of every part and how to repair it; returns 0 if all are in order."""
     if not prefix.is_installation:
         print(f"{PRODUCT} is not installed in {prefix.root}. `python3 install.py` installs it.")
         return 1
     if prefix.python is None:
-        print(f"The installation in {prefix.root} was interrupted. `{installer(prefix)}` goes on with it.")
+        print(f"The installation in {prefix.root} was interrupted. `{installer(prefix)}` continues it.")
         return 1
     print(f"{PRODUCT} {prefix.record().get('version', '')} in {prefix.root}", flush=True)
     good = True
@@ -92,7 +92,7 @@ def doctor(prefix: Prefix) -> int:
         print(f"  {finding}", flush=True)
         good = good and not finding.trouble
     if not good:
-        print(f"`{installer(prefix)} --repair` puts it in order.")
+        print(f"`{installer(prefix)} --repair` repairs it.")
         return 1
     for line in where_hosts_look(prefix):
         print(line)
@@ -100,7 +100,7 @@ def doctor(prefix: Prefix) -> int:
 
 
 def installer(prefix: Prefix) -> str:
-    """The command that brings this installation in order, from where its sources are."""
+    """The command that repairs this installation, run from its sources."""
     script = Path(str(prefix.record().get("source", ""))) / "install.py"
     known = script.is_absolute() and script.is_file()
     elsewhere = "" if prefix.root == default_prefix() else f" --prefix {shlex.quote(str(prefix.root))}"
@@ -108,7 +108,7 @@ def installer(prefix: Prefix) -> str:
 
 
 def _status(command: list[object]) -> tuple[int, str]:
-    """How a program ends, and what it says."""
+    """Run a program; returns its exit status and its output."""
     try:
         done = subprocess.run(
             [str(word) for word in command],

@@ -1,4 +1,4 @@
-"""Setting up Nuke and OpenFX hosts, keeping that up, and undoing it: `stm host` and the end of installing."""
+"""Setting up Nuke and OpenFX hosts, repairing and undoing it: for `stm host` and for installing."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from stm_plugin.installation.prefix import NUKE, OFX, Prefix
 
 
 class HostPart(Protocol):
-    """One thing that a host needs outside the environment."""
+    """A file or link that a host needs outside the environment."""
 
     @property
     def host(self) -> str:
-        """Whose part it is."""
+        """The host that needs it."""
 
     @property
     def words(self) -> str:
-        """What people call it."""
+        """Its name for people."""
 
     def wanted(self, hosts: Collection[str]) -> bool:
-        """Whether it belongs to an installation that is set up for these hosts."""
+        """Whether it is part of an installation for these hosts."""
 
     def trouble(self) -> str:
         """Why it is not in order; empty if it is."""
 
     def add(self) -> None:
-        """Make it, whatever an interrupted run has left."""
+        """Make it, also after an interrupted run."""
 
     def remove(self) -> bool:
-        """Take it away, half there or absent; whether anything was there."""
+        """Remove it, even if it is incomplete; returns whether it existed."""
 
 
 def host_parts(prefix: Prefix) -> tuple[HostPart, ...]:
@@ -44,16 +44,16 @@ def host_parts(prefix: Prefix) -> tuple[HostPart, ...]:
 def add_hosts(
     prefix: Prefix, hosts: Collection[str], link_folder: Path | None = None, again: bool = False
 ) -> bool:
-    """Set hosts up, and bring those in order that were set up before; whether anything had to be done.
+    """Set up hosts, and repair those that were set up before; returns whether anything was done.
 
     Args:
-        prefix: held by this process.
-        hosts: to be set up, besides those that are.
-        link_folder: where a link to the OpenFX effect is to be.
-        again: make what is in order, too.
+        prefix: locked by this process.
+        hosts: to set up, besides those that are set up.
+        link_folder: the folder for a link to the OpenFX effect.
+        again: make parts that are in order anew, too.
 
     Raises:
-        InstallationError: one cannot be set up; what was done before stays.
+        InstallationError: one cannot be set up; those before it are.
     """
     did = False
     if link_folder is not None:
@@ -74,7 +74,7 @@ def add_hosts(
 
 
 def remove_hosts(prefix: Prefix, hosts: Collection[str]) -> bool:
-    """Undo what hosts were set up with; whether there was anything."""
+    """Undo the setup of hosts; returns whether there was any."""
     did = False
     for part in reversed(host_parts(prefix)):
         if part.host in hosts and part.remove():
@@ -84,7 +84,7 @@ def remove_hosts(prefix: Prefix, hosts: Collection[str]) -> bool:
 
 
 def where_hosts_look(prefix: Prefix) -> list[str]:
-    """One line for each host: how it finds its side, or how it would."""
+    """One line for each host: how it finds its plug-in, or how to set that up."""
     hosts = prefix.listed("hosts")
     lines = []
     if NUKE in hosts:

@@ -1,4 +1,4 @@
-"""The lines in ~/.nuke/init.py that put the node on Nuke's plug-in path. The rest of the file stays."""
+"""The lines in ~/.nuke/init.py that put the node on Nuke's plug-in path. The rest of the file is kept."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ BLOCK_END = b"# <<< STM for Nuke <<<"
 
 
 class BlockError(Exception):
-    """The lines that mark our block are not in pairs."""
+    """The lines that mark this product's block are not in pairs."""
 
 
 class NukeInit:
-    """A block of lines in ~/.nuke/init.py; the rest of the file stays as it is, byte for byte."""
+    """A block of lines in ~/.nuke/init.py; the rest of the file is kept, byte for byte."""
 
     host = NUKE
     words = "lines in ~/.nuke/init.py"
@@ -28,27 +28,27 @@ class NukeInit:
         self.prefix = prefix
 
     def wanted(self, hosts: Collection[str]) -> bool:
-        """Whether it belongs to an installation that is set up for these hosts."""
+        """Whether it is part of an installation for these hosts."""
         return NUKE in hosts
 
     @property
     def file(self) -> Path:
-        """The file of the user who runs this."""
+        """The file of the current user."""
         return Path.home() / ".nuke" / "init.py"
 
     @property
     def recorded(self) -> Path | None:
-        """The file that holds our lines, if any does."""
+        """The file that holds the block, if any does."""
         found = self.prefix.record().get("nuke_init")
         return Path(found) if isinstance(found, str) else None
 
     @property
     def folder(self) -> bytes:
-        """The folder in Python: ASCII, since the file may be in any encoding."""
+        """The folder as a Python text: ASCII, as the file may be in any encoding."""
         return ascii(self.prefix.nuke.as_posix()).encode("ascii")
 
     def lines(self) -> list[bytes]:
-        """The block: it does nothing where the folder is gone."""
+        """The block: it does nothing if the folder does not exist."""
         return [
             BLOCK_START,
             b"# Kept by STM for Nuke; `stm host nuke --remove` takes these lines out again.",
@@ -67,10 +67,10 @@ class NukeInit:
             return f"{self.file} cannot be read: {error.strerror}"
         if content.count(BLOCK_START) == 1 and b"\n".join(self.lines()) in content:
             return "" if self.recorded == self.file else f"they were written to {self.recorded}"
-        return f"{self.file} does not hold them as they should be"
+        return f"{self.file} does not hold the right lines"
 
     def add(self) -> None:
-        """Write the block where it was, or at the end of the file.
+        """Write the block in its old place, or at the end of the file.
 
         Raises:
             InstallationError: the file cannot be written, or holds half a block; it is unchanged.
@@ -91,26 +91,26 @@ class NukeInit:
         except BlockError as error:
             raise InstallationError(
                 f"{file}: {error} Everything else is installed and works.",
-                hint="Delete what is left of those lines by hand, then run this again.",
+                hint="Delete the rest of those lines by hand, then run this again.",
             ) from error
         self.prefix.set_listed("hosts", NUKE, True)
 
     def remove(self) -> bool:
-        """Take the block out; whether there was one. A file that cannot be changed is left, with a word."""
+        """Remove the block; returns whether there was one. A message names a file that cannot be changed."""
         file = self.recorded
         if file is not None:
             try:
                 self._take_out(file)
-            except (OSError, BlockError) as error:  # the lines do nothing once the folder is gone
+            except (OSError, BlockError) as error:  # without the folder the lines do nothing
                 why = error.strerror if isinstance(error, OSError) else error
-                print(f"    {file} was left as it is: {why}")
+                print(f"    {file} was not changed: {why}")
             self.prefix.change_record(nuke_init=None, nuke_init_made=None)
         was_kept_up = NUKE in self.prefix.listed("hosts")
         self.prefix.set_listed("hosts", NUKE, False)
         return file is not None or was_kept_up
 
     def _take_out(self, file: Path) -> None:
-        """Remove our block from a file; then the file and its folder, if we made them and they are empty."""
+        """Remove the block from a file; then file and folder, if they were made for it and are empty."""
         if file.is_file():
             content = file.read_bytes()
             found = find_block(content)
@@ -120,19 +120,19 @@ class NukeInit:
                 if not rest and str(file) in self._made():
                     file.unlink()
         if str(file.parent) in self._made():
-            with contextlib.suppress(OSError):  # something else lies in it by now
+            with contextlib.suppress(OSError):  # it holds other files by now
                 file.parent.rmdir()
 
     def _made(self) -> list[str]:
-        """What was not there before we came."""
+        """Which of file and folder this product made."""
         return self.prefix.listed("nuke_init_made")
 
 
 def write_where_it_is(file: Path, content: bytes) -> None:
-    """Write a file through a link, if its owner lets it be written.
+    """Write a file through a link, if it is writable.
 
     Raises:
-        OSError: it may not be written.
+        OSError: it is not writable.
     """
     real = Path(os.path.realpath(file))
     if real.exists() and not os.access(real, os.W_OK):
@@ -141,7 +141,7 @@ def write_where_it_is(file: Path, content: bytes) -> None:
 
 
 def find_block(content: bytes) -> tuple[int, int] | None:
-    """Where our block begins and ends, with the line break before it, which is ours as well.
+    """Beginning and end of the block, including the line break before it.
 
     Raises:
         BlockError: it has no end.
@@ -164,7 +164,7 @@ def find_block(content: bytes) -> tuple[int, int] | None:
 
 
 def without_block(content: bytes) -> bytes:
-    """A file without our block, however often it is in there."""
+    """The content of a file without the block, however often it occurs."""
     found = find_block(content)
     if found is None:
         return content
@@ -174,7 +174,7 @@ def without_block(content: bytes) -> bytes:
 
 
 def with_block(content: bytes, lines: Sequence[bytes]) -> bytes:
-    """A file with our block: where it was, else at the end, in the file's own kind of line breaks."""
+    """A file's content with the block, in its old place or at the end, with the file's line breaks."""
     found = find_block(content)
     start, end = (len(content), len(content)) if found is None else found
     head, tail = content[:start], without_block(content[end:])

@@ -1,4 +1,4 @@
-"""The effect for OpenFX hosts: compiled on this machine, and linked where hosts look, if asked for."""
+"""The effect for OpenFX hosts: compiled on this machine, optionally linked where hosts search."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from stm_plugin.installation.programs import ProgramError, first_lines, install_
 BUNDLE = "STM.ofx.bundle"
 BUILD = "build.py"
 SOURCES = (BUILD, "source", "bundle")  # below the folder ofx_bridge
-LOCK_FILE = "ofx.txt"  # what it is built with
+LOCK_FILE = "ofx.txt"  # the packages that build it
 
 
 def machine_ofx_folder() -> Path:
-    """Where the OpenFX hosts of every user of this machine look for effects."""
+    """The folder that OpenFX hosts of every user of this machine search for effects."""
     if os.name == "nt":
         common = os.environ.get("COMMONPROGRAMFILES")
         return Path(common or r"C:\Program Files\Common Files") / "OFX" / "Plugins"
@@ -50,11 +50,11 @@ class OfxEffect:
         return OFX in hosts
 
     def binaries(self) -> list[Path]:
-        """The effect, once for each system that the bundle holds it for."""
+        """The binaries of the effect, one for each system in the bundle."""
         return sorted(self.prefix.ofx.glob(f"{BUNDLE}/Contents/*/*.ofx"))
 
     def stamp(self) -> str:
-        """What the bundle depends on."""
+        """A hash of everything that the bundle depends on."""
         lock = self.prefix.locks / LOCK_FILE
         parts = [content_of(self.prefix.ofx_sources, SOURCES).encode()]
         return digest([*parts, lock.read_bytes() if lock.is_file() else b""])
@@ -64,14 +64,14 @@ class OfxEffect:
         if not any(binary.stat().st_size for binary in self.binaries()):
             return f"there is none in {self.prefix.ofx}"
         if read_stamp(self.prefix.root, OFX) != self.stamp():
-            return "it was made from other sources, or its making was interrupted"
+            return "it was made from other sources, or building it was interrupted"
         return ""
 
     def add(self) -> None:
-        """Build the bundle, with the compiler that the lock names; one that is there stays until it is made.
+        """Build the bundle with the locked compiler; an existing one is replaced at the end.
 
         Raises:
-            InstallationError: the compiler cannot be fetched, or refuses.
+            InstallationError: the compiler cannot be fetched, or fails.
         """
         prefix, python = self.prefix, self.prefix.python
         if python is None or not prefix.ofx_sources.is_dir():
@@ -91,16 +91,16 @@ class OfxEffect:
         except ProgramError as error:
             raise InstallationError(
                 "The effect for OpenFX hosts could not be built. Everything else is installed and works.",
-                hint=f"All that the compiler said is in {prefix.log}. Its beginning:\n"
+                hint=f"The compiler's output is in {prefix.log}. Its beginning:\n"
                 f"{first_lines(error.output)}",
             ) from error
         for binary in self.binaries():
-            os.utime(binary)  # a host that once failed to load it looks again only if its time changes
+            os.utime(binary)  # a host that failed to load it tries again only if its time changes
         prefix.set_listed("hosts", OFX, True)
         write_stamp(prefix.root, OFX, self.stamp())
 
     def remove(self) -> bool:
-        """Take the bundle away; whether there was one."""
+        """Remove the bundle; returns whether there was one."""
         was_there = self.prefix.ofx.exists() or OFX in self.prefix.listed("hosts")
         remove_tree(self.prefix.ofx)
         write_stamp(self.prefix.root, OFX, None)
@@ -109,7 +109,7 @@ class OfxEffect:
 
 
 class OfxLink:
-    """A link to the bundle in a folder that hosts look into by themselves."""
+    """A link to the bundle in a folder that hosts search by default."""
 
     host = OFX
     words = "link to the OpenFX effect"
@@ -119,7 +119,7 @@ class OfxLink:
 
     @property
     def place(self) -> Path | None:
-        """Where the link is to be, if it was asked for."""
+        """The path of the link, if one was requested."""
         found = self.prefix.record().get("ofx_link")
         return Path(found) if isinstance(found, str) else None
 
@@ -135,15 +135,15 @@ class OfxLink:
         return f"{place} does not lead to the effect"
 
     def ask_for(self, folder: Path) -> None:
-        """Have the link in another folder from now on.
+        """Put the link into this folder from now on.
 
         Raises:
-            InstallationError: something else has its name there.
+            InstallationError: another file has its name there.
         """
         place = folder / BUNDLE
         if (place.exists() or place.is_symlink()) and not is_our_link(place):
             raise InstallationError(
-                f"{place} is something else and was left as it is. Everything else is installed and works.",
+                f"{place} is another file and was not changed. Everything else is installed and works.",
                 hint=f"Move it away and run this again, or set OFX_PLUGIN_PATH={self.prefix.ofx}",
             )
         if place != self.place:
@@ -154,7 +154,7 @@ class OfxLink:
         """Make the link.
 
         Raises:
-            InstallationError: it cannot be made; it is not asked for any more.
+            InstallationError: it cannot be made; the request for it is removed.
         """
         place = self.place
         if place is None:
@@ -168,12 +168,12 @@ class OfxLink:
             raise InstallationError(
                 f"No link could be made at {place}: {error.strerror}. "
                 "Everything else is installed and works.",
-                hint=f"Someone who may write there can link {self.prefix.ofx / BUNDLE} to it; or set "
+                hint=f"A user who may write there can link {self.prefix.ofx / BUNDLE} to it; or set "
                 f"OFX_PLUGIN_PATH={self.prefix.ofx}",
             ) from error
 
     def remove(self) -> bool:
-        """Take the link away; whether there was one."""
+        """Remove the link; returns whether there was one."""
         place = self.place
         if place is None:
             return False

@@ -1,4 +1,4 @@
-"""Whether the packages of an environment are whole. pip takes one that was half written for installed."""
+"""Checks whether the packages of an environment are complete. pip takes incomplete ones for installed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from stm_plugin.installation.prefix import ON_WINDOWS, remove_tree
 
 
 def site_packages(environment: Path) -> Path:
-    """Where an environment's packages lie; a folder that does not exist if there is no environment."""
+    """The folder of an environment's packages; it does not exist if there is no environment."""
     if ON_WINDOWS:
         return environment / "Lib" / "site-packages"
     return next(environment.glob("lib/python3*/site-packages"), environment / "lib" / "site-packages")
@@ -17,8 +17,8 @@ def site_packages(environment: Path) -> Path:
 def broken_packages(site: Path, thorough: bool) -> list[Path]:
     """Metadata folders of packages that pip did not finish, or that have lost files since.
 
-    pip writes RECORD at the very end, so a package without one was interrupted, though pip would take it for
-    installed. A thorough look also compares every file with its size in RECORD.
+    pip writes RECORD last, so a package without one is incomplete, though pip takes it for installed. A
+    thorough check also compares every file with its size in RECORD.
     """
     broken = []
     for metadata in site.glob("*.dist-info"):
@@ -29,7 +29,7 @@ def broken_packages(site: Path, thorough: bool) -> list[Path]:
 
 
 def _files_match(site: Path, record: Path) -> bool:
-    """Whether every file of a package is there in the size that its RECORD states."""
+    """Whether every file of a package exists with the size that its RECORD states."""
     for line in record.read_text(encoding="utf-8").splitlines():
         name, _, size = line.rsplit(",", 2)
         path = site / name.strip('"')
@@ -39,7 +39,7 @@ def _files_match(site: Path, record: Path) -> bool:
 
 
 def clear_broken_packages(site: Path) -> None:
-    """Make pip see unfinished and damaged packages as missing; remove what it set aside meanwhile."""
+    """Make pip take incomplete and damaged packages for missing; remove its temporary folders."""
     for metadata in broken_packages(site, thorough=True):
         remove_tree(metadata)
     for aside in site.glob("~*"):

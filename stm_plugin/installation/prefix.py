@@ -1,4 +1,4 @@
-"""The folder of an installation: where things lie in it, what it says of itself, who may change it now."""
+"""The folder of an installation: its paths, its record and its lock."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from pathlib import Path
 from stm_plugin.errors import StmError
 
 PRODUCT = "STM for Nuke"
-FOLDER_NAME = "stm-for-nuke"  # where folder names have neither spaces nor capitals
+FOLDER_NAME = "stm-for-nuke"  # for folder names without spaces and capitals
 NUKE, OFX = "nuke", "ofx"
-HOSTS = (NUKE, OFX)  # what is set up only when asked for, and is kept up from then on
+HOSTS = (NUKE, OFX)  # set up on request only, and repaired from then on
 
-RECORD = "engine.json"  # where the engine is, for the hosts' sides to read; also marks a folder as ours
+RECORD = "engine.json"  # the record, by which hosts find the engine; marks the folder
 RECORD_SCHEMA = 1
 LOG = "install.log"
 LOCK = ".lock"
 STAMPS = "stamps"
-SIDES = "sides"  # the stamp of what hosts' sides are made from
+SIDES = "sides"  # the stamp of the hosts' files
 SIDE_NAMES = ("nuke", "ofx_bridge/build.py", "ofx_bridge/source", "ofx_bridge/bundle", "locks")
-HOST_DATA = ("shots", "run")  # what hosts keep in the default prefix, whether or not anything is installed
+HOST_DATA = ("shots", "run")  # files of hosts in the default prefix, which exist without an installation, too
 LOCK_POLL_SECONDS = 0.5
 
 ON_WINDOWS = os.name == "nt"
@@ -36,11 +36,11 @@ EXE = ".exe" if ON_WINDOWS else ""
 
 
 class InstallationError(StmError):
-    """Something about an installation that the person at the keyboard can act on."""
+    """An error of an installation, with a text for people."""
 
 
 def default_prefix() -> Path:
-    """Where this user's installation goes when nothing is said, and where the hosts' sides look for it."""
+    """The default folder of this user's installation, in which the hosts' plug-ins search for it."""
     if ON_WINDOWS:
         local = os.environ.get("LOCALAPPDATA")
         return Path(local or Path.home() / "AppData" / "Local") / PRODUCT
@@ -56,53 +56,53 @@ def own_prefix() -> Path:
 
 
 class Prefix:
-    """An installation's folder. Its record is read anew each time: another process may have changed it."""
+    """An installation's folder. Its record is read anew each time, as another process may change it."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.lock_descriptor: int | None = None
-        self._made: Sequence[Path] = ()  # the folders that taking the lock has made
+        self._made: Sequence[Path] = ()  # the folders made for the lock
 
-    # where things are
+    # paths
 
     @property
     def log(self) -> Path:
-        """What the programs said that the last installation ran."""
+        """The output of the programs that the last installation ran."""
         return self.root / LOG
 
     @property
     def temporary(self) -> Path:
-        """pip's and the compiler's working room: on this disk, since /tmp is often too small for torch."""
+        """The temporary folder of pip and the compiler. /tmp is often too small for torch."""
         return self.root / "tmp"
 
     @property
     def cache(self) -> Path:
-        """What the checks' compiler keeps between runs."""
+        """The cache of the checks' compiler."""
         return self.root / "cache"
 
     @property
     def launcher(self) -> Path:
-        """The engine's command at an address that does not change."""
+        """The engine's command, at a path that does not change."""
         return self.root / "bin" / ("stm.cmd" if ON_WINDOWS else "stm")
 
     @property
     def nuke(self) -> Path:
-        """What goes on Nuke's plug-in path."""
+        """The folder for Nuke's plug-in path."""
         return self.root / "nuke"
 
     @property
     def ofx(self) -> Path:
-        """What goes on OFX_PLUGIN_PATH."""
+        """The folder for OFX_PLUGIN_PATH."""
         return self.root / "ofx"
 
     @property
     def ofx_sources(self) -> Path:
-        """What the effect is built from."""
+        """The sources of the effect."""
         return self.root / "ofx_bridge"
 
     @property
     def locks(self) -> Path:
-        """The lock files that the installation was made with."""
+        """The lock files of the installation."""
         return self.root / "locks"
 
     @property
@@ -114,7 +114,7 @@ class Prefix:
     # the record
 
     def record(self) -> dict[str, object]:
-        """What the last installation wrote about itself; empty if there is none that can be read."""
+        """The record of the last installation; empty if none can be read."""
         try:
             record = json.loads((self.root / RECORD).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -122,44 +122,44 @@ class Prefix:
         return record if isinstance(record, dict) else {}
 
     def change_record(self, **changes: object) -> None:
-        """Write fields of the record. None takes a field away."""
+        """Write fields of the record. None removes a field."""
         record = {**self.record(), "schema": RECORD_SCHEMA, **changes}
         kept = {name: value for name, value in record.items() if value is not None}
         text = json.dumps(kept, indent=2, sort_keys=True) + "\n"
         write_atomically(self.root / RECORD, text.encode("utf-8"))
 
     def listed(self, name: str) -> list[str]:
-        """The words of a list in the record; none if it is not there."""
+        """The words of a list in the record; empty if it does not exist."""
         found = self.record().get(name)
         return [word for word in found if isinstance(word, str)] if isinstance(found, list) else []
 
     def set_listed(self, name: str, word: str, wanted: bool) -> None:
-        """Put a word into a list of the record, or take it out."""
+        """Add a word to a list of the record, or remove it."""
         words = set(self.listed(name))
         if (word in words) != wanted:
             self.change_record(**{name: sorted(words ^ {word})})
 
     def remember_folders(self, folders: Iterable[Path]) -> None:
-        """Write down folders outside that were made for this installation and go with it, if empty."""
+        """Record folders outside that were made for this installation. They are removed with it, if empty."""
         for folder in folders:
             if folder != self.root:
                 self.set_listed("made_folders", str(folder), True)
 
     @property
     def is_installation(self) -> bool:
-        """Whether the folder says that it is one, finished or not."""
+        """Whether the folder is marked as an installation, finished or not."""
         return (self.root / RECORD).is_file()
 
     def foreign(self) -> list[str]:
-        """The names of what lies in a folder that holds no installation and should not be there."""
+        """The names of foreign files in a folder without an installation."""
         known = (LOCK, *HOST_DATA) if self.root == default_prefix() else (LOCK,)
         return sorted(item.name for item in self.root.iterdir() if item.name not in known)
 
     def open(self) -> None:
-        """Make the folder and mark it as an installation; remember which folders above it that made.
+        """Make the folder and mark it as an installation; record the new folders above it.
 
         Raises:
-            InstallationError: it cannot be written, or holds something else.
+            InstallationError: it cannot be written, or holds other files.
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
@@ -178,7 +178,7 @@ class Prefix:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for this process; a second installer waits and says so.
+        """Lock the folder for this process; a second installer waits and prints that it does.
 
         Raises:
             InstallationError: the folder cannot be written.
@@ -193,7 +193,7 @@ class Prefix:
         try:
             while not _try_lock(descriptor):
                 if not waiting:
-                    print(f"Another installer is at work in {self.root}; waiting for it.", flush=True)
+                    print(f"Another installer is running in {self.root}; waiting for it.", flush=True)
                     waiting = True
                 time.sleep(LOCK_POLL_SECONDS)
             self.lock_descriptor = descriptor
@@ -205,7 +205,7 @@ class Prefix:
 
 
 def not_writable(folder: Path, error: OSError) -> InstallationError:
-    """The words for a prefix that cannot be written."""
+    """The error for a prefix that cannot be written."""
     return InstallationError(
         f"{folder} cannot be written: {error.strerror}.",
         hint="Choose a folder that you may write with --prefix, or ask the owner of this one.",
@@ -213,7 +213,7 @@ def not_writable(folder: Path, error: OSError) -> InstallationError:
 
 
 def _try_lock(descriptor: int) -> bool:
-    """Take the lock on an open file if nobody holds it."""
+    """Lock an open file if nobody holds the lock."""
     try:
         if sys.platform == "win32":
             import msvcrt
@@ -230,11 +230,12 @@ def _try_lock(descriptor: int) -> bool:
     return True
 
 
-# --- stamps: what a step was made of ------------------------------------------------------------------------
+# --- stamps: hashes of a step's inputs
+# ------------------------------------------------------------------------
 
 
 def read_stamp(home: Path, name: str) -> str | None:
-    """What a step wrote when it was done; None if it never was, or was interrupted."""
+    """The stamp of a finished step; None if it was never finished."""
     try:
         return (home / STAMPS / name).read_text(encoding="utf-8")
     except OSError:
@@ -242,7 +243,7 @@ def read_stamp(home: Path, name: str) -> str | None:
 
 
 def write_stamp(home: Path, name: str, stamp: str | None) -> None:
-    """Say that a step is done; None says that it is not, which comes before its work begins."""
+    """Mark a step as done; None marks it as not done, before its work begins."""
     if stamp is None:
         with contextlib.suppress(FileNotFoundError):
             (home / STAMPS / name).unlink()
@@ -251,7 +252,7 @@ def write_stamp(home: Path, name: str, stamp: str | None) -> None:
 
 
 def digest(parts: Iterable[bytes]) -> str:
-    """A short hash over byte strings; where one ends and the next begins counts."""
+    """A short hash over byte strings and their lengths."""
     total = hashlib.sha256()
     for part in parts:
         total.update(str(len(part)).encode() + b":" + part)
@@ -259,7 +260,7 @@ def digest(parts: Iterable[bytes]) -> str:
 
 
 def files_below(root: Path, names: Iterable[str]) -> list[Path]:
-    """The files behind names of files and folders below `root`, in a fixed order; not what Python made."""
+    """The files of named files and folders below `root`, in a fixed order, without Python's caches."""
     found: list[Path] = []
     for name in names:
         path = root / name
@@ -270,7 +271,7 @@ def files_below(root: Path, names: Iterable[str]) -> list[Path]:
 
 
 def content_of(root: Path, names: Iterable[str]) -> str:
-    """A hash of what is in those files, and of what they are called."""
+    """A hash of the content and the names of those files."""
     parts: list[bytes] = []
     for file in files_below(root, names):
         parts += [file.relative_to(root).as_posix().encode(), file.read_bytes()]
@@ -281,7 +282,7 @@ def content_of(root: Path, names: Iterable[str]) -> str:
 
 
 def write_atomically(path: Path, content: bytes, mode: int | None = None) -> None:
-    """Write a small file so that a reader sees the old one or the new one, never half of it."""
+    """Write a small file atomically: a reader sees the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_bytes(content)
@@ -301,7 +302,7 @@ def remove_tree(path: Path) -> None:
 
 
 def copy_files(files: Iterable[Path], root: Path, target: Path) -> None:
-    """Copy files below `root` to the same places below `target`, which is made anew."""
+    """Copy files below `root` to the same relative paths below `target`, which is made anew."""
     remove_tree(target)
     for file in files:
         copy = target / file.relative_to(root)
@@ -315,12 +316,12 @@ def missing_folders(folder: Path) -> tuple[Path, ...]:
 
 
 def leads_to(link: Path, target: Path) -> bool:
-    """Whether `link` is a symbolic link to exactly that."""
+    """Whether `link` is a symbolic link to exactly `target`."""
     return link.is_symlink() and os.readlink(link) == str(target)
 
 
 def replace_link(link: Path, target: Path) -> None:
-    """Point a symbolic link somewhere else in one move."""
+    """Replace a symbolic link atomically."""
     partial = link.with_name(f"{link.name}.{os.getpid()}.partial")
     partial.unlink(missing_ok=True)
     partial.symlink_to(target)
@@ -328,7 +329,7 @@ def replace_link(link: Path, target: Path) -> None:
 
 
 def is_our_link(link: Path) -> bool:
-    """Whether what exists there is a link into an installation of this product, or leads nowhere."""
+    """Whether this is a link into an installation of this product, or one that leads nowhere."""
     if not link.is_symlink():
         return False
     target = Path(os.path.join(link.parent, os.readlink(link)))

@@ -1,4 +1,4 @@
-"""Running pip and the compiler for an installation: isolated, logged, and with their errors in words."""
+"""Running pip and the compiler for an installation: isolated, logged, and with errors for people."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from stm_plugin.installation.packages import site_packages
 from stm_plugin.installation.prefix import ON_WINDOWS, InstallationError, Prefix
 
 LOG_TAIL = 25  # lines of a program's output that are shown when it fails
-TICK_SECONDS = 10.0  # how often a log is told that a silent program is still at work
+TICK_SECONDS = 10.0  # seconds between lines of a log while a program is silent
 BENT = ("PYTHONHOME", "PYTHONPATH", "PYTHONEXECUTABLE", "PYTHONSTARTUP", "PIP_TARGET", "PIP_PREFIX")
 NETWORK_SIGNS = (
     "Temporary failure in name resolution",
@@ -35,7 +35,7 @@ NETWORK_SIGNS = (
 
 
 class ProgramError(Exception):
-    """A program that was run ended with an error."""
+    """A program ended with an error."""
 
     def __init__(self, command: Sequence[str], status: int, output: str) -> None:
         super().__init__(f"{' '.join(command)} ended with status {status}")
@@ -44,7 +44,7 @@ class ProgramError(Exception):
 
 
 def clean_environment() -> dict[str, str]:
-    """The process environment without what would bend Python or pip away from the private environment."""
+    """The process environment without variables that would change what Python or pip use."""
     kept = {name: value for name, value in os.environ.items() if name not in BENT}
     kept.update(PYTHONNOUSERSITE="1", PIP_USER="0", PIP_DISABLE_PIP_VERSION_CHECK="1", PIP_NO_INPUT="1")
     kept.update(PIP_NO_WARN_SCRIPT_LOCATION="1", PIP_ROOT_USER_ACTION="ignore")
@@ -52,12 +52,12 @@ def clean_environment() -> dict[str, str]:
 
 
 def run(prefix: Prefix, command: Sequence[object], **changes: str) -> str:
-    """Run a program to its end, log what it prints, and return that.
+    """Run a program to its end, log its output, and return it.
 
-    Children inherit the lock, so that it lasts as long as a pip that outlives a killed installer.
+    Children inherit the lock, so that it is held as long as a pip that outlives a killed installer.
 
     Args:
-        changes: environment variables that it is given.
+        changes: environment variables for it.
 
     Raises:
         ProgramError: it ended with an error.
@@ -100,7 +100,7 @@ def run(prefix: Prefix, command: Sequence[object], **changes: str) -> str:
 
 
 def bundled_pip() -> Path | None:
-    """The wheel of pip that this Python brings along; None if its maker has left it out."""
+    """The wheel of pip that ships with this Python, or None."""
     import ensurepip
 
     folders = [sysconfig.get_config_var("WHEEL_PKG_DIR"), Path(ensurepip.__file__).parent / "_bundled"]
@@ -109,7 +109,7 @@ def bundled_pip() -> Path | None:
 
 
 def pip_command(python: Path) -> list[object]:
-    """How an environment's pip is called. Before there is one, this Python's wheel is run as it lies there.
+    """The command of an environment's pip. Before there is one, the wheel of this Python is run.
 
     Raises:
         InstallationError: there is neither.
@@ -123,7 +123,7 @@ def pip_command(python: Path) -> list[object]:
 
 
 def pip(prefix: Prefix, python: Path, *arguments: object, **changes: str) -> str:
-    """Run an environment's pip as this machine's user has it configured.
+    """Run an environment's pip with the user's configuration.
 
     Raises:
         InstallationError: with the cause in words.
@@ -135,11 +135,11 @@ def pip(prefix: Prefix, python: Path, *arguments: object, **changes: str) -> str
 
 
 def torch_only_from(index: str, work: Path, files: Path | None = None) -> dict[str, str]:
-    """What makes pip take packages from one index and from nowhere else, whatever it is configured for.
+    """Variables that make pip install from one index only, whatever its configuration.
 
     Args:
-        work: a folder to make an empty one in.
-        files: a folder with packages that are to count as well.
+        work: a folder in which an empty one is made.
+        files: a folder with more packages.
     """
     nothing = work / "no-files"
     nothing.mkdir(parents=True, exist_ok=True)
@@ -152,7 +152,7 @@ def torch_only_from(index: str, work: Path, files: Path | None = None) -> dict[s
 
 
 def install_locked(prefix: Prefix, python: Path, locks: Sequence[Path], **changes: str) -> None:
-    """Install what lock files name: those releases, only files whose hashes they hold, and nothing else.
+    """Install the packages of lock files: these releases, and only files with these hashes.
 
     Args:
         changes: environment variables for pip.
@@ -166,21 +166,21 @@ def install_locked(prefix: Prefix, python: Path, locks: Sequence[Path], **change
 
 
 def last_lines(output: str) -> str:
-    """The end of what a program said."""
+    """The last lines of a program's output."""
     return "\n".join("    " + line for line in output.splitlines()[-LOG_TAIL:])
 
 
 def first_lines(output: str) -> str:
-    """The beginning of what a program said; a compiler's first error is the one that counts."""
+    """The first lines of a program's output, as a compiler's first error is the important one."""
     return "\n".join("    " + line for line in output.splitlines()[:LOG_TAIL])
 
 
 class Progress:
-    """What pip is busy with, on one line of a terminal; a log gets only the downloads."""
+    """Shows pip's work on one line of a terminal; a log gets only the downloads."""
 
     @staticmethod
     def show(line: str) -> None:
-        """Show a line of pip's, if it tells anything."""
+        """Show a line of pip's output, if it is of interest."""
         text = line.strip()
         telling = ("Collecting", "Downloading", "Installing", "Building", "Attempting", "Processing")
         if not text.startswith(telling):
@@ -192,14 +192,14 @@ class Progress:
 
     @staticmethod
     def line(text: str) -> None:
-        """Show a text on the terminal's last line, in the place of what stands there."""
+        """Show a text on the terminal's last line, instead of its present text."""
         width = shutil.get_terminal_size().columns - 5
         sys.stdout.write(f"\r\033[K    {text[:width]}")
         sys.stdout.flush()
 
     @staticmethod
     def clear() -> None:
-        """Leave the terminal's last line empty."""
+        """Clear the terminal's last line."""
         if sys.stdout.isatty():
             sys.stdout.write("\r\033[K")
             sys.stdout.flush()
@@ -207,7 +207,7 @@ class Progress:
 
 @contextlib.contextmanager
 def ticking(words: str) -> Iterator[None]:
-    """Say while the block runs that it does, and for how long: each second on a terminal, else every 10 s."""
+    """Show while the block runs how long it has run: each second on a terminal, else every 10 s."""
     done = threading.Event()
     on_terminal = sys.stdout.isatty()
     started = time.monotonic()
@@ -231,7 +231,7 @@ def ticking(words: str) -> Iterator[None]:
 
 
 def explain_pip(prefix: Prefix, output: str) -> InstallationError:
-    """Turn pip's output into what happened and what to do."""
+    """The error for people that pip's output stands for."""
     where = f"pip's output is in {prefix.log}. Its end:\n{last_lines(output)}"
     if "No space left on device" in output or "Errno 28" in output:
         return InstallationError(
@@ -240,9 +240,9 @@ def explain_pip(prefix: Prefix, output: str) -> InstallationError:
         )
     if "DO NOT MATCH THE HASHES" in output:
         return InstallationError(
-            "A package that was fetched is not the one that was tested: its hash is not in the lock.",
+            "A fetched package is not the tested one: its hash is not in the lock.",
             hint="Nothing of it was installed. A mirror or a proxy may have changed it (`pip config list`); "
-            f"if it stays so, tell whoever keeps the index. {where}",
+            f"if it happens again, inform the maintainer of the index. {where}",
         )
     if "The user requested (constraint)" in output and "ResolutionImpossible" in output:
         return InstallationError(
@@ -253,7 +253,7 @@ def explain_pip(prefix: Prefix, output: str) -> InstallationError:
     if any(sign in output for sign in NETWORK_SIGNS):
         return InstallationError(
             "The package index cannot be reached: no network, or a proxy or index setting that is wrong.",
-            hint="Check the connection and `pip config list`, then run this again; what is there already is "
+            hint="Check the connection and `pip config list`, then run this again; finished parts are "
             f"kept. {where}",
         )
     missing = re.search(r"No matching distribution found for (\S+)", output)

@@ -1,4 +1,4 @@
-"""Taking an installation away: what it made outside its folder, then the folder. Shots and caches stay."""
+"""Removing an installation: its files outside its folder, then the folder. Shots and caches are kept."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from stm_plugin.installation.prefix import (
 )
 from stm_plugin.installation.programs import ticking
 
-DEMOS = "demos.json"  # which files demos wrote, with size and time
+DEMOS = "demos.json"  # the files of demos, with size and time
 MADE = ("tmp", "cache", "nuke", "ofx_bridge", "locks", "bin", STAMPS, DEMOS, LOG)
 
 
 def uninstall(prefix: Prefix, link_folder: Path | None) -> None:
-    """Take away everything that was installed; shot stores and pip's own cache stay.
+    """Remove everything that was installed; shot stores and pip's cache are kept.
 
     Args:
-        link_folder: where a link to the command may be, besides the place that the record names.
+        link_folder: a folder that may hold a link to the command, besides the one in the record.
 
     Raises:
         InstallationError: the folder holds no installation; nothing was removed.
@@ -45,7 +45,7 @@ def uninstall(prefix: Prefix, link_folder: Path | None) -> None:
             f"{root} holds no installation of {PRODUCT}; nothing was removed.",
             hint="Name the folder of the installation with --prefix.",
         )
-    print(f"{PRODUCT}: taking away what is in {root}", flush=True)
+    print(f"{PRODUCT}: removing the installation in {root}", flush=True)
     with prefix.locked():
         remove_hosts(prefix, HOSTS)
         remove_command_link(prefix, link_folder)
@@ -63,13 +63,13 @@ def uninstall(prefix: Prefix, link_folder: Path | None) -> None:
         print(f"Uninstalled. Left in {root}, since no installer made it: {', '.join(left)}")
         return
     for folder in (root, *sorted(map(Path, made), key=lambda path: len(path.parts), reverse=True)):
-        with contextlib.suppress(OSError):  # something else lies in it by now
+        with contextlib.suppress(OSError):  # it holds other files by now
             folder.rmdir()
     print(f"Uninstalled from {root}. Shot stores and caches are yours and were not touched.")
 
 
 def remove_command_link(prefix: Prefix, link_folder: Path | None) -> None:
-    """Take away the links to the command that are ours."""
+    """Remove the links to this installation's command."""
     places = {Path(word) for word in [prefix.record().get("link")] if isinstance(word, str)}
     places |= set() if link_folder is None else {link_folder / "stm"}
     for place in sorted(places):
@@ -84,7 +84,7 @@ def remove_command_link(prefix: Prefix, link_folder: Path | None) -> None:
 
 @contextlib.contextmanager
 def remembering_demo(prefix: Prefix, out: Path) -> Iterator[None]:
-    """Write down which files a demo makes in `out` while the block runs, so that they can be taken away."""
+    """Record which files a demo makes in `out` while the block runs, so that they can be removed."""
     made_folder = not out.exists()
     before = {} if made_folder else _files(out)
     try:
@@ -99,7 +99,7 @@ def remembering_demo(prefix: Prefix, out: Path) -> Iterator[None]:
 
 
 def remove_demos(prefix: Prefix) -> None:
-    """Take away the files that demos wrote and nobody has changed since, and folders left empty."""
+    """Remove the files that demos wrote and nobody changed since, and empty folders."""
     for folder, files in _demos(prefix).items():
         out = Path(folder)
         now = _files(out)
@@ -112,7 +112,7 @@ def remove_demos(prefix: Prefix) -> None:
                 _remove_if_empty(below)
             _remove_if_empty(out)
         if out.exists():
-            print(f"  {out}: kept, for what is in it that the demo did not write", flush=True)
+            print(f"  {out}: kept, as it holds files that the demo did not write", flush=True)
         elif files:
             print(f"  {out}: removed", flush=True)
 
@@ -123,7 +123,7 @@ def _remove_if_empty(folder: Path) -> None:
 
 
 def _demos(prefix: Prefix) -> dict[str, dict[str, list[int]]]:
-    """Folder -> file -> size and time, of all demos; empty if that cannot be read."""
+    """Folder -> file -> size and time, of all demos; empty if the list cannot be read."""
     try:
         demos = json.loads((prefix.root / DEMOS).read_text(encoding="utf-8"))
     except (OSError, ValueError):

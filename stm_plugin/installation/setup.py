@@ -1,4 +1,4 @@
-"""Installing and looking after an installation as a whole, from a checkout of the sources."""
+"""Installing and checking a whole installation from a checkout of the sources."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stm_plugin.installation.steps import STEPS, CommandStep, EnvironmentStep, I
 
 
 def install(at: Installation, repair: bool = False) -> None:
-    """Bring the installation to what this checkout says; does only what is not done yet."""
+    """Bring the installation to the state of this checkout; does only the missing steps."""
     started = time.monotonic()
     with at.prefix.locked():
         at.prefix.open()
@@ -23,7 +23,7 @@ def install(at: Installation, repair: bool = False) -> None:
             did = run_steps(at, repair) or did
             did = add_hosts(at.prefix, at.options.hosts, at.options.ofx_folder, again=repair) or did
         finally:
-            if CommandStep().ready(at):  # nothing leads to the environments of earlier ones any more
+            if CommandStep().ready(at):  # environments of earlier installations are not in use any more
                 for folder in at.prefix.root.glob("env-*"):
                     if folder != at.environment:
                         remove_tree(folder)
@@ -33,7 +33,7 @@ def install(at: Installation, repair: bool = False) -> None:
 
 
 def run_steps(at: Installation, repair: bool) -> bool:
-    """Do every step that is not done; whether any was not."""
+    """Do every step that is not done; returns whether there was any."""
     did = False
     for number, step in enumerate(STEPS, start=1):
         label = f"[{number}/{len(STEPS)}] {step.words}"
@@ -51,7 +51,7 @@ def run_steps(at: Installation, repair: bool) -> bool:
 
 
 def print_where(at: Installation) -> None:
-    """Say how the command is called from now on, and how hosts find their sides."""
+    """Print the path of the command, and how hosts find their plug-ins."""
     link = CommandStep().link(at)
     shown = link if link is not None and link.exists() and is_our_link(link) else at.prefix.launcher
     print(f"The command is {shown}")
@@ -62,7 +62,7 @@ def print_where(at: Installation) -> None:
 
 
 def doctor_of_sources(at: Installation) -> int:
-    """Say what is in order, and whether it was made from these sources; 0 if both are so."""
+    """Print the state of the installation, and whether it was made from these sources; 0 if all is right."""
     status = doctor(at.prefix)
     if at.prefix.python is None:
         return status
@@ -70,7 +70,7 @@ def doctor_of_sources(at: Installation) -> int:
     if not differing:
         return status
     print(
-        f"It was not made from these sources ({at.source}) as they are now, but from "
+        f"It was not made from the present sources in {at.source}, but from "
         f"{at.prefix.record().get('source')}. What differs: {', '.join(differing)}."
     )
     print("`python3 install.py` here installs these sources.")

@@ -1,7 +1,7 @@
 """The steps of an installation: environment, locked packages, engine, folders for the hosts, command.
 
-Each is done again when its stamp has changed, when it was interrupted (then it has none), or when what it
-made is no longer there. Hosts are set up after them (`hosts.py`).
+A step is done again if its stamp changed, if it was interrupted (it then has no stamp), or if its result is
+missing. Hosts are set up after them (`hosts.py`).
 """
 
 from __future__ import annotations
@@ -47,29 +47,29 @@ from stm_plugin.installation.programs import (
 
 PYTHON_VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
 ENGINE, DEMO, TRAIN, REVIEW, TEST = "engine", "demo", "train", "review", "test"
-GROUPS = (ENGINE, DEMO, TRAIN, OFX, REVIEW, TEST)  # what can be installed, each with a lock
-ENGINE_SOURCES = ("pyproject.toml", "model", "stm_plugin")  # what is copied and built, and nothing else
+GROUPS = (ENGINE, DEMO, TRAIN, OFX, REVIEW, TEST)  # the groups of packages, each with a lock
+ENGINE_SOURCES = ("pyproject.toml", "model", "stm_plugin")  # the sources that are copied and built
 GIGABYTE = 10**9
 ROOM_CUDA_TORCH = 9 * GIGABYTE  # Linux: 5.6 GB installed, and 3 GB of downloads while installing
 ROOM_SMALL_TORCH = 3 * GIGABYTE
 
 
 class Options(NamedTuple):
-    """What was asked for."""
+    """The options of an installation."""
 
     prefix: Path
     source: Path  # the checkout
     groups: tuple[str, ...] = (ENGINE,)
     torch_index: str = ""
     link_folder: Path | None = None
-    hosts: tuple[str, ...] = ()  # to be set up, besides those that are
-    dropped: tuple[str, ...] = ()  # hosts that are not to be set up any more
-    ofx_folder: Path | None = None  # to be given a link to the effect
-    bundle: Bundle | None = None  # where packages come from, if not from an index
+    hosts: tuple[str, ...] = ()  # to set up, besides those that are set up
+    dropped: tuple[str, ...] = ()  # hosts whose setup is to be removed
+    ofx_folder: Path | None = None  # gets a link to the effect
+    bundle: Bundle | None = None  # the source of packages, if not an index
 
 
 class Installation:
-    """What a prefix is to be made of, by these sources and by what was asked for, now and earlier."""
+    """The wanted state of a prefix, from these sources and the options of this and earlier runs."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -84,8 +84,9 @@ class Installation:
 
     @property
     def environment(self) -> Path:
-        """The environment of this Python and this torch. Another torch is another folder, so that an update
-        that fails leaves the working environment as it was."""
+        """The environment of this Python and this torch.
+
+        Another torch has another folder, so that a failed update does not change the working environment."""
         parts = [PYTHON_VERSION, self.torch_index, *self.torch_pins()]
         return self.prefix.root / f"env-{digest(part.encode() for part in parts)}"
 
@@ -104,7 +105,7 @@ class Installation:
         return str(project["version"])
 
     def pip_variables(self) -> dict[str, str]:
-        """What tells pip where packages come from; empty for what this machine is configured for."""
+        """Variables that tell pip the source of packages; empty for this machine's configuration."""
         return {} if self.options.bundle is None else self.options.bundle.pip_variables()
 
     def lock(self, name: str) -> Path:
@@ -120,30 +121,30 @@ class Installation:
         return [line.partition(" --hash")[0].rstrip(" \\") for line in lines if line[:1].isalnum()]
 
     def torch_pins(self) -> list[str]:
-        """torch's own two packages, of whatever build."""
+        """The two packages of torch, of any build."""
         return [pin for pin in self.pins(self.lock("torch")) if pin.startswith(("torch==", "torchvision=="))]
 
 
 class Step:
-    """One thing that an installation consists of."""
+    """A step of an installation."""
 
     name = ""
     words = ""
 
     def home(self, at: Installation) -> Path:
-        """The folder that the step's stamp lies in: it goes away together with what the step made."""
+        """The folder of the step's stamp, which is removed together with the step's result."""
         return at.environment
 
     def stamp(self, at: Installation) -> str:
-        """What the result depends on."""
+        """A hash of everything that the result depends on."""
         raise NotImplementedError
 
     def intact(self, at: Installation) -> bool:
-        """A cheap look whether what the step made is still there."""
+        """A quick check whether the step's result still exists."""
         raise NotImplementedError
 
     def do(self, at: Installation) -> None:
-        """Make it, whatever an interrupted run has left."""
+        """Do the step, also after an interrupted run."""
         raise NotImplementedError
 
     def ready(self, at: Installation) -> bool:
@@ -170,12 +171,12 @@ class EnvironmentStep(Step):
         except ImportError as error:
             raise InstallationError(
                 f"{sys.executable} has no `{error.name}` module, which makes private environments.",
-                hint="On Debian and Ubuntu it is a package of its own: apt install "
+                hint="On Debian and Ubuntu it is in a separate package: apt install "
                 f"python{PYTHON_VERSION}-venv. Then run this again.",
             ) from error
         self.check_room(at)
         try:
-            without = [] if bundled_pip() is None else ["--without-pip"]  # the locked one is put in anyway
+            without = [] if bundled_pip() is None else ["--without-pip"]  # the locked one is installed anyway
             run(at.prefix, [sys.executable, "-I", "-m", "venv", "--clear", *without, at.environment])
         except ProgramError as error:
             raise InstallationError(
@@ -186,7 +187,7 @@ class EnvironmentStep(Step):
     def check_room(self, at: Installation) -> None:
         """Raise InstallationError before anything is downloaded if the disk is too small for it."""
         needed = ROOM_CUDA_TORCH if sys.platform.startswith("linux") else ROOM_SMALL_TORCH
-        remove_tree(at.environment)  # made anew: what lies there is room as well
+        remove_tree(at.environment)  # the environment is made anew, so its room is free as well
         free = shutil.disk_usage(at.prefix.root).free
         if free < needed:
             raise InstallationError(
@@ -197,7 +198,7 @@ class EnvironmentStep(Step):
 
 
 class PackagesStep(Step):
-    """The locked packages of every group that was asked for, and torch."""
+    """The locked packages of every requested group, and torch."""
 
     name = "dependencies"
     words = "locked packages"
@@ -219,9 +220,9 @@ class PackagesStep(Step):
         self.check(at)
 
     def take_torch_from_its_own_index(self, at: Installation) -> None:
-        """Install torch, and what only its build brings along, from that index and from nowhere else.
+        """Install torch, and the packages that only its build needs, from that index only.
 
-        What the locks name is there already and stays. The hashes of another build cannot be known.
+        Packages of the locks are installed already and are kept. The hashes of another build are unknown.
         """
         pins = at.prefix.temporary / "pins.txt"
         pins.parent.mkdir(parents=True, exist_ok=True)
@@ -231,7 +232,7 @@ class PackagesStep(Step):
         pip(at.prefix, at.python, *plain, *at.torch_pins(), **only)
 
     def check(self, at: Installation) -> None:
-        """Raise InstallationError if a package lacks what it asks for and is not meant to."""
+        """Raise InstallationError if a package lacks another one, unless that is intended."""
         try:
             run(at.prefix, [at.python, "-I", "-m", "pip", "check"])
         except ProgramError as error:
@@ -245,14 +246,14 @@ class PackagesStep(Step):
 
 
 def alone(source: Path) -> tuple[str, ...]:
-    """The packages that are installed without something that they ask for; pyproject.toml says why."""
+    """The packages that are installed without one of their requirements; pyproject.toml gives the reason."""
     project = tomllib.loads((source / "pyproject.toml").read_text(encoding="utf-8"))
     named = project.get("dependency-groups", {}).get("test-alone", ())
     return tuple(one.partition(">=")[0] + " " for one in named)
 
 
 class EngineStep(Step):
-    """The engine itself, built from a copy so that the checkout stays as it is."""
+    """The engine, built from a copy so that the checkout is not changed."""
 
     name = "engine"
     words = "engine"
@@ -268,7 +269,7 @@ class EngineStep(Step):
         copy_files(files_below(at.source, ENGINE_SOURCES), at.source, copy)
         own = ("--no-index", "--no-deps", "--no-build-isolation", "--force-reinstall", "--no-cache-dir")
         pip(at.prefix, at.python, "install", *own, copy)
-        try:  # the studio's own OCIO config is not what is being looked at
+        try:  # the studio's OCIO config is not checked here
             run(at.prefix, [at.python, "-I", "-m", "stm_plugin", "info"], OCIO="")
         except ProgramError as error:
             raise InstallationError(
@@ -279,7 +280,7 @@ class EngineStep(Step):
 
 
 class SidesStep(Step):
-    """What hosts' sides are made from, beside the record that they find the engine by."""
+    """The files of the hosts' plug-ins, beside the record by which they find the engine."""
 
     name = SIDES
     words = "folders for the hosts"
@@ -314,9 +315,9 @@ class CommandStep(Step):
         return None if at.options.link_folder is None else at.options.link_folder / "stm"
 
     def launcher(self, at: Installation) -> bytes:
-        """The launcher: the engine's Python, which heeds no PYTHON* variable of its caller.
+        """The launcher: it starts the engine's Python, which ignores PYTHON* variables.
 
-        It finds that beside itself, so that a prefix that was moved works.
+        It finds Python by a path relative to itself, so that a moved prefix works.
         """
         python = os.path.relpath(at.python, at.prefix.launcher.parent)
         if ON_WINDOWS:
@@ -351,7 +352,7 @@ class CommandStep(Step):
         if link is None:
             return
         if (link.exists() or link.is_symlink()) and not is_our_link(link):
-            print(f"    {link} is something else and is left as it is.")
+            print(f"    {link} is another file and is not changed.")
             return
         try:
             at.prefix.remember_folders(missing_folders(link.parent))

@@ -1,4 +1,4 @@
-"""What the areas of objects say: an object that jumps, is lost, or leaves the region. Pure."""
+"""Warnings from the areas of objects: an object that jumps, is lost, or leaves the region. Pure."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 _JUMP = 2.0
-"""An object's area that doubles or halves from one frame to the next is worth a look."""
+"""An object whose area doubles or halves from one frame to the next is reported."""
 _LOST = 0.01
-"""Of the object's largest area: less is nothing."""
+"""Of the object's largest area: below this the object counts as lost."""
 _MOST_TOLD = 4
 _MILLION = 1e6
 
@@ -21,8 +21,8 @@ class FrameAreas:
     Attributes:
         pixels: area of each object, in pixels of the plate.
         outside: of a key, the share of each mask that lies outside the region, in [0, 1].
-        touching: objects that reach an edge of the region behind which the plate goes on.
-        absent: objects that are known not to be here.
+        touching: objects that reach an edge of the region that is not an edge of the plate.
+        absent: objects that a key marks as absent here.
     """
 
     pixels: Mapping[str, float]
@@ -32,10 +32,10 @@ class FrameAreas:
 
 
 def area_warnings(found: Mapping[int, FrameAreas], frames: Sequence[int]) -> list[str]:
-    """What a person should look at, in sentences that name the frames.
+    """Warnings for people, in sentences that name the frames.
 
     Args:
-        found: what is known, by frame.
+        found: the objects by frame.
         frames: all frames of the plate: only neighbours are compared.
     """
     names = dict.fromkeys(name for one in found.values() for name in one.pixels)
@@ -45,8 +45,8 @@ def area_warnings(found: Mapping[int, FrameAreas], frames: Sequence[int]) -> lis
         lost = _lost(name, found)
         if lost:
             sentences.append(
-                f"{name} is lost on {_ranges(lost)}: nothing of it is found. Give a key there; an empty mask "
-                "says that it is not in the frame."
+                f"{name} is lost on {_ranges(lost)}: no pixel of it is found. Give a key there; an empty "
+                "mask says that it is not in the frame."
             )
         sentences += _jumps(name, found, frames, set(lost))
     return sentences
@@ -91,7 +91,7 @@ def _jumps(name: str, found: Mapping[int, FrameAreas], frames: Sequence[int], lo
         if max(first / second, second / first) >= _JUMP:
             sentences.append(
                 f"Frame {frame}: the area of {name} jumps from {first / _MILLION:.3g} to "
-                f"{second / _MILLION:.3g} million pixels. Look at it; a key there mends it."
+                f"{second / _MILLION:.3g} million pixels. Check it; a key there corrects it."
             )
     if len(sentences) > _MOST_TOLD:
         more = len(sentences) - _MOST_TOLD

@@ -2,32 +2,35 @@
 
 Pure: no network, no files.
 
-**The dependency rule.** It is written down here and nowhere else.
+**The dependency rule.** This is its only definition.
 
 1. An object's *spans* are the plate frames between two neighbouring keys that give a mask of that object,
    and from either end of the plate to the nearest such key. On a key the matte is the mask and depends on
    nothing else.
 2. A *pass* starts at a key and runs forward or backward, frame by frame, for all objects that have a mask
-   there that is not empty. It knows its own key only and goes on through others. Per object it runs up to
-   the third further key, that key included (`REACH`), to the plate's end, or to a key with an empty mask:
-   that says "not here", starts no pass and ends what passes have to say. So a frame costs at most six runs
-   of the network, however many keys there are.
+   there that is not empty. It uses the masks of its own key only and runs on through other keys. Per object
+   it runs up to
+   the third further key, that key included (`REACH`), to the plate's end, or to a key with an empty mask.
+      An empty mask means "not here": no pass starts there and every pass of the object ends there. So a frame
+      costs at most six runs of the network, for any number of keys.
 3. A frame is fused, for each object, from the forward passes of the three nearest keys on its left and
-   the backward passes of the three nearest on its right (its *candidates*). Where there are several it
-   depends also on what each of them gave on the keys that it met, as far as the first that is not before the
-   frame: how well a pass arrives at a key that it was never told of says how far it is to be trusted. So a
-   frame depends on the three nearest keys on either side and on no others. Where both neighbours have an
+   the backward passes of the three nearest on its right (its *candidates*). If there are several, the
+      weight of a pass depends also on how well its result fits the keys that it met, up to the first one that
+      is not before the frame. The pass did not use their masks, so the fit measures how good it is. So a
+      frame
+      depends on the three nearest keys on either side and on no others. Where both neighbours have an
    empty mask the object is absent.
-4. What a pass gives on a frame depends on the weights, the settings of the parts `picture` and `memory`, the
+4. The result of a pass on a frame depends on the weights, the settings of the parts `picture` and `memory`,
+the
    colour transform and the canvas; on its own key (plate pixels and all masks of that key); and on the plate
    pixels of every frame from the key up to it. The address of a pass on a frame is the hash chain of
-   exactly these: so a pass stays valid up to where something changed, and no other key touches it.
+   exactly these. So a pass stays valid up to the first change, and other keys do not affect it.
 5. The address of a fused frame is the hash of the addresses of all results that it is fused from (3), their
    distances, and the masks of the keys that were met.
 
-So adding, changing or removing a key runs its own two passes through the network, lengthens those of its
-neighbours where it is removed, and nothing else goes through the network. Frames up to the third key on
-either side are fused anew.
+So adding, changing or removing a key runs its own two passes through the network. Where a key is removed,
+the passes of its neighbours run further. Nothing else goes through the network. Frames up to the third key
+on either side are fused anew.
 """
 
 from __future__ import annotations
@@ -59,11 +62,11 @@ from stm_plugin.planning.values import (
 )
 
 REACH = 3
-"""Keys of an object that a pass runs on to, its own not counted. The further ones let a pass that knows
-the whole object go on past keys on which it is mostly hidden (docs/experiments/keys.md)."""
+"""How many further keys of an object a pass runs to. The further ones let a pass from a key with
+the whole object run past keys on which it is mostly hidden (docs/experiments/keys.md)."""
 
 Result = tuple[int, Direction, int]
-"""What a pass gives on a frame: its key, its direction, the frame."""
+"""The result of a pass on a frame: key and direction of the pass, and the frame."""
 
 _EVERYTHING = Request()
 
@@ -74,11 +77,11 @@ def make_plan(
     known: Callable[[str], bool] = lambda address: False,
     history: Mapping[int, FrameRecord] | None = None,
 ) -> Plan:
-    """Decide what must be done.
+    """Decide what must be computed, and in which order.
 
     Args:
         known: whether the store holds the result with this address.
-        history: the last finished state of each frame, to tell stale from missing.
+        history: the last finished state of each frame, which distinguishes stale from missing.
 
     Raises:
         KeyframeError: there is no key, all are empty, or one is not on a frame of the plate.
@@ -145,14 +148,14 @@ def spans(facts: Facts) -> tuple[Span, ...]:
 
 
 def chain(previous: str | None, plate_hash: str | None) -> str | None:
-    """The address of a pass on its next frame. None as soon as something is not known."""
+    """The address of a pass on its next frame. None if a part of it is unknown."""
     if previous is None or plate_hash is None:
         return None
     return address_of("step", previous, plate_hash)
 
 
 def pass_root(facts: Facts, key: int, direction: Direction) -> str | None:
-    """The address of a pass on its own key. None where the plate there has not been read yet."""
+    """The address of a pass on its own key. None where that plate frame was not read yet."""
     if key not in facts.plate:
         return None
     own = next(one for one in facts.keys if one.frame == key)
@@ -229,7 +232,7 @@ def _key_frames(facts: Facts, name: str) -> list[int]:
 
 
 def _sources(facts: Facts, frame: int, directions: Directions) -> dict[str, Source]:
-    """Rule 1 to 3 for one frame, by object; objects without any key are left out."""
+    """Rule 1 to 3 for one frame, by object; objects without a key are left out."""
     keys = {key.frame: key for key in facts.keys}
     sources: dict[str, Source] = {}
     for name in facts.objects:
@@ -257,9 +260,9 @@ def _sources(facts: Facts, frame: int, directions: Directions) -> dict[str, Sour
 
 
 def _reachable(keys: Mapping[int, Key], name: str, marks: Iterable[int]) -> list[int]:
-    """The nearest keys of an object whose passes come by a frame, from the frame outwards.
+    """The nearest keys of an object whose passes reach a frame, from the frame outwards.
 
-    They are `REACH` at most, and none beyond an empty mask.
+    At most `REACH` keys, and none beyond an empty mask.
     """
     found: list[int] = []
     for key in marks:
@@ -270,7 +273,7 @@ def _reachable(keys: Mapping[int, Key], name: str, marks: Iterable[int]) -> list
 
 
 def _met(passed: list[int], ahead: int | None) -> tuple[int, ...]:
-    """The keys that a candidate meets: those that it went through before the frame, and the one ahead."""
+    """The keys that a candidate meets: those before the frame on its way, and the next one ahead."""
     return (*passed, *([] if ahead is None else [ahead]))
 
 
@@ -279,27 +282,28 @@ def _shows(keys: Mapping[int, Key], key: int | None, name: str) -> bool:
 
 
 def _unreached(facts: Facts, sources: Mapping[str, Source], frame: int) -> dict[str, bool]:
-    """By object: a key shows it on one side, but no pass may come from there, and the other side is open."""
+    """Whether an object has a key on one side only and no pass may run from that side."""
     keys = {key.frame: key for key in facts.keys}
     result = {}
     for name, source in sources.items():
         marks = _key_frames(facts, name)
         place = bisect_left(marks, frame)
         beside = [*marks[max(place - 1, 0) : place], *marks[place : place + 1]]
-        # An empty mask on one side says where the object ends, so a one-way run may call it absent there.
+        # An empty mask on one side marks where the object ends, so a one-way run may count it as absent
+        # there.
         result[name] = source.absent and all(_shows(keys, key, name) for key in beside)
     return result
 
 
 def _needed(sources: Mapping[str, Source], frame: int) -> set[Result]:
-    """The results of the network that a frame waits for."""
+    """The results of the network that a frame needs."""
     return {result for source in sources.values() for result in source.needs(frame)}
 
 
 def _passes(
     facts: Facts, keys: Mapping[int, Key], sources: Mapping[int, Mapping[str, Source]]
 ) -> tuple[Pass, ...]:
-    """Each pass as far as some frame needs it, ordered by key; forward before backward of the next key."""
+    """Each pass as far as any frame needs it, ordered by key; forward before the next key's backward."""
     reach: dict[PassName, int] = {}
     for frame, by_object in sources.items():
         for key, direction, at in _needed(by_object, frame):
@@ -333,17 +337,17 @@ def _known_results(
 
 
 def position_in(one: Pass, frame: int) -> int:
-    """The place of `frame` in the run of a pass.
+    """The index of `frame` in the run of a pass.
 
     Raises:
-        ValueError: the pass does not come by.
+        ValueError: the pass does not reach the frame.
     """
     if one.direction is Direction.FORWARD:
         place = bisect_left(one.frames, frame)
     else:
         place = bisect_left(one.frames, -frame, key=lambda number: -number)
     if place == len(one.frames) or one.frames[place] != frame:
-        raise ValueError(f"the {one.direction} pass from {one.key} does not come by {frame}")
+        raise ValueError(f"the {one.direction} pass from {one.key} does not reach {frame}")
     return place
 
 
@@ -352,7 +356,7 @@ def _steps(
     frames: Iterable[FramePlan],
     known_at: Mapping[Result, bool],
 ) -> tuple[Step, ...]:
-    """Passes in order; a frame is finished right after the last step that it waits for."""
+    """All steps in order: passes one by one; a frame is finished right after the last step that it needs."""
     steps: list[Step] = []
     waiting: dict[int, set[Result]] = {}
     waited_for: dict[Result, list[int]] = {}
@@ -380,7 +384,7 @@ def _steps(
 
 
 def record_of(facts: Facts, planned: FramePlan, address: str) -> FrameRecord:
-    """What to keep about a frame that is finished now. Its plate hash must be known."""
+    """The record of a frame that is finished now. Its plate hash must be known."""
     frame = planned.frame
     used = keys_used(facts, planned.sources)
     return FrameRecord(frame, address, dict(facts.base), used, facts.plate[frame])

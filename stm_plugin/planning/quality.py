@@ -1,10 +1,10 @@
-"""Where the next key would help most: a guess from what the network says of its own work.
+"""Where the next key would help most: an estimate from confidence and agreement of passes.
 
-Two signs cost nothing to have: how sure the network is where an object may be, and how far the passes of a
-frame agree on where it is. Neither knows the truth. A key mends the frames around it, the nearer the more,
-and most where the other keys are far: so the uncertainty that a key would take away from many frames is
-counted, not that of its own frame. A key teaches what it shows: where the object is mostly hidden it mends
-little, so it counts by how much of the object is seen there, beside the frames that it would mend.
+Both cost nothing: the network's confidence where an object may be, and how far the passes of a frame agree.
+Neither is the truth. A key improves the frames around it: nearer frames more, and most where the other keys
+are far. So a frame is rated by the uncertainty that its key would remove from all frames, not by its own
+uncertainty alone. A key on which the object is mostly hidden improves little, so the rating is multiplied by
+how much of the object is visible there, relative to the frames that the key would improve.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from stm_plugin.windows import FloatArray
 
 _MOST_OPTIMISM = 5.0
 _UNTOLD = 0.5
-"""Of the mean doubt, on every frame: the network may be sure of what is wrong, anywhere."""
+"""Share of the mean uncertainty that every frame gets: the network may be confident and wrong anywhere."""
 _SHOWS_LITTLE = 0.25
-"""Of the object's area on the key that shows most of it: a mask of less is said to be used little."""
+"""Of the object's largest area on a key: a key with a smaller area is reported as little used."""
 _ADAPTING_HELPS = 0.12
-"""Mean uncertainty from which adapting to the keys is offered: the network misreads the object as such."""
+"""Mean uncertainty from which adapting to the keys is advised: the network does not recognise the object."""
 _LEAST_UNCERTAINTY = 0.05
-"""Less is what an edge in motion blur gives: there is nothing to advise."""
+"""Motion blur at an edge causes this much: below it nothing is advised."""
 
 
 _HELPED = 0.25
-"""A frame is helped that comes nearer to a key by this share of its way."""
+"""A key helps a frame if it shortens the frame's distance to its nearest key by this share."""
 
 
 @dataclass(frozen=True)
 class Quality:
-    """What the network says of one finished frame, of its least sure object.
+    """Confidence and agreement of one finished frame, of its least certain object.
 
     Attributes:
-        address: of the fused frame; a judgement of another is out of date.
-        confidence: mean sureness where the object may be, in [0, 1].
-        agreement: of the two passes that weigh most on where it is, in [0, 1]; None where there is only one.
-        area: pixels of all objects at working size; None in records of before this was kept.
+        address: of the fused frame; a record with another address is out of date.
+        confidence: mean confidence where the object may be, in [0, 1].
+        agreement: of the two passes with the greatest weights, in [0, 1]; None where there is only one.
+        area: pixels of all objects at working size; None in older records.
     """
 
     frame: int
@@ -58,29 +58,29 @@ class Advice:
 
 
 def agreement(forward: FloatArray, backward: FloatArray) -> float:
-    """The share of the object, soft, that both passes see; 1 where neither sees any."""
+    """The soft share of the object that both passes find; 1 where neither finds any."""
     either = float(np.maximum(forward, backward).sum())
     return float(np.minimum(forward, backward).sum()) / either if either > 1.0 else 1.0
 
 
 def advise(qualities: Mapping[int, Quality], keys: Collection[int]) -> Advice | None:
-    """The frame whose key would take the most doubt away.
+    """The frame whose key would remove the most uncertainty.
 
     Args:
         qualities: of finished frames that are up to date.
-        keys: frames that have one.
+        keys: frames that have a key.
 
     Returns:
-        None where nothing is in doubt.
+        None where nothing is uncertain.
     """
     frames = np.array(sorted(set(qualities) - set(keys)), dtype=np.int64)
     uncertainties = _uncertainties([qualities[int(frame)] for frame in frames])
     if not frames.size or uncertainties.max() < _LEAST_UNCERTAINTY:
         return None
     others = np.array(sorted(keys) or [frames[0] - 1])
-    way = np.abs(frames[:, None] - others).min(axis=1)  # to the nearest key there is
+    way = np.abs(frames[:, None] - others).min(axis=1)  # distance to the nearest key
     uncertainties += np.float32(_UNTOLD) * uncertainties.mean()
-    # Of each frame, by how much of its way it would come nearer to a key.
+    # By which share the distance of each frame to its nearest key would shrink.
     nearer = np.clip(1.0 - np.abs(frames - frames[:, None]) / way, 0.0, 1.0)  # (keys, frames)
     mended = (nearer * uncertainties).sum(axis=1) * _shown([qualities[int(one)] for one in frames], nearer)
     place = int(np.argmax(mended))
@@ -96,7 +96,7 @@ def advise(qualities: Mapping[int, Quality], keys: Collection[int]) -> Advice | 
 
 
 def hidden_keys(areas: Mapping[int, Mapping[str, float]]) -> list[tuple[int, str, float]]:
-    """Keys that show little of an object beside the key that shows most of it: frame, object, share.
+    """Keys that show little of an object compared with the key that shows most of it: frame, object, share.
 
     Args:
         areas: of the masks that are not empty, by frame and object.
@@ -114,12 +114,12 @@ def hidden_keys(areas: Mapping[int, Mapping[str, float]]) -> list[tuple[int, str
 
 
 def adapting_may_help(qualities: Sequence[Quality]) -> bool:
-    """Whether the network is so unsure of most frames that adapting it to the keys may help."""
+    """Whether the network is so uncertain on most frames that adapting it to the keys may help."""
     return bool(qualities) and float(np.median(_uncertainties(qualities))) >= _ADAPTING_HELPS
 
 
 def _shown(qualities: Sequence[Quality], nearer: FloatArray) -> FloatArray:
-    """(N,): what each frame shows of the object, beside the frames that a key there would mend; at most 1."""
+    """(N,): the visible share of the object, relative to frames that a key there would improve; at most 1."""
     areas = np.array([np.nan if one.area is None else one.area for one in qualities], np.float64)
     if np.isnan(areas).any():
         return np.ones(len(areas), np.float32)
@@ -131,8 +131,8 @@ def _shown(qualities: Sequence[Quality], nearer: FloatArray) -> FloatArray:
 def _uncertainties(qualities: Sequence[Quality]) -> FloatArray:
     """(N,): the part of the object that may be wrong.
 
-    Where two passes disagree one of them is wrong, and the blend is half wrong. A single pass is surer of
-    itself than it should be: by how much is learnt from the frames that two passes came by.
+    Where two passes disagree, one of them is wrong, and the blend is half wrong. The confidence of a single
+    pass is too high; by how much is measured on the frames that two passes reach.
     """
     unsure = np.array([1.0 - one.confidence for one in qualities], np.float32)
     agreements = [np.nan if one.agreement is None else one.agreement for one in qualities]

@@ -1,4 +1,4 @@
-"""The state of a frame, and in words why it has to be computed again."""
+"""The state of a frame, and why it has to be computed again, in words."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ def frame_plan(
     reached: bool,
     history: Mapping[int, FrameRecord],
 ) -> FramePlan:
-    """What there is to know of one frame.
+    """The plan of one frame.
 
     Args:
         address: of its fused probabilities, where it is known.
         ready: every pass that it needs is in the store.
-        reached: some pass in the asked directions comes by, or none has to.
-        history: what each frame was finished from, last.
+        reached: a pass in the requested directions reaches it, or none is needed.
+        history: what each frame was last finished from.
     """
     if not reached:
-        return FramePlan(frame, sources, None, State.UNREACHED, "no pass in this direction comes by")
+        return FramePlan(frame, sources, None, State.UNREACHED, "no pass in this direction reaches it")
     before = history.get(frame)
     is_key = all(source.key is not None for source in sources.values())
     if is_key and (before is None or before.address == address):
@@ -46,7 +46,7 @@ def _reason(
     before: FrameRecord,
     history: Mapping[int, FrameRecord],
 ) -> str:
-    """What of the rule's ingredients has changed since the frame was finished, in words."""
+    """The ingredients that changed since the frame was finished, in words."""
     used = keys_used(facts, sources)
     for name in sorted({*facts.base, *before.base}):
         if facts.base.get(name) != before.base.get(name):
@@ -59,18 +59,18 @@ def _reason(
         if keys:
             return f"the mask on {_list(keys)} {what}"
     if set(before.keys) != set(used):
-        return "it comes from other keys than before"
+        return "it is made from other keys than before"
     path = _path(facts, frame, used)
     plates = [one for one in path if one in history and history[one].plate != facts.plate.get(one)]
     if plates:
         return f"the plate changed on {_list(plates)}"
-    return "a result that it depends on is no longer there or has changed"
+    return "a result that it depends on is missing or has changed"
 
 
 def _part(name: str, before: str | None, now: str | None) -> str:
-    """The name of what changed, as people know it.
+    """The name of a changed ingredient, for people.
 
-    The canvas, the region and the working size are written together ("CANVAS region REGION as WxH").
+    Canvas, region and working size are one ingredient ("CANVAS region REGION as WxH").
     """
     if name != "canvas" or before is None or now is None:
         return name

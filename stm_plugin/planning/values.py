@@ -1,4 +1,4 @@
-"""What a plan is made from and what it is made of: values alone. How they follow from each other: plan.py."""
+"""The values that a plan is made from, and the values of a plan. `plan.py` computes one from the other."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ Directions = Literal["both", "forward", "backward"]
 
 
 class Direction(StrEnum):
-    """Which way a pass runs."""
+    """The direction of a pass."""
 
     FORWARD = "forward"
     BACKWARD = "backward"
 
 
 class State(StrEnum):
-    """What a frame's matte is, as a person wants to know it."""
+    """The state of a frame's matte."""
 
     KEY = "key"
     """The artist gave the mask of every object."""
     DONE = "done"
-    """Everything that it needs is in the store."""
+    """All results that it needs are in the store."""
     STALE = "stale"
-    """It was computed, but from something that has changed since."""
+    """It was computed, and an ingredient has changed since."""
     MISSING = "missing"
     """It was never computed."""
     UNREACHED = "unreached"
-    """No pass in the asked direction comes by."""
+    """No pass in the requested direction reaches it."""
 
 
 # ---- what a plan is made from ----------------------------------------------------------------
@@ -71,7 +71,7 @@ class Facts:
         frames: the plate's frames, ascending, in the host's numbers.
         objects: ids of the objects in their order.
         keys: in any order.
-        base: what every probability depends on, by the name that people know it by (`weights`, ...).
+        base: what every probability depends on, by its name for people (`weights`, ...).
         plate: content hash of each plate frame as far as it is known.
     """
 
@@ -93,7 +93,7 @@ class Request:
 
 @dataclass(frozen=True)
 class FrameRecord:
-    """What a finished frame was made from; kept in the store to tell stale from missing, and why."""
+    """What a finished frame was made from; the store keeps it to distinguish stale from missing."""
 
     frame: int
     address: str
@@ -122,12 +122,11 @@ PassName = tuple[int, Direction]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A pass that comes by a frame and has something to say of an object there.
+    """A pass that reaches a frame and has a result for an object there.
 
     Attributes:
-        met: keys of the object on the way of the pass, from its own on to the first that is not before the
-            frame. The pass was never told of them: how well it arrives there says how far it is to be
-            trusted.
+        met: keys of the object on the way of the pass, up to the first that is not before the frame. The pass
+            did not use their masks, so the fit of its results there measures how good it is.
     """
 
     key: int
@@ -144,7 +143,7 @@ class Source:
     """Where one object's matte on one frame comes from: the mask of a key, passes, or nothing (absent).
 
     Attributes:
-        key: the frame itself, where it is a key of the object.
+        key: the frame itself, if it is a key of the object.
         candidates: the passes that are fused, from the left-most key to the right-most.
     """
 
@@ -157,18 +156,18 @@ class Source:
 
     @property
     def forward(self) -> int | None:
-        """The nearest key on the left whose pass comes by."""
+        """The nearest key on the left whose pass reaches the frame."""
         return max((one.key for one in self.candidates if one.direction is Direction.FORWARD), default=None)
 
     @property
     def backward(self) -> int | None:
-        """The nearest key on the right whose pass comes by."""
+        """The nearest key on the right whose pass reaches the frame."""
         return min((one.key for one in self.candidates if one.direction is Direction.BACKWARD), default=None)
 
     def needs(self, frame: int) -> frozenset[tuple[int, Direction, int]]:
         """The results that it is fused from on `frame`: key, direction and frame of each.
 
-        A single pass needs no judgement, so only several passes need what they gave on keys.
+        A single pass needs no weight. Several passes need their results on the keys that they met, too.
         """
         weighed = self.candidates if len(self.candidates) > 1 else ()
         here = {(*one.name, frame) for one in self.candidates}
@@ -188,8 +187,8 @@ class Pass:
     """One run from a key in one direction.
 
     Attributes:
-        frames: in the order of the run, the key not among them.
-        root: address of the pass on its key; None where the plate there is not known yet.
+        frames: in the order of the run, without the key.
+        root: address of the pass on its key; None where that plate frame was not read yet.
     """
 
     key: int
@@ -205,7 +204,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class ComputeStep:
-    """Compute `passed.frames[position]`, unless a result with its address turns out to be there."""
+    """Compute `passed.frames[position]`, unless the store has a result with its address."""
 
     passed: Pass
     position: int
@@ -217,7 +216,7 @@ class ComputeStep:
 
 @dataclass(frozen=True)
 class FinishStep:
-    """Everything that the matte of `frame` needs is computed: fuse, finish, hand out."""
+    """All results that the matte of `frame` needs exist: fuse, finish and return it."""
 
     frame: int
 
@@ -227,10 +226,10 @@ Step = ComputeStep | FinishStep
 
 @dataclass(frozen=True)
 class FramePlan:
-    """One frame of the range: its state, where each object comes from, and why it is (re)computed.
+    """One frame of the range: its state, the source of each object, and why it is (re)computed.
 
     Attributes:
-        address: None where the plate frame, or one that it depends on, has not been read yet.
+        address: None where its plate frame, or one that it depends on, was not read yet.
         ready: every result of the network that it needs is stored.
     """
 
@@ -243,7 +242,7 @@ class FramePlan:
 
     @property
     def is_key(self) -> bool:
-        """Whether the artist gave the mask of every object: then the matte is there, stale or not."""
+        """Whether the artist gave the mask of every object. The matte then exists without the network."""
         return all(source.key is not None for source in self.sources.values())
 
     @property
@@ -256,7 +255,7 @@ class FramePlan:
 class DirtyRange:
     """Neighbouring frames that are (re)computed for one reason.
 
-    `only_fused`: what the network gives for them is stored; only how it is fused changes.
+    `only_fused`: the network's results are stored; the frames are only fused anew.
     """
 
     first: int
@@ -275,7 +274,7 @@ class DirtyRange:
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be done, in order. Walk `steps`; show `dirty`."""
+    """What will be computed. `steps` is the work in order; `dirty` is the text for people."""
 
     facts: Facts
     frames: tuple[FramePlan, ...]

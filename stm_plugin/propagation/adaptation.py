@@ -1,8 +1,8 @@
-"""Adapting to a shot, the shot's side: what its keys give to learn from, and the file of what was learnt.
+"""Adaptation to a shot: training clips from its keys, and the file of the adapted weights.
 
-The file `adapted/ID.safetensors` of a shot store holds the tensors that changed and no others, with a
-manifest that says of what weights, from which keys and how. ID is the sha256 of the file, so the file proves
-itself, and ID stands in every address of what it made.
+The file `adapted/ID.safetensors` of a shot store holds the changed tensors only. Its manifest states the base
+weights, the keys and the options. ID is the sha256 of the file, so a damaged file is noticed; ID is part of
+every address of a result that the adaptation made.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ Cancelled = Callable[[], bool]
 
 @dataclass(frozen=True, eq=False)
 class AdaptationResult:
-    """What adapting gave: the tensors, and how many steps it took."""
+    """The result of an adaptation: the tensors, and the number of steps."""
 
     tensors: dict[str, Tensor]
     steps: int
 
 
 @dataclass(frozen=True)
-class LearningOptions:
-    """How long adapting may take, and who hears of it.
+class AdaptationRun:
+    """How long adapting may take, and what is called meanwhile.
 
     Attributes:
-        seconds: it ends after this time, with what it has learnt by then.
-        on_step: gets every step, in the caller's thread.
-        cancelled: asked after every step; then nothing changes.
+        seconds: it ends after this time; the steps done by then count.
+        on_step: is called with every step, in the caller's thread.
+        cancelled: is called after every step; where it returns True nothing changes.
     """
 
     seconds: float = DEFAULT_ADAPT_SECONDS
@@ -60,68 +60,68 @@ class LearningOptions:
     cancelled: Cancelled = lambda: False
 
 
-def learn(
+def adapt_to_keys(
     network: SpaceTimeMemoryNetwork,
     material: Material,
     options: AdaptOptions,
     *,
     device: str,
-    learning: LearningOptions,
+    run: AdaptationRun,
 ) -> AdaptationResult:
     """Adapt a network to the keys of a shot.
 
     Args:
-        network: the base, which stays as it is.
-        material: gives pictures and masks at working size.
-        learning: how long, and who hears of it. At least one step is taken.
+        network: the base, which does not change.
+        material: returns pictures and masks at working size.
+        run: how long, and what is called. At least one step is done.
 
     Raises:
-        KeyframeError: there is no key to learn from.
+        KeyframeError: there is no key to adapt to.
         PropagationCancelled: the user stopped it.
         PlateError: the plate of a key cannot be read.
     """
     keys = [key for key in material.facts.keys if key.visible(material.facts.objects)]
     if not keys:
         raise KeyframeError(
-            "There is no key to learn from.",
-            hint="Give the mask of at least one frame (`stm shot key add`); an empty mask teaches nothing.",
+            "There is no key to adapt to.",
+            hint="Give the mask of at least one frame (`stm shot key add`); an empty mask does not count.",
         )
     pictures = [_key_picture(material, key) for key in material.facts.keys]
-    end = time.monotonic() + learning.seconds
+    end = time.monotonic() + run.seconds
     steps = 0
 
     def after_step(step: AdaptStep) -> bool:
         nonlocal steps
         steps = step.step
-        learning.on_step(step)
-        return not learning.cancelled() and time.monotonic() < end
+        run.on_step(step)
+        return not run.cancelled() and time.monotonic() < end
 
     try:
         with device_errors(device):
             tensors = adapt(network, pictures, options, device=device, after_step=after_step)
     except NothingToAdaptError as error:
         raise KeyframeError(
-            f"The keys give nothing to learn from: {error}.",
+            f"The keys cannot be adapted to: {error}.",
             frame=keys[0].frame,
             hint="Give a smaller --region or a larger working size, or a key on which the object is larger.",
         ) from error
-    if learning.cancelled():
-        raise PropagationCancelled("Adapting was stopped.", hint="The shot is as it was before.")
+    if run.cancelled():
+        raise PropagationCancelled("Adapting was stopped.", hint="The shot is unchanged.")
     return AdaptationResult(tensors, steps)
 
 
 def keep(
     folder: Path, adapted_network: AdaptationResult, base: Manifest, facts: Facts, options: AdaptOptions
 ) -> AdaptationRecord:
-    """Write what was learnt into a store, atomically.
+    """Write an adaptation into a store, atomically.
 
-    The licence and the training data of the base carry over.
+    Licence and training data of the base apply to it, too.
 
     Args:
-        facts: of what was learnt from, with the plate as it was then.
+        facts: the keys and the plate that it was adapted to.
 
     Raises:
-        StoreError: the disk does not take it.
+        StoreError: the disk is full or cannot be written.
     """
     record = AdaptationRecord(
         id="",
@@ -139,15 +139,15 @@ def keep(
         "data": list(base.data),
         "options": options.to_dict(),
     }
-    halves = {name: tensor.half() for name, tensor in adapted_network.tensors.items()}
-    data = save(halves, metadata={"manifest": json.dumps(manifest, sort_keys=True)})
+    tensors = {name: tensor.half() for name, tensor in adapted_network.tensors.items()}
+    data = save(tensors, metadata={"manifest": json.dumps(manifest, sort_keys=True)})
     identity = hashlib.sha256(data).hexdigest()
     write_atomically(adaptation_path(folder, identity), data)
     return AdaptationRecord(**{**asdict(record), "id": identity})
 
 
 def default_options(settings: Settings) -> AdaptOptions:
-    """The measured options, computed as exactly as the shot is."""
+    """The measured options, with the shot's precision."""
     return AdaptOptions(bf16=settings.precision == "bfloat16")
 
 
@@ -155,12 +155,12 @@ def read_adaptation(path: Path) -> dict[str, Tensor]:
     """The tensors of an adaptation's file, in the precision of the file.
 
     Raises:
-        WeightsError: it is gone, or is not the file that was written.
+        WeightsError: it is missing, or was changed.
     """
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
-        raise WeightsError("The adaptation of this shot is gone.", path=path, hint=_AGAIN) from error
+        raise WeightsError("The adaptation of this shot is missing.", path=path, hint=_AGAIN) from error
     except OSError as error:
         raise store_error(error, path) from error
     if hashlib.sha256(data).hexdigest() != path.stem:
@@ -169,7 +169,7 @@ def read_adaptation(path: Path) -> dict[str, Tensor]:
 
 
 def read_adaptation_manifest(path: Path) -> dict[str, object]:
-    """What an adaptation's file says of itself.
+    """The manifest of an adaptation's file.
 
     Raises:
         WeightsError: it is no such file.
@@ -183,7 +183,7 @@ def read_adaptation_manifest(path: Path) -> dict[str, object]:
 
 
 def adaptation_path(folder: Path, identity: str) -> Path:
-    """Where a store keeps an adaptation."""
+    """The path of an adaptation in a store."""
     return folder / "adapted" / f"{identity}.safetensors"
 
 
@@ -191,7 +191,7 @@ def check_adaptation(record: AdaptationRecord | None, base: Manifest | None) -> 
     """The adaptation that a shot is to use.
 
     Args:
-        base: of the shot's weights; None where a network was brought along, which has no identity.
+        base: of the shot's weights; None for a given network, which has no identity.
 
     Raises:
         SettingsError: the shot was never adapted.
@@ -212,10 +212,10 @@ def check_adaptation(record: AdaptationRecord | None, base: Manifest | None) -> 
 
 
 def advice(record: AdaptationRecord, keys: Sequence[Key], plate_hash: Callable[[int], str | None]) -> str:
-    """What changed about the keys since the shot was adapted, as advice; empty if nothing did.
+    """Advice that names the keys that changed since the shot was adapted; empty if none did.
 
     Args:
-        plate_hash: content of the plate on a frame; None where it is not there.
+        plate_hash: content hash of the plate on a frame; None where it is missing.
     """
     now = {key.frame: key.hash for key in keys}
     changed = [frame for frame in sorted(now) if frame in record.keys and record.keys[frame] != now[frame]]
@@ -238,7 +238,7 @@ def advice(record: AdaptationRecord, keys: Sequence[Key], plate_hash: Callable[[
     ]
     if not said:
         return ""
-    return f"The keys changed since the shot was adapted ({'; '.join(said)}): `stm adapt` would take them in."
+    return f"The keys changed since the shot was adapted ({'; '.join(said)}): `stm adapt` would use them."
 
 
 def _key_picture(material: Material, key: Key) -> KeyPicture:

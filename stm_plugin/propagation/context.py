@@ -1,4 +1,4 @@
-"""What an execution works with: the store, the caches, the plate, the network."""
+"""What an execution uses: the store, the caches, the plate, the network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from stm_plugin.store.store import ShotStore
 
 
 class Network(Protocol):
-    """What the engine asks of a network (`model.inference.fast_network.FastNetwork`)."""
+    """The interface of a network (`model.inference.fast_network.FastNetwork`)."""
 
     @property
     def device(self) -> torch.device: ...
@@ -35,7 +35,7 @@ class Network(Protocol):
 
 
 class PlateMovedOn(Exception):
-    """A frame's content is not what the plan was made for."""
+    """A frame's content differs from the one that the plan was made for."""
 
     def __init__(self, frame: int) -> None:
         self.frame = frame
@@ -44,12 +44,12 @@ class PlateMovedOn(Exception):
 
 @dataclass(frozen=True)
 class PropagationContext:
-    """Everything that an execution works with.
+    """Everything that an execution uses.
 
     Attributes:
-        network: gives the network; loaded only when it is needed.
+        network: returns the network, which is loaded when it is first needed.
         features_base: what the features of a frame depend on besides its pixels.
-        weights: as the settings name them, for error texts.
+        weights: their name in the settings, for error texts.
     """
 
     store: ShotStore

@@ -1,8 +1,8 @@
-"""What the edge refiner gets to know of a frame, all of it from stored results.
+"""The inputs of the edge refiner for a frame, all from stored results.
 
-The frame before comes from the pass that runs forward, the frame after from the one that runs backward. A
-pass on a frame depends on all that lies between its key and that frame, so neither adds anything that the
-frame's own probability does not depend on already: addresses and dirty ranges stay as they are.
+The frame before is taken from the forward pass, the frame after from the backward pass. A pass depends on all
+frames between its key and its frame. So neither adds an ingredient to those of the frame's own probability,
+and addresses and dirty ranges do not change.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from stm_plugin.windows import FloatArray
 
 @dataclass(frozen=True, eq=False)
 class EdgeEvidenceSource:
-    """Gathers the evidence for the frames of one plan. Several threads may ask."""
+    """Gathers the evidence for the frames of one plan. Thread-safe."""
 
     results: Results
     _softness: dict[tuple[int, str], float] = field(default_factory=dict)
 
     def of(self, result: FrameResult, name: str) -> EdgeEvidence:
-        """For one of the objects that `result` has a probability of."""
+        """The evidence for one of the objects that `result` has a probability of."""
         probability = result.probabilities[name]
         source = self.results.plan.by_frame[result.frame].sources[name]
         before = self._beside(source.forward, Direction.FORWARD, result.frame, name)
@@ -43,7 +43,7 @@ class EdgeEvidenceSource:
         )
 
     def _beside(self, key: int | None, direction: Direction, frame: int, name: str) -> FloatArray | None:
-        """(h, w): the object on the frame that the pass from a key came by just before this one."""
+        """(h, w): the object on the frame that the pass from a key reached just before this one."""
         if key is None:
             return None
         (passed,) = (one for one in self.results.plan.passes if one.name == (key, direction))

@@ -1,4 +1,4 @@
-"""What a propagation says while it runs."""
+"""The events of a propagation."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from stm_plugin.planning.values import Direction, Plan
 
 @dataclass(frozen=True)
 class PlanMade:
-    """What will be done. Comes again when the plate changes under way or a damaged result is found."""
+    """A plan was made. Sent again when the plate changes meanwhile or a damaged result is found."""
 
     plan: Plan
 
 
 @dataclass(frozen=True)
 class FrameComputed:
-    """A pass has come by a frame; its result is on disk. `reused`: it turned out to be there already."""
+    """A pass has computed a frame; its result is on disk. `reused`: the store had the result already."""
 
     frame: int
     direction: Direction
@@ -25,7 +25,7 @@ class FrameComputed:
 
 @dataclass(frozen=True)
 class FrameFinished:
-    """All that the matte of a frame needs is on disk, and the matte was handed out, if it was asked for."""
+    """All results of a frame are on disk, and its matte file is written if there is a writer."""
 
     frame: int
     address: str
@@ -33,7 +33,7 @@ class FrameFinished:
 
 @dataclass(frozen=True)
 class Progress:
-    """Steps done and to do. `seconds_left` is None until there is something to judge by."""
+    """Steps done and all steps. `seconds_left` is None until it can be estimated."""
 
     done: int
     total: int
@@ -43,7 +43,8 @@ class Progress:
 
 @dataclass(frozen=True)
 class PlateChanged:
-    """The plate is not what the plan was made for; only what depends on these frames is computed again."""
+    """The plate changed since the plan was made; only results that depend on these frames are computed
+    again."""
 
     frames: tuple[int, ...]
 
@@ -57,7 +58,7 @@ class DamageFound:
 
 @dataclass(frozen=True)
 class Notice:
-    """Something that a person should know, in a sentence."""
+    """A sentence for people."""
 
     text: str
 

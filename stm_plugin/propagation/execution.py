@@ -1,8 +1,7 @@
-"""The executor: it walks a plan, and decides nothing.
+"""The executor: it carries out a plan and makes no decisions.
 
-Every result of the network goes through the store in the form in which a later run would read it back, and
-the memory of a pass is always made from stored results. So it makes no difference whether a pass runs
-through or is resumed anywhere: it ends with the same bytes.
+Every result of the network is rounded to the stored form before it is used. The memory of a pass is always
+made from stored results, so a resumed pass ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -26,18 +25,18 @@ from stm_plugin.windows import FloatArray
 
 _STEPS_FOR_ESTIMATE = 12
 _STEPS_TO_A_RELEASE = 10
-"""Computed frames after which freed memory goes back to the system: the gaps of the heap grow by 3 to 6 MB a
-frame at 480p, and a long run must not. What is needed comes back in a hundredth of the time."""
+"""Computed frames after which freed memory is returned to the system. Without it the gaps of the heap grow by
+3 to 6 MB a frame at 480p. Getting memory again takes a hundredth of a frame's time."""
 
 
 class Execution:
-    """One walk along a plan.
+    """One run of a plan.
 
     Args:
         results: of the plan.
-        emit: gets every event.
-        cancelled: asked before every step.
-        submit: gets every frame whose results are complete, in the plan's order.
+        emit: is called with every event.
+        cancelled: is called before every step.
+        submit: is called with every frame whose results are complete, in the plan's order.
     """
 
     def __init__(
@@ -54,13 +53,13 @@ class Execution:
         self._computed = 0
 
     def run(self) -> None:
-        """Walk to the end.
+        """Carry out the whole plan.
 
         Raises:
             PropagationCancelled: the user stopped it; everything done so far is on disk.
             PlateMovedOn: a frame has other pixels than planned; make a new plan.
             DamagedFileError: a stored result is damaged; remove it and make a new plan.
-            StmError: what it says.
+            StmError: for any other cause, which its text names.
         """
         clock = _Clock(self._plan)
         for number, step in enumerate(self._plan.steps):
@@ -68,7 +67,7 @@ class Execution:
                 raise PropagationCancelled(
                     "The propagation was stopped.",
                     frame=step.frame,
-                    hint="Finished frames are kept; running it again goes on from here.",
+                    hint="Finished frames are kept; running it again continues from here.",
                 )
             if isinstance(step, ComputeStep):
                 with concerning(step.frame):
@@ -79,7 +78,7 @@ class Execution:
             self._emit(Progress(number + 1, len(self._plan.steps), step.frame, clock.tick(number, step)))
 
     def _compute(self, step: ComputeStep, upcoming: int | None) -> bool:
-        """One frame of one pass; True where the result was there."""
+        """One frame of one pass; True where the store had the result."""
         context, results = self._context, self.results
         address = results.pass_address(step.passed, step.position)
         if context.store.has(address):
@@ -101,8 +100,10 @@ class Execution:
         return False
 
     def _bank(self, passed: Pass, step: int) -> MemoryBank:
-        """The memory of a pass for the frame at `step` (the key is step 0): that of the frame before plus one
-        entry, or built anew from the store."""
+        """The memory of a pass for the frame at `step` (the key is step 0).
+
+        It is the memory for the frame before plus one entry, or built anew from the store.
+        """
         context, results = self._context, self.results
         if self._live is not None and self._live[:2] == (passed.name, step - 1):
             bank = self._live[2]
@@ -117,7 +118,7 @@ class Execution:
         return bank
 
     def _next_frame(self, number: int) -> int | None:
-        """The next frame that the network will look at."""
+        """The next frame that the network will read."""
         for step in self._plan.steps[number + 1 : number + 4]:
             if isinstance(step, ComputeStep):
                 return step.frame
@@ -125,10 +126,10 @@ class Execution:
 
 
 def check_finite(probabilities: FloatArray, frame: int, weights: str) -> None:
-    """Ask whether what the network gave are numbers (K, h, w). WeightsError where they are not."""
+    """Check that all values (K, h, w) of the network are finite. WeightsError where one is not."""
     if not np.isfinite(probabilities).all():
         raise WeightsError(
-            "The network gives values that are not numbers (NaN or Inf), so there is no matte.",
+            "The network returns values that are not numbers (NaN or Inf), so there is no matte.",
             frame=frame,
             path=weights or None,
             hint="The weights are damaged, or the precision is too small for them: try --precision float32.",
@@ -136,7 +137,7 @@ def check_finite(probabilities: FloatArray, frame: int, weights: str) -> None:
 
 
 class _Clock:
-    """Time left, from the last steps of each kind."""
+    """Estimates the time left from the last steps of each kind."""
 
     def __init__(self, plan: Plan) -> None:
         self._left = {
@@ -150,9 +151,9 @@ class _Clock:
         self._last = time.monotonic()
 
     def tick(self, number: int, step: ComputeStep | FinishStep) -> float | None:
-        """A step is done; seconds until the last will be."""
+        """Count a finished step; returns the seconds until the last step ends."""
         now = time.monotonic()
-        if number > 0:  # the first step loads the network, which says nothing about the others
+        if number > 0:  # the first step loads the network: its time is not that of the others
             self._recent[type(step)].append(now - self._last)
         self._last = now
         self._left[type(step)] -= 1

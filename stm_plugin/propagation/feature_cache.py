@@ -1,8 +1,8 @@
 """Features that can be computed again, kept in RAM and on disk within a budget.
 
-The least recently used go first.
-Keys are content addresses, so an entry is never out of date. Values are dictionaries of tensors, kept bit for
-bit: what is read back gives the same matte as what was computed.
+The least recently used are deleted first. Keys are content addresses, so an entry is never out of date.
+Values are dictionaries of tensors, kept bit for bit, so cached features lead to the same matte as computed
+ones.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from stm_plugin.errors import DiskFullError, StoreError
 from stm_plugin.files.whole import SEAL_BYTES, DamagedFileError, read_sealed, write_sealed
 
 _OWN_MEMORY_FROM = 1 << 17
-"""Bytes of an entry that gets memory of its own. Fewer, and the blocks could be more than a system allows."""
+"""Bytes from which an entry gets a separate block. With smaller blocks a system's limit on their number may
+be reached."""
 _ALIGNMENT = 64
 _LAST = "|channels last"
-"""Behind the name of a tensor (n, h, w, C) in a file that stands for one (n, C, h, w)."""
+"""Suffix of a tensor's name in a file: it is stored as (n, h, w, C) and stands for (n, C, h, w)."""
 
 Tensors = dict[str, Tensor]
 T = TypeVar("T")
@@ -42,7 +43,7 @@ class RamCache:
         self._entries: OrderedDict[str, Tensors] = OrderedDict()
 
     def get(self, key: str) -> Tensors | None:
-        """The entry, which becomes the most recently used."""
+        """The entry, or None; it becomes the most recently used."""
         if key not in self._entries:
             return None
         self._entries.move_to_end(key)
@@ -60,17 +61,17 @@ class RamCache:
             self.drop(next(iter(self._entries)))
 
     def limit(self, budget: int) -> None:
-        """Change the budget; what no longer fits leaves."""
+        """Change the budget; entries that no longer fit are deleted."""
         self.budget = budget
         while self.bytes > self.budget:
             self.drop(next(iter(self._entries)))
 
     def has(self, key: str) -> bool:
-        """Whether the entry is there; its place in the order of use does not change."""
+        """Whether the entry exists; its place in the order of use does not change."""
         return key in self._entries
 
     def drop(self, key: str) -> None:
-        """Forget an entry, if it is there."""
+        """Forget an entry, if it exists."""
         value = self._entries.pop(key, None)
         if value is not None:
             self.bytes -= _size(value)
@@ -85,7 +86,7 @@ class DiskCache:
         self._sizes: OrderedDict[str, int] | None = None  # least recently used first; read on first use
 
     def get(self, key: str) -> bytes | None:
-        """The bytes, or None. A damaged file is removed and counts as not there."""
+        """The bytes, or None. A damaged file is deleted and counts as missing."""
         path = self._path(key)
         try:
             body = read_sealed(path)
@@ -97,7 +98,7 @@ class DiskCache:
         return body
 
     def put(self, key: str, body: bytes) -> None:
-        """Keep bytes. StoreError where the disk does not take them."""
+        """Keep bytes. StoreError where the disk is full or cannot be written."""
         size = len(body) + SEAL_BYTES
         if size > self.budget:
             return
@@ -110,11 +111,11 @@ class DiskCache:
         self.bytes += size
 
     def has(self, key: str) -> bool:
-        """Whether the entry was there when last looked at."""
+        """Whether the entry existed when the folder was last read."""
         return key in self._known()
 
     def drop(self, key: str) -> None:
-        """Delete an entry, if it is there."""
+        """Delete an entry, if it exists."""
         self._forget(key)
         self._path(key).unlink(missing_ok=True)
 
@@ -134,7 +135,7 @@ class DiskCache:
             for path in self.folder.glob("*.cache"):
                 try:
                     status = path.stat()
-                except OSError:  # deleted while we look
+                except OSError:  # deleted meanwhile
                     continue
                 found.append((status.st_mtime_ns, path.stem, status.st_size))
             self._sizes = OrderedDict((key, size) for _, key, size in sorted(found))
@@ -149,20 +150,21 @@ class DiskCache:
             now = time.time()
             os.utime(path, (now, now))
         except OSError:
-            pass  # read-only, or just deleted: the order of use is only a hint
+            pass  # read-only, or just deleted: the order of use need not be exact
 
     def _forget(self, key: str) -> None:
         self.bytes -= self._known().pop(key, 0)
 
 
 class FeatureCache:
-    """RAM in front of disk. A disk that does not take more is said once and then only read. Several threads
-    may use it.
+    """A cache in RAM in front of one on disk. Thread-safe.
+
+    When the disk is full this is reported once; from then on the disk is only read.
 
     Args:
         ram_budget, disk_budget: bytes; 0 turns a layer off.
-        folder: where the disk layer lives, or None for RAM alone.
-        warn: gets a sentence for people.
+        folder: of the disk layer, or None for RAM alone.
+        warn: is called with a sentence for people.
     """
 
     def __init__(
@@ -190,7 +192,7 @@ class FeatureCache:
             return value
 
     def has(self, key: str) -> bool:
-        """Whether `get` would find something, as far as can be told without reading."""
+        """Whether `get` would find an entry, as far as is known without reading files."""
         with self._mutex:
             return self.ram.has(key) or (self.disk is not None and self.disk.has(key))
 
@@ -207,15 +209,15 @@ class FeatureCache:
                 self._leave_disk(str(error))
 
     def limit_ram(self, budget: int) -> None:
-        """Change the budget of the RAM layer; what no longer fits leaves."""
+        """Change the budget of the RAM layer; entries that no longer fit are deleted."""
         with self._mutex:
             self.ram.limit(budget)
 
     def make_room_for(self, work: Callable[[], T]) -> T:
-        """Do `work`. Where the disk is full and the disk layer lies on it, give that up and do it again.
+        """Do `work`. If the disk is full and the disk layer is on it, delete that layer and do `work` again.
 
         Raises:
-            DiskFullError: there is nothing to give, or it was not enough.
+            DiskFullError: the disk layer is empty, or deleting it was not enough.
         """
         try:
             return work()
@@ -229,7 +231,7 @@ class FeatureCache:
             if self.disk is None or not _on_one_disk(self.disk.folder, Path(error.path or "")):
                 return False
             freed = self.disk.clear()
-            self._leave_disk(f"{error.path}: The disk is full; cached features have left it.")
+            self._leave_disk(f"{error.path}: The disk is full; cached features were deleted.")
             return freed > 0
 
     def _leave_disk(self, why: str) -> None:
@@ -246,11 +248,11 @@ def _on_one_disk(folder: Path, file: Path) -> bool:
 
 
 def _in_own_memory(value: Tensors) -> Tensors:
-    """CPU tensors in one block outside of the program's heap, given back when it is forgotten.
+    """CPU tensors in one block outside of the program's heap; its memory is freed with the entry.
 
-    In the heap, what stays for long would lie scattered between what the network needs for a moment, and the
-    heap of a long run would grow by its gaps. Channels that came last stay last: the network would only put
-    them there again.
+    In the heap, entries that stay long would lie between the short-lived tensors of the network, and the heap
+    of a long run would grow by the gaps. The order of channels in memory (channels last) is kept, as the
+    network needs it.
     """
     places, end = {}, 0
     for name, tensor in value.items():
@@ -273,14 +275,14 @@ def _in_own_memory(value: Tensors) -> Tensors:
 
 
 def _memory(size: int) -> mmap.mmap:
-    """So many bytes from the system. Private pages come a quarter faster than shared ones."""
+    """A block of bytes from the system. Private pages are a quarter faster than shared ones."""
     if os.name == "nt":
         return mmap.mmap(-1, size)
     return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 def _laid_out_like(tensor: Tensor, flat: Tensor) -> Tensor:
-    """Memory of as many values, in the shape of a tensor: channels last where they are there, too."""
+    """A tensor over this memory with the shape of another one, channels last if the other is."""
     if _has_channels_last(tensor):
         count, channels, height, width = tensor.shape
         return flat.view(count, height, width, channels).permute(0, 3, 1, 2)
@@ -292,7 +294,7 @@ def _has_channels_last(tensor: Tensor) -> bool:
 
 
 def _to_bytes(value: Tensors) -> bytes:
-    """Tensors as a file; where channels come last, that is in the name."""
+    """Tensors as a file. The names of tensors with channels last end in `_LAST`."""
     flat = {}
     for name, tensor in value.items():
         if _has_channels_last(tensor):

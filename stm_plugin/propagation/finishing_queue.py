@@ -1,4 +1,4 @@
-"""Finishing and writing beside the network: frames are handed over, and come back in order."""
+"""Finishing and writing beside the network: frames are submitted, and are finished in order."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 FRAMES_WAITING = 2
-"""Frames that wait for their matte at most, besides the one at work: what they hold in memory is bounded."""
+"""The most frames that wait for their matte, besides the one in work. It bounds the memory that they take."""
 
 
 class FinishingQueue(Generic[T]):
-    """Does the work on frames in a thread of its own, one after the other.
+    """Does the work on frames in a separate thread, one after the other.
 
-    What follows on it (`then`) happens in the thread that calls `hand_over` and `finish`, in the order of the
-    frames, and so do errors: the first one comes out of the next call, and nothing after it is done.
+    `then` is called in the thread that calls `submit` and `finish`, in the order of the frames. The first
+    error is raised by the next call of these, and no frame after it is worked on.
 
     Args:
-        work: what to do with a frame, in the other thread.
-        then: is told of each frame whose work is done, and what the work gave.
+        work: is called with a frame, in the other thread.
+        then: is called with each frame whose work is done, and the result of the work.
     """
 
     def __init__(self, work: Callable[[int], T], then: Callable[[int, T], None]) -> None:
@@ -31,18 +31,18 @@ class FinishingQueue(Generic[T]):
         self._waiting: deque[tuple[int, Future[T]]] = deque()
 
     def submit(self, frame: int) -> None:
-        """Take a frame; waits while there are too many. Raises what the work on an earlier frame raised."""
+        """Take a frame; waits while there are too many. Raises the error of the work on an earlier frame."""
         self._waiting.append((frame, self._pool.submit(self._work, frame)))
         while len(self._waiting) > FRAMES_WAITING or (self._waiting and self._waiting[0][1].done()):
             self._collect()
 
     def finish(self) -> None:
-        """Wait for all frames. Raises what the work on one of them raised."""
+        """Wait for all frames. Raises the first error of the work on them."""
         while self._waiting:
             self._collect()
 
     def close(self) -> None:
-        """End the thread. Frames that are not begun are left; those that are done are told of."""
+        """End the thread. Frames that are not begun are dropped; `then` is called for those that are done."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         while self._waiting:
             frame, future = self._waiting.popleft()

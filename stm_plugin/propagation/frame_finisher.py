@@ -1,4 +1,4 @@
-"""From the fused probabilities of a frame to its mattes, and on to a file."""
+"""From the fused probabilities of a frame to its mattes and their file."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ from stm_plugin.propagation.finishing_queue import FinishingQueue
 from stm_plugin.propagation.frame_loader import LoadedFrame
 from stm_plugin.propagation.memory_forecast import device_errors, pick_device
 from stm_plugin.propagation.networks import ready_refiner, refiner_manifest
-from stm_plugin.propagation.results import FrameResult, Results, on_window
+from stm_plugin.propagation.results import FrameResult, Results
 from stm_plugin.settings import Settings
 from stm_plugin.store.description import ShotDescription
-from stm_plugin.windows import FloatArray
+from stm_plugin.windows import FloatArray, on_window
 
 
 @dataclass(frozen=True, eq=False)
 class FinishedFrame:
-    """One frame as it goes to the artist.
+    """A finished frame.
 
     Attributes:
         mattes: by object name, float32 (h, w) in [0, 1] over the plate frame's data window.
-        address: of everything that made it, finishing included.
-        is_key: the mattes are the artist's own masks.
-        quality: what the network says of it.
-        confidence_map: how sure it is of each pixel, of all objects together, float32 (h, w) in [0, 1]; None
-            where the settings do not ask for it.
+        address: of all its ingredients, finishing included.
+        is_key: the mattes are the artist's masks.
+        quality: confidence and agreement.
+        confidence_map: confidence of each pixel, of all objects together, float32 (h, w) in [0, 1]; None
+            unless the settings ask for it.
     """
 
     frame: int
@@ -56,12 +56,12 @@ class FinishedFrame:
 
     @property
     def confidence(self) -> float:
-        """Mean sureness where an object may be, in [0, 1]; 1 on a key."""
+        """Mean confidence where an object may be, in [0, 1]; 1 on a key."""
         return self.quality.confidence
 
 
 class FrameWriter(Protocol):
-    """What takes finished frames (`stm_plugin.shot.export.MatteWriter`)."""
+    """The interface of a writer of frames (`stm_plugin.shot.export.MatteWriter`)."""
 
     def is_current(self, frame: int, address: str) -> bool: ...
 
@@ -71,10 +71,10 @@ class FrameWriter(Protocol):
 
 
 class FrameFinisher:
-    """Fuses and finishes the frames of one plan. Several threads may ask.
+    """Fuses and finishes the frames of one plan. Thread-safe.
 
     Args:
-        metadata: what every matte's file says of how it was made.
+        metadata: attributes of every matte's file that state how it was made.
     """
 
     def __init__(
@@ -96,8 +96,8 @@ class FrameFinisher:
         """One frame, fused and finished.
 
         Raises:
-            MatteError: something that it needs is not computed.
-            PlateMovedOn: the plate frame is not the one of the plan.
+            MatteError: a result that it needs is not computed.
+            PlateMovedOn: the plate frame changed since the plan was made.
             DamagedFileError: a stored result is damaged.
         """
         loaded = self._context.loader.load(frame)
@@ -116,7 +116,7 @@ class FrameFinisher:
         )
 
     def confidence(self, frame: int) -> dict[str, FloatArray]:
-        """How sure the network is of each pixel: by object name, float32 (h, w) over the data window.
+        """The network's confidence in each pixel: by object name, float32 (h, w) over the data window.
 
         1 where its probability is 0 or 1, on a key, and outside of the region; 0 where it is one half.
 
@@ -133,11 +133,11 @@ class FrameFinisher:
         geometry, window = self._context.geometry, loaded.plate_frame.data_window
         found: dict[str, FloatArray] = {}
         for one in self._description.objects:
-            doubt = np.zeros((window.height, window.width), np.float32)
+            uncertainty = np.zeros((window.height, window.width), np.float32)
             if one.id in result.probabilities:
                 small = np.float32(1.0) - np.abs(2 * result.probabilities[one.id] - np.float32(1.0))
-                doubt = inside_region(to_plate(small, window, geometry), window, geometry)
-            found[one.name] = np.float32(1.0) - doubt
+                uncertainty = inside_region(to_plate(small, window, geometry), window, geometry)
+            found[one.name] = np.float32(1.0) - uncertainty
         return found
 
     def _confidence_of_all(self, result: FrameResult, loaded: LoadedFrame) -> FloatArray:
@@ -163,13 +163,13 @@ class FrameFinisher:
         )
 
     def _edges_id(self) -> str:
-        """What learned edges depend on besides stored results."""
+        """The ingredients of learned edges besides stored results."""
         if self._settings.finish.edges != "learned":
             return ""
         return f"{learned.VERSION} {refiner_manifest(self._settings.finish.edge_weights).id}"
 
     def write(self, frame: int, writer: FrameWriter) -> Quality | None:
-        """Write a frame's file; None where it is as it should be."""
+        """Write a frame's file; None where the file is current."""
         address = self.matte_address(frame)
         if writer.is_current(frame, address):
             writer.skip(frame)
@@ -184,7 +184,7 @@ class FrameFinisher:
         return finished.quality
 
     def areas(self, frame: int) -> FrameAreas:
-        """How large the objects of a frame are, and whether they reach beyond the region.
+        """The areas of a frame's objects, and whether they reach an edge of the region.
 
         Raises:
             DamagedFileError: a stored result is damaged.
@@ -242,13 +242,13 @@ class FrameFinisher:
 
 
 class FrameDelivery:
-    """Takes the frames of an execution whose results are complete: writes and records them, and reports them.
+    """Takes the frames of an execution whose results are complete: writes, records and reports them.
 
-    With a writer the work is done in a thread beside the network. Use it in a `with` statement.
+    With a writer the work is done in a separate thread. Use it in a `with` statement.
 
     Args:
-        writer: gets every frame; None where nobody wants files.
-        on_event: gets `FrameFinished`, in the caller's thread.
+        writer: writes every frame; None where no files are wanted.
+        on_event: is called with `FrameFinished`, in the caller's thread.
     """
 
     def __init__(
@@ -271,7 +271,7 @@ class FrameDelivery:
         self._queue.close()
 
     def submit(self, frame: int) -> None:
-        """Take a frame. Raises what the work on an earlier one raised."""
+        """Take a frame. Raises the error of the work on an earlier one."""
         self._finisher.results.plate_hash(frame)
         if self._writer is None:
             self._record(frame, self._work(frame))
@@ -279,13 +279,13 @@ class FrameDelivery:
             self._queue.submit(frame)
 
     def finish(self) -> None:
-        """Wait for all frames. Raises what the work on one of them raised."""
+        """Wait for all frames. Raises the first error of the work on them."""
         self._queue.finish()
         for sentence in area_warnings(self._areas, self._finisher.results.facts.frames):
             self._on_event(Notice(sentence))
 
     def _work(self, frame: int) -> Quality | None:
-        """Write a frame; what is said of it, unless that is recorded already."""
+        """Write a frame; returns its quality, unless that is recorded already."""
         results = self._finisher.results
         quality = None if self._writer is None else self._finisher.write(frame, self._writer)
         before = self._qualities.get(frame)
@@ -311,7 +311,7 @@ class FrameDelivery:
 
 
 def not_done(frame: int, why: str, name: str | None = None) -> MatteError:
-    """The error for a matte that is asked for too early."""
+    """The error for a matte whose frame is not done."""
     which = f"The matte of {name}" if name else "The matte"
     reason = f" ({why})" if why else ""
     return MatteError(f"{which} is not done{reason}.", frame=frame, hint="Run `stm shot propagate` first.")

@@ -1,4 +1,4 @@
-"""Plate frames as the engine needs them: verified by content, display-referred, and as working pictures."""
+"""Plate frames for the engine: hashed, display-referred, and as working pictures."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from stm_plugin.propagation.finishing_queue import FRAMES_WAITING
 from stm_plugin.windows import FloatArray, PixelArray
 
 FRAMES_HELD = 3 + FRAMES_WAITING
-"""The frame at work, the one that is read ahead, the one that is being finished, and those that wait."""
+"""The frame in work, the one that is read ahead, the one that is being finished, and those that wait."""
 
 PictureArray = npt.NDArray[np.float16]
 
 
 class Transform(Protocol):
-    """What the engine needs of a colour transform (`ColourTransform`)."""
+    """The interface of a colour transform (`ColourTransform`)."""
 
     @property
     def id(self) -> str: ...
@@ -41,7 +41,7 @@ class Transform(Protocol):
 class LoadedFrame:
     """One plate frame with everything that is derived from it, each computed at most once.
 
-    `signature` is the file's before it was read: if the file changed since, it no longer fits.
+    `signature` was taken before the file was read. If the file changed since, its signature differs.
     """
 
     plate_frame: PlateFrame
@@ -52,10 +52,10 @@ class LoadedFrame:
 
     @cached_property
     def picture(self) -> PictureArray:
-        """(3, h, w) at working size. Half floats, computed or from a cache alike: so both give the same.
+        """(3, h, w) at working size, in half floats, so that computed and cached pictures are equal.
 
-        Colour comes before the size: the highlights are bent before they are averaged, as in the pictures
-        that the network learnt from.
+        Colour is converted before the picture is scaled: highlights are compressed before they are averaged,
+        as in the pictures that the network was trained on.
         """
         frame = self.plate_frame
         small = to_working(frame.pixels, frame.data_window, self.geometry, self.transform.to_display)
@@ -73,16 +73,17 @@ class LoadedFrame:
         return self.transform.to_display(self.plate_frame.pixels)
 
     def display_at(self, places: npt.NDArray[np.intp]) -> FloatArray:
-        """(N, 3): the display-referred colours of single pixels, given as places in the flat data window."""
+        """(N, 3): the display-referred colours of single pixels, given as indices into the flat data
+        window."""
         pixels = self.plate_frame.pixels.reshape(-1, 3)[places]  # (N, 3)
         return self.transform.to_display(pixels[:, None])[:, 0]
 
 
 class FrameLoader:
-    """Reads plate frames, the next one ahead of time in a thread of its own. Several threads may ask.
+    """Reads plate frames, the next one ahead of time in a separate thread. Thread-safe.
 
     Args:
-        noticed: is told of every frame that is read.
+        noticed: is called with every frame that is read.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class FrameLoader:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="stm-plate")
 
     def load(self, frame: int) -> LoadedFrame:
-        """One frame as it is now. PlateError where it cannot be read."""
+        """One frame in its present state. PlateError where it cannot be read."""
         while True:
             with self._mutex:
                 loaded = self._held_now(frame)
@@ -113,22 +114,22 @@ class FrameLoader:
                     coming = self._coming[frame] = Future()
             if mine:
                 self._read_into(coming, frame, self._read)
-            # As it is now, or as it was when another thread began to read it: then the loop sees to it.
+            # Present, or as it was when another thread began to read it: then the loop reads it again.
             loaded = coming.result()
             if mine or loaded.signature == signature_of(self.plate, frame):
                 break
-        self._noticed(loaded)  # again: the first time it may have been read without the store's lock
+        self._noticed(loaded)  # again: it may have been read first without the store's lock
         return loaded
 
     def read_ahead(self, frame: int) -> None:
-        """Begin to read a frame that will be asked for next. Its errors come out of `load`."""
+        """Begin to read a frame that will be needed next. `load` raises its errors."""
         with self._mutex:
             if self._held_now(frame) is None and frame not in self._coming:
                 coming = self._coming[frame] = Future()
                 self._pool.submit(self._read_into, coming, frame, self._read_whole)
 
     def forget(self) -> None:
-        """Drop all frames: files may have changed."""
+        """Forget all frames: files may have changed."""
         with self._mutex:
             self._held.clear()
 
@@ -145,11 +146,11 @@ class FrameLoader:
 
     def _read_whole(self, frame: int) -> LoadedFrame:
         loaded = self._read(frame)
-        _ = loaded.picture  # in this thread, not in the one that runs the network
+        _ = loaded.picture  # in this thread, not in the one of the network
         return loaded
 
     def _read_into(self, coming: Future[LoadedFrame], frame: int, read: Callable[[int], LoadedFrame]) -> None:
-        """Read a frame and hand it, or the error, to everyone who waits for it."""
+        """Read a frame; every waiting caller gets it, or the error."""
         try:
             loaded = read(frame)
             self._noticed(loaded)
@@ -166,15 +167,16 @@ class FrameLoader:
         coming.set_result(loaded)
 
     def _held_now(self, frame: int) -> LoadedFrame | None:
-        """A frame that is held and has not changed since."""
+        """A kept frame, if its file has not changed since."""
         held = self._held.get(frame)
         return held if held is not None and held.signature == signature_of(self.plate, frame) else None
 
 
 def signature_of(plate: PlateSource, frame: int) -> str | None:
-    """A quick sign that changes when a frame's file does; None where the frame is not there.
+    """A signature of a frame's file that is quick to take; None where the frame is missing.
 
-    Equal signs are taken for equal content when planning; what is read is hashed all the same.
+    It changes with the file. A plan takes equal signatures for equal content; frames that are read are hashed
+    nevertheless.
     """
     if isinstance(plate, Plate):
         if frame in plate.missing:
@@ -184,10 +186,11 @@ def signature_of(plate: PlateSource, frame: int) -> str | None:
             status = path.stat()
         except OSError:
             return None
-        times = f"{status.st_mtime_ns}|{status.st_ctime_ns}"  # a copied or restored time leaves the second
+        # A copied or restored file may keep its first time, but not the second one.
+        times = f"{status.st_mtime_ns}|{status.st_ctime_ns}"
         return f"{CONTENT_HASH}|{path}|{plate.layer}|{plate.view}|{status.st_size}|{times}|{status.st_ino}"
     signature: Any = getattr(plate, "signature", None)
     if signature is None:
-        raise PlateError("This plate cannot say whether its frames have changed.", frame=frame)
+        raise PlateError("This plate cannot tell whether its frames have changed.", frame=frame)
     result: str | None = signature(frame)
     return result

@@ -1,4 +1,4 @@
-"""The fusion of all passes that come by a frame: whom to believe, and by how much."""
+"""The fusion of all passes that reach a frame: the weight of each pass."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ import numpy as np
 from stm_plugin.windows import FloatArray
 
 VERSION = 3
-"""Enters the address of every matte; raise it when the same passes give another fusion."""
+"""Enters the address of every matte; raise it when the same passes are fused to another result."""
 
 _LEAST_CONFIDENCE = 0.2
 """Confidence of a probability of 0.5. Not 0: beside a key its soft edge must outweigh the other passes."""
 _LEAST_TRUST = 0.1
-"""Of a pass that is not to be believed. Not 0: the share of a pass must go over gradually, and where no pass
-is to be believed the distance still says which is nearer to a key."""
-_FRAMES_TO_DOUBT = 5
-"""Frames from its own key over which a pass may lose the trust that the true mask gave: so nothing pops."""
+"""Trust in a pass that met a key with no overlap. Not 0: weights must change gradually, and where no pass
+fits, the distance still decides."""
+_FRAMES_TO_LOSE_TRUST = 5
+"""Frames from its own key over which the trust in a pass may fall from 1: so no matte pops."""
 _MAYBE = 0.05
 """Probability above which an object may be on a pixel."""
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """What a pass gave of an object on a key that it was never told of.
+    """How well a pass fits another key, whose mask it did not use.
 
     Attributes:
         distance: frames from the pass's own key.
         similarity: J of the pass and the true mask, in [0, 1].
         visible: the object's area there over that on the pass's own key, at most 1. Where little of the
-            object is left to score, a right pass arrives badly too, so such an arrival says little.
+            object is visible, a good pass fits badly too, so such an arrival counts little.
     """
 
     distance: int
@@ -41,7 +41,7 @@ class Arrival:
 
 @dataclass(frozen=True, eq=False)
 class PassAtFrame:
-    """One pass on the frame that is fused, for one object.
+    """One pass on the fused frame, for one object.
 
     Attributes:
         probability: (h, w) in [0, 1].
@@ -57,12 +57,12 @@ class PassAtFrame:
 
 
 def fuse(passes: Sequence[PassAtFrame]) -> FloatArray:
-    """One object's probability on one frame from all passes that come by.
+    """One object's probability on one frame from all passes that reach it.
 
-    Each pass weighs with its distance share (`distance_shares`), times its trust squared, times how sure it
-    is of the pixel. Its trust (`trust`) comes from how it arrives at keys that it was never told of, how much
-    of the object its own key shows, and how sure it is of the object as a whole. Where the passes agree the
-    result is what they agree on. Beside a key its own pass rules.
+    The weight of a pass is its distance share (`distance_shares`), times its trust squared, times its
+    confidence in the pixel. Its trust (`trust`) depends on how well it fits the other keys that it met, how
+    much of the object its own key shows, and its mean confidence in the object. Where all passes agree, their
+    value is the result. Beside a key, the pass of that key has nearly all the weight.
 
     Args:
         passes: at least one.
@@ -74,7 +74,7 @@ def fuse(passes: Sequence[PassAtFrame]) -> FloatArray:
 
 
 def blend(passes: Sequence[PassAtFrame], said: Sequence[float]) -> FloatArray:
-    """`fuse` with the weights that `weights` gave: (h, w) in [0, 1]."""
+    """`fuse` with the result of `weights`: (h, w) in [0, 1]."""
     if len(passes) == 1:
         return passes[0].probability
     total = np.zeros_like(passes[0].probability)
@@ -88,7 +88,7 @@ def blend(passes: Sequence[PassAtFrame], said: Sequence[float]) -> FloatArray:
 
 
 def weights(passes: Sequence[PassAtFrame]) -> list[float]:
-    """What each pass has to say on a frame: its distance share times its trust squared."""
+    """The weight of each pass on a frame: its distance share times its trust squared."""
     if len(passes) == 1:
         return [1.0]
     claimed = max(area_of(one.probability) for one in passes)
@@ -97,24 +97,24 @@ def weights(passes: Sequence[PassAtFrame]) -> list[float]:
 
 
 def most_trusted(passes: Sequence[PassAtFrame], said: Sequence[float]) -> tuple[PassAtFrame, PassAtFrame]:
-    """The two of several passes that have the most to say on a frame, by what `weights` gave."""
+    """The two of several passes with the greatest `weights` on a frame."""
     first, second = sorted(range(len(passes)), key=lambda place: -said[place])[:2]
     return passes[first], passes[second]
 
 
 def trust(one: PassAtFrame, claimed: float) -> float:
-    """How far a pass is to be believed, in [`_LEAST_TRUST`, 1].
+    """The trust in a pass, in [`_LEAST_TRUST`, 1].
 
     Args:
-        claimed: the largest area in pixels that any pass claims on this frame. A key that shows only a part
-            of that has told its pass that the rest is background. A far, small, whole object is not taken for
-            a hidden one, as then it is small here too.
+        claimed: the largest area in pixels that any pass finds on this frame. If a pass's own key shows only
+            a part of it, the rest was background on that key. A small whole object far away does not count as
+            hidden, because it is small on this frame too.
     """
     visible = min(1.0, max(one.key_area, 1.0) / max(claimed, 1.0))
     whole = mean_confidence(one.probability) ** 2
     distance = abs(one.distance)
     earned = max(_LEAST_TRUST, visible * whole * arrival_trust(distance, one.arrivals))
-    return float(earned ** min(1.0, distance / _FRAMES_TO_DOUBT))
+    return float(earned ** min(1.0, distance / _FRAMES_TO_LOSE_TRUST))
 
 
 def arrival_trust(distance: int, arrivals: Sequence[Arrival]) -> float:
@@ -154,12 +154,13 @@ def distance_shares(distances: Sequence[int]) -> list[float]:
 
 
 def _beside(nearest: int, distance: int) -> float:
-    """1 for the nearest key of a side, less for a farther one, little where the nearest is close."""
+    """The share of a pass within its side: 1 for the nearest key, less for farther ones, little beside the
+    nearest key."""
     return nearest / distance
 
 
 def area_of(probability: FloatArray) -> float:
-    """Pixels that are the object."""
+    """Area of the object in pixels."""
     return float((probability > np.float32(0.5)).sum())
 
 
@@ -171,28 +172,29 @@ def similarity(probability: FloatArray, truth: FloatArray) -> float:
 
 
 def distance_weight(from_left: int, from_right: int) -> float:
-    """The weight of the backward pass by distance: 0 at the left key, 1 at the right, level at both."""
+    """The weight of the backward pass by distance: 0 at the left key, 1 at the right, with slope 0 at
+    both."""
     place = from_left / (from_left + from_right)
     return place * place * (3.0 - 2.0 * place)
 
 
 def confidence(probability: FloatArray) -> FloatArray:
-    """How sure a pass is, (h, w): least at 0.5, 1 at 0 and 1."""
+    """The confidence of a pass, (h, w): least at 0.5, 1 at 0 and 1."""
     sure: FloatArray = np.abs(np.float32(2.0) * probability - np.float32(1.0))
     return np.maximum(sure, np.float32(_LEAST_CONFIDENCE))
 
 
 def mean_confidence(probability: FloatArray) -> float:
-    """Mean confidence where an object may be; 1 where it is nowhere."""
+    """Mean confidence where an object may be; 1 if it is nowhere."""
     maybe = probability[probability > _MAYBE]
     return float(confidence(maybe).mean()) if maybe.size else 1.0
 
 
 def share_pixels(masks: Mapping[str, FloatArray], fused: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
-    """Objects of one frame together: no pixel is given out more than once.
+    """Share each pixel among the objects of a frame, so that their sum is at most 1.
 
-    The masks of a key are law and stay as they are (where they overlap, too). The other objects share what
-    they leave, in proportion.
+    The masks of a key are not changed, even where they overlap. The other objects share the rest in
+    proportion.
 
     Args:
         masks: objects whose mask is given on this frame, (h, w) in [0, 1].

@@ -1,4 +1,4 @@
-"""The device, and the memory that a run will need on it: said before the run, and made to fit."""
+"""The device, and a forecast of the memory that a run needs on it. Sizes are lowered until it fits."""
 
 from __future__ import annotations
 
@@ -18,50 +18,50 @@ from stm_plugin.propagation.frame_loader import FRAMES_HELD
 
 _MEBIBYTE = 1 << 20
 _SPARE = 0.85
-"""Of the free memory: the rest is for the allocator's gaps and for other programs."""
+"""Share of the free memory that a run may take: the rest is for the allocator's gaps and other programs."""
 
 _LEAST_CAP = 4
 _SCALES = (1.0, 0.75, 0.5)
-"""Working sizes to try, as parts of the asked one, when even the smallest cap does not fit."""
+"""Working sizes to try, as parts of the requested one, when even the smallest cap does not fit."""
 
-# Measured peaks of one call at 480x864 beyond what was there before, in float32 values per padded pixel, on
-# the CPU: a part that does not depend on the objects, and a part for each. Half types take a little more than
+# Measured peaks of one call at 480x864 above the memory before it, in float32 values per padded pixel, on the
+# CPU: a part that does not depend on the objects, and a part for each. Half types take a little more than
 # half.
 _VALUES_PER_PIXEL = {"efficientnet_lite0": (30.0, 58.0), "resnet50": (60.0, 95.0)}
 _WORKING_BYTES = {"float32": 4.0, "bfloat16": 2.4, "float16": 2.4}
 _WEIGHTS_BYTES = {"efficientnet_lite0": 20 * _MEBIBYTE, "resnet50": 260 * _MEBIBYTE}
 _WINOGRAD_BYTES = {"efficientnet_lite0": 130 * _MEBIBYTE, "resnet50": 680 * _MEBIBYTE}
-"""In float32 on the CPU: weights as `model.inference.winograd` lays them out, and what laying out takes."""
+"""In float32 on the CPU: the transformed weights of `model.inference.winograd`, and transforming them."""
 _WINOGRAD_VALUES_PER_PIXEL = {"efficientnet_lite0": 0.0, "resnet50": 180.0}
-"""There too: what its wide convolutions work in, which does not depend on the objects."""
+"""The working memory of its wide convolutions, which does not depend on the objects."""
 _PROGRAM_BYTES = {"cuda": 600 * _MEBIBYTE, "mps": 400 * _MEBIBYTE, "cpu": 780 * _MEBIBYTE}
 _HEAP_GAPS = 40 * _MEBIBYTE
-"""What freed blocks leave between those in use until they are given back (`Execution`)."""
+"""Gaps of the heap until freed memory is returned to the system (`Execution`)."""
 _VALUE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _AREA_BYTES = 8
 _PLATE_FRAME_BYTES = 12  # per pixel: three float32; half that for half floats
 _FINISHING_BYTES = (10, 5)
-"""Per plate pixel, and more for each object: what decoding, colour and finishing take beside the frames held.
-Measured with benchmarks/memory.py; a refiner of edges at plate resolution adds its own here."""
+"""Bytes per plate pixel, and more for each object: decoding, colour and finishing, besides the kept frames.
+Measured with benchmarks/memory.py."""
 
 # Adapting: measured peaks of its steps beyond what was there before, and a sixth to spare (on the CPU, crops
 # of 128 to 384, one and two clips, one to three objects). In float32 values per pixel of all clips of a step,
 # again a part that does not depend on the objects and a part for each; half types take as much.
 _LEARNING_VALUES_PER_PIXEL = {"efficientnet_lite0": (250.0, 120.0), "resnet50": (350.0, 185.0)}
-_LEARNING_BYTES = {"efficientnet_lite0": 80 * _MEBIBYTE, "resnet50": 360 * _MEBIBYTE}
+_ADAPTATION_BYTES = {"efficientnet_lite0": 80 * _MEBIBYTE, "resnet50": 360 * _MEBIBYTE}
 _LABEL_BYTES = 8
 
 
 @dataclass(frozen=True)
 class MemoryRequest:
-    """The sizes of a run, from which its memory follows.
+    """The sizes of a run that its memory depends on.
 
     Args:
         height, width: of the working picture.
         objects: in one pass.
         memory_cap: stored frames beside keys.
         further_keys: other keys in every pass's memory.
-        frames: that the network looks at; their features are kept within `ram_budget` bytes.
+        frames: that the network reads; their features are kept within `ram_budget` bytes.
         plate_pixels: of one plate frame.
     """
 
@@ -85,7 +85,7 @@ class Forecast:
     Attributes:
         bank: the space-time memory, reserved at once; it does not grow.
         working: the largest working space of one call.
-        features: of frames, kept in case they are needed again (in the machine's own memory).
+        features: of frames, cached in the machine's main memory.
         fixed: program, weights and the plate frames at hand.
     """
 
@@ -108,7 +108,7 @@ class Forecast:
 
 @dataclass(frozen=True)
 class AdaptationMemory:
-    """The sizes of adapting a network to keys, from which its memory follows.
+    """The sizes that the memory of adapting depends on.
 
     Args:
         keys: how many.
@@ -148,20 +148,20 @@ class AdaptationForecast:
 
     def __str__(self) -> str:
         return (
-            f"{_in_words(self.total)}: {_in_words(self.working)} to learn in, "
+            f"{_in_words(self.total)}: {_in_words(self.working)} to train in, "
             f"{_in_words(self.pictures)} for the keys, {_in_words(self.fixed)} for program, weights and plate"
         )
 
 
 @dataclass(frozen=True)
 class MemoryFit:
-    """What a run can afford.
+    """The sizes of a run that fit into memory.
 
     Attributes:
-        run: with its budget, cap and size lowered as far as it must be.
-        working_scale: the working size as a part of the asked one.
-        reason: why cap or size were lowered, in words; empty if they were not. (A smaller budget for features
-            costs time alone, and is not worth a word.)
+        run: with its budget, cap and size lowered as far as necessary.
+        working_scale: the working size as a part of the requested one.
+        reason: why cap or size were lowered, in words; empty if they were not. A smaller budget for features
+            only costs time and is not mentioned.
     """
 
     run: MemoryRequest
@@ -175,10 +175,10 @@ class MemoryFit:
 
 
 def pick_device(wanted: str = "auto") -> str:
-    """The device to compute on: the wanted one, or the best there is (cuda, then mps, then cpu).
+    """The device to compute on: the wanted one, or for "auto" the first of cuda, mps and cpu.
 
     Raises:
-        DeviceError: the wanted one is not there.
+        DeviceError: the wanted one does not exist.
     """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     kind, _, index = wanted.partition(":")
@@ -189,12 +189,12 @@ def pick_device(wanted: str = "auto") -> str:
         present = index.isdigit() and int(index) < torch.cuda.device_count()
     if not present:
         found = ", ".join(name for name, is_there in there.items() if is_there)
-        raise DeviceError(f"The device {wanted} is not there.", hint=f"Use auto, or one of: {found}.")
+        raise DeviceError(f"The device {wanted} does not exist.", hint=f"Use auto, or one of: {found}.")
     return wanted
 
 
 def describe_device(device: str) -> str:
-    """A device as people know it."""
+    """The name of a device for people."""
     if device.startswith("cuda"):
         return f"{torch.cuda.get_device_name(device)} ({device})"
     if device == "mps":
@@ -213,12 +213,12 @@ def free_memory(device: str) -> int:
 
 
 def predict_memory(run: MemoryRequest) -> Forecast:
-    """The memory of a run, from its sizes alone."""
+    """The memory of a run, computed from its sizes."""
     config, value_bytes = run.config, _VALUE_BYTES[run.precision]
     positions = -(-run.height // STRIDE) * -(-run.width // STRIDE)
     per_position = 4 * config.key_channels + value_bytes * config.value_channels
     per_entry = run.objects * (positions * per_position + _AREA_BYTES)
-    slots = run.memory_cap + run.further_keys + 3  # the key, the previous frame, and one that arrives
+    slots = run.memory_cap + run.further_keys + 3  # the key, the previous frame, and a new one
     once, per_object = _VALUES_PER_PIXEL[config.trunk]
     pixels = positions * STRIDE * STRIDE
     on_cpu = run.device == "cpu"
@@ -239,7 +239,7 @@ def predict_memory(run: MemoryRequest) -> Forecast:
 
 
 def fit_memory(wanted: MemoryRequest, available: int) -> MemoryFit:
-    """Make a run fit into `available` bytes: fewer cached features, then a lower cap, then a smaller picture.
+    """Fit a run into `available` bytes: fewer cached features, then a lower cap, then a smaller picture.
 
     Raises:
         DeviceError: not even the smallest fits.
@@ -265,38 +265,38 @@ def fit_memory(wanted: MemoryRequest, available: int) -> MemoryFit:
     )
 
 
-def predict_adaptation_memory(lesson: AdaptationMemory) -> AdaptationForecast:
-    """The memory of adapting, from its sizes alone."""
-    trunk, options = lesson.config.trunk, lesson.options
-    pixels = lesson.height * lesson.width
-    side = min(options.crop, min(lesson.height, lesson.width) // STRIDE * STRIDE)
-    in_a_clip = min(lesson.objects, MOST_OBJECTS_PER_CLIP)
-    groups = -(-lesson.objects // MOST_OBJECTS_PER_CLIP)
-    labels = groups * lesson.keys**2  # of each key, and twice of each pair
+def predict_adaptation_memory(sizes: AdaptationMemory) -> AdaptationForecast:
+    """The memory of adapting, computed from its sizes."""
+    trunk, options = sizes.config.trunk, sizes.options
+    pixels = sizes.height * sizes.width
+    side = min(options.crop, min(sizes.height, sizes.width) // STRIDE * STRIDE)
+    in_a_clip = min(sizes.objects, MOST_OBJECTS_PER_CLIP)
+    groups = -(-sizes.objects // MOST_OBJECTS_PER_CLIP)
+    labels = groups * sizes.keys**2  # of each key, and twice of each pair
     once, per_object = _LEARNING_VALUES_PER_PIXEL[trunk]
-    fixed = _PROGRAM_BYTES[lesson.device.split(":")[0]] + _LEARNING_BYTES[trunk]
-    key_bytes = 4 * (3 + lesson.objects)
-    on_cpu = lesson.device == "cpu"
+    fixed = _PROGRAM_BYTES[sizes.device.split(":")[0]] + _ADAPTATION_BYTES[trunk]
+    key_bytes = 4 * (3 + sizes.objects)
+    on_cpu = sizes.device == "cpu"
     return AdaptationForecast(
-        pictures=pixels * (lesson.keys * key_bytes + labels * _LABEL_BYTES) if on_cpu else 0,
+        pictures=pixels * (sizes.keys * key_bytes + labels * _LABEL_BYTES) if on_cpu else 0,
         working=round(options.clips * side * side * 4 * (once + per_object * in_a_clip)),
-        fixed=fixed + (FRAMES_HELD * _PLATE_FRAME_BYTES * lesson.plate_pixels if on_cpu else 0),
+        fixed=fixed + (FRAMES_HELD * _PLATE_FRAME_BYTES * sizes.plate_pixels if on_cpu else 0),
     )
 
 
-def check_adaptation_memory(lesson: AdaptationMemory, available: int) -> AdaptationForecast:
+def check_adaptation_memory(sizes: AdaptationMemory, available: int) -> AdaptationForecast:
     """The memory of adapting, which must fit into `available` bytes.
 
     Raises:
         DeviceError: it does not.
     """
-    forecast = predict_adaptation_memory(lesson)
+    forecast = predict_adaptation_memory(sizes)
     if forecast.total > available * _SPARE:
         fewer = ", with fewer keys" if forecast.pictures > forecast.working else ""
         raise DeviceError(
-            f"Adapting needs {forecast}, but {lesson.device} has {_in_words(available)} free.",
+            f"Adapting needs {forecast}, but {sizes.device} has {_in_words(available)} free.",
             hint=f"Close other programs, adapt at a smaller working size{fewer} or on another device, "
-            "or go on without adapting: nothing has changed.",
+            "or continue without adapting: nothing has changed.",
         )
     return forecast
 
@@ -314,10 +314,10 @@ def _feature_bytes(run: MemoryRequest) -> int:
 
 @contextmanager
 def device_errors(device: str, frame: int | None = None) -> Iterator[None]:
-    """Turn a device's own errors into a DeviceError that says what to do.
+    """Replace errors of a device by a DeviceError that states what to do.
 
     Raises:
-        DeviceError: in place of an out-of-memory or device error inside.
+        DeviceError: an out-of-memory or device error was raised inside.
     """
     try:
         yield
@@ -337,7 +337,7 @@ def _out_of_memory(device: str, frame: int | None) -> DeviceError:
     if device.startswith("cuda"):
         torch.cuda.empty_cache()
     return DeviceError(
-        f"The memory of {device} did not suffice.",
+        f"{device} has too little memory.",
         frame=frame,
         hint=(
             "Finished frames are kept. Close other programs, or lower memory_cap or working_size, "
@@ -368,7 +368,7 @@ def _in_words(size: int) -> str:
 
 
 def _free_system_memory() -> int:
-    """Bytes that this process may still take: what the system has, within the limits of process and group."""
+    """Bytes that this process may still take, within the limits of system, process and group."""
     free = int(psutil.virtual_memory().available)
     if sys.platform != "win32":
         import resource
@@ -381,9 +381,9 @@ def _free_system_memory() -> int:
 
 
 def _free_in_group(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Bytes that the control group of a container or a farm's job leaves; None where it sets no limit.
+    """Bytes left in the control group of a container or a farm's job; None where it sets no limit.
 
-    What the group holds of files that nobody waits for counts as free: the kernel gives it up.
+    The group's cache of files counts as free, because the kernel releases it.
     """
     try:
         limit = int((folder / "memory.max").read_text())  # "max" without one

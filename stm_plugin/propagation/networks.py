@@ -31,7 +31,7 @@ _loading = threading.Lock()
 
 
 def weights_manifest(name: str) -> Manifest:
-    """What a weights file says of itself.
+    """The manifest of a weights file.
 
     Args:
         name: a shipped name, or a path.
@@ -52,7 +52,7 @@ def ready_network(
     """The network of a weights file on a device.
 
     Args:
-        adaptation: file of what it learnt from a shot (`stm_plugin.propagation.adaptation`).
+        adaptation: file of an adaptation to a shot (`stm_plugin.propagation.adaptation`).
 
     Raises:
         WeightsError: a file is not there or cannot be used.
@@ -67,7 +67,7 @@ def ready_network(
 
 
 def refiner_manifest(name: str) -> Manifest:
-    """What the weights file of an edge refiner says of itself.
+    """The manifest of the weights file of an edge refiner.
 
     Raises:
         WeightsError: it is not there or cannot be used.
@@ -95,7 +95,7 @@ def ready_refiner(name: str, device: str) -> FastRefiner:
 
 
 def exact_results(device: str) -> None:
-    """Sets a device up so that a resumed run gives the bytes of an undisturbed one, and fp32 is fp32."""
+    """Set a device up so that equal runs give equal bytes, and float32 is computed in float32."""
     if device.startswith("cuda"):
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
@@ -145,7 +145,7 @@ def _network(
             raise WeightsError(
                 f"The adaptation does not fit these weights: {error}.",
                 path=adaptation,
-                hint="Run `stm adapt` again, or go on without: `stm shot set SHOT adapt=false`.",
+                hint="Run `stm adapt` again, or continue without: `stm shot set SHOT adapt=false`.",
             ) from error
     exact_results(device)
     with device_errors(device):
@@ -154,5 +154,5 @@ def _network(
 
 def _weights_error(name: str, error: Exception) -> WeightsError:
     return WeightsError(
-        f"{error}.", hint=f"`stm info` lists the weights that are here ({name} was asked for)."
+        f"{error}.", hint=f"`stm info` lists the installed weights ({name} was requested)."
     )

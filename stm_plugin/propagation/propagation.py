@@ -1,7 +1,7 @@
-"""The working side of a shot: plans are made here and carried out.
+"""The propagation of a shot: makes plans and carries them out.
 
 A propagation belongs to one plate and one set of settings; when these change, the shot makes a new one. Keys
-and objects may change: `description` says what they are now.
+and objects may change: the shot then replaces `description`.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from stm_plugin.planning.plan import make_plan
 from stm_plugin.planning.quality import Quality, adapting_may_help, hidden_keys
 from stm_plugin.planning.values import Facts, Key, Plan, Request, State
 from stm_plugin.propagation.adaptation import (
-    LearningOptions,
+    AdaptationRun,
+    adapt_to_keys,
     adaptation_path,
     advice,
     check_adaptation,
     default_options,
     keep,
-    learn,
     read_adaptation,
 )
 from stm_plugin.propagation.context import Network, PlateMovedOn, PropagationContext
@@ -61,12 +61,12 @@ NetworkFactory = Callable[[Settings, str], Network]
 
 
 class Propagation:
-    """Plans and carries out. Several threads may look; one at a time computes.
+    """Makes plans and carries them out. Several threads may read; one at a time may compute.
 
     Args:
-        description: of the shot. Its settings stay; keys and objects may be replaced.
-        network: gives the network for settings and device; that of the settings' weights if None.
-        warn: gets a sentence for people.
+        description: of the shot. Its settings must not change; keys and objects may be replaced.
+        network: makes the network for settings and device; that of the settings' weights if None.
+        warn: is called with a sentence for people.
     """
 
     def __init__(
@@ -92,10 +92,10 @@ class Propagation:
         self._cache: FeatureCache | None = None
         self._ram_budget = settings.ram_budget
         self._mask_areas: dict[str, float] = {}  # by the mask's hash
-        self._noted: dict[int, int] = {}  # frame: hash of what was noted of it
+        self._recorded: dict[int, int] = {}  # by frame: the recorded hash
 
     def close(self) -> None:
-        """Give back threads and memory."""
+        """End the threads and release the memory."""
         with self._mutex:
             if self._loader is not None:
                 self._loader.close()
@@ -105,10 +105,10 @@ class Propagation:
 
     @property
     def colour(self) -> ColourTransform:
-        """The transform from the plate's colour space, which is found on the first frame that is there.
+        """The transform from the plate's colour space, which is found from the first existing frame.
 
         Raises:
-            PlateError: no frame is there.
+            PlateError: no frame exists.
             ColourError: the config or the space cannot be used.
         """
         with self._mutex:
@@ -116,7 +116,7 @@ class Propagation:
                 missing = set(self.plate.missing)
                 first = next((frame for frame in self.plate.frames if frame not in missing), None)
                 if first is None:
-                    raise PlateError("No frame of the plate is there.", path=self.store.folder)
+                    raise PlateError("No frame of the plate exists.", path=self.store.folder)
                 config = load_config(self.settings.ocio_config)
                 space = find_input_space(self.plate.header(first), config, self.settings.colour_space)
                 self._colour = ColourTransform(config, space.name)
@@ -124,26 +124,26 @@ class Propagation:
 
     @property
     def frames(self) -> FrameLoader:
-        """Reads the plate."""
+        """The loader of plate frames."""
         with self._mutex:
             if self._loader is None:
-                self._loader = FrameLoader(self.plate, self.colour, self.geometry, self._note)
+                self._loader = FrameLoader(self.plate, self.colour, self.geometry, self._record)
             return self._loader
 
     def manifest(self) -> Manifest | None:
-        """What the weights say of themselves; None where a network was brought along."""
+        """The manifest of the weights; None for a given network."""
         return weights_manifest(self.settings.weights) if self._network is None else None
 
     def adapted(self) -> AdaptationRecord | None:
-        """The adaptation that is in use; None without.
+        """The adaptation in use, or None.
 
         Raises:
-            SettingsError, WeightsError: the settings ask for one, and there is none for these weights.
+            SettingsError, WeightsError: the settings ask for an adaptation, but none fits these weights.
         """
         return check_adaptation(self._adaptation, self.manifest()) if self.settings.adapt else None
 
     def context(self) -> PropagationContext:
-        """What an execution works with. The network is loaded when it is first asked for."""
+        """What an execution uses. The network is loaded when it is first needed."""
         settings = self.settings
         device = pick_device(settings.device)
         loaded: list[Network] = []
@@ -173,14 +173,14 @@ class Propagation:
                 weights=settings.weights,
             )
 
-    # ---- deciding and doing ----
+    # ---- plans and their execution ----
 
     def plan(self, request: Request | None = None) -> Plan:
-        """What a propagation would do now. KeyframeError where there is no key."""
+        """The plan of a propagation. KeyframeError where there is no key."""
         return make_plan(self.facts(), request or Request(), self.store.has, self.store.history())
 
     def finisher(self, plan: Plan) -> FrameFinisher:
-        """What fuses and finishes the frames of a plan."""
+        """The finisher of a plan's frames."""
         context = self.context()
         return FrameFinisher(context, Results(context, plan), self.description, self._metadata())
 
@@ -194,13 +194,13 @@ class Propagation:
         """Carry out a plan; False where a new plan is needed: the plate changed, or a result was damaged.
 
         Args:
-            writer: gets every frame of the plan as soon as it is final.
-            on_event: gets every event, in this thread.
-            cancelled: asked before every step.
+            writer: writes every frame of the plan as soon as it is final.
+            on_event: is called with every event, in this thread.
+            cancelled: is called before every step.
 
         Raises:
             PropagationCancelled: finished frames are kept.
-            StmError: what it says; finished frames are kept.
+            StmError: for any other cause, which its text names; finished frames are kept.
         """
         self._check_plate(plan)
         signatures = self._signatures(plan)
@@ -242,14 +242,15 @@ class Propagation:
                 on_event(FrameFinished(one.frame, finisher.results.address(one.frame)))
 
     def check_done(self, plan: Plan) -> None:
-        """MatteError where a frame of the plan is not computed; it is named."""
+        """MatteError where a frame of the plan is not computed; the text names it."""
         for one in plan.frames:
             if not one.is_done:
                 raise not_done(one.frame, one.why)
 
     @contextmanager
     def reading(self, frame: int) -> Iterator[None]:
-        """What reading a matte may find out, in words. A damaged result leaves: it is computed anew."""
+        """Turn errors of reading a matte into errors for people. A damaged result is deleted, to be computed
+        anew."""
         try:
             yield
         except PlateMovedOn as moved:
@@ -259,26 +260,26 @@ class Propagation:
                 hint="Run `stm shot propagate` again.",
             ) from moved
         except DamagedFileError as damaged:
-            with suppress(OSError):  # a store that cannot be written
+            with suppress(OSError):  # the store is not writable
                 self.remove_damaged(damaged.path)
             raise MatteError(
                 "A stored result is damaged.",
                 frame=frame,
                 path=damaged.path,
-                hint="Run `stm shot propagate` again: it is computed anew.",
+                hint="Run `stm shot propagate` again: it will be computed anew.",
             ) from damaged
 
     def remove_damaged(self, path: Path) -> None:
-        """Remove a damaged result: it can be computed again.
+        """Delete a damaged result, so that it is computed again.
 
         Raises:
-            MaskError: it is a mask, which only the artist can bring back.
+            MaskError: it is a mask, which only the artist can restore.
         """
         if path.parent == self.store.folder / "keys":
             raise MaskError(
                 "The stored mask of a key is damaged.",
                 path=path,
-                hint="Give the key's mask again (a copy of your own file lies beside it).",
+                hint="Give the key's mask again (a copy of your file is beside it).",
             )
         path.unlink(missing_ok=True)
 
@@ -286,31 +287,31 @@ class Propagation:
         self,
         options: AdaptOptions | None,
         on_forecast: Callable[[AdaptationForecast], None],
-        learning: LearningOptions,
+        run: AdaptationRun,
     ) -> AdaptationRecord:
-        """Adapt the network to the keys and keep that in the store.
+        """Adapt the network to the keys and store the adaptation.
 
         Raises:
-            SettingsError: the network was handed in and has no weights file.
+            SettingsError: the network was given as an object and has no weights file.
             StmError: see `Shot.adapt`.
         """
         base = self.manifest()
         if base is None:
             raise SettingsError("Only a network with a weights file can be adapted.")
-        # nothing of the plate is taken for known: the keys are read as they are now
+        # hashes of the plate are taken anew: the keys' frames are read in their present state
         material = Material(self.context(), replace(self.facts(), plate={}))
         chosen = options or default_options(self.settings)
         on_forecast(self._forecast_adaptation(material.facts, chosen))
         network, device = base_network(self.settings.weights), pick_device(self.settings.device)
         try:
-            adapted = learn(network, material, chosen, device=device, learning=learning)
+            adapted = adapt_to_keys(network, material, chosen, device=device, run=run)
         except DamagedFileError as damaged:
             self.remove_damaged(damaged.path)
             raise
         return keep(self.store.folder, adapted, base, material.facts, chosen)
 
     def adaptation_advice(self, record: AdaptationRecord | None) -> tuple[str, ...]:
-        """Why the shot might be adapted again; empty if there is no reason."""
+        """Why the shot should be adapted again; empty if there is no reason."""
         try:
             record = check_adaptation(record, self.manifest())
             read_adaptation(adaptation_path(self.store.folder, record.id))
@@ -322,7 +323,7 @@ class Propagation:
         return (changed,) if changed else ()
 
     def qualities(self, plan: Plan) -> dict[int, Quality]:
-        """What the network says of the frames of a plan that are up to date."""
+        """The quality of the up-to-date frames of a plan."""
         found = self.store.qualities()
         return {
             one.frame: found[one.frame]
@@ -331,7 +332,7 @@ class Propagation:
         }
 
     def advice(self, plan: Plan | None) -> tuple[str, ...]:
-        """What a person should know of the keys and of adapting, in sentences. `plan`: None without a key."""
+        """Advice on keys and adapting, in sentences. `plan`: None without a key."""
         names = self.description.names
         said = [
             f"The key on {frame} shows little of {names[name]} "
@@ -341,7 +342,7 @@ class Propagation:
         if self.settings.adapt:
             said += self.adaptation_advice(self._adaptation)
         elif plan and self._network is None and adapting_may_help([*self.qualities(plan).values()]):
-            said.append("The network is unsure of most frames: `stm adapt` may help (look at what it gives).")
+            said.append("The network is uncertain on most frames: `stm adapt` may help (check its result).")
         return tuple(said)
 
     def _key_areas(self) -> dict[int, dict[str, float]]:
@@ -358,13 +359,14 @@ class Propagation:
                     areas.setdefault(key.frame, {})[name] = self._mask_areas[mask.hash]
         return areas
 
-    # ---- what a plan is made from ----
+    # ---- the facts that a plan is made from ----
 
     def facts(self) -> Facts:
-        """Everything that a plan depends on, as it is now.
+        """The facts that a plan depends on.
 
-        Keys outside the plate's range are inactive: they are kept, and count again when the range comes back.
-        Without any picture the plate's colour space is not known, and so no address: everything is missing.
+        Keys outside the plate's range are inactive: they are kept, and count again when the range includes
+        them. Without any plate frame the colour space is unknown, no result has an address, and every frame
+        is missing.
         """
         frames = frozenset(self.plate.frames)
         description = self.description
@@ -378,10 +380,10 @@ class Propagation:
         )
 
     def _base(self) -> dict[str, str]:
-        """What every probability depends on, by the names that people know."""
+        """What every probability depends on, by names for people."""
         base = {**self._features_base(), "memory settings": f"{self.settings.id('memory')} {THINNING}"}
         network = self._network_config()
-        # With the paper's read the addresses are those that they had before there was another one.
+        # The paper's read adds no entry, so addresses of stores from before other reads stay valid.
         if network.previous_frame_cap != 1:
             base["share of the previous frame"] = (
                 f"{network.previous_frame_cap}, of all but the key; {network.key_weight} of the rest "
@@ -390,17 +392,17 @@ class Propagation:
         return base
 
     def _signatures(self, plan: Plan) -> dict[int, str | None]:
-        """Quick signs of all plate frames that a plan has to do with."""
+        """Signatures of all plate frames of a plan."""
         frames = {one.frame for one in plan.frames}
         for passed in plan.passes:
             frames |= {passed.key, *passed.frames}
         return {frame: signature_of(self.plate, frame) for frame in sorted(frames)}
 
     def _check_plate(self, plan: Plan) -> None:
-        """Everything that a plan needs of the plate must be there before anything is computed.
+        """Check, before anything is computed, that every plate frame of a plan exists.
 
         Raises:
-            PlateError: it is not; the first frame that is missing is named.
+            PlateError: a frame is missing; the text names the first one.
         """
         needed = {step.frame for step in plan.steps}
         for step in plan.compute_steps:
@@ -412,11 +414,11 @@ class Propagation:
                 f"{count} missing, this one first.",
                 frame=gone[0],
                 path=self.plate.sequence.path(gone[0]) if isinstance(self.plate, Plate) else None,
-                hint="Bring the frames, or give a range without them.",
+                hint="Add the frames, or give a range without them.",
             )
 
     def forecast(self, plan: Plan) -> MemoryFit:
-        """The memory that a plan will need, and what must be lowered to fit. DeviceError if nothing fits."""
+        """The memory that a plan needs, and the sizes that fit. DeviceError if nothing fits."""
         device = pick_device(self.settings.device)
         run = MemoryRequest(
             config=self._network_config(),
@@ -433,9 +435,9 @@ class Propagation:
         return fit_memory(run, free_memory(device) + self._ram_held())
 
     def _forecast_adaptation(self, facts: Facts, options: AdaptOptions) -> AdaptationForecast:
-        """The memory that adapting to the keys will need. DeviceError if it does not fit."""
+        """The memory that adapting to the keys needs. DeviceError if it does not fit."""
         device = pick_device(self.settings.device)
-        lesson = AdaptationMemory(
+        sizes = AdaptationMemory(
             config=self._network_config(),
             keys=len(facts.keys),
             objects=max((len(key.masks) for key in facts.keys), default=1),
@@ -445,7 +447,7 @@ class Propagation:
             device=device,
             plate_pixels=self.plate.canvas.width * self.plate.canvas.height,
         )
-        return check_adaptation_memory(lesson, free_memory(device) + self._ram_held())
+        return check_adaptation_memory(sizes, free_memory(device) + self._ram_held())
 
     def limit_ram(self, budget: int) -> None:
         """Keep cached features within this many bytes."""
@@ -455,16 +457,16 @@ class Propagation:
                 self._cache.limit_ram(budget)
 
     def _network_config(self) -> NetworkConfig:
-        """Of the weights in use; of the default network for one that was handed in without a manifest."""
+        """The configuration of the weights in use; for a given network, that of the default one."""
         manifest = self.manifest()
         return network_config("stm-lite" if manifest is None else manifest.architecture)
 
     def _ram_held(self) -> int:
-        """Bytes of cached features that would make room."""
+        """Bytes of cached features, which could be freed."""
         return 0 if self._cache is None else self._cache.ram.bytes
 
     def _metadata(self) -> dict[str, MetadataValue]:
-        """What every matte's file says of how it was made."""
+        """The attributes of every matte's file that state how it was made."""
         settings = self.settings
         values: dict[str, MetadataValue] = {
             "stm:keys": " ".join(str(key.frame) for key in self.description.keys),
@@ -491,10 +493,10 @@ class Propagation:
             }
         return values
 
-    # ---- what is known of the plate ----
+    # ---- hashes of the plate ----
 
     def _features_base(self) -> dict[str, str]:
-        """What the features of a frame depend on besides its pixels, by the names that people know."""
+        """What the features of a frame depend on besides its pixels, by names for people."""
         geometry, manifest = self.geometry, self.manifest()
         base = {
             "weights": self.settings.weights if manifest is None else manifest.id,
@@ -502,7 +504,7 @@ class Propagation:
             "colour transform": self.colour.id,
             "canvas": f"{geometry.canvas} region {geometry.region} as {geometry.width}x{geometry.height}",
         }
-        if self.settings.adapt:  # without, the addresses are those of a shot that was never adapted
+        if self.settings.adapt:  # without it, addresses are those of a shot that was never adapted
             base["adaptation to the keys"] = "none" if self._adaptation is None else self._adaptation.id
         return base
 
@@ -515,7 +517,7 @@ class Propagation:
         return known
 
     def plate_hash(self, frame: int) -> str | None:
-        """The content hash of a plate frame as it is now; it is read if need be. None where it cannot be."""
+        """The content hash of a plate frame, which is read if necessary. None where it cannot be read."""
         entry = self.store.plate_index.load().get(frame)
         if entry is not None and entry["signature"] == signature_of(self.plate, frame):
             return str(entry["hash"])
@@ -525,17 +527,17 @@ class Propagation:
             return None
 
     def distrust(self) -> None:
-        """A frame is not what its file's signs said: every frame is looked at again."""
+        """Forget all signatures, as one did not match its frame's content: every frame is read again."""
         with self._mutex:
-            self._noted.clear()
+            self._recorded.clear()
             self.frames.forget()
         self.store.forget_plate()
 
-    def _note(self, loaded: LoadedFrame) -> None:
-        """A plate frame was read: note its hash, so that the next plan need not read it."""
-        frame, noted = loaded.plate_frame.frame, hash((loaded.signature, loaded.hash))
-        if self._noted.get(frame) != noted and self.store.lock.held:
-            self._noted[frame] = noted
+    def _record(self, loaded: LoadedFrame) -> None:
+        """Record the hash of a frame that was read, so that the next plan need not read it."""
+        frame, recorded = loaded.plate_frame.frame, hash((loaded.signature, loaded.hash))
+        if self._recorded.get(frame) != recorded and self.store.lock.held:
+            self._recorded[frame] = recorded
             entry = {"frame": frame, "signature": loaded.signature, "hash": loaded.hash}
             with suppress(StoreError):  # then it is read the next time
                 self.store.plate_index.append(entry)

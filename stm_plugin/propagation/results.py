@@ -1,4 +1,4 @@
-"""What is stored or cached of a plan: addresses, features, the results of passes, fused frames."""
+"""The results of a plan: addresses, features, the results of passes, fused frames."""
 
 from __future__ import annotations
 
@@ -32,10 +32,11 @@ from stm_plugin.propagation.fusion import (
     weights,
 )
 from stm_plugin.store.store import ProbabilityArray, dequantise, quantise
-from stm_plugin.windows import FloatArray, Window, place
+from stm_plugin.windows import FloatArray, on_window
 
 _RESULTS_HELD = 2 + FRAMES_WAITING
-"""The result that is remembered next, and those of the frames that wait for their matte or are at it."""
+"""Kept results: the one memorised next, and those of frames that wait for their matte or are being
+finished."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,9 +44,10 @@ class FrameResult:
     """One frame before finishing.
 
     Attributes:
-        masks: objects whose mask is given here: (H, W) over the canvas, as the artist gave it.
+        masks: objects whose mask is given here: (H, W) over the canvas, unchanged.
         probabilities: the other objects: (h, w) at working size, in [0, 1].
-        agreement: of the two passes that weigh most, of the object on which they agree least; None without.
+        agreement: of the two passes with the greatest weights, of the object with the least agreement; None
+            without.
     """
 
     frame: int
@@ -56,7 +58,7 @@ class FrameResult:
 
     @property
     def confidence(self) -> float:
-        """Sureness of the least sure object; 1 on a key and where there is nothing."""
+        """Confidence of the least certain object; 1 on a key and where no object is."""
         return min((mean_confidence(one) for one in self.probabilities.values()), default=1.0)
 
     @property
@@ -66,9 +68,9 @@ class FrameResult:
 
 
 class Material:
-    """What a network is given: pictures, features and the masks of keys, computed where they are not cached.
+    """The inputs of a network: pictures, features and the masks of keys, computed where they are not cached.
 
-    Content hashes become known as the plate is read. One thread computes; others may read.
+    Content hashes are added as the plate is read. One thread may compute; others may read.
     """
 
     def __init__(self, context: PropagationContext, facts: Facts) -> None:
@@ -79,10 +81,10 @@ class Material:
         self._mutex = threading.RLock()
 
     def plate_hash(self, frame: int) -> str:
-        """The content hash of a plate frame; read if it is not known.
+        """The content hash of a plate frame; the frame is read if the hash is unknown.
 
         Raises:
-            PlateMovedOn: it is another than the plan was made for.
+            PlateMovedOn: the frame changed since the plan was made.
         """
         known = self.facts.plate.get(frame)
         if known is not None:
@@ -122,7 +124,7 @@ class Material:
         return on_window(mask, window, self._context.geometry.canvas)
 
     def key_probabilities(self, key: int, objects: tuple[str, ...]) -> FloatArray:
-        """The masks of a key at working size: (K, h, w), as exact as stored probabilities are."""
+        """The masks of a key at working size: (K, h, w), rounded as stored probabilities are."""
         geometry = self._context.geometry
         masks = [to_working(self.mask(key, name), geometry.canvas, geometry) for name in objects]
         return dequantise(quantise(np.stack(masks)))
@@ -141,7 +143,7 @@ class Material:
 
 
 class Results(Material):
-    """What the store has of a plan: addresses, the results of passes, memory entries, fused frames."""
+    """The stored results of a plan: addresses, the results of passes, memory entries, fused frames."""
 
     def __init__(self, context: PropagationContext, plan: Plan) -> None:
         super().__init__(context, plan.facts)
@@ -170,14 +172,14 @@ class Results(Material):
             return addresses[position + 1]
 
     def remember(self, address: str, stored: ProbabilityArray) -> None:
-        """A result was stored: those of the last frames need not be read back for memory and matte."""
+        """Keep the result of a new frame, so that memory and matte need not read it from disk."""
         with self._mutex:
             self._recent[address] = stored
             while len(self._recent) > _RESULTS_HELD:
                 self._recent.popitem(last=False)
 
     def pass_result(self, passed: Pass, position: int) -> FloatArray:
-        """What a pass gave on its frame at `position`: (K, h, w)."""
+        """The result of a pass on its frame at `position`: (K, h, w)."""
         address = self.pass_address(passed, position)
         with self._mutex:
             stored = self._recent.get(address)
@@ -185,17 +187,17 @@ class Results(Material):
             stored = self._context.store.probabilities(address)
         if stored is None:
             raise StoreError(
-                "A result that was there a moment ago is gone.",
+                "A result was deleted during the run.",
                 frame=passed.frames[position],
                 path=self._context.store.folder,
-                hint="Is another program deleting files? Run again: it is computed anew.",
+                hint="Is another program deleting files? Run again: it will be computed anew.",
             )
         return dequantise(stored)
 
     # ---- frames ----
 
     def frame_result(self, frame: int) -> FrameResult:
-        """One frame, fused. Everything that it needs must be in the store."""
+        """One fused frame. All results that it needs must be in the store."""
         masks: dict[str, FloatArray] = {}
         fused: dict[str, FloatArray] = {}
         agreed: list[float] = []
@@ -231,7 +233,7 @@ class Results(Material):
         return self.pass_address(passed, position_in(passed, frame))
 
     def _pass_at(self, source: Source, one: Candidate, frame: int, name: str) -> PassAtFrame:
-        """A candidate of an object on a frame, with what says how far it is to be trusted."""
+        """A candidate of an object on a frame, with its arrivals and the area on its key."""
         way = abs(frame - one.key) * (1 if one.direction is Direction.FORWARD else -1)
         probability = self._object_result(one.name, frame, name)
         if len(source.candidates) == 1:
@@ -240,7 +242,7 @@ class Results(Material):
         return PassAtFrame(probability, way, self._key_area(one.key, name), arrivals)
 
     def _arrival(self, pass_name: PassName, met: int, name: str) -> Arrival:
-        """How a pass arrives at a key that it was never told of; read once."""
+        """How well a pass fits another key; read once."""
         found = self._arrivals.get((pass_name, met, name))
         if found is None:
             own, there = self._key_area(pass_name[0], name), self._key_area(met, name)
@@ -264,11 +266,11 @@ class Results(Material):
     # ---- memory ----
 
     def entry(self, passed: Pass, step: int) -> MemoryEntry:
-        """What a pass remembers of its frame at `step` (0: of its key)."""
+        """The memory entry of a pass for its frame at `step` (0: its key)."""
         if step == 0:
             return self._key_entry(passed)
         address = self.pass_address(passed, step - 1)
-        # Entries that stay for long are worth the disk; that of the previous frame is only worth the RAM.
+        # Entries that stay long are cached on disk too; that of the previous frame in RAM only.
         stays = step in self._context.rule.steps_in_memory(step + 2, self._context.memory_cap)
         return self._entry(
             address_of("entry with areas", address),
@@ -278,7 +280,7 @@ class Results(Material):
         )
 
     def _key_entry(self, passed: Pass) -> MemoryEntry:
-        """What a pass remembers of its own key."""
+        """The memory entry of a pass for its own key."""
         key, objects = passed.key, passed.objects
         masks = [self._keys[key].masks[name].hash for name in objects]
         address = self._feature_key("key with areas", self.plate_hash(key), *masks)
@@ -294,8 +296,3 @@ class Results(Material):
             self._context.cache.put(address, entry.state(), on_disk=on_disk)
             return entry
         return MemoryEntry(**{name: tensor.to(network.device) for name, tensor in state.items()})
-
-
-def on_window(values: FloatArray, window: Window, target: Window) -> FloatArray:
-    """An array over `window` as one over `target`, 0 where there was nothing."""
-    return values if window == target else place(values, window, target)

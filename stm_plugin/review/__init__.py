@@ -1,1 +1,1 @@
-"""A page to look at a shot and correct it: `stm review`. It needs what `install.py --review` installs."""
+"""The page of `stm review`, to check and correct a shot. It needs the packages of `install.py --review`."""

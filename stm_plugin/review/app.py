@@ -1,6 +1,7 @@
 """The page's server: a Starlette application over a `ReviewSession`, on the loopback interface only.
 
-Pictures come as WebP, everything else as JSON. Errors for people are JSON with a sentence: `{"error": ...}`.
+Pictures are sent as WebP, everything else as JSON. Errors for people are JSON with a sentence: `{"error":
+...}`.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ Handler = Callable[[ReviewSession, Request], Awaitable[Response]]
 
 @dataclass(frozen=True)
 class ReviewServer:
-    """A server that listens already; `run` serves until it is told to end.
+    """A server whose port is open already; `run` serves until it is stopped.
 
     Attributes:
-        address: what the browser opens; its token works once.
+        address: the URL for the browser; its token works once.
     """
 
     address: str
@@ -54,10 +55,10 @@ class ReviewServer:
 
 
 def make_server(session: ReviewSession, port: int = 0) -> ReviewServer:
-    """A server on this machine alone.
+    """A server that only this machine can reach.
 
     Args:
-        port: 0 takes a free one.
+        port: 0 chooses a free one.
 
     Raises:
         StmError: the port is taken.
@@ -69,7 +70,7 @@ def make_server(session: ReviewSession, port: int = 0) -> ReviewServer:
     except OSError as error:
         listening.close()
         raise StmError(
-            f"Port {port} cannot be had: {error.strerror}.", hint="Give another --port."
+            f"Port {port} cannot be used: {error.strerror}.", hint="Give another --port."
         ) from error
     listening.listen(MOST_AT_ONCE)
     port = listening.getsockname()[1]
@@ -100,7 +101,7 @@ def make_app(session: ReviewSession) -> Starlette:
             except (ValueError, KeyError, TypeError) as error:
                 return JSONResponse({"error": f"The request cannot be understood: {error}"}, 400)
             except ClientDisconnect:
-                return PlainTextResponse("The request is too large, or was given up.", 413)
+                return PlainTextResponse("The request is too large, or was cancelled.", 413)
 
         return Route(path, endpoint, methods=[method])
 
@@ -202,11 +203,11 @@ async def _nuke(session: ReviewSession, _request: Request) -> Response:
 
 
 async def _events(session: ReviewSession, _request: Request) -> Response:
-    """Server-sent events: what changed, as it changes."""
+    """Server-sent events: changes of the shot."""
     loop, queue = asyncio.get_running_loop(), asyncio.Queue[dict[str, Any]](_WAITING_EVENTS)
 
     def put(what: dict[str, Any]) -> None:
-        with suppress(asyncio.QueueFull):  # a page that does not read asks for the state when it does
+        with suppress(asyncio.QueueFull):  # a page that does not read now gets the state when it does
             queue.put_nowait(what)
 
     def listener(what: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
-"""Who may speak to the page: one browser of this user, from this machine, and no other page.
+"""Access to the page: one browser of this user on this machine, and no other web page.
 
-The address that `stm review` opens holds a token that works once. The first visit changes it for a cookie.
+The address that `stm review` opens holds a token that works once. The first visit exchanges it for a cookie.
 From then on every request needs the cookie, the host name of the page, and (for changes) its origin.
 """
 
@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 COOKIE: Final = "stm_review"
 MOST_BODY_BYTES: Final = 64 << 20
-"""The largest request: a painted mask of an 8K plate as PNG stays below."""
+"""The largest request: a painted mask of an 8K plate as PNG is smaller."""
 
 _PAGE_ONLY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
@@ -25,14 +25,14 @@ _PAGE_ONLY: Final = (
 
 
 class Guard:
-    """ASGI middleware that lets one browser in and keeps everybody else out.
+    """ASGI middleware that admits one browser and refuses all others.
 
     Args:
-        app: what is guarded.
+        app: the guarded application.
         port: the page's port on the loopback interface.
 
     Attributes:
-        token: what the first visit must show; None after it.
+        token: of the first visit; None after it.
     """
 
     def __init__(self, app: ASGIApp, port: int) -> None:
@@ -54,13 +54,13 @@ class Guard:
         await self._app(scope, _limited(receive), _with_headers(send))
 
     def _refusal(self, scope: Scope) -> Response | None:
-        """The answer to a request that may not pass; None for one that may."""
+        """The response that refuses a request; None for an allowed request."""
         headers = Headers(scope=scope)
         host = headers.get("host", "")
         if host not in self._hosts:
-            return PlainTextResponse("This page answers to its own address only.", 421)
+            return PlainTextResponse("This page can be reached under its own address only.", 421)
         if scope["method"] not in ("GET", "HEAD") and headers.get("origin") != f"http://{host}":
-            return PlainTextResponse("Another page may not change anything here.", 403)
+            return PlainTextResponse("Another page must not change anything here.", 403)
         if int(headers.get("content-length", "0") or 0) > MOST_BODY_BYTES:
             return PlainTextResponse("The request is too large.", 413)
         shown = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
@@ -69,7 +69,7 @@ class Guard:
         return self._enter(scope)
 
     def _enter(self, scope: Scope) -> Response:
-        """Change the token for the cookie, once."""
+        """Exchange the token for the cookie, once."""
         query = dict(part.split("=", 1) for part in scope["query_string"].decode().split("&") if "=" in part)
         given = query.get("token", "")
         if self.token is None or not secrets.compare_digest(given, self.token):
@@ -83,7 +83,7 @@ class Guard:
 
 
 def _limited(receive: Receive) -> Receive:
-    """`receive` that ends a body that grows beyond the limit, whatever its header said."""
+    """`receive` that stops a body that exceeds the limit, whatever size its header states."""
     size = 0
 
     async def limited() -> Message:
@@ -98,7 +98,7 @@ def _limited(receive: Receive) -> Receive:
 
 
 def _with_headers(send: Send) -> Send:
-    """`send` that adds what browsers should know of every answer."""
+    """`send` that adds security headers to every response."""
 
     async def added(message: Message) -> None:
         if message["type"] == "http.response.start":

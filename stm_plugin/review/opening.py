@@ -1,4 +1,4 @@
-"""From what a person names to an open shot: a shot store, or a plate that gets one."""
+"""Opening a shot from a shot store, or from a plate, for which a store is made."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ def open_for_review(text: str, new: Path | None = None) -> Shot:
     """Open a shot store, or make one for a plate.
 
     Args:
-        text: the store's folder, with or without its suffix; else a plate as `stm propagate` takes it.
-        new: the folder of a plate's store; beside the plate if None. A store that is there is opened.
+        text: the store's folder, with or without its suffix; else a plate in any form that `stm propagate`
+            accepts.
+        new: the folder of a plate's store; beside the plate if None. An existing store is opened.
 
     Raises:
         StoreError: the store cannot be opened or made.

@@ -1,4 +1,4 @@
-"""Pictures for the page: plate frames and mattes as WebP, made ahead at a small size, kept on disk."""
+"""Pictures for the page: plate frames and mattes as WebP, made in advance at a small size, kept on disk."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from stm_plugin.files.whole import write_atomically
 from stm_plugin.windows import FloatArray
 
 PROXY_WIDTH: Final = 960
-"""Pixels of a picture that is made ahead: fills the page at 1280x720, and a hundred of them are 10 MB."""
+"""Width of pictures made in advance: they fill the page at 1280x720, and a hundred of them are 10 MB."""
 
 _PROXY_QUALITY: Final = 82
 _FULL_QUALITY: Final = 95
-_LOSSLESS: Final = 101  # OpenCV's word for it
+_LOSSLESS: Final = 101  # OpenCV's value for lossless
 
 Bytes8 = npt.NDArray[np.uint8]
 Size = Literal["proxy", "full"]
@@ -37,7 +37,7 @@ def cache_folder() -> Path:
 
 
 class PictureCache:
-    """Encoded pictures by what made them; on disk where it can be written, else nothing is kept.
+    """A cache on disk of encoded pictures by their ingredients; empty where the disk cannot be written.
 
     Args:
         folder: of one shot.
@@ -47,14 +47,14 @@ class PictureCache:
         self._folder = folder
 
     def get(self, *ingredients: str) -> bytes | None:
-        """A picture that was put with the same ingredients."""
+        """The picture that was put with the same ingredients, or None."""
         try:
             return self._path(ingredients).read_bytes() or None
         except OSError:
             return None
 
     def put(self, picture: bytes, *ingredients: str) -> None:
-        """Keep a picture. A full or read-only disk costs time only."""
+        """Keep a picture, unless the disk is full or read-only."""
         try:
             write_atomically(self._path(ingredients), picture, durable=False)
         except StoreError:
@@ -93,7 +93,7 @@ def decode_mask(data: bytes, width: int, height: int) -> FloatArray:
     """The alpha of a painted picture, float32 (height, width) in [0, 1].
 
     Raises:
-        ValueError: it is no picture, has no alpha, or another size.
+        ValueError: it is not a picture, has no alpha, or another size.
     """
     found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if found is None or found.ndim != 3 or found.shape[2] != 4:
@@ -120,5 +120,5 @@ def _sized(pixels: Bytes8, size: Size) -> Bytes8:
 
 def _webp(pixels: Bytes8, quality: int) -> bytes:
     done, data = cv2.imencode(".webp", pixels, [cv2.IMWRITE_WEBP_QUALITY, quality])
-    assert done  # 8-bit colours and a size below 16384 were given
+    assert done  # the input has 8-bit colours and sides below 16384
     return data.tobytes()

@@ -1,4 +1,4 @@
-"""Opening the page: from what a person names to a browser that shows it."""
+"""Opening the page of a shot store or a plate in a browser."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def serve_review(
 
     Args:
         text, new: as in `open_for_review`.
-        port: 0 takes a free one.
+        port: 0 chooses a free one.
         browser: whether to open the page in the user's browser.
-        say: gets what a person should read, line by line.
+        say: is called with each line for people.
 
     Raises:
         SettingsError: the packages of the page are not installed.

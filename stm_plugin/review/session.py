@@ -1,6 +1,6 @@
-"""The shot behind the page: what it shows, what may be changed, and the one propagation that may run.
+"""The shot of the page: its state, its pictures, its changes, and one propagation at a time.
 
-Everything here is a verb of `Shot`, so the command line can do it too.
+Every function uses methods of `Shot` only, so the command line can do the same.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Listener = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Run:
-    """A propagation as the page shows it: steps done and to do, and how it ended."""
+    """The progress of a propagation for the page: steps done and all steps, and how it ended."""
 
     running: bool = False
     done: int = 0
@@ -44,10 +44,10 @@ class Run:
 
 
 class ReviewSession:
-    """One open shot and those who look at it. Methods may be called from several threads.
+    """One open shot and the pages that show it. Thread-safe.
 
     Args:
-        shot: open; `close` closes it.
+        shot: an open shot; `close` closes it.
         cache: for pictures of this shot.
     """
 
@@ -61,13 +61,13 @@ class ReviewSession:
         self._exported: tuple[str, int, int] | None = None
         self._colours: dict[tuple[str, ...], tuple[Colour, ...]] = {}
 
-    # ---- what there is ----
+    # ---- state and pictures ----
 
     def state(self) -> dict[str, Any]:
-        """Everything that the page draws but the pictures.
+        """The state that the page shows, without pictures.
 
         Raises:
-            StmError: the plate is gone or the store is damaged.
+            StmError: the plate is missing or the store is damaged.
         """
         with self._mutex:
             status, shot = self._shot.status(), self._shot
@@ -100,7 +100,7 @@ class ReviewSession:
             }
 
     def _colours_of(self, names: tuple[str, ...]) -> tuple[Colour, ...]:
-        """Of the objects: they stand out from them once there is a key, and stay."""
+        """The colours of the objects, chosen for contrast on the first key and kept from then on."""
         keys = self._shot.keys
         if names not in self._colours and keys:
             frame = keys[0].frame
@@ -111,7 +111,7 @@ class ReviewSession:
         return self._colours.get(names, fallback)
 
     def _confidence(self) -> dict[str, float]:
-        """Of each finished frame, in [0, 1]."""
+        """The confidence of each finished frame, in [0, 1]."""
         return {str(frame): round(one.confidence, 4) for frame, one in self._shot.store.qualities().items()}
 
     def plate(self, frame: int, size: Size) -> bytes:
@@ -131,10 +131,10 @@ class ReviewSession:
         return found
 
     def matte(self, frame: int, name: str, size: Size) -> tuple[bytes, str]:
-        """An object's matte over the canvas as WebP (alpha), and the address of what made it.
+        """An object's matte over the canvas as WebP (alpha), and its address.
 
         Raises:
-            MatteError: it is not done; the message says why.
+            MatteError: it is not done; the text states why.
             PlateError: the plate frame cannot be read.
         """
         finished = self._shot.matte(frame)
@@ -152,7 +152,7 @@ class ReviewSession:
         return found, finished.address
 
     def confidence(self, frame: int, name: str) -> bytes:
-        """Where the network is unsure of an object: bright pixels over the canvas, as WebP (alpha).
+        """The uncertain pixels of an object: bright over the canvas, as WebP (alpha).
 
         Raises:
             MatteError, PlateError: as `matte`.
@@ -162,8 +162,8 @@ class ReviewSession:
         if found is None:
             sure = self._shot.confidence(frame).get(name)
             window, canvas = self._shot.plate.header(frame).data_window, self._shot.plate.canvas
-            doubt = np.zeros((1, 1), np.float32) if sure is None else place(1 - sure, window, canvas)
-            found = encode_matte(doubt, "proxy")
+            uncertainty = np.zeros((1, 1), np.float32) if sure is None else place(1 - sure, window, canvas)
+            found = encode_matte(uncertainty, "proxy")
             self._cache.put(found, "confidence", address, name)
         return found
 
@@ -171,7 +171,7 @@ class ReviewSession:
         """A first mask over the canvas from strokes and a box, as WebP (alpha).
 
         Raises:
-            MaskError: the hints point at nothing.
+            MaskError: no object was found at the hints.
             PlateError: the plate frame cannot be read.
         """
         return encode_matte(first_mask(self._display(frame), hints), "full")
@@ -181,27 +181,27 @@ class ReviewSession:
         window = self._shot.plate.header(frame).data_window
         return place(self._shot.display(frame), window, self._shot.plate.canvas)
 
-    # ---- changing it ----
+    # ---- changes ----
 
     def set_key(self, frame: int, name: str, mask: FloatArray, *, empty: bool = False) -> None:
-        """Give an object's mask on a frame; other objects of the key stay.
+        """Set an object's mask on a frame; other objects of the key are kept.
 
         Args:
             mask: float32 (H, W) in [0, 1] over the canvas.
-            empty: whether a mask without a pixel says "not here".
+            empty: whether an empty mask is accepted; it means "not here".
         """
         with self._mutex:
             self._shot.add_key(frame, {name: mask}, allow_empty=empty, replace_all=False)
-        self._tell({"kind": "state"})
+        self._notify({"kind": "state"})
 
     def remove_key(self, frame: int) -> None:
-        """Take a key away."""
+        """Remove a key."""
         with self._mutex:
             self._shot.remove_key(frame)
-        self._tell({"kind": "state"})
+        self._notify({"kind": "state"})
 
     def propagate(self) -> bool:
-        """Begin to compute what is not done; False where that is under way."""
+        """Start a propagation; False where one is running."""
         with self._mutex:
             if self._run.running:
                 return False
@@ -209,18 +209,18 @@ class ReviewSession:
             self._run = Run(running=True)
             self._thread = threading.Thread(target=self._propagate, name="propagation", daemon=True)
             self._thread.start()
-        self._tell({"kind": "state"})
+        self._notify({"kind": "state"})
         return True
 
     def stop(self) -> None:
-        """End a propagation after the frame that it is at. What is done is kept."""
+        """Stop a propagation after its current frame. Finished frames are kept."""
         self._stop.set()
 
     def export(self, out: str, *, overwrite: bool = False, cryptomatte: bool = False) -> str:
-        """Write the mattes as EXR files; the words that say so.
+        """Write the mattes as EXR files; returns a text that says so.
 
         Raises:
-            OutputError: a file may not be written over.
+            OutputError: a file must not be replaced.
             MatteError: a frame is not done.
         """
         with self._mutex:
@@ -231,7 +231,7 @@ class ReviewSession:
             shot.export(writer)
             frames = shot.plate.frames
             self._exported = (str(writer.sequence), frames[0], frames[-1])
-        self._tell({"kind": "state"})
+        self._notify({"kind": "state"})
         return f"{len(writer.written)} frames: {writer.sequence}"
 
     def nuke_text(self) -> str:
@@ -255,27 +255,27 @@ class ReviewSession:
             "}\n"
         )
 
-    # ---- listening ----
+    # ---- listeners ----
 
     def listen(self, listener: Listener) -> Callable[[], None]:
-        """Tell `listener` of every change, from any thread; gives what ends that."""
+        """Call `listener` after every change, from any thread; returns a function that ends this."""
         self._listeners.add(listener)
         return lambda: self._listeners.discard(listener)
 
     def close(self) -> None:
-        """Stop, wait for the frame under way, and close the shot."""
+        """Stop, wait for the current frame, and close the shot."""
         self.stop()
         thread = self._thread
         if thread is not None:
             thread.join()
         self._shot.close()
 
-    def _tell(self, what: dict[str, Any]) -> None:
+    def _notify(self, what: dict[str, Any]) -> None:
         for listener in tuple(self._listeners):
             listener(what)
 
     def _propagate(self) -> None:
-        """The thread's work."""
+        """The work of the thread."""
         started, ended = time.monotonic(), Run()
         try:
             summary = self._shot.propagate(Request(), on_event=self._on_event, cancelled=self._stop.is_set)
@@ -284,7 +284,7 @@ class ReviewSession:
                 f"{time.monotonic() - started:.1f} s"
             )
         except PropagationCancelled:
-            ended = Run(message="Stopped. Finished frames are kept; propagating again goes on from here.")
+            ended = Run(message="Stopped. Finished frames are kept; propagating again continues from here.")
         except StmError as error:
             ended = Run(message=str(error), failed=True)
         except Exception as error:
@@ -293,7 +293,7 @@ class ReviewSession:
         finally:
             with self._mutex:
                 self._run = ended
-            self._tell({"kind": "state"})
+            self._notify({"kind": "state"})
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, Progress):
@@ -304,10 +304,10 @@ class ReviewSession:
                 frame=event.frame,
                 seconds_left=event.seconds_left,
             )
-            self._tell({"kind": "progress", "run": asdict(self._run)})
+            self._notify({"kind": "progress", "run": asdict(self._run)})
         elif isinstance(event, FrameFinished):
-            self._tell({"kind": "frame", "frame": event.frame})
+            self._notify({"kind": "frame", "frame": event.frame})
         elif isinstance(event, PlanMade):
-            self._tell({"kind": "plan", "dirty": [str(one) for one in event.plan.dirty]})
+            self._notify({"kind": "plan", "dirty": [str(one) for one in event.plan.dirty]})
         elif isinstance(event, Notice):
-            self._tell({"kind": "notice", "text": event.text})
+            self._notify({"kind": "notice", "text": event.text})

@@ -14,7 +14,7 @@ from stm_plugin.errors import MaskError
 from stm_plugin.windows import FloatArray
 
 _SHORT_SIDE: Final = 480
-"""GrabCut works at this size: about a second, and its outline is a start only."""
+"""GrabCut works at this size: it takes about a second, and its outline is only a start."""
 _ROUNDS: Final = 5
 _SOFT_EDGE: Final = 0.6  # pixels of the small picture, standard deviation
 
@@ -23,7 +23,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Hints:
-    """What a person drew: in pixels of the picture, x to the right and y down.
+    """What a person drew, in pixels of the picture, x to the right and y down.
 
     Attributes:
         box: left, top, right, bottom; everything outside of it is background.
@@ -38,7 +38,7 @@ class Hints:
 
 
 def first_mask(picture: FloatArray, hints: Hints) -> FloatArray:
-    """A mask with a soft edge of what the hints point at.
+    """A mask with a soft edge of the object at the hints.
 
     Args:
         picture: float32 (h, w, 3) in [0, 1], sRGB.
@@ -71,7 +71,7 @@ def first_mask(picture: FloatArray, hints: Hints) -> FloatArray:
 
 
 def _labels(hints: Hints, size: tuple[int, int], scale: float) -> npt.NDArray[np.uint8]:
-    """What GrabCut is told of each pixel: (h, w)."""
+    """The labels of all pixels for GrabCut: (h, w)."""
     width, height = size
     if hints.box is None:
         labels = np.full((height, width), cv2.GC_PR_BGD, np.uint8)

@@ -30,7 +30,7 @@ class Contour:
 
 
 def contours(alpha: FloatArray, window: Window, least_area: float = 0.0) -> tuple[list[Contour], int]:
-    """The contours of a matte by marching squares, to a small part of a pixel.
+    """The contours of a matte by marching squares, with subpixel precision.
 
     Args:
         alpha: (h, w) over `window`. Outside it is 0, so a part that leaves the window is closed along its
@@ -46,7 +46,7 @@ def contours(alpha: FloatArray, window: Window, least_area: float = 0.0) -> tupl
     rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
     top, left = int(rows[0]), int(columns[0])
     bottom, right = int(rows[-1]) + 1, int(columns[-1]) + 1
-    # One more pixel all round: the line lies between the last pixel inside and the first one outside.
+    # One pixel more on every side: the line lies between the last pixel inside and the first one outside.
     y0, x0 = max(top - 1, 0), max(left - 1, 0)
     part = np.pad(alpha[y0 : bottom + 1, x0 : right + 1].astype(np.float64), 1)
     offset = (window.x + x0 - 0.5, window.y + y0 - 0.5)
@@ -95,15 +95,16 @@ def _loops(values: npt.NDArray[np.float64]) -> list[Points]:
 
 
 def _edge(side: int, y: npt.NDArray[np.int64], x: npt.NDArray[np.int64], width: int) -> npt.NDArray[np.int64]:
-    """A number for the edge on one side (0 top, 1 right, 2 bottom, 3 left) of cells: even for flat ones."""
+    """A number for the edge on one side (0 top, 1 right, 2 bottom, 3 left) of cells: even for horizontal
+    edges."""
     dy, dx = (side == 2), (side == 1)
     return 2 * ((y + dy) * width + x + dx) + (side % 2)
 
 
 _LINKS = {
-    # which corners are inside (1 upper left, 2 upper right, 4 lower right, 8 lower left) -> ways through
-    # the cell,
-    # each from the side where the line enters to that where it leaves, with the inside on its right
+    # The corners inside (1 upper left, 2 upper right, 4 lower right, 8 lower left) -> the lines through the
+    # cell,
+    # each from the side where it enters to that where it leaves, with the inside on its right.
     1: ((0, 3),),
     2: ((1, 0),),
     3: ((1, 3),),
@@ -132,13 +133,13 @@ def _positions(edges: npt.NDArray[np.int64], values: npt.NDArray[np.float64]) ->
 
 
 def lengths(points: Points) -> npt.NDArray[np.float64]:
-    """(N + 1,): how far each point, and the first one again, is along a closed line."""
+    """(N + 1,): the length along a closed line up to each point, and up to the first one again."""
     steps = np.linalg.norm(np.roll(points, -1, axis=0) - points, axis=1)
     return np.concatenate([[0.0], np.cumsum(steps)])
 
 
 def resampled(points: Points, count: int) -> Points:
-    """`count` points at even distances along a closed line, from its first point on."""
+    """`count` points at even distances along a closed line, starting at its first point."""
     along = lengths(points)
     wanted = np.arange(count) * (along[-1] / count)
     return at_length(points, along, wanted)
@@ -147,15 +148,14 @@ def resampled(points: Points, count: int) -> Points:
 def at_length(
     values: npt.NDArray[np.float64], along: npt.NDArray[np.float64], wanted: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """Values (N, C) that belong to the points of a closed line, at lengths along it (any number of
-    rounds)."""
+    """Values (N, C) that belong to the points of a closed line, at any lengths along it."""
     closed = np.concatenate([values, values[:1]])
     place = np.mod(wanted, along[-1])
     return np.stack([np.interp(place, along, column) for column in closed.T], axis=-1)
 
 
 def smoothed(points: npt.NDArray[np.float64], sigma: float) -> npt.NDArray[np.float64]:
-    """A closed line's (N, C) values under a Gaussian of `sigma` samples."""
+    """The values (N, C) of a closed line, smoothed by a Gaussian of `sigma` samples."""
     if sigma <= 0:
         return points
     reach = max(1, round(3 * sigma))

@@ -1,12 +1,9 @@
-"""Which place of a contour is which on the other frames of its life.
+"""Matches the points of a contour to those on the other frames of its lifetime.
 
-`corresponding` walks from frame to frame: every sample goes where the picture moves, and the new contour
-is matched
-as a whole (a shortest path over candidates, by place and direction, that never turns back). Then all
-frames are
-solved together: each sample slides along its contours until the motion to both neighbours and the
-distances to
-the samples beside it agree.
+`advanced` goes from frame to frame: every sample moves with the picture, and the new contour is matched as a
+whole, by a shortest path over candidates by place and direction that keeps their order. Then `settled` solves
+all frames together: each sample slides along its contours until the motion to both neighbours and the
+distances to the samples beside it agree.
 """
 
 from __future__ import annotations
@@ -24,35 +21,34 @@ from stm_plugin.shapes.values import Points
 Along = npt.NDArray[np.float64]
 
 _ANCHORS = 240
-"""Samples that are matched; those between follow."""
+"""Samples that are matched; those between are interpolated."""
 _FINER = 2
-"""Places on the new contour for each anchor."""
+"""Candidate places on the new contour for each anchor."""
 _LONGEST_STEP = 24
 """Places that one anchor may skip."""
 _DIRECTION = 0.08
-"""How much a direction counts, as a share of the contour's size: opposite sides of a thin limb differ by
-it."""
+"""How much a direction counts, as a share of the contour's size: it tells the two sides of a thin limb
+apart."""
 _STRETCH = 0.35
-"""What each place skipped or used twice costs, beside a distance of one place."""
+"""Cost of each place that is skipped or used twice, relative to a distance of one place."""
 _FARTHEST = 12.0
-"""Places from which on it does not matter how far a match is."""
+"""Distances are clipped to this many places."""
 _STARTS = 2
 _ALIGNMENTS = 4
 _ROUNDS = 24
 _CORNER_ANGLE = 50.0
 """Degrees that a contour turns at a corner."""
 _CORNER_FRAMES = 0.34
-"""Share of the frames on which a corner must be one."""
+"""Share of the frames on which a corner must turn that much."""
 CORNER_REACH = 4.0
-"""Pixels on both sides of a corner that say how much it turns."""
+"""Pixels on both sides of a corner over which its turn is measured."""
 _LARGEST_STEP = 2.0
 _FOLD = 0.14
-"""Share of a contour that may appear where there was next to nothing: more is another part, not the same
-one."""
+"""Share of a contour that may be new on a frame: with more it is another part."""
 
 
 def sample_count(sections: Sequence[Section]) -> int:
-    """How many samples follow a part through its life."""
+    """How many samples follow a part through its lifetime."""
     longest = max(section.length for section in sections)
     return int(np.clip(round(longest / 1.1), FEWEST_SAMPLES, MOST_SAMPLES))
 
@@ -63,14 +59,15 @@ def start(section: Section, count: int) -> Along:
 
 
 def advanced(before: Section, after: Section, where: Along) -> tuple[Along, Points] | None:
-    """The same samples on the next frame.
+    """The samples on the next frame.
 
     Args:
         where: (M,) ascending lengths along `before`, less than one round from first to last.
 
     Returns:
-        (M,) ascending lengths along `after`, and (M, 2) how each sample moves with the picture and the
-        whole part; or None where the contour folds: it is another part then.
+        (M,) ascending lengths along `after`, and (M, 2) the motion of each sample with the picture and the
+        whole
+        part; or None where the contour folds, which means that it is another part.
     """
     count = len(where)
     rows = min(_ANCHORS, count)
@@ -102,7 +99,7 @@ def advanced(before: Section, after: Section, where: Along) -> tuple[Along, Poin
         return None
     chosen = np.empty(rows)
     chosen[np.roll(np.arange(rows), -row)] = _spread(path.astype(np.float64)) * unit
-    chosen[:row] -= after.length  # those before the start come round last
+    chosen[:row] -= after.length  # those before the start come last
     everything = np.interp(
         np.arange(count), np.append(anchors, count), np.append(chosen, chosen[0] + after.length)
     )
@@ -131,7 +128,7 @@ def _aligned(points: Points, facing: Points, target: npt.NDArray[np.float64]) ->
 
 
 def _shortest_path(distance: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.int64]]:
-    """The cheapest way round: for each anchor (row) a place (column), never back, from 0 to one round."""
+    """The cheapest path: for each anchor (row) a place (column), never decreasing, from 0 to one round."""
     rows, columns = distance.shape
     distance = np.hstack([distance, distance[:, :1]])
     steps = np.arange(_LONGEST_STEP + 1)
@@ -154,7 +151,7 @@ def _shortest_path(distance: npt.NDArray[np.float64]) -> tuple[float, npt.NDArra
 
 
 def _spread(path: Along) -> Along:
-    """Anchors that share a place, or nearly, share the way to the next one."""
+    """Anchors at nearly the same place are spread over the distance to the next one."""
     kernel = np.array([0.25, 0.5, 0.25])
     padded = np.concatenate([[path[0]], path, [path[-1]]])
     smooth = np.convolve(padded, kernel, mode="valid")
@@ -165,10 +162,10 @@ def _spread(path: Along) -> Along:
 def settled(
     sections: Sequence[Section], where: npt.NDArray[np.float64], moves: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """All frames together.
+    """Solve all frames together.
 
     Args:
-        where: (T, M) lengths along the contours, as `advanced` gave them.
+        where: (T, M) lengths along the contours, from `advanced`.
         moves: (T - 1, M, 2) how the samples move to the next frame.
 
     Returns:
@@ -213,7 +210,7 @@ def turning(tracks: npt.NDArray[np.float64], reach: float) -> npt.NDArray[np.flo
 
 
 def corner_samples(tracks: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """Samples at which the contour turns sharply, there or close by, on many frames."""
+    """Samples at or near which the contour turns sharply on many frames."""
     count = tracks.shape[1]
     turn = turning(tracks, CORNER_REACH)
     spacing = max(float(np.median(np.linalg.norm(np.diff(tracks, axis=1), axis=2))), 1e-6)
@@ -236,7 +233,7 @@ def corner_samples(tracks: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
 def _at_corners(
     sections: Sequence[Section], where: npt.NDArray[np.float64], size: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """Corner samples slide to where their frame has the corner, and those between go with them."""
+    """Corner samples slide to the corner of their frame, and those between follow."""
     tracks = np.stack([section.at(row) for section, row in zip(sections, where, strict=True)])
     corners = corner_samples(tracks)
     if not len(corners):
@@ -266,7 +263,7 @@ def _tangents(section: Section, where: Along) -> Points:
 
 
 def _in_order(where: npt.NDArray[np.float64], size: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Samples stay in order, at least a tenth of the even distance apart."""
+    """Lengths in order, at least a tenth of the even distance apart."""
     least = size / where.shape[1] * 0.1
     ramp = np.arange(where.shape[1]) * least
     forward = np.maximum.accumulate(where - ramp, axis=1) + ramp

@@ -1,8 +1,7 @@
-"""Few points for a contour over its life: corners where it has corners, long smooth arcs between.
+"""Few Bezier points for a contour over its lifetime: corners where it has corners, long smooth arcs between.
 
 The points are the same samples of the contour on every frame, so they keep their identity. All frames are
-fitted
-at once: arrays begin with T, the frames of the life.
+fitted at once: the first axis of arrays is T, the frames of the lifetime.
 """
 
 from __future__ import annotations
@@ -18,20 +17,19 @@ from stm_plugin.shapes.values import bernstein
 Array = npt.NDArray[np.float64]
 
 MOST_POINTS = 128
-"""Points that a shape has at most."""
+"""The most points of a shape."""
 _FEWEST_POINTS = 4
 _SPATIAL_SHARE = 0.65
-"""Share of the tolerance that the fit of one frame may use; the rest is for the interpolation between
-keys."""
+"""Share of the tolerance that the fit of one frame may use; the rest is for interpolation between keys."""
 PERCENTILE = 95
-"""Of the distances along a contour: what the tolerance is about."""
+"""The tolerance bounds this percentile of the distances along a contour."""
 _TANGENT_REACH = 2.5
 _TANGENT_SHARE = 0.2
-"""Of the way to the nearer point, that a direction is read from."""
+"""Share of the way to the nearer point over which a direction is measured."""
 _LONGEST_HANDLE = 1.0
 """Of the distance to the next point."""
 _FRAMES_LOOKED_AT = 24
-"""Frames of a long life on which points are chosen; the fit is made on all."""
+"""Points are chosen on this many frames of a long lifetime; the fit is made on all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +40,7 @@ class Fit:
         samples: (n,) which samples are points, ascending.
         corners: (n,) whether they are corners.
         values: (T, n, 3, 2) centre, incoming and outgoing handle (relative).
-        place: (T, M) where on its segment each sample lies, in [0, 1].
+        place: (T, M) the position of each sample on its segment, in [0, 1].
     """
 
     samples: npt.NDArray[np.int64]
@@ -80,7 +78,8 @@ def fitted(tracks: Array, tolerance: float) -> Fit:
 
 
 def chosen_samples(tracks: Array, corners: npt.NDArray[np.int64], tolerance: float) -> npt.NDArray[np.int64]:
-    """Which samples become points: corners first, then where the fit is worst, until it is good enough."""
+    """The samples that become points: corners first, then where the fit is worst, until it is within
+    tolerance."""
     count = tracks.shape[1]
     even = np.arange(_FEWEST_POINTS) * count // _FEWEST_POINTS
     samples = corners if len(corners) >= _FEWEST_POINTS else np.union1d(corners, even)
@@ -106,7 +105,8 @@ def _without_near(
 
 
 def _worst(errors: Array, samples: npt.NDArray[np.int64], tolerance: float) -> int:
-    """The sample to add: the middle of what is wrong in the segment with most wrong."""
+    """The sample to add: the middle of the part outside the tolerance, in the segment with the largest such
+    part."""
     count = errors.shape[1]
     excess = np.maximum(errors - tolerance, 0).sum(axis=0)
     best, place = -1.0, 0
@@ -125,7 +125,7 @@ def _pruned(
     tolerance: float,
     known: dict[tuple[int, ...], Array],
 ) -> npt.NDArray[np.int64]:
-    """Without the points that are not needed."""
+    """The points without those that are not needed."""
     while len(samples) > _FEWEST_POINTS - 1:
         best: tuple[float, npt.NDArray[np.int64]] | None = None
         for one in samples:
@@ -148,7 +148,7 @@ def _errors(
     corners: npt.NDArray[np.int64],
     known: dict[tuple[int, ...], Array],
 ) -> Array:
-    """(T, M) distance of each sample from the Beziers. Segments that did not change are not fitted again."""
+    """(T, M) distance of each sample from the Beziers. Unchanged segments are not fitted again."""
     result = np.zeros(tracks.shape[:2])
     is_corner = np.isin(samples, corners)
     ends, ways_in, ways_out = _ends(tracks, samples, is_corner)
@@ -176,9 +176,9 @@ def _between(samples: npt.NDArray[np.int64], i: int, count: int) -> npt.NDArray[
 def _ends(
     tracks: Array, samples: npt.NDArray[np.int64], corners: npt.NDArray[np.bool_]
 ) -> tuple[Array, Array, Array]:
-    """(T, n, 2) points, and the unit directions in which the curve comes in from (backward) and goes out.
+    """(T, n, 2) points, and the unit directions of the curve before (pointing backward) and after each point.
 
-    A direction is that of the line through the samples around a point, more of them where points are far
+    A direction is that of the line through the samples around a point; more samples where points are far
     apart.
     """
     count = tracks.shape[1]
@@ -211,7 +211,7 @@ def _segment(
         points: (T, S, 2).
         first, last: (T, 2) its ends.
         out, back: (T, 2) unit directions at the ends, inward.
-        free: whether the direction at each end is the fit's to choose (a corner).
+        free: whether the direction at each end is free (a corner).
 
     Returns:
         handles (T, 2, 2) relative to the ends, places of the samples (T, S), distances (T, S).
@@ -243,7 +243,7 @@ def _free_handles(points: Array, place: Array, first: Array, last: Array) -> Arr
     rest = points - fixed
     one, two = weights[..., 1], weights[..., 2]
     a, b, c = (np.sum(x * y, axis=1)[:, None] for x, y in ((one, one), (one, two), (two, two)))
-    firm = 0.02 * (a + c) + 1e-9  # towards the straight line, where the samples say nothing
+    firm = 0.02 * (a + c) + 1e-9  # the straight line, where the samples leave it open
     a, c = a + firm, c + firm
     p, q = np.einsum("ts,tsc->tc", one, rest), np.einsum("ts,tsc->tc", two, rest)
     determinant = a * c - b * b
@@ -263,7 +263,7 @@ def _handles(
     one, two = weights[..., 1, None] * out[:, None], weights[..., 2, None] * back[:, None]
     a, b, c = (np.sum(x * y, axis=(1, 2)) for x, y in ((one, one), (one, two), (two, two)))
     p, q = np.sum(one * rest, axis=(1, 2)), np.sum(two * rest, axis=(1, 2))
-    firm = 1e-3 * (a + c) + 1e-9  # towards a third of the chord, where the samples say nothing
+    firm = 1e-3 * (a + c) + 1e-9  # a third of the chord, where the samples leave it open
     a, c = a + firm, c + firm
     p, q = p + firm * chord / 3, q + firm * chord / 3
     determinant = a * c - b * b

@@ -1,4 +1,4 @@
-"""Files of shapes: which formats there are, and what each file holds."""
+"""The formats of shape files, and the text of each file."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from stm_plugin.shapes.values import ShapeSet
 
 
 def format_of(out: str | Path, wanted: ShapeFormat | None = None) -> ShapeFormat:
-    """The format that was asked for, else that of the file's name. MatteError where neither says it."""
+    """The requested format, else that of the file's name. MatteError where neither states one."""
     if wanted is not None:
         return wanted
     suffix = Path(out).suffix.lower()
     if suffix not in SUFFIXES:
         raise MatteError(
-            "The name does not say which format the shapes should have.",
+            "The name does not show which format the shapes should have.",
             path=str(out),
             hint="Name it .nk, .py (Natron), .json or .####.svg, or give --format.",
         )

@@ -43,14 +43,14 @@ def shapes_to_json(shapes: ShapeSet) -> dict[str, Any]:
 
 
 def shapes_from_json(value: Any) -> ShapeSet:
-    """The shapes of a value that `json.loads` gave. MatteError where it is none, or of a newer version."""
+    """The shapes of a value from `json.loads`. MatteError where it is invalid, or of a newer version."""
     if not isinstance(value, dict) or value.get("format") != "stm-shapes":
         raise MatteError(
             "The file holds no shapes.", hint="Give a file that `stm shot shapes --format json` wrote."
         )
     if value.get("version") != VERSION:
         raise MatteError(
-            f"The shapes are of version {value.get('version')}; this program knows {VERSION}.",
+            f"The shapes are of version {value.get('version')}; this program reads {VERSION}.",
             hint="Use a newer version of the program.",
         )
     try:

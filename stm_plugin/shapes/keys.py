@@ -1,4 +1,4 @@
-"""Sparse keys: a point is keyed only where the line between its keys would leave the tolerance."""
+"""Sparse keys: a point gets a key only where interpolation between its keys would exceed the tolerance."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from stm_plugin.shapes.values import bernstein
 Array = npt.NDArray[np.float64]
 
 _ALONG = 0.2
-"""What sliding along the contour counts, beside leaving it: the curve stays where it is."""
+"""Weight of an error along the contour, relative to one across it: the curve hardly changes."""
 _HANDLE = 0.4
-"""What a handle counts, beside its point: the curve follows it by at most 4/9."""
+"""Weight of a handle's error, relative to its point's: the curve follows a handle by at most 4/9."""
 _STARTS = (1.0, 0.8, 0.6, 0.45)
-"""Shares of the tolerance that a point alone may use; the largest that leaves most frames right is taken."""
+"""Shares of the tolerance that a point alone may use; the largest that keeps most frames within it is
+taken."""
 _MOST_WRONG = 0.1
-"""Share of the frames that keys may be added to afterwards."""
+"""Share of the frames on which keys may be added afterwards."""
 _ROUNDS = 40
 
 
 @dataclass(frozen=True, eq=False)
 class Keyed:
-    """Keys of one point: frames (K,) as indices into the life, values (K, 8)."""
+    """Keys of one point: frames (K,) as indices into the lifetime, values (K, 8)."""
 
     frames: npt.NDArray[np.int64]
     values: Array
@@ -37,7 +38,7 @@ def keyed(fit: Fit, feather: Array, tracks: Array, tolerance: float) -> list[Key
     Args:
         fit: T frames, n points, M samples.
         feather: (T, n, 2) offsets of the feather points.
-        tracks: (T, M, 2) what the contour is.
+        tracks: (T, M, 2) the samples of the contour.
         tolerance: of the 95th percentile of the distances along the contour, in pixels.
     """
     values = np.concatenate([fit.values, feather[:, :, None]], axis=2).reshape(len(tracks), -1, 8)
@@ -65,7 +66,7 @@ def interpolated(key: Keyed, frames: int) -> Array:
 
 
 def _weights(values: Array, tolerance: float) -> Array:
-    """(T, 5, 8): five measures of a difference of a point's values, in pixels off the contour."""
+    """(T, 5, 8): the weights of five error measures of a point's values, in pixels."""
     way = values[:, 4:6] - values[:, 2:4]
     way = way / np.maximum(np.linalg.norm(way, axis=1, keepdims=True), 1e-9)
     off = np.stack([way[:, 1], -way[:, 0]], axis=1)
@@ -80,7 +81,8 @@ def _weights(values: Array, tolerance: float) -> Array:
 
 
 def _sparse(values: Array, weights: Array, limit: float) -> Keyed:
-    """As few keys as keep every measure below `limit`, each value the best for the frames around it."""
+    """The fewest keys that keep every measure below `limit`, with the best values for the frames around
+    them."""
     last = len(values) - 1
     frames = [0, last] if last else [0]
     while True:
@@ -88,13 +90,13 @@ def _sparse(values: Array, weights: Array, limit: float) -> Keyed:
         off = np.abs(np.einsum("tij,tj->ti", weights, interpolated(key, len(values)) - values)).max(axis=1)
         if len(frames) > last or off.max() <= limit:
             return key
-        off[frames] = -1.0  # a key that is off for the sake of its neighbours: they get keys of their own
+        off[frames] = -1.0  # a key that is wrong to suit its neighbours: these get keys, too
         worst = int(np.argmax(off))
         frames = sorted({*frames, worst})
 
 
 def _best(values: Array, frames: npt.NDArray[np.int64]) -> Keyed:
-    """Values at the keys so that the lines between them fit all frames (least squares)."""
+    """Values at the keys so that interpolation between them fits all frames (least squares)."""
     hats = np.stack([np.interp(np.arange(len(values)), frames, row) for row in np.eye(len(frames))], axis=1)
     ridge = 1e-6 * np.eye(len(frames))
     best = np.linalg.solve(hats.T @ hats + ridge, hats.T @ values + ridge @ values[frames])
@@ -116,7 +118,7 @@ def _with_frames(values: Array, key: Keyed, frames: npt.NDArray[np.int64]) -> Ke
 
 
 def _wrong(keys: list[Keyed], fit: Fit, tracks: Array, tolerance: float) -> npt.NDArray[np.bool_]:
-    """(T, n): points beside which the keyed shape leaves the contour, on frames that leave the tolerance."""
+    """(T, n): points beside which the keyed shape is off the contour, on frames outside the tolerance."""
     frames, count = tracks.shape[:2]
     values = np.stack([interpolated(key, frames) for key in keys], axis=1)  # (T, n, 8)
     distance = keyed_distances(values, fit, tracks)
@@ -131,7 +133,7 @@ def _wrong(keys: list[Keyed], fit: Fit, tracks: Array, tolerance: float) -> npt.
         wrong[:, i] |= off
         wrong[:, j] |= off
     flat = fit.values.reshape(frames, -1, 6)
-    for i, key in enumerate(keys):  # what is exact on a frame cannot be made better there
+    for i, key in enumerate(keys):  # a point with an exact key on a frame cannot be improved there
         exact = np.abs(key.values[:, :6] - flat[key.frames, i]).max(axis=1) < 1e-9
         wrong[key.frames[exact], i] = False
     return wrong
@@ -149,7 +151,7 @@ def keyed_distances(values: Array, fit: Fit, tracks: Array) -> Array:
     chosen = curve[:, segment]  # (T, M, 4, 2)
     step = np.diff(chosen, axis=2) * 3
     place = fit.place
-    for _ in range(2):  # towards the closest place: a point that slid along the contour is not off it
+    for _ in range(2):  # towards the closest place: sliding along the contour is no error
         off = tracks - np.einsum("tmb,tmbc->tmc", bernstein(place), chosen)
         rest = 1 - place
         quadratic = np.stack([rest**2, 2 * rest * place, place**2], axis=-1)

@@ -1,4 +1,4 @@
-"""Making shapes: give the frames one after the other, then ask for the shapes.
+"""Making shapes: add the frames one after the other, then finish.
 
     maker = ShapeMaker(tolerance=0.75)
     for frame in frames:
@@ -32,7 +32,7 @@ from stm_plugin.windows import FloatArray, Window
 
 @dataclass(eq=False)
 class _Life:
-    """A part that is being followed."""
+    """A part of an object that is being followed."""
 
     object: str
     sections: list[Section] = field(default_factory=list)
@@ -67,9 +67,9 @@ class ShapeMaker:
         """Take the next frame.
 
         Args:
-            frame: above all frames before; a gap in the numbers ends all lives.
+            frame: above all frames before; a gap in the numbers ends all lifetimes.
             alphas: by object name, (h, w) in [0, 1] over `window`.
-            picture: (h, w, 3) sRGB in [0, 1] over `window`; without it points follow by shape alone.
+            picture: (h, w, 3) sRGB in [0, 1] over `window`; without it points follow the shape alone.
 
         Raises:
             MatteError: an object is in too many pieces.
@@ -100,10 +100,10 @@ class ShapeMaker:
         """The shapes of all frames.
 
         Args:
-            on_shape: hears how many of how many parts are done.
+            on_shape: is called with the number of parts done and of all parts.
 
         Raises:
-            MatteError: there is nothing on any frame.
+            MatteError: the matte is empty on all frames.
         """
         self._end(self._living)
         if not self._ended:
@@ -143,7 +143,7 @@ class ShapeMaker:
             life.sections[-1] = replace(life.sections[-1], forward=flow)
 
     def _continued(self, living: list[_Life], found: list[tuple[str, Section]]) -> list[_Life]:
-        """The lives on the new frame; those that found no contour end."""
+        """The parts that continue on the new frame; those without a contour there end."""
         result: list[_Life] = []
         for name in dict.fromkeys([life.object for life in living] + [one for one, _ in found]):
             old = [life for life in living if life.object == name]
@@ -164,7 +164,7 @@ class ShapeMaker:
 
 
 def _shaped(life: _Life, tolerance: float) -> list[tuple[_Life, tuple[PointTrack, ...]]]:
-    """The points of a life; of several where its contour folds between two frames."""
+    """The tracked points of a part; in pieces where its contour folds between two frames."""
     result = []
     sections = life.sections
     while sections:

@@ -1,4 +1,5 @@
-"""How the picture moves from one frame to the next: dense optical flow (OpenCV's DIS) at a bounded size."""
+"""The motion of the picture from one frame to the next: dense optical flow (OpenCV's DIS) at a bounded
+size."""
 
 from __future__ import annotations
 
@@ -12,18 +13,18 @@ from stm_plugin.shapes.values import Points
 from stm_plugin.windows import FloatArray, Window
 
 LONGEST_SIDE = 720
-"""Pixels of the picture that the flow sees: finer motion than a third of a 2K pixel is not needed."""
+"""Pixels of the picture for the flow: finer motion than a third of a 2K pixel is not needed."""
 _MARGIN = 48
-"""Pixels of that picture around the object that the flow sees too."""
+"""Pixels of that picture around the object that are included."""
 
 
 @dataclass(frozen=True, eq=False)
 class GreyFrame:
-    """A frame as the flow sees it.
+    """A frame for the optical flow.
 
     Attributes:
-        pixels: uint8 (h, w), the picture made smaller.
-        window: what it shows, in plate pixels.
+        pixels: uint8 (h, w), the reduced picture.
+        window: its window, in plate pixels.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -31,7 +32,7 @@ class GreyFrame:
 
     @property
     def scale(self) -> tuple[float, float]:
-        """Small pixels in one plate pixel, across and down."""
+        """Reduced pixels per plate pixel, across and down."""
         return self.pixels.shape[1] / self.window.width, self.pixels.shape[0] / self.window.height
 
 
@@ -49,7 +50,7 @@ def grey_frame(picture: FloatArray, window: Window) -> GreyFrame:
 
 
 def flow_at(before: GreyFrame, after: GreyFrame, places: list[Points]) -> list[Points]:
-    """Where points of `before` go in `after`.
+    """How far points of `before` move until `after`.
 
     Args:
         places: arrays (N, 2) of plate pixels.

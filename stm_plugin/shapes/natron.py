@@ -1,11 +1,9 @@
 """Natron's Roto as a Python script: it makes the node through Natron's documented interface.
 
-Run it in Natron's script editor, or `NatronRenderer -l hero.py project.ntp`. Natron keys whole shapes, so
-each is
-keyed on every frame on which one of its points is. Natron's handles are absolute and count pixels from the
-lower
-left corner of the format, y up, as Nuke's do. A hole's colour is 0, and a later shape is drawn over an
-earlier one.
+Run it in Natron's script editor, or by `NatronRenderer -l hero.py project.ntp`. Natron keys whole shapes, so
+a shape has a key on every frame on which one of its points has one. Handles are absolute, in pixels from the
+lower left corner of the format, y up, as in Nuke. A hole has colour 0. A later shape is drawn over an earlier
+one.
 """
 
 from __future__ import annotations
@@ -65,7 +63,7 @@ def natron_script(shapes: ShapeSet, name: str) -> str:
     facts = (
         f"NAME = {json.dumps(name)}\nFRAMES = {list(shapes.frames)}\nPIXEL_ASPECT = {shapes.pixel_aspect!r}\n"
     )
-    # True and False are Python's, and json has no other word that Python lacks here
+    # JSON differs from Python only in true and false here
     rows = ",\n".join("    " + repr(one) for one in data)
     return f"{head}{facts}SHAPES = [\n{rows},\n]\n{_PROGRAM}"
 
@@ -96,7 +94,7 @@ def _data(shape: Shape, display: Window) -> dict[str, Any]:
 
 
 def read_natron_script(text: str, display: Window) -> ShapeSet:
-    """The shapes of a script of ours; nothing in it is run. MatteError where it is none."""
+    """The shapes of a script by `natron_script`; it is parsed, not run. MatteError where it is none."""
     try:
         tree = ast.parse(text)
         values = {

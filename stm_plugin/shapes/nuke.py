@@ -1,14 +1,11 @@
 """Nuke's Roto node as text: a `.nk` file that opens in Nuke, or is pasted into a script.
 
-What is written, as published scripts have it: numbers are single floats in hexadecimal behind an `x`; a
-shape is a
-`curvegroup` of two `cc` curves, the outline and its feather; a point is three pairs, incoming handle,
-centre and
-outgoing handle, the handles relative to the centre; the feather's centre is relative to the outline's. A
-value that
-changes is a list of `{frame value}`. `ltt 4` with `ltn` and `ltm` is a lifetime from frame to frame.
-Colour 0 cuts
-out; elements that come first lie on top. x and y count pixels from the lower left corner of the format.
+The syntax is that of published scripts. Numbers are single floats in hexadecimal after an `x`. A shape is a
+`curvegroup` of two `cc` curves, the outline and its feather. A point is three pairs: incoming handle, centre
+and outgoing handle; the handles are relative to the centre, and the feather's centre to the outline's. A
+value that changes is a list of `{frame value}`. `ltt 4` with `ltn` and `ltm` is a lifetime from frame to
+frame. Colour 0 cuts out. Earlier elements lie on top. x and y are pixels from the lower left corner of the
+format.
 """
 
 from __future__ import annotations
@@ -47,7 +44,7 @@ def nuke_script(shapes: ShapeSet, name: str = "STMShapes") -> str:
 
 
 def number(value: float) -> str:
-    """A number as Nuke's curves have it."""
+    """A number in the syntax of Nuke's curves."""
     single = struct.unpack(">f", struct.pack(">f", value))[0]
     if single == int(single) and abs(single) < 1e6:
         return str(int(single))
@@ -55,7 +52,7 @@ def number(value: float) -> str:
 
 
 def host_points(points: Points, display: Window) -> Points:
-    """Plate pixels as a host has them: from the lower left corner of the format, y up."""
+    """Plate pixels in a host's coordinates: from the lower left corner of the format, y up."""
     return np.stack([points[:, 0] - display.x, display.bottom - points[:, 1]], axis=1)
 
 
@@ -99,7 +96,7 @@ def _pair(point: PointTrack, values: Points) -> str:
 
 
 def _curve(frames: tuple[int, ...], values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> str:
-    """One number over time: a single one where it never changes."""
+    """One number over time; a single number if it never changes."""
     if len(frames) == 1 or not np.ptp(values):
         return number(float(values[0]))
     keys = " ".join(
@@ -108,14 +105,14 @@ def _curve(frames: tuple[int, ...], values: np.ndarray[tuple[int, ...], np.dtype
     return f"{{{keys}}}"
 
 
-# ---- reading it back ----
+# ---- reading ----
 
 Tree = list["str | Tree"]
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """What is needed to understand numbers: where the format lies in the plate."""
+    """Converts numbers of a script to plate pixels."""
 
     display: Window
 
@@ -128,7 +125,7 @@ def read_nuke_script(text: str, display: Window, frames: tuple[int, ...]) -> Sha
         frames: all frames of the shot.
 
     Raises:
-        MatteError: the text holds no Roto node that this can read.
+        MatteError: the text holds no Roto node that can be read.
     """
     tree = _tree(_tokens(text))
     try:

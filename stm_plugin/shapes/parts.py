@@ -1,4 +1,4 @@
-"""Which contour of one frame is which of the next: parts live, begin and end; they never fold into others."""
+"""Matches the contours of one frame to those of the next. A part never merges into another one."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from stm_plugin.shapes.sections import Section
 from stm_plugin.shapes.values import Points
 
 _LEAST_OVERLAP = 0.5
-"""Intersection over union, after motion, from which two contours are the same part. Below it one of them took
-more from elsewhere than it kept: a merge or a split."""
+"""Intersection over union, after motion, from which two contours are the same part. Below it, more of a
+contour is new than is kept: a merge or a split."""
 _LENGTHS = 1.7
-"""How many times longer a contour may become in one frame."""
+"""The largest factor by which a contour may become longer in one frame."""
 _CANVAS = 192
 
 
@@ -36,7 +36,7 @@ def linked(before: Sequence[Section], after: Sequence[Section]) -> dict[int, int
 
 
 def _overlap(one: Section, two: Section) -> float:
-    """Intersection over union of two contours after motion: that of the picture, or that of their centres."""
+    """Intersection over union of two contours after motion of the picture or of their centres."""
     moved = one.points + one.forward
     shifted = one.points + (two.points.mean(axis=0) - one.points.mean(axis=0))
     return max(_intersection_over_union(moved, two.points), _intersection_over_union(shifted, two.points))

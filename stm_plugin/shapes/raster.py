@@ -23,14 +23,14 @@ def coverage(polygon: Points, window: Window) -> FloatArray:
     """
     height, width = window.height, window.width
     start = np.asarray(polygon, dtype=np.float64) - (window.x, window.y)
-    start[:, 0] = np.clip(start[:, 0], 0, width)  # what is left or right of the window counts at its border
+    start[:, 0] = np.clip(start[:, 0], 0, width)  # parts left or right of the window count at its border
     start[:, 1] = np.clip(start[:, 1], 0, height)
     pieces = _cut(_cut(start, np.roll(start, -1, axis=0), 1), None, 0)
     (x0, y0), (x1, y1) = pieces[:, 0].T, pieces[:, 1].T
     row = np.clip(np.floor((y0 + y1) / 2).astype(np.int64), 0, height - 1)
     column = np.clip(np.floor((x0 + x1) / 2).astype(np.int64), 0, width)
     rise = y1 - y0
-    share = 1 - ((x0 + x1) / 2 - column)  # of the pixel to the right of the piece
+    share = 1 - ((x0 + x1) / 2 - column)  # share of the pixel to the right of the piece
     size = height * (width + 2)
     index = row * (width + 2) + column
     area = np.bincount(index, rise * share, size) + np.bincount(index + 1, rise * (1 - share), size)

@@ -1,4 +1,4 @@
-"""A part of an object on one frame: its contour with what the picture says along it."""
+"""A part of an object on one frame: its contour with feather and motion along it."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ MOST_SAMPLES = 1500
 """Samples along the longest contour."""
 FEWEST_SAMPLES = 32
 _FARTHEST_FEATHER = 96.0
-"""Pixels of the plate that are searched for the end of a soft edge."""
+"""The end of a soft edge is searched within this many plate pixels."""
 _FEATHER_STEP = 0.5
 _EMPTY = 1 / 255
 _HARD_EDGE = 1.5
-"""Pixels from one half to 0 that an edge without softness has at most."""
+"""The most pixels from one half to 0 of a hard edge."""
 _MEDIAN = 4
-"""Samples on both sides that outvote a single hair."""
+"""Samples on both sides for a median, which removes single hairs."""
 _INSIDE = 2.0
-"""Pixels inside the contour where its motion is read: on it the background moves too."""
+"""The motion of the contour is read this many pixels inside it: on it the background moves too."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class Section:
         points: (N, 2) plate pixels, the object on the right-hand side.
         along: (N + 1,) length up to each point, and all round.
         feather: (N,) pixels outward to where alpha reaches 0; 0 at a hard edge.
-        forward: (N, 2) how the picture moves to the next frame; zero where it is not known.
+        forward: (N, 2) motion of the picture to the next frame; zero where it is unknown.
     """
 
     frame: int
@@ -73,14 +73,14 @@ def make_section(frame: int, contour: Contour, alpha: FloatArray, window: Window
 
 
 def inner_points(section: Section) -> Points:
-    """Where the motion of the contour is read: a little inside the object."""
+    """The points where the motion of the contour is read: a little inside the object."""
     return section.points - _INSIDE * normals(section.points, 3)
 
 
 def feather_widths(points: Points, alpha: FloatArray, window: Window) -> npt.NDArray[np.float64]:
-    """How far outward from each contour point alpha reaches 0, in pixels; 0 at hard edges.
+    """The distance outward from each contour point to where alpha reaches 0, in pixels; 0 at hard edges.
 
-    Where alpha never reaches 0 (another part begins), the way to its lowest value counts.
+    Where alpha never reaches 0 (another part begins), it is the distance to its lowest value.
     """
     reach = np.arange(0, _FARTHEST_FEATHER + _FEATHER_STEP, _FEATHER_STEP)
     out = normals(points, 3)

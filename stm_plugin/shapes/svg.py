@@ -16,7 +16,7 @@ _NAMESPACE = "http://www.w3.org/2000/svg"
 def svg_text(shapes: ShapeSet, frame: int) -> str:
     """One frame. Units are plate pixels from the upper left corner of the display window, y down.
 
-    Shapes are drawn in order, holes in black over parts in white, as every other format has it.
+    Shapes are drawn in order, holes in black over parts in white, as in the other formats.
     """
     display = shapes.display_window
     wide = display.width * shapes.pixel_aspect
@@ -36,7 +36,7 @@ def svg_text(shapes: ShapeSet, frame: int) -> str:
 
 
 def read_svg(text: str) -> list[tuple[str, bool, Outline]]:
-    """Name, whether it is a hole, and outline of each path of a file of ours, in drawing order."""
+    """Name, whether it is a hole, and outline of each path of a file by `svg_text`, in drawing order."""
     try:
         root = ElementTree.fromstring(text)
         return [

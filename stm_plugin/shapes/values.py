@@ -1,7 +1,7 @@
-"""Shapes: closed cubic Beziers whose points are keyed over the frames on which a part of an object lives.
+"""Shapes: closed cubic Beziers whose points have keys over the lifetime of a part of an object.
 
-Positions are plate pixels as EXR knows them: x to the right, y DOWN, the upper left corner of pixel (0, 0) at
-(0, 0), its centre at (0.5, 0.5). Writers turn them into what a host wants.
+Positions are plate pixels as in EXR: x to the right, y DOWN, the upper left corner of pixel (0, 0) at (0, 0),
+its centre at (0.5, 0.5). Writers convert them to a host's coordinates.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ Points = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class PointTrack:
-    """One point of a shape over time. Between keys every value moves linearly; outside them it stands still.
+    """One point of a shape over time. Values are interpolated linearly between keys and constant outside.
 
     Attributes:
-        frames: the frames on which the point is keyed, ascending.
-        centre: (K, 2) where the point is.
+        frames: the frames on which the point has a key, ascending.
+        centre: (K, 2) positions.
         incoming, outgoing: (K, 2) its two handles, relative to the centre.
         feather: (K, 2) from the centre to where alpha reaches 0; zero where the edge is hard.
         corner: whether the handles are broken.
@@ -54,8 +54,8 @@ class Outline:
     feather: Points
 
     def segments(self) -> npt.NDArray[np.float64]:
-        """(N, 4, 2): the control points of each cubic Bezier, from a point to the next, the last one
-        closing."""
+        """(N, 4, 2): the control points of each cubic Bezier, from a point to the next; the last one
+        closes."""
         return bezier_segments(self.centre, self.incoming, self.outgoing)
 
     def polyline(self, steps: int = 24) -> Points:
@@ -69,7 +69,7 @@ class Outline:
 
 @dataclass(frozen=True, eq=False)
 class Shape:
-    """One connected part of an object, or one hole in it, over the frames on which it lives.
+    """One connected part of an object, or one hole in it, over its lifetime.
 
     Attributes:
         name: unique in its set, made of letters, digits and underscores.
@@ -98,7 +98,7 @@ class Shape:
 
     @property
     def keys(self) -> int:
-        """Keys of all points together."""
+        """The number of keys of all points together."""
         return sum(len(point.frames) for point in self.points)
 
 
@@ -108,10 +108,10 @@ class ShapeSet:
 
     Attributes:
         shapes: in drawing order, the largest first: a later one is drawn over an earlier one.
-        frames: all frames that were asked for, ascending.
+        frames: all requested frames, ascending.
         display_window: of the plate; a host's origin is its lower left corner.
-        pixel_aspect: width over height of a pixel. Positions count pixels, so a host needs it for display
-            alone.
+        pixel_aspect: width over height of a pixel. Positions are in pixels, so a host needs it for
+            display only.
         left_out: parts (per frame) that were too small to become shapes.
     """
 

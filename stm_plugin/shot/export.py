@@ -1,4 +1,4 @@
-"""Writing mattes: one file per frame, valid as soon as it is there, and never written twice for nothing."""
+"""Writing mattes: one file per frame, whole as soon as it exists, and written only if it changed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LEFTOVER = ".part.exr"
 
 @dataclass(frozen=True)
 class Written:
-    """What became of a frame: its file, and whether it had to be written."""
+    """The file of a frame, and whether it had to be written."""
 
     frame: int
     path: Path
@@ -36,7 +36,7 @@ class MatteWriter:
 
     Args:
         out: the sequence as the artist writes it (`matte.####.exr`).
-        plate: whose frames are written.
+        plate: its frames are written.
         channel: the channel, where there is one object.
         with_ids: whether the files hold a Cryptomatte layer too.
         overwrite: whether files that STM did not make, or that belong to another shot, may be replaced. An
@@ -62,14 +62,14 @@ class MatteWriter:
         self._owner: Ownership | None = None
         self._notes: Journal | None = None
         self._noted: dict[Any, dict[str, Any]] = {}
-        self._found: dict[str, tuple[dict[str, Any], FoundMatte]] = {}  # by file: what was read, and when
+        self._found: dict[str, tuple[dict[str, Any], FoundMatte]] = {}  # by file: record and finding
         self._written: dict[int, bool] = {}  # whether it had to be written
 
     def check(self, inputs: Inputs, shot: Path, frames: Iterable[int]) -> None:
-        """Ask whether these frames may be written for a shot. Nothing is written.
+        """Check whether these frames may be written for a shot. Nothing is written.
 
         Raises:
-            OutputError: they may not; both files are named.
+            OutputError: they may not; the text names both files.
         """
         check_outputs(
             [(frame, self.sequence.path(frame)) for frame in frames],
@@ -82,37 +82,38 @@ class MatteWriter:
         Ownership(self._row, shot).check_free(overwrite=self._overwrite)
 
     def begin(self, inputs: Inputs, shot: Path, frames: Iterable[int]) -> str | None:
-        """`check`, and become the owner of the sequence. A sentence for people where another shot was."""
+        """`check`, and become the owner of the sequence. Returns a sentence for people if another shot
+        was."""
         self.check(inputs, shot, frames)
         self._owner = Ownership(self._row, shot)
         return self._owner.take(overwrite=self._overwrite)
 
     @property
     def written(self) -> tuple[Written, ...]:
-        """What became of each frame, ascending."""
+        """The file of each frame, and whether it had to be written, ascending."""
         return tuple(
             Written(frame, self.sequence.path(frame), written)
             for frame, written in sorted(self._written.items())
         )
 
     def tidy(self, frames: Iterable[int]) -> None:
-        """Remove the temporary files of mattes that a killed process left."""
+        """Remove the temporary matte files of a killed process."""
         for frame in frames:
             path = self.sequence.path(frame)
             for leftover in path.parent.glob(f".{glob.escape(path.stem)}.*{LEFTOVER}"):
                 leftover.unlink(missing_ok=True)
 
     def remember_in(self, notes: Journal) -> None:
-        """Keep what is known of written files in `notes`, so that they need not be read to be checked.
+        """Record written files in `notes`, so that they need not be read to be checked.
 
-        What is noted from here on is not held in memory: a long shot would fill it. Call it again to know it.
+        Later records are not held in memory, which a long shot would fill. Call it again to load them.
         """
         self._notes, self._noted = notes, notes.load()
 
     def is_current(self, frame: int, address: str) -> bool:
-        """Whether the file of a frame is whole and was made from exactly this.
+        """Whether the file of a frame is whole and has this address.
 
-        A file that is as it was when it was written, by size, times and inode, is not read again.
+        A file whose size, times and inode did not change since it was written is not read again.
         """
         path = self.sequence.path(frame)
         note = _note_of(path, address)
@@ -126,14 +127,14 @@ class MatteWriter:
         return is_current
 
     def _is_ours(self, frame: int | None, path: Path) -> bool:
-        """Whether this product wrote a file, and nobody has changed it since."""
+        """Whether this product wrote a file, and nobody changed it since."""
         noted = self._noted.get(str(path.absolute()))
         if noted is not None and noted == _note_of(path, noted.get("address", "")):
             return True
         return self._look_at(path, frame).is_ours
 
     def _look_at(self, path: Path, frame: int | None) -> FoundMatte:
-        """What lies in the place of a matte; read once as long as it does not change."""
+        """The file in the place of a matte; it is read once, and again when it changes."""
         file, note = str(path.absolute()), _note_of(path, "") or {}
         if file not in self._found or self._found[file][0] != note:
             self._found[file] = note, look_at_matte(path, frame)
@@ -145,11 +146,12 @@ class MatteWriter:
                 self._notes.append(note)
 
     def skip(self, frame: int) -> None:
-        """Note that the file of a frame is as it should be."""
+        """Record that the file of a frame is current."""
         self._written.setdefault(frame, False)
 
     def write(self, finished: FinishedFrame, address: str, metadata: Mapping[str, MetadataValue]) -> None:
-        """Write one frame. MatteError or StoreError where it cannot be, OutputError where it may not be."""
+        """Write one frame. MatteError or StoreError where it cannot be written, OutputError where it must not
+        be."""
         if self._owner is not None:
             self._owner.check(finished.frame)
         path = self.sequence.path(finished.frame)
@@ -167,7 +169,7 @@ class MatteWriter:
 
 
 def _note_of(path: Path, address: str) -> dict[str, Any] | None:
-    """What tells this file from any other that could lie in its place; None where there is none."""
+    """The record that identifies this file; None where there is none."""
     try:
         status = path.stat()
     except OSError:

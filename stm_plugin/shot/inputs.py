@@ -1,4 +1,4 @@
-"""What a shot is made from: the files that no output may ever overwrite."""
+"""The input files of a shot, which no output may overwrite."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _SOURCES = "sources.jsonl"
 
 @dataclass(frozen=True)
 class Inputs:
-    """The files of a shot's artist.
+    """The input files of a shot.
 
     Attributes:
         given: each file: plate frames, masks, weights, colour configuration.
-        rows: the patterns of those that come in rows.
+        rows: the patterns of sequences among them.
     """
 
     given: tuple[Given, ...]
@@ -39,7 +39,7 @@ def inputs_of(
 
     Args:
         folder: of the shot; the masks that were given to it before are read there.
-        masks: files that are about to become keys, by frame.
+        masks: files that will become keys, by frame.
     """
     given: list[Given] = []
     rows: list[tuple[str, Row]] = []
@@ -57,7 +57,7 @@ def inputs_of(
         given += [Given("the plate", path) for path in dict.fromkeys(paths)]
     given += [Given(f"the mask of the key on {frame}", path) for frame, path in (masks or {}).items()]
     given += [Given(f"the mask of the key on {frame}", path) for path, frame in _sources(folder).items()]
-    with suppress(WeightsFileError):  # said when they are loaded
+    with suppress(WeightsFileError):  # loading them reports the error
         given.append(Given("the weights", find_weights(settings.weights)))
     with suppress(WeightsFileError):
         given.append(Given("the weights of the edges", find_edges(settings.finish.edge_weights)))
@@ -67,9 +67,9 @@ def inputs_of(
     return Inputs(tuple(given), tuple(rows))
 
 
-def note_source(folder: Path, frame: int, path: Path) -> None:
-    """Note where a key's mask came from."""
-    with suppress(StoreError):  # the disk is full: the next step says so
+def record_source(folder: Path, frame: int, path: Path) -> None:
+    """Record which file a key's mask was read from."""
+    with suppress(StoreError):  # the disk is full: the next step reports it
         _journal(folder).append({"file": str(path.expanduser().absolute()), "frame": frame})
 
 

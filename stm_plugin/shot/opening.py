@@ -1,40 +1,29 @@
-"""What people give a shot, opened: its plate, and the masks of its keys."""
+"""Opening what people give to a shot: its plate, and the masks of its keys."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from stm_plugin.errors import KeyframeError, MaskError, PlateError
 from stm_plugin.images.host_plate import HostPlate
-from stm_plugin.images.mask import MaskMode, check_object_names, out_of_range, read_mask
+from stm_plugin.images.mask import MaskPlace, MaskReading, check_object_names, out_of_range, read_mask
 from stm_plugin.images.plate import Plate, PlateSource
-from stm_plugin.propagation.results import on_window
 from stm_plugin.settings import Settings
 from stm_plugin.store.description import PlateDescription
-from stm_plugin.windows import FloatArray, Window
-
-
-@dataclass(frozen=True)
-class MaskReading:
-    """How a mask file is understood (`read_mask`); found from the file where nothing is said."""
-
-    objects: Sequence[str] | None = None
-    mode: MaskMode = "auto"
-    channel: str | None = None
+from stm_plugin.windows import FloatArray, Window, on_window
 
 
 def open_plate(folder: Path, plate: PlateDescription, settings: Settings) -> PlateSource:
-    """The plate that a description tells of.
+    """Open the plate of a description.
 
     Args:
-        folder: where pushed pixels lie.
+        folder: of pushed pixels.
 
-    Raises:
-        PlateError: it cannot be opened.
+        Raises:
+            PlateError: it cannot be opened.
     """
     if plate.kind == "files":
         return Plate.open(
@@ -58,15 +47,14 @@ def open_plate(folder: Path, plate: PlateDescription, settings: Settings) -> Pla
     )
 
 
-def check_frames(plate: PlateSource, frame_range: tuple[int, int] | None) -> None:
-    """Frames that are asked for must be in the plate.
+def check_frames(plate: PlateSource, frame_range: tuple[int | None, int | None] | None) -> None:
+    """Check that the plate has the requested frames. None stands for its first or last one.
 
     Raises:
-        PlateError: some are not; they are named.
+        PlateError: some are missing; the text names them.
     """
-    if frame_range is None:
-        return
-    (first, last), (start, end) = frame_range, (plate.frames[0], plate.frames[-1])
+    (first, last), (start, end) = frame_range or (None, None), (plate.frames[0], plate.frames[-1])
+    first, last = start if first is None else first, end if last is None else last
     outside = [(first, min(last, start - 1)), (max(first, end + 1), last)]
     named = [str(low) if low == high else f"{low}-{high}" for low, high in outside if low <= high]
     if named:
@@ -81,10 +69,10 @@ def check_key_frame(plate: PlateSource, frame: int) -> None:
 
 
 def frames_hint(plate: PlateSource) -> str:
-    """Which frames a plate has, in a sentence or two."""
+    """A hint that names the frames of a plate."""
     text = f"It has frames {plate.frames[0]} to {plate.frames[-1]}."
     if isinstance(plate, Plate) and plate.sequence.movie is not None:
-        text += " Say --start-frame 1001 if that is the number of the movie's first frame."
+        text += " Give --start-frame 1001 if that is the number of the movie's first frame."
     return text
 
 
@@ -96,7 +84,7 @@ def masks_of_key(
     reading: MaskReading,
     allow_empty: bool,
 ) -> tuple[dict[str, FloatArray], Path | None]:
-    """The masks that are given for a frame, by object name, and the file that they come from, if any.
+    """The masks for a frame, by object name, and the file that they were read from, if any.
 
     Raises:
         KeyframeError: the plate has no such frame.
@@ -114,7 +102,7 @@ def masks_of_key(
 def masks_of_arrays(
     masks: Mapping[str, FloatArray], window: Window, canvas: Window, *, frame: int, allow_empty: bool
 ) -> dict[str, FloatArray]:
-    """Masks given as arrays over `window`, by object name: float32 over the canvas, in [0, 1].
+    """Masks from arrays over `window`, by object name: float32 over the canvas, in [0, 1].
 
     Raises:
         MaskError: one has another size or holds NaN or Inf, or all are empty.
@@ -133,7 +121,7 @@ def masks_of_arrays(
         raise MaskError(
             "The mask is empty.",
             frame=frame,
-            hint="If the object is not in this frame, say so (allow_empty).",
+            hint="If the object is not in this frame, set allow_empty.",
         )
     return {
         name: on_window(np.clip(values, 0, 1).astype(np.float32), window, canvas)
@@ -149,21 +137,11 @@ def masks_of_file(
     frame: int,
     allow_empty: bool,
 ) -> dict[str, FloatArray]:
-    """Masks in an image file (`read_mask`), by object name: float32 over the plate's canvas, in [0, 1].
+    """Masks from an image file (`read_mask`), by object name: float32 over the plate's canvas, in [0, 1].
 
     Raises:
         MaskError: the file cannot be used.
         PlateError: the plate frame cannot be read.
     """
-    image = read_mask(
-        path,
-        canvas=plate.canvas,
-        display_window=plate.display_window,
-        data_window=plate.header(frame).data_window,
-        objects=reading.objects,
-        mode=reading.mode,
-        channel=reading.channel,
-        allow_empty=allow_empty,
-        frame=frame,
-    )
-    return dict(image.objects)
+    place = MaskPlace(plate.canvas, plate.display_window, plate.header(frame).data_window)
+    return dict(read_mask(path, place, reading, allow_empty=allow_empty, frame=frame).objects)

@@ -1,19 +1,20 @@
-"""From one key to a matte sequence in one call: what the command line and farm jobs run."""
+"""From keys to a matte sequence in one call, as the command line and farm jobs do it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from model.training.adapt import AdaptOptions
 from stm_plugin.errors import KeyframeError
-from stm_plugin.images.mask import MaskMode
+from stm_plugin.images.mask import AS_FOUND, MaskReading
 from stm_plugin.images.plate import PlateSource
 from stm_plugin.images.sequence import output_sequence
 from stm_plugin.planning.plan import frames_in_range
-from stm_plugin.planning.values import Directions, Request
+from stm_plugin.planning.values import Request
 from stm_plugin.propagation.events import Notice
 from stm_plugin.settings import Settings
 from stm_plugin.shot.export import MatteWriter, Written
@@ -22,7 +23,6 @@ from stm_plugin.shot.opening import check_frames, check_key_frame, open_plate
 from stm_plugin.shot.shot import (
     Cancelled,
     Emit,
-    MaskReading,
     NetworkFactory,
     PropagationSummary,
     Shot,
@@ -36,9 +36,10 @@ from stm_plugin.windows import FloatArray
 
 @dataclass(frozen=True)
 class Summary:
-    """What `propagate` did.
+    """The result of `propagate`.
 
     Attributes:
+        propagation: what was computed, and how long it took.
         files: every matte file of the range, and whether it had to be written.
         shot: the folder that holds the shot; running again with it recomputes only what changed.
     """
@@ -49,101 +50,118 @@ class Summary:
 
 
 Check = Callable[[PlateSource, Inputs, Sequence[int]], None]
+KeyMask = str | Path | Mapping[str, FloatArray]
+"""The mask of a key: an image file, or float32 (H, W) in [0, 1] by object name over the plate's canvas."""
 
 
 def unchecked(plate: PlateSource, inputs: Inputs, frames: Sequence[int]) -> None:
-    """Nothing else is going to be written."""
+    """The check of a run that writes nothing but mattes."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run is carried out. No value of a matte depends on it, but for `network`.
+
+    Attributes:
+        shot_folder: where the shot is kept; beside the mattes if None.
+        overwrite: whether files that STM did not make, or that belong to another shot, may be replaced.
+        wait: seconds to wait for another process that holds the shot; None for as long as it takes.
+        on_event: is called with every event.
+        cancelled: is asked between two steps; the run stops when it returns True.
+        check: is called before anything is written, with the plate, the shot's inputs and the frames of the
+            range; it may raise.
+        network: makes the network from the settings; the weights that the settings name if None.
+    """
+
+    shot_folder: str | Path | None = None
+    overwrite: bool = False
+    wait: float | None = 0.0
+    on_event: Emit = silent
+    cancelled: Cancelled = never
+    check: Check = unchecked
+    network: NetworkFactory | None = None
+
+
+_PLAIN_RUN = RunOptions()
+_WHOLE_PLATE = Request()
 
 
 def propagate(
-    plate: str | Path,
-    keys: Mapping[int, str | Path | Mapping[str, FloatArray]],
+    plate: str | Path | PlateDescription,
+    keys: Mapping[int, KeyMask],
     out: str | Path,
     *,
     settings: Settings | None = None,
-    shot_folder: str | Path | None = None,
-    frame_range: tuple[int, int] | None = None,
-    directions: Directions = "both",
-    layer: str | None = None,
-    view: str | None = None,
-    movie_first_frame: int = 1,
-    objects: Sequence[str] | None = None,
-    mask_mode: MaskMode = "auto",
-    mask_channel: str | None = None,
-    adapt: bool = False,
-    adapt_options: AdaptOptions | None = None,
-    on_event: Emit = silent,
-    cancelled: Cancelled = never,
-    wait: float | None = 0.0,
-    network: NetworkFactory | None = None,
-    overwrite: bool = False,
-    check: Check = unchecked,
+    request: Request = _WHOLE_PLATE,
+    reading: MaskReading = AS_FOUND,
+    adapt: bool | AdaptOptions = False,
+    run: RunOptions = _PLAIN_RUN,
 ) -> Summary:
     """Propagate the keys through the plate and write a matte for every frame of the range.
 
     Every matte is on disk, whole, as soon as it is final. Called again with the same `out` (or
-    `shot_folder`), it computes what has changed and goes on where it was interrupted.
+    `run.shot_folder`), it computes what has changed and continues where it was interrupted.
 
     Args:
-        plate: the sequence in any form that people write.
-        keys: the masks by frame: an image file, or arrays by object name over the plate's canvas. Keys and
-            objects that the shot has besides are kept, and named in a notice (`Shot.remove_key` removes one).
+        plate: the sequence in any form that people write; a `PlateDescription` names its layer or view too.
+        keys: the masks by frame. Keys and objects that the shot has besides are kept, and named in a notice
+            (`Shot.remove_key` removes one).
         out: the matte sequence (`matte.####.exr`).
-        shot_folder: where the shot is kept; beside the mattes if None.
-        frame_range: first and last frame to compute; the whole plate if None. Keys may lie outside.
-        objects, mask_mode, mask_channel: how mask files are understood (`read_mask`). With several keys
-            a mask may be empty: the object is not there.
-        adapt: let the network learn from the keys first, unless it has learnt from just these before.
-        adapt_options: how; the measured defaults if None.
-        overwrite: whether files that STM did not make, or that belong to another shot, may be replaced.
-        check: is asked before anything is written, with the plate, the shot's inputs and the frames of the
-            range; it may raise.
+        request: the frames to compute, and the directions. Keys may lie outside the range.
+        reading: how mask files are understood (`read_mask`). With several keys a mask may be empty: the
+            object is not in that frame.
+        adapt: whether the network adapts to the keys first, unless an adaptation to these keys exists; or
+            the options of the adaptation, instead of the measured defaults.
+        run: how it is carried out: folder, overwriting, events, cancelling.
 
     Raises:
         OutputError: a matte would overwrite an input, or somebody else's file; nothing was written.
         StmError: what happened, on which frame and file, and what to do; finished mattes stay valid.
-        PropagationCancelled: `cancelled` said so.
+        PropagationCancelled: `run.cancelled` returned True.
     """
     if not keys:
         raise KeyframeError("There is no key.", hint="Give the mask of at least one frame: --key FRAME=MASK.")
     settings = settings or Settings()
-    text = str(Path(plate).expanduser().absolute())
-    description = PlateDescription("files", text, layer=layer, view=view, movie_first_frame=movie_first_frame)
-    folder = with_suffix(shot_folder) if shot_folder is not None else default_shot_folder(out)
-    first, last = frame_range or (None, None)
-    request = Request(first, last, directions)
-    source = open_plate(folder, description, settings)
-    check_frames(source, frame_range)
+    if not isinstance(plate, PlateDescription):
+        plate = PlateDescription("files", str(Path(plate).expanduser().absolute()))
+    folder = default_shot_folder(out) if run.shot_folder is None else with_suffix(run.shot_folder)
+    source = open_plate(folder, plate, settings)
+    check_frames(source, (request.first, request.last))
     for frame in keys:
         check_key_frame(source, frame)
     masks = {frame: Path(mask) for frame, mask in keys.items() if not isinstance(mask, Mapping)}
     inputs, frames = inputs_of(source, settings, folder, masks), frames_in_range(source.frames, request)
     writer = MatteWriter(
-        out, source, channel=settings.channel, with_ids=settings.cryptomatte, overwrite=overwrite
+        out, source, channel=settings.channel, with_ids=settings.cryptomatte, overwrite=run.overwrite
     )
     writer.remember_in(ShotStore(folder).exported)
     writer.check(inputs, folder, frames)
-    check(source, inputs, frames)
-    with _opened(folder, description, settings, network, wait) as shot:
-        shot.store.lock.acquire(wait, cancelled)
-        try:
-            reading = MaskReading(objects, mask_mode, mask_channel)
-            _give_keys(shot, keys, reading, on_event)
-            if adapt:
-                _adapted(shot, adapt_options, cancelled, on_event)
-            summary = shot.propagate(request, on_event=on_event, cancelled=cancelled, writer=writer)
-        finally:
-            shot.store.lock.release()
+    run.check(source, inputs, frames)
+    with _opened(folder, plate, settings, run) as shot, _held(shot, run):
+        _give_keys(shot, keys, reading, run.on_event)
+        if adapt:
+            _adapt(shot, adapt if isinstance(adapt, AdaptOptions) else None, run)
+        summary = shot.propagate(request, on_event=run.on_event, cancelled=run.cancelled, writer=writer)
         return Summary(summary, writer.written, shot.folder)
+
+
+@contextmanager
+def _held(shot: Shot, run: RunOptions) -> Iterator[None]:
+    """Hold the shot's lock, so that no other process changes it between the keys and the mattes."""
+    shot.store.lock.acquire(run.wait, run.cancelled)
+    try:
+        yield
+    finally:
+        shot.store.lock.release()
 
 
 def _give_keys(
     shot: Shot,
-    keys: Mapping[int, str | Path | Mapping[str, FloatArray]],
+    keys: Mapping[int, KeyMask],
     reading: MaskReading,
     on_event: Emit,
 ) -> None:
-    """Give a shot these keys. What it has besides is kept, and said."""
+    """Give a shot these keys. Other keys and objects are kept, and notices name them."""
     before = {key.frame: key for key in shot.keys}
     others = [frame for frame in before if frame not in keys]
     if others:
@@ -152,7 +170,7 @@ def _give_keys(
         on_event(
             Notice(
                 f"The {word} {frames}, not given here, {verb}; "
-                f"`stm shot key remove {shot.folder} FRAME` takes one away."
+                f"`stm shot key remove {shot.folder} FRAME` removes one."
             )
         )
     for frame, mask in keys.items():
@@ -167,7 +185,7 @@ def _give_keys(
             on_event(
                 Notice(
                     f"The key on {frame} keeps its mask of {', '.join(key.kept)}, not given here; "
-                    f"`stm shot key remove {shot.folder} {frame} --object {key.kept[0]}` takes it away."
+                    f"`stm shot key remove {shot.folder} {frame} --object {key.kept[0]}` removes it."
                 )
             )
 
@@ -179,27 +197,21 @@ def default_shot_folder(out: str | Path) -> Path:
     return first.parent / f"{stem}{SUFFIX}"
 
 
-def _adapted(shot: Shot, options: AdaptOptions | None, cancelled: Cancelled, on_event: Emit) -> None:
-    """Switch on what the network learnt from the keys; learn it where they are not the same any more."""
+def _adapt(shot: Shot, options: AdaptOptions | None, run: RunOptions) -> None:
+    """Use the adaptation of the shot; adapt anew where it was made from other keys."""
     on = replace(shot.settings, adapt=True)
     if shot.adaptation_fits:
         shot.set_settings(on)
         return
-    on_event(Notice("The network learns from the keys first."))
-    shot.adapt(options, cancelled=cancelled)
+    run.on_event(Notice("The network adapts to the keys first."))
+    shot.adapt(options, cancelled=run.cancelled)
 
 
-def _opened(
-    folder: Path,
-    plate: PlateDescription,
-    settings: Settings,
-    network: NetworkFactory | None,
-    wait: float | None,
-) -> Shot:
+def _opened(folder: Path, plate: PlateDescription, settings: Settings, run: RunOptions) -> Shot:
     """The shot in `folder`, made or brought up to date."""
     if not (folder / "shot.json").exists():
-        return Shot.create(folder, plate, settings, network=network)
-    shot = Shot.open(folder, network=network)
-    shot.set_settings(settings, wait=wait)
-    shot.set_plate(plate, wait=wait)
+        return Shot.create(folder, plate, settings, network=run.network)
+    shot = Shot.open(folder, network=run.network)
+    shot.set_settings(settings, wait=run.wait)
+    shot.set_plate(plate, wait=run.wait)
     return shot

@@ -1,4 +1,4 @@
-"""Looking at a shot: free at any time, without the store's lock."""
+"""Reading a shot: possible at any time, without the store's lock."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from stm_plugin.windows import FloatArray
 
 
 class ShotReader:
-    """The part of an open shot that only looks.
+    """The part of an open shot that only reads.
 
     Args:
-        store, plate: what `Shot.create` and `Shot.open` found.
-        network: gives the network for settings and device; that of the settings' weights by default.
+        store, plate: from `Shot.create` or `Shot.open`.
+        network: makes the network for settings and device; that of the settings' weights by default.
     """
 
     def __init__(self, store: ShotStore, plate: PlateSource, network: NetworkFactory | None = None) -> None:
@@ -41,7 +41,7 @@ class ShotReader:
         self._mutex = threading.RLock()
 
     def close(self) -> None:
-        """Give back threads and memory. Everything is on disk already."""
+        """End the threads and release the memory. Nothing needs saving."""
         with self._mutex:
             if self._propagation is not None:
                 self._propagation.close()
@@ -55,7 +55,7 @@ class ShotReader:
     ) -> None:
         self.close()
 
-    # ---- what it is ----
+    # ---- its description ----
 
     @property
     def folder(self) -> Path:
@@ -67,12 +67,12 @@ class ShotReader:
 
     @property
     def adaptation(self) -> AdaptationRecord | None:
-        """What the network learnt from the keys, used or not."""
+        """The adaptation to the keys, in use or not."""
         return self._description.adaptation
 
     @property
     def adaptation_fits(self) -> bool:
-        """Whether the network has learnt from just these keys, beginning from the settings' weights."""
+        """Whether the adaptation was made from exactly these keys and the settings' weights."""
         return self.adaptation is not None and not self._working.adaptation_advice(self.adaptation)
 
     @property
@@ -95,7 +95,7 @@ class ShotReader:
 
     @property
     def has_active_key(self) -> bool:
-        """Whether there is a key within the range of the plate; those outside are kept."""
+        """Whether any key is within the range of the plate; keys outside are kept."""
         frames = set(self.plate.frames)
         return any(key.frame in frames for key in self._description.keys)
 
@@ -109,14 +109,14 @@ class ShotReader:
             self.plate = open_plate(self.store.plate_folder, now.plate, now.settings)
             self.close()
 
-    # ---- looking at it ----
+    # ---- its state and its mattes ----
 
     def plan(self, request: Request | None = None) -> Plan:
-        """What a propagation would do now. KeyframeError where there is no key."""
+        """The plan of a propagation. KeyframeError where there is no key."""
         return self._working.plan(request)
 
     def status(self, request: Request | None = None) -> ShotStatus:
-        """What is done, stale and missing, and why. Without keys everything is missing."""
+        """The state of every frame, and why. Without keys every frame is missing."""
         self.refresh()
         plan = self.plan(request) if self.has_active_key else None
         states = (
@@ -140,14 +140,14 @@ class ShotReader:
         )
 
     def next_key(self, plan: Plan) -> Advice | None:
-        """Where the next key would help most, judging by the frames of a plan that are done."""
+        """Where the next key would help most, from the quality of a plan's finished frames."""
         return advise(self._working.qualities(plan), {key.frame for key in self._description.keys})
 
     def matte(self, frame: int) -> FinishedFrame:
         """The finished matte of one frame.
 
         Raises:
-            MatteError: it is stale or was never computed; the message says why.
+            MatteError: it is stale or was never computed; the text states why.
             PlateError: the plate frame cannot be read.
         """
         plan = self.plan(Request(frame, frame))
@@ -155,10 +155,10 @@ class ShotReader:
             return self._working.finisher(plan).finished(frame)
 
     def earlier_matte(self, description: ShotDescription, frame: int) -> FinishedFrame:
-        """The matte of one frame as it was with an earlier description, from what the store still has.
+        """The matte of one frame by an earlier description, from results that the store still has.
 
         Raises:
-            MatteError: the results that it was made from are no longer there.
+            MatteError: the results that it was made from were deleted.
             PlateError: the plate frame cannot be read.
         """
         earlier = Propagation(self.store, self.plate, description, self._network, lambda text: None)
@@ -170,7 +170,7 @@ class ShotReader:
             earlier.close()
 
     def confidence(self, frame: int) -> dict[str, FloatArray]:
-        """How sure the network is of each pixel of each object: float32 (h, w) in [0, 1], data window.
+        """The network's confidence in each pixel of each object: float32 (h, w) in [0, 1], data window.
 
         Raises:
             MatteError, PlateError: as `matte`.
@@ -180,7 +180,7 @@ class ShotReader:
             return self._working.finisher(plan).confidence(frame)
 
     def display(self, frame: int) -> FloatArray:
-        """The plate frame as the network's colours show it: (h, w, 3) sRGB in [0, 1] over its data window.
+        """The plate frame in the network's colours: (h, w, 3) sRGB in [0, 1] over its data window.
 
         Raises:
             PlateError: the plate frame cannot be read.
@@ -188,14 +188,14 @@ class ShotReader:
         return self._working.frames.load(frame).display()
 
     def forecast(self, plan: Plan) -> MemoryFit:
-        """The memory that a plan will need, and what must be lowered to fit. DeviceError if nothing fits."""
+        """The memory that a plan needs, and the sizes that fit. DeviceError if nothing fits."""
         return self._working.forecast(plan)
 
     # ---- inside ----
 
     @property
     def _working(self) -> Propagation:
-        """The propagation for the plate, the settings and the keys as they are."""
+        """The propagation for the current plate, settings and keys."""
         with self._mutex:
             if self._propagation is None:
                 self._propagation = Propagation(
@@ -209,5 +209,5 @@ class ShotReader:
             return self._propagation
 
     def _base_manifest(self, settings: Settings) -> Manifest | None:
-        """Of the weights that the settings name; None where a network was brought along."""
+        """The manifest of the settings' weights; None for a given network."""
         return weights_manifest(settings.weights) if self._network is None else None

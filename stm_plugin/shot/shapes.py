@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from stm_plugin.errors import MatteError, PropagationCancelled, SettingsError
 from stm_plugin.files.outputs import WrittenList, check_outputs
@@ -16,17 +15,15 @@ from stm_plugin.shapes.making import ShapeMaker
 from stm_plugin.shapes.options import TOLERANCE, ShapeFormat
 from stm_plugin.shapes.values import ShapeSet
 from stm_plugin.shot.inputs import inputs_of
+from stm_plugin.shot.reader import ShotReader
 from stm_plugin.windows import FloatArray
 
-if TYPE_CHECKING:
-    from stm_plugin.shot.shot import Shot
-
 Progress = Callable[[int, int], None]
-"""Hears how many of how many steps are done."""
+"""Is called with the number of steps done and of all steps."""
 
 
 def make_shapes(
-    shot: Shot,
+    shot: ShotReader,
     request: Request | None = None,
     *,
     objects: Sequence[str] | None = None,
@@ -38,13 +35,13 @@ def make_shapes(
 
     Args:
         objects: names; all of the shot's if None.
-        tolerance: pixels of the plate from the matte's contour, 95th percentile along it.
-        on_progress: hears of every frame and every part.
-        cancelled: asked before every frame.
+        tolerance: distance from the matte's contour in pixels of the plate, 95th percentile along it.
+        on_progress: is called after every frame and every part.
+        cancelled: is called before every frame.
 
     Raises:
         SettingsError: an object is not in the shot, or the tolerance cannot be used.
-        MatteError: a frame is not done (it is named before anything is computed), the mattes are empty on all
+        MatteError: a frame is not done (the text names it; nothing was computed), the mattes are empty on all
             frames, or an object is in too many pieces.
         PropagationCancelled: the work was stopped.
     """
@@ -69,9 +66,9 @@ def make_shapes(
 
 
 def write_shapes(
-    shot: Shot, shapes: ShapeSet, out: str | Path, form: ShapeFormat, *, overwrite: bool = False
+    shot: ShotReader, shapes: ShapeSet, out: str | Path, form: ShapeFormat, *, overwrite: bool = False
 ) -> tuple[Path, ...]:
-    """Write shapes; each file is whole or not there.
+    """Write shapes, each file atomically.
 
     Args:
         overwrite: whether files that this product did not make may be replaced. An input is never replaced.
@@ -80,7 +77,7 @@ def write_shapes(
         The files.
 
     Raises:
-        OutputError: a file may not be written; nothing was.
+        OutputError: a file must not be written; nothing was written.
         StoreError: the disk is full, or the folder cannot be written.
     """
     files = files_of(shapes, out, form)

@@ -5,7 +5,7 @@
     shot.propagate(on_event=print)
     shot.export(MatteWriter("matte.####.exr", shot.plate))
 
-Reading (`status`, `plan`, `matte`) is free at any time; what changes the shot takes the store's lock.
+Reading (`status`, `plan`, `matte`) needs no lock; changing the shot takes the store's lock.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from pathlib import Path
 
 from model.training.adapt import AdaptOptions, AdaptStep
 from stm_plugin.errors import PlateError, concerning
-from stm_plugin.images.mask import check_object_names
+from stm_plugin.images.mask import AS_FOUND, check_object_names
+from stm_plugin.images.mask import MaskReading as MaskReading
 from stm_plugin.planning.plan import frames_in_range
 from stm_plugin.planning.values import Request
 from stm_plugin.propagation import adaptation as adapting
@@ -29,8 +30,7 @@ from stm_plugin.settings import DEFAULT_ADAPT_SECONDS, Settings
 from stm_plugin.shapes.options import TOLERANCE
 from stm_plugin.shapes.values import ShapeSet
 from stm_plugin.shot.export import MatteWriter
-from stm_plugin.shot.inputs import inputs_of, note_source
-from stm_plugin.shot.opening import MaskReading as MaskReading
+from stm_plugin.shot.inputs import inputs_of, record_source
 from stm_plugin.shot.opening import masks_of_key, open_plate
 from stm_plugin.shot.reader import ShotReader
 from stm_plugin.shot.shapes import make_shapes
@@ -48,15 +48,13 @@ from stm_plugin.store.store import ShotStore, StoreSize
 from stm_plugin.windows import FloatArray, Window
 
 MOST_PLANS = 20
-"""How often one propagation starts anew because the plate changed under it or a result was damaged."""
-
-_AS_FOUND = MaskReading()
+"""How often one propagation makes a new plan because the plate changed or a result was damaged."""
 
 
 class Shot(ShotReader):
     """A shot that is open. Close it, or use it in a `with` statement."""
 
-    # ---- life ----
+    # ---- creating and opening ----
 
     @classmethod
     def create(
@@ -67,21 +65,20 @@ class Shot(ShotReader):
         *,
         network: NetworkFactory | None = None,
     ) -> Shot:
-        """Make a shot.
+        """Create a shot.
 
         Raises:
             StoreError: there is one already, or the folder cannot be written.
             PlateError: the plate cannot be opened.
         """
         settings = settings or Settings()
-        if plate.kind == "files":
-            open_plate(Path(folder), plate, settings)
+        opened = open_plate(Path(folder), plate, settings) if plate.kind == "files" else None
         store = ShotStore.create(folder, ShotDescription(plate, settings))
-        return cls(store, open_plate(store.plate_folder, plate, settings), network)
+        return cls(store, opened or open_plate(store.plate_folder, plate, settings), network)
 
     @classmethod
     def open(cls, folder: str | Path, *, network: NetworkFactory | None = None) -> Shot:
-        """Open a shot that exists. StoreError or PlateError where it cannot be."""
+        """Open an existing shot. StoreError or PlateError where it cannot be opened."""
         store = ShotStore.open(folder)
         description = store.description()
         return cls(store, open_plate(store.plate_folder, description.plate, description.settings), network)
@@ -94,7 +91,7 @@ class Shot(ShotReader):
         mask: str | Path | Mapping[str, FloatArray],
         *,
         window: Window | None = None,
-        reading: MaskReading = _AS_FOUND,
+        reading: MaskReading = AS_FOUND,
         allow_empty: bool = False,
         replace_all: bool = True,
         wait: float | None = 0.0,
@@ -103,10 +100,10 @@ class Shot(ShotReader):
 
         Args:
             mask: an image file, or arrays by object name, float32 (h, w) in [0, 1] over `window` (the canvas
-                if None). An empty mask says that the object is not here.
-            reading: how to understand a file.
+                if None). An empty mask means that the object is not in this frame.
+            reading: how a mask file is understood.
             allow_empty: whether all masks may be empty.
-            replace_all: forget objects that the key gave before and that are not in `mask`.
+            replace_all: forget objects that the key had before and that are not in `mask`.
             wait: seconds to wait for another process that holds the shot.
 
         Raises:
@@ -124,7 +121,7 @@ class Shot(ShotReader):
             }
             originals = [] if original is None else [self.store.keep_original(frame, original)]
             if original is not None:
-                note_source(self.folder, frame, original)
+                record_source(self.folder, frame, original)
             self._save(editing.with_key(description, frame, kept, originals, replace_all=replace_all))
         others = tuple(name for name in self.objects if name in before - set(masks))
         key = next(one for one in self.keys if one.frame == frame)
@@ -133,23 +130,23 @@ class Shot(ShotReader):
     def remove_key(
         self, frame: int, objects: Sequence[str] | None = None, *, wait: float | None = 0.0
     ) -> None:
-        """Take a key away, or some of its objects. KeyframeError where there is none."""
+        """Remove a key, or some of its objects. KeyframeError where there is none."""
         with self._writing(wait) as description:
             self._save(editing.without_key(description, frame, objects))
 
     def rename_object(self, old: str, new: str, *, wait: float | None = 0.0) -> None:
-        """Give an object another name. Nothing is computed again. SettingsError for a name that is taken."""
+        """Rename an object. Nothing is computed again. SettingsError for a name that is taken."""
         check_object_names([new])
         with self._writing(wait) as description:
             self._save(editing.with_renamed_object(description, old, new))
 
     def remove_object(self, name: str, *, wait: float | None = 0.0) -> None:
-        """Take an object and all its masks away. Objects that shared keys with it are computed again."""
+        """Remove an object and all its masks. Objects that shared keys with it are computed again."""
         with self._writing(wait) as description:
             self._save(editing.without_object(description, name))
 
     def set_settings(self, settings: Settings, *, wait: float | None = 0.0) -> None:
-        """Change settings. What depends on them becomes stale, and nothing else."""
+        """Change settings. Only results that depend on them become stale."""
         if settings == self.settings:
             return
         with self._writing(wait) as description:
@@ -161,7 +158,7 @@ class Shot(ShotReader):
             self.close()
 
     def set_plate(self, plate: PlateDescription, *, wait: float | None = 0.0) -> None:
-        """Describe the plate anew (another range, other files). Frames with the same content stay done."""
+        """Replace the plate (another range, other files). Frames with the same content stay done."""
         with self._writing(wait) as description:
             opened = open_plate(self.store.plate_folder, plate, description.settings)
             if plate != description.plate:
@@ -169,7 +166,7 @@ class Shot(ShotReader):
             self.plate = opened
             self.close()
 
-    # ---- doing ----
+    # ---- computing ----
 
     def propagate(
         self,
@@ -180,17 +177,17 @@ class Shot(ShotReader):
         writer: MatteWriter | None = None,
         wait: float | None = 0.0,
     ) -> PropagationSummary:
-        """Compute what is not done, and nothing else.
+        """Compute the frames that are not done.
 
         Args:
-            on_event: gets every event, in this thread.
-            cancelled: asked before every frame of the network.
-            writer: gets every frame of the range as soon as it is final.
+            on_event: is called with every event, in this thread.
+            cancelled: is called before every frame of the network.
+            writer: writes every frame of the range as soon as it is final.
             wait: seconds to wait for another process that holds the shot.
 
         Raises:
             PropagationCancelled: finished frames are kept.
-            StmError: what it says; finished frames are kept.
+            StmError: for any other cause, which its text names; finished frames are kept.
         """
         tally = Tally(on_event)
         self.store.lock.acquire(wait, cancelled)
@@ -219,28 +216,28 @@ class Shot(ShotReader):
         cancelled: Cancelled = never,
         wait: float | None = 0.0,
     ) -> AdaptationRecord:
-        """Let the network learn from the shot's keys, keep that in the shot, and switch it on.
+        """Adapt the network to the shot's keys, store the adaptation in the shot, and switch it on.
 
-        Every matte becomes stale, once. `adapt` = false in the settings brings the earlier ones back.
-        It begins from the settings' weights each time: what was learnt before does not count.
+        Every matte becomes stale, once. With `adapt` = false in the settings the earlier mattes are current
+        again. Each adaptation starts from the settings' weights; an earlier adaptation does not count.
 
         Args:
-            seconds: stop after this time with what is learnt by then.
-            on_forecast: gets the memory that it will need, before it begins.
-            on_step: gets every step, in this thread.
-            cancelled: asked after every step; then nothing changes.
+            seconds: it ends after this time; the steps done by then count.
+            on_forecast: is called with the memory that it will need, before it begins.
+            on_step: is called with every step, in this thread.
+            cancelled: is called after every step; where it returns True nothing changes.
 
         Raises:
-            DeviceError: the memory there is does not suffice; nothing has changed.
+            DeviceError: the memory does not suffice; nothing has changed.
             KeyframeError: no key, or none that shows enough of an object.
             MaskError: the stored mask of a key is damaged.
-            SettingsError: the shot's network was brought along and has no weights file.
+            SettingsError: the shot's network was given as an object and has no weights file.
             StoreBusyError, StoreError: the shot is held, or cannot be written.
-            PropagationCancelled: `cancelled` said so.
+            PropagationCancelled: `cancelled` returned True.
         """
         with self._writing(wait) as description:
-            learning = adapting.LearningOptions(seconds, on_step, cancelled)
-            record = self._working.adapt(options, on_forecast, learning)
+            run = adapting.AdaptationRun(seconds, on_step, cancelled)
+            record = self._working.adapt(options, on_forecast, run)
             settings = replace(self.settings, adapt=True)
             self._save(replace(description, adaptation=record, settings=settings))
             self.close()
@@ -254,10 +251,10 @@ class Shot(ShotReader):
         on_event: Emit = silent,
         cancelled: Cancelled = never,
     ) -> None:
-        """Write the mattes of a range that is done.
+        """Write the mattes of a finished range.
 
         Raises:
-            MatteError: a frame is not done; it is named before anything is written.
+            MatteError: a frame is not done; the text names it, and nothing was written.
         """
         plan = self.plan(request)
         self._working.check_done(plan)
@@ -271,13 +268,13 @@ class Shot(ShotReader):
         objects: Sequence[str] | None = None,
         tolerance: float = TOLERANCE,
     ) -> ShapeSet:
-        """The finished mattes as splines; arguments and errors are those of `make_shapes`."""
+        """The finished mattes as splines; arguments and errors as in `make_shapes`."""
         return make_shapes(self, request, objects=objects, tolerance=tolerance)
 
     def clean(self, *, memory: bool = True, results: bool = True, wait: float | None = 0.0) -> StoreSize:
-        """Delete what can be computed again (`memory`), and results that no key needs any more (`results`).
+        """Delete cached features (`memory`), and results that no key needs any more (`results`).
 
-        Results of frames whose plate is not known right now are kept: whether they are needed cannot be said.
+        Results of frames whose plate hash is unknown are kept, as they may be needed.
 
         Returns:
             The bytes that were freed.
@@ -303,24 +300,24 @@ class Shot(ShotReader):
             before.plate - after.plate,
         )
 
-    # ---- inside ----
+    # ---- internal ----
 
     def _run(
         self, request: Request | None, emit: Emit, cancelled: Cancelled, writer: MatteWriter | None
     ) -> None:
-        """Plan and carry out, until a plan has come to its end."""
+        """Make plans and carry them out, until one is finished."""
         for _ in range(MOST_PLANS):
             propagation = self._working
             if propagation.run(propagation.plan(request), writer, emit, cancelled):
                 return
         raise PlateError(
-            "The plate keeps changing while it is being worked on.",
+            "The plate keeps changing during the run.",
             path=self._description.plate.text or self.folder,
             hint="Wait until it is rendered, and run again: finished frames are kept.",
         )
 
     def _begin(self, writer: MatteWriter, request: Request | None, emit: Emit) -> None:
-        """Ask the guard of outputs before the first byte. OutputError where it refuses."""
+        """Check the outputs before the first byte is written. OutputError where one must not be written."""
         writer.remember_in(self.store.exported)
         frames = frames_in_range(tuple(self.plate.frames), request or Request())
         notice = writer.begin(inputs_of(self.plate, self.settings, self.folder), self.folder, frames)
@@ -328,10 +325,10 @@ class Shot(ShotReader):
             emit(Notice(notice))
 
     def _fit(self, request: Request, emit: Emit) -> MemoryFit:
-        """Make the run fit into the memory there is.
+        """Make the run fit into the free memory.
 
-        What has to be lowered stays lowered for this shot: it must not become stale with every change of the
-        free memory.
+        Lowered sizes stay lowered for this shot. Otherwise its results would become stale whenever the free
+        memory changes.
         """
         fit = self.forecast(self.plan(request))
         if fit.reason:
@@ -348,7 +345,7 @@ class Shot(ShotReader):
 
     @contextmanager
     def _writing(self, wait: float | None) -> Iterator[ShotDescription]:
-        """Hold the lock; gives the description as it is now."""
+        """Hold the lock; yields the current description."""
         self.store.lock.acquire(wait)
         try:
             self.refresh()

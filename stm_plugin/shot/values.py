@@ -1,4 +1,4 @@
-"""What a shot says of itself and of a propagation: values alone."""
+"""The values that describe a shot's state and a propagation's result."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ Cancelled = Callable[[], bool]
 
 
 def silent(event: Event) -> None:
-    """Nobody listens."""
+    """Ignore an event."""
 
 
 def never() -> bool:
-    """Nobody cancels."""
+    """False: do not cancel."""
     return False
 
 
 @dataclass(frozen=True)
 class KeyInfo:
-    """A key by the names of its objects; `empty` names those with an empty mask ("not here").
+    """A key with the names of its objects; `empty` names those with an empty mask ("not here").
 
-    After `add_key`, `kept` and `dropped` name objects of the key before that the new mask does not give.
+    After `add_key`, `kept` and `dropped` name earlier objects of the key that the new mask does not hold.
     """
 
     frame: int
@@ -43,18 +43,18 @@ class KeyInfo:
 
 @dataclass(frozen=True)
 class ShotStatus:
-    """What is done, stale and missing, and why.
+    """The state of a shot.
 
     Attributes:
         states: of every frame of the range.
         dirty: what a propagation would compute, in words (`str` of each).
         network_frames: how often the network would run.
-        plate_missing: frames of the plate that are not there.
-        holder: who is working on the shot now, if anyone else is.
+        plate_missing: frames of the plate that do not exist.
+        holder: the other process that holds the shot now, if any.
         adapted: the adaptation that the shot uses.
-        advice: what might be done about the shot, in sentences.
-        next_key: where the next key would help most, if anything is in doubt.
-        qualities: what the network says of the frames that are done.
+        advice: what may improve the shot, in sentences.
+        next_key: where the next key would help most, if anything is uncertain.
+        qualities: confidence and agreement of finished frames.
     """
 
     keys: tuple[KeyInfo, ...]
@@ -76,7 +76,7 @@ class ShotStatus:
 
 @dataclass(frozen=True)
 class PropagationSummary:
-    """What a propagation did."""
+    """The result of a propagation."""
 
     frames: int
     computed: int
@@ -88,7 +88,7 @@ class PropagationSummary:
 
 
 class Tally:
-    """Counts the events of a propagation and hands them on."""
+    """Counts the events of a propagation and forwards them."""
 
     def __init__(self, on_event: Emit) -> None:
         self._hand_on = on_event
@@ -97,7 +97,7 @@ class Tally:
         self._notices: list[str] = []
 
     def on_event(self, event: Event) -> None:
-        """Count an event and hand it on."""
+        """Count an event and forward it."""
         if isinstance(event, FrameComputed):
             self._computed += not event.reused
             self._reused += event.reused
@@ -106,7 +106,7 @@ class Tally:
         self._hand_on(event)
 
     def summary(self, frames: int, device: str, forecast: str) -> PropagationSummary:
-        """What was done, now that it is done."""
+        """The summary, at the end."""
         seconds = time.monotonic() - self._started
         notices = tuple(self._notices)
         return PropagationSummary(frames, self._computed, self._reused, seconds, device, forecast, notices)

@@ -1,4 +1,4 @@
-"""What `shot.json` says of a shot: its plate, objects, keys, settings and adaptation."""
+"""The content of `shot.json`: plate, objects, keys, settings and adaptation of a shot."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from stm_plugin.settings import Settings
 from stm_plugin.windows import Window
 
 SCHEMA = 1
-"""Version of the folder's layout. Raise it when an older plug-in could no longer read the folder rightly."""
+"""Version of the folder's layout. Raise it when an older plug-in would read the folder wrongly."""
 
 
 @dataclass(frozen=True)
 class ShotObject:
-    """One thing being matted. The id never changes; the name is what people see."""
+    """An object of a shot. The id never changes; the name is shown to people."""
 
     id: str
     name: str
@@ -27,7 +27,7 @@ class ShotObject:
 
 @dataclass(frozen=True)
 class StoredKey:
-    """A key as the store keeps it: masks by object id, and the artist's files under keys/."""
+    """A key in the store: masks by object id, and the artist's files under keys/."""
 
     frame: int
     masks: Mapping[str, KeyMask]
@@ -40,12 +40,12 @@ class AdaptationRecord:
 
     Attributes:
         id: sha256 of the file under adapted/.
-        base, base_name: the weights that it began from, by sha256 and by name.
-        licence: of the base, under which what came of it stands too.
-        keys: what it learnt from: hash of the masks by frame.
+        base, base_name: sha256 and name of the weights that it began from.
+        licence: of the base weights; it applies to the adapted ones too.
+        keys: what it was adapted to: hash of the masks by frame.
         steps: taken.
-        plate: what it learnt from: content hash of the plate on each of these frames; empty in records of
-            before this was kept.
+        plate: what it was adapted to: content hash of the plate on each of these frames; empty in older
+            records.
     """
 
     id: str
@@ -111,7 +111,7 @@ class ShotDescription:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ShotDescription:
-        """What `to_json` gave.
+        """The description from the values of `to_json`.
 
         Raises:
             ValueError: a field is missing or of another type.
@@ -130,7 +130,7 @@ class ShotDescription:
 
 @dataclass(frozen=True)
 class _StoredDescription:
-    """shot.json as it is on disk, with the types that its fields must have."""
+    """shot.json on disk, with the types of its fields."""
 
     plate: PlateDescription
     settings: dict[str, Any]

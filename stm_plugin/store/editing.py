@@ -1,4 +1,4 @@
-"""Changing what a shot is: keys and objects. Pure: a description in, a description out."""
+"""Changes of a shot's keys and objects. Pure: they take a description and return another."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stm_plugin.store.description import ShotDescription, ShotObject, StoredKey
 
 
 def with_objects(description: ShotDescription, names: Iterable[str], frame: int) -> ShotDescription:
-    """Objects that are not there yet are added, in the order of `names`.
+    """Add objects that do not exist yet, in the order of `names`.
 
     Raises:
         MaskError: there would be too many.
@@ -37,7 +37,7 @@ def with_key(
     *,
     replace_all: bool,
 ) -> ShotDescription:
-    """A key is set, or set anew.
+    """Add a key, or replace it.
 
     Args:
         masks: by object id.
@@ -55,7 +55,7 @@ def with_key(
 def without_key(
     description: ShotDescription, frame: int, objects: Sequence[str] | None = None
 ) -> ShotDescription:
-    """A key is taken away, or some of its objects, by name or id.
+    """Remove a key, or some of its objects by name or id.
 
     Raises:
         KeyframeError: there is none.
@@ -75,7 +75,7 @@ def without_key(
 
 
 def with_renamed_object(description: ShotDescription, old: str, new: str) -> ShotDescription:
-    """An object has another name.
+    """Rename an object.
 
     Raises:
         SettingsError: there is no such object, or the name is taken.
@@ -88,7 +88,7 @@ def with_renamed_object(description: ShotDescription, old: str, new: str) -> Sho
 
 
 def without_object(description: ShotDescription, name: str) -> ShotDescription:
-    """An object and all its masks are taken away.
+    """Remove an object and all its masks.
 
     Raises:
         SettingsError: there is no such object.
@@ -113,7 +113,7 @@ def id_of(description: ShotDescription, name: str) -> str:
 
 
 def _left(key: StoredKey, gone: set[str]) -> list[StoredKey]:
-    """What stays of a key without some objects: it, or nothing."""
+    """A key without some objects: a list with it, or empty if no mask is left."""
     masks = {one: mask for one, mask in key.masks.items() if one not in gone}
     return [replace(key, masks=masks)] if masks else []
 

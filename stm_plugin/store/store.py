@@ -1,17 +1,17 @@
-"""The shot store: the folder `NAME.stmshot/` in which a shot lives, and nothing but its files.
+"""The shot store: the files of a shot in its folder `NAME.stmshot/`.
 
-    shot.json   what the shot is: schema version, plate, objects, keys, settings (`ShotDescription`)
-    keys/       the masks of keys: the artist's own files byte for byte, and the decoded masks
-    mattes/     probabilities of every pass and frame by content address, what was finished when, and how sure
-                the network was of it
-    adapted/    what the network learnt from the keys (`stm adapt`), by content
+    shot.json   the description: schema version, plate, objects, keys, settings (`ShotDescription`)
+    keys/       the masks of keys: copies of the artist's files, and the decoded masks
+    mattes/     probabilities of every pass and frame by content address; what each frame was finished from,
+                and its confidence
+    adapted/    weights that were adapted to the keys (`stm adapt`), by content
     memory/     features that can be computed again; may be deleted at any time
     plate.jsonl content hashes of plate files that were read, so that they need not be read again
     exported.jsonl  the matte files that were written, so that they need not be read to be checked
     plate/      frames that a host pushed (only for such plates)
-    LOCK        held by the one process that writes
+    LOCK        locked by the one process that writes
 
-Results are addressed by what made them, so nothing here is ever out of date: it is used or it is not.
+A result's address is the hash of its ingredients, so a stored result is never out of date.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from stm_plugin.windows import FloatArray, Window
 
 SUFFIX = ".stmshot"
 FULL_SCALE = 65535
-"""A stored probability of 1. Sixteen bits: finer than the half floats of a matte."""
+"""The stored value of a probability of 1. Sixteen bits are finer than the half floats of a matte."""
 
 _NUMBER = (int, float)
 _COMPRESSION = 1  # zlib's fastest: most pixels are exactly 0 or 1
@@ -62,7 +62,7 @@ ProbabilityArray = npt.NDArray[np.uint16]
 
 @dataclass(frozen=True)
 class StoreSize:
-    """Bytes on disk by what they are for."""
+    """Bytes on disk by purpose."""
 
     keys: int
     mattes: int
@@ -81,7 +81,7 @@ class StoreSize:
 
 
 class ShotStore:
-    """The files of one shot. Writing is for the holder of `lock`; reading is for everyone."""
+    """The files of one shot. Only the holder of `lock` may write; everyone may read."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -108,7 +108,7 @@ class ShotStore:
         """Make a new store.
 
         Raises:
-            StoreError: there is something already, or the place cannot be written.
+            StoreError: the folder exists already, or cannot be written.
         """
         path = with_suffix(folder)
         if (path / "shot.json").exists():
@@ -127,7 +127,7 @@ class ShotStore:
 
     @classmethod
     def open(cls, folder: str | Path) -> ShotStore:
-        """Open a store that exists.
+        """Open an existing store.
 
         Raises:
             StoreError: there is none, or a newer plug-in made it.
@@ -139,7 +139,7 @@ class ShotStore:
     # ---- shot.json ----
 
     def description(self) -> ShotDescription:
-        """Read shot.json as it is now. StoreError where it cannot be used."""
+        """Read shot.json. StoreError where it cannot be used."""
         path = self.folder / "shot.json"
         try:
             values = json.loads(path.read_text("utf-8"))
@@ -170,7 +170,7 @@ class ShotStore:
             raise _unreadable(path, error) from error
 
     def save(self, description: ShotDescription) -> None:
-        """Replace shot.json. StoreError where the disk does not take it."""
+        """Replace shot.json. StoreError where the disk is full or cannot be written."""
         text = json.dumps(description.to_json(), indent=1, ensure_ascii=False)
         write_atomically(self.folder / "shot.json", text.encode("utf-8"))
 
@@ -181,15 +181,15 @@ class ShotStore:
         place = [window.x, window.y, window.width, window.height]
         hash_ = address_of("mask", mask_hash(mask), place)
         path = self._mask_path(hash_)
-        if not _is_whole(path):  # a mask that was damaged is mended by giving it again
+        if not _is_whole(path):  # giving a damaged mask again repairs it
             write_sealed(path, _pack(mask=np.ascontiguousarray(mask), window=np.array(place, np.int64)))
         return KeyMask(hash_, empty=not bool(mask.any()))
 
     def mask(self, hash_: str) -> tuple[FloatArray, Window]:
-        """The mask that `put_mask` kept.
+        """The mask that `put_mask` stored.
 
         Raises:
-            StoreError: it is gone.
+            StoreError: it is missing.
             DamagedFileError: it is truncated or altered.
         """
         path = self._mask_path(hash_)
@@ -213,7 +213,7 @@ class ShotStore:
     # ---- mattes/ ----
 
     def has(self, address: str) -> bool:
-        """Whether the probabilities with this address are there, by the length of the file."""
+        """Whether the store has the probabilities with this address; only the file's length is checked."""
         return looks_whole(self._result_path(address))
 
     def put_probabilities(self, address: str, probabilities: ProbabilityArray) -> None:
@@ -221,7 +221,7 @@ class ShotStore:
         write_sealed(self._result_path(address), _pack(probabilities=probabilities))
 
     def probabilities(self, address: str) -> ProbabilityArray | None:
-        """What `put_probabilities` kept, or None.
+        """The result that `put_probabilities` stored, or None.
 
         Raises:
             DamagedFileError: it is truncated or altered.
@@ -230,12 +230,12 @@ class ShotStore:
         return None if body is None else _unpack(body)["probabilities"]
 
     def history(self) -> dict[int, FrameRecord]:
-        """What each frame was finished from, last."""
+        """The record of each frame's last finish."""
         records = {}
         for frame, entry in self.finished.load().items():
             try:
                 keys = {int(key): str(hash_) for key, hash_ in entry["keys"].items()}
-            except ValueError:  # a line that makes no sense: the frame counts as one that was never finished
+            except ValueError:  # an invalid line: the frame counts as never finished
                 continue
             records[int(frame)] = FrameRecord(
                 int(frame), entry["address"], entry["base"], keys, entry["plate"]
@@ -243,11 +243,11 @@ class ShotStore:
         return records
 
     def record(self, record: FrameRecord) -> None:
-        """Note that a frame is finished."""
+        """Record that a frame is finished."""
         self.finished.append(asdict(record))
 
     def qualities(self) -> dict[int, Quality]:
-        """What was said of each frame when it was finished last."""
+        """The quality of each frame when it was last finished."""
         known = {one.name for one in fields(Quality)}
         return {
             int(frame): Quality(**{name: value for name, value in entry.items() if name in known})
@@ -255,11 +255,11 @@ class ShotStore:
         }
 
     def record_quality(self, quality: Quality) -> None:
-        """Note what is said of a finished frame."""
+        """Record the quality of a finished frame."""
         self.quality_journal.append(asdict(quality))
 
     def forget_plate(self) -> None:
-        """Forget the content hashes of plate files: each is read again when it is asked for."""
+        """Forget the content hashes of plate files, so that each file is read again when it is needed."""
         path = self.folder / "plate.jsonl"
         try:
             path.unlink(missing_ok=True)
@@ -269,15 +269,15 @@ class ShotStore:
     # ---- the folder as a whole ----
 
     def tidy(self) -> None:
-        """Remove what a killed process left half written; for the holder of the lock."""
+        """Remove the partial files of a killed process; only the holder of the lock may call this."""
         remove_leftovers(self.folder)
 
     def clear_memory(self) -> None:
-        """Delete memory/; costs only time."""
+        """Delete memory/, whose content can be computed again."""
         shutil.rmtree(self.memory_folder, ignore_errors=True)
 
     def remove_results_except(self, kept: set[str]) -> int:
-        """Delete probabilities that no one needs; returns how many."""
+        """Delete all other probabilities; returns how many."""
         removed = 0
         for path in self._result_paths():
             if path.stem not in kept:
@@ -319,22 +319,22 @@ def list_shots(folder: str | Path) -> tuple[Path, ...]:
 
 
 def quantise(probabilities: FloatArray) -> ProbabilityArray:
-    """Probabilities in [0, 1] as they are stored.
+    """Probabilities in [0, 1] as stored integers.
 
-    A running pass goes on with `dequantise` of this, as a resumed one must, so both give the same bytes.
+    A running pass continues from the stored values, as a resumed pass does, so both give the same bytes.
     """
     scaled: FloatArray = np.clip(probabilities, 0.0, 1.0) * np.float32(FULL_SCALE)
     return np.rint(scaled).astype(np.uint16)
 
 
 def dequantise(stored: ProbabilityArray) -> FloatArray:
-    """float32 in [0, 1] from what is stored."""
+    """float32 in [0, 1] from stored integers."""
     values: FloatArray = stored.astype(np.float32) / np.float32(FULL_SCALE)
     return values
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a sealed file is there and its checksum fits."""
+    """Whether a sealed file exists and its checksum is right."""
     try:
         return read_sealed(path) is not None
     except DamagedFileError:
@@ -372,6 +372,6 @@ def _bytes_under(folder: Path) -> int:
     for path in folder.rglob("*"):
         try:
             total += path.stat().st_size if path.is_file() else 0
-        except OSError:  # deleted while we look
+        except OSError:  # deleted meanwhile
             continue
     return total

@@ -311,7 +311,7 @@ def test_something_that_does_not_know_the_answer_gets_nothing_but_hello(
     bad: Callable[..., BadEngine],
 ) -> None:
     impostor = bad(lambda link: None, answer="b" * 64)
-    with pytest.raises(EngineError, match="in the engine's place"):
+    with pytest.raises(EngineError, match="instead of the engine"):
         connect()
     impostor.close()
     assert [message.header["op"] for message in impostor.seen] == ["hello"]

@@ -83,7 +83,7 @@ def test_the_matte_with_what_was_painted_and_erased_becomes_the_keyframe(
     assert (mask[inside(erased)] == 0).all()
     rest = ~(inside() | inside(erased)) & inside((0, 0, 64, 48))
     assert (mask[rest] == 0.5).all(), "everything else is the matte as it was, soft values and all"
-    assert [key.print_ for key in alone.keys] == ["fix"]
+    assert [key.fingerprint for key in alone.keys] == ["fix"]
     assert alone["key_list"].splitlines() == ["1002  from a fix", "1001-1003  no matte"]
     assert cache.fresh_mattes(alone.cache, "main", [1002]) == set()
 
@@ -264,7 +264,7 @@ def test_a_roto_over_an_opaque_alpha_is_told(nuke: Any, alone: Any, monkeypatch:
     opaque.setInput(0, alone.plate)
     roto(nuke, alone, {1001: BOX}, opaque)
     told: list[str] = []
-    monkeypatch.setattr(verbs, "tell", lambda node, words: told.append(words))
+    monkeypatch.setattr(verbs, "show_text", lambda node, words: told.append(words))
     verbs.set_key(alone, 1001, "main")
     assert "covers almost the whole picture" in told[0]
     roto(nuke, alone, {1001: BOX}, alone.plate)

@@ -506,19 +506,19 @@ def test_the_print_of_the_plate_holds_what_makes_the_picture_and_nothing_else(
     grade = nuke.nodes.Grade()
     grade.setInput(0, comp.plate)
     comp.group.setInput(0, grade)
-    first = comp.plate_print()
+    first = comp.plate_fingerprint()
     grade.setXYpos(500, 500)
     grade["label"].setValue("moved")
     grade.setName("MyGrade")
     comp.set("status", "something else")
-    assert comp.plate_print() == first
+    assert comp.plate_fingerprint() == first
     grade["multiply"].setValue(2.0)
-    graded = comp.plate_print()
+    graded = comp.plate_fingerprint()
     assert graded != first
     grade["multiply"].setValue(1.0)
-    assert comp.plate_print() == first
+    assert comp.plate_fingerprint() == first
     os.utime(tmp_path / "plate.1002.exr", ns=(1, 1))
-    assert comp.plate_print() != first
+    assert comp.plate_fingerprint() != first
 
 
 def test_a_render_is_refused_when_the_graph_above_the_plate_has_changed(
@@ -526,7 +526,7 @@ def test_a_render_is_refused_when_the_graph_above_the_plate_has_changed(
 ) -> None:
     nuke.GUI = True
     make_mattes(comp, FRAMES)
-    comp.set("stm_plate_print", comp.plate_print())
+    comp.set("stm_plate_print", comp.plate_fingerprint())
     write = write_of(nuke, comp, tmp_path)
     nuke.execute(write, 1001, 1001, 1)
     grade = nuke.nodes.Grade(multiply=2.0)

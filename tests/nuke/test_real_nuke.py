@@ -40,12 +40,12 @@ def test_a_change_above_a_group_is_seen_by_a_node_inside_it(nuke: Any, comp: Any
     outer = in_a_group(nuke, grade)
     with outer:
         inside = stm_nuke.create(next(one for one in outer.nodes() if one.Class() == "Input"))
-    before = inside.plate_print()
+    before = inside.plate_fingerprint()
     grade["multiply"].setValue(2.0)
-    changed = inside.plate_print()
+    changed = inside.plate_fingerprint()
     assert changed != before
     outer.setInput(0, comp.plate)
-    assert inside.plate_print() not in (before, changed)
+    assert inside.plate_fingerprint() not in (before, changed)
 
 
 def test_a_write_inside_a_group_is_checked_as_any_other(nuke: Any, comp: Any, tmp_path: Path) -> None:
@@ -76,9 +76,9 @@ def test_files_that_are_named_by_tcl_a_view_or_a_filter_are_looked_at(
     for how, name in names.items():
         comp.group.setInput(0, read_node(nuke, name, FRAMES))
         assert plate(comp, 1002, tmp_path.name).planes, how
-        before = comp.plate_print()
+        before = comp.plate_fingerprint()
         os.utime(tmp_path / "plate.1002.exr")
-        assert comp.plate_print() != before, how
+        assert comp.plate_fingerprint() != before, how
 
 
 def test_the_life_of_a_node_belongs_to_the_picture(nuke: Any, comp: Any) -> None:
@@ -213,7 +213,7 @@ def test_opening_a_panel_takes_little_time_in_a_large_script(
     from stm_nuke.keys import Key
 
     nuke.GUI = True
-    comp.set_keys([Key("main", 1001, "digest", comp.mask_print())])
+    comp.set_keys([Key("main", 1001, "digest", comp.mask_fingerprint())])
     comp.group.showControlPanel()
     assert comp["key_list"] == "1001  fresh"
     monkeypatch.setattr(callbacks, "PANEL_SECONDS", -1.0)
@@ -338,7 +338,7 @@ class Receiver:
     def grow_canvas(self, canvas: Any) -> None:
         """Nothing grows."""
 
-    def push_plate(self, frame: int, picture: Any, print_: str, metadata: Any) -> bool:
+    def push_plate(self, frame: int, picture: Any, fingerprint: str, metadata: Any) -> bool:
         self.frames.append(frame)
         assert set(picture.planes) >= {"R", "G", "B"}
         return True
@@ -710,10 +710,10 @@ def test_the_knob_of_the_ocio_config_is_found_under_both_of_its_names(nuke: Any,
     new = nuke.Enumeration_Knob("OCIOConfig", "OCIO config", ["fn-nuke_studio", "custom"])
     new.setValue("custom")
     root.addKnob(new)
-    before = comp.plate_print()
+    before = comp.plate_fingerprint()
     assert comp.settings()["ocio_config"] == "/show/config.ocio"
     new.setValue("fn-nuke_studio")
-    assert comp.plate_print() != before
+    assert comp.plate_fingerprint() != before
 
 
 @pytest.mark.parametrize("name", ["init.py", "menu.py", "stm_batch.py"])

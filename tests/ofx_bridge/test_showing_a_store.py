@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stm_plugin.planning.values import Request
 from stm_plugin.settings import Settings
-from stm_plugin.shot.propagate import propagate
+from stm_plugin.shot.propagate import RunOptions, propagate
 from stm_plugin.shot.shot import Shot
 from tests.conftest import write_exr
 from tests.hosts.ofx_fixtures import FIRST, HEIGHT, WIDTH, EngineHome, disc, picture
@@ -48,10 +49,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         str(folder / "plate.####.exr"),
         {KEY: {"matte": disc(KEY)[..., 0]}},
         str(folder / "matte.####.exr"),
-        shot_folder=folder / "x.stmshot",
-        frame_range=(FIRST, LAST),
-        directions="forward",
         settings=Settings(working_size=WIDTH),
+        request=Request(FIRST, LAST, "forward"),
+        run=RunOptions(folder / "x.stmshot"),
     )
     return folder
 
@@ -205,8 +205,8 @@ def test_any_object_of_a_store_can_be_shown(host: OfxHost, engine: EngineHome, t
         str(tmp_path / f"plate.{FIRST}.exr"),
         {FIRST: masks},
         str(tmp_path / "matte.####.exr"),
-        shot_folder=tmp_path / "many.stmshot",
         settings=Settings(working_size=WIDTH),
+        run=RunOptions(tmp_path / "many.stmshot"),
     )
     node = shower(host, tmp_path / "many.stmshot")
     with nodes_of(host, node):

@@ -144,7 +144,7 @@ function paint() {
   viewer.draw({ plate: pictures.plate(frame, close), layers, over: drawOver });
   by("zoom").textContent = `${Math.round(viewer.scale * 100)} %`;
   const failed = pictures.failed.get(`plate ${frame}`);
-  const why = { stale: "This matte is stale: propagate.", missing: "No matte yet.", unreached: "No pass comes by." };
+  const why = { stale: "This matte is stale: propagate.", missing: "No matte yet.", unreached: "No pass reaches this frame." };
   by("note").textContent = failed ?? (painted ? "Painted, not a key yet." : why[state.states[frame]] ?? "");
 }
 
@@ -348,7 +348,7 @@ const fromMatte = () => act(async () => {
   show();
 });
 const fromHints = () => act(async () => {
-  say("Looking for the object ...");
+  say("Searching the object ...");
   const found = await api.startMask(frame, hints);
   (await ensureMask("nothing")).fill(found);
   say("A first mask: correct it, then set the key.");

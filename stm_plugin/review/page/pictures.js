@@ -1,4 +1,4 @@
-// Pictures by frame: small ones of every frame, made ahead; the full one of the frame that is looked at.
+// Pictures by frame: small ones of every frame, made in advance; the full-size one of the current frame.
 
 import * as api from "./api.js";
 
@@ -65,7 +65,7 @@ export class Pictures {
     this.onArrival();
   }
 
-  // A frame's matte was made: the next look shows it.
+  // A frame's matte was made: it is loaded when it is shown next.
   refresh(frame, objects) {
     for (const object of objects) this.queue.unshift(() => this.loadMatte(frame, object));
     this.work();
@@ -79,7 +79,7 @@ export class Pictures {
     this.onArrival();
   }
 
-  // The full-size pictures of one frame, for a close look.
+  // The full-size pictures of one frame.
   async loadFull(frame, objects) {
     if (this.full.frame !== frame) this.full = { plate: null, mattes: new Map(), frame };
     const full = this.full;

@@ -15,7 +15,7 @@ from model.training import edge_clips
 from model.training.edge_clips import FRAMES, WORKING_SIDE, make_clip
 from model.training.edge_losses import edge_loss
 from model.training.edge_pool import PooledClip, pool_file, read_pooled, write_pooled
-from model.training.edge_recipe import train_edges
+from model.training.edge_recipe import EdgeMaterial, train_edges
 from model.training.edge_samples import CROP, make_sample
 from model.training.edge_trainer import EdgeTrainer, EdgeTraining, rate_at
 from model.weights_file import Manifest, WeightsFileError, load_refiner, save_network
@@ -170,7 +170,9 @@ def test_the_recipe_makes_clips_with_the_network_and_writes_weights(tmp_path: Pa
     seen: list[int] = []
     manifest = Manifest("mine", "", "in house", ("clips",))
     options = EdgeTraining(steps=2, batch=1, warmup=1)
-    written = train_edges(tmp_path, options, manifest, clips=2, start="edges-lite", on_clip=seen.append)
+    written = train_edges(
+        tmp_path, options, manifest, EdgeMaterial(clips=2), start="edges-lite", on_clip=seen.append
+    )
     refiner, read = load_refiner(tmp_path / "edges.safetensors")
     assert seen == [1, 2] and read.sha256 == written.sha256 and read.licence == "in house"
     shipped = load_refiner()[0].state_dict()

@@ -189,7 +189,7 @@ def test_replacing_a_key_says_which_objects_are_gone(desk: Desk) -> None:
     add = ("shot", "key", "add", desk.shot, 1001, desk.mask)
     assert desk.stm(*add, "--object", "hand", "--keep-others").code == 0
     said = desk.stm(*add, "--object", "hand")
-    assert said.code == 0 and "mask of object1 is gone" in said.out
+    assert said.code == 0 and "mask of object1 was removed" in said.out
 
 
 def test_frames_that_the_plate_does_not_have_are_named(desk: Desk) -> None:

@@ -20,10 +20,10 @@ from stm_plugin.farm.commands import commands
 from stm_plugin.farm.merge import merge
 from stm_plugin.farm.parts import parse_pass, parts_of
 from stm_plugin.farm.work import FarmShot
+from stm_plugin.images.mask import MaskReading
 from stm_plugin.planning.values import Request
 from stm_plugin.settings import Settings
 from stm_plugin.shot.export import MatteWriter
-from stm_plugin.shot.opening import MaskReading
 from stm_plugin.shot.shot import Shot
 from stm_plugin.store.description import PlateDescription
 from tests.stm_plugin.small_network import WORKING_SIZE, CountingNetwork
@@ -183,7 +183,7 @@ def test_the_check_names_what_is_missing_and_damaged(folder: Path) -> None:
     with farm.open() as opened:
         report = opened.check(str(farm.out))
     assert set(report.problems) == {1003, 1007}
-    with pytest.raises(MatteError, match=r"frame 1003: The matte .*matte.1003.exr is not there. 1 more"):
+    with pytest.raises(MatteError, match=r"frame 1003: The matte .*matte.1003.exr does not exist. 1 more"):
         report.raise_if_wrong()
     assert farm.finish(1001, 1009) == 2
 
@@ -193,7 +193,7 @@ def test_a_task_refuses_a_shot_that_changed_since_the_bundle(folder: Path) -> No
     farm.prepare()
     with Shot.open(folder) as shot:
         shot.remove_key(1005)
-    with pytest.raises(StoreError, match="not those that the job was made for"):
+    with pytest.raises(StoreError, match="changed since the job was made"):
         farm.run_pass("1001:forward")
     farm.address = ""
     with pytest.raises(SettingsError, match="no pass 1005:forward"):

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from stm_plugin.images.mask import MaskReading
 from stm_plugin.planning.values import Request
 from stm_plugin.settings import Settings
-from stm_plugin.shot.opening import MaskReading
 from stm_plugin.shot.shot import Shot
 from stm_plugin.store.description import PlateDescription
 

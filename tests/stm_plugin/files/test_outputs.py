@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import OpenImageIO as oiio
@@ -15,17 +17,19 @@ from stm_plugin.files.outputs import Given, WrittenList, place_of, refusal
 from stm_plugin.images.matte import read_matte
 from stm_plugin.images.overlay import write_picture
 from stm_plugin.images.provenance import is_our_picture, look_at_matte
+from stm_plugin.planning.values import Request
 from stm_plugin.propagation.events import Event, Notice
 from stm_plugin.settings import Settings
 from stm_plugin.shot.export import MatteWriter
 from stm_plugin.shot.inputs import Inputs, inputs_of
-from stm_plugin.shot.propagate import Summary, propagate
+from stm_plugin.shot.propagate import KeyMask, RunOptions, Summary, propagate
 from stm_plugin.shot.shot import Shot
 from tests.conftest import PlateMaker, write_exr
 from tests.stm_plugin.small_network import WORKING_SIZE, CountingNetwork
 
 SETTINGS = Settings(working_size=WORKING_SIZE, colour_space="lin_rec709_scene")
 FRAMES = range(1001, 1005)
+WHOLE = Request()
 
 
 def nothing_is_ours(frame: int | None, path: Path) -> bool:
@@ -40,11 +44,23 @@ class Desk:
         self.mask = folder / "plate.mask.1001.png"
         self.network = CountingNetwork()
 
-    def run(self, out: Path | str, **options: object) -> Summary:
-        chosen: dict[str, object] = {"settings": SETTINGS, **options}
-        keys = chosen.pop("keys", {1001: self.mask})
-        plate = chosen.pop("plate", self.plate)
-        return propagate(plate, keys, out, network=self.network.factory, **chosen)  # type: ignore[arg-type]
+    def run(
+        self,
+        out: Path | str,
+        *,
+        plate: str | Path | None = None,
+        keys: Mapping[int, KeyMask] | None = None,
+        request: Request = WHOLE,
+        **running: Any,
+    ) -> Summary:
+        return propagate(
+            plate or self.plate,
+            keys or {1001: self.mask},
+            out,
+            settings=SETTINGS,
+            request=request,
+            run=RunOptions(network=self.network.factory, **running),
+        )
 
     def snapshot(self) -> dict[str, bytes]:
         return {
@@ -53,7 +69,7 @@ class Desk:
             if path.is_file() and not path.is_symlink()
         }
 
-    def refused(self, out: Path | str, *names: str, **options: object) -> None:
+    def refused(self, out: Path | str, *names: str, **options: Any) -> None:
         """The run is refused in words that name these files, and not one byte has changed."""
         before = self.snapshot()
         with pytest.raises(OutputError) as caught:
@@ -73,7 +89,7 @@ def desk(tmp_path: Path, make_plate: PlateMaker) -> Desk:
 
 def test_the_plate_is_refused_whatever_frames_would_be_written(desk: Desk) -> None:
     desk.refused(desk.plate, "plate.1001.exr", "overwrite the plate")
-    desk.refused(desk.plate, "overwrite the plate", frame_range=(1002, 1003), overwrite=True)
+    desk.refused(desk.plate, "overwrite the plate", request=Request(1002, 1003), overwrite=True)
     stated = desk.plate.replace("####", "1001-1002#")
     desk.refused(desk.folder / "plate.%04d.exr", "plate.", "overwrite the plate", plate=stated)
 
@@ -93,7 +109,7 @@ def test_the_plate_is_refused_by_whatever_name_it_is_reached(desk: Desk, way: st
         os.link(desk.folder / "plate.1003.exr", desk.folder / "other.1003.exr")
     else:
         (desk.folder / "other.1004.exr").symlink_to(desk.folder / "plate.1004.exr")
-    desk.refused(out, "overwrite the plate", frame_range=(1001, 1002), overwrite=True)
+    desk.refused(out, "overwrite the plate", request=Request(1001, 1002), overwrite=True)
 
 
 def test_a_mask_is_refused_before_and_after_it_became_a_key(desk: Desk) -> None:
@@ -103,13 +119,13 @@ def test_a_mask_is_refused_before_and_after_it_became_a_key(desk: Desk) -> None:
     pixels[10:30, 10:30] = 1
     pixels[0, 0, 3] = 0.5
     mask = write_exr(roto / "roto.1001.exr", pixels, channels=("R", "G", "B", "A"))
-    for frames in (None, (1002, 1004)):
+    for request in (WHOLE, Request(1002, 1004)):
         desk.refused(
             roto / "roto.####.exr",
             "roto.1001.exr",
             "mask of the key on 1001",
             keys={1001: mask},
-            frame_range=frames,
+            request=request,
             overwrite=True,
         )
     summary = desk.run(desk.folder / "out" / "m.####.exr", keys={1001: mask})
@@ -194,10 +210,10 @@ def test_what_is_no_plain_file_is_never_replaced(desk: Desk) -> None:
     out = desk.folder / "out"
     out.mkdir()
     (out / "m.1002.exr").symlink_to(desk.folder / "nowhere.exr")
-    desk.refused(out / "m.####.exr", "m.1002.exr", "no plain file", overwrite=True)
+    desk.refused(out / "m.####.exr", "m.1002.exr", "not a plain file", overwrite=True)
     (out / "m.1002.exr").unlink()
     (out / "m.1002.exr").mkdir()
-    desk.refused(out / "m.####.exr", "m.1002.exr", "no plain file", overwrite=True)
+    desk.refused(out / "m.####.exr", "m.1002.exr", "not a plain file", overwrite=True)
 
 
 def test_pictures_and_listed_files_are_known_as_ours(tmp_path: Path) -> None:

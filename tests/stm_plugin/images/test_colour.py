@@ -322,7 +322,7 @@ def test_given_config_beats_the_environment_beats_the_built_in(
 def test_configs_that_cannot_be_used_are_named_errors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ColourError, match=r"nowhere\.ocio: The colour config \(given\) is not there"):
+    with pytest.raises(ColourError, match=r"nowhere\.ocio: The colour config \(given\) does not exist"):
         load_config(tmp_path / "nowhere.ocio")
     broken = tmp_path / "broken.ocio"
     broken.write_text("ocio_profile_version: 2\ncolorspaces: [")

@@ -102,7 +102,7 @@ def test_what_does_not_fit_the_plate_is_refused(tmp_path: Path, rng: np.random.G
     plate = open_plate(tmp_path)
     with pytest.raises(PlateError, match=r"frame 999: .*not in the range 1001-1004"):
         plate.push(999, pixels(rng, FORMAT), FORMAT)
-    with pytest.raises(PlateError, match="leaves the canvas"):
+    with pytest.raises(PlateError, match="exceeds the canvas"):
         plate.push(1001, pixels(rng, Window(0, 0, 400, 30)), Window(0, 0, 400, 30))
     with pytest.raises(PlateError, match=r"frame 1001: The pixels are"):
         plate.push(1001, pixels(rng, FORMAT), CANVAS)

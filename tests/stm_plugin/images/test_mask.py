@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from stm_plugin.errors import MaskError
-from stm_plugin.images.mask import MaskImage, MaskMode, mask_hash, read_mask
+from stm_plugin.images.mask import MaskImage, MaskMode, MaskPlace, MaskReading, mask_hash, read_mask
 from stm_plugin.windows import FloatArray, Window
 from tests.conftest import write_image
 
@@ -32,16 +32,8 @@ def read(
     channel: str | None = None,
     allow_empty: bool = False,
 ) -> MaskImage:
-    return read_mask(
-        path,
-        canvas=PLATE,
-        display_window=PLATE,
-        objects=objects,
-        mode=mode,
-        channel=channel,
-        allow_empty=allow_empty,
-        frame=1001,
-    )
+    reading = MaskReading(objects, mode, channel)
+    return read_mask(path, MaskPlace(PLATE, PLATE), reading, allow_empty=allow_empty, frame=1001)
 
 
 def write(path: Path, pixels: FloatArray, kind: str = "uint8", **given: Any) -> Path:
@@ -67,7 +59,7 @@ def test_davis_palette_pngs_give_exactly_their_objects(shared_data: Path) -> Non
         with Image.open(path) as picture:
             indices = np.asarray(picture)
         window = Window(0, 0, indices.shape[1], indices.shape[0])
-        mask = read_mask(path, canvas=window, display_window=window)
+        mask = read_mask(path, MaskPlace(window, window))
         assert mask.source == "palette index"
         assert list(mask.objects) == [f"object{value}" for value in np.unique(indices) if value]
         for name, values in mask.objects.items():
@@ -236,10 +228,8 @@ def test_layers_in_parts_and_views_of_a_production_file(shared_data: Path) -> No
     for kind, expected in (("singlepart", "whitebarmask.left"), ("multipart", "whitebarmask")):
         mask = read_mask(
             clip / f"{kind}.0001.exr",
-            canvas=window,
-            display_window=window,
-            mode="layers",
-            objects=[expected],
+            MaskPlace(window, window),
+            MaskReading([expected], "layers"),
         )
         assert mask.objects[expected].shape == (1556, 2048)
         assert mask.objects[expected].sum() == pytest.approx(176970, rel=1e-3)
@@ -250,7 +240,7 @@ def test_a_mask_is_placed_on_the_canvas(tmp_path: Path, soft: FloatArray) -> Non
     data = Window(-2, -1, 15, 10)
 
     def placed(path: Path) -> FloatArray:
-        mask = read_mask(path, canvas=canvas, display_window=display, data_window=data, frame=1001)
+        mask = read_mask(path, MaskPlace(canvas, display, data), frame=1001)
         assert mask.objects["object1"].shape == (14, 20)
         return mask.objects["object1"]
 
@@ -275,7 +265,7 @@ def test_a_mask_of_another_size_is_refused_with_both_sizes(tmp_path: Path) -> No
     with pytest.raises(MaskError, match=r"frame 1001, .*m\.png: The mask is 6x4, but the plate's .* 12x8\. "):
         read(path)
     with pytest.raises(MaskError, match=r"canvas with overscan 16x12, this frame's data window 9x9"):
-        read_mask(path, canvas=Window(-2, -2, 16, 12), display_window=PLATE, data_window=Window(0, 0, 9, 9))
+        read_mask(path, MaskPlace(Window(-2, -2, 16, 12), PLATE, Window(0, 0, 9, 9)))
     framed = write(tmp_path / "m.exr", np.ones((8, 12, 1), np.float32), "half", display=(0, 0, 100, 50))
     with pytest.raises(MaskError, match=r"12x8 in a display window of 100x50"):
         read(framed)
@@ -330,12 +320,12 @@ def test_damaged_masks_are_named_errors(
 
 
 def test_missing_files_movies_and_photographs_are_named_errors(tmp_path: Path) -> None:
-    with pytest.raises(MaskError, match="not there"):
+    with pytest.raises(MaskError, match="does not exist"):
         read(tmp_path / "nowhere.png")
     with pytest.raises(MaskError, match="is a folder"):
         read(tmp_path)
     (tmp_path / "m.txt").write_text("no picture")
-    with pytest.raises(MaskError, match=r"of no kind of picture that OpenImageIO knows\. Give the picture"):
+    with pytest.raises(MaskError, match=r"OpenImageIO cannot read this kind of file\. Give the picture"):
         read(tmp_path / "m.txt")
     (tmp_path / "m.mp4").touch()
     with pytest.raises(MaskError, match="movie"):

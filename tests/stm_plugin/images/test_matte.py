@@ -16,7 +16,7 @@ import pytest
 
 from stm_plugin.errors import MatteError
 from stm_plugin.images import writer as images
-from stm_plugin.images.mask import read_mask
+from stm_plugin.images.mask import MaskPlace, MaskReading, read_mask
 from stm_plugin.images.matte import channel_name, layer_names, read_matte, union_matte, write_matte
 from stm_plugin.images.plate import Plate, PlateFrame
 from stm_plugin.windows import FloatArray, Window
@@ -133,7 +133,7 @@ def test_several_objects_get_a_layer_each_and_their_union(tmp_path: Path, matte:
     assert set(channels) == {"A", "Anna_s_hat.A", "chair.A"}
     assert np.abs(channels["A"] - (matte + rest)).max() <= 1e-3
     assert np.array_equal(channels["chair.A"], rest.astype(np.float16).astype(np.float32))
-    again = read_mask(path, canvas=DATA, display_window=DISPLAY, mode="layers")
+    again = read_mask(path, MaskPlace(DATA, DISPLAY), MaskReading(mode="layers"))
     assert np.array_equal(again.objects["chair"], channels["chair.A"]), "a matte can be a mask again"
 
 
@@ -282,7 +282,7 @@ except MatteError as error:
 
 def test_broken_and_missing_mattes_are_named_errors(tmp_path: Path, matte: FloatArray) -> None:
     path = tmp_path / "m.exr"
-    with pytest.raises(MatteError, match=r"frame 7, .*m\.exr: The matte is not there"):
+    with pytest.raises(MatteError, match=r"frame 7, .*m\.exr: The matte does not exist"):
         read_matte(path, frame=7)
     write_matte(path, {"object1": matte}, frame_with())
     content = path.read_bytes()

@@ -33,11 +33,11 @@ from stm_plugin.images.matte import read_matte
 from stm_plugin.images.plate import Plate
 from stm_plugin.planning.values import State
 from stm_plugin.propagation.adaptation import adaptation_path, read_adaptation_manifest
-from stm_plugin.propagation.events import Notice
+from stm_plugin.propagation.events import Event, Notice
 from stm_plugin.propagation.memory_forecast import AdaptationForecast
 from stm_plugin.settings import Settings
 from stm_plugin.shot.export import MatteWriter
-from stm_plugin.shot.propagate import propagate
+from stm_plugin.shot.propagate import RunOptions, propagate
 from stm_plugin.shot.shot import Shot
 from stm_plugin.store.description import PlateDescription
 from stm_plugin.windows import FloatArray
@@ -193,6 +193,10 @@ def test_the_time_given_is_kept(shot: Shot) -> None:
 def test_one_call_adapts_once(tmp_path: Path, make_plate: PlateMaker, settings: Settings) -> None:
     plate, said = make_plate(frames=range(1001, 1003)), list[str]()
 
+    def on_event(event: Event) -> None:
+        if isinstance(event, Notice):
+            said.append(event.text)
+
     def run(mask: FloatArray) -> int:
         said.clear()
         done = propagate(
@@ -200,13 +204,12 @@ def test_one_call_adapts_once(tmp_path: Path, make_plate: PlateMaker, settings: 
             {1001: {"disc": mask}},
             tmp_path / "matte.####.exr",
             settings=settings,
-            adapt=True,
-            adapt_options=OPTIONS,
-            on_event=lambda event: said.append(event.text) if isinstance(event, Notice) else None,
+            adapt=OPTIONS,
+            run=RunOptions(on_event=on_event),
         )
         return done.propagation.computed
 
-    assert run(box(10)) == 1 and said[:1] == ["The network learns from the keys first."]
+    assert run(box(10)) == 1 and said[:1] == ["The network adapts to the keys first."]
     assert run(box(10)) == 0 and not said
     assert run(box(12)) == 1 and said
 
@@ -216,10 +219,10 @@ def test_one_call_adapts_once(tmp_path: Path, make_plate: PlateMaker, settings: 
 
 def test_without_a_key_there_is_nothing_to_learn_from(shot: Shot) -> None:
     shot.remove_key(1001)
-    with pytest.raises(KeyframeError, match="no key to learn from"):
+    with pytest.raises(KeyframeError, match="no key to adapt to"):
         shot.adapt(OPTIONS)
     shot.add_key(1002, {"disc": np.zeros((48, 64), np.float32)}, allow_empty=True)
-    with pytest.raises(KeyframeError, match="no key to learn from"):
+    with pytest.raises(KeyframeError, match="no key to adapt to"):
         shot.adapt(OPTIONS)
     assert shot.adaptation is None and not shot.settings.adapt
 
@@ -275,7 +278,7 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
-@pytest.mark.parametrize(("harm", "words"), [(Path.unlink, "is gone"), (truncate, "is damaged")])
+@pytest.mark.parametrize(("harm", "words"), [(Path.unlink, "is missing"), (truncate, "is damaged")])
 def test_a_missing_or_damaged_adaptation_is_refused_and_comes_back(
     shot: Shot, harm: Callable[[Path], None], words: str
 ) -> None:

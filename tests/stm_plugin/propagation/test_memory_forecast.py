@@ -33,7 +33,7 @@ from stm_plugin.propagation.memory_forecast import (
 
 LITE = network_config("stm-lite")
 GIBIBYTE = 1 << 30
-PEAK_OF_A_LESSON = """
+PEAK_OF_ADAPTING = """
 import resource, torch
 from model.training.adapt import AdaptOptions, KeyPicture, adapt
 from model.network.config import network_config
@@ -53,7 +53,7 @@ print(peak() - before)
 def test_a_device_that_is_not_there_is_refused_in_words() -> None:
     assert pick_device("cpu") == "cpu"
     assert pick_device() in ("cpu", "cuda", "mps")
-    with pytest.raises(DeviceError, match=r"cuda:99 is not there.*Use auto"):
+    with pytest.raises(DeviceError, match=r"cuda:99 does not exist.*Use auto"):
         pick_device("cuda:99")
 
 
@@ -108,22 +108,22 @@ def test_cached_features_leave_before_the_cap_and_the_cap_before_the_picture() -
     assert lowered.reason.startswith("the memory cap was lowered from 100 to")
 
 
-LESSON = AdaptationMemory(LITE, keys=2, objects=2, height=480, width=854, options=AdaptOptions())
+SIZES = AdaptationMemory(LITE, keys=2, objects=2, height=480, width=854, options=AdaptOptions())
 
 
 def test_a_lesson_that_fits_says_its_memory_and_one_that_does_not_is_refused() -> None:
-    forecast = check_adaptation_memory(LESSON, 64 * GIBIBYTE)
-    assert str(forecast).startswith("1.1 GB: 245 MB to learn in, ")
+    forecast = check_adaptation_memory(SIZES, 64 * GIBIBYTE)
+    assert str(forecast).startswith("1.1 GB: 245 MB to train in, ")
     with pytest.raises(DeviceError, match=r"Adapting needs 1\.1 GB.*cpu has 900 MB free.*another device"):
-        check_adaptation_memory(LESSON, 900 << 20)
-    many = replace(LESSON, keys=40)
+        check_adaptation_memory(SIZES, 900 << 20)
+    many = replace(SIZES, keys=40)
     with pytest.raises(DeviceError, match="with fewer keys"):
         check_adaptation_memory(many, 4 * GIBIBYTE)
 
 
 def test_a_lesson_takes_more_for_more_of_anything() -> None:
     def total(**more: Any) -> int:
-        return predict_adaptation_memory(replace(LESSON, **more)).total
+        return predict_adaptation_memory(replace(SIZES, **more)).total
 
     before = total()
     for more in ({"keys": 3}, {"objects": 3}, {"options": AdaptOptions(clips=3)}, {"plate_pixels": 1 << 22}):
@@ -134,10 +134,10 @@ def test_a_lesson_takes_more_for_more_of_anything() -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
 def test_a_lesson_takes_no_more_than_was_said() -> None:
-    lesson = replace(LESSON, keys=1, objects=1, options=AdaptOptions(steps=1))
-    script = PEAK_OF_A_LESSON.format(height=lesson.height, width=lesson.width)
+    sizes = replace(SIZES, keys=1, objects=1, options=AdaptOptions(steps=1))
+    script = PEAK_OF_ADAPTING.format(height=sizes.height, width=sizes.width)
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    forecast = predict_adaptation_memory(lesson)
+    forecast = predict_adaptation_memory(sizes)
     assert int(run.stdout) <= forecast.working + forecast.pictures + (80 << 20)
 
 
@@ -146,7 +146,7 @@ def test_a_lesson_takes_no_more_than_was_said() -> None:
     [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("can't allocate memory: 9")],
 )
 def test_running_out_of_memory_is_a_named_error_with_a_way_on(error: Exception) -> None:
-    said = r"frame 1010: The memory of cpu did not suffice.*are kept"
+    said = r"frame 1010: cpu has too little memory.*are kept"
     with pytest.raises(DeviceError, match=said), device_errors("cpu", 1010):
         raise error
 

@@ -178,9 +178,9 @@ def test_paint_a_key_propagate_see_the_mattes_and_export(page: Page, tmp_path: P
         alpha = decode_mask(picture, WIDTH, HEIGHT)
         np.testing.assert_allclose(alpha, page.shot.matte(frame).mattes["disc"], atol=0.003)
     answer, picture = page.ask("GET", "/api/confidence/1003?object=disc")
-    doubt = 1 - page.shot.confidence(1003)["disc"]
-    assert answer.status == 200 and doubt.max() > 0
-    np.testing.assert_allclose(decode_mask(picture, WIDTH, HEIGHT), doubt, atol=0.003)
+    uncertainty = 1 - page.shot.confidence(1003)["disc"]
+    assert answer.status == 200 and uncertainty.max() > 0
+    np.testing.assert_allclose(decode_mask(picture, WIDTH, HEIGHT), uncertainty, atol=0.003)
     assert page.shot.confidence(1001)["disc"].min() == 1  # a key is sure
     out = tmp_path / "out" / "matte.####.exr"
     answer, words = page.ask("POST", "/api/export", json.dumps({"out": str(out)}).encode())

@@ -12,12 +12,12 @@ import pytest
 
 from stm_plugin.cli import main
 from stm_plugin.errors import MatteError, OutputError, SettingsError
+from stm_plugin.images.mask import MaskReading
 from stm_plugin.planning.values import Request
 from stm_plugin.settings import Settings
 from stm_plugin.shapes.json_file import shapes_from_json
 from stm_plugin.shapes.nuke import read_nuke_script
 from stm_plugin.shapes.raster import rasterised
-from stm_plugin.shot.opening import MaskReading
 from stm_plugin.shot.shapes import write_shapes
 from stm_plugin.shot.shot import Shot
 from stm_plugin.store.description import PlateDescription

@@ -24,7 +24,7 @@ torch.set_num_threads(1)
 cv2.setNumThreads(1)
 
 from stm_plugin.settings import Settings  # noqa: E402
-from stm_plugin.shot.propagate import propagate  # noqa: E402
+from stm_plugin.shot.propagate import RunOptions, propagate  # noqa: E402
 from tests.stm_plugin.small_network import WORKING_SIZE, CountingNetwork, random_network  # noqa: E402
 
 SETTINGS = Settings(working_size=WORKING_SIZE, memory_rule="every:3", colour_space="lin_rec709_scene")
@@ -93,7 +93,8 @@ def run(plate: str, first: str, second: str, target: Path) -> None:
     """One propagation from two keys."""
     network = CountingNetwork()
     out = target / "matte.####.exr"
-    propagate(plate, {1003: first, 1008: second}, out, settings=SETTINGS, network=network.factory)
+    options = RunOptions(network=network.factory)
+    propagate(plate, {1003: first, 1008: second}, out, settings=SETTINGS, run=options)
 
 
 def wait(child: int, patience: float) -> int:

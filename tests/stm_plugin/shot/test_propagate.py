@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import OpenImageIO as oiio
@@ -19,16 +20,18 @@ from stm_plugin.errors import KeyframeError, MaskError, MatteError, PropagationC
 from stm_plugin.images import provenance
 from stm_plugin.images.matte import MatteImage, read_matte
 from stm_plugin.images.plate import Plate
+from stm_plugin.planning.values import Request
 from stm_plugin.propagation.events import Event, FrameFinished, Notice
 from stm_plugin.propagation.finishing_queue import FRAMES_WAITING
 from stm_plugin.settings import Settings
 from stm_plugin.shot.export import MatteWriter
-from stm_plugin.shot.propagate import Summary, default_shot_folder, propagate
+from stm_plugin.shot.propagate import RunOptions, Summary, default_shot_folder, propagate
 from stm_plugin.shot.shot import Shot
 from tests.stm_plugin.small_network import WORKING_SIZE, CountingNetwork
 
 SETTINGS = Settings(working_size=WORKING_SIZE, memory_rule="every:3", colour_space="lin_rec709_scene")
 FRAMES = range(1001, 1011)
+WHOLE = Request()
 MakePlate = Callable[..., str]
 KILLS = int(os.environ.get("STM_TEST_KILLS", "10"))
 """How often the suite kills a propagation; 50 and more for a thorough run."""
@@ -45,15 +48,17 @@ class Order:
     def mask(self, frame: int) -> str:
         return self.plate.replace("####.exr", f"mask.{frame}.png")
 
-    def run(self, *keys: int, **options: object) -> Summary:
+    def run(
+        self, *keys: int, settings: Settings = SETTINGS, request: Request = WHOLE, **running: Any
+    ) -> Summary:
         self.network.calls.clear()
-        chosen: dict[str, object] = {"settings": SETTINGS, **options}
         return propagate(
             self.plate,
             {frame: self.mask(frame) for frame in keys},
             self.out,
-            network=self.network.factory,
-            **chosen,  # type: ignore[arg-type]
+            settings=settings,
+            request=request,
+            run=RunOptions(network=self.network.factory, **running),
         )
 
     def files(self) -> dict[str, bytes]:
@@ -205,16 +210,16 @@ def test_two_objects_get_a_layer_each(order: Order) -> None:
         {1001: {"chair": left, "cup": left[:, ::-1].copy()}},
         order.out,
         settings=SETTINGS,
-        network=order.network.factory,
+        run=RunOptions(network=order.network.factory),
     )
     channels = read_matte(summary.files[2].path).channels
     assert set(channels) == {"A", "chair.A", "cup.A"}
 
 
 def test_a_range_and_a_direction_limit_what_is_written(order: Order) -> None:
-    summary = order.run(1004, frame_range=(1003, 1006))
+    summary = order.run(1004, request=Request(1003, 1006))
     assert [one.frame for one in summary.files] == [1003, 1004, 1005, 1006]
-    forward = order.run(1004, directions="forward")
+    forward = order.run(1004, request=Request(directions="forward"))
     assert [one.frame for one in forward.files] == list(range(1004, 1011))
 
 
@@ -230,17 +235,12 @@ def test_the_shot_is_kept_beside_the_mattes_or_where_it_is_told(order: Order, tm
 def test_wrong_input_is_named(order: Order) -> None:
     with pytest.raises(KeyframeError, match="--key FRAME=MASK"):
         order.run()
+    running = RunOptions(network=order.network.factory)
     with pytest.raises(KeyframeError, match="frame 1050"):
-        propagate(
-            order.plate, {1050: order.mask(1001)}, order.out, settings=SETTINGS, network=order.network.factory
-        )
+        propagate(order.plate, {1050: order.mask(1001)}, order.out, settings=SETTINGS, run=running)
     with pytest.raises(MaskError, match=r"frame 1001.*nothing\.png"):
         propagate(
-            order.plate,
-            {1001: order.folder / "nothing.png"},
-            order.out,
-            settings=SETTINGS,
-            network=order.network.factory,
+            order.plate, {1001: order.folder / "nothing.png"}, order.out, settings=SETTINGS, run=running
         )
     with pytest.raises(MatteError, match="overwrite the plate"):
         propagate(
@@ -248,8 +248,7 @@ def test_wrong_input_is_named(order: Order) -> None:
             {1001: order.mask(1001)},
             order.plate,
             settings=SETTINGS,
-            shot_folder=order.folder / "x",
-            network=order.network.factory,
+            run=RunOptions(order.folder / "x", network=order.network.factory),
         )
 
 

@@ -301,7 +301,7 @@ def test_a_cancelled_run_goes_on_to_the_same_bytes(desk: Desk, tmp_path: Path) -
             return desk.network.calls["read and decode"] >= limit
 
         desk.network.calls.clear()
-        with pytest.raises(PropagationCancelled, match="running it again goes on"):
+        with pytest.raises(PropagationCancelled, match="running it again continues"):
             desk.shot.propagate(cancelled=cancelled)
         assert desk.network.calls["read and decode"] == limit, "stops before the next frame"
         done += limit
@@ -524,7 +524,7 @@ class FailingNetwork(CountingNetwork):
 def test_a_device_without_memory_keeps_what_is_done_and_names_a_way_on(desk: Desk) -> None:
     desk.shot.add_key(1001, {"chair": LEFT})
     failing = FailingNetwork()
-    said = pytest.raises(DeviceError, match=r"frame 1005: The memory of cpu did not suffice.*lower")
+    said = pytest.raises(DeviceError, match=r"frame 1005: cpu has too little memory.*lower")
     with Shot.open(desk.folder, network=failing.factory) as shot, said:
         shot.propagate()
     assert desk.run()["read and decode"] == 8

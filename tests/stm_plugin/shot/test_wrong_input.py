@@ -12,7 +12,7 @@ import OpenImageIO as oiio
 import pytest
 
 from stm_plugin.errors import MaskError, MatteError, PlateError, SettingsError
-from stm_plugin.images.mask import read_mask
+from stm_plugin.images.mask import AS_FOUND, MaskPlace, MaskReading, read_mask
 from stm_plugin.images.movie import index_movie, is_damage
 from stm_plugin.images.overlay import OverlayWriter
 from stm_plugin.images.plate import Plate
@@ -37,9 +37,8 @@ def square(value: float = 1.0) -> FloatArray:
     return values
 
 
-def read(path: Path, **options: object) -> dict[str, FloatArray]:
-    image = read_mask(path, canvas=CANVAS, display_window=CANVAS, frame=1001, **options)  # type: ignore[arg-type]
-    return dict(image.objects)
+def read(path: Path, reading: MaskReading = AS_FOUND) -> dict[str, FloatArray]:
+    return dict(read_mask(path, MaskPlace(CANVAS, CANVAS), reading, frame=1001).objects)
 
 
 # ---- masks ----
@@ -60,7 +59,7 @@ def test_a_deep_picture_is_no_mask(tmp_path: Path) -> None:
     with pytest.raises(MaskError, match=r"frame 1001, .*deep\.exr: Deep"):
         read(path)
     with pytest.raises(MaskError, match="Deep"):
-        read(path, mode="layers")
+        read(path, MaskReading(mode="layers"))
 
 
 @pytest.mark.parametrize("most", [255.0, 65535.0, 2.0, -1.0])
@@ -83,7 +82,7 @@ def test_a_mask_that_overshoots_a_little_is_clamped(tmp_path: Path) -> None:
 def test_a_name_that_no_object_can_have_is_refused(tmp_path: Path, name: str, words: str) -> None:
     path = write_image(tmp_path / "m.exr", square()[..., None], channels=("A",))
     with pytest.raises(MaskError, match=words):
-        read(path, objects=[name])
+        read(path, MaskReading(objects=[name]))
     with pytest.raises(MaskError, match=words):
         masks_of_arrays({name: square()}, CANVAS, CANVAS, frame=1001, allow_empty=False)
 
@@ -136,7 +135,7 @@ def test_a_movie_that_the_decoder_complains_of_is_refused_with_the_frame(tmp_pat
         data[place] ^= 1 << rng.randrange(8)
     broken = tmp_path / f"broken{name}"
     broken.write_bytes(data)
-    said = r"broken.*(Frame \d+ of the movie is damaged \(the decoder says|promises 12)"
+    said = r"broken.*(Frame \d+ of the movie is damaged \(the decoder says|states 12)"
     with pytest.raises(PlateError, match=said):
         Plate.open(broken)
 

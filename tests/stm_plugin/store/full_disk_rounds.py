@@ -33,7 +33,7 @@ torch.set_num_threads(1)
 cv2.setNumThreads(1)
 
 from stm_plugin.cli import main as stm  # noqa: E402
-from stm_plugin.images.mask import read_mask  # noqa: E402
+from stm_plugin.images.mask import MaskPlace, read_mask  # noqa: E402
 from stm_plugin.images.plate import Plate  # noqa: E402
 from stm_plugin.propagation.networks import ready_network  # noqa: E402
 from stm_plugin.settings import Settings  # noqa: E402
@@ -214,12 +214,8 @@ def by_server(plate: str, mask: str, key: int, connect: Callable[[], Connection]
     pictures = {frame: frames.read(frame) for frame in frames.frames}
     window = (0, 0, frames.canvas.width, frames.canvas.height)
     first = pictures[frames.frames[0]]
-    (drawn,) = read_mask(
-        Path(mask),
-        canvas=frames.canvas,
-        display_window=first.display_window,
-        data_window=first.data_window,
-    ).objects.values()
+    place = MaskPlace(frames.canvas, first.display_window, first.data_window)
+    (drawn,) = read_mask(Path(mask), place).objects.values()
     bystander = connect()
 
     def work(client: Connection, folder: Path) -> None:
