@@ -16,7 +16,7 @@ from stm_plugin.protocol.framing import (
     decode_prefix,
     encode_message,
 )
-from stm_plugin.protocol.images import ImageLayout, MappedPixels, MappedTarget
+from stm_plugin.protocol.images import ImageLayout, MappedPixels, MappedTarget, ScratchFile
 from stm_plugin.protocol.limits import (
     MAGIC,
     MAX_CHANNELS,
@@ -64,6 +64,7 @@ from stm_plugin.protocol.requests import (
     MaskChannel,
     OpenShot,
     Ping,
+    PixelRequest,
     PlanRequest,
     PlateFiles,
     PlateNeeded,
@@ -129,6 +130,7 @@ __all__ = [
     "OpenShot",
     "Ping",
     "PixelFormat",
+    "PixelRequest",
     "PlanRequest",
     "PlateFiles",
     "PlateNeeded",
@@ -143,6 +145,7 @@ __all__ = [
     "Request",
     "RequestError",
     "Rows",
+    "ScratchFile",
     "SetObjects",
     "SetSettings",
     "Shapes",

@@ -1,4 +1,4 @@
-"""Errors as a client is told of them; PROTOCOL.md section 6."""
+"""Errors as a client gets them; PROTOCOL.md section 6."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def error_code(error: StmError) -> str:
 
 
 def error_header(error: StmError) -> dict[str, Any]:
-    """The header of the error message that tells a client of `error`."""
+    """The header of the message for `error`."""
     return {
         "code": error_code(error),
         "what": error.what,

@@ -59,7 +59,7 @@ def encode_message(message: Message) -> bytes:
         FramingError: the header or the payload is longer than the protocol allows.
     """
     header = json.dumps(message.header, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    data = header.encode("utf-8", "replace")  # a file name that is not UTF-8 is told with ?
+    data = header.encode("utf-8", "replace")  # a file name that is not UTF-8 is sent with ?
     payload_bytes = len(message.payload)
     if len(data) > MAX_HEADER or payload_bytes > MAX_PAYLOAD:
         raise FramingError("A message is too long to be sent.")

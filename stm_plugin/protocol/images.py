@@ -16,6 +16,7 @@ from stm_plugin.protocol.models import (
     ChannelName,
     MappedName,
     Model,
+    ScratchName,
     Window,
 )
 
@@ -31,6 +32,12 @@ class MappedTarget(MappedPixels):
     """Where pixels are to be written in a mapped file."""
 
     offset: ByteOffset = 0
+
+
+class ScratchFile(Model):
+    """A picture file below the scratch folder that the client named in `open_shot`."""
+
+    name: ScratchName
 
 
 class ImageLayout(Model):

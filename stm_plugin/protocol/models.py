@@ -166,6 +166,13 @@ Digest = Annotated[str, _matching(r"[\x21-\x7e]{1,128}", "1 to 128 visible ASCII
 Handle = Annotated[str, _matching(r"[a-z][0-9]{1,12}", "a handle that the engine gave")]
 Token = Annotated[str, _matching(r"[0-9a-f]{64}", "64 hex digits")]
 MappedName = Annotated[str, _matching(r"[A-Za-z0-9_-]{1,64}", "a file name")]
+ScratchName = Annotated[
+    str,
+    _matching(
+        r"([A-Za-z0-9_-][A-Za-z0-9_.-]{0,254}/){0,7}[A-Za-z0-9_-][A-Za-z0-9_.-]{0,254}",
+        "a file name: up to 8 parts of letters, digits, _, - and ., with no . first",
+    ),
+]
 
 Frame = Annotated[int, Field(ge=-MAX_FRAME, le=MAX_FRAME)]
 FrameRange = Annotated[

@@ -1,4 +1,4 @@
-"""What the server asks of the engine. `shots.py` is the real one, which takes seconds to import."""
+"""What the server asks of the engine. `shot_service.py` implements it, and takes seconds to import."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a job is. `finished` names frames whose result is there since the last report."""
+    """Where a job is. `finished`: frames completed since the last report."""
 
     done: int
     total: int
@@ -125,7 +125,7 @@ class Matte:
 
 @dataclass(frozen=True)
 class NoMatte:
-    """There is no matte to give out, and why."""
+    """Why a frame has no matte."""
 
     state: Literal["stale", "missing", "plate_missing", "outside"]
     reason: str
@@ -168,7 +168,7 @@ Cancelled = Callable[[], bool]
 
 
 class ShotBackend(Protocol):
-    """One open shot. Its methods may be called from several threads; a job runs in a thread of its own.
+    """One open shot. Its methods may be called from several threads; a job runs in a separate thread.
 
     Methods raise StmError with a text for people.
     """
@@ -230,7 +230,7 @@ class ShotBackend(Protocol):
         """Write the mattes as splines."""
 
     def matte(self, frame: int, objects: Sequence[str], stale: bool) -> Matte | NoMatte:
-        """The matte of one frame, if it is there."""
+        """The finished matte of one frame, or why there is none."""
 
 
 class Backend(Protocol):
@@ -255,7 +255,7 @@ class Backend(Protocol):
         """Make a shot store."""
 
     def rest(self) -> None:
-        """Nothing has been at work for a while: give back memory that is only kept for speed."""
+        """Release memory that is only kept for speed; called when nothing has been at work for a while."""
 
     def exists(self, folder: Path) -> bool:
         """Whether the folder is a shot store."""

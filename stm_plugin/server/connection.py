@@ -1,4 +1,4 @@
-"""One client's connection: reading messages, keeping order, answering, telling events."""
+"""One client's connection: reading messages, keeping order, sending replies and events."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ByteBudget:
     """Bytes of payloads that are in the engine at one time, over all connections.
 
     Bytes count when they have arrived, so an announcement holds up nobody. The payload that is under way for
-    the longest never waits: there is no deadlock, and at most `most` and one payload are there together.
+    the longest never waits: there is no deadlock, and at most `most` bytes and one payload are held together.
     """
 
     def __init__(self, most: int = p.MAX_PAYLOAD) -> None:

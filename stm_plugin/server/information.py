@@ -1,4 +1,4 @@
-"""What a panel can offer: devices, weights and settings by name."""
+"""The choices for a panel: devices, weights and settings by name."""
 
 from __future__ import annotations
 

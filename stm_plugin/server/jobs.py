@@ -1,4 +1,4 @@
-"""Jobs: long work on a shot, in threads of their own, taking turns on each device frame by frame."""
+"""Jobs: long work on a shot, in separate threads, taking turns on each device frame by frame."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ class Job:
         return self.has_ended
 
     def snapshot(self) -> dict[str, Any]:
-        """The job as the protocol tells of it."""
+        """The state of the job: the reply to `job`, PROTOCOL.md section 4."""
         with self._lock:
             progress = self._progress
             return {
@@ -174,7 +174,7 @@ class Job:
                 self._set("running")
 
                 def report(progress: Progress) -> None:
-                    self._note(progress)
+                    self._record(progress)
                     queue.pass_on(ticket, cancelled)
 
                 work(report, cancelled)
@@ -187,7 +187,7 @@ class Job:
             log.exception("job %s failed", self.id)
             self._set("failed", error_header(as_stm_error(error) or internal_error()))
 
-    def _note(self, progress: Progress) -> None:
+    def _record(self, progress: Progress) -> None:
         with self._lock:
             self._progress = progress
             self._finished.update(progress.finished)
@@ -208,7 +208,7 @@ class Job:
 
 
 def internal_error() -> RequestError:
-    """What a client is told of a bug; the log has the rest."""
+    """The error that a client gets for a bug; the log has the rest."""
     return RequestError(
         "internal", "The engine has failed.", hint="Its log, engine.log in the runtime folder, says where."
     )

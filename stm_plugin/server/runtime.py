@@ -126,7 +126,7 @@ def engine_lock(folder: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """How a client reaches the engine, as `endpoint.json` tells it."""
+    """How a client reaches the engine, as `endpoint.json` says it."""
 
     transport: Transport
     path: str
@@ -172,7 +172,7 @@ class Endpoint:
         os.replace(beside, folder / ENDPOINT_NAME)
 
     def is_published(self, folder: Path) -> bool:
-        """Whether the file is still there and tells of this engine."""
+        """Whether the file still exists and names this engine."""
         try:
             found = json.loads((folder / ENDPOINT_NAME).read_text("utf-8"))
         except (OSError, ValueError):
@@ -212,7 +212,7 @@ def listen(folder: Path, transport: Transport) -> socket.socket:
 
 
 def peer_is_user(connection: socket.socket) -> bool:
-    """Whether a unix socket's peer runs as this user, as far as the system tells."""
+    """Whether a unix socket's peer runs as this user, as far as the system says."""
     if connection.family != getattr(socket, "AF_UNIX", None):
         return True
     if hasattr(socket, "SO_PEERCRED"):  # Linux: pid, uid, gid
@@ -248,7 +248,7 @@ class Parent:
 
 
 def _start_time(pid: int) -> str | None:
-    """When a process began, where the system tells it in /proc; None elsewhere or once it has ended."""
+    """When a process began, where the system says so in /proc; None elsewhere or once it has ended."""
     try:
         after_name = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
     except OSError:

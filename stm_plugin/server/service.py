@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol, TypeVar
 import numpy as np
 
 from stm_plugin import protocol as p
-from stm_plugin.errors import StmError
+from stm_plugin.errors import PlateError, StmError
 from stm_plugin.protocol import RequestError, ranges_of
 from stm_plugin.server import pixels
 from stm_plugin.server.backend import (
@@ -41,6 +41,7 @@ from stm_plugin.server.replies import (
     reasons_json,
     state_words,
 )
+from stm_plugin.server.scratch import PushedPicture, ScratchFolder
 
 log = logging.getLogger("stm.server")
 
@@ -74,9 +75,10 @@ class SharedShot:
     users: set[Client] = field(default_factory=set)
     edit: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while keys, settings or the plate change, so that changes of several clients do not mix."""
+    scratch: dict[Client, ScratchFolder] = field(default_factory=dict)
 
     def state_json(self, frames: p.Range | None, jobs: Sequence[str]) -> dict[str, Any]:
-        """What `status` answers."""
+        """The reply to `status`."""
         state = self.backend.state(frames)
         return {
             "shot": self.handle,
@@ -133,7 +135,7 @@ class Service:
         return self._loading
 
     async def rest(self) -> None:
-        """Give back memory that is only kept for speed."""
+        """Release memory that is only kept for speed."""
         self._worked_at = None
         await self.in_thread((await self._backend()).rest)
 
@@ -276,6 +278,7 @@ class Service:
             )
         if sum(client in shot.users for shot in self._shots.values()) >= p.MAX_SHOTS:
             raise RequestError("limit", f"More than {p.MAX_SHOTS} shots are open.", hint="Close one.")
+        scratch = None if request.scratch is None else ScratchFolder(request.scratch)
         engine = await self._backend()
         folder = Path(os.path.realpath(engine.locate(Path(request.folder))))
         async with self._opening.setdefault(folder, asyncio.Lock()):
@@ -287,6 +290,8 @@ class Service:
                 shot, created = await self._open_store(engine, folder, request)
             shot.owner = shot.owner or request.owner
             shot.users.add(client)
+            if scratch is not None:
+                shot.scratch[client] = scratch
         try:
             if not created and await self.in_thread(shot.backend.differs, request.plate, request.settings):
                 describe = partial(shot.backend.describe, request.plate, request.settings)
@@ -319,6 +324,7 @@ class Service:
 
     async def _leave_shot(self, client: Client, shot: SharedShot) -> None:
         shot.users.discard(client)
+        shot.scratch.pop(client, None)
         for job in self._working_jobs(shot):
             starter, detached = self._starters[job.id]
             if starter is client and not detached:
@@ -361,32 +367,53 @@ class Service:
 
     # ---- pixels
 
-    async def _pixels(self, client: Client, image: p.ImageLayout, data: pixels.Bytes) -> pixels.Bytes:
-        if image.mapped is None:
-            return data
-        return await self.in_thread(self.maps.read, image.mapped, client.prefix)
+    async def _picture(
+        self, client: Client, shot: SharedShot, request: p.PixelRequest, data: pixels.Bytes
+    ) -> PushedPicture:
+        """What a request brings: inline, in a mapped file, or in a file of the client's scratch folder."""
+        image = request.image
+        if image is not None:
+            if image.mapped is not None:
+                data = await self.in_thread(self.maps.read, image.mapped, client.prefix)
+            return PushedPicture(image, data)
+        assert request.file is not None, "the request was checked"
+        scratch = shot.scratch.get(client)
+        if scratch is None:
+            raise request.refusal("open_shot named no scratch folder")
+        return await self.in_thread(scratch.read, request.file.name, request.frame)
 
     async def _push_plate(
         self, client: Client, shot: SharedShot, request: p.PushPlate, data: pixels.Bytes
     ) -> dict[str, Any]:
-        raw = await self._pixels(client, request.image, data)
+        picture = await self._picture(client, shot, request, data)
+        image = picture.layout
+        if image.channels[:3] != ("R", "G", "B") and image.channels[0] != "Y":
+            raise request.refusal(f"the file has the channels {' '.join(image.channels)}, not R G B or Y")
+        metadata = dict(request.metadata)
+        if picture.time_code is not None:
+            metadata["smpte:TimeCode"] = picture.time_code
 
         def push() -> Change:
-            return shot.backend.push_plate(
-                PushedFrame(
-                    frame=request.frame,
-                    pixels=pixels.read_plate(request.image, raw),
-                    data_window=request.image.data_window,
-                    display_window=request.display_window,
-                    pixel_aspect=request.pixel_aspect,
-                    digest=request.digest,
-                    metadata=request.metadata,
-                    is_half=request.image.format == "half" and not request.image.premultiplied,
-                )
+            pushed = PushedFrame(
+                frame=request.frame,
+                pixels=pixels.read_plate(image, picture.data),
+                data_window=image.data_window,
+                display_window=picture.display_window or request.display_window,
+                pixel_aspect=picture.pixel_aspect or request.pixel_aspect,
+                digest=request.digest,
+                metadata=metadata,
+                is_half=image.format == "half" and not image.premultiplied,
             )
+            return shot.backend.push_plate(pushed)
 
         async with shot.edit:
-            change = await self.in_thread(push)
+            try:
+                change = await self.in_thread(push)
+            except PlateError as error:
+                details = {"data_window": list(image.data_window)}
+                raise RequestError(
+                    "plate", error.what, frame=error.frame, hint=error.hint, details=details
+                ) from error
         return {
             "frame": request.frame,
             "content": change.content,
@@ -397,23 +424,23 @@ class Service:
     async def _push_key(
         self, client: Client, shot: SharedShot, request: p.PushKey, data: pixels.Bytes
     ) -> dict[str, Any]:
-        raw = await self._pixels(client, request.image, data)
+        picture = await self._picture(client, shot, request, data)
+        request.check_channels(picture.layout)
 
         def push() -> Change:
             masks = {
-                one.name: pixels.read_mask(request.image, raw, one.channel, request.frame)
+                one.name: pixels.read_mask(picture.layout, picture.data, one.channel, request.frame)
                 for one in request.objects
             }
-            return shot.backend.push_key(
-                PushedMasks(
-                    frame=request.frame,
-                    masks=masks,
-                    data_window=request.image.data_window,
-                    digest=request.digest,
-                    replace=request.replace,
-                    allow_empty=request.allow_empty,
-                )
+            pushed = PushedMasks(
+                frame=request.frame,
+                masks=masks,
+                data_window=picture.layout.data_window,
+                digest=request.digest,
+                replace=request.replace,
+                allow_empty=request.allow_empty,
             )
+            return shot.backend.push_key(pushed)
 
         change = await self._edit(shot, request.interrupt, push)
         return {
@@ -448,7 +475,7 @@ class Service:
             left = until - time.monotonic()
             if left <= 0:
                 raise RequestError(
-                    "timeout", "The matte is not there yet.", frame=frame, hint="It is being computed."
+                    "timeout", "The matte is not finished yet.", frame=frame, hint="It is being computed."
                 )
             waits = [asyncio.ensure_future(event.wait()) for event in news]
             await asyncio.wait(waits, timeout=left, return_when=asyncio.FIRST_COMPLETED)
@@ -640,7 +667,7 @@ def _check_owner(shot: SharedShot, owner: str | None) -> None:
             "shot_open",
             "Another node uses this shot folder.",
             path=str(shot.folder),
-            hint="Give this node a folder of its own.",
+            hint="Give this node another folder.",
             details={"owner": shot.owner},
         )
 

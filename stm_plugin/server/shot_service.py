@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -56,9 +57,11 @@ from stm_plugin.store.description import PlateDescription, ShotDescription, Shot
 from stm_plugin.store.store import with_suffix
 from stm_plugin.windows import Window
 
-GIVEN_OUT_BYTES: Final = 256 << 20
-"""Mattes that were given out and are kept in case someone wants the last one of a stale frame."""
+LAST_MATTES_BYTES: Final = 256 << 20
+"""How much of the last mattes is kept, for a client that wants the old matte of a stale frame."""
 _REMEMBERED_EDITS: Final = 8
+_ASPECT_TOLERANCE: Final = 1e-6
+"""A file says the pixel aspect in 32 bits, a host in 64."""
 _DONE = (State.KEY, State.DONE)
 
 
@@ -111,7 +114,7 @@ class EngineShot:
         self._shot = shot
         self._reading = threading.RLock()
         self._is_computing = False
-        self._given_out = _LastMattes(GIVEN_OUT_BYTES)
+        self._last_mattes = _LastMattes(LAST_MATTES_BYTES)
         self._earlier: deque[ShotDescription] = deque(maxlen=_REMEMBERED_EDITS)  # the newest first
         self._key_digests = Journal(shot.folder / "keys" / "digests.jsonl", "frame")
 
@@ -228,9 +231,9 @@ class EngineShot:
         digests = self._key_digests.load()
         states = []
         for frame, content in sorted(self._key_contents().items()):
-            noted = digests.get(frame, {})
-            fits = noted.get("key") == _key_content(content)
-            states.append(KeyState(frame, content, noted["digest"] if fits else None))
+            recorded = digests.get(frame, {})
+            fits = recorded.get("key") == _key_content(content)
+            states.append(KeyState(frame, content, recorded["digest"] if fits else None))
         return tuple(states)
 
     def remove_key(self, frame: int) -> Change:
@@ -339,7 +342,7 @@ class EngineShot:
         return self._shot.plan(_plan_range(frames, direction))
 
     def _done(self) -> set[int]:
-        """Frames whose matte is there and fresh."""
+        """Frames that have a fresh matte."""
         with self._reading:
             if not self._shot.has_active_key:
                 return set()
@@ -354,8 +357,10 @@ class EngineShot:
         self._refresh()
         self._is_computing = True
         try:
-            teller = _EventForwarder(report)
-            self._shot.propagate(_plan_range(frames, direction), on_event=teller.hear, cancelled=cancelled)
+            forwarder = _EventForwarder(report)
+            self._shot.propagate(
+                _plan_range(frames, direction), on_event=forwarder.on_event, cancelled=cancelled
+            )
         finally:
             self._is_computing = False
 
@@ -377,13 +382,13 @@ class EngineShot:
         total = len(self.export_frames(order))
         written = 0
 
-        def hear(event: Event) -> None:
+        def on_event(event: Event) -> None:
             nonlocal written
             if isinstance(event, FrameFinished):
                 written += 1
                 report(Progress(written, total, event.frame, None, (event.frame,)))
 
-        self._shot.export(writer, _plan_range(order.frames), on_event=hear, cancelled=cancelled)
+        self._shot.export(writer, _plan_range(order.frames), on_event=on_event, cancelled=cancelled)
         if cancelled() and written < total:
             raise PropagationCancelled("Writing was stopped.", hint="Files that are written are whole.")
 
@@ -402,7 +407,7 @@ class EngineShot:
     # ---- mattes
 
     def matte(self, frame: int, objects: Sequence[str], stale: bool) -> Matte | NoMatte:
-        """The matte of one frame, if it is there."""
+        """The finished matte of one frame, or why there is none."""
         with self._reading:
             self._refresh()
             none = self._why_no_matte(frame)
@@ -413,9 +418,9 @@ class EngineShot:
                     none = NoMatte("stale", error.what.rstrip(".").lower())
                 else:
                     matte = self._matte_of(finished)
-                    self._given_out.keep(frame, matte)
+                    self._last_mattes.keep(frame, matte)
                     return matte
-            last = (self._given_out.last(frame) or self._old_matte(frame)) if stale else None
+            last = (self._last_mattes.last(frame) or self._old_matte(frame)) if stale else None
         return none if last is None else dataclasses.replace(last, stale=True)
 
     def _old_matte(self, frame: int) -> Matte | None:
@@ -425,7 +430,7 @@ class EngineShot:
                 matte = self._matte_of(self._shot.earlier_matte(description, frame))
             except (KeyframeError, MatteError, PlateError):
                 continue
-            self._given_out.keep(frame, matte)
+            self._last_mattes.keep(frame, matte)
             return matte
         return None
 
@@ -441,7 +446,7 @@ class EngineShot:
         if not planned.is_key and planned.state not in _DONE:
             return NoMatte("missing", planned.why)
         if frame in shot.plate.missing:
-            return NoMatte("plate_missing", "the plate frame is not there")
+            return NoMatte("plate_missing", "the plate frame is missing")
         return None
 
     def _matte_of(self, finished: FinishedFrame) -> Matte:
@@ -463,14 +468,14 @@ class EngineShot:
 
 
 class _EventForwarder:
-    """Tells a job's progress from the engine's events."""
+    """Reports a job's progress from the engine's events."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
         self._finished: list[int] = []
         self._text = ""
 
-    def hear(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         match event:
             case FrameFinished():
                 self._finished.append(event.frame)
@@ -505,7 +510,7 @@ class _SelectiveWriter(MatteWriter):
 
 
 class _LastMattes:
-    """The last matte of each frame that was given out, within a byte budget."""
+    """The last matte of each frame that a client got, within a byte budget."""
 
     def __init__(self, budget: int) -> None:
         self._budget = budget
@@ -551,9 +556,10 @@ def _check_geometry(plate: HostPlate, pushed: PushedFrame) -> None:
             frame=pushed.frame,
             hint="Give the shot a plate of one size.",
         )
-    if pushed.pixel_aspect is not None and pushed.pixel_aspect != plate.pixel_aspect:
+    aspect = pushed.pixel_aspect
+    if aspect is not None and not math.isclose(aspect, plate.pixel_aspect, rel_tol=_ASPECT_TOLERANCE):
         raise PlateError(
-            f"The frame's pixel aspect {pushed.pixel_aspect} is not the plate's, {plate.pixel_aspect}.",
+            f"The frame's pixel aspect {aspect} is not the plate's, {plate.pixel_aspect}.",
             frame=pushed.frame,
         )
 
