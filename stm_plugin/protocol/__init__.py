@@ -1,6 +1,6 @@
-"""The engine protocol as `ofx_bridge/PROTOCOL.md` writes it down: framing, and requests as typed values.
+"""The engine protocol of `ofx_bridge/PROTOCOL.md`: framing, and requests as typed values.
 
-Nothing here knows of sockets, shots or pixels' values: bytes become validated values, and values bytes.
+It converts bytes to validated values and back, and is independent of sockets, shots and pixel values.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from stm_plugin.protocol.framing import FramingError
 
 
 class RequestError(StmError):
-    """A request that cannot be carried out, with the code that the protocol gives to the reason."""
+    """A request that cannot be carried out, with the protocol's code of the reason."""
 
     def __init__(
         self,

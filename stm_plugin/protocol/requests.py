@@ -41,7 +41,7 @@ from stm_plugin.protocol.models import (
 
 
 class Request(Model):
-    """What every request shares. `op` is its name in the header."""
+    """The base of all requests. `op` is its name in the header."""
 
     op: ClassVar[str] = ""
 
@@ -79,19 +79,19 @@ class Hello(Request):
 
 
 class Ping(Request):
-    """Is anyone there?"""
+    """Whether the engine runs, and how busy it is."""
 
     op: ClassVar[str] = "ping"
 
 
 class Info(Request):
-    """What can be chosen: devices, weights, settings."""
+    """The devices, weights and settings to choose from."""
 
     op: ClassVar[str] = "info"
 
 
 class Shutdown(Request):
-    """End the engine."""
+    """Stop the engine."""
 
     op: ClassVar[str] = "shutdown"
 
@@ -139,7 +139,7 @@ class CloseShot(ShotRequest):
 
 
 class PlateNeeded(ShotRequest):
-    """Which plate frames does the engine lack?"""
+    """The plate frames that the engine needs."""
 
     op: ClassVar[str] = "plate_needed"
     frames: FrameRange | None = None
@@ -232,7 +232,7 @@ class ListKeys(ShotRequest):
 
 
 class RemoveKey(ShotRequest):
-    """Take a key away."""
+    """Remove a key."""
 
     op: ClassVar[str] = "remove_key"
     frame: Frame
@@ -263,14 +263,14 @@ class SetObjects(ShotRequest):
 
 
 class Status(ShotRequest):
-    """What is done, stale, missing, and why."""
+    """The state of all frames, and why."""
 
     op: ClassVar[str] = "status"
     frames: FrameRange | None = None
 
 
 class PlanRequest(ShotRequest):
-    """What would be computed."""
+    """The plan of a propagation."""
 
     op: ClassVar[str] = "plan"
     frames: FrameRange | None = None
@@ -278,7 +278,7 @@ class PlanRequest(ShotRequest):
 
 
 class Propagate(ShotRequest):
-    """Compute what is not done."""
+    """Compute the frames that are not done."""
 
     op: ClassVar[str] = "propagate"
     frames: FrameRange | None = None
@@ -310,7 +310,7 @@ class Shapes(ShotRequest):
 
 
 class JobRequest(Request):
-    """How far is a job?"""
+    """The state of a job."""
 
     op: ClassVar[str] = "job"
     job: Handle
@@ -369,10 +369,10 @@ REQUESTS: Final[Mapping[str, type[Request]]] = {
 
 
 def read_request(header: Mapping[str, Any], payload_bytes: int) -> Request:
-    """The request that a header stands for.
+    """The request of a header.
 
     Raises:
-        RequestError: there is no such operation, or a field or the length of the payload is wrong.
+        RequestError: unknown operation, wrong field, or wrong length of the payload.
     """
     op = header.get("op")
     kind = REQUESTS.get(op) if isinstance(op, str) else None

@@ -50,7 +50,7 @@ def keys_json(keys: Sequence[KeyState]) -> list[dict[str, Any]]:
 
 
 def reasons_json(reasons: Sequence[Reason]) -> list[dict[str, Any]]:
-    """Frames and why they are not done."""
+    """Frames and the reasons why they are not done."""
     return [{"frames": ranges_of(one.frames), "text": one.text} for one in reasons]
 
 
@@ -75,7 +75,7 @@ def range_words(frames: Sequence[int]) -> str:
 
 
 def state_words(done: Sequence[int], stale: Sequence[int], missing: Sequence[int]) -> str:
-    """How far a shot is, in one line."""
+    """The state of a shot in one line."""
     parts = [f"{len(done)} frames done" if len(done) != 1 else "1 frame done"]
     if stale:
         parts.append(f"{len(stale)} stale: {range_words(stale)}")

@@ -1,4 +1,4 @@
-"""The engine as all its clients share it: open shots, jobs, devices, and what each request does."""
+"""The engine for all its clients: open shots, jobs, devices, and the work of each request."""
 
 from __future__ import annotations
 
@@ -50,23 +50,23 @@ Reply = tuple[dict[str, Any], memoryview | bytes]
 
 WORKER_THREADS: Final = 8
 JOB_END_SECONDS: Final = 30.0
-"""How long a job may take to stop when the engine ends."""
+"""The most seconds for a job to stop when the engine ends."""
 _INTERRUPT_SECONDS: Final = 300.0
 
 
 class Client(Protocol):
-    """What the service needs of a connection."""
+    """The service's interface of a connection."""
 
     prefix: str
     name: str
 
     def job_changed(self, job: Job) -> None:
-        """A job that this connection started has news; called on the event loop."""
+        """A job of this connection has changed; called on the event loop."""
 
 
 @dataclass
 class SharedShot:
-    """One open shot store and who uses it."""
+    """One open shot store and its users."""
 
     handle: str
     folder: Path
@@ -97,7 +97,7 @@ class SharedShot:
 
 
 class Service:
-    """Carries out requests. Lives on the event loop; what takes time runs in threads."""
+    """Carries out requests. It runs on the event loop; long work runs in threads."""
 
     def __init__(self, load_backend: Callable[[], Backend], maps: MapFolder) -> None:
         self.maps = maps
@@ -116,20 +116,20 @@ class Service:
         self._tidying: set[asyncio.Task[None]] = set()
         self._worked_at: float | None = None
 
-    # ---- looking after everything
+    # ---- housekeeping
 
     @property
     def is_working(self) -> bool:
-        """Whether any job is at work."""
+        """Whether any job is running."""
         return any(not job.has_ended for job in self._jobs.values())
 
     @property
     def worked_at(self) -> float | None:
-        """When pixels or a whole shot were last in hand, by the monotonic clock; None since the last rest."""
+        """When pixels or a whole shot were last used, by the monotonic clock; None since the last release."""
         return time.monotonic() if self.is_working else self._worked_at
 
     def begin_loading(self) -> asyncio.Future[Backend]:
-        """Load the engine itself in a thread, unless that has begun: it takes seconds."""
+        """Start to load the engine in a thread, unless that has begun: it takes seconds."""
         if self._loading is None:
             self._loading = self._loop.run_in_executor(self._threads, self._load_backend)
         return self._loading
@@ -140,7 +140,7 @@ class Service:
         await self.in_thread((await self._backend()).rest)
 
     def counts(self) -> dict[str, int]:
-        """Jobs at work and open shots."""
+        """The numbers of running jobs and open shots."""
         working = sum(not job.has_ended for job in self._jobs.values())
         return {"jobs": working, "shots": len(self._shots)}
 
@@ -149,7 +149,7 @@ class Service:
         return await self._loop.run_in_executor(self._threads, partial(work, *args))
 
     async def leave(self, client: Client) -> None:
-        """A connection has ended: close its shots, cancel its jobs, remove its files."""
+        """After the end of a connection, close its shots, cancel its jobs, remove its files."""
         for shot in list(self._shots.values()):
             if client in shot.users:
                 await self._leave_shot(client, shot)
@@ -179,10 +179,10 @@ class Service:
         for shot in list(self._shots.values()):
             await self._close_if_unused(shot)
 
-    # ---- what every client may ask
+    # ---- requests
 
     async def carry_out(self, client: Client, request: p.Request, data: pixels.Bytes) -> Reply:
-        """Answer one request (all but hello, ping and shutdown).
+        """Carry out one request (all but hello, ping and shutdown).
 
         Raises:
             StmError: it cannot be carried out.
@@ -260,7 +260,7 @@ class Service:
         return answer, b""
 
     async def _backend(self) -> Backend:
-        """The engine itself, once it is loaded."""
+        """The engine, after it is loaded."""
         return await asyncio.shield(self.begin_loading())
 
     # ---- shots
@@ -349,7 +349,7 @@ class Service:
         self._worked_at = time.monotonic()
 
     async def _edit(self, shot: SharedShot, interrupt: bool, work: Callable[[], T]) -> T:
-        """Change a shot while no job is at work on it."""
+        """Change a shot while no job is running on it."""
         async with shot.edit:
             jobs = self._working_jobs(shot)
             if jobs and not interrupt:
@@ -452,7 +452,7 @@ class Service:
 
     async def _get_matte(self, client: Client, shot: SharedShot, request: p.GetMatte) -> Reply:
         until = time.monotonic() + request.wait_ms / 1000
-        looked_after: set[str] = set()  # jobs that said they had finished the frame before we looked
+        looked_after: set[str] = set()  # jobs that had finished the frame before this check
         while True:
             jobs = [job for job in self._working_jobs(shot) if request.frame in job.frames]
             looked_after |= {job.id for job in jobs if job.has_finished_frame(request.frame)}
@@ -466,7 +466,7 @@ class Service:
     async def _wait_for_frame(
         self, frame: int, jobs: Sequence[Job], looked_after: set[str], until: float
     ) -> None:
-        """Wait until one of `jobs` has ended, or has finished the frame and nobody has looked since."""
+        """Wait until one of `jobs` has ended, or has finished the frame since the last check."""
         while True:
             news = [self._news_of(job) for job in jobs]
             for job in jobs:
@@ -677,7 +677,7 @@ def _busy() -> RequestError:
 
 
 def _cut(matte: pixels.FloatArray, window: p.Rectangle, wanted: p.Rectangle) -> pixels.FloatArray:
-    """`matte` over `window` as it is seen through `wanted`; 0 outside."""
+    """`matte` over `window`, cut to `wanted`; 0 outside."""
     if window == wanted:
         return matte
     x, y, width, height = window

@@ -1,4 +1,4 @@
-"""The engine behind the server: what the protocol's requests mean for a `Shot`."""
+"""The engine behind the server: applies the protocol's requests to a `Shot`."""
 
 from __future__ import annotations
 
@@ -69,15 +69,15 @@ class EngineBackend:
     """The shots of this machine."""
 
     def information(self) -> Information:
-        """What a panel can offer."""
+        """The choices for a panel."""
         return information()
 
     def rest(self) -> None:
-        """Give freed memory, which is kept for speed, back to the system."""
+        """Return freed memory, which is kept for speed, to the system."""
         release_freed_memory()
 
     def locate(self, folder: Path) -> Path:
-        """The folder of a shot as it is on disk: with its suffix."""
+        """The folder of a shot on disk, with its suffix."""
         return with_suffix(folder)
 
     def exists(self, folder: Path) -> bool:
@@ -95,7 +95,7 @@ class EngineBackend:
         settings: Mapping[str, Any],
         objects: Sequence[str],
     ) -> EngineShot:
-        """Make a shot store, with its objects in the order given."""
+        """Make a shot store, with its objects in the given order."""
         chosen = changed_settings(Settings(colour_space=plate.colour_space), settings)
         shot = Shot.create(folder, _description(plate), chosen)
         if objects:
@@ -123,11 +123,11 @@ class EngineShot:
         return pick_device(self._shot.settings.device)
 
     def close(self) -> None:
-        """Give back threads and memory."""
+        """End the threads and release the memory."""
         self._shot.close()
 
     def _refresh(self) -> None:
-        """Take over what other processes changed. While a job holds the shot's lock there can be nothing."""
+        """Read changes of other processes. There are none while a job holds the shot's lock."""
         if not self._is_computing:
             self._shot.refresh()
 
@@ -142,7 +142,7 @@ class EngineShot:
         return wanted != self._shot.settings
 
     def describe(self, plate: PushedGeometry | PlateFiles | None, settings: Mapping[str, Any]) -> None:
-        """Take over a changed plate and changed settings."""
+        """Apply a changed plate and changed settings."""
         with self._reading:
             wanted = self._wanted_settings(plate, settings)
             if plate is not None and _description(plate) != self._shot.store.description().plate:
@@ -158,7 +158,7 @@ class EngineShot:
         return wanted
 
     def plate_needed(self, frames: Range | None, digests: Mapping[int, str]) -> Frames:
-        """Frames that a propagation of `frames` reads and that are not here, or not with this digest."""
+        """Frames that a propagation of `frames` reads and that are missing, or have another digest."""
         plate = self._shot.plate
         if not isinstance(plate, HostPlate):
             return []
@@ -237,7 +237,7 @@ class EngineShot:
         return tuple(states)
 
     def remove_key(self, frame: int) -> Change:
-        """Take a key away."""
+        """Remove a key."""
         return self._edit(lambda: self._shot.remove_key(frame))
 
     def settings(self) -> dict[str, Any]:
@@ -246,7 +246,7 @@ class EngineShot:
         return flat_settings(self._shot.settings)
 
     def set_settings(self, settings: Mapping[str, Any]) -> Change:
-        """Change some settings, or none when one is bad."""
+        """Change some settings, or none if one is invalid."""
         wanted = changed_settings(self._shot.settings, settings)
         return self._edit(lambda: self._shot.set_settings(wanted))
 
@@ -262,7 +262,7 @@ class EngineShot:
         return self._edit(change)
 
     def _edit(self, work: Callable[[], Any]) -> Change:
-        """Do `work`; what it made stale is what was done before and is not afterwards."""
+        """Do `work`; frames that were done before and are not afterwards became stale."""
         with self._reading:
             self._refresh()
             before, done_before = self._shot.store.description(), self._done()
@@ -285,7 +285,7 @@ class EngineShot:
     # ---- status and plan
 
     def state(self, frames: Range | None) -> ShotState:
-        """What is done, stale, missing, and why."""
+        """The state of all frames, and why."""
         shot = self._shot
         with self._reading:
             self._refresh()
@@ -318,7 +318,7 @@ class EngineShot:
         )
 
     def forecast(self, frames: Range | None, direction: Direction) -> Forecast:
-        """What `propagate` would do."""
+        """The plan of `propagate`."""
         shot = self._shot
         with self._reading:
             self._refresh()
@@ -353,7 +353,7 @@ class EngineShot:
     def propagate(
         self, frames: Range | None, direction: Direction, report: Report, cancelled: Cancelled
     ) -> None:
-        """Compute what is not done."""
+        """Compute the frames that are not done."""
         self._refresh()
         self._is_computing = True
         try:
@@ -390,7 +390,7 @@ class EngineShot:
 
         self._shot.export(writer, _plan_range(order.frames), on_event=on_event, cancelled=cancelled)
         if cancelled() and written < total:
-            raise PropagationCancelled("Writing was stopped.", hint="Files that are written are whole.")
+            raise PropagationCancelled("Writing was stopped.", hint="Written files are whole.")
 
     def shapes(self, order: ShapesOrder, report: Report, cancelled: Cancelled) -> None:
         """Write the mattes as splines."""
@@ -424,7 +424,7 @@ class EngineShot:
         return none if last is None else dataclasses.replace(last, stale=True)
 
     def _old_matte(self, frame: int) -> Matte | None:
-        """The matte as it was before the last edits of this shot, if its results are still in the store."""
+        """The matte from before the last edits of this shot, if its results are still in the store."""
         for description in self._earlier:
             try:
                 matte = self._matte_of(self._shot.earlier_matte(description, frame))
@@ -492,7 +492,7 @@ class _EventForwarder:
 
 
 class _SelectiveWriter(MatteWriter):
-    """Writes some of the objects only, and knows such files from those with all."""
+    """Writes some of the objects only, with another address than files with all objects."""
 
     objects: tuple[str, ...] = ()
 
