@@ -117,6 +117,12 @@ def _index_movie(path: Path, signs: tuple[int, ...]) -> MovieIndex:
 def _check_whole(path: Path, walked: Mapping[str, Any], times: Sequence[float]) -> None:
     """PlateError where the movie is not all that it was: frames are lost, or the decoder complains."""
     promised = int(walked["promised"])
+    if promised - len(times) > max(_COUNT_TOLERANCE, promised // 100):
+        raise PlateError(
+            f"The movie states {promised} frames but holds {len(times)}: it is truncated or damaged.",
+            path=path,
+            hint=f"{_AGAIN} If it was cut without being encoded anew, encode it anew.",
+        )
     if any(is_damage(level, text) for _, level, text in walked["complaints"]):
         # Several threads decode ahead of the frame that is given out: one thread knows whose the damage is.
         alone = _walked(path, threads=1).get("complaints", [])
@@ -132,12 +138,6 @@ def _check_whole(path: Path, walked: Mapping[str, Any], times: Sequence[float]) 
             f"The movie states {promised} frames but holds {len(times)}: frame {lost} is missing.",
             path=path,
             hint=_AGAIN,
-        )
-    if promised - len(times) > max(_COUNT_TOLERANCE, promised // 100):
-        raise PlateError(
-            f"The movie states {promised} frames but holds {len(times)}: it is truncated or damaged.",
-            path=path,
-            hint=f"{_AGAIN} If it was cut without being encoded anew, encode it anew.",
         )
 
 
