@@ -348,7 +348,7 @@ def _same_folder(one: Path, other: Path) -> bool:
 
 
 class WrittenList:
-    """The files of a folder that this product made and that cannot say so: pictures, movies, tables.
+    """The files in a folder that this product made and that carry no mark: movies, tables, label pictures.
 
     A finished file is identified by its content. An unfinished one is identified by its name.
     """
@@ -373,13 +373,9 @@ class WrittenList:
                 self._journal.append({"file": self._name(path), "hash": content})
 
     def finish_as(self, path: Path, content: Path) -> None:
-        """The file will appear under its name with this content at once; until then it is as it is now."""
-        before = None
-        with suppress(OSError):  # there is none
-            before = _content_hash(path)
+        """Record the content of a file that will appear under its name in one step."""
         with suppress(OSError, StoreError):
-            entry = {"file": self._name(path), "hash": _content_hash(content), "before": before}
-            self._journal.append(entry)
+            self._journal.append({"file": self._name(path), "hash": _content_hash(content)})
 
     def has(self, paths: Iterable[Path]) -> set[Path]:
         """Which of these files this product made and nobody changed since."""
@@ -390,7 +386,7 @@ class WrittenList:
         if entry is None or "hash" not in entry:
             return False
         try:
-            return entry["hash"] is None or _content_hash(path) in (entry["hash"], entry.get("before"))
+            return entry["hash"] is None or entry["hash"] == _content_hash(path)
         except OSError:
             return False
 

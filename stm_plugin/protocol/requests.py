@@ -8,13 +8,14 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from stm_plugin.protocol.errors import RequestError
-from stm_plugin.protocol.images import ImageLayout, MappedTarget, ScratchFile
+from stm_plugin.protocol.images import ImageLayout, MappedTarget
 from stm_plugin.protocol.limits import (
     MAX_INTEGER,
     MAX_OBJECTS,
     MAX_REQUEST_ID,
     VERSION,
     Direction,
+    MatteLayer,
     MattePixels,
     Rows,
 )
@@ -41,7 +42,7 @@ from stm_plugin.protocol.models import (
 
 
 class Request(Model):
-    """The base of all requests. `op` is its name in the header."""
+    """What every request shares. `op` is its name in the header."""
 
     op: ClassVar[str] = ""
 
@@ -56,7 +57,7 @@ _VersionPart = Annotated[int, Field(ge=0, le=65535)]
 
 
 class Hello(Request):
-    """The first request of a connection. Another major version is refused before all else is read."""
+    """The first request of a connection. Another major version is told apart before all else."""
 
     op: ClassVar[str] = "hello"
     protocol: Annotated[tuple[_VersionPart, _VersionPart], AsList]
@@ -79,19 +80,19 @@ class Hello(Request):
 
 
 class Ping(Request):
-    """Whether the engine runs, and how busy it is."""
+    """Is anyone there?"""
 
     op: ClassVar[str] = "ping"
 
 
 class Info(Request):
-    """The devices, weights and settings to choose from."""
+    """What can be chosen: devices, weights, settings."""
 
     op: ClassVar[str] = "info"
 
 
 class Shutdown(Request):
-    """Stop the engine."""
+    """End the engine."""
 
     op: ClassVar[str] = "shutdown"
 
@@ -129,42 +130,24 @@ class OpenShot(Request):
     plate: Annotated[PushedGeometry | PlateFiles, Field(discriminator="kind")] | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
     objects: ObjectNames = ()
-    scratch: PathText | None = None
+    copy_of: PathText | None = None
 
 
 class CloseShot(ShotRequest):
-    """Close a shot for this connection."""
+    """Give a shot's handle back."""
 
     op: ClassVar[str] = "close_shot"
 
 
 class PlateNeeded(ShotRequest):
-    """The plate frames that the engine needs."""
+    """Which plate frames does the engine lack?"""
 
     op: ClassVar[str] = "plate_needed"
     frames: FrameRange | None = None
     digests: Digests = Field(default_factory=dict)
 
 
-class PixelRequest(ShotRequest):
-    """A request that brings pixels: described by `image`, or in a `file` of the client's scratch folder."""
-
-    frame: Frame
-    image: ImageLayout | None = None
-    file: ScratchFile | None = None
-
-    @model_validator(mode="after")
-    def _check_source(self) -> Self:
-        if (self.image is None) == (self.file is None):
-            raise self.refusal("give either image or file")
-        return self
-
-    def refusal(self, words: str) -> RequestError:
-        """The error for pixels that do not fit the request."""
-        return RequestError("bad_request", f"{self.op}: {words}.", frame=self.frame)
-
-
-class PushPlate(PixelRequest):
+class PushPlate(ShotRequest):
     """One plate frame's pixels."""
 
     op: ClassVar[str] = "push_plate"
@@ -174,6 +157,8 @@ class PushPlate(PixelRequest):
         ("Y",),
         ("Y", "A"),
     )
+    frame: Frame
+    image: ImageLayout
     display_window: Window | None = None
     pixel_aspect: PixelAspect | None = None
     digest: Digest | None = None
@@ -181,15 +166,14 @@ class PushPlate(PixelRequest):
 
     @model_validator(mode="after")
     def _check_channels(self) -> Self:
-        if self.image is None:
-            if self.display_window is not None or self.pixel_aspect is not None:
-                raise self.refusal("display_window and pixel_aspect are those of the file")
-            return self
         if self.image.channels not in self.CHANNELS:
-            raise self.refusal("the channels must be R G B, R G B A, Y or Y A")
+            raise self._refusal("the channels must be R G B, R G B A, Y or Y A")
         if self.image.premultiplied and "A" not in self.image.channels:
-            raise self.refusal("premultiplied needs A")
+            raise self._refusal("premultiplied needs A")
         return self
+
+    def _refusal(self, words: str) -> RequestError:
+        return RequestError("bad_request", f"{self.op}: {words}.", frame=self.frame)
 
 
 class MaskChannel(Model):
@@ -199,11 +183,13 @@ class MaskChannel(Model):
     channel: ChannelName
 
 
-class PushKey(PixelRequest):
+class PushKey(ShotRequest):
     """The masks of one key."""
 
     op: ClassVar[str] = "push_key"
+    frame: Frame
     objects: Annotated[tuple[MaskChannel, ...], AsList, Field(max_length=MAX_OBJECTS)]
+    image: ImageLayout
     digest: Digest | None = None
     replace: bool = False
     allow_empty: bool = False
@@ -213,16 +199,13 @@ class PushKey(PixelRequest):
     def _check_objects(self) -> Self:
         names = [one.name for one in self.objects]
         if not names or len(set(names)) != len(names):
-            raise self.refusal("name each object once")
-        if self.image is not None:
-            self.check_channels(self.image)
-        return self
-
-    def check_channels(self, image: ImageLayout) -> None:
-        """Raises RequestError where an object's channel is not in the image."""
+            raise RequestError("bad_request", "push_key: name each object once.", frame=self.frame)
         for one in self.objects:
-            if one.channel not in image.channels:
-                raise self.refusal(f"the image has no channel {one.channel}")
+            if one.channel not in self.image.channels:
+                raise RequestError(
+                    "bad_request", f"push_key: the image has no channel {one.channel}.", frame=self.frame
+                )
+        return self
 
 
 class ListKeys(ShotRequest):
@@ -232,7 +215,7 @@ class ListKeys(ShotRequest):
 
 
 class RemoveKey(ShotRequest):
-    """Remove a key."""
+    """Take a key away."""
 
     op: ClassVar[str] = "remove_key"
     frame: Frame
@@ -263,14 +246,14 @@ class SetObjects(ShotRequest):
 
 
 class Status(ShotRequest):
-    """The state of all frames, and why."""
+    """What is done, stale, missing, and why."""
 
     op: ClassVar[str] = "status"
     frames: FrameRange | None = None
 
 
 class PlanRequest(ShotRequest):
-    """The plan of a propagation."""
+    """What would be computed."""
 
     op: ClassVar[str] = "plan"
     frames: FrameRange | None = None
@@ -278,7 +261,7 @@ class PlanRequest(ShotRequest):
 
 
 class Propagate(ShotRequest):
-    """Compute the frames that are not done."""
+    """Compute what is not done."""
 
     op: ClassVar[str] = "propagate"
     frames: FrameRange | None = None
@@ -310,7 +293,7 @@ class Shapes(ShotRequest):
 
 
 class JobRequest(Request):
-    """The state of a job."""
+    """How far is a job?"""
 
     op: ClassVar[str] = "job"
     job: Handle
@@ -336,6 +319,7 @@ class GetMatte(ShotRequest):
     rows: Rows = "down"
     wait_ms: WaitMs = 0
     stale: bool = False
+    layer: MatteLayer = "matte"
     into: MappedTarget | None = None
 
 
@@ -369,17 +353,17 @@ REQUESTS: Final[Mapping[str, type[Request]]] = {
 
 
 def read_request(header: Mapping[str, Any], payload_bytes: int) -> Request:
-    """The request of a header.
+    """The request that a header stands for.
 
     Raises:
-        RequestError: unknown operation, wrong field, or wrong length of the payload.
+        RequestError: there is no such operation, or a field or the length of the payload is wrong.
     """
     op = header.get("op")
     kind = REQUESTS.get(op) if isinstance(op, str) else None
     if kind is None:
         raise RequestError("bad_request", f"There is no operation {str(op)[:64]!r}.")
     request = kind.read_object({name: value for name, value in header.items() if name != "op"}, kind.op)
-    image = request.image if isinstance(request, PixelRequest) else None
+    image = request.image if isinstance(request, (PushPlate, PushKey)) else None
     if payload_bytes and (image is None or image.mapped is not None):
         raise RequestError("bad_request", f"{kind.op}: a payload is not expected.")
     if image is not None:
