@@ -114,12 +114,35 @@ class PropagationCancelled(StmError):
     """The user stopped the propagation; finished frames are kept."""
 
 
+@contextmanager
+def memory_errors(path: Path | str | None = None, frame: int | None = None) -> Iterator[None]:
+    """Memory that cannot be had inside is said with the file, and the frame, that it was needed for.
+
+    Raises:
+        DeviceError: in place of a MemoryError, or of what a library raises in its place.
+    """
+    try:
+        yield
+    except StmError:
+        raise
+    except Exception as error:
+        if not isinstance(error, MemoryError) and not speaks_of_memory(error):
+            raise
+        raise DeviceError(
+            "The memory of the machine does not suffice for this picture.",
+            frame=frame,
+            path=path,
+            hint="What is finished is kept. Close other programs or raise the limit "
+            "(ulimit -v), and run again.",
+        ) from error
+
+
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NO_MEMORY = (
     *("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory"),
     *("insufficient memory", "bad_alloc", "failed to map segment", "can't start new thread"),
-    "unable to allocate",
+    *("unable to allocate", "memoryerror"),
 )
 
 
@@ -138,10 +161,10 @@ def as_stm_error(error: BaseException) -> StmError | None:
     return None
 
 
-def speaks_of_memory(error: BaseException) -> bool:
-    """Whether an error of a library means that memory ran out."""
+def speaks_of_memory(error: BaseException | str) -> bool:
+    """Whether an error of a library, or what a program has said, means that memory could not be had."""
     text = str(error).lower()
-    return isinstance(error, Exception) and any(words in text for words in _NO_MEMORY)
+    return isinstance(error, Exception | str) and any(words in text for words in _NO_MEMORY)
 
 
 def _as_file_error(error: OSError) -> StmError:

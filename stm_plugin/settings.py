@@ -46,6 +46,7 @@ _GONE = frozenset({"keys_in_memory"})
 """Settings of earlier versions that older shots and scripts still name; they are ignored."""
 _MEMORY_RULE = re.compile(r"first|previous|first\+previous|every:[1-9][0-9]{0,3}")
 _GIBIBYTE = 1 << 30
+_REGION_HINT = "Give X,Y,WIDTH,HEIGHT in plate pixels, or none."
 
 
 def _about(part: Part, reason: str) -> dict[str, str]:
@@ -233,7 +234,7 @@ class Settings:
             return cls(
                 **_checked(cls, plain),
                 finish=FinishSettings(**_checked(FinishSettings, finish)),
-                region=None if region is None else Window(**region),
+                region=_region_of(region),
             )
         except TypeError as error:
             raise SettingsError(f"The settings cannot be read: {error}.") from error
@@ -261,6 +262,34 @@ def describe_settings() -> tuple[SettingHelp, ...]:
     return tuple(described)
 
 
+def settings_hint() -> str:
+    """The names of all settings, in a sentence."""
+    return f"Settings are: {', '.join(sorted(one.name for one in describe_settings()))}."
+
+
+_IN_ADDRESSES: tuple[Part, ...] = ("picture", "memory", "identity")
+
+
+def shown_settings(settings: Settings) -> dict[str, str]:
+    """The settings that probabilities depend on, as people write them: `{"memory_cap": "20", ...}`."""
+    return {
+        one.name: shown_value(getattr(settings, one.name))
+        for one in dataclasses.fields(settings)
+        if one.metadata["part"] in _IN_ADDRESSES
+    }
+
+
+def shown_value(value: object) -> str:
+    """A setting's value as people write it.
+
+    >>> shown_value(None), shown_value(True), shown_value(Window(8, 0, 64, 32))
+    ('none', 'true', '8,0,64,32')
+    """
+    if isinstance(value, Window):
+        return f"{value.x},{value.y},{value.width},{value.height}"
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
 def _values_of(settings: Settings, part: Part) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for one in dataclasses.fields(settings):
@@ -271,14 +300,24 @@ def _values_of(settings: Settings, part: Part) -> dict[str, Any]:
     return values
 
 
+def _region_of(value: object) -> Window | None:
+    if value is None:
+        return None
+    sides = [one.name for one in dataclasses.fields(Window)]
+    if not isinstance(value, Mapping) or set(value) != set(sides):
+        raise SettingsError(f"The setting region cannot be {value!r}.", hint=_REGION_HINT)
+    if any(type(value[side]) is not int for side in sides):
+        raise SettingsError("The setting region does not hold whole numbers.", hint=_REGION_HINT)
+    return Window(**{str(side): value[side] for side in sides})
+
+
 def _checked(owner: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """`values` if each names a setting of `owner` and has the type of its default."""
     fields = {one.name: one for one in dataclasses.fields(owner)}
     for name, value in values.items():
         if name not in fields:
-            raise SettingsError(
-                f"There is no setting {name!r}.", hint=f"Settings are: {', '.join(sorted(fields))}."
-            )
+            prefix = "finish." if owner is FinishSettings else ""
+            raise SettingsError(f"There is no setting {prefix + name!r}.", hint=settings_hint())
         default = fields[name].default
         if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
             continue

@@ -57,9 +57,7 @@ def _too_large(file: Path, name: str) -> list[str]:
 def test_no_function_is_too_long_or_takes_too_much(repository: Path) -> None:
     files = list(_files(repository))
     assert len(files) > 200
-    found = [
-        words for file in files for words in _too_large(file, file.relative_to(repository).as_posix())
-    ]
+    found = [words for file in files for words in _too_large(file, file.relative_to(repository).as_posix())]
     assert not found, "\n".join(found)
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+SILENCE = 10.0
+"""Seconds after which a person or a log is told that work goes on."""
+_LONG_MOVIE = 20_000_000
 
 output = Console()
 errors = Console(stderr=True)
@@ -23,6 +29,16 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def tell_of_movie(plate: str | None) -> None:
+    """Say what takes the time before anything else is said: a movie is decoded once to know its frames."""
+    from stm_plugin.images.movie import is_movie
+
+    path = Path(plate or "").expanduser()
+    if plate and is_movie(path) and path.is_file() and path.stat().st_size > _LONG_MOVIE:
+        text = f"{printable(plate)}: looking at every frame of the movie."
+        errors.print(text, markup=False, highlight=False)
+
+
 def progress_bar(unit: str = "frames") -> Progress:
     """A progress bar on stderr with steps done, time spent and time left."""
     from rich.progress import (
@@ -30,11 +46,34 @@ def progress_bar(unit: str = "frames") -> Progress:
         Progress,
         ProgressColumn,
         Task,
+        TaskID,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
     from rich.text import Text
+
+    class Bar(Progress):
+        """Where nobody watches a bar move, as in a log, a line every ten seconds says how far it is."""
+
+        _told = time.monotonic()
+
+        def update(self, *args: Any, **options: Any) -> None:
+            super().update(*args, **options)
+            self._tell(args[0])
+
+        def advance(self, task_id: TaskID, advance: float = 1) -> None:
+            super().advance(task_id, advance)
+            self._tell(task_id)
+
+        def _tell(self, task_id: TaskID) -> None:
+            now = time.monotonic()
+            if self.console.is_terminal or self.disable or now - self._told < SILENCE:
+                return
+            self._told = now
+            task = next(one for one in self.tasks if one.id == task_id)
+            of = "" if task.total is None else f" of {int(task.total)}"
+            self.console.print(f"{task.description}: {int(task.completed)}{of} {unit}", highlight=False)
 
     class DoneColumn(ProgressColumn):
         """`12/25`; `12` while the total is unknown."""
@@ -43,7 +82,7 @@ def progress_bar(unit: str = "frames") -> Progress:
             done = int(task.completed)
             return Text(f"{done}" if task.total is None else f"{done}/{int(task.total)}")
 
-    return Progress(
+    return Bar(
         TextColumn("{task.description}"),
         BarColumn(),
         DoneColumn(),

@@ -316,9 +316,7 @@ def figure5(
 
 @app.command()
 def figure7(
-    folder: Annotated[
-        Path, typer.Argument(help="A data set, or the --out of table4 or table5.")
-    ],
+    folder: Annotated[Path, typer.Argument(help="A data set, or the --out of table4 or table5.")],
     out: Annotated[Path, typer.Option(help="Folder for sorted_j.csv and sorted_j.png.")],
     rules: Rules = None,
     sequences: Sequences = None,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from stm_plugin.cli.console import counted, errors, progress_bar
 from stm_plugin.errors import MatteError
-from stm_plugin.files.outputs import Ownership, check_outputs
+from stm_plugin.files.outputs import Ownership, WrittenList, check_outputs
 from stm_plugin.images.overlay import (
     ByteArray,
     Colour,
@@ -19,7 +19,7 @@ from stm_plugin.images.overlay import (
     pick_frames,
     write_picture,
 )
-from stm_plugin.images.provenance import is_our_picture, row_of
+from stm_plugin.images.provenance import our_pictures, row_of
 from stm_plugin.images.sequence import describe_frames, output_sequence
 from stm_plugin.planning.values import State
 from stm_plugin.shot.inputs import Inputs, inputs_of
@@ -62,13 +62,15 @@ class OverlayTarget:
         else:
             wanted = [(frame, sequence.path(frame)) for frame in frames]
         row = row_of(sequence)
+        wanted.append((None, self.sheet))
+        ours = our_pictures(path for _, path in wanted)
         check_outputs(
-            [*wanted, (None, self.sheet)],
+            wanted,
             inputs.given,
             row=row,
             given_rows=inputs.rows,
             overwrite=self.overwrite,
-            is_ours=lambda _, path: is_our_picture(path),
+            is_ours=lambda _, path: path in ours,
         )
         if row is not None:
             Ownership(row, shot).check_free(overwrite=self.overwrite)
@@ -132,5 +134,5 @@ def _write(shot: Shot, target: OverlayTarget, done: Sequence[int]) -> list[str]:
                 sheet[frame] = picture
     note = f"{len(on_sheet)} of {counted(len(done), 'frame')}"
     picture = contact_sheet(sheet, keys, pixel_aspect=shot.plate.pixel_aspect, note=note)
-    write_picture(target.sheet, picture)
+    write_picture(target.sheet, picture, listed=WrittenList(target.sheet.parent))
     return [str(target.overlay), f"{target.sheet} ({note})"]

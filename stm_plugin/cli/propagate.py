@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from stm_plugin.cli.console import counted, errors, output, progress_bar
+from stm_plugin.cli.console import counted, errors, output, progress_bar, tell_of_movie
 from stm_plugin.cli.guard import Overwrite
 from stm_plugin.errors import KeyframeError, SettingsError
 from stm_plugin.planning.values import Directions, State
@@ -133,6 +133,7 @@ def propagate(
         if target is not None:
             target.check(inputs, default_shot_folder(out) if shot is None else with_suffix(shot), chosen)
 
+    tell_of_movie(plate)
     with EventPrinter() as printer:
         summary = run(
             described,
@@ -283,7 +284,8 @@ def parse_region(text: str | None) -> Window | None:
         return None
     match = _WINDOW.fullmatch(text.replace(" ", ""))
     if match is None:
-        raise SettingsError(f"The region {text!r} cannot be read.", hint="Write --region X,Y,WIDTH,HEIGHT.")
+        hint = "Write X,Y,WIDTH,HEIGHT, such as 0,0,640,480."
+        raise SettingsError(f"The region {text!r} cannot be read.", hint=hint)
     return Window(*(int(number) for number in match.groups()))
 
 

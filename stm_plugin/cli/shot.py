@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,16 +10,17 @@ import typer
 from rich.table import Table
 
 from stm_plugin.cli.adapt import describe_adaptation
-from stm_plugin.cli.console import counted, output, progress_bar
+from stm_plugin.cli.console import counted, output, progress_bar, tell_of_movie
 from stm_plugin.cli.farm import merge
 from stm_plugin.cli.guard import Overwrite
-from stm_plugin.cli.propagate import EventPrinter, parse_range
+from stm_plugin.cli.propagate import EventPrinter, parse_range, parse_region
 from stm_plugin.cli.shapes import shapes
 from stm_plugin.cli.tables import confidence_lines, settings_help, settings_table
+from stm_plugin.errors import SettingsError
 from stm_plugin.planning.plan import frames_in_range
 from stm_plugin.planning.values import Directions, Request, State
 from stm_plugin.propagation.events import Event, FrameFinished, Notice
-from stm_plugin.settings import MaskMode, Settings
+from stm_plugin.settings import MaskMode, Settings, settings_hint
 
 if TYPE_CHECKING:  # heavy modules are imported in the functions: help must not wait for them
     from stm_plugin.shot.shot import Shot, ShotStatus
@@ -48,6 +50,7 @@ def new(
     from stm_plugin.store.description import PlateDescription
     from stm_plugin.store.store import with_suffix
 
+    tell_of_movie(plate)
     text = str(Path(plate).expanduser().absolute())
     description = PlateDescription("files", text, layer=layer, view=view, movie_first_frame=start_frame)
     with Shot.create(with_suffix(shot), description, parse_settings(Settings(), setting or [])) as made:
@@ -105,7 +108,10 @@ def remove_key(
         opened.remove_key(frame, objects, wait=wait)
         gone = "removed" if not objects else f"without {', '.join(objects)} now"
         output.print(f"key {frame}: {gone}", highlight=False, markup=False)
-        _print_dirty(opened.status())
+        found = opened.status()
+        _print_dirty(found)
+        if not found.keys:
+            output.print(_no_key(shot), highlight=False, markup=False)
 
 
 @app.command("set", epilog=settings_help())
@@ -121,8 +127,16 @@ def set_settings(
         if not settings:
             output.print(settings_table(opened.settings), highlight=False)
             return
-        opened.set_settings(parse_settings(opened.settings, settings), wait=wait)
-        _print_dirty(opened.status())
+        before, after = opened.settings, parse_settings(opened.settings, settings)
+        opened.set_settings(after, wait=wait)
+        found = opened.status()
+        _print_dirty(found)
+        if after == before:
+            output.print("Nothing has changed.")
+        elif not found.dirty and after.finish != before.finish:
+            output.print("The mattes are finished anew when they are written; nothing is propagated again.")
+        elif not found.dirty:
+            output.print("Nothing has to be computed again.")
 
 
 @app.command()
@@ -146,6 +160,8 @@ def status(shot: Folder) -> None:
         for line in confidence_lines(found.qualities, [key.frame for key in found.keys]):
             output.print(line, highlight=False, soft_wrap=True)
         _print_dirty(found)
+        if not found.keys:
+            output.print(_no_key(shot), highlight=False, markup=False)
         for sentence in found.advice:
             output.print(sentence, highlight=False, markup=False)
         if found.next_key is not None:
@@ -270,8 +286,9 @@ def clean(
 def _open(folder: Path) -> Shot:
     """The shot of a folder, with or without its suffix."""
     from stm_plugin.shot.shot import Shot
-    from stm_plugin.store.store import with_suffix
+    from stm_plugin.store.store import ShotStore, with_suffix
 
+    tell_of_movie(ShotStore.open(folder).description().plate.text)
     return Shot.open(with_suffix(folder))
 
 
@@ -288,8 +305,16 @@ def parse_settings(settings: Settings, texts: list[str]) -> Settings:
         inside = values
         for group in groups:
             inside = inside.setdefault(group, {})
-        inside[last] = _plain(value.strip())
+            if not isinstance(inside, dict):
+                raise SettingsError(f"There is no setting {name.strip()!r}.", hint=settings_hint())
+        is_region = name.strip() == "region" and value.strip().lower() != "none"
+        inside[last] = _region(value) if is_region else _plain(value.strip())
     return Settings.from_json(values)
+
+
+def _region(text: str) -> dict[str, int] | None:
+    region = parse_region(text)
+    return None if region is None else asdict(region)
 
 
 def _plain(text: str) -> str | int | float | bool | None:
@@ -302,6 +327,10 @@ def _plain(text: str) -> str | int | float | bool | None:
         except ValueError:
             continue
     return text
+
+
+def _no_key(shot: Path) -> str:
+    return f"The shot has no key, so nothing can be computed: `stm shot key add {shot} FRAME MASK`."
 
 
 def _print_dirty(found: ShotStatus) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from stm_plugin.settings import Settings, describe_settings
+from stm_plugin.settings import Settings, describe_settings, shown_value
 
 if TYPE_CHECKING:
     from stm_plugin.planning.quality import Quality
@@ -18,10 +18,9 @@ _WORST = 3
 MEANINGS: Mapping[str, str] = {
     "memory_rule": "which past frames are kept in memory: first, previous, first+previous, every:N",
     "memory_cap": "stored frames besides the keys, at most",
-    "working_size": "short side of the working picture in pixels",
-    "region": "part of the plate that is propagated (set with stm propagate --region)",
+    "working_size": "short side in pixels that the network sees",
+    "region": "part of the plate that is propagated: X,Y,WIDTH,HEIGHT in plate pixels (y down), or none",
     "precision": "of the convolutions: float32, bfloat16, float16",
-    "keys_in_memory": "which keys a pass remembers: own, span, all",
     "weights": "a shipped name or a file",
     "adapt": "use the adaptation to the keys (stm adapt)",
     "colour_space": "of the plate; none finds it from the file",
@@ -32,7 +31,10 @@ MEANINGS: Mapping[str, str] = {
     "ram_budget": "bytes of features kept in memory",
     "disk_budget": "bytes of features kept in the shot's memory/ folder",
     "plate_budget": "bytes of plate pixels that a host pushed",
-    "finish.enabled": "edges at plate resolution",
+    "confidence": "write how sure the network is of each pixel too: stm.confidence",
+    "finish.edges": "guided: by a filter; learned: by a network, best for fur and blur; off: enlarged",
+    "finish.edge_weights": "of learned edges: a shipped name or a file",
+    "finish.width": "of learned edges: below 1 narrower, above 1 wider",
     "finish.radius": "of the edge filter, in working pixels",
     "finish.epsilon": "contrast that counts as an edge, squared",
     "finish.sharpness": "how steep an edge becomes",
@@ -45,18 +47,18 @@ def settings_table(settings: Settings) -> Table:
     """Every setting with its value, its default and its meaning."""
     table = Table("setting", "value", "default", "meaning", box=None, pad_edge=False)
     for one in describe_settings():
-        value: Any = settings
+        value: object = settings
         for part in one.name.split("."):
             value = getattr(value, part)
-        changed = "" if value == one.default else _shown(one.default)
-        table.add_row(one.name, _shown(value), changed, MEANINGS.get(one.name, one.reason))
+        changed = "" if value == one.default else shown_value(one.default)
+        table.add_row(one.name, shown_value(value), changed, MEANINGS.get(one.name, one.reason))
     return table
 
 
 def settings_help() -> str:
     """The settings with their defaults and meanings, for a command's help."""
     lines = [
-        f"{one.name} ({_shown(one.default)}): {MEANINGS.get(one.name, one.reason)}"
+        f"{one.name} ({shown_value(one.default)}): {MEANINGS.get(one.name, one.reason)}"
         for one in describe_settings()
     ]
     return "Settings, with their defaults:\n\n" + "\n\n".join(lines)
@@ -92,9 +94,3 @@ def _said(quality: Quality) -> str:
     if quality.agreement is None:
         return f"{quality.confidence:.2f}"
     return f"{quality.confidence:.2f}, passes agree {quality.agreement:.2f}"
-
-
-def _shown(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return str(value).lower()
-    return str(value)

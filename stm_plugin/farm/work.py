@@ -215,7 +215,7 @@ class FarmShot:
                 results = self.propagation.finisher(replace(plan, steps=steps)).results
                 Execution(self.propagation.context(), results, on_event, _never, _nothing).run()
             except DamagedFileError as damaged:
-                self.propagation.remove_damaged(damaged.path)
+                damaged.path.unlink(missing_ok=True)
                 continue
             except PlateMovedOn as moved:
                 raise _moved(moved) from moved

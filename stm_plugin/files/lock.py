@@ -1,7 +1,7 @@
-"""One writer per shot: a lock between processes that ends with its holder and says who that is.
+"""One writer per shot: a lock between processes. It is freed when its holder ends, and names the holder.
 
 The lock itself is filelock's `lock_descriptor`: `flock`, or `LockFileEx` of byte 0 on Windows. Its class
-`FileLock` is not used. It does not say who holds it, and where `flock` is missing it takes a lock that
+`FileLock` is not used. It does not name its holder, and where `flock` is missing it uses a lock that
 outlives its holder.
 """
 
@@ -27,7 +27,7 @@ from stm_plugin.files.whole import store_error
 
 _POLL_SECONDS = 0.1
 _NOTE_AT = 1
-"""Where the holder's note begins: behind byte 0, which Windows lets nobody else read while it is locked."""
+"""Offset of the holder's name: after byte 0, which Windows does not let others read while it is locked."""
 _NOTE_BYTES = 4096
 
 
@@ -45,12 +45,12 @@ class Holder:
 
 
 class StoreLock:
-    """The lock of one store; re-entrant in one thread, and other threads of the process wait as processes do.
+    """The lock of one store. It is re-entrant in one thread; other threads wait like other processes.
 
-    The operating system frees it when the holder dies, however it dies: a lock is never stale.
+    The operating system frees it when the holder ends for any reason, so a lock is never stale.
 
     Args:
-        path: the file LOCK. It stays; only its being locked counts.
+        path: the file LOCK. It is never deleted.
     """
 
     def __init__(self, path: Path) -> None:
@@ -63,11 +63,11 @@ class StoreLock:
         """Take the lock.
 
         Args:
-            wait: seconds to wait for another holder; None waits for ever.
-            cancelled: stops waiting when it gives True.
+            wait: seconds to wait for another holder; None waits without limit.
+            cancelled: stops waiting when it returns True.
 
         Raises:
-            StoreBusyError: it is held by another; the message says by whom.
+            StoreBusyError: another process holds it; the text names the process.
             StoreError: the folder cannot be written, or its file system has no locks.
         """
         end = None if wait is None else time.monotonic() + wait
@@ -82,7 +82,7 @@ class StoreLock:
             time.sleep(_POLL_SECONDS)
 
     def release(self) -> None:
-        """Give the lock back; the last of several nested releases frees it."""
+        """Release the lock; the last of several nested releases frees it."""
         self._depth -= 1
         if self._depth == 0:
             descriptor, self._descriptor = self._descriptor, -1
@@ -96,7 +96,7 @@ class StoreLock:
         return self._depth > 0
 
     def holder(self) -> Holder | None:
-        """Who last took the lock, as far as it can be read."""
+        """The last holder of the lock, if it can be read."""
         try:
             with open(self._path, "rb", buffering=0) as file:
                 file.seek(_NOTE_AT)
@@ -106,7 +106,7 @@ class StoreLock:
             return None
 
     def held_by_another(self) -> Holder | None:
-        """Who holds the lock at this moment, if it is not this object; for showing only."""
+        """The present holder of the lock, unless it is this object; for display only."""
         if self._depth:
             return None
         try:
@@ -151,7 +151,7 @@ class StoreLock:
             os.close(descriptor)
             self._thread.release()
             return False
-        with suppress(OSError):  # a full disk: then it cannot say whose it is, and is ours all the same
+        with suppress(OSError):  # a full disk: the lock is held, without the holder's name
             _leave_note(descriptor)
         self._descriptor, self._depth = descriptor, 1
         return True

@@ -348,7 +348,7 @@ def _same_folder(one: Path, other: Path) -> bool:
 
 
 class WrittenList:
-    """The files in a folder that this product made and that carry no mark: movies, tables, label pictures.
+    """The files of a folder that this product made and that cannot say so: pictures, movies, tables.
 
     A finished file is identified by its content. An unfinished one is identified by its name.
     """
@@ -373,9 +373,13 @@ class WrittenList:
                 self._journal.append({"file": self._name(path), "hash": content})
 
     def finish_as(self, path: Path, content: Path) -> None:
-        """Record the content of a file that will appear under its name in one step."""
+        """The file will appear under its name with this content at once; until then it is as it is now."""
+        before = None
+        with suppress(OSError):  # there is none
+            before = _content_hash(path)
         with suppress(OSError, StoreError):
-            self._journal.append({"file": self._name(path), "hash": _content_hash(content)})
+            entry = {"file": self._name(path), "hash": _content_hash(content), "before": before}
+            self._journal.append(entry)
 
     def has(self, paths: Iterable[Path]) -> set[Path]:
         """Which of these files this product made and nobody changed since."""
@@ -386,7 +390,7 @@ class WrittenList:
         if entry is None or "hash" not in entry:
             return False
         try:
-            return entry["hash"] is None or entry["hash"] == _content_hash(path)
+            return entry["hash"] is None or _content_hash(path) in (entry["hash"], entry.get("before"))
         except OSError:
             return False
 

@@ -29,7 +29,7 @@ import numpy.typing as npt
 import OpenImageIO as oiio
 from PIL import Image
 
-from stm_plugin.errors import MaskError
+from stm_plugin.errors import MaskError, memory_errors
 from stm_plugin.images.movie import is_movie
 from stm_plugin.images.picture_file import (
     CONFIDENCE_LAYER,
@@ -142,12 +142,14 @@ def read_mask(
     Raises:
         MaskError: the file is missing, damaged, of another size than the plate, empty, holds NaN or Inf, or
             does not have the channel, the layers or the labels asked for.
+        DeviceError: the memory does not suffice.
     """
     check_object_names(reading.objects or (), frame=frame, path=Path(path))
-    reader = _Reader(Path(path), frame)
-    named, source = _read_named(reader, reading)
-    target = reader.target(place)
-    placed = {name: place_on(mask, target, place.canvas) for name, mask in named.items()}
+    with memory_errors(path, frame):
+        reader = _Reader(Path(path), frame)
+        named, source = _read_named(reader, reading)
+        target = reader.target(place)
+        placed = {name: place_on(mask, target, place.canvas) for name, mask in named.items()}
     if not allow_empty and not any(mask.any() for mask in placed.values()):
         raise MaskError(
             f"The mask is empty (read from {source}).",

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import OpenImageIO as oiio
 
-from stm_plugin.errors import MatteError
+from stm_plugin.errors import MatteError, memory_errors
 from stm_plugin.images import cryptomatte
 from stm_plugin.images.half_float import to_float, to_half
 from stm_plugin.images.picture_file import (
@@ -152,23 +152,24 @@ def write_matte(
     """
     path = Path(path)
     check_kind(path, plate_frame.frame)
-    channels = _channels(mattes, plate_frame, channel, path)
-    if confidence is not None:
-        channels[CONFIDENCE_CHANNEL] = confidence
-    extra = dict(metadata or {})
-    ids: dict[str, FloatArray] = {}
-    if with_ids:
-        clamped = {name: np.clip(matte, 0.0, 1.0, dtype=np.float32) for name, matte in mattes.items()}
-        ids = cryptomatte.channels(clamped)
-        extra |= cryptomatte.metadata(tuple(mattes))
-    half_floats = {name: to_half(matte) for name, matte in channels.items()}
-    extra[PIXELS_ATTRIBUTE] = pixel_hash({**half_floats, **ids})
-    spec = _matte_spec(plate_frame, (*channels, *ids), extra)
-    pixels: npt.NDArray[np.float16] | FloatArray = _interleaved(tuple(half_floats.values()))
-    if ids:
-        spec.channelformats = (oiio.HALF,) * len(channels) + (oiio.FLOAT,) * len(ids)
-        pixels = np.stack([*map(to_float, half_floats.values()), *ids.values()], axis=-1)
-    write_image(path, spec, pixels, frame=plate_frame.frame, durable=durable)
+    with memory_errors(path, plate_frame.frame):
+        channels = _channels(mattes, plate_frame, channel, path)
+        if confidence is not None:
+            channels[CONFIDENCE_CHANNEL] = confidence
+        extra = dict(metadata or {})
+        ids: dict[str, FloatArray] = {}
+        if with_ids:
+            clamped = {name: np.clip(matte, 0.0, 1.0, dtype=np.float32) for name, matte in mattes.items()}
+            ids = cryptomatte.channels(clamped)
+            extra |= cryptomatte.metadata(tuple(mattes))
+        half_floats = {name: to_half(matte) for name, matte in channels.items()}
+        extra[PIXELS_ATTRIBUTE] = pixel_hash({**half_floats, **ids})
+        spec = _matte_spec(plate_frame, (*channels, *ids), extra)
+        pixels: npt.NDArray[np.float16] | FloatArray = _interleaved(tuple(half_floats.values()))
+        if ids:
+            spec.channelformats = (oiio.HALF,) * len(channels) + (oiio.FLOAT,) * len(ids)
+            pixels = np.stack([*map(to_float, half_floats.values()), *ids.values()], axis=-1)
+        write_image(path, spec, pixels, frame=plate_frame.frame, durable=durable)
 
 
 def check_kind(path: Path, frame: int | None = None) -> None:
@@ -188,36 +189,37 @@ def read_matte(path: str | Path, *, frame: int | None = None) -> MatteImage:
         raise MatteError(
             "The matte does not exist.", frame=frame, path=path, hint="Propagate this frame first."
         )
-    image = open_image(path)
-    if image is None:
-        raise MatteError(
-            f"The matte cannot be opened: {reason_of(oiio.geterror())}.",
-            frame=frame,
-            path=path,
-            hint="Delete it and propagate this frame again.",
+    with memory_errors(path, frame):
+        image = open_image(path)
+        if image is None:
+            raise MatteError(
+                f"The matte cannot be opened: {reason_of(oiio.geterror())}.",
+                frame=frame,
+                path=path,
+                hint="Delete it and propagate this frame again.",
+            )
+        try:
+            spec = oiio.ImageSpec(image.spec())
+            pixels = read_channels(image, 0, tuple(range(spec.nchannels)))
+        except ValueError as error:
+            raise MatteError(
+                f"The matte is truncated or damaged: {error}.",
+                frame=frame,
+                path=path,
+                hint="Delete it and propagate this frame again.",
+            ) from error
+        finally:
+            image.close()
+        data, display = window_pair(spec)
+        return MatteImage(
+            channels={
+                name: np.ascontiguousarray(pixels[..., index]) for index, name in enumerate(spec.channelnames)
+            },
+            data_window=data,
+            display_window=display,
+            pixel_aspect=spec.get_float_attribute("PixelAspectRatio", 1.0),
+            metadata=spec,
         )
-    try:
-        spec = oiio.ImageSpec(image.spec())
-        pixels = read_channels(image, 0, tuple(range(spec.nchannels)))
-    except ValueError as error:
-        raise MatteError(
-            f"The matte is truncated or damaged: {error}.",
-            frame=frame,
-            path=path,
-            hint="Delete it and propagate this frame again.",
-        ) from error
-    finally:
-        image.close()
-    data, display = window_pair(spec)
-    return MatteImage(
-        channels={
-            name: np.ascontiguousarray(pixels[..., index]) for index, name in enumerate(spec.channelnames)
-        },
-        data_window=data,
-        display_window=display,
-        pixel_aspect=spec.get_float_attribute("PixelAspectRatio", 1.0),
-        metadata=spec,
-    )
 
 
 def channel_name(channel: str) -> str:

@@ -8,17 +8,20 @@ import subprocess
 import sys
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from stm_plugin.errors import PlateError
+from stm_plugin.errors import PlateError, memory_errors, speaks_of_memory
 
 _MOVIES = "mov mp4 m4v avi mkv mxf mpg mpeg webm wmv"
 MOVIE_EXTENSIONS = frozenset(f".{kind}" for kind in _MOVIES.split())
@@ -28,19 +31,27 @@ _CHUNK = 16
 _CACHE_BYTES = 256 << 20
 """Decoded frames kept for reading backwards (8 bits a channel)."""
 _SKIP_AHEAD = 64
-"""Up to this many frames are decoded and dropped; for more the reader jumps."""
+"""Up to this many frames are decoded and dropped rather than jumped over."""
+_CONVERT = "Convert it to an image sequence (EXR, DPX, PNG or JPEG)."
+_AGAIN = "Copy or render it again."
 _TIME_TOLERANCE_MS = 0.5
 _RATE_TOLERANCE = 2e-3
 _COUNT_TOLERANCE = 2
-"""How many frames a whole file may hold less than its container states (edit lists, delayed pictures)."""
+"""Frames that a container may promise and not hold (edit lists, delayed pictures) without being truncated."""
+_ERROR, _INFORMATION = 16, 32
+"""FFmpeg's levels of what it says: the lower, the worse."""
 _DAMAGE = re.compile(
-    r"error|damaged|invalid|corrupt|conceal|overread|bad vlc|no frame|missing|illegal|out of range|truncat",
+    r"conceal|corrupt|damaged|overread|bad vlc|truncat|\bcrc\b|checksum|md5|error while decoding",
     re.IGNORECASE,
 )
+"""What damage sounds like where FFmpeg does not call it an error."""
 _HARMLESS = re.compile(
-    r"mmco|co located|\bPOCs?\b|deprecated|\bSEI\b|monoton|timestamp|\bdts\b", re.IGNORECASE
+    r"mmco|co located|POCs? unavailable|deprecated|\bSEI\b|monoton|timestamp|\bdts\b|hardware|hwaccel",
+    re.IGNORECASE,
 )
-"""Complaints about the order of frames; files with these play correctly."""
+"""Complaints about the order of frames, which stand in files that show as they should."""
+_GAP = 1.5
+"""Of the usual time between frames: more is a frame that is not there, where the movie promises one more."""
 
 ByteArray = npt.NDArray[np.uint8]
 
@@ -91,23 +102,8 @@ def _index_movie(path: Path, signs: tuple[int, ...]) -> MovieIndex:
     walked = _walked(path, threads=0)
     times = tuple(float(time) for time in walked["times"])
     if not times:
-        raise PlateError("The movie holds no frames that can be decoded.", path=path)
-    promised = int(walked["promised"])
-    if promised - len(times) > max(_COUNT_TOLERANCE, promised // 100):
-        raise PlateError(
-            f"The movie states {promised} frames but holds {len(times)}: it is truncated or damaged.",
-            path=path,
-            hint="Copy or render it again.",
-        )
-    if any(is_damage(text) for _, text in walked["complaints"]):
-        # Several threads decode ahead of the current frame; with one thread the damaged frame is known.
-        alone = _walked(path, threads=1)["complaints"]
-        frame, text = next(one for one in (*alone, *walked["complaints"]) if is_damage(one[1]))
-        raise PlateError(
-            f"Frame {int(frame) + 1} of the movie is damaged (the decoder says: {_plain(text)}).",
-            path=path,
-            hint="Copy or render it again.",
-        )
+        raise PlateError("The movie holds no frames that can be decoded.", path=path, hint=_CONVERT)
+    _check_whole(path, walked, times)
     aspect_x, aspect_y = walked["aspect"]
     return MovieIndex(
         times=times,
@@ -116,6 +112,40 @@ def _index_movie(path: Path, signs: tuple[int, ...]) -> MovieIndex:
         fps=walked["fps"] if walked["fps"] > 0 else None,
         pixel_aspect=aspect_x / aspect_y if aspect_x > 0 and aspect_y > 0 else 1.0,
     )
+
+
+def _check_whole(path: Path, walked: Mapping[str, Any], times: Sequence[float]) -> None:
+    """PlateError where the movie is not all that it was: frames are lost, or the decoder complains."""
+    promised = int(walked["promised"])
+    if promised - len(times) > max(_COUNT_TOLERANCE, promised // 100):
+        raise PlateError(
+            f"The movie states {promised} frames but holds {len(times)}: it is truncated or damaged.",
+            path=path,
+            hint=f"{_AGAIN} If it was cut without being encoded anew, encode it anew.",
+        )
+    if any(is_damage(level, text) for _, level, text in walked["complaints"]):
+        # Several threads decode ahead of the frame that is given out: one thread knows whose the damage is.
+        alone = _walked(path, threads=1).get("complaints", [])
+        frame, _, text = next(one for one in (*alone, *walked["complaints"]) if is_damage(one[1], one[2]))
+        raise PlateError(
+            f"Frame {int(frame) + 1} of the movie is damaged (the decoder says: {_plain(text)}).",
+            path=path,
+            hint=_AGAIN,
+        )
+    lost = _lost_frame(times) if promised > len(times) else None
+    if lost is not None:
+        raise PlateError(
+            f"The movie states {promised} frames but holds {len(times)}: frame {lost} is missing.",
+            path=path,
+            hint=_AGAIN,
+        )
+
+
+def _lost_frame(times: Sequence[float]) -> int | None:
+    """The number, from 1, of the first frame that the times (ms) of the others leave room for."""
+    steps = [after - before for before, after in pairwise(times)]
+    usual = median(steps) if steps else 0.0
+    return next((number for number, step in enumerate(steps, start=2) if step > _GAP * usual > 0), None)
 
 
 def _walked(path: Path, threads: int) -> dict[str, Any]:
@@ -131,18 +161,25 @@ def _walked(path: Path, threads: int) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(done.stdout)
     except ValueError:
         found = {}
+    if speaks_of_memory(f"{found.get('failed', '')} {done.stderr.decode(errors='replace')}"):
+        with memory_errors(path):
+            raise MemoryError
     if not found.get("opened"):
         raise _cannot_open(path)
     return found
 
 
-def is_damage(line: str) -> bool:
-    """Whether a line of the decoder reports a damaged picture.
+def is_damage(level: int, line: str) -> bool:
+    """Whether something that the decoder says means that a picture is not what was encoded.
 
-    >>> is_damage("[h264 @ 0x1] error while decoding MB 3 4"), is_damage("[h264 @ 0x1] mmco: unref")
+    >>> is_damage(16, "slice CRC mismatch AC!at 458"), is_damage(16, "mmco: unref short failure")
+    (True, False)
+    >>> is_damage(32, "concealing 183 DC errors in B frame"), is_damage(32, "Reinit context")
     (True, False)
     """
-    return _DAMAGE.search(line) is not None and _HARMLESS.search(line) is None
+    if _HARMLESS.search(line) is not None or level > _INFORMATION:
+        return False
+    return level <= _ERROR or _DAMAGE.search(line) is not None
 
 
 def _plain(line: str) -> str:
@@ -212,11 +249,23 @@ class MovieReader:
 
     def _jump(self, number: int) -> None:
         if self._capture is None:
-            self._capture = _open(self.path)
+            self._capture = self._opened()
             self._next = 0
         if number != self._next:
             self._capture.set(cv2.CAP_PROP_POS_FRAMES, number)
             self._next = number
+
+    def _opened(self) -> cv2.VideoCapture:
+        capture = cv2.VideoCapture(str(self.path), cv2.CAP_FFMPEG)
+        if not capture.isOpened():
+            capture.release()
+            raise PlateError(
+                "The movie cannot be opened any more: it has changed, or the memory of the machine does not "
+                "suffice.",
+                path=self.path,
+                hint="Look at the file, close other programs or raise the limit (ulimit -v), and run again.",
+            )
+        return capture
 
     def _walk(self, first: int, last: int, *, keep_from: int) -> bool:
         """Decode frames `first` to `last`; False when one is not the frame of the index."""
@@ -247,17 +296,9 @@ class MovieReader:
             self._capture = None
 
 
-def _open(path: Path) -> cv2.VideoCapture:
-    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
-    if not capture.isOpened():
-        capture.release()
-        raise _cannot_open(path)
-    return capture
-
-
 def _cannot_open(path: Path) -> PlateError:
     return PlateError(
         "The movie cannot be opened: it is damaged, or of a kind that OpenCV's FFmpeg cannot decode.",
         path=path,
-        hint="Convert it to an image sequence (EXR, DPX, PNG or JPEG).",
+        hint=_CONVERT,
     )

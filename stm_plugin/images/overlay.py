@@ -6,6 +6,7 @@ import math
 import os
 import uuid
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -191,8 +192,13 @@ def contact_sheet(
     return sheet
 
 
-def write_picture(path: str | Path, picture: ByteArray, *, frame: int | None = None) -> None:
+def write_picture(
+    path: str | Path, picture: ByteArray, *, frame: int | None = None, listed: WrittenList | None = None
+) -> None:
     """Write a uint8 (H, W, 3) picture as PNG or JPEG, atomically; folders are made.
+
+    Args:
+        listed: the list of its folder; by it the picture is known as ours as long as nobody changes it.
 
     Raises:
         MatteError: the name is neither, the disk is full, or the folder cannot be written.
@@ -207,7 +213,14 @@ def write_picture(path: str | Path, picture: ByteArray, *, frame: int | None = N
     spec.attribute(MAKER_ATTRIBUTE, MAKER)
     if path.suffix.lower() != ".png":
         spec.attribute("compression", _JPEG_QUALITY)
-    write_image(path, spec, np.ascontiguousarray(picture, dtype=np.uint8), frame=frame, durable=False)
+    write_image(
+        path,
+        spec,
+        np.ascontiguousarray(picture, dtype=np.uint8),
+        frame=frame,
+        durable=False,
+        on_whole=None if listed is None else partial(listed.finish_as, path),
+    )
 
 
 class OverlayWriter:
@@ -231,6 +244,7 @@ class OverlayWriter:
         self.target = output_sequence(target, default_name=DEFAULT_NAME)
         self._fps = fps or DEFAULT_FPS
         self._pixel_aspect = pixel_aspect
+        self._list = WrittenList(self.target.folder)
         self._video: cv2.VideoWriter | None = None
         self._part: Path | None = None
         self._size: tuple[int, int] | None = None
@@ -256,7 +270,7 @@ class OverlayWriter:
             size = (round(picture.shape[1] * self._pixel_aspect), picture.shape[0])
             picture = np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
         if self.target.movie is None:
-            write_picture(self.target.path(frame), picture, frame=frame)
+            write_picture(self.target.path(frame), picture, frame=frame, listed=self._list)
             return
         height, width = picture.shape[0] // 2 * 2, picture.shape[1] // 2 * 2
         if self._video is None:
@@ -282,7 +296,7 @@ class OverlayWriter:
                 if frames_of(self._part) != self._count:
                     probe_disk(self._part)
                     raise OSError("it was not written as a whole")
-                WrittenList(self.target.movie.parent).finish_as(self.target.movie, self._part)
+                self._list.finish_as(self.target.movie, self._part)
                 os.replace(self._part, self.target.movie)
         except OSError as error:
             raise image_error(error, None, self.target.movie) from error

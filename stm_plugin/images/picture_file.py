@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import OpenImageIO as oiio
 
-from stm_plugin.errors import PlateError, StmError
+from stm_plugin.errors import PlateError, StmError, memory_errors
 from stm_plugin.windows import FloatArray, PixelArray, Window
 
 _LEAST_ASPECT = 0.05
@@ -148,18 +148,19 @@ def opened_picture(
             path=path,
             hint="Render or copy it, or shorten the range.",
         )
-    image = open_image(path)
-    if image is None:
-        raise PlateError(
-            f"The file cannot be opened: {reason_of(oiio.geterror())}.",
-            frame=frame,
-            path=path,
-            hint=_hint_for(path),
-        )
-    try:
-        yield image, _header_of(image, frame, path, layer, view)
-    finally:
-        image.close()
+    with memory_errors(path, frame):
+        image = open_image(path)
+        if image is None:
+            raise PlateError(
+                f"The file cannot be opened: {reason_of(oiio.geterror())}.",
+                frame=frame,
+                path=path,
+                hint=_hint_for(path),
+            )
+        try:
+            yield image, _header_of(image, frame, path, layer, view)
+        finally:
+            image.close()
 
 
 def read_header(path: Path, frame: int, layer: str | None, view: str | None) -> PictureHeader:
@@ -302,9 +303,7 @@ def _choose(
         candidates = [layer for layer in layers if layer.is_colour]
         if len({layer.title for layer in candidates}) > 1:
             candidates = []
-    if (
-        not wanted_layer
-    ):  # the main picture: the first part of a file with many may be its depth
+    if not wanted_layer:  # the main picture: the first part of a file with many may be its depth
         candidates.sort(key=lambda layer: (not layer.is_colour, not layer.names & set(_MAIN_PARTS)))
     hero = wanted_view if wanted_view and views else _hero_view(specs, layers)
     candidates = [layer for layer in candidates if layer.view in (hero, None)]

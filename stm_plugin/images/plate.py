@@ -18,7 +18,7 @@ import blake3
 import numpy as np
 import OpenImageIO as oiio
 
-from stm_plugin.errors import PlateError
+from stm_plugin.errors import PlateError, memory_errors
 from stm_plugin.images.movie import MovieReader, rational_rate
 from stm_plugin.images.picture_file import (
     PictureHeader,
@@ -308,7 +308,8 @@ class Plate:
     def _read_movie_frame(self, movie: MovieReader, frame: int, path: Path) -> PlateFrame:
         number = frame - self._movie_first_frame
         try:
-            picture = movie.read(number)
+            with memory_errors(path, frame):
+                picture = movie.read(number)
         except PlateError as error:
             raise PlateError(error.what, frame=frame, path=path, hint=error.hint) from error
         return PlateFrame(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,12 +48,15 @@ def look_at_matte(path: Path, frame: int | None = None) -> FoundMatte:
     return FoundMatte(is_ours=not header.get_string_attribute(PIXELS_ATTRIBUTE))
 
 
-def is_our_picture(path: Path) -> bool:
-    """Whether STM made this picture for people: its header names STM, or its folder's list contains it."""
-    header = _header(path)
-    if header is not None and header.get_string_attribute(MAKER_ATTRIBUTE) == MAKER:
-        return True
-    return path in WrittenList(path.parent).has([path])
+def our_pictures(paths: Iterable[Path]) -> set[Path]:
+    """Those of these pictures and movies to look at that STM made and nobody has changed since.
+
+    What a file says of itself does not count: a program that a person paints in keeps it.
+    """
+    by_folder: dict[Path, list[Path]] = {}
+    for path in paths:
+        by_folder.setdefault(path.parent, []).append(path)
+    return {one for folder, files in by_folder.items() for one in WrittenList(folder).has(files)}
 
 
 def row_of(sequence: FrameSequence) -> Row | None:

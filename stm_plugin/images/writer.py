@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,20 @@ _PROBE_BYTES = 1 << 16
 
 
 def write_image(
-    path: Path, spec: oiio.ImageSpec, pixels: npt.NDArray[Any], *, frame: int | None, durable: bool
+    path: Path,
+    spec: oiio.ImageSpec,
+    pixels: npt.NDArray[Any],
+    *,
+    frame: int | None,
+    durable: bool,
+    on_whole: Callable[[Path], None] | None = None,
 ) -> None:
     """Write one picture atomically: a reader sees the old file or the new one. Folders are made.
 
     Args:
         pixels: (h, w, C) as the spec says.
         durable: wait until the disk has it.
+        on_whole: is told the temporary file that is about to get the picture's name.
 
     Raises:
         MatteError: the disk is full, or the folder cannot be written. No partial file is left.
@@ -44,6 +52,8 @@ def write_image(
         _write_whole(temporary, spec, pixels)
         if durable:
             _sync(temporary)
+        if on_whole is not None:
+            on_whole(temporary)
         os.replace(temporary, path)
         if durable and os.name == "posix":
             _sync(path.parent)
@@ -67,7 +77,12 @@ def image_error(error: OSError, frame: int | None, path: Path) -> MatteError:
             path=path,
             hint="Choose another folder, or ask for the right to write there.",
         )
-    return MatteError(f"The file cannot be written: {reason}.", frame=frame, path=path)
+    return MatteError(
+        f"The file cannot be written: {reason}.",
+        frame=frame,
+        path=path,
+        hint="Look at the folder, its disk and the free memory of the machine, and run again.",
+    )
 
 
 def probe_disk(path: Path) -> None:

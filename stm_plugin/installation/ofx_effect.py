@@ -91,8 +91,7 @@ class OfxEffect:
         except ProgramError as error:
             raise InstallationError(
                 "The effect for OpenFX hosts could not be built. Everything else is installed and works.",
-                hint=f"The compiler's output is in {prefix.log}. Its beginning:\n"
-                f"{first_lines(error.output)}",
+                hint=f"The compiler's output is in {prefix.log}. Its beginning:\n{first_lines(error.output)}",
             ) from error
         for binary in self.binaries():
             os.utime(binary)  # a host that failed to load it tries again only if its time changes

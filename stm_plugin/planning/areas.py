@@ -11,7 +11,6 @@ _JUMP = 2.0
 _LOST = 0.01
 """Of the object's largest area: below this the object counts as lost."""
 _MOST_TOLD = 4
-_MILLION = 1e6
 
 
 @dataclass(frozen=True)
@@ -90,13 +89,18 @@ def _jumps(name: str, found: Mapping[int, FrameAreas], frames: Sequence[int], lo
             continue
         if max(first / second, second / first) >= _JUMP:
             sentences.append(
-                f"Frame {frame}: the area of {name} jumps from {first / _MILLION:.3g} to "
-                f"{second / _MILLION:.3g} million pixels. Check it; a key there corrects it."
+                f"Frame {frame}: the area of {name} jumps from {_about(first)} to {_about(second)} pixels. "
+                "Check it; a key there corrects it."
             )
     if len(sentences) > _MOST_TOLD:
         more = len(sentences) - _MOST_TOLD
         sentences = [*sentences[:_MOST_TOLD], f"The area of {name} jumps on {more} further frames."]
     return sentences
+
+
+def _about(pixels: float) -> str:
+    """`1,510,000`: three digits are enough to compare areas."""
+    return f"{float(f'{pixels:.3g}'):,.0f}"
 
 
 def _ranges(frames: Sequence[int]) -> str:

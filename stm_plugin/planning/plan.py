@@ -387,4 +387,4 @@ def record_of(facts: Facts, planned: FramePlan, address: str) -> FrameRecord:
     """The record of a frame that is finished now. Its plate hash must be known."""
     frame = planned.frame
     used = keys_used(facts, planned.sources)
-    return FrameRecord(frame, address, dict(facts.base), used, facts.plate[frame])
+    return FrameRecord(frame, address, dict(facts.base), used, facts.plate[frame], dict(facts.settings))

@@ -7,6 +7,13 @@ from collections.abc import Mapping
 
 from stm_plugin.planning.values import Facts, FramePlan, FrameRecord, Source, State
 
+_SETTINGS_OF = {
+    "memory settings": ("memory_rule", "memory_cap"),
+    "picture settings": ("precision", "working_size", "region"),
+}
+"""What stands in a base by a hash alone."""
+_ID_LENGTH = 12
+
 
 def frame_plan(
     facts: Facts,
@@ -48,9 +55,8 @@ def _reason(
 ) -> str:
     """The ingredients that changed since the frame was finished, in words."""
     used = keys_used(facts, sources)
-    for name in sorted({*facts.base, *before.base}):
-        if facts.base.get(name) != before.base.get(name):
-            return f"the {_part(name, before.base.get(name), facts.base.get(name))} changed"
+    if dict(facts.base) != dict(before.base):
+        return _what_changed(facts, before)
     now = {key.frame: key.hash for key in facts.keys}
     changed = [key for key in used if key in before.keys and before.keys[key] != used[key]]
     added = [key for key in used if key not in before.keys]
@@ -67,17 +73,46 @@ def _reason(
     return "a result that it depends on is missing or has changed"
 
 
-def _part(name: str, before: str | None, now: str | None) -> str:
-    """The name of a changed ingredient, for people.
+def _what_changed(facts: Facts, before: FrameRecord) -> str:
+    """The settings that changed, with their old and new values; else the name of what they make."""
+    changed = [
+        (name, before.settings[name], now)
+        for name, now in facts.settings.items()
+        if before.settings.get(name, now) != now
+    ]
+    if len(changed) == 1:
+        name, old, now = changed[0]
+        return f"the setting {name} changed from {old} to {now}"
+    if changed:
+        shown = ", ".join(f"{name} from {old} to {now}" for name, old, now in changed)
+        return f"the settings changed: {shown}"
+    name = next(name for name in sorted({*facts.base, *before.base}) if _differs(name, facts, before))
+    return _part(name, before.base.get(name), facts.base.get(name), known=bool(before.settings))
+
+
+def _differs(name: str, facts: Facts, before: FrameRecord) -> bool:
+    return facts.base.get(name) != before.base.get(name)
+
+
+def _part(name: str, before: str | None, now: str | None, *, known: bool) -> str:
+    """What changed though no setting that is known did: the settings of earlier versions are not known.
 
     Canvas, region and working size are one ingredient ("CANVAS region REGION as WxH").
     """
-    if name != "canvas" or before is None or now is None:
-        return name
-    old, new = (re.split(" region | as ", text) for text in (before, now))
-    if len(old) != 3 or len(new) != 3 or old[0] != new[0]:
-        return name
-    return "region" if old[1] != new[1] else "working size"
+    if name == "canvas" and before is not None and now is not None:
+        old, new = (re.split(" region | as ", text) for text in (before, now))
+        if len(old) != 3 or len(new) != 3 or old[0] != new[0]:
+            return f"the canvas changed from {old[0]} to {new[0]}"
+        if old[1] != new[1]:
+            return f"the region changed from {old[1]} to {new[1]}"
+        return f"the working size changed from {old[2]} to {new[2]}"
+    if name in _SETTINGS_OF:
+        if known:
+            return f"this version of STM makes another use of the {name}"
+        return f"one of the {name} changed ({', '.join(_SETTINGS_OF[name])})"
+    if name == "weights" and before is not None and now is not None:
+        return f"the weights changed from {before[:_ID_LENGTH]} to {now[:_ID_LENGTH]}"
+    return f"the {name} changed"
 
 
 def keys_used(facts: Facts, sources: Mapping[str, Source]) -> dict[int, str]:

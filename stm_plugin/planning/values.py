@@ -73,6 +73,7 @@ class Facts:
         keys: in any order.
         base: what every probability depends on, by its name for people (`weights`, ...).
         plate: content hash of each plate frame as far as it is known.
+        settings: the settings behind `base` by name, as people write them: for reasons in words alone.
     """
 
     frames: tuple[int, ...]
@@ -80,6 +81,7 @@ class Facts:
     keys: tuple[Key, ...]
     base: Mapping[str, str]
     plate: Mapping[int, str]
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,13 +95,17 @@ class Request:
 
 @dataclass(frozen=True)
 class FrameRecord:
-    """What a finished frame was made from; the store keeps it to distinguish stale from missing."""
+    """What a finished frame was made from; kept in the store to tell stale from missing, and why.
+
+    `settings` is empty where an earlier version finished the frame.
+    """
 
     frame: int
     address: str
     base: Mapping[str, str]
     keys: Mapping[int, str]
     plate: str
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 # ---- what a plan is --------------------------------------------------------------------------

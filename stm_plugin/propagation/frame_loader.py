@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from stm_plugin.errors import PlateError
+from stm_plugin.errors import PlateError, memory_errors
 from stm_plugin.images.half_float import convert, to_float
 from stm_plugin.images.plate import CONTENT_HASH, Plate, PlateFrame, PlateSource
 from stm_plugin.images.working_picture import WorkingGeometry, to_working
@@ -146,7 +146,8 @@ class FrameLoader:
 
     def _read_whole(self, frame: int) -> LoadedFrame:
         loaded = self._read(frame)
-        _ = loaded.picture  # in this thread, not in the one of the network
+        with memory_errors(loaded.plate_frame.path, frame):
+            _ = loaded.picture  # in this thread, not in the one that runs the network
         return loaded
 
     def _read_into(self, coming: Future[LoadedFrame], frame: int, read: Callable[[int], LoadedFrame]) -> None:

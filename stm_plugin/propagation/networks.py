@@ -153,6 +153,4 @@ def _network(
 
 
 def _weights_error(name: str, error: Exception) -> WeightsError:
-    return WeightsError(
-        f"{error}.", hint=f"`stm info` lists the installed weights ({name} was requested)."
-    )
+    return WeightsError(f"{error}.", hint=f"`stm info` lists the installed weights ({name} was requested).")

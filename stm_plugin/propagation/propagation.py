@@ -10,13 +10,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from pathlib import Path
 
 from model.network.config import NetworkConfig, network_config
 from model.network.memory import THINNING, MemoryRule
 from model.training.adapt import AdaptOptions
 from model.weights_file import Manifest
-from stm_plugin.errors import MaskError, MatteError, PlateError, SettingsError, StmError, StoreError
+from stm_plugin.errors import MatteError, PlateError, SettingsError, StmError, StoreError
 from stm_plugin.files.whole import DamagedFileError
 from stm_plugin.images.colour import ColourTransform, find_input_space, load_config
 from stm_plugin.images.matte import MetadataValue
@@ -53,7 +52,7 @@ from stm_plugin.propagation.memory_forecast import (
 )
 from stm_plugin.propagation.networks import base_network, ready_network, weights_manifest
 from stm_plugin.propagation.results import Material, Results
-from stm_plugin.settings import Settings
+from stm_plugin.settings import Settings, shown_settings
 from stm_plugin.store.description import AdaptationRecord, ShotDescription
 from stm_plugin.store.store import ShotStore
 
@@ -215,7 +214,7 @@ class Propagation:
             on_event(PlateChanged((moved.frame,)))
             return False
         except DamagedFileError as damaged:
-            self.remove_damaged(damaged.path)
+            damaged.path.unlink(missing_ok=True)  # it is computed again
             on_event(DamageFound(str(damaged.path)))
             return False
         changed = tuple(
@@ -260,28 +259,14 @@ class Propagation:
                 hint="Run `stm shot propagate` again.",
             ) from moved
         except DamagedFileError as damaged:
-            with suppress(OSError):  # the store is not writable
-                self.remove_damaged(damaged.path)
+            with suppress(OSError):  # a store that cannot be written
+                damaged.path.unlink(missing_ok=True)
             raise MatteError(
                 "A stored result is damaged.",
                 frame=frame,
                 path=damaged.path,
                 hint="Run `stm shot propagate` again: it will be computed anew.",
             ) from damaged
-
-    def remove_damaged(self, path: Path) -> None:
-        """Delete a damaged result, so that it is computed again.
-
-        Raises:
-            MaskError: it is a mask, which only the artist can restore.
-        """
-        if path.parent == self.store.folder / "keys":
-            raise MaskError(
-                "The stored mask of a key is damaged.",
-                path=path,
-                hint="Give the key's mask again (a copy of your file is beside it).",
-            )
-        path.unlink(missing_ok=True)
 
     def adapt(
         self,
@@ -303,11 +288,7 @@ class Propagation:
         chosen = options or default_options(self.settings)
         on_forecast(self._forecast_adaptation(material.facts, chosen))
         network, device = base_network(self.settings.weights), pick_device(self.settings.device)
-        try:
-            adapted = adapt_to_keys(network, material, chosen, device=device, run=run)
-        except DamagedFileError as damaged:
-            self.remove_damaged(damaged.path)
-            raise
+        adapted = adapt_to_keys(network, material, chosen, device=device, run=run)
         return keep(self.store.folder, adapted, base, material.facts, chosen)
 
     def adaptation_advice(self, record: AdaptationRecord | None) -> tuple[str, ...]:
@@ -377,6 +358,7 @@ class Propagation:
             keys=tuple(Key(key.frame, key.masks) for key in description.keys if key.frame in frames),
             base=self._base() if has_pictures else {},
             plate=self._known_plate() if has_pictures else {},
+            settings=shown_settings(self.settings),
         )
 
     def _base(self) -> dict[str, str]:

@@ -119,8 +119,8 @@ class Material:
         return state["picture"].float()
 
     def mask(self, key: int, name: str) -> FloatArray:
-        """An object's mask on a key, (H, W) over the canvas."""
-        mask, window = self._context.store.mask(self._keys[key].masks[name].hash)
+        """An object's mask on a key, (H, W) over the canvas. MaskError where it is gone or damaged."""
+        mask, window = self._context.store.mask_of_key(key, self._keys[key].masks[name].hash)
         return on_window(mask, window, self._context.geometry.canvas)
 
     def key_probabilities(self, key: int, objects: tuple[str, ...]) -> FloatArray:

@@ -1,6 +1,6 @@
-"""The engine protocol as `ofx_bridge/PROTOCOL.md` writes it down: framing, and requests as typed values.
+"""The engine protocol of `ofx_bridge/PROTOCOL.md`: framing, and requests as typed values.
 
-Nothing here knows of sockets, shots or pixels' values: bytes become validated values, and values bytes.
+It converts bytes to validated values and back, and is independent of sockets, shots and pixel values.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from stm_plugin.protocol.framing import (
     decode_prefix,
     encode_message,
 )
-from stm_plugin.protocol.images import ImageLayout, MappedPixels, MappedTarget
+from stm_plugin.protocol.images import ImageLayout, MappedPixels, MappedTarget, ScratchFile
 from stm_plugin.protocol.limits import (
     MAGIC,
     MAX_CHANNELS,
@@ -43,7 +43,6 @@ from stm_plugin.protocol.limits import (
     VERSION,
     Direction,
     Layout,
-    MatteLayer,
     MattePixels,
     PixelFormat,
     Range,
@@ -65,6 +64,7 @@ from stm_plugin.protocol.requests import (
     MaskChannel,
     OpenShot,
     Ping,
+    PixelRequest,
     PlanRequest,
     PlateFiles,
     PlateNeeded,
@@ -125,12 +125,12 @@ __all__ = [
     "MappedPixels",
     "MappedTarget",
     "MaskChannel",
-    "MatteLayer",
     "MattePixels",
     "Message",
     "OpenShot",
     "Ping",
     "PixelFormat",
+    "PixelRequest",
     "PlanRequest",
     "PlateFiles",
     "PlateNeeded",
@@ -145,6 +145,7 @@ __all__ = [
     "Request",
     "RequestError",
     "Rows",
+    "ScratchFile",
     "SetObjects",
     "SetSettings",
     "Shapes",

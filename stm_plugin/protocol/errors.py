@@ -1,4 +1,4 @@
-"""Errors as a client is told of them; PROTOCOL.md section 6."""
+"""Errors as a client gets them; PROTOCOL.md section 6."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from stm_plugin.protocol.framing import FramingError
 
 
 class RequestError(StmError):
-    """A request that cannot be carried out, with the code that the protocol gives to the reason."""
+    """A request that cannot be carried out, with the protocol's code of the reason."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ def error_code(error: StmError) -> str:
 
 
 def error_header(error: StmError) -> dict[str, Any]:
-    """The header of the error message that tells a client of `error`."""
+    """The header of the message for `error`."""
     return {
         "code": error_code(error),
         "what": error.what,

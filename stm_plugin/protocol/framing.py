@@ -20,7 +20,7 @@ from stm_plugin.protocol.limits import (
 
 
 class Kind(IntEnum):
-    """What a message is; byte 4 of its prefix."""
+    """The kind of a message; byte 4 of its prefix."""
 
     REQUEST = 1
     REPLY = 2
@@ -29,7 +29,7 @@ class Kind(IntEnum):
 
 
 class FramingError(ProtocolError):
-    """The bytes are not a message. The connection that they came from cannot go on."""
+    """The bytes are not a message. Their connection must be closed."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,13 @@ class Message:
 
 
 def encode_message(message: Message) -> bytes:
-    """Prefix and header of a message; the payload follows as it is.
+    """Prefix and header of a message; the payload follows them.
 
     Raises:
         FramingError: the header or the payload is longer than the protocol allows.
     """
     header = json.dumps(message.header, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    data = header.encode("utf-8", "replace")  # a file name that is not UTF-8 is told with ?
+    data = header.encode("utf-8", "replace")  # a file name that is not UTF-8 is sent with ?
     payload_bytes = len(message.payload)
     if len(data) > MAX_HEADER or payload_bytes > MAX_PAYLOAD:
         raise FramingError("A message is too long to be sent.")
@@ -71,7 +71,7 @@ def decode_prefix(data: bytes, *, max_header: int = MAX_HEADER, max_payload: int
     """Read and check the 24 bytes of a prefix.
 
     Raises:
-        FramingError: they are not a prefix, or announce more than is allowed.
+        FramingError: they are not a prefix, or exceed a limit.
     """
     if len(data) != PREFIX.size:
         raise FramingError(f"A message prefix has {PREFIX.size} bytes, not {len(data)}.")
@@ -95,7 +95,7 @@ def decode_header(data: bytes | bytearray) -> dict[str, Any]:
     """Read and check the JSON object of a header.
 
     Raises:
-        FramingError: it is not a JSON object as the protocol wants it.
+        FramingError: it is not a valid JSON object of the protocol.
     """
     try:
         value = json.loads(
@@ -116,7 +116,7 @@ def decode_header(data: bytes | bytearray) -> dict[str, Any]:
 
 
 def decode_message(data: bytes) -> Message:
-    """Read one message that is held as a whole, with nothing after it.
+    """Read exactly one message.
 
     Raises:
         FramingError: it is not exactly one message.

@@ -1,4 +1,4 @@
-"""Where the pixels of an image lie; PROTOCOL.md section 5."""
+"""The layout of an image's pixels in memory; PROTOCOL.md section 5."""
 
 from __future__ import annotations
 
@@ -16,25 +16,32 @@ from stm_plugin.protocol.models import (
     ChannelName,
     MappedName,
     Model,
+    ScratchName,
     Window,
 )
 
 
 class MappedPixels(Model):
-    """Pixels in a mapped file: its name in the map folder and how many of its bytes count."""
+    """Pixels in a mapped file: its name in the map folder, and the number of bytes."""
 
     name: MappedName
     bytes: Annotated[int, Field(ge=1, le=MAX_PAYLOAD)]
 
 
 class MappedTarget(MappedPixels):
-    """Where pixels are to be written in a mapped file."""
+    """The place in a mapped file for writing pixels."""
 
     offset: ByteOffset = 0
 
 
+class ScratchFile(Model):
+    """A picture file below the scratch folder that the client named in `open_shot`."""
+
+    name: ScratchName
+
+
 class ImageLayout(Model):
-    """Where each value of an image lies in a run of bytes; PROTOCOL.md section 5.
+    """The layout of an image's values in bytes; PROTOCOL.md section 5.
 
     Attributes:
         row_bytes: bytes from one row to the one BELOW it; negative where the bottom row comes first.
@@ -68,7 +75,7 @@ class ImageLayout(Model):
 
     @classmethod
     def read(cls, value: Any) -> ImageLayout:
-        """Raises RequestError where the description is wrong in itself."""
+        """Raises RequestError where the description is inconsistent."""
         return cls.read_object(value, "image")
 
     @model_validator(mode="after")
@@ -88,7 +95,7 @@ class ImageLayout(Model):
         return self
 
     def extent(self) -> tuple[int, int]:
-        """First byte that the image has a value in, and the byte after the last."""
+        """The first byte of the image's values, and the byte after the last one."""
         width, height = self.data_window[2:]
         steps = (
             (width - 1) * self.pixel_bytes,
@@ -108,7 +115,7 @@ class ImageLayout(Model):
             )
 
     def to_json(self) -> dict[str, Any]:
-        """The description as it stands in a header."""
+        """The description for a header."""
         written: dict[str, Any] = {
             "format": self.format,
             "channels": list(self.channels),

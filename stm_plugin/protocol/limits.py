@@ -22,7 +22,7 @@ MAX_SHOTS: Final = 64
 MAX_CLIENTS: Final = 64
 MAX_TEXT: Final = 4096
 MAX_NAME_BYTES: Final = 255
-"""Of one name in a path: what file systems take."""
+"""Of one name in a path: the limit of file systems."""
 MAX_FRAME: Final = 1_000_000_000
 MAX_RANGE: Final = 1_000_000
 MAX_DIGESTS: Final = 10_000
@@ -35,12 +35,11 @@ MAX_WAIT_MS: Final = 60_000
 
 Range = tuple[int, int]
 Rectangle = tuple[int, int, int, int]
-"""x, y, width, height in the sense of OpenEXR: y down."""
+"""x, y, width, height as in OpenEXR: y down."""
 Direction = Literal["forward", "backward", "both"]
 Layout = Literal["interleaved", "planar"]
 PixelFormat = Literal["byte", "short", "half", "float"]
 Rows = Literal["down", "up"]
 MattePixels = Literal["half", "float"]
-MatteLayer = Literal["matte", "confidence"]
 
 SAMPLE_BYTES: Final[Mapping[PixelFormat, int]] = {"byte": 1, "short": 2, "half": 2, "float": 4}

@@ -1,6 +1,6 @@
-"""What a field of the protocol may hold, and a JSON object as a typed value; PROTOCOL.md section 3.
+"""The types of the protocol's fields, and JSON objects as typed values; PROTOCOL.md section 3.
 
-Pydantic reads the objects. Here are the types of their fields and the sentences for a wrong one.
+Pydantic reads the objects. This module has the types of their fields and the error texts.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _FRAME = re.compile(r"0|-?[1-9][0-9]{0,9}")
 
 
 class Model(BaseModel):
-    """A JSON object with these fields and no others, none of them converted. Null is the same as absent."""
+    """A JSON object with exactly these fields, without conversions. Null counts as absent."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -55,10 +55,10 @@ class Model(BaseModel):
 
     @classmethod
     def read_object(cls, given: Any, where: str) -> Self:
-        """The value that a JSON object stands for; `where` begins the sentence about a wrong one.
+        """The value of a JSON object; `where` is the beginning of the error text.
 
         Raises:
-            RequestError: a field is missing, unknown, or holds what it may not.
+            RequestError: a field is missing, unknown, or has an invalid value.
         """
         try:
             return cls.model_validate(given)
@@ -67,7 +67,7 @@ class Model(BaseModel):
 
 
 def _sentence(error: ValidationError) -> str:
-    """The first thing that is wrong, in words."""
+    """The first fault, in words."""
     first = error.errors(include_url=False)[0]
     kind, place = first["type"], [str(one)[:64] for one in first["loc"]]
     if kind == "extra_forbidden":
@@ -91,7 +91,7 @@ _WORDS: Final = {
     "string_type": "must be a text",
     "tuple_type": "must be a list",
 }
-"""Where the library's words are Python's and not JSON's."""
+"""Texts for errors that the library describes in terms of Python."""
 
 
 def _matching(pattern: str, words: str) -> AfterValidator:
@@ -124,7 +124,7 @@ def _are_distinct(names: Sequence[str]) -> bool:
 
 
 def _frame_numbers(given: Any) -> Any:
-    """Names of a JSON object as frame numbers."""
+    """The names of a JSON object as frame numbers."""
     if type(given) is not dict:
         return given
     if not all(_FRAME.fullmatch(name) for name in given):
@@ -142,7 +142,7 @@ def _text_or_number(given: Any) -> Any:
 
 DISTINCT: Final = _check(_are_distinct, "must not repeat a name")
 AsList: Final = Strict(False)
-"""A tuple here is a list in JSON. Its items stay strict."""
+"""A list in JSON becomes a tuple. Its items are strict."""
 
 Text = Annotated[
     str, Field(max_length=MAX_TEXT), _check(lambda text: "\0" not in text, "must be a text without NUL")
@@ -166,6 +166,13 @@ Digest = Annotated[str, _matching(r"[\x21-\x7e]{1,128}", "1 to 128 visible ASCII
 Handle = Annotated[str, _matching(r"[a-z][0-9]{1,12}", "a handle that the engine gave")]
 Token = Annotated[str, _matching(r"[0-9a-f]{64}", "64 hex digits")]
 MappedName = Annotated[str, _matching(r"[A-Za-z0-9_-]{1,64}", "a file name")]
+ScratchName = Annotated[
+    str,
+    _matching(
+        r"([A-Za-z0-9_-][A-Za-z0-9_.-]{0,254}/){0,7}[A-Za-z0-9_-][A-Za-z0-9_.-]{0,254}",
+        "a file name: up to 8 parts of letters, digits, _, - and ., with no . first",
+    ),
+]
 
 Frame = Annotated[int, Field(ge=-MAX_FRAME, le=MAX_FRAME)]
 FrameRange = Annotated[
@@ -197,7 +204,7 @@ Metadata = Annotated[
 
 
 def ranges_of(frames: Sequence[int] | set[int] | frozenset[int]) -> list[list[int]]:
-    """Frames as ascending `[first, last]` ranges that do not touch."""
+    """Frames as ascending, separate `[first, last]` ranges."""
     ranges: list[list[int]] = []
     for frame in sorted(set(frames)):
         if ranges and ranges[-1][1] == frame - 1:

@@ -8,14 +8,13 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from stm_plugin.protocol.errors import RequestError
-from stm_plugin.protocol.images import ImageLayout, MappedTarget
+from stm_plugin.protocol.images import ImageLayout, MappedTarget, ScratchFile
 from stm_plugin.protocol.limits import (
     MAX_INTEGER,
     MAX_OBJECTS,
     MAX_REQUEST_ID,
     VERSION,
     Direction,
-    MatteLayer,
     MattePixels,
     Rows,
 )
@@ -42,7 +41,7 @@ from stm_plugin.protocol.models import (
 
 
 class Request(Model):
-    """What every request shares. `op` is its name in the header."""
+    """The base of all requests. `op` is its name in the header."""
 
     op: ClassVar[str] = ""
 
@@ -57,7 +56,7 @@ _VersionPart = Annotated[int, Field(ge=0, le=65535)]
 
 
 class Hello(Request):
-    """The first request of a connection. Another major version is told apart before all else."""
+    """The first request of a connection. Another major version is refused before all else is read."""
 
     op: ClassVar[str] = "hello"
     protocol: Annotated[tuple[_VersionPart, _VersionPart], AsList]
@@ -80,19 +79,19 @@ class Hello(Request):
 
 
 class Ping(Request):
-    """Is anyone there?"""
+    """Whether the engine runs, and how busy it is."""
 
     op: ClassVar[str] = "ping"
 
 
 class Info(Request):
-    """What can be chosen: devices, weights, settings."""
+    """The devices, weights and settings to choose from."""
 
     op: ClassVar[str] = "info"
 
 
 class Shutdown(Request):
-    """End the engine."""
+    """Stop the engine."""
 
     op: ClassVar[str] = "shutdown"
 
@@ -130,24 +129,42 @@ class OpenShot(Request):
     plate: Annotated[PushedGeometry | PlateFiles, Field(discriminator="kind")] | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
     objects: ObjectNames = ()
-    copy_of: PathText | None = None
+    scratch: PathText | None = None
 
 
 class CloseShot(ShotRequest):
-    """Give a shot's handle back."""
+    """Close a shot for this connection."""
 
     op: ClassVar[str] = "close_shot"
 
 
 class PlateNeeded(ShotRequest):
-    """Which plate frames does the engine lack?"""
+    """The plate frames that the engine needs."""
 
     op: ClassVar[str] = "plate_needed"
     frames: FrameRange | None = None
     digests: Digests = Field(default_factory=dict)
 
 
-class PushPlate(ShotRequest):
+class PixelRequest(ShotRequest):
+    """A request that brings pixels: described by `image`, or in a `file` of the client's scratch folder."""
+
+    frame: Frame
+    image: ImageLayout | None = None
+    file: ScratchFile | None = None
+
+    @model_validator(mode="after")
+    def _check_source(self) -> Self:
+        if (self.image is None) == (self.file is None):
+            raise self.refusal("give either image or file")
+        return self
+
+    def refusal(self, words: str) -> RequestError:
+        """The error for pixels that do not fit the request."""
+        return RequestError("bad_request", f"{self.op}: {words}.", frame=self.frame)
+
+
+class PushPlate(PixelRequest):
     """One plate frame's pixels."""
 
     op: ClassVar[str] = "push_plate"
@@ -157,8 +174,6 @@ class PushPlate(ShotRequest):
         ("Y",),
         ("Y", "A"),
     )
-    frame: Frame
-    image: ImageLayout
     display_window: Window | None = None
     pixel_aspect: PixelAspect | None = None
     digest: Digest | None = None
@@ -166,14 +181,15 @@ class PushPlate(ShotRequest):
 
     @model_validator(mode="after")
     def _check_channels(self) -> Self:
+        if self.image is None:
+            if self.display_window is not None or self.pixel_aspect is not None:
+                raise self.refusal("display_window and pixel_aspect are those of the file")
+            return self
         if self.image.channels not in self.CHANNELS:
-            raise self._refusal("the channels must be R G B, R G B A, Y or Y A")
+            raise self.refusal("the channels must be R G B, R G B A, Y or Y A")
         if self.image.premultiplied and "A" not in self.image.channels:
-            raise self._refusal("premultiplied needs A")
+            raise self.refusal("premultiplied needs A")
         return self
-
-    def _refusal(self, words: str) -> RequestError:
-        return RequestError("bad_request", f"{self.op}: {words}.", frame=self.frame)
 
 
 class MaskChannel(Model):
@@ -183,13 +199,11 @@ class MaskChannel(Model):
     channel: ChannelName
 
 
-class PushKey(ShotRequest):
+class PushKey(PixelRequest):
     """The masks of one key."""
 
     op: ClassVar[str] = "push_key"
-    frame: Frame
     objects: Annotated[tuple[MaskChannel, ...], AsList, Field(max_length=MAX_OBJECTS)]
-    image: ImageLayout
     digest: Digest | None = None
     replace: bool = False
     allow_empty: bool = False
@@ -199,13 +213,16 @@ class PushKey(ShotRequest):
     def _check_objects(self) -> Self:
         names = [one.name for one in self.objects]
         if not names or len(set(names)) != len(names):
-            raise RequestError("bad_request", "push_key: name each object once.", frame=self.frame)
-        for one in self.objects:
-            if one.channel not in self.image.channels:
-                raise RequestError(
-                    "bad_request", f"push_key: the image has no channel {one.channel}.", frame=self.frame
-                )
+            raise self.refusal("name each object once")
+        if self.image is not None:
+            self.check_channels(self.image)
         return self
+
+    def check_channels(self, image: ImageLayout) -> None:
+        """Raises RequestError where an object's channel is not in the image."""
+        for one in self.objects:
+            if one.channel not in image.channels:
+                raise self.refusal(f"the image has no channel {one.channel}")
 
 
 class ListKeys(ShotRequest):
@@ -215,7 +232,7 @@ class ListKeys(ShotRequest):
 
 
 class RemoveKey(ShotRequest):
-    """Take a key away."""
+    """Remove a key."""
 
     op: ClassVar[str] = "remove_key"
     frame: Frame
@@ -246,14 +263,14 @@ class SetObjects(ShotRequest):
 
 
 class Status(ShotRequest):
-    """What is done, stale, missing, and why."""
+    """The state of all frames, and why."""
 
     op: ClassVar[str] = "status"
     frames: FrameRange | None = None
 
 
 class PlanRequest(ShotRequest):
-    """What would be computed."""
+    """The plan of a propagation."""
 
     op: ClassVar[str] = "plan"
     frames: FrameRange | None = None
@@ -261,7 +278,7 @@ class PlanRequest(ShotRequest):
 
 
 class Propagate(ShotRequest):
-    """Compute what is not done."""
+    """Compute the frames that are not done."""
 
     op: ClassVar[str] = "propagate"
     frames: FrameRange | None = None
@@ -293,7 +310,7 @@ class Shapes(ShotRequest):
 
 
 class JobRequest(Request):
-    """How far is a job?"""
+    """The state of a job."""
 
     op: ClassVar[str] = "job"
     job: Handle
@@ -319,7 +336,6 @@ class GetMatte(ShotRequest):
     rows: Rows = "down"
     wait_ms: WaitMs = 0
     stale: bool = False
-    layer: MatteLayer = "matte"
     into: MappedTarget | None = None
 
 
@@ -353,17 +369,17 @@ REQUESTS: Final[Mapping[str, type[Request]]] = {
 
 
 def read_request(header: Mapping[str, Any], payload_bytes: int) -> Request:
-    """The request that a header stands for.
+    """The request of a header.
 
     Raises:
-        RequestError: there is no such operation, or a field or the length of the payload is wrong.
+        RequestError: unknown operation, wrong field, or wrong length of the payload.
     """
     op = header.get("op")
     kind = REQUESTS.get(op) if isinstance(op, str) else None
     if kind is None:
         raise RequestError("bad_request", f"There is no operation {str(op)[:64]!r}.")
     request = kind.read_object({name: value for name, value in header.items() if name != "op"}, kind.op)
-    image = request.image if isinstance(request, (PushPlate, PushKey)) else None
+    image = request.image if isinstance(request, PixelRequest) else None
     if payload_bytes and (image is None or image.mapped is not None):
         raise RequestError("bad_request", f"{kind.op}: a payload is not expected.")
     if image is not None:

@@ -1,1 +1,1 @@
-"""The engine's server: one process per user that both hosts' sides talk to; see ofx_bridge/PROTOCOL.md."""
+"""The engine's server: one process per user for all hosts; see ofx_bridge/PROTOCOL.md."""

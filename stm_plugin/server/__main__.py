@@ -1,4 +1,4 @@
-"""`python -m stm_plugin.server`: how a host starts the engine."""
+"""`python -m stm_plugin.server`: hosts start the engine with it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stm_plugin.server.runtime import EngineRunningError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serve; 0 at a good end or when another engine is there already, 1 on an error."""
+    """Serve; returns 0 at the end or if another engine runs already, 1 on an error."""
     parser = argparse.ArgumentParser(prog="stm_plugin.server", description="The engine of STM for Nuke.")
     parser.add_argument("--parent", type=int, help="end when this process has gone")
     parser.add_argument("--idle", type=float, default=DEFAULT_IDLE_SECONDS, help="seconds without a client")
@@ -34,4 +34,4 @@ if __name__ == "__main__":
     code = main()
     logging.shutdown()
     sys.stderr.flush()
-    os._exit(code)  # everything is on disk: no thread that still loads or computes may delay the end
+    os._exit(code)  # everything is on disk: threads that still load or compute must not delay the end

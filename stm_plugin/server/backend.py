@@ -1,4 +1,4 @@
-"""What the server asks of the engine. `shots.py` is the real one, which takes seconds to import."""
+"""What the server asks of the engine. `shot_service.py` implements it, and takes seconds to import."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from stm_plugin.protocol import Direction, MatteLayer, PlateFiles, PushedGeometry, Range, Rectangle
+from stm_plugin.protocol import Direction, PlateFiles, PushedGeometry, Range, Rectangle
 
 FloatArray = npt.NDArray[np.float32]
 Frames = Sequence[int]
@@ -28,7 +28,7 @@ class PushedFrame:
     digest: str | None
     metadata: Mapping[str, str | int | float]
     is_half: bool = False
-    """The host gave half floats, and half floats hold these pixels exactly."""
+    """The host sent half floats, so half floats hold these pixels exactly."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class PushedMasks:
 
 @dataclass(frozen=True)
 class Change:
-    """What a push or an edit did."""
+    """The effect of a push or an edit."""
 
     changed: bool
     dirty: Frames
@@ -63,7 +63,7 @@ class KeyState:
 
 @dataclass(frozen=True)
 class Reason:
-    """Why frames are not done."""
+    """The reason why frames are not done."""
 
     frames: Frames
     text: str
@@ -71,7 +71,7 @@ class Reason:
 
 @dataclass(frozen=True)
 class ShotState:
-    """What is done, stale, missing, and why."""
+    """The state of all frames, and why."""
 
     first: int
     last: int
@@ -87,7 +87,7 @@ class ShotState:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a propagation would do."""
+    """The plan of a propagation."""
 
     compute: int
     frames: Frames
@@ -99,7 +99,7 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a job is. `finished` names frames whose result is there since the last report."""
+    """Where a job is. `finished`: frames completed since the last report."""
 
     done: int
     total: int
@@ -125,7 +125,7 @@ class Matte:
 
 @dataclass(frozen=True)
 class NoMatte:
-    """There is no matte to give out, and why."""
+    """Why a frame has no matte."""
 
     state: Literal["stale", "missing", "plate_missing", "outside"]
     reason: str
@@ -133,7 +133,7 @@ class NoMatte:
 
 @dataclass(frozen=True)
 class ExportOrder:
-    """Matte files to be written."""
+    """The order to write matte files."""
 
     pattern: str
     frames: Range | None
@@ -143,7 +143,7 @@ class ExportOrder:
 
 @dataclass(frozen=True)
 class ShapesOrder:
-    """The mattes as splines, to be written; `format` as `Shapes.format`."""
+    """The order to write the mattes as splines; `format` as `Shapes.format`."""
 
     file: str
     format: str
@@ -154,7 +154,7 @@ class ShapesOrder:
 
 @dataclass(frozen=True)
 class Information:
-    """What a panel can offer."""
+    """The choices for a panel."""
 
     python: str
     torch: str
@@ -168,7 +168,7 @@ Cancelled = Callable[[], bool]
 
 
 class ShotBackend(Protocol):
-    """One open shot. Its methods may be called from several threads; a job runs in a thread of its own.
+    """One open shot. Its methods may be called from several threads; a job runs in a separate thread.
 
     Methods raise StmError with a text for people.
     """
@@ -177,13 +177,13 @@ class ShotBackend(Protocol):
         """The device that this shot computes on."""
 
     def close(self) -> None:
-        """Give the store back. No job is at work."""
+        """Close the store. No job is running."""
 
     def differs(self, plate: PushedGeometry | PlateFiles | None, settings: Mapping[str, Any]) -> bool:
         """Whether `describe` would change anything."""
 
     def describe(self, plate: PushedGeometry | PlateFiles | None, settings: Mapping[str, Any]) -> None:
-        """Take over a changed plate and changed settings."""
+        """Apply a changed plate and changed settings."""
 
     def plate_needed(self, frames: Range | None, digests: Mapping[int, str]) -> Frames:
         """Frames whose pixels a host must push."""
@@ -198,27 +198,27 @@ class ShotBackend(Protocol):
         """All keys, ascending."""
 
     def remove_key(self, frame: int) -> Change:
-        """Take a key away."""
+        """Remove a key."""
 
     def settings(self) -> dict[str, Any]:
         """All settings as plain values."""
 
     def set_settings(self, settings: Mapping[str, Any]) -> Change:
-        """Change some settings, or none when one is bad."""
+        """Change some settings, or none if one is invalid."""
 
     def set_objects(self, rename: Mapping[str, str], remove: Sequence[str]) -> Change:
         """Rename or remove objects."""
 
     def state(self, frames: Range | None) -> ShotState:
-        """What is done, stale, missing."""
+        """The state of all frames."""
 
     def forecast(self, frames: Range | None, direction: Direction) -> Forecast:
-        """What `propagate` would do."""
+        """The plan of `propagate`."""
 
     def propagate(
         self, frames: Range | None, direction: Direction, report: Report, cancelled: Cancelled
     ) -> None:
-        """Compute what is not done. `report` is called after every frame and may take its time."""
+        """Compute the frames that are not done. `report` is called after every frame and may block."""
 
     def export_frames(self, order: ExportOrder) -> Frames:
         """The frames that `export` would write."""
@@ -229,23 +229,21 @@ class ShotBackend(Protocol):
     def shapes(self, order: ShapesOrder, report: Report, cancelled: Cancelled) -> None:
         """Write the mattes as splines."""
 
-    def matte(
-        self, frame: int, objects: Sequence[str], stale: bool, layer: MatteLayer = "matte"
-    ) -> Matte | NoMatte:
-        """The matte of one frame, or how sure the network is of each pixel of it, if it is there."""
+    def matte(self, frame: int, objects: Sequence[str], stale: bool) -> Matte | NoMatte:
+        """The finished matte of one frame, or why there is none."""
 
 
 class Backend(Protocol):
     """The engine as a whole."""
 
     def information(self) -> Information:
-        """What a panel can offer; may take seconds."""
+        """The choices for a panel; may take seconds."""
 
     def locate(self, folder: Path) -> Path:
-        """The folder of a shot store that a host's path means."""
+        """The folder of a shot store for a host's path."""
 
     def open(self, folder: Path) -> ShotBackend:
-        """Open a shot store that exists."""
+        """Open an existing shot store."""
 
     def create(
         self,
@@ -256,11 +254,8 @@ class Backend(Protocol):
     ) -> ShotBackend:
         """Make a shot store."""
 
-    def copy(self, source: Path, folder: Path) -> ShotBackend:
-        """Make a shot store that begins with everything that `source` has, which is not touched."""
-
     def rest(self) -> None:
-        """Nothing has been at work for a while: give back memory that is only kept for speed."""
+        """Release memory that is only kept for speed; called when nothing has been at work for a while."""
 
     def exists(self, folder: Path) -> bool:
         """Whether the folder is a shot store."""

@@ -1,4 +1,4 @@
-"""One client's connection: reading messages, keeping order, answering, telling events."""
+"""One client's connection: reading messages, keeping order, sending replies and events."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _FATAL: Final = ("framing", "version", "token", "hello", "shutting_down")
 
 
 class ByteBudget:
-    """Bytes of payloads that are in the engine at one time, over all connections.
+    """The bytes of payloads in the engine at one time, over all connections.
 
     Bytes count when they have arrived, so an announcement holds up nobody. The payload that is under way for
-    the longest never waits: there is no deadlock, and at most `most` and one payload are there together.
+    the longest never waits: there is no deadlock, and at most `most` bytes and one payload are held together.
     """
 
     def __init__(self, most: int = p.MAX_PAYLOAD) -> None:
@@ -40,7 +40,7 @@ class ByteBudget:
 
     @contextlib.asynccontextmanager
     async def payload(self) -> AsyncIterator[PayloadShare]:
-        """The share of one payload, given back at the end."""
+        """The share of one payload, released at the end."""
         share = PayloadShare(self)
         self._under_way[share] = None
         try:
@@ -60,14 +60,14 @@ class ByteBudget:
 
 
 class PayloadShare:
-    """What one payload has of the budget."""
+    """The share of one payload in the budget."""
 
     def __init__(self, budget: ByteBudget) -> None:
         self.bytes = 0
         self._budget = budget
 
     async def take(self, count: int) -> None:
-        """Wait for `count` more bytes to be free, and have them."""
+        """Wait for `count` more bytes to be free, and take them."""
         await self._budget.take(self, count)
 
 
@@ -103,7 +103,7 @@ class Connection:
         self._news: dict[str, Job] = {}
         self._has_news = asyncio.Event()
 
-    # ---- its life
+    # ---- from start to end
 
     async def run(self) -> None:
         """Serve the client until either side ends the connection."""
@@ -175,10 +175,10 @@ class Connection:
                     raise ConnectionError
                 began = time.monotonic()
                 await share.take(len(part))
-                until += time.monotonic() - began  # the client does not answer for what other clients hold
+                until += time.monotonic() - began  # the client is not responsible for bytes of other clients
                 payload += part
             task = await self._begin(Message(prefix.kind, prefix.request_id, header, payload))
-            await asyncio.wait([task])  # nothing more is read meanwhile: this is the back-pressure
+            await asyncio.wait([task])  # nothing more is read meanwhile, so the client has to wait
 
     # ---- hello
 
@@ -223,13 +223,13 @@ class Connection:
             },
         }
         await self._send(Message(Kind.REPLY, prefix.request_id, answer))
-        self._service.begin_loading()  # behind the answer: a host must not wait for torch to know its engine
+        self._service.begin_loading()  # after the reply: a host must not wait for torch here
         return True
 
     # ---- carrying out
 
     async def _begin(self, message: Message) -> asyncio.Task[None]:
-        """Start one request; those of a connection follow each other but for the overtaking ones."""
+        """Start one request. The requests of a connection run in order, except for the overtaking ones."""
         if message.request_id in self._tasks:
             raise FramingError(f"The request id {message.request_id} is in use.")
         while self._unanswered >= p.MAX_UNANSWERED:
@@ -241,7 +241,7 @@ class Connection:
         return task
 
     def _place_in_order(self, message: Message) -> tuple[asyncio.Event | None, asyncio.Event]:
-        """What to wait for, and what to set when later requests may follow."""
+        """The event to wait for, and the one to set when later requests may start."""
         done = asyncio.Event()
         if message.header.get("op") in [kind.op for kind in _OVERTAKING]:  # it may be of any type
             return None, done
@@ -256,7 +256,7 @@ class Connection:
                 raise RequestError("shutting_down", "The engine is ending.")
             request = p.read_request(message.header, len(message.payload))
             if isinstance(request, p.GetMatte) and request.wait_ms:
-                done.set()  # a request that waits does not hold up the later ones
+                done.set()  # a waiting request does not block later ones
             header, payload = await self._carry_out(request, message)
             reply = Message(Kind.REPLY, message.request_id, header, payload)
         except StmError as error:
@@ -273,7 +273,7 @@ class Connection:
         await self._finish(message, reply)
 
     async def _finish(self, message: Message, reply: Message) -> None:
-        del self._tasks[message.request_id]  # before the client can have seen the reply
+        del self._tasks[message.request_id]  # before the client can see the reply
         with contextlib.suppress(ConnectionError):
             await self._send(reply)
         self._unanswered -= 1
@@ -321,7 +321,7 @@ class Connection:
     # ---- events
 
     def job_changed(self, job: Job) -> None:
-        """Remember that there is news; a newer state replaces an older one that was not sent."""
+        """Queue an event; a newer state replaces an older one that was not sent."""
         if self._wants_events:
             self._news[job.id] = job
             self._has_news.set()

@@ -1,4 +1,4 @@
-"""What a panel can offer: devices, weights and settings by name."""
+"""The choices for a panel: devices, weights and settings by name."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
 
 
 def information() -> Information:
-    """What this machine and this plug-in have; may take seconds."""
+    """The choices of this machine and this plug-in; may take seconds."""
     return Information(
         python=platform.python_version(),
         torch=torch.__version__,
@@ -46,7 +46,7 @@ def flat_settings(settings: Settings) -> dict[str, Any]:
 
 
 def changed_settings(settings: Settings, changes: Mapping[str, Any]) -> Settings:
-    """`settings` with some values changed. SettingsError where one is bad."""
+    """`settings` with some values changed. SettingsError where one is invalid."""
     values = settings.to_json()
     for name, value in changes.items():
         part, dot, inner = name.partition(".")

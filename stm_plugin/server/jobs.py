@@ -1,4 +1,4 @@
-"""Jobs: long work on a shot, in threads of their own, taking turns on each device frame by frame."""
+"""Jobs: long work on a shot, in separate threads, taking turns on each device frame by frame."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ JobState = Literal["queued", "running", "finished", "cancelled", "failed"]
 Work = Callable[[Report, Cancelled], None]
 
 ABREAST = 2
-"""Jobs that share a device frame by frame; more wait, because each holds a memory bank on the device."""
+"""Jobs that share a device, frame by frame. More jobs wait, as each has a memory bank on the device."""
 REMEMBERED_SECONDS = 600.0
 _POLL_SECONDS = 0.05
 
@@ -38,7 +38,7 @@ class DeviceQueue:
 
     @contextlib.contextmanager
     def admitted(self, cancelled: Cancelled) -> Iterator[object]:
-        """Wait for a place among the jobs that share the device, and for the first turn.
+        """Wait to be admitted to the device, and for the first turn.
 
         Raises:
             PropagationCancelled: cancelled while it waited.
@@ -121,7 +121,7 @@ class Job:
             return frame in self._finished
 
     def cancel(self) -> None:
-        """Ask it to stop; it does so within the time of one frame."""
+        """Request its end; it stops after its current frame."""
         self._cancel.set()
 
     def start(self, queue: DeviceQueue, work: Work) -> None:
@@ -130,13 +130,13 @@ class Job:
         self._thread.start()
 
     def join(self, seconds: float) -> bool:
-        """Wait for its end; whether it has ended."""
+        """Wait for its end; returns whether it has ended."""
         if self._thread is not None:
             self._thread.join(seconds)
         return self.has_ended
 
     def snapshot(self) -> dict[str, Any]:
-        """The job as the protocol tells of it."""
+        """The state of the job: the reply to `job`, PROTOCOL.md section 4."""
         with self._lock:
             progress = self._progress
             return {
@@ -174,7 +174,7 @@ class Job:
                 self._set("running")
 
                 def report(progress: Progress) -> None:
-                    self._note(progress)
+                    self._record(progress)
                     queue.pass_on(ticket, cancelled)
 
                 work(report, cancelled)
@@ -187,7 +187,7 @@ class Job:
             log.exception("job %s failed", self.id)
             self._set("failed", error_header(as_stm_error(error) or internal_error()))
 
-    def _note(self, progress: Progress) -> None:
+    def _record(self, progress: Progress) -> None:
         with self._lock:
             self._progress = progress
             self._finished.update(progress.finished)
@@ -208,7 +208,7 @@ class Job:
 
 
 def internal_error() -> RequestError:
-    """What a client is told of a bug; the log has the rest."""
+    """The error that a client gets for a bug; the log has the rest."""
     return RequestError(
-        "internal", "The engine has failed.", hint="Its log, engine.log in the runtime folder, says where."
+        "internal", "The engine has failed.", hint="The details are in engine.log in the runtime folder."
     )

@@ -1,4 +1,4 @@
-"""The engine process: take the lock, listen, tell where, serve until nobody needs it."""
+"""The engine process: takes the lock, listens, writes the endpoint file, serves until no client needs it."""
 
 from __future__ import annotations
 
@@ -40,22 +40,22 @@ from stm_plugin.server.service import Service
 log = logging.getLogger("stm.server")
 
 MAX_STRANGERS: Final = 64
-"""Connections that have not said hello. With one more, the oldest is ended: it has had the most time."""
+"""The most connections without hello. With one more, the oldest of them is ended."""
 _WATCH_SECONDS: Final = 0.5
 _LOAD_SECONDS: Final = 2.0
-"""The engine itself is loaded with the first hello; where none comes, after this time, to be ready for it."""
+"""The engine is loaded at the first hello, or after this time."""
 _TIDY_SECONDS: Final = 30.0
 _STREAM_LIMIT: Final = 1 << 18
 
 
 def serve(options: ServeOptions, load_backend: Callable[[], Backend] | None = None) -> None:
-    """Be the user's engine until nobody needs it.
+    """Be the user's engine until no client needs it.
 
     Args:
-        load_backend: what loads the engine itself; it runs in a thread behind the answer of the first hello.
+        load_backend: loads the engine; it runs in a thread after the reply to the first hello.
 
     Raises:
-        EngineRunningError: there is one already.
+        EngineRunningError: another engine runs already.
         RuntimeFolderError: the runtime folder cannot be used safely.
     """
     parent = None if options.parent is None else Parent(options.parent)
@@ -161,7 +161,7 @@ class _Server:
         return sum(one.said_hello for one in self._connections)
 
     async def _watch(self) -> None:
-        """End the engine when nobody needs it; tidy now and then."""
+        """End the engine when no client needs it; tidy at intervals."""
         started_at = needed_at = tidied_at = time.monotonic()
         while True:
             await asyncio.sleep(_WATCH_SECONDS)

@@ -1,7 +1,7 @@
-"""Mapped files: pixels that a client lays beside the socket, read and written without trusting the client.
+"""Mapped files: pixels outside the socket, read and written without trusting the client.
 
-The client maps its files. The engine does not: it reads and writes them, so that a file that shrinks
-under its hands is an error in words and not a bus error, and pixels cannot change once they are taken.
+The client maps its files. The engine reads and writes them instead, so that a file that shrinks meanwhile is
+an error with a text and not a bus error, and pixels cannot change after they were read.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ class MapFolder:
     """The folder of the mapped files of all clients."""
 
     def __init__(self, folder: Path) -> None:
-        """Make the folder, or take it over and remove what an engine before this one left."""
+        """Make the folder, or use an existing one and remove the files of an earlier engine."""
         make_private_folder(folder)
         self.path = folder
         self._count = 0
         self.remove("")
 
     def new_prefix(self) -> str:
-        """What the names of a new connection's files begin with."""
+        """The prefix of file names of a new connection."""
         self._count += 1
         return f"c{self._count}-{secrets.token_hex(4)}-"
 
@@ -45,7 +45,7 @@ class MapFolder:
                         os.unlink(entry.path)
 
     def close(self) -> None:
-        """Remove the folder and all that is in it."""
+        """Remove the folder and its content."""
         self.remove("")
         with contextlib.suppress(OSError):
             self.path.rmdir()
@@ -54,7 +54,7 @@ class MapFolder:
         """The first `mapped.bytes` bytes of a client's file.
 
         Raises:
-            RequestError: code `map`, when the file is not what the protocol asks for.
+            RequestError: code `map`, when the file is not as the protocol requires.
         """
         pixels = bytearray(mapped.bytes)
         view = memoryview(pixels)
@@ -71,7 +71,7 @@ class MapFolder:
         """Write all of `pixels` into a client's file, from `mapped.offset` on.
 
         Raises:
-            RequestError: code `map`, when the file is not what the protocol asks for, or too small.
+            RequestError: code `map`, when the file is not as the protocol requires, or too small.
         """
         if mapped.offset + len(pixels) > mapped.bytes:
             raise RequestError(

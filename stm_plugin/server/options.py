@@ -1,4 +1,4 @@
-"""How an engine process is to live: plain values, which the command line shows without loading the server."""
+"""The options of an engine process: plain values, which the command line shows without loading the server."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Final
 
 DEFAULT_IDLE_SECONDS: Final = 900.0
 DEFAULT_REST_SECONDS: Final = 5.0
-"""Longer than a pause between two frames; what was given back is had again in a fraction of it."""
+"""Longer than a pause between two frames; getting released memory again takes a fraction of it."""
 
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """How an engine process is to live.
+    """The options of an engine process.
 
     Attributes:
         idle_seconds: it ends after this time without a client or a job.
-        rest_seconds: it gives memory back that is only kept for speed after this time without work.
-        parent: the process that it is to die with, or None.
+        rest_seconds: it releases memory that is kept for speed only after this time without work.
+        parent: it ends when this process ends; None for no process.
         to_log: whether messages go into the log file instead of to standard error.
     """
 

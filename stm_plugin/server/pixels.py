@@ -30,7 +30,7 @@ _LARGEST: Final[dict[PixelFormat, float]] = {"byte": 255.0, "short": 65535.0}
 
 
 def view_image(layout: ImageLayout, data: Bytes) -> npt.NDArray[Any]:
-    """The values of an image where they lie: (height, width, channels), top row first, no copy.
+    """The values of an image as a view: (height, width, channels), top row first, no copy.
 
     Raises:
         RequestError: a value lies outside `data`.
@@ -49,13 +49,13 @@ def view_image(layout: ImageLayout, data: Bytes) -> npt.NDArray[Any]:
 def _as_float(values: npt.NDArray[Any], pixel_format: PixelFormat) -> FloatArray:
     floats = values.astype(np.float32)
     if pixel_format in _LARGEST:
-        # As OpenImageIO does it: a host's picture and the file it came from must be the same to the last bit.
+        # As in OpenImageIO: a host's picture and the file that it came from must have the same bits.
         floats *= np.float32(1.0 / _LARGEST[pixel_format])
     return floats
 
 
 def read_plate(layout: ImageLayout, data: Bytes) -> FloatArray:
-    """A plate frame as float32 (height, width, 3), unpremultiplied; NaN and infinities as they are.
+    """A plate frame as float32 (height, width, 3), unpremultiplied; NaN and infinities are kept.
 
     `Y` becomes three equal channels.
     """
@@ -82,7 +82,7 @@ def read_mask(layout: ImageLayout, data: Bytes, channel: str, frame: int) -> Flo
             "mask",
             "The mask has values that are not numbers.",
             frame=frame,
-            hint="Check what feeds the mask.",
+            hint="Check the input of the mask.",
         )
     return np.clip(mask, 0.0, 1.0)
 

@@ -1,4 +1,4 @@
-"""What the server answers: the engine's values as the protocol's JSON, and in words."""
+"""The replies of the server: the engine's values as the protocol's JSON, and in words."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from stm_plugin.server.backend import Information, KeyState, NoMatte, Reason, Sh
 
 
 def information_json(found: Information) -> dict[str, Any]:
-    """What `info` answers."""
+    """The reply to `info`."""
     return {
         "python": found.python,
         "torch": found.torch,
@@ -21,7 +21,7 @@ def information_json(found: Information) -> dict[str, Any]:
 
 
 def no_matte(frame: int, found: NoMatte) -> RequestError:
-    """The error for a matte that is not there: why, and what to do."""
+    """The error for a missing matte: why, and what to do."""
     hints = {
         "stale": "Propagate again.",
         "missing": "Propagate first.",
@@ -38,7 +38,7 @@ def no_matte(frame: int, found: NoMatte) -> RequestError:
 
 
 def keys_json(keys: Sequence[KeyState]) -> list[dict[str, Any]]:
-    """Keys as every answer tells of them."""
+    """Keys as they stand in replies."""
     return [
         {
             "frame": key.frame,
@@ -50,12 +50,12 @@ def keys_json(keys: Sequence[KeyState]) -> list[dict[str, Any]]:
 
 
 def reasons_json(reasons: Sequence[Reason]) -> list[dict[str, Any]]:
-    """Frames and why they are not done."""
+    """Frames and the reasons why they are not done."""
     return [{"frames": ranges_of(one.frames), "text": one.text} for one in reasons]
 
 
 def plan_json(backend: ShotBackend, request: PlanRequest) -> dict[str, Any]:
-    """What `plan` answers."""
+    """The reply to `plan`."""
     forecast = backend.forecast(request.frames, request.direction)
     return {
         "compute": forecast.compute,
@@ -75,7 +75,7 @@ def range_words(frames: Sequence[int]) -> str:
 
 
 def state_words(done: Sequence[int], stale: Sequence[int], missing: Sequence[int]) -> str:
-    """How far a shot is, in one line."""
+    """The state of a shot in one line."""
     parts = [f"{len(done)} frames done" if len(done) != 1 else "1 frame done"]
     if stale:
         parts.append(f"{len(stale)} stale: {range_words(stale)}")

@@ -1,4 +1,4 @@
-"""Where the engine of this user is found: runtime folder, lock, endpoint file, listening socket, parent."""
+"""The runtime of a user's engine: folder, lock, endpoint file, listening socket, parent."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ def runtime_folder() -> Path:
 
 
 def map_folder(runtime: Path) -> Path:
-    """Where pixels are exchanged: the shared-memory folder where there is one, else inside `runtime`.
+    """The folder for exchanging pixels: in shared memory if there is any, else inside `runtime`.
 
-    Engines with runtime folders of their own (`STM_RUNTIME_DIR`) have map folders of their own.
+    Engines with separate runtime folders (`STM_RUNTIME_DIR`) have separate map folders.
     """
     if sys.platform == "linux" and _SHARED_MEMORY.is_dir() and os.access(_SHARED_MEMORY, os.W_OK):
         if os.environ.get("STM_RUNTIME_DIR"):
@@ -76,7 +76,7 @@ def map_folder(runtime: Path) -> Path:
 
 
 def make_private_folder(folder: Path) -> None:
-    """Make a folder that is the user's alone, or check that it is.
+    """Make a private folder of the user, or check an existing one.
 
     Raises:
         RuntimeFolderError: it is a link, another user's, or open to others.
@@ -87,7 +87,7 @@ def make_private_folder(folder: Path) -> None:
     except OSError as error:
         raise RuntimeFolderError(f"The folder cannot be made: {error.strerror}.", path=folder) from error
     if stat.S_ISLNK(found.st_mode) or not stat.S_ISDIR(found.st_mode):
-        raise RuntimeFolderError("This is not a folder but something else.", path=folder)
+        raise RuntimeFolderError("This is not a folder.", path=folder)
     if sys.platform != "win32":
         if found.st_uid != os.geteuid():
             raise RuntimeFolderError(
@@ -103,7 +103,7 @@ def make_private_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def engine_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock that makes this process the user's one engine.
+    """Hold the lock of the user's only engine.
 
     Raises:
         EngineRunningError: another process holds it.
@@ -126,7 +126,7 @@ def engine_lock(folder: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """How a client reaches the engine, as `endpoint.json` tells it."""
+    """How a client reaches the engine, as `endpoint.json` says it."""
 
     transport: Transport
     path: str
@@ -150,7 +150,7 @@ class Endpoint:
         )
 
     def to_json(self) -> dict[str, object]:
-        """What stands in the file."""
+        """The content of the file."""
         return {
             "protocol": list(VERSION),
             "transport": self.transport,
@@ -163,7 +163,7 @@ class Endpoint:
         }
 
     def publish(self, folder: Path) -> None:
-        """Write the file, readable by the user alone, in one step."""
+        """Write the file atomically, readable by the user only."""
         beside = folder / f"{ENDPOINT_NAME}.{self.pid}"
         beside.unlink(missing_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
@@ -172,7 +172,7 @@ class Endpoint:
         os.replace(beside, folder / ENDPOINT_NAME)
 
     def is_published(self, folder: Path) -> bool:
-        """Whether the file is still there and tells of this engine."""
+        """Whether the file still exists and names this engine."""
         try:
             found = json.loads((folder / ENDPOINT_NAME).read_text("utf-8"))
         except (OSError, ValueError):
@@ -181,7 +181,7 @@ class Endpoint:
 
 
 def default_transport() -> Transport:
-    """`unix` where it can be had, unless `STM_TRANSPORT` asks for `tcp`."""
+    """`unix` where available, unless `STM_TRANSPORT` is `tcp`."""
     asked = os.environ.get("STM_TRANSPORT")
     if asked not in (None, "", "unix", "tcp"):
         raise RuntimeFolderError(f"STM_TRANSPORT cannot be {asked!r}.", hint="Use unix or tcp.")
@@ -212,7 +212,7 @@ def listen(folder: Path, transport: Transport) -> socket.socket:
 
 
 def peer_is_user(connection: socket.socket) -> bool:
-    """Whether a unix socket's peer runs as this user, as far as the system tells."""
+    """Whether a unix socket's peer runs as this user, as far as the system says."""
     if connection.family != getattr(socket, "AF_UNIX", None):
         return True
     if hasattr(socket, "SO_PEERCRED"):  # Linux: pid, uid, gid
@@ -225,7 +225,7 @@ def peer_is_user(connection: socket.socket) -> bool:
 
 
 class Parent:
-    """The process that the engine is to die with."""
+    """The process with which the engine ends."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -233,7 +233,7 @@ class Parent:
         self._started = _start_time(pid)
 
     def is_alive(self) -> bool:
-        """Whether it still runs. A process that took over its number is not it."""
+        """Whether it still runs. A new process with the same number does not count."""
         if self._is_direct and sys.platform != "win32":
             return os.getppid() == self.pid
         if sys.platform == "win32":
@@ -248,7 +248,7 @@ class Parent:
 
 
 def _start_time(pid: int) -> str | None:
-    """When a process began, where the system tells it in /proc; None elsewhere or once it has ended."""
+    """When a process began, where the system says so in /proc; None elsewhere or once it has ended."""
     try:
         after_name = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
     except OSError:
@@ -274,7 +274,7 @@ def _windows_process_is_alive(pid: int) -> bool:
 
 
 def rotate_log(folder: Path, most_bytes: int = 4 << 20) -> None:
-    """Keep one older log when the present one has become long."""
+    """Rename a long log; one older log is kept."""
     log = folder / LOG_NAME
     with contextlib.suppress(OSError):
         if log.stat().st_size > most_bytes:
@@ -282,7 +282,7 @@ def rotate_log(folder: Path, most_bytes: int = 4 << 20) -> None:
 
 
 def keep_fresh(folder: Path) -> None:
-    """Touch what lies in the folder, so that cleaners of temporary folders leave it alone."""
+    """Touch the files of the folder, so that cleaners of temporary folders do not delete them."""
     now = time.time()
     for name in (LOCK_NAME, ENDPOINT_NAME, SOCKET_NAME, ""):
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""The engine as all its clients share it: open shots, jobs, devices, and what each request does."""
+"""The engine for all its clients: open shots, jobs, devices, and the work of each request."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol, TypeVar
 import numpy as np
 
 from stm_plugin import protocol as p
-from stm_plugin.errors import StmError
+from stm_plugin.errors import PlateError, StmError
 from stm_plugin.protocol import RequestError, ranges_of
 from stm_plugin.server import pixels
 from stm_plugin.server.backend import (
@@ -41,6 +41,7 @@ from stm_plugin.server.replies import (
     reasons_json,
     state_words,
 )
+from stm_plugin.server.scratch import PushedPicture, ScratchFolder
 
 log = logging.getLogger("stm.server")
 
@@ -49,23 +50,23 @@ Reply = tuple[dict[str, Any], memoryview | bytes]
 
 WORKER_THREADS: Final = 8
 JOB_END_SECONDS: Final = 30.0
-"""How long a job may take to stop when the engine ends."""
+"""The most seconds for a job to stop when the engine ends."""
 _INTERRUPT_SECONDS: Final = 300.0
 
 
 class Client(Protocol):
-    """What the service needs of a connection."""
+    """The service's interface of a connection."""
 
     prefix: str
     name: str
 
     def job_changed(self, job: Job) -> None:
-        """A job that this connection started has news; called on the event loop."""
+        """A job of this connection has changed; called on the event loop."""
 
 
 @dataclass
 class SharedShot:
-    """One open shot store and who uses it."""
+    """One open shot store and its users."""
 
     handle: str
     folder: Path
@@ -74,9 +75,10 @@ class SharedShot:
     users: set[Client] = field(default_factory=set)
     edit: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while keys, settings or the plate change, so that changes of several clients do not mix."""
+    scratch: dict[Client, ScratchFolder] = field(default_factory=dict)
 
     def state_json(self, frames: p.Range | None, jobs: Sequence[str]) -> dict[str, Any]:
-        """What `status` answers."""
+        """The reply to `status`."""
         state = self.backend.state(frames)
         return {
             "shot": self.handle,
@@ -95,7 +97,7 @@ class SharedShot:
 
 
 class Service:
-    """Carries out requests. Lives on the event loop; what takes time runs in threads."""
+    """Carries out requests. It runs on the event loop; long work runs in threads."""
 
     def __init__(self, load_backend: Callable[[], Backend], maps: MapFolder) -> None:
         self.maps = maps
@@ -114,31 +116,31 @@ class Service:
         self._tidying: set[asyncio.Task[None]] = set()
         self._worked_at: float | None = None
 
-    # ---- looking after everything
+    # ---- housekeeping
 
     @property
     def is_working(self) -> bool:
-        """Whether any job is at work."""
+        """Whether any job is running."""
         return any(not job.has_ended for job in self._jobs.values())
 
     @property
     def worked_at(self) -> float | None:
-        """When pixels or a whole shot were last in hand, by the monotonic clock; None since the last rest."""
+        """When pixels or a whole shot were last used, by the monotonic clock; None since the last release."""
         return time.monotonic() if self.is_working else self._worked_at
 
     def begin_loading(self) -> asyncio.Future[Backend]:
-        """Load the engine itself in a thread, unless that has begun: it takes seconds."""
+        """Start to load the engine in a thread, unless that has begun: it takes seconds."""
         if self._loading is None:
             self._loading = self._loop.run_in_executor(self._threads, self._load_backend)
         return self._loading
 
     async def rest(self) -> None:
-        """Give back memory that is only kept for speed."""
+        """Release memory that is only kept for speed."""
         self._worked_at = None
         await self.in_thread((await self._backend()).rest)
 
     def counts(self) -> dict[str, int]:
-        """Jobs at work and open shots."""
+        """The numbers of running jobs and open shots."""
         working = sum(not job.has_ended for job in self._jobs.values())
         return {"jobs": working, "shots": len(self._shots)}
 
@@ -147,7 +149,7 @@ class Service:
         return await self._loop.run_in_executor(self._threads, partial(work, *args))
 
     async def leave(self, client: Client) -> None:
-        """A connection has ended: close its shots, cancel its jobs, remove its files."""
+        """After the end of a connection, close its shots, cancel its jobs, remove its files."""
         for shot in list(self._shots.values()):
             if client in shot.users:
                 await self._leave_shot(client, shot)
@@ -177,10 +179,10 @@ class Service:
         for shot in list(self._shots.values()):
             await self._close_if_unused(shot)
 
-    # ---- what every client may ask
+    # ---- requests
 
     async def carry_out(self, client: Client, request: p.Request, data: pixels.Bytes) -> Reply:
-        """Answer one request (all but hello, ping and shutdown).
+        """Carry out one request (all but hello, ping and shutdown).
 
         Raises:
             StmError: it cannot be carried out.
@@ -258,7 +260,7 @@ class Service:
         return answer, b""
 
     async def _backend(self) -> Backend:
-        """The engine itself, once it is loaded."""
+        """The engine, after it is loaded."""
         return await asyncio.shield(self.begin_loading())
 
     # ---- shots
@@ -276,6 +278,7 @@ class Service:
             )
         if sum(client in shot.users for shot in self._shots.values()) >= p.MAX_SHOTS:
             raise RequestError("limit", f"More than {p.MAX_SHOTS} shots are open.", hint="Close one.")
+        scratch = None if request.scratch is None else ScratchFolder(request.scratch)
         engine = await self._backend()
         folder = Path(os.path.realpath(engine.locate(Path(request.folder))))
         async with self._opening.setdefault(folder, asyncio.Lock()):
@@ -287,6 +290,8 @@ class Service:
                 shot, created = await self._open_store(engine, folder, request)
             shot.owner = shot.owner or request.owner
             shot.users.add(client)
+            if scratch is not None:
+                shot.scratch[client] = scratch
         try:
             if not created and await self.in_thread(shot.backend.differs, request.plate, request.settings):
                 describe = partial(shot.backend.describe, request.plate, request.settings)
@@ -309,9 +314,6 @@ class Service:
             )
         elif request.plate is None:
             raise RequestError("bad_request", "open_shot: a new shot needs a plate.", path=str(folder))
-        elif (origin := _origin(engine, request)) is not None:
-            backend = await self.in_thread(engine.copy, origin, folder)
-            await self.in_thread(backend.describe, request.plate, request.settings)
         else:
             backend = await self.in_thread(
                 engine.create, folder, request.plate, request.settings, request.objects
@@ -322,6 +324,7 @@ class Service:
 
     async def _leave_shot(self, client: Client, shot: SharedShot) -> None:
         shot.users.discard(client)
+        shot.scratch.pop(client, None)
         for job in self._working_jobs(shot):
             starter, detached = self._starters[job.id]
             if starter is client and not detached:
@@ -346,7 +349,7 @@ class Service:
         self._worked_at = time.monotonic()
 
     async def _edit(self, shot: SharedShot, interrupt: bool, work: Callable[[], T]) -> T:
-        """Change a shot while no job is at work on it."""
+        """Change a shot while no job is running on it."""
         async with shot.edit:
             jobs = self._working_jobs(shot)
             if jobs and not interrupt:
@@ -364,32 +367,53 @@ class Service:
 
     # ---- pixels
 
-    async def _pixels(self, client: Client, image: p.ImageLayout, data: pixels.Bytes) -> pixels.Bytes:
-        if image.mapped is None:
-            return data
-        return await self.in_thread(self.maps.read, image.mapped, client.prefix)
+    async def _picture(
+        self, client: Client, shot: SharedShot, request: p.PixelRequest, data: pixels.Bytes
+    ) -> PushedPicture:
+        """What a request brings: inline, in a mapped file, or in a file of the client's scratch folder."""
+        image = request.image
+        if image is not None:
+            if image.mapped is not None:
+                data = await self.in_thread(self.maps.read, image.mapped, client.prefix)
+            return PushedPicture(image, data)
+        assert request.file is not None, "the request was checked"
+        scratch = shot.scratch.get(client)
+        if scratch is None:
+            raise request.refusal("open_shot named no scratch folder")
+        return await self.in_thread(scratch.read, request.file.name, request.frame)
 
     async def _push_plate(
         self, client: Client, shot: SharedShot, request: p.PushPlate, data: pixels.Bytes
     ) -> dict[str, Any]:
-        raw = await self._pixels(client, request.image, data)
+        picture = await self._picture(client, shot, request, data)
+        image = picture.layout
+        if image.channels[:3] != ("R", "G", "B") and image.channels[0] != "Y":
+            raise request.refusal(f"the file has the channels {' '.join(image.channels)}, not R G B or Y")
+        metadata = dict(request.metadata)
+        if picture.time_code is not None:
+            metadata["smpte:TimeCode"] = picture.time_code
 
         def push() -> Change:
-            return shot.backend.push_plate(
-                PushedFrame(
-                    frame=request.frame,
-                    pixels=pixels.read_plate(request.image, raw),
-                    data_window=request.image.data_window,
-                    display_window=request.display_window,
-                    pixel_aspect=request.pixel_aspect,
-                    digest=request.digest,
-                    metadata=request.metadata,
-                    is_half=request.image.format == "half" and not request.image.premultiplied,
-                )
+            pushed = PushedFrame(
+                frame=request.frame,
+                pixels=pixels.read_plate(image, picture.data),
+                data_window=image.data_window,
+                display_window=picture.display_window or request.display_window,
+                pixel_aspect=picture.pixel_aspect or request.pixel_aspect,
+                digest=request.digest,
+                metadata=metadata,
+                is_half=image.format == "half" and not image.premultiplied,
             )
+            return shot.backend.push_plate(pushed)
 
         async with shot.edit:
-            change = await self.in_thread(push)
+            try:
+                change = await self.in_thread(push)
+            except PlateError as error:
+                details = {"data_window": list(image.data_window)}
+                raise RequestError(
+                    "plate", error.what, frame=error.frame, hint=error.hint, details=details
+                ) from error
         return {
             "frame": request.frame,
             "content": change.content,
@@ -400,23 +424,23 @@ class Service:
     async def _push_key(
         self, client: Client, shot: SharedShot, request: p.PushKey, data: pixels.Bytes
     ) -> dict[str, Any]:
-        raw = await self._pixels(client, request.image, data)
+        picture = await self._picture(client, shot, request, data)
+        request.check_channels(picture.layout)
 
         def push() -> Change:
             masks = {
-                one.name: pixels.read_mask(request.image, raw, one.channel, request.frame)
+                one.name: pixels.read_mask(picture.layout, picture.data, one.channel, request.frame)
                 for one in request.objects
             }
-            return shot.backend.push_key(
-                PushedMasks(
-                    frame=request.frame,
-                    masks=masks,
-                    data_window=request.image.data_window,
-                    digest=request.digest,
-                    replace=request.replace,
-                    allow_empty=request.allow_empty,
-                )
+            pushed = PushedMasks(
+                frame=request.frame,
+                masks=masks,
+                data_window=picture.layout.data_window,
+                digest=request.digest,
+                replace=request.replace,
+                allow_empty=request.allow_empty,
             )
+            return shot.backend.push_key(pushed)
 
         change = await self._edit(shot, request.interrupt, push)
         return {
@@ -428,13 +452,11 @@ class Service:
 
     async def _get_matte(self, client: Client, shot: SharedShot, request: p.GetMatte) -> Reply:
         until = time.monotonic() + request.wait_ms / 1000
-        looked_after: set[str] = set()  # jobs that said they had finished the frame before we looked
+        looked_after: set[str] = set()  # jobs that had finished the frame before this check
         while True:
             jobs = [job for job in self._working_jobs(shot) if request.frame in job.frames]
             looked_after |= {job.id for job in jobs if job.has_finished_frame(request.frame)}
-            found = await self.in_thread(
-                shot.backend.matte, request.frame, request.objects, request.stale, request.layer
-            )
+            found = await self.in_thread(shot.backend.matte, request.frame, request.objects, request.stale)
             if isinstance(found, Matte):
                 return await self.in_thread(self._matte_reply, client, request, found)
             if not jobs or found.state == "outside":
@@ -444,7 +466,7 @@ class Service:
     async def _wait_for_frame(
         self, frame: int, jobs: Sequence[Job], looked_after: set[str], until: float
     ) -> None:
-        """Wait until one of `jobs` has ended, or has finished the frame and nobody has looked since."""
+        """Wait until one of `jobs` has ended, or has finished the frame since the last check."""
         while True:
             news = [self._news_of(job) for job in jobs]
             for job in jobs:
@@ -453,7 +475,7 @@ class Service:
             left = until - time.monotonic()
             if left <= 0:
                 raise RequestError(
-                    "timeout", "The matte is not there yet.", frame=frame, hint="It is being computed."
+                    "timeout", "The matte is not finished yet.", frame=frame, hint="It is being computed."
                 )
             waits = [asyncio.ensure_future(event.wait()) for event in news]
             await asyncio.wait(waits, timeout=left, return_when=asyncio.FIRST_COMPLETED)
@@ -639,23 +661,13 @@ async def _wait_quietly(wait: Awaitable[Any], seconds: float) -> None:
         return
 
 
-def _origin(engine: Backend, request: p.OpenShot) -> Path | None:
-    """The store that a new shot takes over; None where none is asked for, or where it has gone."""
-    if request.copy_of is None:
-        return None
-    if not os.path.isabs(request.copy_of):
-        raise RequestError("bad_request", "copy_of must be an absolute path.", path=request.copy_of)
-    origin = Path(os.path.realpath(engine.locate(Path(request.copy_of))))
-    return origin if engine.exists(origin) else None
-
-
 def _check_owner(shot: SharedShot, owner: str | None) -> None:
     if shot.owner is not None and owner is not None and shot.owner != owner:
         raise RequestError(
             "shot_open",
             "Another node uses this shot folder.",
             path=str(shot.folder),
-            hint="Give this node a folder of its own.",
+            hint="Give this node another folder.",
             details={"owner": shot.owner},
         )
 
@@ -665,7 +677,7 @@ def _busy() -> RequestError:
 
 
 def _cut(matte: pixels.FloatArray, window: p.Rectangle, wanted: p.Rectangle) -> pixels.FloatArray:
-    """`matte` over `window` as it is seen through `wanted`; 0 outside."""
+    """`matte` over `window`, cut to `wanted`; 0 outside."""
     if window == wanted:
         return matte
     x, y, width, height = window

@@ -1,10 +1,10 @@
-"""The engine behind the server: what the protocol's requests mean for a `Shot`."""
+"""The engine behind the server: applies the protocol's requests to a `Shot`."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
+import math
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +26,7 @@ from stm_plugin.planning.values import Request as PlanRange
 from stm_plugin.propagation.events import Event, FrameFinished, Notice, PlateChanged
 from stm_plugin.propagation.events import Progress as EngineProgress
 from stm_plugin.propagation.memory_forecast import pick_device
-from stm_plugin.protocol import Direction, MatteLayer, PlateFiles, PushedGeometry, Range, Rectangle
+from stm_plugin.protocol import Direction, PlateFiles, PushedGeometry, Range, Rectangle
 from stm_plugin.server.backend import (
     Cancelled,
     Change,
@@ -53,14 +53,15 @@ from stm_plugin.shapes.options import ShapeFormat
 from stm_plugin.shot.export import MatteWriter
 from stm_plugin.shot.shapes import make_shapes, write_shapes
 from stm_plugin.shot.shot import FinishedFrame, Shot
-from stm_plugin.store.copying import copy_store
 from stm_plugin.store.description import PlateDescription, ShotDescription, ShotObject
 from stm_plugin.store.store import with_suffix
 from stm_plugin.windows import Window
 
-GIVEN_OUT_BYTES: Final = 256 << 20
-"""Mattes that were given out and are kept in case someone wants the last one of a stale frame."""
+LAST_MATTES_BYTES: Final = 256 << 20
+"""How much of the last mattes is kept, for a client that wants the old matte of a stale frame."""
 _REMEMBERED_EDITS: Final = 8
+_ASPECT_TOLERANCE: Final = 1e-6
+"""A file says the pixel aspect in 32 bits, a host in 64."""
 _DONE = (State.KEY, State.DONE)
 
 
@@ -68,15 +69,15 @@ class EngineBackend:
     """The shots of this machine."""
 
     def information(self) -> Information:
-        """What a panel can offer."""
+        """The choices for a panel."""
         return information()
 
     def rest(self) -> None:
-        """Give freed memory, which is kept for speed, back to the system."""
+        """Return freed memory, which is kept for speed, to the system."""
         release_freed_memory()
 
     def locate(self, folder: Path) -> Path:
-        """The folder of a shot as it is on disk: with its suffix."""
+        """The folder of a shot on disk, with its suffix."""
         return with_suffix(folder)
 
     def exists(self, folder: Path) -> bool:
@@ -94,7 +95,7 @@ class EngineBackend:
         settings: Mapping[str, Any],
         objects: Sequence[str],
     ) -> EngineShot:
-        """Make a shot store, with its objects in the order given."""
+        """Make a shot store, with its objects in the given order."""
         chosen = changed_settings(Settings(colour_space=plate.colour_space), settings)
         shot = Shot.create(folder, _description(plate), chosen)
         if objects:
@@ -105,11 +106,6 @@ class EngineBackend:
             shot.refresh()
         return EngineShot(shot)
 
-    def copy(self, source: Path, folder: Path) -> EngineShot:
-        """Make a shot store that begins with everything that `source` has."""
-        copy_store(source, folder)
-        return self.open(folder)
-
 
 class EngineShot:
     """One open shot, for several threads: reading is one at a time, a job runs beside it."""
@@ -118,7 +114,7 @@ class EngineShot:
         self._shot = shot
         self._reading = threading.RLock()
         self._is_computing = False
-        self._given_out = _LastMattes(GIVEN_OUT_BYTES)
+        self._last_mattes = _LastMattes(LAST_MATTES_BYTES)
         self._earlier: deque[ShotDescription] = deque(maxlen=_REMEMBERED_EDITS)  # the newest first
         self._key_digests = Journal(shot.folder / "keys" / "digests.jsonl", "frame")
 
@@ -127,11 +123,11 @@ class EngineShot:
         return pick_device(self._shot.settings.device)
 
     def close(self) -> None:
-        """Give back threads and memory."""
+        """End the threads and release the memory."""
         self._shot.close()
 
     def _refresh(self) -> None:
-        """Take over what other processes changed. While a job holds the shot's lock there can be nothing."""
+        """Read changes of other processes. There are none while a job holds the shot's lock."""
         if not self._is_computing:
             self._shot.refresh()
 
@@ -146,7 +142,7 @@ class EngineShot:
         return wanted != self._shot.settings
 
     def describe(self, plate: PushedGeometry | PlateFiles | None, settings: Mapping[str, Any]) -> None:
-        """Take over a changed plate and changed settings."""
+        """Apply a changed plate and changed settings."""
         with self._reading:
             wanted = self._wanted_settings(plate, settings)
             if plate is not None and _description(plate) != self._shot.store.description().plate:
@@ -162,7 +158,7 @@ class EngineShot:
         return wanted
 
     def plate_needed(self, frames: Range | None, digests: Mapping[int, str]) -> Frames:
-        """Frames that a propagation of `frames` reads and that are not here, or not with this digest."""
+        """Frames that a propagation of `frames` reads and that are missing, or have another digest."""
         plate = self._shot.plate
         if not isinstance(plate, HostPlate):
             return []
@@ -235,13 +231,13 @@ class EngineShot:
         digests = self._key_digests.load()
         states = []
         for frame, content in sorted(self._key_contents().items()):
-            noted = digests.get(frame, {})
-            fits = noted.get("key") == _key_content(content)
-            states.append(KeyState(frame, content, noted["digest"] if fits else None))
+            recorded = digests.get(frame, {})
+            fits = recorded.get("key") == _key_content(content)
+            states.append(KeyState(frame, content, recorded["digest"] if fits else None))
         return tuple(states)
 
     def remove_key(self, frame: int) -> Change:
-        """Take a key away."""
+        """Remove a key."""
         return self._edit(lambda: self._shot.remove_key(frame))
 
     def settings(self) -> dict[str, Any]:
@@ -250,7 +246,7 @@ class EngineShot:
         return flat_settings(self._shot.settings)
 
     def set_settings(self, settings: Mapping[str, Any]) -> Change:
-        """Change some settings, or none when one is bad."""
+        """Change some settings, or none if one is invalid."""
         wanted = changed_settings(self._shot.settings, settings)
         return self._edit(lambda: self._shot.set_settings(wanted))
 
@@ -266,7 +262,7 @@ class EngineShot:
         return self._edit(change)
 
     def _edit(self, work: Callable[[], Any]) -> Change:
-        """Do `work`; what it made stale is what was done before and is not afterwards."""
+        """Do `work`; frames that were done before and are not afterwards became stale."""
         with self._reading:
             self._refresh()
             before, done_before = self._shot.store.description(), self._done()
@@ -289,7 +285,7 @@ class EngineShot:
     # ---- status and plan
 
     def state(self, frames: Range | None) -> ShotState:
-        """What is done, stale, missing, and why."""
+        """The state of all frames, and why."""
         shot = self._shot
         with self._reading:
             self._refresh()
@@ -322,7 +318,7 @@ class EngineShot:
         )
 
     def forecast(self, frames: Range | None, direction: Direction) -> Forecast:
-        """What `propagate` would do."""
+        """The plan of `propagate`."""
         shot = self._shot
         with self._reading:
             self._refresh()
@@ -346,7 +342,7 @@ class EngineShot:
         return self._shot.plan(_plan_range(frames, direction))
 
     def _done(self) -> set[int]:
-        """Frames whose matte is there and fresh."""
+        """Frames that have a fresh matte."""
         with self._reading:
             if not self._shot.has_active_key:
                 return set()
@@ -357,12 +353,14 @@ class EngineShot:
     def propagate(
         self, frames: Range | None, direction: Direction, report: Report, cancelled: Cancelled
     ) -> None:
-        """Compute what is not done."""
+        """Compute the frames that are not done."""
         self._refresh()
         self._is_computing = True
         try:
-            teller = _EventForwarder(report)
-            self._shot.propagate(_plan_range(frames, direction), on_event=teller.hear, cancelled=cancelled)
+            forwarder = _EventForwarder(report)
+            self._shot.propagate(
+                _plan_range(frames, direction), on_event=forwarder.on_event, cancelled=cancelled
+            )
         finally:
             self._is_computing = False
 
@@ -384,15 +382,15 @@ class EngineShot:
         total = len(self.export_frames(order))
         written = 0
 
-        def hear(event: Event) -> None:
+        def on_event(event: Event) -> None:
             nonlocal written
             if isinstance(event, FrameFinished):
                 written += 1
                 report(Progress(written, total, event.frame, None, (event.frame,)))
 
-        self._shot.export(writer, _plan_range(order.frames), on_event=hear, cancelled=cancelled)
+        self._shot.export(writer, _plan_range(order.frames), on_event=on_event, cancelled=cancelled)
         if cancelled() and written < total:
-            raise PropagationCancelled("Writing was stopped.", hint="Files that are written are whole.")
+            raise PropagationCancelled("Writing was stopped.", hint="Written files are whole.")
 
     def shapes(self, order: ShapesOrder, report: Report, cancelled: Cancelled) -> None:
         """Write the mattes as splines."""
@@ -408,12 +406,8 @@ class EngineShot:
 
     # ---- mattes
 
-    def matte(
-        self, frame: int, objects: Sequence[str], stale: bool, layer: MatteLayer = "matte"
-    ) -> Matte | NoMatte:
-        """The matte of one frame, or how sure the network is of each pixel of it, if it is there."""
-        if layer == "confidence":
-            return self._confidence(frame, stale)
+    def matte(self, frame: int, objects: Sequence[str], stale: bool) -> Matte | NoMatte:
+        """The finished matte of one frame, or why there is none."""
         with self._reading:
             self._refresh()
             none = self._why_no_matte(frame)
@@ -424,43 +418,19 @@ class EngineShot:
                     none = NoMatte("stale", error.what.rstrip(".").lower())
                 else:
                     matte = self._matte_of(finished)
-                    self._given_out.keep(frame, matte)
+                    self._last_mattes.keep(frame, matte)
                     return matte
-            last = (self._given_out.last(frame) or self._old_matte(frame)) if stale else None
+            last = (self._last_mattes.last(frame) or self._old_matte(frame)) if stale else None
         return none if last is None else dataclasses.replace(last, stale=True)
 
-    def _confidence(self, frame: int, stale: bool) -> Matte | NoMatte:
-        """As `matte`; the confidence of all objects together is the least of theirs at each pixel."""
-        with self._reading:
-            self._refresh()
-            none = self._why_no_matte(frame)
-            if none is None:
-                try:
-                    return self._confidence_of(self._shot.matte(frame), self._shot.confidence(frame))
-                except MatteError as error:
-                    none = NoMatte("stale", error.what.rstrip(".").lower())
-            for description in self._earlier if stale else ():
-                with contextlib.suppress(KeyframeError, MatteError, PlateError):
-                    finished = self._shot.earlier_matte(description, frame)
-                    found = self._confidence_of(finished, self._shot.earlier_confidence(description, frame))
-                    return dataclasses.replace(found, stale=True)
-        return none
-
-    def _confidence_of(self, finished: FinishedFrame, sure: Mapping[str, FloatArray]) -> Matte:
-        matte = self._matte_of(finished)
-        everywhere: FloatArray = np.ones_like(matte.union)
-        by_object = {name: sure.get(name, everywhere) for name in self._shot.objects}
-        least = functools.reduce(np.minimum, by_object.values(), everywhere)
-        return dataclasses.replace(matte, mattes=by_object, union=least)
-
     def _old_matte(self, frame: int) -> Matte | None:
-        """The matte as it was before the last edits of this shot, if its results are still in the store."""
+        """The matte from before the last edits of this shot, if its results are still in the store."""
         for description in self._earlier:
             try:
                 matte = self._matte_of(self._shot.earlier_matte(description, frame))
             except (KeyframeError, MatteError, PlateError):
                 continue
-            self._given_out.keep(frame, matte)
+            self._last_mattes.keep(frame, matte)
             return matte
         return None
 
@@ -476,7 +446,7 @@ class EngineShot:
         if not planned.is_key and planned.state not in _DONE:
             return NoMatte("missing", planned.why)
         if frame in shot.plate.missing:
-            return NoMatte("plate_missing", "the plate frame is not there")
+            return NoMatte("plate_missing", "the plate frame is missing")
         return None
 
     def _matte_of(self, finished: FinishedFrame) -> Matte:
@@ -498,14 +468,14 @@ class EngineShot:
 
 
 class _EventForwarder:
-    """Tells a job's progress from the engine's events."""
+    """Reports a job's progress from the engine's events."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
         self._finished: list[int] = []
         self._text = ""
 
-    def hear(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         match event:
             case FrameFinished():
                 self._finished.append(event.frame)
@@ -522,7 +492,7 @@ class _EventForwarder:
 
 
 class _SelectiveWriter(MatteWriter):
-    """Writes some of the objects only, and knows such files from those with all."""
+    """Writes some of the objects only, with another address than files with all objects."""
 
     objects: tuple[str, ...] = ()
 
@@ -540,7 +510,7 @@ class _SelectiveWriter(MatteWriter):
 
 
 class _LastMattes:
-    """The last matte of each frame that was given out, within a byte budget."""
+    """The last matte of each frame that a client got, within a byte budget."""
 
     def __init__(self, budget: int) -> None:
         self._budget = budget
@@ -586,9 +556,10 @@ def _check_geometry(plate: HostPlate, pushed: PushedFrame) -> None:
             frame=pushed.frame,
             hint="Give the shot a plate of one size.",
         )
-    if pushed.pixel_aspect is not None and pushed.pixel_aspect != plate.pixel_aspect:
+    aspect = pushed.pixel_aspect
+    if aspect is not None and not math.isclose(aspect, plate.pixel_aspect, rel_tol=_ASPECT_TOLERANCE):
         raise PlateError(
-            f"The frame's pixel aspect {pushed.pixel_aspect} is not the plate's, {plate.pixel_aspect}.",
+            f"The frame's pixel aspect {aspect} is not the plate's, {plate.pixel_aspect}.",
             frame=pushed.frame,
         )
 

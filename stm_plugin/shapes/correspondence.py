@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+from scipy.spatial import cKDTree
 
 from stm_plugin.shapes.contour import at_length, normals, resampled
 from stm_plugin.shapes.sections import FEWEST_SAMPLES, MOST_SAMPLES, Section
@@ -112,8 +113,6 @@ def advanced(before: Section, after: Section, where: Along) -> tuple[Along, Poin
 
 def _aligned(points: Points, facing: Points, target: npt.NDArray[np.float64]) -> tuple[float, Points]:
     """`points` moved as a whole (affine) onto the target (N, 4), and how far they are from it on average."""
-    from scipy.spatial import cKDTree  # here: an engine that only sets a key need not load it
-
     tree = cKDTree(target)
     for _ in range(_ALIGNMENTS):
         distance, index = tree.query(np.hstack([points, facing]))

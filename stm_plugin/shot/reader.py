@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -14,7 +12,7 @@ from stm_plugin.images.plate import PlateSource
 from stm_plugin.planning.quality import Advice, advise
 from stm_plugin.planning.values import Plan, Request, State
 from stm_plugin.propagation.events import Notice
-from stm_plugin.propagation.frame_finisher import FinishedFrame, FrameFinisher
+from stm_plugin.propagation.frame_finisher import FinishedFrame
 from stm_plugin.propagation.memory_forecast import MemoryFit
 from stm_plugin.propagation.networks import weights_manifest
 from stm_plugin.propagation.propagation import NetworkFactory, Propagation
@@ -163,13 +161,13 @@ class ShotReader:
             MatteError: the results that it was made from were deleted.
             PlateError: the plate frame cannot be read.
         """
-        with self._finishing_earlier(description, frame) as finisher:
-            return finisher.finished(frame)
-
-    def earlier_confidence(self, description: ShotDescription, frame: int) -> dict[str, FloatArray]:
-        """`confidence` of one frame as it was with an earlier description; errors as `earlier_matte`."""
-        with self._finishing_earlier(description, frame) as finisher:
-            return finisher.confidence(frame)
+        earlier = Propagation(self.store, self.plate, description, self._network, lambda text: None)
+        try:
+            plan = earlier.plan(Request(frame, frame))
+            with earlier.reading(frame):
+                return earlier.finisher(plan).finished(frame)
+        finally:
+            earlier.close()
 
     def confidence(self, frame: int) -> dict[str, FloatArray]:
         """The network's confidence in each pixel of each object: float32 (h, w) in [0, 1], data window.
@@ -194,17 +192,6 @@ class ShotReader:
         return self._working.forecast(plan)
 
     # ---- inside ----
-
-    @contextmanager
-    def _finishing_earlier(self, description: ShotDescription, frame: int) -> Iterator[FrameFinisher]:
-        """What finishes one frame as an earlier description has it."""
-        earlier = Propagation(self.store, self.plate, description, self._network, lambda text: None)
-        try:
-            plan = earlier.plan(Request(frame, frame))
-            with earlier.reading(frame):
-                yield earlier.finisher(plan)
-        finally:
-            earlier.close()
 
     @property
     def _working(self) -> Propagation:

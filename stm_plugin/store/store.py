@@ -32,7 +32,7 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from stm_plugin.address import address_of
-from stm_plugin.errors import SettingsError, StoreError
+from stm_plugin.errors import MaskError, SettingsError, StoreError
 from stm_plugin.files.journal import Journal
 from stm_plugin.files.lock import StoreLock
 from stm_plugin.files.whole import (
@@ -76,7 +76,7 @@ class StoreSize:
             "for cached features": self.memory,
             "for the plate": self.plate,
         }
-        told = [f"{size / 1e6:.1f} MB {what}" for what, size in parts.items() if size]
+        told = [f"{_in_words(size)} {what}" for what, size in parts.items() if size]
         return ", ".join(told) or "nothing"
 
 
@@ -200,6 +200,28 @@ class ShotStore:
         x, y, width, height = (int(one) for one in arrays["window"])
         return arrays["mask"].astype(np.float32, copy=False), Window(x, y, width, height)
 
+    def mask_of_key(self, frame: int, hash_: str) -> tuple[FloatArray, Window]:
+        """As `mask`, for whoever needs it on a frame.
+
+        Raises:
+            MaskError: it is gone or damaged; the frame, the file and what brings it back are named.
+        """
+        try:
+            return self.mask(hash_)
+        except (DamagedFileError, StoreError) as error:
+            copies = sorted(path for path in (self.folder / "keys").glob(f"{frame}-*") if path.is_file())
+            file = copies[0] if len(copies) == 1 else "MASK"
+            where = f" (copies of your files are in {self.folder / 'keys'})" if len(copies) > 1 else ""
+            raise MaskError(
+                "The stored mask of this key is damaged."
+                if isinstance(error, DamagedFileError)
+                else error.what,
+                frame=frame,
+                path=self._mask_path(hash_),
+                hint=f"Give the mask again: `stm shot key add {self.folder} {frame} {file}`{where}. What is "
+                "computed stays.",
+            ) from error
+
     def keep_original(self, frame: int, path: Path) -> str:
         """Copy the artist's file byte for byte; returns its name under keys/."""
         try:
@@ -237,8 +259,14 @@ class ShotStore:
                 keys = {int(key): str(hash_) for key, hash_ in entry["keys"].items()}
             except ValueError:  # an invalid line: the frame counts as never finished
                 continue
+            settings = entry.get("settings")
             records[int(frame)] = FrameRecord(
-                int(frame), entry["address"], entry["base"], keys, entry["plate"]
+                int(frame),
+                entry["address"],
+                entry["base"],
+                keys,
+                entry["plate"],
+                settings if isinstance(settings, dict) else {},
             )
         return records
 
@@ -331,6 +359,11 @@ def dequantise(stored: ProbabilityArray) -> FloatArray:
     """float32 in [0, 1] from stored integers."""
     values: FloatArray = stored.astype(np.float32) / np.float32(FULL_SCALE)
     return values
+
+
+def _in_words(size: int) -> str:
+    """`1.5 MB`, `12 kB`: never `0.0 MB` for what is there."""
+    return f"{size / 1e6:.1f} MB" if size >= 100_000 else f"{max(1, round(size / 1e3))} kB"
 
 
 def _is_whole(path: Path) -> bool:

@@ -246,6 +246,14 @@ def test_the_contact_sheet_says_how_many_frames_it_shows(
     assert "1 of 1 frame)" in desk.stm("shot", "overlay", desk.shot, tmp_path / "one", "--frames", "1003").out
 
 
+LISTENING_TO_CTRL_C = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs in the background ignores it
+from stm_plugin.cli import main
+main()
+"""
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is sent by a signal")
 def test_ctrl_c_says_what_was_kept_and_how_to_go_on(
     make_plate: PlateMaker, tmp_path: Path, repository: Path
@@ -260,7 +268,7 @@ def test_ctrl_c_says_what_was_kept_and_how_to_go_on(
         tmp_path / "m.####.exr",
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", "from stm_plugin.cli import main; main()", *map(str, words)],
+        [sys.executable, "-c", LISTENING_TO_CTRL_C, *map(str, words)],
         cwd=repository,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -16,7 +16,7 @@ from stm_plugin.errors import OutputError
 from stm_plugin.files.outputs import Given, WrittenList, place_of, refusal
 from stm_plugin.images.matte import read_matte
 from stm_plugin.images.overlay import write_picture
-from stm_plugin.images.provenance import is_our_picture, look_at_matte
+from stm_plugin.images.provenance import MAKER, look_at_matte, our_pictures
 from stm_plugin.planning.values import Request
 from stm_plugin.propagation.events import Event, Notice
 from stm_plugin.settings import Settings
@@ -216,23 +216,41 @@ def test_what_is_no_plain_file_is_never_replaced(desk: Desk) -> None:
     desk.refused(out / "m.####.exr", "m.1002.exr", "not a plain file", overwrite=True)
 
 
-def test_pictures_and_listed_files_are_known_as_ours(tmp_path: Path) -> None:
-    picture = np.zeros((8, 8, 3), np.uint8)
-    for name in ("a.png", "b.jpg"):
-        write_picture(tmp_path / name, picture)
-        assert is_our_picture(tmp_path / name)
-        assert oiio.ImageBuf(picture).write(str(tmp_path / f"other_{name}"))
-        assert not is_our_picture(tmp_path / f"other_{name}")
+@pytest.mark.parametrize("name", ["a.png", "b.jpg"])
+def test_a_picture_that_a_person_painted_in_is_not_ours_though_it_says_so(tmp_path: Path, name: str) -> None:
+    picture, path = np.zeros((8, 8, 3), np.uint8), tmp_path / name
+    write_picture(path, picture, listed=WrittenList(tmp_path))
+    assert our_pictures([path]) == {path}
+    write_picture(path, picture + 1, listed=WrittenList(tmp_path))
+    assert our_pictures([path]) == {path}, "written again"
+    painted = oiio.ImageBuf(str(path))
+    painted.setpixel(3, 3, (1.0, 0.0, 0.0))
+    assert painted.write(str(path)), "a program that keeps the header"
+    assert oiio.ImageBuf(str(path)).spec().get_string_attribute("Software") == MAKER
+    assert our_pictures([path]) == set()
+
+
+def test_a_picture_is_ours_whenever_its_writer_is_killed(tmp_path: Path) -> None:
+    path, new = tmp_path / "a.png", tmp_path / "new.png"
+    write_picture(path, np.zeros((8, 8, 3), np.uint8), listed=WrittenList(tmp_path))
+    write_picture(new, np.ones((8, 8, 3), np.uint8))
+    WrittenList(tmp_path).finish_as(path, new)  # and then it was killed
+    assert our_pictures([path]) == {path}
+    new.replace(path)
+    assert our_pictures([path]) == {path}
+
+
+def test_listed_files_are_known_as_ours(tmp_path: Path) -> None:
     movie = tmp_path / "c.mp4"
     listed = WrittenList(tmp_path)
     listed.begin([movie])
     movie.write_bytes(b"half")
-    assert is_our_picture(movie), "a run that was killed may be begun again"
+    assert our_pictures([movie]), "a run that was killed may be begun again"
     movie.write_bytes(b"movie")
     listed.finish([movie])
-    assert is_our_picture(movie)
+    assert our_pictures([movie])
     movie.write_bytes(b"somebody's")
-    assert not is_our_picture(movie)
+    assert not our_pictures([movie])
 
 
 # ---- one owner at a time ----

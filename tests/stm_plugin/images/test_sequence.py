@@ -89,7 +89,7 @@ def test_a_frame_range_restricts_the_sequence(folder: Callable[..., Path]) -> No
     assert parse_sequence(root / "p.####.exr", frame_range=(11, 14)).missing == (13, 14)
     with pytest.raises(PlateError, match=r"13-14 are not in the range 8-12"):
         parse_sequence(root / "p.8-12#.exr", frame_range="11-14")
-    with pytest.raises(PlateError, match=r"None of the frames 50-60 is there\. On disk are the frames 8-12"):
+    with pytest.raises(PlateError, match=r"None of the frames 50-60 exists\. On disk are the frames 8-12"):
         parse_sequence(root / "p.####.exr", frame_range="50-60")
 
 
@@ -121,7 +121,7 @@ def test_the_padding_that_was_asked_for_wins_over_another(folder: Callable[..., 
 
 def test_a_folder_with_several_sequences_is_refused_with_their_names(folder: Callable[..., Path]) -> None:
     root = folder("bg.1.exr", "bg.2.exr", "fg.1.exr", "fg.2.exr")
-    with pytest.raises(PlateError, match=r"2 sequences: bg\.1-2#\.exr, fg\.1-2#\.exr\. Say which"):
+    with pytest.raises(PlateError, match=r"2 sequences: bg\.1-2#\.exr, fg\.1-2#\.exr\. State which"):
         parse_sequence(root)
 
 
@@ -219,7 +219,7 @@ def test_broken_movies_are_named_errors(tmp_path: Path, movie: Path) -> None:
     assert len(parse_sequence(whole).frames) == MOVIE_FRAMES
     short = tmp_path / "short.avi"
     short.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
-    with pytest.raises(PlateError, match=r"promises 40 frames but holds \d+: it is truncated"):
+    with pytest.raises(PlateError, match=r"states 40 frames but holds \d+: it is truncated"):
         parse_sequence(short)
 
 

@@ -28,7 +28,7 @@ def test_an_object_that_changes_slowly_is_not_told_of() -> None:
 
 def test_a_jump_names_its_frame_and_both_areas() -> None:
     (text,) = area_warnings(areas(1_510_000, 210_000, 210_000), FRAMES)
-    assert text.startswith("Frame 1002: the area of cup jumps from 1.51 to 0.21 million pixels")
+    assert text.startswith("Frame 1002: the area of cup jumps from 1,510,000 to 210,000 pixels")
 
 
 def test_only_neighbours_are_compared() -> None:

@@ -126,7 +126,46 @@ def test_a_changed_mask_is_told_in_words() -> None:
     more = facts(key(1001, o1="a"), key(1011, o1="a"), key(1020, o1="a"), key(1029, o1="a"))
     assert "frames 1001-1010 will be recomputed: the mask on 1001 was added" in store.plan(more).words()
     heavier = facts(key(1011, o1="a"), key(1020, o1="a"), key(1029, o1="a"), weights="new")
-    assert str(store.plan(heavier).dirty[0]) == "frames 1001-1010 will be recomputed: the weights changed"
+    said = str(store.plan(heavier).dirty[0])
+    assert said == "frames 1001-1010 will be recomputed: the weights changed from w to new"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ({"memory_cap": "20"}, {"memory_cap": "5"}, "the setting memory_cap changed from 20 to 5"),
+        (
+            {"precision": "float32", "region": "none"},
+            {"precision": "bfloat16", "region": "0,0,64,32"},
+            "the settings changed: precision from float32 to bfloat16, region from none to 0,0,64,32",
+        ),
+        ({}, {"memory_cap": "5"}, "one of the memory settings changed (memory_rule, memory_cap)"),
+        ({"memory_cap": "5"},) * 2 + ("this version of STM makes another use of the memory settings",),
+    ],
+)
+def test_a_changed_setting_is_named_with_its_old_and_new_value(
+    old: dict[str, str], new: dict[str, str], words: str
+) -> None:
+    store, before = Store(), facts(key(1001, o1="a"))
+    before = replace(before, base={"memory settings": "1"}, settings=old)
+    store.run(before)
+    plan = store.plan(replace(before, base={"memory settings": "2"}, settings=new))
+    assert str(plan.dirty[0]) == f"frames 1002-1030 will be recomputed: {words}"
+
+
+@pytest.mark.parametrize(
+    ("now", "words"),
+    [
+        ("64x48 at (0, 0) region 32x24 at (8, 8) as 32x24", "the region changed from 64x48 at (0, 0) to 32x"),
+        ("64x48 at (0, 0) region 64x48 at (0, 0) as 16x12", "the working size changed from 32x24 to 16x12"),
+        ("80x60 at (0, 0) region 80x60 at (0, 0) as 32x24", "the canvas changed from 64x48 at (0, 0) to 80x"),
+    ],
+)
+def test_a_changed_canvas_region_or_working_size_is_told_with_both_sizes(now: str, words: str) -> None:
+    store, before = Store(), facts(key(1001, o1="a"))
+    before = replace(before, base={"canvas": "64x48 at (0, 0) region 64x48 at (0, 0) as 32x24"})
+    store.run(before)
+    assert words in str(store.plan(replace(before, base={"canvas": now})).dirty[0])
 
 
 def test_a_changed_plate_frame_makes_stale_what_saw_it_and_says_so() -> None:

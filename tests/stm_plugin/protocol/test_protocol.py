@@ -115,7 +115,7 @@ def example_of(op: str) -> dict[str, Any]:
         "shutdown": {"op": op},
         "open_shot": {
             "op": op, "folder": "/a", "create": True, "owner": "n", "settings": {"a": 1}, "objects": ["a"],
-            "copy_of": "/b",
+            "scratch": "/s",
             "plate": {"kind": "pushed", "frames": [1, 2], "display_window": [0, 0, 4, 4], "pixel_aspect": 2,
                       "fps": 24, "colour_space": "ACEScg", "canvas": [-1, -1, 6, 6]},
         },
@@ -140,7 +140,7 @@ def example_of(op: str) -> dict[str, Any]:
         "job": {"op": op, "job": "j1", "wait_ms": 10, "seen": 3},
         "cancel": {"op": op, "job": "j1"},
         "get_matte": {**shot, "frame": 1, "objects": ["a"], "window": [0, 0, 4, 4], "format": "float",
-                      "rows": "up", "wait_ms": 5, "stale": True, "layer": "confidence",
+                      "rows": "up", "wait_ms": 5, "stale": True,
                       "into": {"name": "c1-a-b", "bytes": 64, "offset": 0}},
     }  # fmt: skip
     return examples[op]
@@ -215,11 +215,45 @@ def test_a_payload_that_nobody_asked_for_is_refused() -> None:
         protocol.read_request(example_of("push_plate"), 72)
 
 
+FILE = {"name": "sub/frame.-001.exr"}
+
+
+@pytest.mark.parametrize("op", ["push_plate", "push_key"])
+def test_a_picture_may_be_a_file_in_the_place_of_an_image(op: str) -> None:
+    fields = {name: value for name, value in example_of(op).items() if name not in _OF_AN_IMAGE}
+    assert protocol.read_request({**fields, "file": FILE}, 0)
+    for wrong in ({"file": FILE, "image": LAYOUT}, {}, {"file": None}):
+        with pytest.raises(RequestError, match="give either image or file"):
+            protocol.read_request({**fields, **wrong}, 0)
+    with pytest.raises(RequestError, match="payload"):
+        protocol.read_request({**fields, "file": FILE}, 1)
+
+
+_OF_AN_IMAGE = ("image", "display_window", "pixel_aspect")
+
+
+def test_the_windows_of_a_file_are_those_of_its_header() -> None:
+    fields = {name: value for name, value in example_of("push_plate").items() if name != "image"}
+    with pytest.raises(RequestError, match="those of the file"):
+        protocol.read_request({**fields, "file": FILE}, 0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "/a.exr", "../a.exr", "a/../b.exr", "a//b.exr", "a/", ".a.exr", "a\\b.exr", "a\n", "a b", "x" * 256,
+     "C:a.exr", "ä.exr", "a/" * 8 + "b", None, 3, ["a"]],
+)  # fmt: skip
+def test_a_file_is_named_within_the_scratch_folder_only(name: Any) -> None:
+    with pytest.raises(RequestError, match=r"field file\.name") as caught:
+        protocol.read_request({"op": "push_plate", "shot": HANDLE, "frame": 1, "file": {"name": name}}, 0)
+    assert caught.value.code == "bad_request"
+
+
 def test_another_major_version_is_told_apart_whatever_else_it_says() -> None:
     with pytest.raises(RequestError) as caught:
         protocol.read_request({"op": "hello", "protocol": [2, 0], "new": "field"}, 0)
     assert caught.value.code == "version"
-    assert caught.value.details == {"protocol": [1, 1]}
+    assert caught.value.details == {"protocol": list(protocol.VERSION)}
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,8 @@ def test_settings_make_stale_what_depends_on_them(desk: Desk) -> None:
     desk.shot.set_settings(replace(SETTINGS, channel="matte.A", ram_budget=0))
     assert desk.shot.status().network_frames == 0
     desk.shot.set_settings(replace(SETTINGS, memory_rule="first"))
-    assert "the memory settings changed" in str(desk.shot.status().dirty[0])
+    said = str(desk.shot.status().dirty[0])
+    assert "the setting memory_rule changed from every:3 to first" in said
     calls = desk.run()
     assert calls["query"] == 0 and calls["read and decode"] == 11
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import random
+import re
+import subprocess
+import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +16,7 @@ import OpenImageIO as oiio
 import pytest
 
 from stm_plugin.errors import MaskError, MatteError, PlateError, SettingsError
+from stm_plugin.images import movie as movies
 from stm_plugin.images.mask import AS_FOUND, MaskPlace, MaskReading, read_mask
 from stm_plugin.images.movie import index_movie, is_damage
 from stm_plugin.images.overlay import OverlayWriter
@@ -93,6 +98,33 @@ def test_a_channel_name_that_no_exr_takes_is_refused(channel: str) -> None:
         Settings(channel=channel)
 
 
+@pytest.mark.parametrize("damage", ["altered", "truncated", "gone"])
+def test_a_damaged_key_mask_is_named_with_its_frame_its_file_and_what_mends_it(
+    make_plate: PlateMaker, tmp_path: Path, damage: str
+) -> None:
+    plate, network = make_plate(frames=range(1001, 1004)), CountingNetwork()
+    with Shot.create(
+        tmp_path / "a", PlateDescription("files", plate), SETTINGS, network=network.factory
+    ) as shot:
+        shot.add_key(1002, tmp_path / "plate.mask.1002.png")
+        shot.propagate()
+        before = shot.matte(1002).mattes["object1"]
+        file = next((shot.folder / "keys").glob("*.mask"))
+        data = file.read_bytes()
+        broken = {"altered": data[:-1] + bytes([data[-1] ^ 1]), "truncated": data[:-9]}
+        file.write_bytes(broken[damage]) if damage in broken else file.unlink()
+        shot.clean()
+        for ask in (shot.propagate, partial(shot.matte, 1002)):
+            with pytest.raises(MaskError, match=r"damaged|gone") as refused:
+                ask()
+            assert (refused.value.frame, refused.value.path) == (1002, str(file))
+        command = re.search(r"`stm shot key add (\S+) 1002 (\S+)`", refused.value.hint or "")
+        assert command is not None and Path(command[1]) == shot.folder
+        shot.add_key(1002, Path(command[2]))
+        shot.propagate()
+        assert np.array_equal(shot.matte(1002).mattes["object1"], before)
+
+
 # ---- plates ----
 
 
@@ -140,11 +172,78 @@ def test_a_movie_that_the_decoder_complains_of_is_refused_with_the_frame(tmp_pat
         Plate.open(broken)
 
 
-def test_complaints_about_the_order_of_frames_are_no_damage() -> None:
-    assert not is_damage("[h264 @ 0x55] mmco: unref short failure")
-    assert not is_damage("[h264 @ 0x55] co located POCs unavailable")
-    assert is_damage("[h264 @ 0x55] concealing 120 DC, 120 AC, 120 MV errors in P frame")
-    assert is_damage("[prores @ 0x55] invalid frame header")
+@pytest.mark.parametrize(
+    ("level", "line"),
+    [
+        (16, "slice CRC mismatch ACAF45CD!at 458"),
+        (16, "slice end not reached but screenspace end (126 left B58B58, score= -3)"),
+        (16, "The cu_qp_delta 109 is outside the valid range [-26, 25]."),
+        (16, "Could not find ref with POC 12"),
+        (24, "corrupt decoded frame"),
+        (32, "concealing 183 DC, 183 AC, 183 MV errors in B frame"),
+    ],
+)
+def test_what_the_decoder_patches_up_is_damage_whatever_it_calls_it(level: int, line: str) -> None:
+    assert is_damage(level, line)
+
+
+@pytest.mark.parametrize(
+    ("level", "line"),
+    [
+        (16, "mmco: unref short failure"),
+        (16, "co located POCs unavailable"),
+        (24, "deprecated pixel format used, make sure you did set range correctly"),
+        (24, "st: 0 edit list: 1 Missing key frame while searching for timestamp: 1000"),
+        (32, "Reinit context to 240x432, pix_fmt: yuvj420p"),
+        (48, "detected corrupt or not"),
+    ],
+)
+def test_what_healthy_movies_make_the_decoder_say_is_no_damage(level: int, line: str) -> None:
+    assert not is_damage(level, line)
+
+
+def test_a_frame_that_is_lost_in_the_middle_of_a_movie_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The container promises one frame more than comes, and the times leave room for it."""
+    path = movie(tmp_path / "a.mp4")
+    walked = movies._walked(path, threads=1)
+    walked["times"].pop(4)
+    monkeypatch.setattr(movies, "_walked", lambda path, threads: walked)
+    with pytest.raises(PlateError, match="states 12 frames but holds 11: frame 5 is missing"):
+        index_movie(path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere FFmpeg tells no levels")
+def test_mere_information_of_the_decoder_is_heard(tmp_path: Path) -> None:
+    """FFmpeg says at the level of information that it conceals errors: the walk hears that level."""
+    program = Path(movies.__file__).with_name("movie_walk.py")
+    said = subprocess.run(
+        [sys.executable, "-I", "-c", LISTENING, str(program), str(movie(tmp_path / "a.avi"))],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert said.stdout.split() == ["32", "information"]
+
+
+LISTENING = """
+import ctypes, runpy, sys
+walker = runpy.run_path(sys.argv[1])
+walk = walker["walk"]
+capture = walker["cv2"].VideoCapture
+library = ctypes.CDLL(None)
+
+def spoken(*words):
+    library.printf(b"[OPENCV:FFMPEG:32] information\\n")
+    return capture(*words)
+
+import os
+answer = os.dup(1)
+walker["cv2"].VideoCapture = spoken
+((frame, level, text),) = walk(sys.argv[2], 1)["complaints"]
+os.write(answer, f"{level} {text}".encode())
+"""
 
 
 # ---- plates that change ----
