@@ -30,6 +30,14 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need the OpenFX effect are slow: it is compiled first, which takes a minute or two."""
+    for item in items:
+        if "effect_binary" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def repeatable() -> Iterator[None]:
     """Give every test the same random numbers, whichever tests ran before it."""

@@ -242,6 +242,7 @@ def test_the_real_training_data_gives_clips_with_objects(shared_data: Path) -> N
     assert all((c.labels[0] > 0).any() and c.pictures.min() >= 0 and c.pictures.max() <= 1 for c in clips)
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_same_step_as_one(still_folder: Path, tmp_path: Path) -> None:
     script = tmp_path / "two.py"
     script.write_text(

@@ -89,6 +89,7 @@ def overlap(matte: FloatArray, truth: FloatArray) -> float:
     return float((inside & true).sum() / (inside | true).sum())
 
 
+@pytest.mark.slow
 def test_a_real_clip_as_an_acescg_plate_with_overscan_comes_back_as_it_went_in(
     aces_clip: AcesClip, tmp_path: Path, stm: Command
 ) -> None:
@@ -121,6 +122,7 @@ def test_a_real_clip_as_an_acescg_plate_with_overscan_comes_back_as_it_went_in(
     assert len(list((tmp_path / "look").glob("overlay.*.jpg"))) == AcesClip.count
 
 
+@pytest.mark.slow
 def test_the_same_scene_as_acescg_and_as_srgb_gives_the_same_matte(
     aces_clip: AcesClip, tmp_path: Path, stm: Command
 ) -> None:
@@ -152,6 +154,7 @@ def test_the_same_scene_as_acescg_and_as_srgb_gives_the_same_matte(
     assert np.abs(mattes["aces"] - mattes["srgb"]).mean() < 2e-3
 
 
+@pytest.mark.slow
 def test_eval_measures_the_network_and_results_alike(shared_data: Path, tmp_path: Path, stm: Command) -> None:
     clip = tmp_path / "clip"
     for kind, ending in (("JPEGImages", "jpg"), ("Annotations", "png")):

@@ -64,6 +64,7 @@ def test_the_server_answers_without_what_computes() -> None:
     assert not heavy_after("import stm_plugin.server.__main__") - {"numpy"}
 
 
+@pytest.mark.slow
 def test_the_shipped_network_needs_no_torchvision() -> None:
     program = (
         "from model.inference.fast_network import FastNetwork; from model.weights_file import load_network; "

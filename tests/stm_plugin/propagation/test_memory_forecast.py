@@ -132,6 +132,7 @@ def test_a_lesson_takes_more_for_more_of_anything() -> None:
     assert total(height=120, width=200) < before  # the crop cannot be larger than the picture
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
 def test_a_lesson_takes_no_more_than_was_said() -> None:
     sizes = replace(SIZES, keys=1, objects=1, options=AdaptOptions(steps=1))

@@ -42,6 +42,7 @@ def picture(path: Path, values: object) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux holds a process to its address space")
 @pytest.mark.parametrize(("room", "blind"), [(40, False), (40, True), (250, True)])
 def test_a_run_without_memory_ends_in_words(tmp_path: Path, room: int, blind: bool) -> None:

@@ -278,6 +278,7 @@ def test_a_full_disk_stops_in_words_and_the_next_run_goes_on(
 # ---- kill -9 ----
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the killing helper forks")
 def test_killed_at_random_points_it_ends_with_the_same_bytes(order: Order) -> None:
     """A helper process forks propagations and kills them; each dies somewhere else."""

@@ -19,6 +19,8 @@ from stm_plugin.shot.shot import Shot
 from stm_plugin.store.description import PlateDescription
 from stm_plugin.windows import FloatArray
 
+pytestmark = pytest.mark.slow
+
 FIRST, LAST = 10, 18
 SETTINGS = Settings(working_size=240, memory_rule="every:3", finish=FinishSettings(edges="off", sure=0.0))
 

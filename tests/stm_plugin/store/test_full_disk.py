@@ -30,6 +30,7 @@ def small_disk(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return SMALL_DISK
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["propagate", "shot", "server"])
 def test_a_disk_that_fills_up_anywhere_costs_nothing_but_time(
     way: str, small_disk: list[str], tmp_path: Path, make_plate: MakePlate
