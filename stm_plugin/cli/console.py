@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 SILENCE = 10.0
-"""Seconds after which a person or a log is told that work goes on."""
+"""Seconds between two lines that report running work."""
 _LONG_MOVIE = 20_000_000
 
 output = Console()
@@ -30,7 +30,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def tell_of_movie(plate: str | None) -> None:
-    """Say what takes the time before anything else is said: a movie is decoded once to know its frames."""
+    """Report that a movie is being decoded once to find its frames, which may take long."""
     from stm_plugin.images.movie import is_movie
 
     path = Path(plate or "").expanduser()

@@ -31,7 +31,7 @@ MEANINGS: Mapping[str, str] = {
     "ram_budget": "bytes of features kept in memory",
     "disk_budget": "bytes of features kept in the shot's memory/ folder",
     "plate_budget": "bytes of plate pixels that a host pushed",
-    "confidence": "write how sure the network is of each pixel too: stm.confidence",
+    "confidence": "write the network's confidence in each pixel too: stm.confidence",
     "finish.edges": "guided: by a filter; learned: by a network, best for fur and blur; off: enlarged",
     "finish.edge_weights": "of learned edges: a shipped name or a file",
     "finish.width": "of learned edges: below 1 narrower, above 1 wider",

@@ -373,7 +373,7 @@ class WrittenList:
                 self._journal.append({"file": self._name(path), "hash": content})
 
     def finish_as(self, path: Path, content: Path) -> None:
-        """The file will appear under its name with this content at once; until then it is as it is now."""
+        """Record the content of a file that will appear in one step; until then it does not change."""
         before = None
         with suppress(OSError):  # there is none
             before = _content_hash(path)

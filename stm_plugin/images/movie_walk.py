@@ -1,8 +1,8 @@
 """Decodes a movie in a separate process and reports the decoder's complaints.
 
-OpenCV hands out frames that FFmpeg has patched up, and does not say so: the complaint goes to the output of
-the process alone. Here that is a file which grows, so each complaint is told with its frame. Some of what
-FFmpeg patches up it calls mere information, so that is asked for too.
+OpenCV returns frames that FFmpeg repaired, without an error: FFmpeg only writes a line to the output of the
+process. Here the output is a file. What the file gains while a frame is decoded belongs to that frame. FFmpeg
+reports some repairs as mere information, so information is requested, too.
 
     python -I movie_walk.py MOVIE THREADS
 
@@ -90,6 +90,6 @@ if __name__ == "__main__":
     answer = os.dup(1)
     try:
         found = walk(sys.argv[1], int(sys.argv[2]))
-    except (MemoryError, cv2.error) as error:  # told in words, as what goes to the log is FFmpeg's
+    except (MemoryError, cv2.error) as error:  # reported as a text, as the log holds FFmpeg's lines
         found = {"opened": False, "failed": f"{type(error).__name__}: {error}"}
     os.write(answer, (json.dumps(found) + "\n").encode())

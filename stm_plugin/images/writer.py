@@ -39,7 +39,7 @@ def write_image(
     Args:
         pixels: (h, w, C) as the spec says.
         durable: wait until the disk has it.
-        on_whole: is told the temporary file that is about to get the picture's name.
+        on_whole: is called with the finished temporary file, before it gets the picture's name.
 
     Raises:
         MatteError: the disk is full, or the folder cannot be written. No partial file is left.

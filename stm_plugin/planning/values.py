@@ -95,7 +95,7 @@ class Request:
 
 @dataclass(frozen=True)
 class FrameRecord:
-    """What a finished frame was made from; kept in the store to tell stale from missing, and why.
+    """What a finished frame was made from; the store keeps it to distinguish stale from missing.
 
     `settings` is empty where an earlier version finished the frame.
     """

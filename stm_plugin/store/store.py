@@ -362,7 +362,7 @@ def dequantise(stored: ProbabilityArray) -> FloatArray:
 
 
 def _in_words(size: int) -> str:
-    """`1.5 MB`, `12 kB`: never `0.0 MB` for what is there."""
+    """`1.5 MB`, `12 kB`: never `0.0 MB` for existing data."""
     return f"{size / 1e6:.1f} MB" if size >= 100_000 else f"{max(1, round(size / 1e3))} kB"
 
 
