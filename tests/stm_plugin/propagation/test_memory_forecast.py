@@ -111,7 +111,7 @@ def test_cached_features_leave_before_the_cap_and_the_cap_before_the_picture() -
 SIZES = AdaptationMemory(LITE, keys=2, objects=2, height=480, width=854, options=AdaptOptions())
 
 
-def test_a_lesson_that_fits_says_its_memory_and_one_that_does_not_is_refused() -> None:
+def test_adapting_that_fits_says_its_memory_and_one_that_does_not_is_refused() -> None:
     forecast = check_adaptation_memory(SIZES, 64 * GIBIBYTE)
     assert str(forecast).startswith("1.1 GB: 245 MB to train in, ")
     with pytest.raises(DeviceError, match=r"Adapting needs 1\.1 GB.*cpu has 900 MB free.*another device"):
@@ -121,7 +121,7 @@ def test_a_lesson_that_fits_says_its_memory_and_one_that_does_not_is_refused() -
         check_adaptation_memory(many, 4 * GIBIBYTE)
 
 
-def test_a_lesson_takes_more_for_more_of_anything() -> None:
+def test_adapting_takes_more_for_more_of_anything() -> None:
     def total(**more: Any) -> int:
         return predict_adaptation_memory(replace(SIZES, **more)).total
 
@@ -134,7 +134,7 @@ def test_a_lesson_takes_more_for_more_of_anything() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
-def test_a_lesson_takes_no_more_than_was_said() -> None:
+def test_adapting_takes_no_more_than_was_said() -> None:
     sizes = replace(SIZES, keys=1, objects=1, options=AdaptOptions(steps=1))
     script = PEAK_OF_ADAPTING.format(height=sizes.height, width=sizes.width)
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
