@@ -11,11 +11,12 @@ import pytest
 
 from stm_plugin.cli.console import printable
 from tests.conftest import PlateMaker
+from tests.stm_plugin.command import Command
 
 MAIN = "from stm_plugin.cli import main; main()"
 
 
-def stm(repository: Path, *words: str | bytes, stdout: int | None = subprocess.PIPE) -> tuple[int, str]:
+def fresh(repository: Path, *words: str | bytes, stdout: int | None = subprocess.PIPE) -> tuple[int, str]:
     """The exit code and standard error of a fresh command."""
     program: list[str | bytes] = [sys.executable, "-c", MAIN, *words]
     done = subprocess.run(program, cwd=repository, stdout=stdout, stderr=subprocess.PIPE, check=False)
@@ -23,14 +24,17 @@ def stm(repository: Path, *words: str | bytes, stdout: int | None = subprocess.P
 
 
 @pytest.mark.parametrize("name", ["x" * 300 + ".exr", "d/" * 2100 + "x.exr"])
-def test_a_name_that_is_too_long_is_told_in_words(repository: Path, tmp_path: Path, name: str) -> None:
+def test_a_name_that_is_too_long_is_told_in_words(
+    repository: Path, tmp_path: Path, name: str, stm: Command
+) -> None:
+    out = tmp_path / "x.####.exr"
     for words in (
-        ("propagate", str(tmp_path / name), "--key", f"1={repository / 'README.md'}", "-o", "x.####.exr"),
-        ("propagate", "p.####.exr", "--key", f"1={tmp_path / name}", "-o", "x.####.exr"),
+        ("propagate", tmp_path / name, "--key", f"1={repository / 'README.md'}", "-o", out),
+        ("propagate", "p.####.exr", "--key", f"1={tmp_path / name}", "-o", out),
     ):
-        code, said = stm(repository, *words)
-        assert code == 1 and said.count("Error:") == 1 and "Traceback" not in said, said
-        assert "too long" in said, said
+        said = stm(*words)
+        assert said.code == 1 and said.err.count("Error:") == 1, said.err
+        assert "too long" in said.err, said.err
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not take such names")
@@ -45,7 +49,7 @@ def test_a_name_that_is_not_utf_8_is_told_in_words(
         ("propagate", plate, "--key", b"1001=" + mask, "-o", out),
         ("propagate", os.fsencode(plate).replace(b"plate", b"p\xfe"), "--key", "1001=README.md", "-o", out),
     ):
-        code, said = stm(repository, *words)
+        code, said = fresh(repository, *words)
         assert code == 1 and said.count("Error:") == 1 and "Traceback" not in said, said
 
 
@@ -53,7 +57,7 @@ def test_a_name_that_is_not_utf_8_is_told_in_words(
 def test_output_that_cannot_be_written_is_an_error_in_words(repository: Path) -> None:
     full = os.open("/dev/full", os.O_WRONLY)
     try:
-        code, said = stm(repository, "weights", "list", stdout=full)
+        code, said = fresh(repository, "weights", "list", stdout=full)
     finally:
         os.close(full)
     assert code == 1 and "Error:" in said and "Free some space" in said and "Traceback" not in said, said
