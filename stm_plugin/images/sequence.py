@@ -205,6 +205,11 @@ def output_sequence(
     written = str(text)
     if not written.strip():
         raise MatteError("The output is empty.", hint="Give a sequence such as matte.####.exr.")
+    try:
+        written.encode("utf-8")
+    except UnicodeEncodeError as error:  # OpenImageIO cannot write it
+        what = "The output's name is not valid text (UTF-8)."
+        raise MatteError(what, path=written, hint="Give the output another name or folder.") from error
     path = Path(_with_view(written, view, MatteError)).expanduser()
     if is_movie(path):
         return FrameSequence(text=written, frames=(), movie=path, folder=path.parent)
@@ -417,6 +422,6 @@ def _near(folder: Path) -> str:
     except (OSError, FileSeqException):
         names = []
     if not names:
-        return "The folder is empty."
+        return "There are no files in the folder."
     more = " ..." if len(names) > _MAX_LISTED else ""
     return f"The folder holds {', '.join(sorted(names)[:_MAX_LISTED])}{more}."

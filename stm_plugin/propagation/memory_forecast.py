@@ -37,6 +37,10 @@ _WINOGRAD_VALUES_PER_PIXEL = {"efficientnet_lite0": 0.0, "resnet50": 180.0}
 _PROGRAM_BYTES = {"cuda": 600 * _MEBIBYTE, "mps": 400 * _MEBIBYTE, "cpu": 780 * _MEBIBYTE}
 _HEAP_GAPS = 40 * _MEBIBYTE
 """Gaps of the heap until freed memory is returned to the system (`Execution`)."""
+_EVICTION_GAPS = 0.2
+"""Of the budget for features: what is lost in gaps at most, once features leave a full cache (99 frames)."""
+_EVICTED_GAPS = 0.25
+"""Of the features that leave it: how fast these gaps arise."""
 _VALUE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _AREA_BYTES = 8
 _PLATE_FRAME_BYTES = 12  # per pixel: three float32; half that for half floats
@@ -233,7 +237,7 @@ def predict_memory(run: MemoryRequest) -> Forecast:
     return Forecast(
         bank=slots * per_entry,
         working=round(pixels * _WORKING_BYTES[run.precision] * (once + per_object * run.objects)),
-        features=min(run.ram_budget, run.frames * (_feature_bytes(run) + per_entry)) if on_cpu else 0,
+        features=_cached_bytes(run, per_entry) if on_cpu else 0,
         fixed=fixed,
     )
 
@@ -254,9 +258,11 @@ def fit_memory(wanted: MemoryRequest, available: int) -> MemoryFit:
                 width=round(wanted.width * scale),
                 memory_cap=cap,
             )
-            without_features = predict_memory(replace(run, ram_budget=0)).total
-            run = replace(run, ram_budget=max(0, min(run.ram_budget, budget - without_features)))
             forecast = predict_memory(run)
+            if forecast.total > budget:
+                room = budget - predict_memory(replace(run, ram_budget=0)).total
+                run = replace(run, ram_budget=max(0, min(run.ram_budget, int(room / (1 + _EVICTION_GAPS)))))
+                forecast = predict_memory(run)
             if forecast.total <= budget:
                 return MemoryFit(run, scale, forecast, _why(wanted.memory_cap, cap, scale, available))
     raise DeviceError(
@@ -299,6 +305,13 @@ def check_adaptation_memory(sizes: AdaptationMemory, available: int) -> Adaptati
             "or continue without adapting: nothing has changed.",
         )
     return forecast
+
+
+def _cached_bytes(run: MemoryRequest, per_entry: int) -> int:
+    """Of the cached features of a run, with the gaps that arise when the cache is full."""
+    needed, budget = run.frames * (_feature_bytes(run) + per_entry), run.ram_budget
+    gaps = min(_EVICTED_GAPS * max(0, needed - budget), _EVICTION_GAPS * budget)
+    return min(needed, budget) + round(gaps)
 
 
 def _feature_bytes(run: MemoryRequest) -> int:

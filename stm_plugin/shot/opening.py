@@ -70,7 +70,8 @@ def check_key_frame(plate: PlateSource, frame: int) -> None:
 
 def frames_hint(plate: PlateSource) -> str:
     """A hint that names the frames of a plate."""
-    text = f"It has frames {plate.frames[0]} to {plate.frames[-1]}."
+    first, last = plate.frames[0], plate.frames[-1]
+    text = f"It has frame {first} only." if first == last else f"It has frames {first} to {last}."
     if isinstance(plate, Plate) and plate.sequence.movie is not None:
         text += " Give --start-frame 1001 if that is the number of the movie's first frame."
     return text

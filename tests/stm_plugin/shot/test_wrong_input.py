@@ -24,7 +24,7 @@ from stm_plugin.images.plate import Plate
 from stm_plugin.images.sequence import output_sequence, parse_sequence
 from stm_plugin.propagation.events import Event, PlateChanged
 from stm_plugin.settings import Settings
-from stm_plugin.shot.opening import masks_of_arrays
+from stm_plugin.shot.opening import check_frames, masks_of_arrays
 from stm_plugin.shot.shot import Shot
 from stm_plugin.store.description import PlateDescription
 from stm_plugin.windows import FloatArray, Window
@@ -143,6 +143,17 @@ def test_a_padding_without_sense_is_refused(tmp_path: Path, name: str) -> None:
         output_sequence(tmp_path / name)
     with pytest.raises(PlateError, match="more than 20 digits"):
         parse_sequence(tmp_path / name)
+
+
+def test_an_output_whose_name_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MatteError, match="not valid text"):
+        output_sequence(tmp_path / os.fsdecode(b"o\xff") / "m.####.exr")
+
+
+def test_a_plate_of_one_frame_is_not_said_to_have_frames(make_plate: PlateMaker) -> None:
+    plate = Plate.open(make_plate(frames=range(1001, 1002)))
+    with pytest.raises(PlateError, match="It has frame 1001 only"):
+        check_frames(plate, (1001, 1002))
 
 
 # ---- movies ----
