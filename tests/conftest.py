@@ -17,6 +17,8 @@ SHARED_DATA_VARIABLE = "STM_SHARED_DATA"
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))  # processes among which the tests are divided
 TEST_THREADS = max(1, min(2, (os.cpu_count() or 1) // WORKERS))
 SEED = 20190404
+_TAKES_A_MINUTE = frozenset(("effect_binary", "miniature", "shared", "made_bundle"))
+"""Fixtures that compile the effect or make an installation."""
 
 Pixels = np.ndarray[tuple[int, int, int], np.dtype[np.float32]]
 PlateMaker = Callable[..., str]
@@ -32,9 +34,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that need the OpenFX effect are slow: it is compiled first, which takes a minute or two."""
+    """Tests are slow if they need what takes a minute to make: the compiled effect, or an installation."""
     for item in items:
-        if "effect_binary" in getattr(item, "fixturenames", ()):
+        if not _TAKES_A_MINUTE.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
 
 

@@ -84,6 +84,7 @@ def enlarged(given: KeyPicture) -> KeyPicture:
     return KeyPicture(F.interpolate(given.picture[None], scale_factor=2, mode="bilinear")[0], masks)
 
 
+@pytest.mark.slow
 def test_it_learns_what_the_keys_show() -> None:
     network, _ = load_network()
     options = replace(OPTIONS, crop=96, steps=24, learning_rate=5e-4)

@@ -97,6 +97,7 @@ def test_the_file_holds_all_that_decides_a_run_and_is_in_every_checkpoint(data: 
     assert saved.clip.scale == read_config("video").clip.scale  # what the file leaves out is the stage's
 
 
+@pytest.mark.slow
 def test_a_run_is_continued_exactly_without_saying_it_all_again(data: Path) -> None:
     config = read_config("video", write_toml(data))
     whole = train(data / "whole", config, workers=0)

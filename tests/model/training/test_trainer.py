@@ -70,6 +70,7 @@ def dataset(folder: Path, config: TrainingConfig) -> ClipDataset:
     return ClipDataset([], [still_sources(folder)], config.clip, seed=config.seed)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_same_bits_as_an_undisturbed_one(
     still_folder: Path, tmp_path: Path
 ) -> None:
@@ -107,6 +108,7 @@ def test_gradient_accumulation_takes_the_same_step(still_folder: Path, tmp_path:
         assert torch.allclose(value, parts.network.state_dict()[name], atol=2e-5), name
 
 
+@pytest.mark.slow
 def test_the_loss_falls_on_a_clip_seen_again(still_folder: Path, tmp_path: Path) -> None:
     config = replace(small_config(12), learning_rate=1e-3, trunk_learning_rate=1e-3, jaccard_weight=0.5)
     trainer = Trainer(tmp_path / "run", config, dataset(still_folder, config), workers=0)
