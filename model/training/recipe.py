@@ -244,7 +244,7 @@ class Monitor:
     every: int
     short_side: int = WORKING_SHORT_SIDE
 
-    def look(self, trainer: Trainer) -> Evaluation | None:
+    def evaluate(self, trainer: Trainer) -> Evaluation | None:
         """Draws `grid-STEP.png`, adds a line to the run's `scores.csv` (`J&F`, `J`, `F`), and updates
         `curves.csv` and `curves.png`.
 
@@ -307,7 +307,7 @@ def train(
         if progress is not None:
             progress(trainer, losses)
         if monitor is not None and trainer.rank == 0 and trainer.step % monitor.every == 0:
-            monitor.look(trainer)
+            monitor.evaluate(trainer)
 
     trainer.run(after_step)
     return trainer

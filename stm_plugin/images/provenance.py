@@ -33,7 +33,7 @@ class FoundMatte:
     address: str = ""
 
 
-def look_at_matte(path: Path, frame: int | None = None) -> FoundMatte:
+def inspect_matte(path: Path, frame: int | None = None) -> FoundMatte:
     """Find out whether STM wrote a file. The whole file is read."""
     header = _header(path)
     address = "" if header is None else header.get_string_attribute(ADDRESS_ATTRIBUTE)

@@ -14,7 +14,7 @@ from stm_plugin.files.journal import Journal
 from stm_plugin.files.outputs import Ownership, Row, check_outputs
 from stm_plugin.images.matte import ADDRESS_ATTRIBUTE, MetadataValue, check_kind, write_matte
 from stm_plugin.images.plate import PlateSource
-from stm_plugin.images.provenance import FoundMatte, look_at_matte
+from stm_plugin.images.provenance import FoundMatte, inspect_matte
 from stm_plugin.images.sequence import FrameSequence, output_sequence
 from stm_plugin.propagation.frame_finisher import FinishedFrame
 from stm_plugin.shot.inputs import Inputs
@@ -121,7 +121,7 @@ class MatteWriter:
             return False
         if self._noted.get(note["file"]) == note:
             return True
-        is_current = self._look_at(path, frame).address == address
+        is_current = self._inspected(path, frame).address == address
         if is_current:
             self._note(note)
         return is_current
@@ -131,13 +131,13 @@ class MatteWriter:
         noted = self._noted.get(str(path.absolute()))
         if noted is not None and noted == _note_of(path, noted.get("address", "")):
             return True
-        return self._look_at(path, frame).is_ours
+        return self._inspected(path, frame).is_ours
 
-    def _look_at(self, path: Path, frame: int | None) -> FoundMatte:
+    def _inspected(self, path: Path, frame: int | None) -> FoundMatte:
         """The file in the place of a matte; it is read once, and again when it changes."""
         file, note = str(path.absolute()), _note_of(path, "") or {}
         if file not in self._found or self._found[file][0] != note:
-            self._found[file] = note, look_at_matte(path, frame)
+            self._found[file] = note, inspect_matte(path, frame)
         return self._found[file][1]
 
     def _note(self, note: dict[str, Any] | None) -> None:

@@ -16,7 +16,7 @@ from stm_plugin.errors import OutputError
 from stm_plugin.files.outputs import Given, WrittenList, place_of, refusal
 from stm_plugin.images.matte import read_matte
 from stm_plugin.images.overlay import write_picture
-from stm_plugin.images.provenance import MAKER, look_at_matte, our_pictures
+from stm_plugin.images.provenance import MAKER, inspect_matte, our_pictures
 from stm_plugin.planning.values import Request
 from stm_plugin.propagation.events import Event, Notice
 from stm_plugin.settings import Settings
@@ -168,7 +168,7 @@ def test_files_that_stm_did_not_make_are_refused_unless_said(desk: Desk) -> None
     desk.refused(out / "comp_v1.####.exr", "comp_v1.1003.exr", "frame 1003", "--overwrite")
     assert not list(out.glob("*.stmshot"))
     desk.run(out / "comp_v1.####.exr", overwrite=True)
-    assert look_at_matte(render).is_ours
+    assert inspect_matte(render).is_ours
 
 
 def test_a_render_that_took_over_the_metadata_of_a_matte_is_not_ours(desk: Desk) -> None:
