@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.spatial import cKDTree
 
 from stm_plugin.shapes.contour import at_length, normals, resampled
 from stm_plugin.shapes.sections import FEWEST_SAMPLES, MOST_SAMPLES, Section
@@ -113,9 +112,8 @@ def advanced(before: Section, after: Section, where: Along) -> tuple[Along, Poin
 
 def _aligned(points: Points, facing: Points, target: npt.NDArray[np.float64]) -> tuple[float, Points]:
     """`points` moved as a whole (affine) onto the target (N, 4), and how far they are from it on average."""
-    tree = cKDTree(target)
     for _ in range(_ALIGNMENTS):
-        distance, index = tree.query(np.hstack([points, facing]))
+        distance, index = _nearest(np.hstack([points, facing]), target)
         close = distance <= 2.5 * max(float(np.median(distance)), 0.5)
         middle = points[close].mean(axis=0)
         moves = target[index[close], :2] - points[close]
@@ -124,7 +122,19 @@ def _aligned(points: Points, facing: Points, target: npt.NDArray[np.float64]) ->
         firm = np.diag([spread, spread, 1e-6])
         change = np.linalg.solve(local.T @ local + firm, local.T @ moves)
         points = points + np.hstack([points - middle, np.ones((len(points), 1))]) @ change
-    return float(tree.query(np.hstack([points, facing]))[0].mean()), points
+    return float(_nearest(np.hstack([points, facing]), target)[0].mean()), points
+
+
+def _nearest(
+    points: npt.NDArray[np.float64], target: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """For each of N points (N, d) the distance to the nearest of the target (M, d), and its row.
+
+    All pairs are looked at: a contour has a few hundred samples, and a tree would need a library of 143 MB.
+    """
+    without_own = np.square(target).sum(axis=1) - 2 * points @ target.T  # squared distances but for |point|^2
+    index = without_own.argmin(axis=1)
+    return np.sqrt(np.square(points - target[index]).sum(axis=1)), index
 
 
 def _shortest_path(distance: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.int64]]:
