@@ -10,7 +10,8 @@ import typer
 
 from stm_plugin.installation.hosts import add_hosts, remove_hosts, where_hosts_look
 from stm_plugin.installation.ofx_effect import machine_ofx_folder
-from stm_plugin.installation.prefix import NUKE, OFX, InstallationError, Prefix, own_prefix, remove_tree
+from stm_plugin.installation.package_managers import RezPackage, module_file, take_away
+from stm_plugin.installation.prefix import NUKE, OFX, REZ, InstallationError, Prefix, own_prefix, remove_tree
 
 app = typer.Typer(help="Connect Nuke and OpenFX hosts with this installation.", no_args_is_help=True)
 
@@ -36,22 +37,63 @@ def ofx(
     _change(_installation(prefix), OFX, add, None if link is None else link.expanduser().absolute())
 
 
+@app.command("rez")
+def rez(
+    add: _Add,
+    to: Annotated[
+        Path | None, typer.Option("--to", help="A folder of REZ_PACKAGES_PATH; --remove: all if not given.")
+    ] = None,
+    prefix: _Root = None,
+) -> None:
+    """Write a package for rez: the variables that choose this version."""
+    found = _complete(prefix)
+    package = RezPackage(found)
+    folder = None if to is None else to.expanduser().absolute()
+    is_ours = os.access(found.root, os.W_OK)
+    if not add:
+        if folder is not None and (file := package.file(folder)) not in package.recorded:
+            print(f"{file}: {'removed' if take_away(file) else 'is not there'}")
+        elif is_ours:
+            _change(found, REZ, add)
+        return
+    if folder is None:
+        raise InstallationError("Which folder?", hint="Name one of REZ_PACKAGES_PATH with --to.")
+    if is_ours:
+        with found.locked():
+            package.ask_for(folder)
+    else:
+        package.write(folder)
+    print(f"{package.file(folder)}\n`rez env stm_for_nuke` finds it with {folder} in REZ_PACKAGES_PATH.")
+
+
+@app.command("modules")
+def modules(prefix: _Root = None) -> None:
+    """Print a file for environment modules: the variables that choose this version."""
+    print(module_file(_complete(prefix)), end="")
+
+
 def _installation(root: Path | None) -> Prefix:
     """The installation to connect.
 
     Raises:
         InstallationError: there is none, or it is an administrator's.
     """
+    prefix = _complete(root)
+    if not os.access(prefix.root, os.W_OK):
+        raise InstallationError(
+            f"{prefix.root} is not writable for you, so it cannot record your hosts.",
+            hint=f"Set NUKE_PATH={prefix.nuke} and OFX_PLUGIN_PATH={prefix.ofx} where hosts are started.",
+        )
+    return prefix
+
+
+def _complete(root: Path | None) -> Prefix:
+    """The installation that is meant. InstallationError where there is none."""
     prefix = Prefix(own_prefix() if root is None else root.expanduser().absolute())
     if prefix.python is None:
         raise InstallationError(
             f"There is no complete installation in {prefix.root}.",
             hint="Run `python3 install.py`, or name an installation with --prefix.",
-        )
-    if not os.access(prefix.root, os.W_OK):
-        raise InstallationError(
-            f"{prefix.root} is not writable for you, so it cannot record your hosts.",
-            hint=f"Set NUKE_PATH={prefix.nuke} and OFX_PLUGIN_PATH={prefix.ofx} where hosts are started.",
         )
     return prefix
 

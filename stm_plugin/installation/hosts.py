@@ -9,6 +9,7 @@ from typing import Protocol
 
 from stm_plugin.installation.nuke_init import NukeInit
 from stm_plugin.installation.ofx_effect import OfxEffect, OfxLink
+from stm_plugin.installation.package_managers import RezPackage
 from stm_plugin.installation.prefix import NUKE, OFX, Prefix
 
 
@@ -38,7 +39,7 @@ class HostPart(Protocol):
 
 def host_parts(prefix: Prefix) -> tuple[HostPart, ...]:
     """All parts, in the order in which they are made."""
-    return NukeInit(prefix), OfxEffect(prefix), OfxLink(prefix)
+    return NukeInit(prefix), OfxEffect(prefix), OfxLink(prefix), RezPackage(prefix)
 
 
 def add_hosts(

@@ -18,6 +18,7 @@ from stm_plugin.errors import StmError
 PRODUCT = "STM for Nuke"
 FOLDER_NAME = "stm-for-nuke"  # for folder names without spaces and capitals
 NUKE, OFX = "nuke", "ofx"
+REZ = "rez"
 HOSTS = (NUKE, OFX)  # set up on request only, and repaired from then on
 
 RECORD = "engine.json"  # the record, by which hosts find the engine; marks the folder

@@ -14,6 +14,7 @@ from stm_plugin.installation.prefix import (
     LOG,
     PRODUCT,
     RECORD,
+    REZ,
     STAMPS,
     InstallationError,
     Prefix,
@@ -47,7 +48,7 @@ def uninstall(prefix: Prefix, link_folder: Path | None) -> None:
         )
     print(f"{PRODUCT}: removing the installation in {root}", flush=True)
     with prefix.locked():
-        remove_hosts(prefix, HOSTS)
+        remove_hosts(prefix, (*HOSTS, REZ))
         remove_command_link(prefix, link_folder)
         remove_demos(prefix)
         made = prefix.listed("made_folders")
