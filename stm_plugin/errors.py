@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from stm_plugin.exit_codes import ExitCode
+
 
 class StmError(Exception):
     """An error with a text for an artist or a TD.
@@ -18,7 +20,7 @@ class StmError(Exception):
         hint: what to do next, one sentence.
     """
 
-    exit_code = 1
+    exit_code: int = ExitCode.FAILED
 
     def __init__(
         self, what: str, *, frame: int | None = None, path: Path | str | None = None, hint: str | None = None
@@ -53,25 +55,37 @@ def concerning(frame: int) -> Iterator[None]:
 class DiskFullError(StmError):
     """The disk is full; the file was not written."""
 
+    exit_code = ExitCode.FULL
+
 
 class PlateError(StmError):
     """The plate, or one frame of it, cannot be used."""
+
+    exit_code = ExitCode.PLATE
 
 
 class MaskError(StmError):
     """A key's mask cannot be used."""
 
+    exit_code = ExitCode.KEY
+
 
 class KeyframeError(StmError):
     """A key is missing, doubled or outside the range."""
+
+    exit_code = ExitCode.KEY
 
 
 class ColourError(StmError):
     """The colour configuration or a colour space cannot be used."""
 
+    exit_code = ExitCode.PLATE
+
 
 class MatteError(StmError):
     """A matte cannot be written, or does not exist."""
+
+    exit_code = ExitCode.STORE
 
 
 class OutputError(MatteError):
@@ -81,29 +95,55 @@ class OutputError(MatteError):
 class StoreError(StmError):
     """The shot store cannot be read or written."""
 
+    exit_code = ExitCode.STORE
+
 
 class StoreFullError(StoreError, DiskFullError):
     """The disk of the shot store is full."""
+
+    exit_code = ExitCode.FULL
 
 
 class MatteFullError(MatteError, DiskFullError):
     """The disk of the mattes is full."""
 
+    exit_code = ExitCode.FULL
+
 
 class StoreBusyError(StoreError):
     """Another process holds the shot store."""
+
+    exit_code = ExitCode.BUSY
 
 
 class WeightsError(StmError):
     """A weights file cannot be used."""
 
+    exit_code = ExitCode.ENGINE
+
 
 class DeviceError(StmError):
     """The requested device does not exist, or has too little memory."""
 
+    exit_code = ExitCode.ENGINE
+
 
 class SettingsError(StmError):
     """A setting has a value that cannot be used."""
+
+    exit_code = ExitCode.USAGE
+
+
+class ConfigurationError(SettingsError):
+    """A configuration file is not there, or says what cannot be."""
+
+
+class LockedError(SettingsError):
+    """A setting is locked by a configuration file."""
+
+
+class LicenceError(WeightsError):
+    """The configuration does not allow the licence of weights."""
 
 
 class ProtocolError(StmError):
@@ -112,6 +152,8 @@ class ProtocolError(StmError):
 
 class PropagationCancelled(StmError):
     """The user stopped the propagation; finished frames are kept."""
+
+    exit_code = ExitCode.STOPPED
 
 
 @contextmanager

@@ -290,6 +290,35 @@ def shown_value(value: object) -> str:
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
+def flat_settings(settings: Settings) -> dict[str, Any]:
+    """All settings as plain values, by the names of `describe_settings`."""
+    values = settings.to_json()
+    finish = values.pop("finish")
+    region = settings.region
+    values["region"] = None if region is None else [region.x, region.y, region.width, region.height]
+    return {**values, **{f"finish.{name}": value for name, value in finish.items()}}
+
+
+def changed_settings(settings: Settings, changes: Mapping[str, Any]) -> Settings:
+    """`settings` with some values changed. SettingsError where one is bad."""
+    values = settings.to_json()
+    for name, value in changes.items():
+        part, dot, inner = name.partition(".")
+        if dot and part == "finish":
+            values["finish"][inner] = value
+        elif name == "region" and value is not None:
+            if not isinstance(value, list) or len(value) != 4 or not all(type(one) is int for one in value):
+                raise SettingsError("The region must be [x, y, width, height] in whole pixels.")
+            values[name] = dataclasses.asdict(Window(*value))
+        elif name == "finish":
+            raise SettingsError(
+                "Set the settings of finishing one by one.", hint="For example finish.radius."
+            )
+        else:
+            values[name] = value
+    return Settings.from_json(values)
+
+
 def _values_of(settings: Settings, part: Part) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for one in dataclasses.fields(settings):

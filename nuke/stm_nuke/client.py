@@ -17,6 +17,7 @@ import socket
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Callable
 
 from stm_nuke.launch import (
@@ -24,6 +25,7 @@ from stm_nuke.launch import (
     Endpoint,
     Installation,
     Launcher,
+    own_folder,
     reap,
     runtime_folder,
     try_to_connect,
@@ -98,6 +100,13 @@ class Engine:
         self._has_replaced = False
         self._connection: Connection | None = None
         self._lock = threading.RLock()
+        self._own: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The engine's runtime folder: the user's, or one beside it where an engine of another version or
+        of another show is at work there."""
+        return self._own or runtime_folder()
 
     def connection(self, aborted: Aborted = never) -> Connection:
         """The present connection; a new one, and an engine, if there is none.
@@ -113,8 +122,11 @@ class Engine:
 
     def _connect(self, aborted: Aborted) -> Connection:
         for attempt in range(_CONNECT_TRIES):
+            endpoint = Endpoint.read(self.folder)
+            if endpoint is not None and not endpoint.is_of_this_show and self._may_start:
+                self._stand_beside()
             link = self._reach(aborted)
-            endpoint = Endpoint.read(runtime_folder())
+            endpoint = Endpoint.read(self.folder)
             if endpoint is None:
                 link.close()
                 continue
@@ -130,30 +142,38 @@ class Engine:
             if not self._replace_if_older(connection):
                 return connection
         raise EngineStartError(
-            f"The engine ends as soon as it is reached. See {runtime_folder() / LOG_NAME}."
+            f"The engine ends as soon as it is reached. See {self.folder / LOG_NAME}."
         )
 
     def _reach(self, aborted: Aborted) -> socket.socket:
-        link = try_to_connect(runtime_folder())
+        link = try_to_connect(self.folder)
         if link is not None:
             return link
         if not self._may_start:
             raise EngineStartError("No engine is running.")
-        return self._launcher.connect(runtime_folder(), aborted)
+        return self._launcher.connect(self.folder, aborted)
+
+    def _stand_beside(self) -> None:
+        """Have an engine of one's own from now on."""
+        self._own = own_folder(runtime_folder(), _installed_version())
 
     def _replace_if_older(self, connection: Connection) -> bool:
-        """End an engine of another version than the installed one, once, if nobody else uses it."""
-        if self._has_replaced or not self._may_start:
+        """Leave an engine of another version than the installed one.
+
+        It is ended, once, if nobody else uses it; else this client gets one of its own beside it.
+        """
+        if not self._may_start:
             return False
-        try:
-            installed = Installation.find().version
-        except EngineStartError:
-            return False
+        installed = _installed_version()
         if installed is None or connection.engine in (installed, _UNKNOWN_VERSION):
             return False
         state, _ = connection.call({"op": "ping"})
-        if state["clients"] > 1 or state["jobs"] > 0:
-            return False
+        if self._has_replaced or state["clients"] > 1 or state["jobs"] > 0:
+            if self._own is not None:
+                return False  # it is what this installation starts
+            self._stand_beside()
+            connection.close()
+            return True
         self._has_replaced = True
         connection.call({"op": "shutdown"})
         connection.close()
@@ -246,6 +266,14 @@ class Engine:
                 self._connection.close()
             self._connection = None
             reap()
+
+
+def _installed_version() -> str | None:
+    """The version that this side belongs to; None where nobody says."""
+    try:
+        return Installation.find().version
+    except EngineStartError:
+        return None
 
 
 class Shot:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import hashlib
 import json
 import os
 import socket
@@ -24,6 +25,7 @@ from stm_nuke.wire import ABORT_SECONDS, CALL_SECONDS, Aborted, AbortedError, En
 
 ENDPOINT_NAME = "endpoint.json"
 LOG_NAME = "engine.log"
+CONFIGURATION_VARIABLE = "STM_CONFIG"
 PRODUCT = "stm-for-nuke"
 PRODUCT_FOR_PEOPLE = "STM for Nuke"
 
@@ -50,6 +52,13 @@ def runtime_folder() -> Path:
     return Path(f"/tmp/{PRODUCT}-{uid}")
 
 
+def own_folder(base: Path, version: str | None) -> Path:
+    """The runtime folder of an engine beside another one: of this version, with this show's configuration."""
+    configuration = os.environ.get(CONFIGURATION_VARIABLE, "")
+    told = hashlib.sha256(f"{version or ''}\n{configuration}".encode("utf-8", "surrogateescape"))
+    return base.with_name(f"{base.name}-{told.hexdigest()[:8]}")
+
+
 def check_private(folder: Path) -> None:
     """Raises EngineStartError if the folder is a link, another user's, or open to others."""
     found = folder.lstat()
@@ -70,6 +79,12 @@ class Endpoint:
     port: int
     token: str = field(repr=False)
     answer: str = field(repr=False)
+    configuration: str | None = None
+
+    @property
+    def is_of_this_show(self) -> bool:
+        """Whether the engine has the configuration that this process has; an older one does not say."""
+        return self.configuration in (None, os.environ.get(CONFIGURATION_VARIABLE, ""))
 
     @classmethod
     def read(cls, folder: Path) -> Endpoint | None:
@@ -86,7 +101,9 @@ class Endpoint:
             with os.fdopen(os.open(str(folder / ENDPOINT_NAME), flags), "rb") as file:
                 values = json.loads(file.read(_MAX_ENDPOINT).decode("utf-8"))
             transport, path, port = str(values["transport"]), str(values["path"]), int(values["port"])
-            return cls(transport, path, port, str(values["token"]), str(values["answer"]))
+            configuration = values.get("configuration")
+            known = None if configuration is None else str(configuration)
+            return cls(transport, path, port, str(values["token"]), str(values["answer"]), known)
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -243,7 +260,7 @@ class Launcher:
                     stdout=subprocess.DEVNULL,
                     stderr=log,
                     cwd=str(folder),
-                    env=scrubbed_environment(installation.root),
+                    env={**scrubbed_environment(installation.root), **_place_of(folder)},
                     close_fds=True,
                     start_new_session=sys.platform != "win32",
                     creationflags=_windows_flags(),
@@ -263,6 +280,11 @@ class Launcher:
                 return None
             _sleep(ABORT_SECONDS, aborted)
         return None
+
+
+def _place_of(folder: Path) -> dict[str, str]:
+    """What tells an engine its runtime folder, where that is not the usual one."""
+    return {} if folder == runtime_folder() else {"STM_RUNTIME_DIR": str(folder)}
 
 
 _started: list[subprocess.Popen[bytes]] = []

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable
 
-from stm_nuke import cache, exr
+from stm_nuke import cache, exr, locks
 from stm_nuke.client import Engine, Shot
 from stm_nuke.errors import CacheError, KeyframeError
 from stm_nuke.exr import Picture
@@ -64,8 +64,12 @@ class Session:
         self.dirty: set[int] = set()
         """Frames whose matte became out of date by changes of this session."""
         self._engine = engine(host)
-        self._shot: Shot = self._engine.shot(snapshot.opening())
         self._aborted = aborted
+        is_new = not cache.store_folder(snapshot.cache, snapshot.view).is_dir()
+        described = self._engine.info(aborted)["settings"]
+        self.taken = locks.taken(snapshot.settings, described, is_new)
+        """What the configuration of site and show gives in the place of the node's own settings."""
+        self._shot: Shot = self._engine.shot(self._opening())
 
     @classmethod
     @contextlib.contextmanager
@@ -78,6 +82,11 @@ class Session:
         finally:
             with contextlib.suppress(EngineError):
                 session._shot.close()
+
+    def _opening(self) -> Header:
+        """The fields of `open_shot`."""
+        opening = self.snapshot.opening()
+        return {**opening, "settings": {**opening["settings"], **self.taken.values}}
 
     def _open(self) -> None:
         """Open the shot. Keys outside its range are removed first, as the engine refuses them."""
@@ -173,7 +182,7 @@ class Session:
         if canvas != self.snapshot.canvas:
             self.snapshot = replace(self.snapshot, canvas=canvas)
             self._shot.close()
-            self._shot = self._engine.shot(self.snapshot.opening())
+            self._shot = self._engine.shot(self._opening())
             self._shot.open(self._aborted)
 
     def push_plate(self, frame: int, picture: Picture, fingerprint: str, metadata: Mapping[str, Any]) -> bool:
@@ -198,7 +207,7 @@ class Session:
 
     def weights_in_words(self) -> str:
         """The weights in use, their training data and their licence."""
-        name = self.snapshot.settings["weights"]
+        name = self.taken.values.get("weights", self.snapshot.settings["weights"])
         for one in self._engine.info(self._aborted)["weights"]:
             if name in (one["name"], one["id"]):
                 return (

@@ -23,6 +23,7 @@ from stm_nuke import (
     group,
     knobs,
     live,
+    locks,
     roto,
     rotokeys,
     session,
@@ -412,6 +413,7 @@ class _Work:
     def _try(self, task: Task) -> None:
         cache.complete(self.snapshot.cache)
         with Session.opened(self.snapshot, host_name(), task.stopped) as opened:
+            in_main(_show_configuration, self.snapshot.node_id, opened.taken)
             status = opened.sync()
             self._retire(opened, status)
             cache.record_keys(self.snapshot.cache, self.snapshot.view, format_keys(self.snapshot.keys))
@@ -437,7 +439,7 @@ class _Work:
 
     def _show_weights(self, opened: Session) -> None:
         """Show the weights and their licence, once for each."""
-        name = str(self.snapshot.settings["weights"])
+        name = str(opened.taken.values.get("weights", self.snapshot.settings["weights"]))
         if name not in _weights_in_words:
             _weights_in_words[name] = opened.weights_in_words()
         in_main(_show_in, self.snapshot.node_id, knobs.WEIGHTS_INFO, _weights_in_words[name])
@@ -726,6 +728,12 @@ def show_keys(node: StmNode, view: str, seconds: float | None = None) -> None:
 
 _ORIGINS = {FROM_FILE: "from a file", FROM_FIX: "from a fix"}
 _weights_in_words: dict[str, str] = {}
+
+
+def _show_configuration(node_id: str, found: locks.Taken) -> None:
+    node = find_by_id(node_id)
+    with unrecorded():
+        locks.show(node, found)
 
 
 def _show_in(node_id: str, knob: str, words: str) -> None:

@@ -152,6 +152,16 @@ struct Endpoint {
     std::string answer;
 };
 
+// An engine that was started with another STM_CONFIG has another show's settings and locks.
+void requireThisShow(const Json& about) {
+    if (!about.contains("configuration") || !about["configuration"].is_string()) return;
+    if (about["configuration"].get<std::string>() == platform::environment("STM_CONFIG").value_or("")) return;
+    throw EngineError("internal",
+                      "The engine that is at work was started with the configuration of another show (STM_CONFIG). Close the "
+                      "programs that use it, or set STM_RUNTIME_DIR, so that this show has an engine of its own.",
+                      Json::object());
+}
+
 // Nothing when there is no such file, or one that no engine has written: an engine that is started replaces it.
 std::optional<Endpoint> endpoint() {
     const std::string folder = platform::runtimeFolder();
@@ -161,6 +171,7 @@ std::optional<Endpoint> endpoint() {
     if (!text) return std::nullopt;
     try {
         const Json about = parseHeader(text->data(), text->size());
+        requireThisShow(about);
         Endpoint found;
         found.isUnix = about.at("transport").get<std::string>() == "unix";
         found.token = about.at("token").get<std::string>();

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
 import signal
 import socket
 import sys
@@ -15,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final
 
+from stm_plugin.logs import start_log
 from stm_plugin.server.backend import Backend
 from stm_plugin.server.connection import ByteBudget, Connection
 from stm_plugin.server.mapped import MapFolder
@@ -32,7 +31,6 @@ from stm_plugin.server.runtime import (
     make_private_folder,
     map_folder,
     peer_is_user,
-    rotate_log,
     runtime_folder,
 )
 from stm_plugin.server.service import Service
@@ -195,15 +193,4 @@ class _Server:
 
 
 def _start_log(folder: Path, to_log: bool) -> None:
-    form = "%(asctime)s %(levelname)s %(message)s"
-    if to_log:
-        rotate_log(folder)
-        log_file = folder / LOG_NAME
-        with contextlib.suppress(FileNotFoundError):
-            if log_file.is_symlink():
-                log_file.unlink()
-        logging.basicConfig(filename=log_file, format=form, level=logging.INFO, force=True)
-        with contextlib.suppress(OSError):
-            os.chmod(log_file, 0o600)
-    else:
-        logging.basicConfig(stream=sys.stderr, format=form, level=logging.INFO, force=True)
+    start_log(folder / LOG_NAME if to_log else None, None if to_log else sys.stderr)

@@ -135,6 +135,8 @@ class Endpoint:
     answer: str
     pid: int
     engine: str
+    configuration: str = ""
+    """`STM_CONFIG` as the engine has it: a client of another show does not use this engine."""
 
     @classmethod
     def new(cls, transport: Transport, path: str, port: int, engine: str) -> Endpoint:
@@ -147,6 +149,7 @@ class Endpoint:
             secrets.token_hex(_SECRET_BYTES),
             os.getpid(),
             engine,
+            os.environ.get("STM_CONFIG", ""),
         )
 
     def to_json(self) -> dict[str, object]:
@@ -160,6 +163,7 @@ class Endpoint:
             "answer": self.answer,
             "pid": self.pid,
             "engine": self.engine,
+            "configuration": self.configuration,
         }
 
     def publish(self, folder: Path) -> None:
@@ -271,14 +275,6 @@ def _windows_process_is_alive(pid: int) -> bool:
         return bool(kernel.WaitForSingleObject(handle, 0) == wait_timeout)
     finally:
         kernel.CloseHandle(handle)
-
-
-def rotate_log(folder: Path, most_bytes: int = 4 << 20) -> None:
-    """Rename a long log; one older log is kept."""
-    log = folder / LOG_NAME
-    with contextlib.suppress(OSError):
-        if log.stat().st_size > most_bytes:
-            os.replace(log, folder / f"{LOG_NAME}.old")
 
 
 def keep_fresh(folder: Path) -> None:

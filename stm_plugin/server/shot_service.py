@@ -16,6 +16,7 @@ import numpy as np
 
 from model.inference.allocator import release_freed_memory
 from stm_plugin.address import address_of
+from stm_plugin.configuration import configuration
 from stm_plugin.errors import KeyframeError, MatteError, PlateError, PropagationCancelled
 from stm_plugin.files.journal import Journal
 from stm_plugin.images.host_plate import HostPlate
@@ -46,8 +47,8 @@ from stm_plugin.server.backend import (
     ShapesOrder,
     ShotState,
 )
-from stm_plugin.server.information import changed_settings, flat_settings, information
-from stm_plugin.settings import Settings
+from stm_plugin.server.information import information
+from stm_plugin.settings import Settings, changed_settings, flat_settings
 from stm_plugin.shapes.formats import format_of
 from stm_plugin.shapes.options import ShapeFormat
 from stm_plugin.shot.export import MatteWriter
@@ -96,7 +97,10 @@ class EngineBackend:
         objects: Sequence[str],
     ) -> EngineShot:
         """Make a shot store, with its objects in the given order."""
-        chosen = changed_settings(Settings(colour_space=plate.colour_space), settings)
+        base = configuration().settings()
+        if plate.colour_space is not None:
+            base = dataclasses.replace(base, colour_space=plate.colour_space)
+        chosen = changed_settings(base, settings)
         shot = Shot.create(folder, _description(plate), chosen)
         if objects:
             named = tuple(ShotObject(f"o{number}", name) for number, name in enumerate(objects, 1))

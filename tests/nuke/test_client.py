@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -431,6 +432,51 @@ def reach_once_then(
         return reach(aborted)
 
     return wrapped
+
+
+# ---- versions and shows side by side
+
+
+@pytest.fixture
+def beside(runtime: ServerProcess) -> Iterator[Engine]:
+    """An engine of a host that starts while another's is at work; it ends with the test."""
+    one = Engine("beside")
+    yield one
+    one.shutdown()
+    assert wait_for(lambda: not (one.folder / "endpoint.json").exists(), PATIENCE)
+    if one.folder != runtime.folder:
+        shutil.rmtree(one.folder)
+
+
+def test_a_host_of_another_show_gets_an_engine_of_its_own(
+    runtime: ServerProcess, beside: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    first = Engine("first")
+    first.ping()
+    show = tmp_path / "show.toml"
+    show.write_text("locked = ['device']\ndevice = 'cpu'")
+    monkeypatch.setenv("STM_CONFIG", str(show))
+    assert beside.info()["settings"]["device"]["locked"]
+    assert beside.folder != runtime.folder and first.folder == runtime.folder
+    assert first.info()["settings"]["device"]["locked"] is None, "the first show keeps its engine"
+    again = Engine("same show")
+    again.ping()
+    assert again.folder == beside.folder and beside.ping()["clients"] == 2
+    again.close()
+    first.close()
+
+
+def test_a_host_of_another_version_gets_an_engine_of_its_own(
+    runtime: ServerProcess, beside: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Engine("first")
+    pid = first.connection().call({"op": "ping"}) and runtime.endpoint()["pid"]
+    found = launch.Installation(sys.executable, "99.0", str(REPOSITORY))
+    monkeypatch.setattr(launch.Installation, "find", lambda: found)
+    assert beside.ping()["clients"] == 1
+    assert beside.folder != runtime.folder and runtime.endpoint()["pid"] == pid
+    assert first.ping()["clients"] == 1, "nobody's engine was ended"
+    first.close()
 
 
 # ---- with threads and mapped files

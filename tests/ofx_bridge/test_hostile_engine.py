@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -131,6 +132,19 @@ def test_a_hostile_impostor_gets_nothing(
         assert rig.node.render(FIRST)[0] != OK
         assert rig.node.persistent is not None and "not the engine" in rig.node.persistent
         assert set(engine.asked) == {"hello"}
+
+
+def test_the_engine_of_another_show_is_not_used_and_that_is_said(
+    host: OfxHost, scripted: Callable[..., ScriptedEngine], tmp_path: Path
+) -> None:
+    engine = scripted(hang_up)
+    file = engine.path.with_name("endpoint.json")
+    file.write_text(json.dumps({**json.loads(file.read_text()), "configuration": "/shows/blue/stm.toml"}))
+    rig = rig_with_a_key(host, tmp_path)
+    with nodes_of(host, rig.node):
+        assert rig.node.render(FIRST)[0] != OK
+        assert rig.node.persistent is not None and "another show" in rig.node.persistent
+        assert engine.asked == []
 
 
 def test_a_runtime_folder_that_is_open_to_others_is_refused(
