@@ -27,6 +27,8 @@ PlateMaker = Callable[..., str]
 def pytest_configure(config: pytest.Config) -> None:
     """Keep the suite polite on small and busy machines."""
     torch.set_num_threads(TEST_THREADS)
+    os.environ.pop("STM_CONFIG", None)  # the configuration of whoever runs the tests is not what is tested
+    os.environ["STM_USER_CONFIG"] = ""
     if WORKERS > 1:  # for the programs that tests start; threads that spin would starve each other
         os.environ["OMP_NUM_THREADS"] = str(TEST_THREADS)
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"

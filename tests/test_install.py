@@ -214,7 +214,7 @@ def make_miniature(folder: Path) -> Miniature:
         (checkout / package).mkdir(parents=True)
     wheels.mkdir()
     shutil.copy(INSTALLER, checkout / "install.py")
-    for name in ("__init__.py", "__main__.py", "errors.py"):
+    for name in ("__init__.py", "__main__.py", "errors.py", "exit_codes.py"):
         shutil.copy(REPOSITORY / "stm_plugin" / name, checkout / "stm_plugin" / name)
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(
@@ -1077,6 +1077,24 @@ def test_a_disk_that_runs_full_later_is_said() -> None:
     said = "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device"
     error = programs.explain_pip(Prefix(Path("/nowhere")), said)
     assert "disk ran full" in error.what and "--prefix" in str(error.hint)
+
+
+@pytest.mark.parametrize(
+    ("system", "index", "driver", "words"),
+    [
+        ("win32", "", True, "no CUDA"),
+        ("win32", "", False, ""),
+        ("linux", "", False, "4 GB for NVIDIA cards"),
+        ("linux", "", True, ""),
+        ("linux", "/wheels", False, ""),
+        ("darwin", "", False, ""),
+    ],
+)
+def test_the_build_of_torch_is_explained_where_the_default_one_does_not_fit(
+    system: str, index: str, driver: bool, words: str
+) -> None:
+    said = setup.torch_words(system, index, driver)
+    assert (words in said and "--torch-index" in said) if words else said == ""
 
 
 def test_no_network_is_said(shared: Miniature) -> None:

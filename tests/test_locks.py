@@ -53,6 +53,18 @@ def test_everything_the_tests_import_is_locked(repository: Path) -> None:
     assert unlocked == {}
 
 
+def test_a_base_installation_holds_nothing_that_is_not_used(repository: Path) -> None:
+    from importlib.metadata import packages_distributions
+    from tomllib import loads
+
+    asked = loads((repository / "pyproject.toml").read_text())["project"]["dependencies"]
+    files = [file for folder in ("model", "stm_plugin") for file in (repository / folder).rglob("*.py")]
+    modules = {module for file in files for module in imported(file)}
+    distributions = packages_distributions()
+    used = {plain(name) for module in modules for name in distributions.get(module, [])}
+    assert {plain(re.split(r"[>=]", one)[0]) for one in asked} - used == set()
+
+
 def declarations(repository: Path) -> dict[str, str]:
     """Name -> list of everything that pyproject.toml asks for."""
     import tomllib

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
@@ -11,6 +12,7 @@ import typer
 
 from stm_plugin.cli import (
     adapt,
+    config,
     doctor,
     evaluate,
     farm,
@@ -24,9 +26,9 @@ from stm_plugin.cli import (
     weights,
 )
 from stm_plugin.cli.console import errors, printable
-from stm_plugin.errors import as_stm_error
+from stm_plugin.errors import StmError, as_stm_error
+from stm_plugin.exit_codes import ExitCode
 
-EXIT_ERROR = 1
 DEBUG_VARIABLE = "STM_DEBUG"
 """If it is set, errors are shown with their traceback."""
 
@@ -41,6 +43,7 @@ app.add_typer(shot.app, name="shot")
 app.command("adapt")(adapt.adapt)
 app.command("serve")(serve.serve)
 app.command("info")(info.info)
+app.command("config")(config.config)
 app.command("review")(review.review)
 app.add_typer(farm.app, name="farm")
 app.add_typer(host.app, name="host")
@@ -54,6 +57,7 @@ def main() -> None:
     """Entry point of the `stm` command. Ends the process with 0 only if everything was done."""
     # Two OpenMP programs that spin while they wait starve each other; must be set before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    errors.quiet = os.environ.get("STM_LOG") == "json"  # JSON lines alone: logs.py
     try:
         app()
     except SystemExit as ended:
@@ -61,11 +65,38 @@ def main() -> None:
     except Exception as error:
         if os.environ.get(DEBUG_VARIABLE):
             raise
-        _say(f"Error: {_in_words(error)}")
-        sys.exit(getattr(error, "exit_code", EXIT_ERROR))
+        known = as_stm_error(error)
+        code = int(ExitCode.FAILED if known is None else known.exit_code)
+        said = False
+        with contextlib.suppress(Exception):  # as where there is no memory
+            said = _logged_as_json(error, known, code)
+        if not said:
+            _say(f"Error: {_in_words(error)}")
+        sys.exit(code)
+
+
+def _logged_as_json(error: Exception, known: StmError | None, code: int) -> bool:
+    """Write an error into the command's log; whether it is on standard error by that, as a JSON line."""
+    import logging
+
+    from stm_plugin.logs import event, start_command_log, wants_json_lines
+
+    about = {} if known is None else {"frame": known.frame, "path": known.path, "hint": known.hint}
+    event(
+        start_command_log(),
+        "error",
+        logging.ERROR,
+        exit_code=code,
+        error=type(error).__name__,
+        text=_in_words(error),
+        where=_place_of(error),
+        **about,
+    )
+    return wants_json_lines()
 
 
 def _say(text: str) -> None:
+    errors.quiet = False
     errors.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
@@ -78,7 +109,7 @@ def _flushed(code: str | int | None) -> str | int | None:
     except OSError as error:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         _say(f"Error: The output cannot be written: {error.strerror}. Free some space, or redirect it.")
-        return EXIT_ERROR
+        return int(ExitCode.FAILED)
     return code
 
 
@@ -89,9 +120,15 @@ def _in_words(error: Exception) -> str:
         return str(known)
     if isinstance(error, ValueError) and not isinstance(error, UnicodeError):
         return str(error)
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" in {Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
+    place = _place_of(error)
+    where = f" in {place}" if place else ""
     return (
-        f"STM has failed: {type(error).__name__}: {error}{place}. What is finished is kept. This is a fault "
+        f"STM has failed: {type(error).__name__}: {error}{where}. What is finished is kept. This is a fault "
         f"of the program: run again with {DEBUG_VARIABLE}=1 for a report, and send it to the maintainers."
     )
+
+
+def _place_of(error: Exception) -> str:
+    """File and line that raised an error; empty where nobody knows."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""

@@ -6,14 +6,16 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
+from stm_plugin.cli.as_json import print_json, propagate_json
 from stm_plugin.cli.console import counted, errors, output, progress_bar, tell_of_movie
 from stm_plugin.cli.guard import Overwrite
 from stm_plugin.errors import KeyframeError, SettingsError
+from stm_plugin.exit_codes import ExitCode
 from stm_plugin.planning.values import Directions, State
 from stm_plugin.propagation.events import (
     DamageFound,
@@ -24,16 +26,17 @@ from stm_plugin.propagation.events import (
     PlateChanged,
 )
 from stm_plugin.propagation.events import Progress as StepDone
-from stm_plugin.settings import Edges, FinishSettings, MaskMode, Precision, Settings
+from stm_plugin.settings import Edges, MaskMode, Precision, Settings, changed_settings, flat_settings
 from stm_plugin.windows import Window
 
 if TYPE_CHECKING:  # heavy modules are imported in the functions: help must not wait for them
+    from logging import Logger
+
     from stm_plugin.images.plate import PlateSource
     from stm_plugin.shot.inputs import Inputs
     from stm_plugin.shot.propagate import Summary
 
-STOPPED = 130
-"""Exit code of a command that was stopped by Ctrl-C, as in shells."""
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object (docs/schemas).")]
 
 _KEY = re.compile(r"(-?\d+)=(.+)")
 _RANGE = re.compile(r"(-?\d+)-(-?\d+)|(-?\d+)")
@@ -42,6 +45,13 @@ _WINDOW = re.compile(r"(-?\d+),(-?\d+),(\d+),(\d+)")
 KeyOption = Annotated[
     list[str], typer.Option("--key", help="FRAME=MASK, a key's frame and its mask's file; repeatable.")
 ]
+
+
+def _configured(name: str, help_text: str) -> Any:
+    """An option whose default is the configuration's; the help shows the built-in one."""
+    default = flat_settings(Settings())[name]
+    is_switch = isinstance(default, bool)
+    return typer.Option(help=help_text, show_default=False if is_switch else str(default))
 
 
 def propagate(
@@ -58,11 +68,13 @@ def propagate(
     ] = None,
     mask_mode: Annotated[MaskMode, typer.Option(help="How mask files are understood.")] = "auto",
     mask_channel: Annotated[str | None, typer.Option(help="Channel or layer of the mask files.")] = None,
-    channel: Annotated[str, typer.Option(help="Channel of the matte.")] = "A",
-    cryptomatte: Annotated[bool, typer.Option(help="A Cryptomatte layer of the objects too.")] = False,
+    channel: Annotated[str | None, _configured("channel", "Channel of the matte.")] = None,
+    cryptomatte: Annotated[
+        bool | None, _configured("cryptomatte", "A Cryptomatte layer of the objects too.")
+    ] = None,
     confidence: Annotated[
-        bool, typer.Option("--confidence", help="The confidence of each pixel too, as stm.confidence.")
-    ] = False,
+        bool | None, _configured("confidence", "The confidence of each pixel too, as stm.confidence.")
+    ] = None,
     layer: Annotated[str | None, typer.Option(help="Layer of the plate.")] = None,
     view: Annotated[str | None, typer.Option(help="View of a stereo plate.")] = None,
     start_frame: Annotated[int, typer.Option(help="Number of a movie's first frame.")] = 1,
@@ -70,24 +82,27 @@ def propagate(
         str | None, typer.Option("--colour-space", "--colorspace", help="Of the plate; else from the file.")
     ] = None,
     ocio: Annotated[str | None, typer.Option(help="OCIO config; else $OCIO, else the built-in one.")] = None,
-    memory: Annotated[str, typer.Option(help="first, previous, first+previous or every:N.")] = "every:5",
-    memory_cap: Annotated[int, typer.Option(help="Stored frames besides the keys.")] = Settings.memory_cap,
+    memory: Annotated[
+        str | None, _configured("memory_rule", "first, previous, first+previous or every:N.")
+    ] = None,
+    memory_cap: Annotated[int | None, _configured("memory_cap", "Stored frames besides the keys.")] = None,
     working_size: Annotated[
-        int, typer.Option(help="Short side of the working picture in pixels.")
-    ] = Settings.working_size,
+        int | None, _configured("working_size", "Short side of the working picture in pixels.")
+    ] = None,
     region: Annotated[str | None, typer.Option(help="X,Y,WIDTH,HEIGHT in plate pixels (y down).")] = None,
-    weights: Annotated[str, typer.Option(help="A shipped name or a file.")] = Settings.weights,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    precision: Annotated[Precision, typer.Option(help="Of the convolutions.")] = "float32",
+    weights: Annotated[str | None, _configured("weights", "A shipped name or a file.")] = None,
+    device: Annotated[str | None, _configured("device", "auto, cpu, cuda, cuda:N or mps.")] = None,
+    precision: Annotated[Precision | None, _configured("precision", "Of the convolutions.")] = None,
     adapt: Annotated[
         bool, typer.Option("--adapt", help="Adapt the network to the keys first (`stm adapt`).")
     ] = False,
     edges: Annotated[
-        Edges, typer.Option(help="learned: soft as the plate is; guided: by a filter; off: enlarged.")
-    ] = FinishSettings.edges,
+        Edges | None,
+        _configured("finish.edges", "learned: soft as the plate is; guided: by a filter; off: enlarged."),
+    ] = None,
     edge_width: Annotated[
-        float, typer.Option(help="Of learned edges: below 1 narrower, above 1 wider.")
-    ] = FinishSettings.width,
+        float | None, _configured("finish.width", "Of learned edges: below 1 narrower, above 1 wider.")
+    ] = None,
     overlay: Annotated[
         str | None,
         typer.Option(
@@ -98,31 +113,37 @@ def propagate(
     wait: Annotated[
         float, typer.Option(help="Seconds to wait for another process that holds the shot.")
     ] = 0.0,
+    as_json: AsJson = False,
 ) -> None:
     """Propagate the masks of keys through a plate and write a matte for every frame."""
     from stm_plugin.cli.overlay import OverlayTarget, write_overlays
     from stm_plugin.images.mask import MaskReading
     from stm_plugin.planning.values import Request
-    from stm_plugin.shot.propagate import RunOptions, default_shot_folder
+    from stm_plugin.shot.propagate import RunOptions, base_settings, default_shot_folder
     from stm_plugin.shot.propagate import propagate as run
     from stm_plugin.store.description import PlateDescription
     from stm_plugin.store.store import with_suffix
 
-    settings = Settings(
-        memory_rule=memory,
-        memory_cap=memory_cap,
-        working_size=working_size,
-        region=parse_region(region),
-        precision=precision,
-        weights=weights,
-        colour_space=colour_space,
-        ocio_config=ocio,
-        finish=FinishSettings(edges=edges, width=edge_width),
-        channel=channel,
-        cryptomatte=cryptomatte,
-        confidence=confidence,
-        device=device,  # type: ignore[arg-type]  # checked by Settings, which also knows cuda:N
-    )
+    folder = default_shot_folder(out) if shot is None else with_suffix(shot)
+    window = parse_region(region)
+    given = {
+        "memory_rule": memory,
+        "memory_cap": memory_cap,
+        "working_size": working_size,
+        "region": None if window is None else [window.x, window.y, window.width, window.height],
+        "precision": precision,
+        "weights": weights,
+        "colour_space": colour_space,
+        "ocio_config": ocio,
+        "finish.edges": edges,
+        "finish.width": edge_width,
+        "channel": channel,
+        "cryptomatte": cryptomatte,
+        "confidence": confidence,
+        "device": device,
+    }
+    said = {name: value for name, value in given.items() if value is not None}
+    settings = changed_settings(base_settings(folder), said)
     text = str(Path(plate).expanduser().absolute())
     described = PlateDescription("files", text, layer=layer, view=view, movie_first_frame=start_frame)
     keys = parse_keys(key)
@@ -131,7 +152,7 @@ def propagate(
 
     def check(plate: PlateSource, inputs: Inputs, chosen: Sequence[int]) -> None:
         if target is not None:
-            target.check(inputs, default_shot_folder(out) if shot is None else with_suffix(shot), chosen)
+            target.check(inputs, folder, chosen)
 
     tell_of_movie(plate)
     with EventPrinter() as printer:
@@ -145,9 +166,13 @@ def propagate(
             adapt=adapt,
             run=RunOptions(shot, overwrite, wait, on_event=printer, check=check),
         )
-    print_summary(summary)
-    if target is not None:
-        for words in write_overlays(summary.shot, target, parse_range(frames)):
+    if not as_json:
+        print_summary(summary)
+    looks = [] if target is None else write_overlays(summary.shot, target, parse_range(frames))
+    if as_json:
+        print_json(propagate_json(summary, looks, printer.unreached))
+    else:
+        for words in looks:
             output.print(f"to check: {words}", highlight=False, soft_wrap=True, markup=False)
     printer.check_reached()
 
@@ -156,11 +181,16 @@ class EventPrinter:
     """Prints the events of a propagation: the plan with reasons, a progress bar, and notices."""
 
     def __init__(self) -> None:
+        from stm_plugin.logs import start_command_log, wants_json_lines
+
         self._bar = progress_bar("steps")
         self._task = self._bar.add_task("propagate", total=None)
         self._bar.disable = True
         self._finished: set[int] = set()
-        self._unreached: list[int] = []
+        self._log = start_command_log()
+        self._plain = not wants_json_lines()
+        self.unreached: list[int] = []
+        """Frames of the last plan that no pass comes by."""
 
     def __enter__(self) -> EventPrinter:
         return self
@@ -176,7 +206,7 @@ class EventPrinter:
                 "and so are all earlier ones. The same command continues from here.",
                 highlight=False,
             )
-            raise typer.Exit(STOPPED) from error
+            raise typer.Exit(int(ExitCode.INTERRUPTED)) from error
 
     def check_reached(self) -> None:
         """Raise an error for frames that no pass reaches, when everything else is done.
@@ -186,19 +216,27 @@ class EventPrinter:
         """
         from stm_plugin.images.sequence import describe_frames
 
-        if self._unreached:
-            word = "frame" if len(self._unreached) == 1 else "frames"
+        if self.unreached:
+            word = "frame" if len(self.unreached) == 1 else "frames"
             raise KeyframeError(
-                f"Not computed: {word} {describe_frames(self._unreached)}, as no key reaches "
+                f"Not computed: {word} {describe_frames(self.unreached)}, as no key reaches "
                 f"{'it' if word == 'frame' else 'them'} in this direction.",
                 hint="Give --direction both, add a key on that side, or leave them out with --frames.",
             )
 
     def __call__(self, event: Event) -> None:
+        log_event(self._log, event)
+        if isinstance(event, PlanMade):
+            self.unreached = [one.frame for one in event.plan.frames if one.state is State.UNREACHED]
+        if isinstance(event, FrameFinished):
+            self._finished.add(event.frame)
+        elif self._plain:
+            self._show(event)
+
+    def _show(self, event: Event) -> None:
         if isinstance(event, PlanMade):
             for dirty in event.plan.dirty:
                 errors.print(str(dirty), highlight=False, markup=False)
-            self._unreached = [one.frame for one in event.plan.frames if one.state is State.UNREACHED]
             self._bar.disable = False
             self._bar.start()
             self._bar.update(self._task, total=len(event.plan.steps), completed=0)
@@ -206,8 +244,6 @@ class EventPrinter:
             self._bar.update(
                 self._task, completed=event.done, total=event.total, description=f"frame {event.frame}"
             )
-        elif isinstance(event, FrameFinished):
-            self._finished.add(event.frame)
         elif isinstance(event, PlateChanged):
             numbers = ", ".join(map(str, event.frames))
             errors.print(f"The plate changed on {numbers}; what depends on it is computed again.")
@@ -215,6 +251,35 @@ class EventPrinter:
             errors.print(f"{event.path}: damaged; it is computed again.", markup=False)
         elif isinstance(event, Notice):
             errors.print(event.text, markup=False)
+
+
+def log_event(log: Logger, event: Event) -> None:
+    """Write what a propagation says into a log: what concerns a single step at the level debug."""
+    from stm_plugin.logs import DEBUG, WARNING
+    from stm_plugin.logs import event as record
+
+    match event:
+        case PlanMade():
+            steps, said = len(event.plan.compute_steps), [str(one) for one in event.plan.dirty]
+            record(log, "plan", frames=len(event.plan.frames), network_frames=steps, to_run=said)
+        case StepDone():
+            record(
+                log,
+                "progress",
+                DEBUG,
+                done=event.done,
+                total=event.total,
+                frame=event.frame,
+                seconds_left=event.seconds_left,
+            )
+        case FrameFinished():
+            record(log, "frame_finished", frame=event.frame)
+        case PlateChanged():
+            record(log, "plate_changed", WARNING, frames=list(event.frames))
+        case DamageFound():
+            record(log, "damage_found", WARNING, path=event.path)
+        case Notice():
+            record(log, "notice", text=event.text)
 
 
 def print_summary(summary: Summary) -> None:

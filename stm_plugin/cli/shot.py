@@ -10,10 +10,11 @@ import typer
 from rich.table import Table
 
 from stm_plugin.cli.adapt import describe_adaptation
+from stm_plugin.cli.as_json import export_json, print_json, propagation_json, status_json
 from stm_plugin.cli.console import counted, output, progress_bar, tell_of_movie
 from stm_plugin.cli.farm import merge
 from stm_plugin.cli.guard import Overwrite
-from stm_plugin.cli.propagate import EventPrinter, parse_range, parse_region
+from stm_plugin.cli.propagate import AsJson, EventPrinter, parse_range, parse_region
 from stm_plugin.cli.shapes import shapes
 from stm_plugin.cli.tables import confidence_lines, settings_help, settings_table
 from stm_plugin.errors import SettingsError
@@ -46,6 +47,7 @@ def new(
     setting: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE; repeatable.")] = None,
 ) -> None:
     """Create a shot store for a plate."""
+    from stm_plugin.configuration import configuration
     from stm_plugin.shot.shot import Shot
     from stm_plugin.store.description import PlateDescription
     from stm_plugin.store.store import with_suffix
@@ -53,7 +55,8 @@ def new(
     tell_of_movie(plate)
     text = str(Path(plate).expanduser().absolute())
     description = PlateDescription("files", text, layer=layer, view=view, movie_first_frame=start_frame)
-    with Shot.create(with_suffix(shot), description, parse_settings(Settings(), setting or [])) as made:
+    settings = parse_settings(configuration().settings(), setting or [])
+    with Shot.create(with_suffix(shot), description, settings) as made:
         frames = made.plate.frames
         output.print(f"{made.folder}: frames {frames[0]}-{frames[-1]}", highlight=False, soft_wrap=True)
 
@@ -140,10 +143,13 @@ def set_settings(
 
 
 @app.command()
-def status(shot: Folder) -> None:
+def status(shot: Folder, as_json: AsJson = False) -> None:
     """Show which frames are done, stale or missing, and why."""
     with _open(shot) as opened:
         found = opened.status()
+        if as_json:
+            print_json(status_json(opened, found))
+            return
         table = Table.grid(padding=(0, 2))
         for key in found.keys:
             table.add_row(f"key {key.frame}", ", ".join(key.objects))
@@ -176,6 +182,7 @@ def propagate(
     frames: Frames = None,
     direction: Annotated[Directions, typer.Option(help="From each key.")] = "both",
     wait: Wait = 0.0,
+    as_json: AsJson = False,
 ) -> None:
     """Compute the frames that are not done."""
     from stm_plugin.shot.opening import check_frames
@@ -184,7 +191,10 @@ def propagate(
     with _open(shot) as opened, EventPrinter() as printer:
         check_frames(opened.plate, parse_range(frames))
         done = opened.propagate(Request(first, last, direction), on_event=printer, wait=wait)
-    output.print(f"{done.computed} computed, {done.reused} kept, {done.seconds:.1f} s", highlight=False)
+    if as_json:
+        print_json(propagation_json(opened.folder, done))
+    else:
+        output.print(f"{done.computed} computed, {done.reused} kept, {done.seconds:.1f} s", highlight=False)
     printer.check_reached()
 
 
@@ -194,6 +204,7 @@ def export(
     out: Annotated[str, typer.Argument(help="The matte sequence: matte.####.exr.")],
     frames: Frames = None,
     overwrite: Overwrite = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write the mattes of finished frames."""
     from stm_plugin.shot.export import MatteWriter
@@ -222,6 +233,9 @@ def export(
 
         opened.export(writer, request, on_event=on_event)
     files = writer.written
+    if as_json:
+        print_json(export_json(opened.folder, files))
+        return
     output.print(
         f"{counted(len(files), 'frame')}: {files[0].path} to {files[-1].path.name}",
         highlight=False,

@@ -23,6 +23,7 @@ from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
 from model.evaluation.metrics import region_similarity
+from stm_plugin.configuration import configuration
 from stm_plugin.demo.plate import PLATE_SPACE, DemoPlate, PlateSettings, build_plate, frame_path
 from stm_plugin.errors import OutputError, StmError
 from stm_plugin.files.whole import store_error
@@ -119,7 +120,7 @@ def run_demo(
     shot = out / f"{OBJECT}.stmshot"
     if (shot / "shot.json").is_file():
         shutil.rmtree(shot)
-    job = Job(built, shot, settings or Settings(), network, console)
+    job = Job(built, shot, settings or configuration().settings(), network, console)
     keys = {frames[0]: built.key}
     console.print(f"One key on {frames[0]}")
     one = job.run(keys, out / "one_key")

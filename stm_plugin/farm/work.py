@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
+from stm_plugin.configuration import configuration
 from stm_plugin.errors import DeviceError, MatteError, PlateError, SettingsError, StmError, StoreError
 from stm_plugin.farm.parts import PassName, job_address, pass_text
 from stm_plugin.files.whole import DamagedFileError
@@ -28,7 +29,7 @@ from stm_plugin.propagation.memory_forecast import MemoryFit
 from stm_plugin.propagation.propagation import NetworkFactory, Propagation
 from stm_plugin.shot.export import MatteWriter
 from stm_plugin.shot.inputs import Inputs, inputs_of
-from stm_plugin.shot.opening import open_plate
+from stm_plugin.shot.opening import check_licences, open_plate
 from stm_plugin.store.store import ShotStore, with_suffix
 
 MOST_REPAIRS = 20
@@ -87,6 +88,7 @@ class FarmShot:
 
     Raises:
         StoreError, PlateError: the shot cannot be opened.
+        LockedError, LicenceError: the configuration of this machine forbids a setting or the weights.
     """
 
     def __init__(
@@ -104,8 +106,12 @@ class FarmShot:
         description = self.store.description()
         if plate and description.plate.kind == "files":
             description = replace(description, plate=replace(description.plate, text=plate))
+        layers = configuration()
+        settings = layers.on_this_machine(description.settings, description.chosen)
+        layers.check(settings)
+        check_licences(layers, settings, own_network=network is not None)
         # Only the holder of the lock may use the features on disk.
-        description = replace(description, settings=replace(description.settings, disk_budget=0))
+        description = replace(description, settings=replace(settings, disk_budget=0))
         self.description, self.settings = description, description.settings
         self.plate = open_plate(self.store.plate_folder, description.plate, self.settings)
         self.propagation = Propagation(self.store, self.plate, description, network, warn)

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import OpenImageIO as oiio
 
-from stm_plugin.errors import PlateError, StmError, memory_errors
+from stm_plugin.errors import PlateError, SettingsError, memory_errors
 from stm_plugin.windows import FloatArray, PixelArray, Window
 
 _LEAST_ASPECT = 0.05
@@ -85,13 +85,13 @@ def open_image(path: Path) -> oiio.ImageInput | None:
     fails.
 
     Raises:
-        StmError: the file's name is not UTF-8, which OpenImageIO cannot open.
+        SettingsError: the file's name is not UTF-8, which OpenImageIO cannot open.
     """
     try:
         str(path).encode("utf-8")
     except UnicodeEncodeError as error:
         name = str(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        raise StmError(
+        raise SettingsError(
             "The file's name is not valid text (UTF-8).", path=name, hint="Rename the file or its folder."
         ) from error
     config = oiio.ImageSpec()

@@ -47,7 +47,7 @@ def examine(prefix: Prefix) -> Iterator[Finding]:
     python = prefix.python
     assert python is not None, "must be called for a complete installation only"
     environment = python.parents[1]
-    runs = python.exists() and _status([python, "-I", "-c", "pass"])[0] == 0
+    runs = python.exists() and status_of([python, "-I", "-c", "pass"])[0] == 0
     moved = f"it was made for {environment.parent}, and was moved here; hosts do not find it"
     trouble = moved if environment.parent != prefix.root else "" if runs else f"{python} does not run"
     yield Finding("private environment", trouble)
@@ -55,7 +55,7 @@ def examine(prefix: Prefix) -> Iterator[Finding]:
     names = ", ".join(metadata.name.removesuffix(".dist-info") for metadata in broken)
     yield Finding("pinned packages", f"damaged package: {names}" if broken else "")
     if runs:
-        status, said = _status([python, "-I", "-m", "stm_plugin", "info"])
+        status, said = status_of([python, "-I", "-m", "stm_plugin", "info"])
         yield Finding("engine", f"`stm info` ends with {status}:\n{last_lines(said)}" if status else "")
     same = read_stamp(prefix.root, SIDES) == content_of(prefix.root, SIDE_NAMES)
     yield Finding("folders for the hosts", "" if same else f"files in {prefix.root} were changed or lost")
@@ -107,15 +107,19 @@ def installer(prefix: Prefix) -> str:
     return f"python3 {shlex.quote(str(script)) if known else 'install.py'}{elsewhere}"
 
 
-def _status(command: list[object]) -> tuple[int, str]:
-    """Run a program; returns its exit status and its output."""
+def status_of(command: list[object], *, keep: bool = False) -> tuple[int, str]:
+    """Run a program; returns its exit status and its output.
+
+    Args:
+        keep: its environment is the caller's own, and only standard output counts where it ends well.
+    """
     try:
         done = subprocess.run(
             [str(word) for word in command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={**clean_environment(), "OCIO": ""},
+            stderr=subprocess.PIPE if keep else subprocess.STDOUT,
+            env=None if keep else {**clean_environment(), "OCIO": ""},
             encoding="utf-8",
             errors="replace",
             timeout=ENGINE_SECONDS,
@@ -123,4 +127,4 @@ def _status(command: list[object]) -> tuple[int, str]:
         )
     except (OSError, subprocess.SubprocessError) as error:
         return 1, str(error)
-    return done.returncode, done.stdout
+    return done.returncode, done.stdout + (done.stderr if keep and done.returncode else "")

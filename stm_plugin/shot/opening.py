@@ -7,13 +7,35 @@ from pathlib import Path
 
 import numpy as np
 
+from stm_plugin.configuration import Configuration
 from stm_plugin.errors import KeyframeError, MaskError, PlateError
 from stm_plugin.images.host_plate import HostPlate
 from stm_plugin.images.mask import MaskPlace, MaskReading, check_object_names, out_of_range, read_mask
 from stm_plugin.images.plate import Plate, PlateSource
+from stm_plugin.propagation.networks import refiner_manifest, weights_manifest
 from stm_plugin.settings import Settings
 from stm_plugin.store.description import PlateDescription
 from stm_plugin.windows import FloatArray, Window, on_window
+
+
+def check_licences(layers: Configuration, settings: Settings, *, own_network: bool = False) -> None:
+    """Ask a configuration whether the weights that settings name may be used.
+
+    Args:
+        own_network: a network was brought along, in the place of the settings' weights.
+
+    Raises:
+        LicenceError: a licence is not allowed.
+        WeightsError: a weights file cannot be read, and not every licence is allowed.
+    """
+    if layers["allowed_licences"] == ("*",):
+        return
+    if not own_network:
+        manifest = weights_manifest(settings.weights)
+        layers.check_licence(manifest.name, manifest.licence)
+    if settings.finish.edges == "learned":
+        edges = refiner_manifest(settings.finish.edge_weights)
+        layers.check_licence(edges.name, edges.licence)
 
 
 def open_plate(folder: Path, plate: PlateDescription, settings: Settings) -> PlateSource:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from model.training.adapt import AdaptOptions
+from stm_plugin.configuration import configuration
 from stm_plugin.errors import KeyframeError
 from stm_plugin.images.mask import AS_FOUND, MaskReading
 from stm_plugin.images.plate import PlateSource
@@ -16,7 +18,7 @@ from stm_plugin.images.sequence import output_sequence
 from stm_plugin.planning.plan import frames_in_range
 from stm_plugin.planning.values import Request
 from stm_plugin.propagation.events import Notice
-from stm_plugin.settings import Settings
+from stm_plugin.settings import Settings, changed_settings
 from stm_plugin.shot.export import MatteWriter, Written
 from stm_plugin.shot.inputs import Inputs, inputs_of
 from stm_plugin.shot.opening import check_frames, check_key_frame, open_plate
@@ -107,6 +109,7 @@ def propagate(
         keys: the masks by frame. Keys and objects that the shot has besides are kept, and named in a notice
             (`Shot.remove_key` removes one).
         out: the matte sequence (`matte.####.exr`).
+        settings: `base_settings` of the shot if None.
         request: the frames to compute, and the directions. Keys may lie outside the range.
         reading: how mask files are understood (`read_mask`). With several keys a mask may be empty: the
             object is not in that frame.
@@ -121,10 +124,10 @@ def propagate(
     """
     if not keys:
         raise KeyframeError("There is no key.", hint="Give the mask of at least one frame: --key FRAME=MASK.")
-    settings = settings or Settings()
+    folder = default_shot_folder(out) if run.shot_folder is None else with_suffix(run.shot_folder)
+    settings = settings or base_settings(folder)
     if not isinstance(plate, PlateDescription):
         plate = PlateDescription("files", str(Path(plate).expanduser().absolute()))
-    folder = default_shot_folder(out) if run.shot_folder is None else with_suffix(run.shot_folder)
     source = open_plate(folder, plate, settings)
     check_frames(source, (request.first, request.last))
     for frame in keys:
@@ -191,10 +194,32 @@ def _give_keys(
 
 
 def default_shot_folder(out: str | Path) -> Path:
-    """Where the shot of a matte sequence is kept: beside it, under its name without the frame number."""
+    """Where the shot of a matte sequence is kept: beside it, under its name without the frame number.
+
+    With a `cache_folder` in the configuration it is there, with a hash of the mattes' folder in its name. A
+    shot that is beside its mattes already stays there.
+    """
     first = output_sequence(out).path(1)
     stem = re.sub(r"[._-]*\d+$", "", first.stem) or "mattes"
-    return first.parent / f"{stem}{SUFFIX}"
+    beside = first.parent / f"{stem}{SUFFIX}"
+    cache = configuration()["cache_folder"]
+    if cache is None or beside.exists():
+        return beside
+    place = hashlib.sha256(str(first.parent.absolute()).encode("utf-8", "surrogateescape")).hexdigest()
+    return Path(cache) / f"{stem}-{place[:12]}{SUFFIX}"
+
+
+def base_settings(folder: Path) -> Settings:
+    """The settings to which a caller's choices are added: those that the configuration gives.
+
+    A shot that exists keeps what the configuration gave when it was made; what it says now of the machine
+    holds.
+    """
+    layers = configuration()
+    if not (folder / "shot.json").exists():
+        return layers.settings()
+    kept = changed_settings(Settings(), ShotStore.open(folder).description().configured)
+    return layers.on_this_machine(kept, ())
 
 
 def _adapt(shot: Shot, options: AdaptOptions | None, run: RunOptions) -> None:

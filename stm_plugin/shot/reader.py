@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from model.weights_file import Manifest
+from stm_plugin.configuration import Configuration, configuration
+from stm_plugin.errors import StmError
 from stm_plugin.images.plate import PlateSource
 from stm_plugin.planning.quality import Advice, advise
 from stm_plugin.planning.values import Plan, Request, State
@@ -17,7 +20,7 @@ from stm_plugin.propagation.memory_forecast import MemoryFit
 from stm_plugin.propagation.networks import weights_manifest
 from stm_plugin.propagation.propagation import NetworkFactory, Propagation
 from stm_plugin.settings import Settings
-from stm_plugin.shot.opening import open_plate
+from stm_plugin.shot.opening import check_licences, open_plate
 from stm_plugin.shot.values import Emit, KeyInfo, ShotStatus, silent
 from stm_plugin.store.description import AdaptationRecord, ShotDescription
 from stm_plugin.store.store import ShotStore
@@ -63,7 +66,8 @@ class ShotReader:
 
     @property
     def settings(self) -> Settings:
-        return self._description.settings
+        """As they hold on this machine: what the shot keeps, and the machine's from the configuration."""
+        return self._on_this_machine(self._description).settings
 
     @property
     def adaptation(self) -> AdaptationRecord | None:
@@ -106,7 +110,7 @@ class ShotReader:
         if before.adaptation != now.adaptation:
             self.close()
         if (before.plate, before.settings) != (now.plate, now.settings):
-            self.plate = open_plate(self.store.plate_folder, now.plate, now.settings)
+            self.plate = open_plate(self.store.plate_folder, now.plate, self.settings)
             self.close()
 
     # ---- its state and its mattes ----
@@ -134,7 +138,7 @@ class ShotReader:
             size=self.store.size(),
             holder=self.store.lock.held_by_another(),
             adapted=self.adaptation if self.settings.adapt else None,
-            advice=self._working.advice(plan),
+            advice=(*self._configuration_advice(), *self._working.advice(plan)),
             next_key=None if plan is None else self.next_key(plan),
             qualities={} if plan is None else self._working.qualities(plan),
         )
@@ -148,8 +152,10 @@ class ShotReader:
 
         Raises:
             MatteError: it is stale or was never computed; the text states why.
+            LicenceError: the configuration does not allow the weights.
             PlateError: the plate frame cannot be read.
         """
+        self.check_licences()
         plan = self.plan(Request(frame, frame))
         with self._working.reading(frame):
             return self._working.finisher(plan).finished(frame)
@@ -161,6 +167,7 @@ class ShotReader:
             MatteError: the results that it was made from were deleted.
             PlateError: the plate frame cannot be read.
         """
+        description = self._on_this_machine(description)
         earlier = Propagation(self.store, self.plate, description, self._network, lambda text: None)
         try:
             plan = earlier.plan(Request(frame, frame))
@@ -191,21 +198,62 @@ class ShotReader:
         """The memory that a plan needs, and the sizes that fit. DeviceError if nothing fits."""
         return self._working.forecast(plan)
 
+    def check_allowed(self, settings: Settings | None = None) -> None:
+        """Ask the configuration whether this shot may be computed and exported.
+
+        Args:
+            settings: that it is about to have; its own if None.
+
+        Raises:
+            LockedError: a setting has another value than a lock says.
+            LicenceError: the licence of its weights is not allowed.
+        """
+        self.configuration.check(settings or self.settings)
+        self.check_licences(settings)
+
+    def check_licences(self, settings: Settings | None = None) -> None:
+        """Ask the configuration whether the weights of this shot may be used. LicenceError if not."""
+        own_network = self._network is not None
+        check_licences(self.configuration, settings or self.settings, own_network=own_network)
+
+    @property
+    def configuration(self) -> Configuration:
+        """What site, show and user say now. ConfigurationError where a file cannot be used."""
+        return configuration()
+
     # ---- inside ----
+
+    def _on_this_machine(self, description: ShotDescription) -> ShotDescription:
+        """The description with the machine's settings as the configuration has them."""
+        settings = self.configuration.on_this_machine(description.settings, description.chosen)
+        return description if settings == description.settings else replace(description, settings=settings)
+
+    def _configuration_advice(self) -> list[str]:
+        """What the configuration says against this shot, or otherwise than when it was made, in sentences."""
+        found = []
+        for ask in (self.configuration.check, self.check_licences):
+            try:
+                ask(self.settings)
+            except StmError as error:
+                found.append(str(error))
+        return found or self.configuration.news(self.settings, self._description.configured)
 
     @property
     def _working(self) -> Propagation:
         """The propagation for the current plate, settings and keys."""
         with self._mutex:
+            description = self._on_this_machine(self._description)
+            if self._propagation is not None and self._propagation.settings != description.settings:
+                self.close()  # the configuration has changed
             if self._propagation is None:
                 self._propagation = Propagation(
                     self.store,
                     self.plate,
-                    self._description,
+                    description,
                     self._network,
                     lambda text: self._on_event(Notice(text)),
                 )
-            self._propagation.description = self._description
+            self._propagation.description = description
             return self._propagation
 
     def _base_manifest(self, settings: Settings) -> Manifest | None:

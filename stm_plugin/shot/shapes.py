@@ -45,6 +45,7 @@ def make_shapes(
             frames, or an object is in too many pieces.
         PropagationCancelled: the work was stopped.
     """
+    shot.check_allowed()
     names = _known(objects, shot.objects)
     maker = ShapeMaker(tolerance)
     plan = shot.plan(request)

@@ -16,7 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from model.training.adapt import AdaptOptions, AdaptStep
-from stm_plugin.errors import PlateError, concerning
+from stm_plugin.configuration import configuration
+from stm_plugin.errors import DeviceError, LockedError, PlateError, concerning
 from stm_plugin.images.mask import AS_FOUND, check_object_names
 from stm_plugin.images.mask import MaskReading as MaskReading
 from stm_plugin.planning.plan import frames_in_range
@@ -31,7 +32,7 @@ from stm_plugin.shapes.options import TOLERANCE
 from stm_plugin.shapes.values import ShapeSet
 from stm_plugin.shot.export import MatteWriter
 from stm_plugin.shot.inputs import inputs_of, record_source
-from stm_plugin.shot.opening import masks_of_key, open_plate
+from stm_plugin.shot.opening import check_licences, masks_of_key, open_plate
 from stm_plugin.shot.reader import ShotReader
 from stm_plugin.shot.shapes import make_shapes
 from stm_plugin.shot.values import Cancelled as Cancelled
@@ -67,13 +68,22 @@ class Shot(ShotReader):
     ) -> Shot:
         """Create a shot.
 
+        Args:
+            settings: those of the configuration if None.
+
         Raises:
             StoreError: there is one already, or the folder cannot be written.
             PlateError: the plate cannot be opened.
+            LockedError, LicenceError: the configuration forbids a setting or the weights.
         """
-        settings = settings or Settings()
+        layers = configuration()
+        settings = settings or layers.settings()
+        layers.check_change(layers.settings(), settings)
+        check_licences(layers, settings, own_network=network is not None)
         opened = open_plate(Path(folder), plate, settings) if plate.kind == "files" else None
-        store = ShotStore.create(folder, ShotDescription(plate, settings))
+        chosen = layers.machine_choices(settings)
+        description = ShotDescription(plate, settings, configured=layers.taken_over(), chosen=chosen)
+        store = ShotStore.create(folder, description)
         return cls(store, opened or open_plate(store.plate_folder, plate, settings), network)
 
     @classmethod
@@ -81,7 +91,8 @@ class Shot(ShotReader):
         """Open an existing shot. StoreError or PlateError where it cannot be opened."""
         store = ShotStore.open(folder)
         description = store.description()
-        return cls(store, open_plate(store.plate_folder, description.plate, description.settings), network)
+        settings = configuration().on_this_machine(description.settings, description.chosen)
+        return cls(store, open_plate(store.plate_folder, description.plate, settings), network)
 
     # ---- changing it ----
 
@@ -146,21 +157,30 @@ class Shot(ShotReader):
             self._save(editing.without_object(description, name))
 
     def set_settings(self, settings: Settings, *, wait: float | None = 0.0) -> None:
-        """Change settings. Only results that depend on them become stale."""
+        """Change settings. Only results that depend on them become stale.
+
+        Raises:
+            LockedError, LicenceError: the configuration forbids a value or the weights; nothing has changed.
+        """
         if settings == self.settings:
             return
+        layers = self.configuration
+        layers.check_change(self.settings, settings)
         with self._writing(wait) as description:
+            if settings.weights != self.settings.weights or settings.finish != self.settings.finish:
+                self.check_licences(settings)
             if settings.adapt:
                 adapting.check_adaptation(description.adaptation, self._base_manifest(settings))
             opened = open_plate(self.store.plate_folder, description.plate, settings)
-            self._save(replace(description, settings=settings))
+            chosen = layers.machine_choices(settings)
+            self._save(replace(description, settings=settings, chosen=chosen))
             self.plate = opened
             self.close()
 
     def set_plate(self, plate: PlateDescription, *, wait: float | None = 0.0) -> None:
         """Replace the plate (another range, other files). Frames with the same content stay done."""
         with self._writing(wait) as description:
-            opened = open_plate(self.store.plate_folder, plate, description.settings)
+            opened = open_plate(self.store.plate_folder, plate, self.settings)
             if plate != description.plate:
                 self._save(replace(description, plate=plate))
             self.plate = opened
@@ -187,6 +207,7 @@ class Shot(ShotReader):
 
         Raises:
             PropagationCancelled: finished frames are kept.
+            LockedError, LicenceError: the configuration forbids a setting of the shot or its weights.
             StmError: for any other cause, which its text names; finished frames are kept.
         """
         tally = Tally(on_event)
@@ -194,6 +215,7 @@ class Shot(ShotReader):
         self._on_event = tally.on_event
         try:
             self.refresh()
+            self.check_allowed()
             self.store.tidy()
             if writer is not None:
                 self._begin(writer, request, tally.on_event)
@@ -236,9 +258,11 @@ class Shot(ShotReader):
             PropagationCancelled: `cancelled` returned True.
         """
         with self._writing(wait) as description:
+            settings = replace(description.settings, adapt=True)
+            self.configuration.check_change(description.settings, settings)
+            self.check_allowed(replace(self.settings, adapt=True))
             run = adapting.AdaptationRun(seconds, on_step, cancelled)
             record = self._working.adapt(options, on_forecast, run)
-            settings = replace(self.settings, adapt=True)
             self._save(replace(description, adaptation=record, settings=settings))
             self.close()
             return record
@@ -256,6 +280,7 @@ class Shot(ShotReader):
         Raises:
             MatteError: a frame is not done; the text names it, and nothing was written.
         """
+        self.check_allowed()
         plan = self.plan(request)
         self._working.check_done(plan)
         self._begin(writer, request, on_event)
@@ -332,16 +357,25 @@ class Shot(ShotReader):
         """
         fit = self.forecast(self.plan(request))
         if fit.reason:
+            before = self._description.settings
             lowered = replace(
-                self.settings,
+                before,
                 memory_cap=fit.memory_cap,
-                working_size=max(16, round(self.settings.working_size * fit.working_scale)),
+                working_size=max(16, round(before.working_size * fit.working_scale)),
             )
+            self._check_lowering(before, lowered)
             self._save(replace(self._description, settings=lowered))
             self.close()
             emit(Notice(f"{fit.reason[0].upper()}{fit.reason[1:]}."))
         self._working.limit_ram(fit.run.ram_budget)
         return fit
+
+    def _check_lowering(self, before: Settings, lowered: Settings) -> None:
+        """DeviceError where the memory does not suffice and a lock forbids to need less."""
+        try:
+            self.configuration.check_change(before, lowered)
+        except LockedError as error:
+            raise DeviceError(f"The memory does not suffice. {error.what}", hint=error.hint) from error
 
     @contextmanager
     def _writing(self, wait: float | None) -> Iterator[ShotDescription]:

@@ -76,7 +76,13 @@ class PlateDescription:
 
 @dataclass(frozen=True)
 class ShotDescription:
-    """Everything in shot.json."""
+    """Everything in shot.json.
+
+    Attributes:
+        configured: settings, by name, that the configuration gave when the shot was made.
+        chosen: settings of the machine that were chosen for this shot and are not left to the configuration;
+            None in shots of before this was kept.
+    """
 
     plate: PlateDescription
     settings: Settings = field(default_factory=Settings)
@@ -84,6 +90,8 @@ class ShotDescription:
     keys: tuple[StoredKey, ...] = ()
     next_object: int = 1
     adaptation: AdaptationRecord | None = None
+    configured: Mapping[str, Any] = field(default_factory=dict)
+    chosen: tuple[str, ...] | None = None
 
     @property
     def names(self) -> dict[str, str]:
@@ -107,6 +115,8 @@ class ShotDescription:
             "keys": keys,
             "next_object": self.next_object,
             "adaptation": None if self.adaptation is None else asdict(self.adaptation),
+            "configured": dict(self.configured),
+            "chosen": None if self.chosen is None else list(self.chosen),
         }
 
     @classmethod
@@ -125,6 +135,8 @@ class ShotDescription:
             keys=stored.keys,
             next_object=stored.next_object,
             adaptation=stored.adaptation,
+            configured=stored.configured,
+            chosen=stored.chosen,
         )
 
 
@@ -138,6 +150,8 @@ class _StoredDescription:
     keys: tuple[StoredKey, ...]
     next_object: int
     adaptation: AdaptationRecord | None = None
+    configured: dict[str, Any] = field(default_factory=dict)
+    chosen: tuple[str, ...] | None = None
 
 
 _STORED = TypeAdapter(_StoredDescription)

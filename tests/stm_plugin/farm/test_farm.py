@@ -15,6 +15,7 @@ from openjd.model import DocumentType, decode_job_template, document_string_to_o
 
 from stm_plugin.cli import main
 from stm_plugin.errors import MatteError, SettingsError, StoreError
+from stm_plugin.exit_codes import ExitCode
 from stm_plugin.farm.bundle import TEMPLATE, job_of, template, values
 from stm_plugin.farm.commands import commands
 from stm_plugin.farm.merge import merge
@@ -261,6 +262,6 @@ def test_progress_and_failure_are_told_as_the_format_says(
     progress = [float(one) for one in re.findall(r"^openjd_progress: (\S+)$", told, re.MULTILINE)]
     assert progress == sorted(progress) and progress[-1] == 100.0
     (folder.parent / "plate.1004.exr").unlink()
-    assert stm(monkeypatch, "farm", "plan", folder, *out) == 1
+    assert stm(monkeypatch, "farm", "plan", folder, *out) == ExitCode.PLATE
     failed = re.findall(r"^openjd_fail: (.*)$", capsys.readouterr().out, re.MULTILINE)
     assert len(failed) == 1 and "frame 1004" in failed[0] and "plate.1004.exr" in failed[0]

@@ -12,6 +12,7 @@ import OpenImageIO as oiio
 import pytest
 
 from stm_plugin.errors import DeviceError, StoreError, as_stm_error
+from stm_plugin.exit_codes import ExitCode
 from stm_plugin.propagation.memory_forecast import _free_in_group
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -67,7 +68,7 @@ def test_a_run_without_memory_ends_in_words(tmp_path: Path, room: int, blind: bo
         check=False,
     )
     said = done.stdout + done.stderr
-    assert done.returncode == 1, said
+    assert done.returncode == ExitCode.ENGINE, said
     assert "Traceback" not in said and "memory" in said.lower(), said
     assert said.rstrip().splitlines()[-1].startswith("Error: "), said
 
