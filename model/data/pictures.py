@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -13,11 +15,14 @@ from torch import Tensor
 Labels = NDArray[np.uint8]
 """(H, W): 0 is background, k is the object with label k."""
 
+Picture = NDArray[np.uint8]
+"""(H, W, 3): RGB."""
+
 MOST_ENLARGEMENT = 1.5
 """Pictures below the working size are enlarged to it, at most by this factor: it improves the result on small
 objects (figures in docs/model-card.md), and training crops are enlarged by as much."""
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 VOID_LABEL = 255
 """Pixels that belong to nothing in DAVIS and YouTube-VOS; they count as background here."""
@@ -39,6 +44,20 @@ def read_picture(path: Path) -> Tensor:
     return torch.from_numpy(array).permute(2, 0, 1).float().div_(255)
 
 
+def read_picture_bytes(path: Path) -> Picture:
+    """(H, W, 3) RGB, bytes, by OpenCV: quicker than `read_picture`, for training.
+
+    Raises:
+        OSError: if the file is not there or is no picture.
+    """
+    encoded = np.frombuffer(path.read_bytes(), np.uint8)
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    decoded = cv2.imdecode(encoded, flags) if encoded.size else None
+    if decoded is None:
+        raise OSError(f"{path} cannot be read as a picture")
+    return np.asarray(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB), np.uint8)
+
+
 def read_labels(path: Path) -> Labels:
     """The labels (H, W) of an annotation, a mask or a result.
 
@@ -53,7 +72,7 @@ def read_labels(path: Path) -> Labels:
         ValueError: if the labels are unknown: colours without a palette, or values that are too large.
         OSError: if the file is not there or is no picture.
     """
-    with Image.open(path) as image:
+    with Image.open(io.BytesIO(path.read_bytes())) as image:
         mode = image.mode
         if mode in ("P", "1"):
             labels = np.array(image, dtype=np.uint8)

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from model.data.pictures import Labels, Picture
 from model.network.config import STRIDE
 from model.network.stm import SpaceTimeMemoryNetwork
 from model.training.clips import Clip, ClipDataset, ClipOptions, LoadedSource, Source
@@ -93,6 +94,11 @@ class KeyPicture:
         masks = torch.stack([self.masks[name] for name in objects])  # (K, H, W)
         background = 1 - masks.amax(dim=0, keepdim=True)
         return torch.cat([background, masks]).argmax(dim=0)
+
+    def as_bytes(self, objects: Sequence[str]) -> tuple[Picture, Labels]:
+        """The picture (H, W, 3) and the labels (H, W) of the `objects`."""
+        picture = (self.picture * 255).round().clamp(0, 255).byte().permute(1, 2, 0)
+        return picture.contiguous().cpu().numpy(), self.labels(objects).byte().cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -195,7 +201,7 @@ class KeyClips:
         stills: list[Source] = []
         for number, key in enumerate(keys):
             for objects in _groups(key.visible):
-                stills.append(LoadedSource(f"key {number}", ((key.picture, key.labels(objects)),)))
+                stills.append(LoadedSource(f"key {number}", (key.as_bytes(objects),)))
         if not stills:
             raise NothingToAdaptError("no key shows an object")
         pairs: list[Source] = []
@@ -203,7 +209,7 @@ class KeyClips:
             shared = [name for name in one.masks if name in other.masks]
             shared = [name for name in shared if name in one.visible or name in other.visible]
             for objects in _groups(shared):
-                frames = tuple((key.picture, key.labels(objects)) for key in (one, other))
+                frames = tuple(key.as_bytes(objects) for key in (one, other))
                 pairs.append(LoadedSource("pair", frames))
         short = min(keys[0].picture.shape[-2:])
         size = min(options.crop, short // STRIDE * STRIDE)

@@ -1,6 +1,7 @@
 """Training clips: stills warped into synthetic clips, and frames drawn from videos (paper section 3.5).
 
 Every sample is a pure function of (sources, options, seed, index), so a resumed run has the same data.
+OpenCV does the work, on bytes.
 """
 
 from __future__ import annotations
@@ -8,19 +9,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+import cv2
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from model.data.davis import ANNOTATION_FOLDER, PICTURE_FOLDER, find_sequences
-from model.data.pictures import PICTURE_SUFFIXES, read_labels, read_picture
+from model.data.pictures import PICTURE_SUFFIXES, Labels, Picture, read_labels, read_picture_bytes
 from model.network.config import STRIDE
 from model.training import augment
 from model.training.augment import Generator
+
+Meaning = Literal["objects", "parts", "instances"]
+"""What labels mean. Of `objects`, every label is an object. `parts` are those of one whole (clothing tags):
+the whole, or some parts, become objects. Of `instances`, things of one kind, some become objects and the
+others are look-alikes."""
 
 
 @dataclass(frozen=True)
@@ -30,35 +34,33 @@ class ClipSource:
     name: str
     pictures: tuple[Path, ...]
     labels: tuple[Path, ...]
-    parts: bool = False
-    """Labels are parts of one whole (clothing tags): the whole, or some parts, become objects."""
+    meaning: Meaning = "objects"
 
     @property
     def count(self) -> int:
         """Number of frames."""
         return len(self.pictures)
 
-    def frame(self, index: int) -> tuple[Tensor, Tensor]:
-        """Picture (3, H, W) and labels (H, W) of one frame."""
-        labels = torch.from_numpy(read_labels(self.labels[index])).long()
-        return read_picture(self.pictures[index]), labels
+    def frame(self, index: int) -> tuple[Picture, Labels]:
+        """Picture (H, W, 3) and labels (H, W) of one frame, bytes."""
+        return read_picture_bytes(self.pictures[index]), read_labels(self.labels[index])
 
 
 @dataclass(frozen=True, eq=False)
 class LoadedSource:
-    """A source in memory: picture (3, H, W) in [0, 1] and labels (H, W) of each frame."""
+    """The same from memory: picture (H, W, 3) and labels (H, W) of each frame, bytes."""
 
     name: str
-    frames: tuple[tuple[Tensor, Tensor], ...]
-    parts: bool = False
+    frames: tuple[tuple[Picture, Labels], ...]
+    meaning: Meaning = "objects"
 
     @property
     def count(self) -> int:
         """Number of frames."""
         return len(self.frames)
 
-    def frame(self, index: int) -> tuple[Tensor, Tensor]:
-        """Picture (3, H, W) and labels (H, W) of one frame."""
+    def frame(self, index: int) -> tuple[Picture, Labels]:
+        """Picture (H, W, 3) and labels (H, W) of one frame, bytes."""
         return self.frames[index]
 
 
@@ -68,12 +70,11 @@ Source = ClipSource | LoadedSource
 class Clip(NamedTuple):
     """A training sample.
 
-    pictures (T, 3, H, W) float in [0, 1]; labels (T, H, W) int64, 0 background and 1..K objects; objects: K
-    or less.
+    pictures (T, H, W, 3) and labels (T, H, W), bytes: 0 background and 1..K objects; objects: K, or less.
     """
 
-    pictures: Tensor
-    labels: Tensor
+    pictures: Picture
+    labels: Labels
     objects: int
 
 
@@ -141,21 +142,23 @@ def davis_sources(root: Path, *, leave_out: Sequence[str] = (), only: Sequence[s
     return sources
 
 
-def still_sources(root: Path) -> list[ClipSource]:
-    """Stills in a folder with `images/` and `masks/` (one object) or `labels/` (parts of one object).
+def still_sources(root: Path, *, instances: bool = False) -> list[ClipSource]:
+    """Stills in a folder with `images/` and `masks/` (one object) or `labels/`, by equal stems.
 
-    Files with equal stems belong together.
+    Args:
+        instances: the labels are several things of one kind; otherwise they are parts of one thing.
 
     Raises:
         FileNotFoundError: if the folders do not exist.
     """
-    parts = (root / "labels").is_dir()
-    masks = root / ("labels" if parts else "masks")
+    labelled = (root / "labels").is_dir()
+    meaning: Meaning = "instances" if instances else "parts" if labelled else "objects"
+    masks = root / ("labels" if labelled else "masks")
     if not masks.is_dir() or not (root / "images").is_dir():
         raise FileNotFoundError(f"{root}: no images and masks (or labels) folders")
     by_stem = {p.stem: p for p in (root / "images").iterdir() if p.suffix.lower() in PICTURE_SUFFIXES}
     return [
-        ClipSource(f"{root.name}/{p.stem}", (by_stem[p.stem],), (p,), parts)
+        ClipSource(f"{root.name}/{p.stem}", (by_stem[p.stem],), (p,), meaning)
         for p in sorted(masks.glob("*.png"))
         if p.stem in by_stem
     ]
@@ -179,7 +182,7 @@ class ClipDataset:
     still_weights: Sequence[float] = ()
 
     def with_options(self, **changes: object) -> ClipDataset:
-        """The data set with some options changed, e.g. the skip of the curriculum."""
+        """The same data with some options changed, e.g. the skip of the curriculum."""
         return replace(self, options=replace(self.options, **changes))  # type: ignore[arg-type]
 
     def sample(self, index: int) -> Clip:
@@ -194,17 +197,17 @@ class ClipDataset:
     def _try_sample(self, rng: Generator) -> Clip | None:
         options = self.options
         source = self._choose(rng)
-        pictures, labels = self._draw(rng, source, fill=True)
+        pictures, labels = self._draw(rng, source)
         for _ in range(options.pastes):
             if rng.random() >= options.paste_chance:
                 break
             again = rng.random() < options.paste_same_chance
-            pictures, labels = self._paste(rng, pictures, labels, source if again else self._choose(rng))
+            self._paste(rng, pictures, labels, source if again else self._choose(rng))
         if rng.random() < options.flicker_chance:
             pictures = augment.flicker(pictures, labels == 0, rng)
         labels = _compact(labels, options.max_objects)
         objects = int(labels[0].max())
-        if objects == 0 or min(int((labels[0] == k).sum()) for k in range(1, objects + 1)) < 64:
+        if objects == 0 or np.bincount(labels[0].ravel())[1:].min() < 64:
             return None
         pictures = augment.colour_jitter(pictures, rng)
         if rng.random() < options.blur_chance:
@@ -218,102 +221,135 @@ class ClipDataset:
             return group[int(rng.integers(len(group)))]
         return self.videos[int(rng.integers(len(self.videos)))]
 
-    def _draw(self, rng: Generator, source: Source, *, fill: bool) -> tuple[Tensor, Tensor]:
-        """Frames (T, 3, S, S) and labels (T, S, S) of one source.
+    def _draw(self, rng: Generator, source: Source) -> tuple[Picture, Labels]:
+        """Frames (T, H, W, 3) and labels (T, H, W) of one source; they show a good part of it."""
+        shape = self.options.shape
+        frames, ways = self._frames(rng, source, fill=True)
+        # Beyond the source's border a crop shows its mirror image. If the object does not touch the border,
+        # its mirror image is another, similar object. If it does, the mirror image continues it.
+        cut_off = any(_touches_border(labels) for _, labels in frames)
+        pictures = np.empty((len(frames), *shape, 3), np.uint8)
+        labels = np.empty((len(frames), *shape), np.uint8)
+        for step, ((picture, marked), way) in enumerate(zip(frames, ways, strict=True)):
+            pictures[step] = augment.warp(picture, way, shape, mirror=True)
+            labels[step] = augment.warp_labels(marked, way, shape, mirror=cut_off)
+        return pictures, labels
 
-        `fill`: the crop covers a large part of the source. Otherwise the object is placed anywhere at any
-        size, to be pasted.
+    def _paste(self, rng: Generator, pictures: Picture, labels: Labels, source: Source) -> None:
+        """Puts a source's object in front, anywhere at any size: as a further object, or as a passer-by that
+        only covers."""
+        options = self.options
+        frames, ways = self._frames(rng, source, fill=False)
+        label = int(labels.max()) + 1 if rng.random() < options.paste_is_object else 0
+        late = label == 0 and rng.random() < options.paste_late_chance
+        first = int(rng.integers(1, max(len(frames), 2))) if late else 0
+        for step in range(first, len(frames)):
+            picture, marked = frames[step]
+            mask = augment.warp_labels(marked, ways[step], options.shape, mirror=False) > 0
+            left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
+            if width == 0:
+                continue
+            left, top = max(left - 1, 0), max(top - 1, 0)
+            part = np.s_[top : top + height + 2, left : left + width + 2]
+            where = mask[part]
+            way = augment.part_of(ways[step], left, top, where.shape)
+            before = augment.warp(picture, way, where.shape, mirror=False).astype(np.float32)
+            behind = pictures[step][part]
+            alpha = augment.soften(where)[..., None]
+            behind[...] = behind + (before - behind) * alpha + np.float32(0.5)
+            labels[step][part][where] = label
+
+    def _frames(
+        self, rng: Generator, source: Source, *, fill: bool
+    ) -> tuple[list[tuple[Picture, Labels]], list[augment.Way]]:
+        """The frames of a draw as the source has them, and the way of each from the clip to the source.
+
+        `fill`: the crop covers a good part of the source; else the object lies anywhere at any size.
         """
         options = self.options
         indices = _frame_indices(rng, source.count, options)
         loaded = {i: source.frame(i) for i in set(indices)}
         still = source.count == 1
+        picture, first = loaded[indices[0]]
         if still and fill and rng.random() < options.region_chance:
-            picture = loaded[indices[0]][0]
             loaded = {indices[0]: (picture, _random_region(rng, picture))}
-            chosen = None
         else:
-            chosen = _choose_parts(rng, loaded[indices[0]][1]) if source.parts else None
-        height, width = loaded[indices[0]][0].shape[-2:]
-        centre, cover = self._placement(rng, loaded[indices[0]][1] > 0, fill=fill)
-        aspect = float(np.exp(rng.uniform(-0.1, 0.1)))
-        flip = bool(rng.random() < 0.5)
-        angle = float(rng.normal(0, 6 if fill else 15))
-        motion = options.still_motion if still else 0.12
-        drift = rng.normal(0, 0.05 * motion, size=2)
-        # Beyond the source's border a crop shows its mirror image. If the object does not touch the border,
-        # its mirror
-        # image is another, similar object; if it does, the mirror image continues it.
-        mapped = {i: _map_labels(label, chosen) for i, (_, label) in loaded.items()}
-        cut_off = fill and any(_touches_border(label) for label in mapped.values())
-        pictures, labels = [], []
-        for step, i in enumerate(indices):
-            picture = loaded[i][0]
-            matrix_centre = centre + (drift * step + rng.normal(0, 0.04 * motion, size=2)) * cover
-            zoom = float(np.exp(rng.normal(0, 0.09 * motion)))
-            matrix = augment.affine_matrix(
-                centre=(float(matrix_centre[0]), float(matrix_centre[1])),
-                size=(cover * options.wide * zoom * aspect, cover * zoom / aspect),
-                source_size=(picture.shape[1], picture.shape[2]),
-                angle=angle + float(rng.normal(0, 9 * motion)),
-                shear=float(rng.normal(0, 0.06 * motion)),
-                flip=flip,
-            )
-            grid = augment.affine_grid(matrix, *options.shape)
-            if still:
-                strength = 0.035 * options.still_motion
-                grid = grid + augment.thin_plate_offsets(rng, strength, *options.shape) * cover / min(
-                    height, width
-                )
-            warped, warped_label = augment.warp(picture, mapped[i], grid, mirror=fill, mirror_labels=cut_off)
-            pictures.append(warped)
-            labels.append(warped_label)
-        return torch.stack(pictures), torch.stack(labels)
+            table = _chosen_labels(rng, first, source.meaning, options.max_objects)
+            if table is not None:
+                loaded = {i: (one, table[labels]) for i, (one, labels) in loaded.items()}
+        frame = _FrameDraw(rng, options, loaded[indices[0]][1], still=still, fill=fill)
+        return [loaded[i] for i in indices], [frame.way(step) for step in range(len(indices))]
 
-    def _placement(
-        self, rng: Generator, first: Tensor, *, fill: bool
-    ) -> tuple[npt.NDArray[np.float64], float]:
-        """The place of a crop on the first frame: its centre (x, y) and its height, in pixels of the source.
 
-        Args:
-            first: (H, W) bool, the object there.
-            fill: as in `_draw`.
-        """
-        options = self.options
-        height, width = first.shape
-        where = first.nonzero()
-        if not fill and len(where):
-            middle = where.float().mean(dim=0)
-            rng.uniform(*options.scale)
-            extent = float((where.max(dim=0).values - where.min(dim=0).values).max()) + 1
-            cover = extent / rng.uniform(*options.paste_size)
-            centre = np.array([float(middle[1]), float(middle[0])]) + rng.uniform(-0.4, 0.4, size=2) * cover
-            return centre, cover
-        cover = rng.uniform(*options.scale) * min(height, width)
-        target = (
-            where[int(rng.integers(len(where)))].float()
-            if len(where)
-            else torch.tensor([height / 2, width / 2])
+class _FrameDraw:
+    """Where the frames of one draw lie on their source: a common place, and a little change for each."""
+
+    def __init__(
+        self,
+        rng: Generator,
+        options: ClipOptions,
+        first: Labels,
+        *,
+        still: bool,
+        fill: bool,
+    ) -> None:
+        self._rng, self._options, self._still = rng, options, still
+        self._source = first.shape
+        self._centre, self._cover = _placement(rng, options, first > 0, fill=fill)
+        self._aspect = float(np.exp(rng.uniform(-0.1, 0.1)))
+        self._flip = bool(rng.random() < 0.5)
+        self._angle = float(rng.normal(0, 6 if fill else 15))
+        self._motion = options.still_motion if still else 0.12
+        self._drift = rng.normal(0, 0.05 * self._motion, size=2)
+
+    def way(self, step: int) -> augment.Way:
+        """From the pixels of the frame of this number to those of the source."""
+        rng, options, motion, cover = self._rng, self._options, self._motion, self._cover
+        centre = self._centre + (self._drift * step + rng.normal(0, 0.04 * motion, size=2)) * cover
+        zoom = float(np.exp(rng.normal(0, 0.09 * motion)))
+        matrix = augment.affine_matrix(
+            centre=(float(centre[0]), float(centre[1])),
+            size=(cover * options.wide * zoom * self._aspect, cover * zoom / self._aspect),
+            shape=options.shape,
+            angle=self._angle + float(rng.normal(0, 9 * motion)),
+            shear=float(rng.normal(0, 0.06 * motion)),
+            flip=self._flip,
         )
-        # anywhere in the picture, if that pixel of the object is inside the crop
-        centre = np.array([float(target[1]), float(target[0])]) + rng.uniform(-0.4, 0.4, size=2) * cover
-        # keep most of the crop inside the picture, so that little of it is mirrored border
-        sides = np.array([cover * options.wide, cover])
-        low = np.minimum(sides * 0.45, np.array([width, height]) / 2)
-        return np.clip(centre, low, np.array([width, height]) - low), cover
+        if not self._still:
+            return matrix
+        maps = augment.affine_maps(matrix, options.shape)
+        x, y = augment.thin_plate_offsets(rng, 0.035 * options.still_motion, options.shape)
+        height, width = self._source
+        unit = np.float32(cover / min(height, width) / 2)
+        return augment.Maps(maps.x + x * (unit * width), maps.y + y * (unit * height))
 
-    def _paste(
-        self, rng: Generator, pictures: Tensor, labels: Tensor, source: Source
-    ) -> tuple[Tensor, Tensor]:
-        """Puts a source's object in front: as a further object, or without a label."""
-        other_pictures, other_labels = self._draw(rng, source, fill=False)
-        mask = other_labels > 0
-        label = int(labels.max()) + 1 if rng.random() < self.options.paste_is_object else 0
-        if label == 0 and rng.random() < self.options.paste_late_chance:
-            mask[: int(rng.integers(1, max(len(mask), 2)))] = False
-        alpha = augment.soften(mask).unsqueeze(1)
-        pictures = pictures * (1 - alpha) + other_pictures * alpha
-        return pictures, torch.where(mask, torch.full_like(labels, label), labels)
+
+def _placement(
+    rng: Generator, options: ClipOptions, first: npt.NDArray[np.bool_], *, fill: bool
+) -> tuple[npt.NDArray[np.float64], float]:
+    """Where a crop lies on the first frame: its centre (x, y) and its height, in pixels of the source.
+
+    Args:
+        first: (H, W), the object there.
+        fill: as in `ClipDataset._frames`.
+    """
+    height, width = first.shape
+    where = np.argwhere(first)
+    if not fill and len(where):
+        middle = where.mean(axis=0)
+        rng.uniform(*options.scale)
+        extent = float(np.ptp(where, axis=0).max()) + 1
+        cover = extent / rng.uniform(*options.paste_size)
+        centre = np.array([middle[1], middle[0]]) + rng.uniform(-0.4, 0.4, size=2) * cover
+        return centre, cover
+    cover = rng.uniform(*options.scale) * min(height, width)
+    target = where[int(rng.integers(len(where)))] if len(where) else np.array([height / 2, width / 2])
+    # anywhere in the picture as long as that pixel of the object is inside the crop
+    centre = np.array([float(target[1]), float(target[0])]) + rng.uniform(-0.4, 0.4, size=2) * cover
+    # keep most of the crop inside the picture, so that little of it is mirrored border
+    sides = np.array([cover * options.wide, cover])
+    low = np.minimum(sides * 0.45, np.array([width, height]) / 2)
+    return np.clip(centre, low, np.array([width, height]) - low), cover
 
 
 def _frame_indices(rng: Generator, count: int, options: ClipOptions) -> list[int]:
@@ -331,53 +367,57 @@ def _frame_indices(rng: Generator, count: int, options: ClipOptions) -> list[int
     return indices[::-1] if rng.random() < options.reverse_chance else indices
 
 
-def _choose_parts(rng: Generator, labels: Tensor) -> np.ndarray:
-    """A table from part label to object label: all parts as one object, or up to two parts as objects."""
-    table = np.zeros(256, dtype=np.int64)
-    present = np.unique(labels.numpy())
+def _chosen_labels(
+    rng: Generator, labels: Labels, meaning: Meaning, most: int
+) -> npt.NDArray[np.uint8] | None:
+    """A table (256,) from label to object, or None where labels are the objects.
+
+    Of parts, all become one object, or up to two of them one each. Of instances, some become objects.
+    """
+    if meaning == "objects":
+        return None
+    table = np.zeros(256, np.uint8)
+    present = np.unique(labels)
     present = present[present > 0]
-    if rng.random() < 0.6 or len(present) == 0:
+    if meaning == "parts" and (rng.random() < 0.6 or len(present) == 0):
         table[1:] = 1
-    else:
-        for number, part in enumerate(rng.permutation(present)[:2], start=1):
-            table[part] = number
+        return table
+    count = 2 if meaning == "parts" else int(rng.integers(1, most + 1))
+    for number, label in enumerate(rng.permutation(present)[:count], start=1):
+        table[label] = number
     return table
 
 
-def _random_region(rng: Generator, picture: Tensor) -> Tensor:
+def _random_region(rng: Generator, picture: Picture) -> Labels:
     """Labels (H, W) of one random region: pixels near a random one in colour and place, 0.5 to 15 % of the
     picture."""
-    height, width = picture.shape[-2:]
+    height, width = picture.shape[:2]
     shrink = 64 / min(height, width)
-    size = (round(height * shrink), round(width * shrink))
-    small = F.interpolate(picture.unsqueeze(0), size, mode="bilinear", antialias=True)[0]
-    y, x = torch.meshgrid(torch.arange(size[0]) / 64, torch.arange(size[1]) / 64, indexing="ij")
-    features = torch.cat([small * float(rng.uniform(1, 3)), 2 * torch.stack([y, x])])  # (5, h, w)
-    row, column = int(rng.integers(size[0])), int(rng.integers(size[1]))
-    distance = (features - features[:, row : row + 1, column : column + 1]).square().sum(dim=0)
+    rows, columns = round(height * shrink), round(width * shrink)
+    small = cv2.resize(picture, (columns, rows), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    y, x = np.meshgrid(np.arange(rows) / 64, np.arange(columns) / 64, indexing="ij")
+    features = np.concatenate([small * rng.uniform(1, 3), 2 * np.stack([y, x], axis=-1)], axis=-1)
+    row, column = int(rng.integers(rows)), int(rng.integers(columns))
+    distance = np.square(features - features[row, column]).sum(axis=-1)
     share = float(np.exp(rng.uniform(np.log(0.005), np.log(0.15))))
     # in units of the threshold, so that the enlarged contour is where the distance crosses it
-    inside = 1 - distance / distance.quantile(share).clamp(min=1e-6)
-    return (F.interpolate(inside[None, None], (height, width), mode="bicubic")[0, 0] > 0).long()
+    inside = (1 - distance / max(float(np.quantile(distance, share)), 1e-6)).astype(np.float32)
+    large = cv2.resize(inside, (width, height), interpolation=cv2.INTER_CUBIC)
+    return np.asarray(large > 0, np.uint8)
 
 
-def _touches_border(labels: Tensor) -> bool:
+def _touches_border(labels: Labels) -> bool:
     """Whether an object in labels (H, W) reaches the border of the picture."""
     return any(bool(side.any()) for side in (labels[0], labels[-1], labels[:, 0], labels[:, -1]))
 
 
-def _map_labels(labels: Tensor, table: np.ndarray | None) -> Tensor:
-    return labels if table is None else torch.from_numpy(table)[labels]
-
-
-def _compact(labels: Tensor, max_objects: int) -> Tensor:
+def _compact(labels: Labels, max_objects: int) -> Labels:
     """Renumbers labels visible in the first frame to 1..K.
 
     K is at most `max_objects`; the objects that were pasted last are kept.
     """
-    counts = torch.bincount(labels[0].flatten(), minlength=int(labels.max()) + 1)
-    present = [label for label in counts.nonzero().flatten().tolist() if label > 0][-max_objects:]
-    table = torch.zeros_like(counts)
+    present = [label for label in np.flatnonzero(np.bincount(labels[0].ravel())) if label > 0][-max_objects:]
+    table = np.zeros(256, np.uint8)
     for number, label in enumerate(present, start=1):
         table[label] = number
     return table[labels]

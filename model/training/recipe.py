@@ -44,7 +44,7 @@ Stage = Literal["stills", "video"]
 
 IMAGENET, RANDOM = "imagenet", "random"
 
-MAY_CHANGE = ("steps", "start", "videos", "stills", "leave_out")
+MAY_CHANGE = ("steps", "start", "videos", "stills", "instances", "leave_out")
 """Options that may differ when a run is continued: it can be longer, its data may have moved, and its initial
 weights do not matter any more."""
 
@@ -205,6 +205,7 @@ def training_clips(config: TrainingConfig) -> ClipDataset:
         )
     videos = [source for source in found if source.name not in config.leave_out]
     stills = [still_sources(Path(root)) for root in config.stills]
+    stills += [still_sources(Path(root), instances=True) for root in config.instances]
     if not videos and not any(stills):
         raise ValueError("there is no training data: give a folder of videos or of stills")
     weights = config.still_weights or (1.0,) * len(stills)

@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -49,9 +50,12 @@ class TrainingConfig:
     videos: tuple[str, ...] = ()
     """Roots in DAVIS or YouTube-VOS layout."""
     stills: tuple[str, ...] = ()
-    """Folders of `images/` with `masks/` or `labels/`."""
+    """Folders of `images/` with `masks/`, or with `labels/`: parts of one thing."""
+    instances: tuple[str, ...] = ()
+    """Folders of `images/` with `labels/`: several things of one kind."""
     still_weights: tuple[float, ...] = ()
-    """How often each folder of stills is drawn, relative to the others; evenly if empty."""
+    """How often each folder of `stills`, then of `instances`, is drawn, relative to the others. If empty,
+    each is drawn by its number of pictures."""
     leave_out: tuple[str, ...] = ()
     """Names of videos that are never trained on."""
     steps: int = 4000
@@ -102,7 +106,7 @@ class TrainingConfig:
             unknown = set(given) - {f.name for f in known}
             if unknown:
                 raise ValueError(f"unknown training options: {', '.join(sorted(unknown))}")
-        for name in ("videos", "stills", "leave_out", "learn"):
+        for name in ("videos", "stills", "instances", "leave_out", "learn"):
             if isinstance(values.get(name), str):
                 raise ValueError(f'training option {name} is a list: write {name} = ["{values[name]}"]')
         return cls(clip=ClipOptions(**_tuples(clip)), **_tuples(values))
@@ -131,6 +135,7 @@ def continued_config(folder: Path, config: TrainingConfig) -> TrainingConfig:
         steps=max(config.steps, saved.steps),
         videos=config.videos or saved.videos,
         stills=config.stills or saved.stills,
+        instances=config.instances or saved.instances,
         leave_out=tuple(dict.fromkeys((*saved.leave_out, *config.leave_out))),
     )
 
@@ -155,12 +160,8 @@ class Losses(NamedTuple):
 
 
 def collate(clips: list[Clip]) -> Batch:
-    """Stacks clips of one size."""
-    return Batch(
-        torch.stack([c.pictures for c in clips]),
-        torch.stack([c.labels for c in clips]),
-        torch.tensor([c.objects for c in clips]),
-    )
+    """Stacks clips of one size; pictures in [0, 1]."""
+    return _from_bytes(_as_bytes(clips), torch.device("cpu"))
 
 
 def propagate_clip(network: SpaceTimeMemoryNetwork, batch: Batch, *, through_memory: bool = True) -> Tensor:
@@ -259,9 +260,13 @@ def clip_losses(
 
 
 def _as_bytes(clips: list[Clip]) -> Batch:
-    """The batch in bytes, pictures in 0..255: a fifth of the memory for another process or card."""
-    pictures, labels, objects = collate(clips)
-    return Batch((pictures * 255).round_().byte(), labels.byte(), objects)
+    """The same in bytes: a fifth of the memory on the way to another process or card."""
+    pictures = torch.from_numpy(np.stack([clip.pictures for clip in clips]))  # (B, T, H, W, 3)
+    return Batch(
+        pictures.permute(0, 1, 4, 2, 3).contiguous(),
+        torch.from_numpy(np.stack([clip.labels for clip in clips])),
+        torch.tensor([clip.objects for clip in clips]),
+    )
 
 
 def _from_bytes(batch: Batch, device: torch.device) -> Batch:

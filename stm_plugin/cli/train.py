@@ -23,7 +23,16 @@ Videos = Annotated[list[str] | None, typer.Option("--videos", help="DAVIS or You
 Stills = Annotated[
     list[str] | None, typer.Option("--stills", help="Folder of images/ and masks/; repeatable.")
 ]
-Weights = Annotated[list[float] | None, typer.Option("--still-weight", help="Share of each --stills folder.")]
+Instances = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--instances", help="Folder of images/ and labels/: several things of one kind; repeatable."
+    ),
+]
+Weights = Annotated[
+    list[float] | None,
+    typer.Option("--still-weight", help="Share of each --stills, then of each --instances folder."),
+]
 LeaveOut = Annotated[
     list[str] | None, typer.Option("--leave-out", help="Video never trained on; repeatable.")
 ]
@@ -53,6 +62,7 @@ EVALUATE_EVERY = 250
 def stills(
     run: Run,
     stills: Stills = None,
+    instances: Instances = None,
     still_weight: Weights = None,
     start: Start = None,
     config: Config = None,
@@ -65,7 +75,15 @@ def stills(
     """First stage: synthetic clips from stills."""
     from model.training.recipe import read_config
 
-    given = read_config("stills", config, stills=stills, still_weights=still_weight, start=start, steps=steps)
+    given = read_config(
+        "stills",
+        config,
+        stills=stills,
+        instances=instances,
+        still_weights=still_weight,
+        start=start,
+        steps=steps,
+    )
     _run("stills", run, given, device, workers, evaluate_every, evaluate_on)
 
 
@@ -74,6 +92,7 @@ def video(
     run: Run,
     videos: Videos = None,
     stills: Stills = None,
+    instances: Instances = None,
     still_weight: Weights = None,
     leave_out: LeaveOut = None,
     start: Start = None,
@@ -93,12 +112,128 @@ def video(
         run=run,
         videos=videos,
         stills=stills,
+        instances=instances,
         still_weights=still_weight,
         leave_out=leave_out,
         start=start,
         steps=steps,
     )
     _run("video", run, given, device, workers, evaluate_every, evaluate_on)
+
+
+@app.command()
+def clips(
+    folder: Annotated[Path, typer.Argument(help="Gets the clips, in DAVIS layout; what is there stays.")],
+    count: Annotated[int, typer.Option(min=1, help="Number of clips.")] = 500,
+    seed: Annotated[int, typer.Option(min=0, help="Number of the first clip.")] = 0,
+    pictures: Annotated[
+        list[Path] | None, typer.Option(help="Folder of pictures for textures; repeatable.")
+    ] = None,
+    cut_outs: Annotated[
+        list[str] | None,
+        typer.Option(help="Folder of images/ and labels/ or masks/: things to cut out; repeatable."),
+    ] = None,
+) -> None:
+    """Makes clips with exactly known labels, from material that allows commercial use."""
+    from model.data.pictures import PICTURE_SUFFIXES
+    from model.training.clips import still_sources
+    from model.training.synthetic_clips import write_clips
+
+    found = [path for root in pictures or () for path in sorted(root.iterdir())]
+    found = [path for path in found if path.suffix.lower() in PICTURE_SUFFIXES]
+    cuts = [source for root in cut_outs or () for source in still_sources(Path(root), instances=True)]
+    with progress_bar("clips") as bar:
+        task = bar.add_task("clips", total=count)
+        for _ in write_clips(
+            folder,
+            range(seed, seed + count),
+            pictures=found,
+            cut_outs=[(source.pictures[0], source.labels[0]) for source in cuts],
+        ):
+            bar.advance(task)
+
+
+@app.command()
+def pack(
+    archive: Annotated[Path, typer.Argument(help="File to write, a tar.")],
+    videos: Videos = None,
+    stills: Stills = None,
+    instances: Instances = None,
+    still_weight: Weights = None,
+    leave_out: LeaveOut = None,
+    start: Start = None,
+    config: Config = None,
+    run: Annotated[Path | None, typer.Option("--run", help="A begun run that is to go on there.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="MiB of the archive at most.")] = 60,
+) -> None:
+    """Packs data, start and configuration of a run for a machine that can be had for minutes only."""
+    from model.training.archive import pack as pack_run
+    from model.training.recipe import read_config
+    from stm_plugin.cli.console import output
+    from stm_plugin.errors import SettingsError
+
+    try:
+        given = read_config(
+            "video",
+            config,
+            run=run,
+            videos=videos,
+            stills=stills,
+            instances=instances,
+            still_weights=still_weight,
+            leave_out=leave_out,
+            start=start,
+        )
+        packed = pack_run(given, archive, run=run, limit=limit * 2**20)
+    except (ValueError, OSError) as error:
+        raise SettingsError(f"The run cannot be packed: {error}") from error
+    output.print(
+        f"{archive}: {packed.pictures} pictures at quality {packed.quality}, {packed.size / 2**20:.1f} MiB"
+    )
+
+
+@app.command()
+def timed(
+    archive: Annotated[Path, typer.Argument(help="From `stm train pack`.")],
+    run: Annotated[Path, typer.Argument(help="A new folder.")],
+    minutes: Annotated[float, typer.Option(help="For everything.")],
+    device: Device = "cuda",
+    workers: Workers = 8,
+) -> None:
+    """Trains from an archive and ends in time, with the results in RUN/result.tar."""
+    from model.training.archive import train_for
+    from stm_plugin.cli.console import output
+    from stm_plugin.errors import SettingsError
+
+    def progress(trainer: Trainer, losses: Losses) -> None:
+        if trainer.step % 20 == 0:
+            errors.print(
+                f"step {trainer.step} of {trainer.config.steps}: loss {float(losses.total):.3f}, "
+                f"IoU {float(losses.iou):.2f}",
+                highlight=False,
+            )
+
+    try:
+        result = train_for(archive, run, minutes, device=device, workers=workers, progress=progress)
+    except (ValueError, OSError) as error:
+        raise SettingsError(f"The packed run cannot be trained: {error}") from error
+    output.print(str(result), highlight=False)
+
+
+@app.command()
+def collect(
+    result: Annotated[Path, typer.Argument(help="The result.tar that `stm train timed` wrote.")],
+    run: Annotated[Path, typer.Argument(help="A new folder.")],
+) -> None:
+    """Takes home what `stm train timed` wrote: the run can be exported, measured or gone on with."""
+    from model.training.archive import collect as collect_run
+    from stm_plugin.errors import SettingsError
+
+    try:
+        collect_run(result, run)
+    except (ValueError, OSError) as error:
+        raise SettingsError(f"{result} cannot be taken home: {error}") from error
+    errors.print(f"{run}: go on with `--from {run}`, or export it.", highlight=False)
 
 
 @app.command()

@@ -72,8 +72,8 @@ def ellipses() -> ClipDataset:
         mask = ((x - 50 - 8 * number) / 24) ** 2 + ((y - 48) / 18) ** 2 < 1
         picture = rng.uniform(0, 0.35, (96, 128, 3))
         picture[mask] += np.array([0.6, 0.2 + 0.1 * number, 0.15])
-        pixels = torch.from_numpy(picture.transpose(2, 0, 1).astype(np.float32))
-        sources.append(LoadedSource(str(number), ((pixels, torch.from_numpy(mask.astype(np.int64))),)))
+        pixels = (picture * 255).astype(np.uint8)
+        sources.append(LoadedSource(str(number), ((pixels, mask.astype(np.uint8)),)))
     return ClipDataset([], [sources], ClipOptions(size=64, still_share=1.0))
 
 

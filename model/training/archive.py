@@ -1,0 +1,309 @@
+"""A run that travels to another machine: data, start and configuration in one file; the results in another.
+
+A graphics card can often be had for minutes only. `pack` puts all that a run needs into a small tar file,
+`train_for` trains from it within a given time, `collect` takes what came back.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from model.data.davis import ANNOTATION_FOLDER, PICTURE_FOLDER
+from model.training.clips import ClipSource, davis_sources, still_sources
+from model.training.recipe import initial_state, training_clips
+from model.training.trainer import CHECKPOINT_FILE, Losses, Trainer, TrainingConfig, continued_config
+
+LIMIT = 60 * 2**20
+"""Bytes of an archive at most, unless the caller says otherwise."""
+SHORT_SIDE = 384
+"""Pictures are packed no larger than this, in pixels."""
+QUALITIES = (90, 80, 70, 60, 50, 40, 30)
+"""WebP qualities that are tried, best first."""
+RESULT = "result.tar"
+
+_CONFIG, _START, _DATA = "config.json", "start.pt", "data"
+_SAMPLED = 25
+"""Every so many pictures are encoded to find the quality."""
+_MEASURED_STEPS, _IGNORED_STEPS = 12, 4
+_RESERVED_SHARE = 0.06
+"""Of the time, for what is written at the end and for steps that take longer than measured."""
+
+
+class ArchiveTooLargeError(ValueError):
+    """The data does not fit into an archive, whatever the quality."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What `pack` wrote. quality: of the WebP pictures, 0 to 100; size: of the archive in bytes."""
+
+    pictures: int
+    quality: int
+    size: int
+
+
+def pack(config: TrainingConfig, archive: Path, *, run: Path | None = None, limit: int = LIMIT) -> Packed:
+    """Writes an archive with all that a run needs.
+
+    Args:
+        config: of the run; its folders are read.
+        archive: file to write.
+        run: a begun run that is to go on there; else the run begins from `config.start`.
+        limit: bytes of the archive at most.
+
+    Raises:
+        ArchiveTooLargeError: if the data does not fit.
+        FileNotFoundError: if a folder of the data is not there.
+        ValueError: for training data that cannot be used.
+    """
+    training_clips(config)  # refuses what cannot be trained on
+    start = _start(config, run)
+    groups = _groups(config)
+    sources = [(name, source) for name, group in groups for source in group]
+    count = sum(source.count for _, source in sources)
+    labels = sum(path.stat().st_size for _, source in sources for path in source.labels)
+    room = limit - len(start) - labels - 2048 * 2 * count
+    quality = _fitting_quality([path for _, source in sources for path in source.pictures], room)
+    if quality is None:
+        raise ArchiveTooLargeError(
+            f"The data of this run does not fit into {limit / 2**20:.0f} MiB, even at the lowest quality. "
+            "Leave a folder out, or allow a larger archive."
+        )
+    with tarfile.open(archive, "w") as tar:
+        _add(tar, _CONFIG, json.dumps(_relocated(config, groups).to_dict(), indent=2).encode())
+        _add(tar, _START, start)
+        for name, source in sources:
+            for place, content in _files(name, source, quality):
+                _add(tar, place, content)
+    return Packed(count, quality, archive.stat().st_size)
+
+
+def train_for(
+    archive: Path,
+    run: Path,
+    minutes: float,
+    *,
+    device: str = "cpu",
+    workers: int = 1,
+    progress: Callable[[Trainer, Losses], None] | None = None,
+) -> Path:
+    """Trains from an archive, ends within a time, and writes what is to be brought home.
+
+    A few steps are timed first. They say how many steps fit, and with that how the learning rate falls.
+
+    Args:
+        archive: from `pack`.
+        run: a new folder.
+        minutes: for everything, counted from the call.
+        device: a torch device name.
+        workers: processes that build samples.
+        progress: called after every step.
+
+    Returns:
+        the file with the results, `RUN/result.tar`.
+
+    Raises:
+        FileExistsError: if the folder holds a run already.
+        ValueError: if the time is too short for a few steps, or the archive is none of ours.
+    """
+    began = time.monotonic()
+    if (run / CHECKPOINT_FILE).exists():
+        raise FileExistsError(f"{run} holds a run already; give a new folder")
+    config, state = _unpack(archive, run)
+    seconds = _seconds_a_step(run / "measured", config, state, device, workers)
+    left = minutes * 60 * (1 - _RESERVED_SHARE) - (time.monotonic() - began)
+    steps = int(left / seconds)
+    if steps < _MEASURED_STEPS:
+        raise ValueError(
+            f"{minutes:g} minutes are too short: a step takes {seconds:.1f} s here, and {left:.0f} s are left"
+        )
+    config = replace(config, steps=steps, checkpoint_every=max(1, steps // 10))
+    trainer = _trainer(run, config, state, device, workers)
+    deadline = began + minutes * 60 * (1 - _RESERVED_SHARE / 3)
+
+    class OutOfTime(Exception):
+        pass
+
+    def after_step(trainer: Trainer, losses: Losses) -> None:
+        if progress is not None:
+            progress(trainer, losses)
+        if time.monotonic() > deadline:
+            raise OutOfTime
+
+    try:
+        trainer.run(after_step)
+    except OutOfTime:
+        trainer.save()
+    return _write_result(run)
+
+
+def collect(result: Path, run: Path) -> None:
+    """Unpacks a result into a run's folder. It can be exported, looked at, or gone on with from there.
+
+    Raises:
+        FileExistsError: if the folder holds a run already.
+        ValueError: if the file is no result.
+    """
+    if (run / CHECKPOINT_FILE).exists():
+        raise FileExistsError(f"{run} holds a run already; give a new folder")
+    with tarfile.open(result) as tar:
+        if CHECKPOINT_FILE not in tar.getnames():
+            raise ValueError(f"{result} is no result of a run: it holds no {CHECKPOINT_FILE}")
+        tar.extractall(run, filter="data")
+
+
+def _start(config: TrainingConfig, run: Path | None) -> bytes:
+    """The state dict that the run starts from, as a file of torch."""
+    if run is not None:
+        checkpoint = torch.load(run / CHECKPOINT_FILE, map_location="cpu", weights_only=True)
+        state = checkpoint["average"]
+    else:
+        state = initial_state(config)
+    stream = io.BytesIO()
+    torch.save(state, stream)
+    return stream.getvalue()
+
+
+def _groups(config: TrainingConfig) -> list[tuple[str, Sequence[ClipSource]]]:
+    """The sources by the folder that they get in the archive."""
+    videos = [
+        (
+            f"{_DATA}/videos-{number}",
+            [one for one in davis_sources(Path(root)) if one.name not in config.leave_out],
+        )
+        for number, root in enumerate(config.videos)
+    ]
+    stills = [
+        (f"{_DATA}/stills-{number}", still_sources(Path(root))) for number, root in enumerate(config.stills)
+    ]
+    instances = [
+        (f"{_DATA}/instances-{number}", still_sources(Path(root), instances=True))
+        for number, root in enumerate(config.instances)
+    ]
+    return [*videos, *stills, *instances]
+
+
+def _relocated(config: TrainingConfig, groups: Sequence[tuple[str, object]]) -> TrainingConfig:
+    """The configuration with the folders of the archive. What is left out is not in it, so nothing is."""
+    names = [name for name, _ in groups]
+
+    def of(kind: str) -> tuple[str, ...]:
+        return tuple(name for name in names if name.startswith(f"{_DATA}/{kind}-"))
+
+    return replace(
+        config,
+        videos=of("videos"),
+        stills=of("stills"),
+        instances=of("instances"),
+        leave_out=(),
+        start=_START,
+    )
+
+
+def _files(folder: str, source: ClipSource, quality: int) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of a source's files in the archive."""
+    for picture, labels in zip(source.pictures, source.labels, strict=True):
+        if folder.startswith(f"{_DATA}/videos"):
+            places = f"{PICTURE_FOLDER}/{source.name}", f"{ANNOTATION_FOLDER}/{source.name}"
+        else:
+            places = "images", labels.parent.name
+        content, marked = _encoded(picture, labels, quality)
+        yield f"{folder}/{places[0]}/{picture.stem}.webp", content
+        yield f"{folder}/{places[1]}/{labels.stem}.png", marked
+
+
+def _encoded(picture: Path, labels: Path | None, quality: int) -> tuple[bytes, bytes]:
+    """A picture as WebP and its labels as PNG, both no larger than `SHORT_SIDE`."""
+    stream, marked = io.BytesIO(), io.BytesIO()
+    with Image.open(picture) as image:
+        size = _size(image.size)
+        image.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(stream, "WEBP", quality=quality)
+    if labels is not None:
+        with Image.open(labels) as image:
+            image.resize(size, Image.Resampling.NEAREST).save(marked, "PNG", optimize=True)
+    return stream.getvalue(), marked.getvalue()
+
+
+def _size(size: tuple[int, int]) -> tuple[int, int]:
+    share = min(1.0, SHORT_SIDE / min(size))
+    return max(1, round(size[0] * share)), max(1, round(size[1] * share))
+
+
+def _fitting_quality(pictures: Sequence[Path], room: int) -> int | None:
+    """The best quality at which all pictures take no more than `room` bytes, by a sample of them."""
+    sample = pictures[::_SAMPLED] or pictures
+    for quality in QUALITIES:
+        mean = sum(len(_encoded(path, None, quality)[0]) for path in sample) / len(sample)
+        if mean * len(pictures) * 1.03 < room:
+            return quality
+    return None
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
+def _unpack(archive: Path, run: Path) -> tuple[TrainingConfig, dict[str, torch.Tensor]]:
+    run.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(archive) as tar:
+        if {_CONFIG, _START} - set(tar.getnames()):
+            raise ValueError(f"{archive} is no packed run: it holds no {_CONFIG} and {_START}")
+        tar.extractall(run, filter="data")
+    config = TrainingConfig.from_dict(json.loads((run / _CONFIG).read_text(encoding="utf-8")))
+    state = torch.load(run / _START, map_location="cpu", weights_only=True)
+
+    def here(folders: Sequence[str]) -> tuple[str, ...]:
+        return tuple(str(run / folder) for folder in folders)
+
+    config = replace(
+        config,
+        videos=here(config.videos),
+        stills=here(config.stills),
+        instances=here(config.instances),
+        start=str(run / _START),
+    )
+    return config, state
+
+
+def _trainer(
+    folder: Path, config: TrainingConfig, state: dict[str, torch.Tensor], device: str, workers: int
+) -> Trainer:
+    config = continued_config(folder, config)
+    return Trainer(folder, config, training_clips(config), initial=state, device=device, workers=workers)
+
+
+def _seconds_a_step(
+    folder: Path, config: TrainingConfig, state: dict[str, torch.Tensor], device: str, workers: int
+) -> float:
+    """The mean time of a step here, after the first few."""
+    ended: list[float] = []
+    short = replace(config, steps=_MEASURED_STEPS, checkpoint_every=10 * _MEASURED_STEPS)
+    _trainer(folder, short, state, device, workers).run(
+        lambda trainer, losses: ended.append(time.monotonic())
+    )
+    return (ended[-1] - ended[_IGNORED_STEPS - 1]) / (_MEASURED_STEPS - _IGNORED_STEPS)
+
+
+def _write_result(run: Path) -> Path:
+    """Puts the checkpoint, the curves and the configuration of a run into one file."""
+    result = run / RESULT
+    with tarfile.open(result, "w") as tar:
+        for path in (
+            run / CHECKPOINT_FILE,
+            run / _CONFIG,
+            *sorted(run.glob("*.csv")),
+            *sorted(run.glob("*.png")),
+        ):
+            tar.add(path, arcname=path.name)
+    return result
