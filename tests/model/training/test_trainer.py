@@ -240,9 +240,12 @@ def test_the_real_training_data_gives_clips_with_objects(shared_data: Path) -> N
     videos = davis_sources(shared_data / "davis2016_train", leave_out=["bus"])
     stills = [still_sources(shared_data / "stills" / name) for name in ("clothing", "horses")]
     assert len(videos) == 29 and "bus" not in {v.name for v in videos}
-    clips = [ClipDataset(videos, stills, ClipOptions(size=SIZE)).sample(i) for i in range(8)]
+    stills.append(still_sources(shared_data / "stills" / "duts"))
+    stills.append(still_sources(shared_data / "stills" / "instances", instances=True))
+    assert len(stills[2]) == 3400 and len(stills[3]) == 815, "pictures in WebP are found"
+    clips = [ClipDataset(videos, stills, ClipOptions(size=SIZE)).sample(i) for i in range(12)]
     assert {c.objects for c in clips} <= {1, 2}
-    assert all((c.labels[0] > 0).any() and c.pictures.min() >= 0 and c.pictures.max() <= 1 for c in clips)
+    assert all((c.labels[0] > 0).any() and np.ptp(c.pictures) > 30 for c in clips)
 
 
 @pytest.mark.slow
