@@ -102,7 +102,7 @@ def test_every_matte_is_stale_once_and_off_gives_the_earlier_ones_back(shot: Sho
     status = shot.status()
     assert status.states[1001] is State.KEY
     assert {status.states[frame] for frame in FRAMES[1:]} == {State.STALE}
-    assert "adaptation" in str(status.dirty[0])
+    assert "setting adapt changed" in str(status.dirty[0])
     assert shot.propagate().computed == len(FRAMES) - 1
     after = mattes(shot)
     assert shot.status().dirty == () and shot.propagate().computed == 0
@@ -295,7 +295,7 @@ def test_a_missing_or_damaged_adaptation_is_refused_and_comes_back(
 def test_a_damaged_key_is_named(shot: Shot) -> None:
     (path,) = (shot.folder / "keys").glob("*.mask")
     truncate(path)
-    with pytest.raises(MaskError, match="mask of a key is damaged"):
+    with pytest.raises(MaskError, match="mask of this key is damaged"):
         shot.adapt(OPTIONS)
     assert path.exists() and shot.adaptation is None
 
