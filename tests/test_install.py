@@ -558,6 +558,7 @@ def python_of_every_user() -> str | None:
     return None
 
 
+@pytest.mark.slow
 def test_a_read_only_prefix_serves_two_other_users_at_once() -> None:
     python = python_of_every_user()
     needed = (python, shutil.which("unshare"), shutil.which("setpriv"), os.geteuid() == 0 or None)

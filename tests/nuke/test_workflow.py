@@ -85,6 +85,7 @@ def run_to_end(nuke: Any, node: Any) -> Any:
     return task
 
 
+@pytest.mark.slow
 def test_key_propagate_correct_save_reopen_render(nuke: Any, node: Any, clip: Path, tmp_path: Path) -> None:
     import stm_nuke
 

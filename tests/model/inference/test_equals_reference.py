@@ -33,6 +33,8 @@ from tests.reference.samples import (
 )
 from tests.reference.stm import PlainNetwork, ReferenceSTM, propagate, read_memory
 
+LARGE = pytest.param("stm-r50", marks=pytest.mark.slow)
+
 TOLERANCE = 1e-4
 RULES = ("first", "previous", "first+previous", "every:5", "every:2")
 
@@ -70,7 +72,7 @@ def propagate_fast(engine: FastNetwork, pictures: Tensor, masks: Tensor, rule: s
         bank.write(step, engine.encode_memory(picture, probabilities[1:]))
 
 
-@pytest.mark.parametrize("pair", ["stm-r50", "stm-lite"], indirect=True)
+@pytest.mark.parametrize("pair", [LARGE, "stm-lite"], indirect=True)
 @pytest.mark.parametrize("rule", RULES)
 def test_chain_of_twenty_frames_equals_the_reference(
     pair: tuple[PlainNetwork, FastNetwork], rule: str
@@ -172,7 +174,7 @@ def test_areas_are_the_same_in_any_order() -> None:
     torch.testing.assert_close(areas / AREA_UNITS, probabilities.sum(dim=(1, 2)), rtol=1e-3, atol=0)
 
 
-@pytest.mark.parametrize("pair", ["stm-r50", "stm-lite"], indirect=True)
+@pytest.mark.parametrize("pair", [LARGE, "stm-lite"], indirect=True)
 def test_memory_rules_differ_in_what_they_give(pair: tuple[PlainNetwork, FastNetwork]) -> None:
     _, engine = pair
     pictures, masks = texture(1)[:9], first_masks()
@@ -182,7 +184,7 @@ def test_memory_rules_differ_in_what_they_give(pair: tuple[PlainNetwork, FastNet
             assert a == b or (last[a] - last[b]).abs().max() > 10 * TOLERANCE, f"{a} and {b} give the same"
 
 
-@pytest.mark.parametrize("pair", ["stm-r50", "stm-lite"], indirect=True)
+@pytest.mark.parametrize("pair", [LARGE, "stm-lite"], indirect=True)
 def test_objects_do_not_depend_on_their_order(pair: tuple[PlainNetwork, FastNetwork]) -> None:
     _, engine = pair
     pictures, masks = texture(1)[:4], first_masks()

@@ -27,6 +27,8 @@ from model.network.stm import ResidualBlock
 from model.network.trunks import InvertedResidual
 from tests.reference.samples import first_masks, lively_network, texture
 
+LARGE = pytest.param("stm-r50", marks=pytest.mark.slow)
+
 needs_onednn = pytest.mark.skipif(not can_fuse(), reason="this build of torch has no fused convolutions")
 
 
@@ -171,7 +173,7 @@ def test_a_stage_of_bottlenecks_leaves_its_input_as_it_is() -> None:
 
 @needs_onednn
 @pytest.mark.parametrize("objects", [1, 3])
-@pytest.mark.parametrize("name", ["stm-r50", "stm-lite"])
+@pytest.mark.parametrize("name", [LARGE, "stm-lite"])
 def test_fused_encoders_give_what_the_plain_ones_give(name: str, objects: int) -> None:
     plain = lively_network(name)
     for module in plain.modules():
@@ -197,7 +199,7 @@ def test_fused_encoders_give_what_the_plain_ones_give(name: str, objects: int) -
 
 @needs_onednn
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["stm-r50", "stm-lite"])
+@pytest.mark.parametrize("name", [LARGE, "stm-lite"])
 def test_a_frame_gives_the_same_bits_whatever_came_before_it(
     name: str, precision: inference.Precision
 ) -> None:
