@@ -28,7 +28,7 @@ from stm_plugin.images.working_picture import working_geometry
 from stm_plugin.settings import FinishSettings
 from stm_plugin.windows import Window
 
-KINDS = ("fur", "defocus", "motion blur", "solid")
+KINDS = ("fur", "defocus", "motion blur", "assembly")
 FIRST_SEED = 2_000_000
 FRAME = 2
 CROP = 140

@@ -36,7 +36,7 @@ import numpy.typing as npt
 from stm_plugin.finishing.band import Guide
 from stm_plugin.finishing.guided import finish
 from stm_plugin.finishing.learned import EdgeEvidence, finish_learned
-from stm_plugin.images.working_picture import WorkingGeometry, to_plate
+from stm_plugin.images.working_picture import WorkingGeometry, to_plate, to_working
 from stm_plugin.planning.values import Request
 from stm_plugin.propagation.edge_evidence import EdgeEvidenceSource
 from stm_plugin.propagation.networks import ready_refiner
@@ -91,6 +91,17 @@ def by_refiner(shown: Shown) -> FloatArray:
     return finish_learned(shown.evidence, shown.guide, shown.geometry, settings, refiner)
 
 
+def refiner_with_true_mask(shown: Shown) -> FloatArray:
+    """The refiner with the true alpha cut at a half in place of the network's probability, and with the true
+    trimap: what it gives is taken where the truth is neither 0 nor 1. What `learned` loses against it is the
+    network's."""
+    cut = (shown.truth > 0.5).astype(np.float32)
+    mask = to_working(cut, shown.guide.window, shown.geometry)
+    evidence = replace(shown.evidence, probability=mask, before=mask, after=mask, carried=())
+    matte = by_refiner(replace(shown, evidence=evidence))
+    return np.where((shown.truth > 0) & (shown.truth < 1), matte, shown.truth)
+
+
 def guided_before(shown: Shown) -> FloatArray:
     """The guided filter as it was set before: a small window and a steep edge."""
     settings = FinishSettings(edges="guided", radius=2, sharpness=2.0)
@@ -119,6 +130,7 @@ WAYS: dict[str, Way] = {
     "guided": guided,
     "guided before": guided_before,
     "learned": by_refiner,
+    "learned, true trimap": refiner_with_true_mask,
     "closed form": closed_form,
     "closed form, true trimap": closed_form_true_trimap,
     "true cut": true_cut,
@@ -171,7 +183,7 @@ def shown_frames(plate: Path, alpha: Path) -> Iterator[Shown]:
 def _shown(shot: Shot, others: list[int], truths: list[FloatArray]) -> Iterator[Shown]:
     propagation = shot._working
     results = propagation.finisher(shot.plan(Request())).results
-    source = EdgeEvidenceSource(results)
+    source = EdgeEvidenceSource(results, lambda frame: propagation.frames.load(frame).guide())
     for frame, truth in zip(others, truths, strict=True):
         result = results.frame_result(frame)
         (name,) = result.probabilities

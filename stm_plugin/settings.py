@@ -59,10 +59,10 @@ class FinishSettings:
     """How a probability at working size becomes a soft matte at plate resolution."""
 
     edges: Edges = field(
-        default="guided",
+        default="learned",
         metadata=_about(
             "finish",
-            "by a filter; learned: by a network, best for fur and blur, worse on hard edges; off: enlarged",
+            "by a network: soft where the plate is, hard where it is not; guided: by a filter; off: enlarged",
         ),
     )
     edge_weights: str = field(
@@ -164,6 +164,12 @@ class Settings:
     confidence: bool = field(
         default=False,
         metadata=_about("export", "the network's confidence in each pixel: one more channel; few ask for it"),
+    )
+    foreground: bool = field(
+        default=False,
+        metadata=_about(
+            "export", "the plate's colours without the background, as layer fg: a second or more a 2K frame"
+        ),
     )
     device: Device = field(default="auto", metadata=_about("machine", "cuda, else mps, else cpu"))
     ram_budget: int = field(

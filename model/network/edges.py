@@ -19,8 +19,8 @@ from torch.nn import functional as F
 INPUTS = 8
 """R, G, B; probability of the frame, of the frames before and after, of the other objects; softness of the
 keys."""
-REACH = 48
-"""Working pixels of margin around refined pixels; pixels farther away hardly matter."""
+REACH = 16
+"""Working pixels of margin around what is refined; what lies farther away hardly counts."""
 FILTERS = (32, 12)
 """Radii of the guided filters in working pixels, multiples of 4."""
 STRIDE = 8

@@ -1,10 +1,12 @@
 """Clips with exactly known alpha, for the training of the edge refiner (`model.network.edges`).
 
 A clip is an object that moves in front of a background: fur and hair, wires, solid shapes with hard edges,
-shapes out of focus (everywhere, or along a part of their outline), shapes behind an open shutter, gauze and
-smoke. Everything is composited in linear light and encoded as sRGB, with grain or without, as JPEG or not.
-Textures come from noise, from patterns, from scikit-image's photographs (CC0 or public domain) and, if given,
-from a folder of pictures. A clip depends on its seed only.
+objects of many parts, shapes out of focus (everywhere, or along a part of their
+outline), shapes behind an open shutter, gauze and smoke. Everything is composited in linear light and encoded
+as sRGB, with grain or without, as JPEG or not. Textures come from noise, from patterns, from scikit-image's
+photographs (CC0 or public domain) and, if given, from a folder of pictures. Where a folder `labels` beside
+that of the pictures says which pixels are an object, clips also show the photographs themselves: their alpha
+is hard, and not known along its outline. A clip depends on its seed only.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 ByteArray = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
@@ -33,14 +36,17 @@ PHOTOGRAPHS = (
 )
 """Of scikit-image: all are CC0 or public domain (by the README of its data)."""
 
+PHOTOGRAPH = "photograph"
+"""The kind of clips that show a photograph with a mask that was drawn by hand."""
 WORKING_SIDE = 256
 """Side of a clip in working pixels."""
 FRAMES = 5
 """Frames of a clip; the first is its key."""
 _CANVAS = 768
 """Side of the drawing canvas; the plate is reduced from it."""
-_SCALES = (1.0, 1.5, 2.0, 3.0)
+_SCALES = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0)
 """Plate pixels per working pixel."""
+_SCALE_SHARES = (0.24, 0.24, 0.24, 0.2, 0.05, 0.03)
 _SUB_FRAMES = 24
 
 
@@ -51,7 +57,7 @@ class EdgeClip:
     Attributes:
         plate: (F, H, W, 3), sRGB.
         alpha: (F, K, H, W), the coverage in 255ths, exact before it is rounded.
-        kind: of the object, for statistics.
+        kind: of the object, for statistics. In a `PHOTOGRAPH` alpha is not known along its outline.
         scale: plate pixels per working pixel.
     """
 
@@ -83,13 +89,18 @@ def make_clip(seed: int, pictures: Sequence[Path] = ()) -> EdgeClip:
     rng = np.random.default_rng(seed)
     kind = _kind(rng)
     textures = _Textures(rng, pictures)
+    if kind == PHOTOGRAPH:
+        found = _labelled(rng, pictures)
+        if found is not None:
+            return _photographed(rng, *found)
+        kind = "assembly"
     layers = [_KINDS[kind](rng, textures)]
-    if rng.random() < 0.2:  # another object behind it
-        layers.append(_solid(rng, textures))
+    if rng.random() < 0.25:  # another object behind it
+        layers.append((_assembly if rng.random() < 0.4 else _solid)(rng, textures))
     speed = rng.uniform(0, 10) if kind != "motion blur" else rng.uniform(15, 170)
     blur = kind == "motion blur" or (kind != "defocus" and rng.random() < 0.15)
     moves = [_Motion(rng, speed if index == 0 else rng.uniform(0, 8)) for index in range(len(layers))]
-    scale = float(rng.choice(_SCALES))
+    scale = float(rng.choice(_SCALES, p=_SCALE_SHARES))
     side = round(WORKING_SIDE * scale)
     lens = _Lens(rng, kind)
     background = _Background(rng, textures, side)
@@ -110,6 +121,38 @@ def make_clip(seed: int, pictures: Sequence[Path] = ()) -> EdgeClip:
         plates.append(camera.recorded(seen))
         alphas.append(np.stack([_as_bytes(one) for one in coverage]))
     return EdgeClip(np.stack(plates), np.stack(alphas), kind, scale)
+
+
+def _labelled(rng: np.random.Generator, pictures: Sequence[Path]) -> tuple[ByteArray, ByteArray] | None:
+    """A photograph (h, w, 3) and the mask (h, w) of one object in it, 0 or 1; None where there is none."""
+    for path in (pictures[int(one)] for one in rng.integers(0, max(1, len(pictures)), 8 if pictures else 0)):
+        labels = _labels_of(str(path))
+        if labels is None:
+            continue
+        sizes = np.bincount(labels.reshape(-1), minlength=2)[1:] / labels.size
+        fitting = np.flatnonzero((sizes > 0.015) & (sizes < 0.5))
+        if fitting.size:
+            chosen = int(fitting[rng.integers(fitting.size)]) + 1
+            return _read(str(path)), (labels == chosen).astype(np.uint8)
+    return None
+
+
+def _photographed(rng: np.random.Generator, picture: ByteArray, mask: ByteArray) -> EdgeClip:
+    """A photograph that moves as a whole, with one object of it."""
+    whole = np.dstack([decoded(picture), mask.astype(np.float32)])
+    height, width = rng.uniform(0.75, 1.3) * _CANVAS, _CANVAS
+    whole = cv2.resize(whole, (width, max(_CANVAS, round(height))), interpolation=cv2.INTER_CUBIC)
+    top = int(rng.integers(0, whole.shape[0] - _CANVAS + 1))
+    whole = np.ascontiguousarray(whole[top : top + _CANVAS])
+    motion, camera = _Motion(rng, rng.uniform(0, 10)), _Camera(rng)
+    plates, alphas = [], []
+    for frame in range(FRAMES):
+        across, down = motion.sources(frame, 1)
+        seen = cv2.remap(whole, across, down, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+        seen = np.asarray(cv2.resize(seen, (WORKING_SIDE, WORKING_SIDE), interpolation=cv2.INTER_AREA))
+        plates.append(camera.recorded(np.clip(seen[..., :3], 0, 1)))
+        alphas.append((seen[..., 3] > 0.5).astype(np.uint8)[None] * np.uint8(255))
+    return EdgeClip(np.stack(plates), np.stack(alphas), PHOTOGRAPH, 1.0)
 
 
 def kind_of(seed: int) -> str:
@@ -220,6 +263,84 @@ def _solid(rng: np.random.Generator, textures: _Textures) -> _Layer:
     return _Layer(alpha, textures.colour())
 
 
+def _assembly(rng: np.random.Generator, textures: _Textures) -> _Layer:
+    """A thing of many hard parts: bodies, bars, slats and frames, each with its own colours, some with those
+    of what is behind; with holes, and with lines inside that are no edges of it."""
+    alpha = np.zeros((_CANVAS, _CANVAS), np.float32)
+    colour = textures.part()
+    softness = rng.uniform(0, 1.5)
+    for index in range(int(rng.integers(2, 9))):
+        inside = np.argwhere(alpha > 0.5)
+        middle = inside[rng.integers(len(inside))][::-1] if len(inside) else rng.uniform(300, 470, 2)
+        part = _body(rng, middle) if index == 0 or rng.random() < 0.3 else _thin_part(rng, middle)
+        part = np.asarray(cv2.GaussianBlur(part, (0, 0), 0.4 + softness), np.float32)
+        if index and rng.random() < 0.8:
+            colour = colour + part[..., None] * (textures.part() - colour)
+        alpha = np.maximum(alpha, part)
+    for _ in range(int(rng.integers(0, 4))):
+        hole = _outline(rng, rough=0.2, size=rng.uniform(10, 60), middle=rng.uniform(230, 540, 2))
+        alpha = alpha * (1 - _filled(hole, soft=0.4 + softness))
+    for _ in range(int(rng.integers(0, 12))):
+        line = _bar(rng, rng.uniform(180, 590, 2), rng.uniform(2, 7))
+        colour = colour + line[..., None] * (rng.uniform(0, 1, 3).astype(np.float32) ** 2 - colour)
+    if rng.random() < 0.6:  # light and shade
+        colour = colour * (0.3 + 1.3 * _noise(rng, _CANVAS, rng.uniform(80, 400)))[..., None]
+    return _Layer(np.asarray(alpha, np.float32), np.asarray(colour, np.float32))
+
+
+def _body(rng: np.random.Generator, middle: npt.NDArray[np.float64]) -> FloatArray:
+    """(S, S): a shape, or a box."""
+    size = rng.uniform(50, 190)
+    if rng.random() < 0.5:
+        return _filled(_outline(rng, rough=rng.choice([0.05, 0.3]), size=size, middle=middle), soft=0)
+    corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * size * rng.uniform(0.4, 1.1, 2)
+    turn = rng.normal(0, 0.4)
+    spin = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
+    return _filled((corners @ spin + middle).astype(np.float32), soft=0)
+
+
+def _thin_part(rng: np.random.Generator, middle: npt.NDArray[np.float64]) -> FloatArray:
+    """(S, S): a limb, slats beside each other, or a frame."""
+    draw = rng.random()
+    if draw < 0.45:
+        return _bar(rng, middle, rng.uniform(6, 45))
+    if draw < 0.75:
+        return _slats(rng, middle)
+    drawn = np.zeros((_CANVAS, _CANVAS), np.uint8)
+    outline = _outline(rng, rough=0.1, size=rng.uniform(40, 150), middle=middle)
+    _draw(drawn, np.concatenate([outline, outline[:1]]), rng.uniform(6, 30))
+    return drawn.astype(np.float32) / np.float32(255)
+
+
+def _slats(rng: np.random.Generator, middle: npt.NDArray[np.float64]) -> FloatArray:
+    """(S, S): bars beside each other, held by one at either end."""
+    count, pitch, thickness = int(rng.integers(3, 9)), rng.uniform(22, 70), rng.uniform(5, 22)
+    angle, length = rng.uniform(0, math.pi), rng.uniform(60, 220)
+    along = np.array([math.cos(angle), math.sin(angle)]) * length
+    across = np.array([-along[1], along[0]]) / length * pitch
+    drawn = np.zeros((_CANVAS, _CANVAS), np.uint8)
+    for place in np.arange(count) - (count - 1) / 2:
+        _draw(drawn, middle + np.stack([across * place - along, across * place + along]), thickness)
+    half = across * (count - 1) / 2
+    for end in (-along, along):
+        _draw(drawn, middle + np.stack([end - half, end + half]), thickness)
+    return drawn.astype(np.float32) / np.float32(255)
+
+
+def _bar(rng: np.random.Generator, middle: npt.NDArray[np.float64], thickness: float) -> FloatArray:
+    """(S, S): a bent line of some pixels through a point."""
+    drawn = np.zeros((_CANVAS, _CANVAS), np.uint8)
+    ends = middle + rng.normal(0, 130, (2, 2))
+    _draw(drawn, np.stack([ends[0], middle, ends[1]]), thickness)
+    return drawn.astype(np.float32) / np.float32(255)
+
+
+def _draw(picture: ByteArray, points: npt.NDArray[np.floating], thickness: float) -> None:
+    """Draws a line through points (N, 2), in place."""
+    line = np.round(np.asarray(points) * 8).astype(np.int32)
+    cv2.polylines(picture, [line], False, 255, max(1, round(thickness)), cv2.LINE_AA, shift=3)
+
+
 def _half_defocused(rng: np.random.Generator, textures: _Textures) -> _Layer:
     """A shape whose edge is hard on one side and soft on the other."""
     layer = _solid(rng, textures)
@@ -249,8 +370,10 @@ _KINDS: dict[str, _Maker] = {
     "half defocus": _half_defocused,
     "motion blur": _solid,
     "gauze": _gauze,
+    "assembly": _assembly,
+    PHOTOGRAPH: _assembly,
 }
-_SHARES = (0.36, 0.06, 0.2, 0.14, 0.06, 0.14, 0.04)
+_SHARES = (0.24, 0.03, 0.08, 0.1, 0.05, 0.1, 0.03, 0.22, 0.15)
 
 
 def _outline(
@@ -369,7 +492,13 @@ class _Background:
 
     def __init__(self, rng: np.random.Generator, textures: _Textures, side: int) -> None:
         self._side = side
-        picture = textures.picture(side + 64)
+        picture = textures.picture(side + 64, again=0.25)
+        for _ in range(int(rng.integers(0, 3)) if rng.random() < 0.5 else 0):  # what else stands there
+            layer = (_assembly if rng.random() < 0.5 else _solid)(rng, textures)
+            shown = np.dstack([layer.colour, layer.alpha]).astype(np.float32)
+            shown = np.roll(shown, tuple(rng.integers(0, _CANVAS, 2)), (0, 1))
+            shown = _reduced(shown, side + 64)
+            picture = picture + shown[..., 3:] * (shown[..., :3] - picture)
         if rng.random() < 0.45:
             picture = np.asarray(cv2.GaussianBlur(picture, (0, 0), rng.uniform(1, 12)), np.float32)
         self._picture = picture * np.float32(rng.uniform(0.4, 1.4))
@@ -419,6 +548,15 @@ class _Textures:
 
     def __init__(self, rng: np.random.Generator, pictures: Sequence[Path]) -> None:
         self._rng, self._pictures = rng, pictures
+        self._last: str | None = None
+
+    def part(self) -> FloatArray:
+        """(S, S, 3) for a part of a thing."""
+        draw = self._rng.random()
+        if draw < 0.45:  # nearly plain
+            plain = self._rng.uniform(0, 1, 3).astype(np.float32) ** 2
+            return np.asarray(plain * (0.85 + 0.3 * _noise(self._rng, _CANVAS, 40))[..., None], np.float32)
+        return self.picture(_CANVAS, again=0.4) * np.float32(self._rng.uniform(0.5, 1.3))
 
     def colour(self) -> FloatArray:
         """(S, S, 3) for an object: one texture, or parts with different ones."""
@@ -436,8 +574,14 @@ class _Textures:
             return np.asarray(plain * (0.85 + 0.3 * _noise(self._rng, _CANVAS, 40))[..., None], np.float32)
         return self.picture(_CANVAS) * np.float32(self._rng.uniform(0.5, 1.3))
 
-    def picture(self, side: int) -> FloatArray:
-        """(side, side, 3)."""
+    def picture(self, side: int, again: float = 0.0) -> FloatArray:
+        """(side, side, 3).
+
+        Args:
+            again: how often it is another part of the photograph that was used last.
+        """
+        if self._last is not None and again and self._rng.random() < again:
+            return self._cut(_read(self._last), side)
         draw = self._rng.random()
         if draw < 0.12:
             return self._pattern(side)
@@ -449,6 +593,7 @@ class _Textures:
             path = str(self._pictures[int(self._rng.integers(len(self._pictures)))])
         else:
             path = str(_photographs()[int(self._rng.integers(len(PHOTOGRAPHS)))])
+        self._last = path
         return self._cut(_read(path), side)
 
     def _cut(self, picture: ByteArray, side: int) -> FloatArray:
@@ -497,6 +642,17 @@ def _read(path: str) -> ByteArray:
     if picture is None:
         raise ValueError(f"{path} cannot be read as a picture")
     return np.ascontiguousarray(picture[..., ::-1])
+
+
+@lru_cache(maxsize=64)
+def _labels_of(picture: str) -> ByteArray | None:
+    """(h, w): the number of each pixel's object, by the picture beside; None where there is none."""
+    path = Path(picture)
+    labels = path.parent.parent / "labels" / f"{path.stem}.png"
+    if not labels.is_file():
+        return None
+    with Image.open(labels) as found:  # a palette's numbers, not its colours
+        return np.array(found.convert("P") if found.mode != "P" else found, np.uint8)
 
 
 def _noise(rng: np.random.Generator, side: int, size: float) -> FloatArray:

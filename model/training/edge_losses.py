@@ -12,26 +12,34 @@ _BAND = 6
 """Pixels around soft ones, and around mistakes, that have full weight."""
 _ELSEWHERE = 0.15
 """The weight of other pixels."""
+_HARM = 10.0
+"""The weight of pixels that became worse than the network had them, where the truth is 0 or 1."""
 
 
-def edge_loss(alpha: Tensor, soft: Tensor, truth: Tensor, coarse: Tensor) -> tuple[Tensor, dict[str, float]]:
+def edge_loss(
+    alpha: Tensor, soft: Tensor, truth: Tensor, coarse: Tensor, known: Tensor
+) -> tuple[Tensor, dict[str, float]]:
     """The loss of the refiner.
 
     Args:
         alpha, soft: (B, 2, h, w): its results for pairs of frames, `soft` as a logit.
         truth: (B, 2, h, w).
         coarse: (B, 2, h, w): the probabilities of its input.
+        known: (B, 2, h, w): 1 where the truth is known, else 0.
 
     Returns:
         The loss, and its parts by name.
     """
     is_soft = soft_pixels(truth)
     weight = torch.maximum(is_soft, ((coarse - truth).abs() > 0.2).float())
-    weight = _inside(_ELSEWHERE + (1 - _ELSEWHERE) * _widened(weight, _BAND))
+    weight = _inside(known * (_ELSEWHERE + (1 - _ELSEWHERE) * _widened(weight, _BAND)))
     cut = alpha.clamp(0, 1)
     kept = cut + 0.02 * (alpha - cut)  # values beyond 0 and 1 get little gradient
     parts = alpha_parts(_inside(kept), _inside(truth), weight)
-    parts["soft"] = 0.1 * F.binary_cross_entropy_with_logits(_inside(soft), _inside(is_soft))
+    parts["soft"] = 0.1 * F.binary_cross_entropy_with_logits(_inside(soft), _inside(is_soft), _inside(known))
+    parts["harm"] = _HARM * harm(
+        _inside(kept), _inside(truth), _inside(coarse), _inside(known * (1 - is_soft))
+    )
     return sum(parts.values(), start=torch.zeros(())), {
         name: float(one.detach()) for name, one in parts.items()
     } | {"mse": float((_inside(cut) - _inside(truth)).square().mean().detach() * 1000)}
@@ -54,6 +62,12 @@ def alpha_parts(alpha: Tensor, truth: Tensor, weight: Tensor) -> dict[str, Tenso
         error, weight = F.avg_pool2d(error, 2), F.avg_pool2d(weight, 2)
         total = weight.sum()
     return {**parts, "slopes": 0.25 * slopes}
+
+
+def harm(alpha: Tensor, truth: Tensor, coarse: Tensor, hard: Tensor) -> Tensor:
+    """The mean of how much worse alpha is than the probability, over pixels whose truth is 0 or 1."""
+    worse = ((alpha - truth).abs() - (coarse - truth).abs()).clamp_min(0)
+    return (hard * worse).mean()
 
 
 def soft_pixels(truth: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ frames, edges that are too hard.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,15 +18,17 @@ import torch
 from torch import Tensor
 
 from model.network.edges import softness_of
-from model.training.edge_clips import FRAMES, WORKING_SIDE, ByteArray, FloatArray
-from model.training.edge_pool import PooledClip, read_pooled
+from model.training.edge_clips import FRAMES, PHOTOGRAPH, WORKING_SIDE, ByteArray, FloatArray
+from model.training.edge_pool import PooledClip, at_working_size, read_pooled
 
 CROP = 128
 """Side of a sample in working pixels."""
 _CLIPS_HELD = 900
-"""Clips in memory, about 6 MB each."""
+"""Clips in memory, about 2 MB each."""
 _MOST_BENT = 8.0
 """The most working pixels by which a contour is bent."""
+_DRAWN = 4
+"""Working pixels on either side of an outline that was drawn by hand within which alpha is not known."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,10 +38,12 @@ class EdgeSample:
     Attributes:
         inputs: (2, 8, c, c), for the refiner.
         alpha: (2, c, c), at working size.
+        known: (2, c, c): 1 where alpha is known, 0 elsewhere.
     """
 
     inputs: Tensor
     alpha: Tensor
+    known: Tensor
 
 
 def make_sample(pool: Sequence[Path], seed: int, index: int) -> EdgeSample:
@@ -51,21 +55,44 @@ def make_sample(pool: Sequence[Path], seed: int, index: int) -> EdgeSample:
     coarse = _worsened(clip.coarse, first, rng)[..., y : y + CROP, x : x + CROP]
     softness = _known_softness(clip, rng)
     turn = int(rng.integers(8))
-    inputs, alphas = [], []
+    inputs, alphas, known = [], [], []
     codes = np.arange(256, dtype=np.float32) / np.float32(255)
     exposure = np.clip(codes * rng.uniform(0.7, 1.25), 0, 1) ** np.float32(rng.uniform(0.8, 1.25))
+    part = np.s_[y : y + CROP, x : x + CROP]
     for frame in (first, first + 1):
-        plate, alpha = (_resized(one) for one in _cut(clip, frame, y, x, exposure))
+        plate = np.asarray(cv2.LUT(clip.plate[frame][part], exposure), np.float32)
+        alpha = clip.alpha[frame].astype(np.float32) / np.float32(255)
         masks = _masks(coarse, frame, rng)
         constant = np.full((1, CROP, CROP), softness, np.float32)
         inputs.append(_turned(np.concatenate([plate.transpose(2, 0, 1), masks, constant]), turn))
-        alphas.append(_turned(alpha, turn))
-    return EdgeSample(*(torch.from_numpy(np.stack(one)) for one in (inputs, alphas)))
+        alphas.append(_turned(alpha[part], turn))
+        known.append(_turned(_known(clip, alpha)[part], turn))
+    return EdgeSample(*(torch.from_numpy(np.stack(one)) for one in (inputs, alphas, known)))
+
+
+def _known(clip: PooledClip, alpha: FloatArray) -> FloatArray:
+    """(h, w): 1 where the alpha of a frame is known."""
+    if clip.kind != PHOTOGRAPH:
+        return np.ones_like(alpha)
+    side = 2 * _DRAWN + 1
+    gradient = cv2.morphologyEx(alpha, cv2.MORPH_GRADIENT, np.ones((side, side), np.uint8))
+    known: FloatArray = (np.asarray(gradient) == 0).astype(np.float32)
+    return known
 
 
 @lru_cache(maxsize=_CLIPS_HELD)
 def _clip(path: str) -> PooledClip:
-    return read_pooled(Path(path))
+    """At working size: what the refiner sees, and all that it is asked for."""
+    clip = read_pooled(Path(path))
+    plate, alpha = (_reduced(one) for one in (clip.plate, clip.alpha))
+    return replace(clip, plate=plate, alpha=alpha)
+
+
+def _reduced(frames: ByteArray) -> ByteArray:
+    """(F, H, W[, C]) -> (F, h, w[, C])."""
+    return np.stack(
+        [(at_working_size(one) * np.float32(255) + np.float32(0.5)).astype(np.uint8) for one in frames]
+    )
 
 
 def _corner(clip: PooledClip, frame: int, rng: np.random.Generator) -> tuple[int, int]:
@@ -73,7 +100,7 @@ def _corner(clip: PooledClip, frame: int, rng: np.random.Generator) -> tuple[int
     most = WORKING_SIDE - CROP
     if rng.random() < 0.1:
         return int(rng.integers(0, most // 2)) * 2, int(rng.integers(0, most // 2)) * 2
-    alpha = _small(clip.alpha[frame])
+    alpha = clip.alpha[frame].astype(np.float32) / np.float32(255)
     coarse = clip.coarse[frame, 0].astype(np.float32) / np.float32(65535)
     there = np.flatnonzero(((alpha > 0.05) & (alpha < 0.95)) | (np.abs(coarse - alpha) > 0.3))
     place = int(there[rng.integers(there.size)]) if there.size else WORKING_SIDE**2 // 2
@@ -145,34 +172,6 @@ def _masks(coarse: FloatArray, frame: int, rng: np.random.Generator) -> FloatArr
     if rng.random() < 0.5:
         before, after = after, before
     return np.stack([own, before, after, coarse[frame, 1:].sum(0)])
-
-
-def _cut(clip: PooledClip, frame: int, y: int, x: int, exposure: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """The plate's pixels (n, n, 3), exposed anew, and their alpha (n, n) of a crop, in [0, 1].
-
-    Args:
-        exposure: (256,), what each byte becomes.
-    """
-    plate = cv2.LUT(np.ascontiguousarray(_part(clip.plate[frame], clip.scale, y, x)), exposure)
-    alpha = _part(clip.alpha[frame], clip.scale, y, x).astype(np.float32) / np.float32(255)
-    return np.asarray(plate, np.float32), alpha
-
-
-def _part(whole: ByteArray, scale: float, y: int, x: int) -> ByteArray:
-    side = round(CROP * scale)
-    top, left = round(y * scale), round(x * scale)
-    return whole[top : top + side, left : left + side]
-
-
-def _small(alpha: ByteArray) -> FloatArray:
-    resized = cv2.resize(alpha, (WORKING_SIDE, WORKING_SIDE), interpolation=cv2.INTER_AREA)
-    return np.asarray(resized, np.float32) / np.float32(255)
-
-
-def _resized(values: FloatArray) -> FloatArray:
-    if values.shape[0] == CROP:
-        return values
-    return np.asarray(cv2.resize(values, (CROP, CROP), interpolation=cv2.INTER_AREA), np.float32)
 
 
 def _turned(values: FloatArray, turn: int) -> FloatArray:

@@ -140,5 +140,8 @@ def training_loss(refiner: EdgeRefiner, samples: Sequence[EdgeSample]) -> tuple[
     with torch.autocast("cpu", torch.bfloat16):
         alpha, soft = refiner(inputs.contiguous(memory_format=torch.channels_last))
     shape = (len(samples), 2, CROP, CROP)
-    truth = torch.stack([one.alpha for one in samples])
-    return edge_loss(alpha.float().view(shape), soft.float().view(shape), truth, inputs[:, 3].view(shape))
+    truth, known = (
+        torch.stack(each) for each in zip(*((one.alpha, one.known) for one in samples), strict=True)
+    )
+    coarse = inputs[:, 3].view(shape)
+    return edge_loss(alpha.float().view(shape), soft.float().view(shape), truth, coarse, known)

@@ -75,6 +75,9 @@ def propagate(
     confidence: Annotated[
         bool | None, _configured("confidence", "The confidence of each pixel too, as stm.confidence.")
     ] = None,
+    foreground: Annotated[
+        bool | None, _configured("foreground", "The plate's colours without the background too: layer fg.")
+    ] = None,
     layer: Annotated[str | None, typer.Option(help="Layer of the plate.")] = None,
     view: Annotated[str | None, typer.Option(help="View of a stereo plate.")] = None,
     start_frame: Annotated[int, typer.Option(help="Number of a movie's first frame.")] = 1,
@@ -140,6 +143,7 @@ def propagate(
         "channel": channel,
         "cryptomatte": cryptomatte,
         "confidence": confidence,
+        "foreground": foreground,
         "device": device,
     }
     said = {name: value for name, value in given.items() if value is not None}

@@ -44,6 +44,8 @@ _SURE_PER_PIXEL = 0.04
 _MOST_SURE = 0.3
 _REACH = 2
 """How far a refined pixel depends on others, in radii: the window of the model, and that of its average."""
+_COARSER = 4
+"""How much smaller the picture is in which the trust alone is found."""
 _POINTS_ABREAST = 1024
 """Width of the picture in which points are arranged for OpenCV."""
 
@@ -96,6 +98,24 @@ def follow_plate(
         sure = np.clip(_looked_up(far, x, y) * np.float32(_SURE_PER_PIXEL), settings.sure, _MOST_SURE)
         flat[places] = steeper(refined, settings.sharpness, np.maximum(sure, np.float32(settings.sure)))
     return inside_region(matte, guide.window, geometry)
+
+
+def trust_at_working_size(clean: FloatArray, picture: FloatArray, settings: FinishSettings) -> FloatArray:
+    """How far (h, w) the filter may be trusted, in [0, 1]; found at a quarter of the size: windows are wide.
+
+    Args:
+        clean: (h, w) in [0, 1].
+        picture: (3, h, w), the working picture.
+        settings: radius and epsilon count.
+    """
+    height, width = clean.shape
+    size = (max(1, width // _COARSER), max(1, height // _COARSER))
+    r, g, b, values = (cv2.resize(one, size, interpolation=cv2.INTER_AREA) for one in (*picture, clean))
+    band, radius = np.ones(values.shape, np.uint8), max(1, settings.radius // _COARSER)
+    _, trust = trusted_model(
+        np.stack([r, g, b]), np.asarray(values, np.float32), band, radius, settings.epsilon
+    )
+    return np.asarray(cv2.resize(trust, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
 
 
 def _refined(plain: FloatArray, model: FloatArray, shares: FloatArray, colours: FloatArray) -> FloatArray:

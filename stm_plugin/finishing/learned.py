@@ -1,7 +1,8 @@
 """Learned edges: a soft matte from a coarse probability, by the edge refiner (`model.network.edges`).
 
 The refiner reads the working picture around all uncertain pixels of this frame and of its neighbours. It
-returns alpha, and where alpha is soft. A guided filter with a small window then enlarges alpha to plate
+returns alpha, and where alpha is soft. Where an edge is hard, the probability itself stays. Near a key, the
+key's mask has a part in alpha (`carried`). A guided filter with a small window then enlarges alpha to plate
 pixels along that band. Elsewhere the matte is exactly 0 or 1. All inputs are stored results, so any frame can
 be finished alone.
 """
@@ -17,12 +18,13 @@ import numpy.typing as npt
 from model.inference.edges import FastRefiner
 from model.network.edges import INPUTS, REACH, STRIDE
 from stm_plugin.finishing.band import NEARLY_SURE, Guide, dilated, steeper, unsure_pixels
-from stm_plugin.finishing.guided import follow_plate
+from stm_plugin.finishing.carried import CarriedKey
+from stm_plugin.finishing.guided import follow_plate, trust_at_working_size
 from stm_plugin.images.working_picture import WorkingGeometry, inside_region, to_plate
 from stm_plugin.settings import FinishSettings
 from stm_plugin.windows import FloatArray
 
-VERSION = 1
+VERSION = 2
 """Enters the address of every learned matte; raise it when the same evidence leads to another matte."""
 
 _LOOKED_AT = 24
@@ -32,6 +34,15 @@ _WIDENING = 3.0
 _DETAIL_RADIUS = 4
 """Working pixels: the window in which alpha follows the plate's colours. Best of 1, 2 and 4 on generated
 clips that were not trained on."""
+
+_WIDE, _NARROW, _FADE = 9, 5, 2
+"""Working pixels: the squares that wide and narrow soft edges hold, and over what their part fades."""
+_WIDE_SOFT, _NARROW_SOFT = (0.55, 0.8), (0.2, 0.8)
+"""Softness at which alpha begins to follow what was found, and follows it in full."""
+_TRUSTED = (0.65, 0.9)
+"""The same for the trust in the wide filter, on narrow soft edges."""
+_HELD_BACK = 0.25
+"""How much less part a hard key has where edges are soft."""
 
 _NEAR = 8
 """A part is confirmed if a neighbouring frame has a part within this many working pixels."""
@@ -50,6 +61,7 @@ class EdgeEvidence:
         before, after: of the object on the neighbouring frames; `probability` where there is no result.
         others: of all other objects together.
         key_softness: softness of the keys that it is made from (`model.network.edges.softness_of`).
+        carried: the masks of the keys near it, the nearest one last.
     """
 
     probability: FloatArray
@@ -57,6 +69,7 @@ class EdgeEvidence:
     after: FloatArray
     others: FloatArray
     key_softness: float
+    carried: tuple[CarriedKey, ...] = ()
 
 
 def finish_learned(
@@ -88,19 +101,55 @@ def alpha_at_working_size(
     """
     evidence = replace(evidence, probability=confirmed(evidence))
     own, before, after = (
-        steeper(one, 1.0, min(NEARLY_SURE, settings.sure))
-        for one in (evidence.probability, evidence.before, evidence.after)
+        steeper(one, 1.0, settings.sure) for one in (evidence.probability, evidence.before, evidence.after)
     )
     unsure = unsure_pixels(own) | unsure_pixels(before) | unsure_pixels(after)
+    for key in evidence.carried:
+        unsure |= unsure_pixels(steeper(key.mask.copy(), 1.0, settings.sure))
     if not unsure.any():
         return own
     zone = dilated(unsure, round(_LOOKED_AT * max(1.0, settings.width)))
     box = _box(zone)
-    alpha, soft = _refined(evidence, picture, box, refiner)
-    result = np.round(own)
+    found, soft = _refined(evidence, picture, box, refiner)
+    trust = trust_at_working_size(own[box], picture[:, *box], settings)
+    gate = _gate(soft, trust)
+    alpha = own[box] + gate * (found - own[box])
+    for key in evidence.carried:
+        share = key.share[box] * (1 - gate * np.float32(_HELD_BACK * (1 - key.softness)))
+        alpha += share * (key.mask[box] - alpha)
     alpha = steeper(_as_wide(alpha, soft, settings.width), 1.0, min(NEARLY_SURE, settings.sure))
+    result = np.round(own)
     np.copyto(result[box], alpha, where=zone[box] > 0)
     return result
+
+
+def _gate(soft: FloatArray, trust: FloatArray) -> FloatArray:
+    """How far (h, w) alpha follows what was found, instead of the probability.
+
+    Not at all on a hard edge: there a line of a few pixels is soft. A wide one counts by itself; a narrow one
+    where the colours inside are told from those outside, as elsewhere the refiner guesses.
+
+    Args:
+        trust: in the wide filter.
+    """
+    wide = _ramp(_opened(soft, _WIDE), _WIDE_SOFT)
+    narrow = _ramp(_opened(soft, _NARROW), _NARROW_SOFT)
+    narrow *= _ramp(trust, _TRUSTED)
+    return np.maximum(wide, narrow)
+
+
+def _opened(soft: FloatArray, side: int) -> FloatArray:
+    """The softness (h, w) without what is narrower than a square, and a little wider, so that it fades."""
+    least = cv2.erode(soft, np.ones((side, side), np.uint8), borderType=cv2.BORDER_REPLICATE)
+    back = side + 2 * _FADE
+    opened = cv2.dilate(least, np.ones((back, back), np.uint8))
+    return np.asarray(cv2.GaussianBlur(opened, (0, 0), _FADE), np.float32)
+
+
+def _ramp(values: FloatArray, ends: tuple[float, float]) -> FloatArray:
+    """0 below the first end, 1 above the second, and smooth between them."""
+    share = np.clip((values - ends[0]) / (ends[1] - ends[0]), 0, 1)
+    return np.asarray(share * share * (3 - 2 * share), np.float32)
 
 
 def confirmed(evidence: EdgeEvidence) -> FloatArray:

@@ -24,6 +24,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ import OpenImageIO as oiio
 import PyOpenColorIO as ocio
 
 from stm_plugin.errors import ColourError
+from stm_plugin.images.half_float import HALF_MAX
 from stm_plugin.images.movie import is_movie
 from stm_plugin.images.plate import FrameHeader, PlateFrame
 from stm_plugin.windows import FloatArray, PixelArray
@@ -47,7 +49,6 @@ _VERSION = "display-srgb-1"
 """Part of every transform's id: raise it when the resulting pixels change."""
 _LINEAR_TARGET = "lin_rec709_scene"
 _DISPLAY_TARGET = "srgb_rec709_scene"
-_HALF_MAX = 65504.0
 _HUGE = 1e30
 _TABLE_SHIFT = 12  # of a float's 23 bits behind the point, 11 are kept
 _TABLE_FIRST_BITS = (127 - 16) << 23  # 2^-16
@@ -335,6 +336,7 @@ class ColourTransform:
             ColourError: the space is unknown, or the config does not define how it relates to sRGB.
         """
         self.input_space: str = config.resolve(input_space)
+        self._config = config
         space = config.ocio.getColorSpace(self.input_space)
         self.display_referred: bool = _is_display_referred(config, space)
         target = _DISPLAY_TARGET if self.display_referred else _LINEAR_TARGET
@@ -371,6 +373,38 @@ class ColourTransform:
                 else:
                     cv2.LUT(_table_index(block), _DISPLAY_TABLE, dst=result[rows])
         return result
+
+    def to_linear(self, pixels: PixelArray) -> FloatArray:
+        """A picture (h, w, 3) of the input space in linear light, finite float32, with primaries of its own.
+
+        What is linear stays as it is.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self._applied(self._linear[0], _finite(pixels))
+
+    def from_linear(self, linear: FloatArray) -> FloatArray:
+        """The way back from `to_linear`, float32 (h, w, 3)."""
+        return self._applied(self._linear[1], linear)
+
+    @cached_property
+    def _linear(self) -> tuple[Any, Any]:
+        """Processors to linear light and back; None where the space is linear already, or holds data."""
+        space = self._config.ocio.getColorSpace(self.input_space)
+        if space.isData():
+            return None, None
+        there = _processor_to(self._config, self.input_space, _LINEAR_TARGET)
+        if there.isNoOp() or _pure_matrix(there) is not None:
+            return None, None
+        back = _processor_from(self._config, _LINEAR_TARGET, self.input_space)
+        return there.getDefaultCPUProcessor(), back.getDefaultCPUProcessor()
+
+    @staticmethod
+    def _applied(processor: Any, picture: FloatArray) -> FloatArray:
+        if processor is None:
+            return picture
+        converted = np.array(picture, dtype=np.float32, order="C")
+        processor.applyRGB(converted)
+        return converted
 
     def _converted(self, block: FloatArray) -> FloatArray:
         """A block (rows, w, 3) of finite values in linear Rec.709, or in sRGB when display-referred."""
@@ -440,15 +474,15 @@ def _finite(block: PixelArray) -> FloatArray:
         return np.asarray(cv2.LUT(bits, _HALF_TABLE), dtype=np.float32)
     if np.isfinite(block.sum(dtype=np.float32)):
         return block.astype(np.float32, copy=False)
-    cleaned = np.nan_to_num(block, nan=0.0, posinf=_HALF_MAX, neginf=-_HALF_MAX)
+    cleaned = np.nan_to_num(block, nan=0.0, posinf=HALF_MAX, neginf=-HALF_MAX)
     finite: FloatArray = np.clip(cleaned, -_HUGE, _HUGE).astype(np.float32, copy=False)
     return finite
 
 
 def _build_half_table() -> FloatArray:
     """float32 (1, 65536): the finite value of every half float by its bits."""
-    half_floats = np.arange(65536, dtype=np.uint16).view(np.float16).astype(np.float32)
-    finite = np.nan_to_num(half_floats, nan=0.0, posinf=_HALF_MAX, neginf=-_HALF_MAX)
+    halves = np.arange(65536, dtype=np.uint16).view(np.float16).astype(np.float32)
+    finite = np.nan_to_num(halves, nan=0.0, posinf=HALF_MAX, neginf=-HALF_MAX)
     return np.ascontiguousarray(finite[None])
 
 
@@ -466,6 +500,24 @@ def _processor_to(config: ColourConfig, source: str, target: str) -> Any:
     except ocio.Exception as error:
         processor = _processor_by_scene_linear(config, source, target, error)
     return processor.getOptimizedProcessor(ocio.OPTIMIZATION_DEFAULT)
+
+
+def _processor_from(config: ColourConfig, source: str, target: str) -> Any:
+    """An optimised processor from a space of the built-in config to one of the config."""
+    try:
+        processor = ocio.Config.GetProcessorFromBuiltinColorSpace(source, config.ocio, target)
+        return processor.getOptimizedProcessor(ocio.OPTIMIZATION_DEFAULT)
+    except ocio.Exception:
+        group = _processor_to(config, target, source).createGroupTransform()
+        group.setDirection(ocio.TRANSFORM_DIR_INVERSE)
+    try:
+        return config.ocio.getProcessor(group)
+    except ocio.Exception as error:
+        raise ColourError(
+            f"The colour space {target!r} of {config.name} has no way back from linear light: "
+            f"{_first_line(error)}.",
+            hint="State another colour space of the plate, or leave out the foreground's colours.",
+        ) from error
 
 
 def _processor_by_scene_linear(config: ColourConfig, source: str, target: str, cause: Exception) -> Any:

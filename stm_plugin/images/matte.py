@@ -3,8 +3,9 @@
 Channels: a single object is written to `channel` alone (`A` by default). Several objects have a layer each
 (`person.A`, `chair.A`), and `channel` holds their union for anyone who wants one matte: the sum, at most 1.
 The objects share each pixel (soft aggregation), so their sum is the true coverage. The maximum would
-leave a dark seam where two objects meet. A layer of ids (`cryptomatte.py`) and the
-network's confidence (`stm.confidence`) are optional.
+leave a dark seam where two objects meet. Three layers are optional: one of ids (`cryptomatte.py`), the
+network's confidence (`stm.confidence`), and `fg`: the plate's colours without the background, for the matte
+of all objects together. They are not multiplied with it, and in the plate's own colour space.
 
 Metadata: the attributes of the plate's header that describe the shot are kept. Those that describe how the
 plate's pixels are stored or coloured are not: compression, parts and views, chromaticities, the ACES
@@ -26,7 +27,7 @@ import OpenImageIO as oiio
 
 from stm_plugin.errors import MatteError, memory_errors
 from stm_plugin.images import cryptomatte
-from stm_plugin.images.half_float import to_float, to_half
+from stm_plugin.images.half_float import HALF_MAX, to_float, to_half
 from stm_plugin.images.picture_file import (
     CONFIDENCE_LAYER,
     open_image,
@@ -50,13 +51,15 @@ ADDRESS_ATTRIBUTE = "stm:address"
 
 CONFIDENCE_CHANNEL = f"{CONFIDENCE_LAYER}.confidence"
 """The network's confidence in each pixel, of all objects together: 1 is certain, 0 is undecided."""
+FOREGROUND_LAYER = "fg"
+"""The plate's colours without the background, of all objects together, not multiplied with the matte."""
 
 _LAYER_CHANNEL = "A"
 _NAME_LENGTH = 200
 _RESERVED_LAYERS = frozenset(
     [
         *("rgba", "rgb", "alpha", "red", "green", "blue", "ci", "none", "all", "depth", "deep"),
-        *("mask", "rotopaint_mask", "mask_planartrack", "mask_splinewarp", CONFIDENCE_LAYER),
+        *("mask", "rotopaint_mask", "mask_planartrack", "mask_splinewarp", CONFIDENCE_LAYER, "fg"),
         *("forward", "backward", "motion", "disparity", "disparityl", "disparityr"),
     ]
 )
@@ -131,7 +134,7 @@ def write_matte(
     channel: str = "A",
     metadata: Mapping[str, MetadataValue] | None = None,
     with_ids: bool = False,
-    confidence: FloatArray | None = None,
+    beside: Mapping[str, FloatArray] | None = None,
     durable: bool = True,
 ) -> None:
     """Write one frame's mattes atomically: a reader sees the old file or the new one. Folders are made.
@@ -143,7 +146,7 @@ def write_matte(
         channel: where the matte goes: `A`, `rgba.alpha` (the same), `matte.a`, any `layer.channel`.
         metadata: extra attributes, such as `stm:weights`.
         with_ids: whether the file holds a Cryptomatte layer too, in 32-bit floats.
-        confidence: float32 (h, w) in [0, 1] over the data window, for the channel `stm.confidence`.
+        beside: more channels by name, float32 (h, w) over the data window (`channels_beside`).
         durable: wait until the disk has it.
 
     Raises:
@@ -152,24 +155,38 @@ def write_matte(
     """
     path = Path(path)
     check_kind(path, plate_frame.frame)
-    with memory_errors(path, plate_frame.frame):
-        channels = _channels(mattes, plate_frame, channel, path)
-        if confidence is not None:
-            channels[CONFIDENCE_CHANNEL] = confidence
-        extra = dict(metadata or {})
-        ids: dict[str, FloatArray] = {}
-        if with_ids:
-            clamped = {name: np.clip(matte, 0.0, 1.0, dtype=np.float32) for name, matte in mattes.items()}
-            ids = cryptomatte.channels(clamped)
-            extra |= cryptomatte.metadata(tuple(mattes))
-        half_floats = {name: to_half(matte) for name, matte in channels.items()}
-        extra[PIXELS_ATTRIBUTE] = pixel_hash({**half_floats, **ids})
-        spec = _matte_spec(plate_frame, (*channels, *ids), extra)
-        pixels: npt.NDArray[np.float16] | FloatArray = _interleaved(tuple(half_floats.values()))
-        if ids:
-            spec.channelformats = (oiio.HALF,) * len(channels) + (oiio.FLOAT,) * len(ids)
-            pixels = np.stack([*map(to_float, half_floats.values()), *ids.values()], axis=-1)
-        write_image(path, spec, pixels, frame=plate_frame.frame, durable=durable)
+    channels = _channels(mattes, plate_frame, channel, path)
+    channels |= beside or {}
+    extra = dict(metadata or {})
+    ids: dict[str, FloatArray] = {}
+    if with_ids:
+        clamped = {name: np.clip(matte, 0.0, 1.0, dtype=np.float32) for name, matte in mattes.items()}
+        ids = cryptomatte.channels(clamped)
+        extra |= cryptomatte.metadata(tuple(mattes))
+    half_floats = {name: to_half(matte) for name, matte in channels.items()}
+    extra[PIXELS_ATTRIBUTE] = pixel_hash({**half_floats, **ids})
+    spec = _matte_spec(plate_frame, (*channels, *ids), extra)
+    pixels: npt.NDArray[np.float16] | FloatArray = _interleaved(tuple(half_floats.values()))
+    if ids:
+        spec.channelformats = (oiio.HALF,) * len(channels) + (oiio.FLOAT,) * len(ids)
+        pixels = np.stack([*map(to_float, half_floats.values()), *ids.values()], axis=-1)
+    write_image(path, spec, pixels, frame=plate_frame.frame, durable=durable)
+
+
+def channels_beside(confidence: FloatArray | None, foreground: FloatArray | None) -> dict[str, FloatArray]:
+    """The optional channels of a matte's file, by name.
+
+    Args:
+        confidence: float32 (h, w) in [0, 1], for the channel `stm.confidence`.
+        foreground: float32 (h, w, 3), for the layer `fg`; limited to the range of half floats.
+    """
+    channels: dict[str, FloatArray] = {}
+    if confidence is not None:
+        channels[CONFIDENCE_CHANNEL] = confidence
+    if foreground is not None:
+        colours = np.clip(foreground, -HALF_MAX, HALF_MAX, dtype=np.float32)
+        channels |= {f"{FOREGROUND_LAYER}.{one}": colours[..., index] for index, one in enumerate("RGB")}
+    return channels
 
 
 def check_kind(path: Path, frame: int | None = None) -> None:

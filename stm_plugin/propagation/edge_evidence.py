@@ -7,12 +7,15 @@ and addresses and dirty ranges do not change.
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from model.network.edges import softness_of
+from stm_plugin.finishing.carried import REACH, CarriedKey, Motion, carry, motion_between
 from stm_plugin.finishing.learned import EdgeEvidence
 from stm_plugin.planning.plan import position_in
 from stm_plugin.planning.values import Direction
@@ -22,10 +25,16 @@ from stm_plugin.windows import FloatArray
 
 @dataclass(frozen=True, eq=False)
 class EdgeEvidenceSource:
-    """Gathers the evidence for the frames of one plan. Thread-safe."""
+    """Gathers the evidence for the frames of one plan. Thread-safe.
+
+    Attributes:
+        picture: gives the working picture (3, h, w) of a frame.
+    """
 
     results: Results
+    picture: Callable[[int], FloatArray]
     _softness: dict[tuple[int, str], float] = field(default_factory=dict)
+    _motions: dict[tuple[int, int], Motion] = field(default_factory=dict)
 
     def of(self, result: FrameResult, name: str) -> EdgeEvidence:
         """The evidence for one of the objects that `result` has a probability of."""
@@ -40,7 +49,28 @@ class EdgeEvidenceSource:
             after=probability if after is None else after,
             others=self._others(result, name),
             key_softness=max((self._key_softness(key, name) for key in keys), default=0.0),
+            carried=self._carried(result.frame, name, keys),
         )
+
+    def _carried(self, frame: int, name: str, keys: list[int]) -> tuple[CarriedKey, ...]:
+        """The object's masks of the keys near a frame, the nearest one last."""
+        frames = self.results.facts.frames
+        place = bisect_left(frames, frame)
+        away = {key: abs(bisect_left(frames, key) - place) for key in keys}
+        near = sorted((distance, key) for key, distance in away.items() if 0 < distance <= REACH)
+        return tuple(
+            carry(self._key_mask(key, name), self._motion(key, frame), away, self._key_softness(key, name))
+            for away, key in reversed(near)
+        )
+
+    def _motion(self, key: int, frame: int) -> Motion:
+        """From a key to a frame beside it; held for the other objects of the frame."""
+        found = self._motions.get((key, frame))
+        if found is None:
+            found = motion_between(self.picture(key), self.picture(frame))
+            self._motions.clear()
+            self._motions[key, frame] = found
+        return found
 
     def _beside(self, key: int | None, direction: Direction, frame: int, name: str) -> FloatArray | None:
         """(h, w): the object on the frame that the pass from a key reached just before this one."""

@@ -10,9 +10,9 @@ import numpy as np
 
 from stm_plugin.address import address_of
 from stm_plugin.errors import MatteError, concerning
-from stm_plugin.finishing import guided, learned
+from stm_plugin.finishing import foreground, guided, learned
 from stm_plugin.finishing.band import Guide
-from stm_plugin.images.matte import MetadataValue
+from stm_plugin.images.matte import MetadataValue, union_matte
 from stm_plugin.images.plate import PlateFrame
 from stm_plugin.images.working_picture import inside_region, share_outside, to_plate, touches_region
 from stm_plugin.planning.areas import FrameAreas, area_warnings
@@ -44,6 +44,8 @@ class FinishedFrame:
         quality: confidence and agreement.
         confidence_map: confidence of each pixel, of all objects together, float32 (h, w) in [0, 1]; None
             unless the settings ask for it.
+        foreground: the plate's colours without the background, of all objects together, not multiplied with
+            their matte, float32 (h, w, 3) in the plate's colour space; None unless the settings ask for it.
     """
 
     frame: int
@@ -53,6 +55,7 @@ class FinishedFrame:
     is_key: bool
     quality: Quality
     confidence_map: FloatArray | None = None
+    foreground: FloatArray | None = None
 
     @property
     def confidence(self) -> float:
@@ -86,7 +89,7 @@ class FrameFinisher:
     ) -> None:
         self.results = results
         self._context, self._description, self._metadata = context, description, metadata
-        self._evidence = EdgeEvidenceSource(results)
+        self._evidence = EdgeEvidenceSource(results, self._picture)
 
     @property
     def _settings(self) -> Settings:
@@ -105,15 +108,24 @@ class FrameFinisher:
             raise PlateMovedOn(frame)
         self._check_computed(frame)
         result = self.results.frame_result(frame)
+        mattes = self._mattes(result, loaded)
         return FinishedFrame(
             frame=frame,
-            mattes=self._mattes(result, loaded),
+            mattes=mattes,
             plate_frame=loaded.plate_frame,
             address=self.matte_address(frame),
             is_key=not result.probabilities,
             quality=result.quality,
             confidence_map=self._confidence_of_all(result, loaded) if self._settings.confidence else None,
+            foreground=_foreground(loaded, mattes) if self._settings.foreground else None,
         )
+
+    def _picture(self, frame: int) -> FloatArray:
+        """(3, h, w): the working picture of a frame, as the plan has it."""
+        loaded = self._context.loader.load(frame)
+        if self.results.plate_hash(frame) != loaded.hash:
+            raise PlateMovedOn(frame)
+        return loaded.guide()
 
     def confidence(self, frame: int) -> dict[str, FloatArray]:
         """The network's confidence in each pixel: by object name, float32 (h, w) over the data window.
@@ -159,6 +171,7 @@ class FrameFinisher:
             fusion.VERSION,
             guided.VERSION,
             self._edges_id(),
+            f"fg {foreground.VERSION}" if self._settings.foreground else "",
             str(self._context.geometry.canvas),
         )
 
@@ -239,6 +252,12 @@ class FrameFinisher:
         with device_errors(device, result.frame):
             evidence = self._evidence.of(result, name)
             return learned.finish_learned(evidence, guide, geometry, settings, refiner)
+
+
+def _foreground(loaded: LoadedFrame, mattes: Mapping[str, FloatArray]) -> FloatArray:
+    """The plate without its background (h, w, 3), in the plate's colour space; solved in linear light."""
+    linear = loaded.transform.to_linear(loaded.plate_frame.pixels)
+    return loaded.transform.from_linear(foreground.foreground_of(linear, union_matte(mattes.values())))
 
 
 class FrameDelivery:

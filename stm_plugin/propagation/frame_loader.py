@@ -36,6 +36,10 @@ class Transform(Protocol):
 
     def to_display(self, pixels: PixelArray) -> FloatArray: ...
 
+    def to_linear(self, pixels: PixelArray) -> FloatArray: ...
+
+    def from_linear(self, linear: FloatArray) -> FloatArray: ...
+
 
 @dataclass(frozen=True, eq=False)
 class LoadedFrame:

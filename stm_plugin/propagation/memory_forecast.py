@@ -47,6 +47,10 @@ _PLATE_FRAME_BYTES = 12  # per pixel: three float32; half that for half floats
 _FINISHING_BYTES = (10, 5)
 """Bytes per plate pixel, and more for each object: decoding, colour and finishing, besides the kept frames.
 Measured with benchmarks/memory.py."""
+_REFINER_BYTES = 280
+"""Bytes per working pixel that the edge refiner works in, where an object fills the picture."""
+_FOREGROUND_BYTES = 100
+"""Bytes per plate pixel while the colours of the foreground are solved."""
 
 # Adapting: measured peaks of its steps beyond what was there before, and a sixth to spare (on the CPU, crops
 # of 128 to 384, one and two clips, one to three objects). In float32 values per pixel of all clips of a step,
@@ -67,6 +71,7 @@ class MemoryRequest:
         further_keys: other keys in every pass's memory.
         frames: that the network reads; their features are kept within `ram_budget` bytes.
         plate_pixels: of one plate frame.
+        learned_edges, foreground: whether finishing uses the edge refiner, and solves the foreground.
     """
 
     config: NetworkConfig
@@ -80,6 +85,8 @@ class MemoryRequest:
     frames: int = 0
     ram_budget: int = 0
     plate_pixels: int = 0
+    learned_edges: bool = False
+    foreground: bool = False
 
 
 @dataclass(frozen=True)
@@ -229,7 +236,9 @@ def predict_memory(run: MemoryRequest) -> Forecast:
     fixed = _PROGRAM_BYTES[run.device.split(":")[0]] + _WEIGHTS_BYTES[config.trunk]
     if on_cpu:
         finishing = _FINISHING_BYTES[0] + _FINISHING_BYTES[1] * run.objects
+        finishing += _FOREGROUND_BYTES if run.foreground else 0
         fixed += (FRAMES_HELD * _PLATE_FRAME_BYTES + finishing) * run.plate_pixels
+        fixed += _REFINER_BYTES * run.height * run.width if run.learned_edges else 0
         fixed += _HEAP_GAPS
         if run.precision == "float32":
             fixed += _WINOGRAD_BYTES[config.trunk]

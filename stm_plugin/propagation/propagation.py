@@ -413,6 +413,8 @@ class Propagation:
             frames=len({step.frame for step in plan.compute_steps}),
             ram_budget=self.settings.ram_budget,
             plate_pixels=self.plate.canvas.width * self.plate.canvas.height,
+            learned_edges=self.settings.finish.edges == "learned",
+            foreground=self.settings.foreground,
         )
         return fit_memory(run, free_memory(device) + self._ram_held())
 

@@ -12,7 +12,7 @@ from typing import Any
 from stm_plugin.errors import StoreError
 from stm_plugin.files.journal import Journal
 from stm_plugin.files.outputs import Ownership, Row, check_outputs
-from stm_plugin.images.matte import ADDRESS_ATTRIBUTE, MetadataValue, check_kind, write_matte
+from stm_plugin.images.matte import ADDRESS_ATTRIBUTE, MetadataValue, channels_beside, check_kind, write_matte
 from stm_plugin.images.plate import PlateSource
 from stm_plugin.images.provenance import FoundMatte, inspect_matte
 from stm_plugin.images.sequence import FrameSequence, output_sequence
@@ -161,7 +161,7 @@ class MatteWriter:
             finished.plate_frame,
             channel=self._channel,
             with_ids=self._with_ids,
-            confidence=finished.confidence_map,
+            beside=channels_beside(finished.confidence_map, finished.foreground),
             metadata={**metadata, ADDRESS_ATTRIBUTE: address},
         )
         self._note(_note_of(path, address))

@@ -56,7 +56,9 @@ def test_a_clip_depends_on_its_seed_alone() -> None:
     assert one.plate.shape != other.plate.shape or (one.plate != other.plate).any()
 
 
-@pytest.mark.parametrize("kind", ["fur", "wires", "solid", "defocus", "half defocus", "motion blur", "gauze"])
+@pytest.mark.parametrize(
+    "kind", ["fur", "wires", "solid", "defocus", "half defocus", "motion blur", "gauze", "assembly"]
+)
 def test_every_kind_of_clip_shows_its_object_and_says_where_it_is_soft(kind: str) -> None:
     clip = clip_of_kind(kind)
     side = round(WORKING_SIDE * clip.scale)
@@ -143,12 +145,13 @@ def test_the_loss_is_least_at_the_truth_and_counts_a_wobble() -> None:
     truth = (0.5 - (torch.hypot(rows - 32, columns - 32) - 16) / 8).clamp(0, 1).expand(1, 2, 64, 64)
     soft = torch.where((truth > 0.02) & (truth < 0.98), 9.0, -9.0)
     coarse = (truth > 0.5).float()
-    best, _ = edge_loss(truth, soft, truth, coarse)
-    cut, _ = edge_loss(coarse, soft, truth, coarse)
+    known = torch.ones_like(truth)
+    best, _ = edge_loss(truth, soft, truth, coarse, known)
+    cut, _ = edge_loss(coarse, soft, truth, coarse, known)
     both = torch.stack([truth[:, 0] + 0.05, truth[:, 1] + 0.05], 1)
     wobbling = torch.stack([truth[:, 0] + 0.05, truth[:, 1] - 0.05], 1)
     assert best < cut
-    changes = [edge_loss(one, soft, truth, coarse)[1]["change"] for one in (both, wobbling)]
+    changes = [edge_loss(one, soft, truth, coarse, known)[1]["change"] for one in (both, wobbling)]
     assert changes[0] < changes[1]
 
 

@@ -13,6 +13,7 @@ from model.inference.edges import FastRefiner
 from model.weights_file import load_refiner
 from stm_plugin.errors import SettingsError, WeightsError
 from stm_plugin.finishing.band import Guide
+from stm_plugin.finishing.carried import SHARES, CarriedKey
 from stm_plugin.finishing.guided import finish
 from stm_plugin.finishing.learned import EdgeEvidence, finish_learned
 from stm_plugin.images.working_picture import to_working, working_geometry
@@ -166,6 +167,28 @@ def test_edges_can_be_guided_or_off() -> None:
         FinishSettings(width=0.1)
 
 
+def test_beside_a_key_its_own_mask_has_a_part(refiner: FastRefiner) -> None:
+    alpha, larger = disc(2.0), disc(2.0, radius=106)
+    here = evidence_of(hard(alpha))
+    share = np.full(here.probability.shape, 0.75, np.float32)
+    mask = to_working(larger, WINDOW, GEOMETRY)
+    beside = replace(here, carried=(CarriedKey(mask, share, 0.0),))
+    picture = guide_of(alpha)
+    plain, carried = (finish_learned(one, picture, GEOMETRY, SETTINGS, refiner) for one in (here, beside))
+    ring = (larger == 1) & (alpha == 0)
+    assert carried[ring].mean() > plain[ring].mean() + 0.25
+
+
+def test_the_softness_of_a_key_comes_along(refiner: FastRefiner) -> None:
+    alpha = disc(24.0)
+    here = evidence_of(hard(alpha))
+    mask = to_working(alpha, WINDOW, GEOMETRY)
+    key = CarriedKey(mask, np.full(mask.shape, 0.75, np.float32), 1.0)
+    told = replace(here, carried=(key,), key_softness=0.75)
+    matte, plain = (finish_learned(one, guide_of(alpha), GEOMETRY, SETTINGS, refiner) for one in (told, here))
+    assert error(matte, alpha) < 0.5 * error(plain, alpha)
+
+
 # ---- in a shot -------------------------------------------------------------------------------
 
 
@@ -189,7 +212,7 @@ def shot(make_plate: Callable[..., str], tmp_path: object) -> Shot:
 def test_the_frame_before_comes_from_the_left_and_the_frame_after_from_the_right(shot: Shot) -> None:
     propagation = shot._working
     results = propagation.finisher(shot.plan()).results
-    source = EdgeEvidenceSource(results)
+    source = EdgeEvidenceSource(results, lambda frame: np.asarray(results.picture(frame)))
     passes = {one.name: one for one in results.plan.passes}
     forward, backward = passes[1001, Direction.FORWARD], passes[1009, Direction.BACKWARD]
     name = forward.objects[0]
@@ -197,7 +220,12 @@ def test_the_frame_before_comes_from_the_left_and_the_frame_after_from_the_right
     middle = source.of(results.frame_result(1005), name)
     assert (middle.before == results.pass_result(forward, 2)[0]).all()
     assert (middle.after == results.pass_result(backward, 2)[0]).all()
+    assert not middle.carried, "no key within reach"
     first = source.of(results.frame_result(1002), name)
+    (carried,) = first.carried
+    assert carried.share.max() <= SHARES[0] and carried.mask.shape == first.probability.shape
+    (farther,) = source.of(results.frame_result(1004), name).carried
+    assert farther.share.max() <= SHARES[2]
     assert (first.before == results.key_probabilities(1001, (name,))[0]).all()
     last = source.of(results.frame_result(1008), name)
     assert (last.after == results.key_probabilities(1009, (name,))[0]).all()

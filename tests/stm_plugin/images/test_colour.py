@@ -398,3 +398,16 @@ def test_film_log_without_a_film_log_space_asks_for_the_space(tmp_path: Path) ->
 def test_only_float_pictures_of_three_channels_are_taken(config: ColourConfig) -> None:
     with pytest.raises(ValueError, match="float32"):
         ColourTransform(config, "ACEScg").to_display(np.zeros((4, 4, 4), np.float32))
+
+
+@pytest.mark.parametrize("space", ["sRGB - Texture", "Gamma 2.4 Rec.709 - Texture", *SCENE_SPACES])
+def test_colours_come_back_from_linear_light_as_they_were(space: str) -> None:
+    transform = ColourTransform(load_config(), space)
+    picture = np.random.default_rng(5).random((6, 7, 3), np.float32)
+    linear = transform.to_linear(picture)
+    assert np.abs(transform.from_linear(linear) - picture).max() < 2e-4
+    if space in SCENE_SPACES and space not in LOG_SPACES:
+        assert (linear == picture).all(), "what is linear stays as it is"
+    else:
+        dark = transform.to_linear(np.full((1, 1, 3), 0.3, np.float32))
+        assert abs(float(dark.mean()) - 0.3) > 0.05

@@ -165,3 +165,11 @@ def test_a_failing_device_is_named() -> None:
     said = r"frame 7: The device cpu failed: broken"
     with pytest.raises(DeviceError, match=said), device_errors("cpu", 7):
         raise RuntimeError("broken\nwith a long trace")
+
+
+def test_what_finishing_takes_besides_is_counted() -> None:
+    plain = MemoryRequest(LITE, 480, 854, objects=1, memory_cap=5, plate_pixels=2048 * 1080)
+    learned, foreground = replace(plain, learned_edges=True), replace(plain, foreground=True)
+    least = predict_memory(plain).total
+    assert predict_memory(learned).total - least > 200 * 480 * 854
+    assert predict_memory(foreground).total - least > 60 * 2048 * 1080

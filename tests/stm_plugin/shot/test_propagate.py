@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -72,8 +73,6 @@ def order(tmp_path: Path, make_plate: MakePlate) -> Order:
 
 
 def test_confidence_is_a_channel_beside_the_matte_where_it_is_asked_for(order: Order) -> None:
-    import dataclasses
-
     order.run(1004)
     assert list(read_matte(order.out.replace("####", "1007")).channels) == ["A"]
     order.run(1004, settings=dataclasses.replace(SETTINGS, confidence=True))
@@ -84,6 +83,26 @@ def test_confidence_is_a_channel_beside_the_matte_where_it_is_asked_for(order: O
     sure = propagated.channels["stm.confidence"]
     assert 0 <= sure.min() < sure.max() <= 1
     assert (read_matte(order.out.replace("####", "1004")).channels["stm.confidence"] == 1).all(), "on the key"
+
+
+def test_the_foregrounds_colours_are_a_layer_beside_the_matte_where_they_are_asked_for(order: Order) -> None:
+    order.run(1004)
+    before = read_matte(order.out.replace("####", "1007")).channels["A"]
+    order.run(1004, settings=dataclasses.replace(SETTINGS, foreground=True))
+    assert not order.network.calls, "files are written again, nothing is computed"
+    found = read_matte(order.out.replace("####", "1007"))
+    assert set(found.channels) == {"A", "fg.R", "fg.G", "fg.B"} and found.is_as_written
+    assert (found.channels["A"] == before).all()
+    colours = np.stack([found.channels[f"fg.{one}"] for one in "RGB"], axis=-1)
+    plate = Plate.open(order.plate).read(1007).pixels.astype(np.float32)
+    matte = before[..., None]
+    inside = np.broadcast_to(matte == 1, plate.shape)
+    assert np.allclose(colours[inside], plate[inside], rtol=1e-3, atol=1e-4)
+    assert np.isfinite(colours).all()
+    key = read_matte(order.out.replace("####", "1004"))
+    assert (key.channels["fg.R"] > 0).any(), "on the key too"
+    order.run(1004)
+    assert list(read_matte(order.out.replace("####", "1007")).channels) == ["A"]
 
 
 def test_every_frame_gets_a_matte_that_fits_its_plate(order: Order) -> None:
