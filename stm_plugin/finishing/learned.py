@@ -37,7 +37,7 @@ clips that were not trained on."""
 
 _WIDE, _NARROW, _FADE = 9, 5, 2
 """Working pixels: the squares that wide and narrow soft edges hold, and over what their part fades."""
-_WIDE_SOFT, _NARROW_SOFT = (0.55, 0.8), (0.2, 0.8)
+_WIDE_SOFT, _NARROW_SOFT = (0.6, 0.85), (0.2, 0.8)
 """Softness at which alpha begins to follow what was found, and follows it in full."""
 _TRUSTED = (0.65, 0.9)
 """The same for the trust in the wide filter, on narrow soft edges."""
