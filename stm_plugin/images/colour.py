@@ -35,7 +35,6 @@ import OpenImageIO as oiio
 import PyOpenColorIO as ocio
 
 from stm_plugin.errors import ColourError
-from stm_plugin.images.half_float import HALF_MAX
 from stm_plugin.images.movie import is_movie
 from stm_plugin.images.plate import FrameHeader, PlateFrame
 from stm_plugin.windows import FloatArray, PixelArray
@@ -49,6 +48,8 @@ _VERSION = "display-srgb-1"
 """Part of every transform's id: raise it when the resulting pixels change."""
 _LINEAR_TARGET = "lin_rec709_scene"
 _DISPLAY_TARGET = "srgb_rec709_scene"
+HALF_MAX = 65504.0
+"""The largest finite half float."""
 _HUGE = 1e30
 _TABLE_SHIFT = 12  # of a float's 23 bits behind the point, 11 are kept
 _TABLE_FIRST_BITS = (127 - 16) << 23  # 2^-16

@@ -11,8 +11,6 @@ import torch
 FloatArray = npt.NDArray[np.float32]
 HalfArray = npt.NDArray[np.float16]
 
-HALF_MAX = 65504.0
-"""The largest finite half float."""
 _BLOCK_VALUES = 1 << 14
 """Values converted at once: few enough for the cache, and for torch to use one thread only."""
 

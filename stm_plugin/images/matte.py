@@ -27,7 +27,8 @@ import OpenImageIO as oiio
 
 from stm_plugin.errors import MatteError, memory_errors
 from stm_plugin.images import cryptomatte
-from stm_plugin.images.half_float import HALF_MAX, to_float, to_half
+from stm_plugin.images.colour import HALF_MAX
+from stm_plugin.images.half_float import to_float, to_half
 from stm_plugin.images.picture_file import (
     CONFIDENCE_LAYER,
     open_image,
