@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdlib>
 #include <mutex>
 
 namespace stm {
@@ -45,7 +46,8 @@ class Starter {
 
     void startOnce(const Deadline& deadline) {
         const auto turn = deadline.lock(mutex_, "while another node starts it");
-        if (folder_ == platform::runtimeFolder()) return;
+        const bool isOurs = folder_ == platform::runtimeFolder();
+        if (isOurs && (!child_ || !child_->exitCode() || Clock::now() - lastStart_ < startForgiven)) return;
         const Installation found = installation();
         count_ = 1;
         lastStart_ = Clock::now();
@@ -193,6 +195,15 @@ std::optional<Endpoint> endpoint() {
 
 }  // namespace
 
+Milliseconds secondsFrom(const char* variable, double otherwise) {
+    double seconds = otherwise;
+    if (const auto told = platform::environment(variable)) {
+        const double asked = std::strtod(told->c_str(), nullptr);
+        if (asked > 0.0 && asked <= 1e6) seconds = asked;
+    }
+    return Milliseconds(static_cast<std::int64_t>(seconds * 1000.0));
+}
+
 std::unique_ptr<Connection> Connection::openRunning(const std::string& client, const Deadline& deadline) {
     const auto found = endpoint();
     if (!found) return nullptr;
@@ -256,6 +267,9 @@ Connection::Connection(platform::Socket socket, const std::string& client, const
     }
     if (reply.header.value("answer", "") != answer) {
         throw EngineError("token", "What listens in the engine's place is not the engine.", Json::object());
+    }
+    if (reply.header.contains("protocol")) {
+        minor_ = std::min(protocolMinor, reply.header["protocol"].at(1).get<int>());
     }
     if (reply.header.contains("map_folder") && reply.header["map_folder"].is_string()) {
         mapFolder_ = reply.header["map_folder"].get<std::string>();

@@ -31,6 +31,9 @@ struct OutgoingPixels {
     std::function<void(std::uint8_t*, const Check&)> fill;
 };
 
+// A time that an environment variable tells, else `otherwise`.
+Milliseconds secondsFrom(const char* variable, double otherwise);
+
 // One user at a time; ShotSession holds the lock. After ConnectionLost or FramingError it is of no more use.
 class Connection {
   public:
@@ -39,9 +42,12 @@ class Connection {
     // Connects to the running engine; nothing when there is none.
     static std::unique_ptr<Connection> openRunning(const std::string& client, const Deadline& deadline);
 
-    // Starts the engine where none runs, once, and does not wait for it: it loads while the artist draws. What goes wrong is
-    // reported by the request that needs it.
+    // Starts the engine where none runs, at most once a minute, and does not wait for it: it loads while the artist draws.
+    // What goes wrong is reported by the request that needs it.
     static void startAhead(const Deadline& deadline);
+
+    // The lower one of both sides' minor versions: what may be asked for.
+    int minor() const { return minor_; }
 
     // Sends a request and waits for its answer. Throws EngineError, ConnectionLost, Cancelled or DeadlinePassed. A request
     // that is given up is still carried out; its answer is dropped when it comes.
@@ -71,6 +77,7 @@ class Connection {
     std::optional<std::string> mapFolder_;
     std::string mapPrefix_;
     int mapCount_ = 0;
+    int minor_ = 0;
     std::unique_ptr<platform::MappedFile> outgoing_;
     std::unique_ptr<platform::MappedFile> incoming_;
     bool broken_ = false;

@@ -9,6 +9,8 @@ namespace {
 
 constexpr Milliseconds buttonLimit{24 * 3600 * 1000};
 constexpr Milliseconds stopLimit{1000};
+constexpr double defaultKeySeconds = 2.0;  // so long Set key waits for an engine that is starting, or busy
+constexpr const char* keyVariable = "STM_OFX_KEY_SECONDS";
 constexpr Milliseconds statusLimit{2000};
 constexpr int recoveries = 3;
 constexpr int regionSamples = 64;
@@ -18,11 +20,15 @@ constexpr double frameSlack = 1e-6;
 constexpr std::size_t shotIdBytes = 8;
 constexpr const char* displaySpace = "srgb_rec709_scene";
 constexpr const char* storeSuffix = ".stmshot";
+constexpr const char* paintedDigest = "fix-";  // how the digest of a key begins that is not the mask input's
+constexpr const char* setFromFix = "STM: set key from fix";
 constexpr const char* noKeyText = "There is no key yet. Go to a frame with a mask and press Set key.";
 constexpr const char* shotValues[] = {param::keyFrames,   param::shotStore,   param::memoryRule, param::memoryEvery,
                                       param::workingSize, param::colourSpace, param::useRegion,  param::regionCorner,
                                       param::regionSize,  param::objects,     param::missingInWindow,
                                       param::state};
+
+Milliseconds keyLimit() { return secondsFrom(keyVariable, defaultKeySeconds); }
 
 bool endsWith(const std::string& text, const std::string& end) {
     return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
@@ -110,11 +116,14 @@ EffectInstance::EffectInstance(const Host& host, ofx::Effect effect)
       parameters_(host, effect),
       source_(host, effect, ofx::value::sourceClip),
       mask_(host, effect, maskClip),
+      fix_(host, effect, fixClip),
       output_(host, effect, ofx::value::outputClip) {
     const void* identity = parameters_.identity();
     bool isNew = false;
     node_ = nodeOf(identity != nullptr ? identity : effect, host.nameAndVersion(), isNew);
     if (!isNew) return;  // another instance of an existing node, perhaps on a render thread
+    isFirst_ = true;
+    node_->renderAgain = [this] { parameters_.bumpRevision(); };
     try {
         const NodeShot own = nodeShot();
         if (!hasStore(own)) {
@@ -123,6 +132,7 @@ EffectInstance::EffectInstance(const Host& host, ofx::Effect effect)
         }
         // The first node with this store is the original; one that is made later from the same values is a copy.
         const bool isCopy = own.isOurs() && isAnothers(storeFolder(own.id), node_);
+        if (isCopy) node_->pastedKeys = own.keys;
         parameters_.setStatus((own.keys.empty() ? "This node shows a shot store." : "Keys: " + inWords(asRanges(own.keys)) + ".") +
                               std::string(isCopy ? " This node is a copy: it shows the mattes of the other one until it is changed." : "") +
                               " Press Update status to see what is done.");
@@ -131,8 +141,13 @@ EffectInstance::EffectInstance(const Host& host, ofx::Effect effect)
     }
 }
 
+EffectInstance::~EffectInstance() {
+    if (isFirst_) node_->renderAgain = nullptr;
+}
+
 void EffectInstance::abandon() {
     abandoned_ = true;
+    if (isFirst_) node_->renderAgain = nullptr;
     requestStop();
 }
 
@@ -142,7 +157,7 @@ void EffectInstance::buttonPressed(const std::string& name, double time) {
     const unsigned stopsBefore = node_->stops;
     if (name == param::stop) return stopJobs();
     if (name == param::updateStatus) return refreshStatus(time, true);
-    const bool isKey = name == param::setKey || name == param::deleteKey;
+    const bool isKey = name == param::setKey || name == param::setKeyFromFix || name == param::deleteKey;
     const bool isPropagation =
         name == param::propagateForward || name == param::propagateBackward || name == param::propagateBoth;
     if (!isKey && !isPropagation) return;
@@ -166,15 +181,19 @@ void EffectInstance::perform(const std::string& name, double time, unsigned stop
         const Frame frame = frameAt(time);
         if (name == param::setKey) {
             setKey(frame, progress);
+        } else if (name == param::setKeyFromFix) {
+            setKeyFromFix(frame, progress);
         } else if (name == param::deleteKey) {
             deleteKey(frame, progress);
         } else {
             propagate(frame, name, progress);
         }
+        renderCopiesAgain();
     } catch (const Cancelled&) {
         if (abandoned_) throw;
         parameters_.setStatus("Stopped. Finished frames are kept.");
         parameters_.bumpRevision();
+        renderCopiesAgain();
     } catch (const std::exception& error) {
         if (!abandoned_) parameters_.setStatus(error.what());
         throw;
@@ -183,23 +202,82 @@ void EffectInstance::perform(const std::string& name, double time, unsigned stop
 
 void EffectInstance::setKey(Frame frame, Progress& progress) {
     progress.begin("STM: setting a key");
-    const Deadline deadline = progress.deadline();
     const NodeShot before = nodeShot();
+    const ClipView& clip = maskSource();
+    const Deadline soon(keyLimit(), [&progress] { return progress.stopped(); });
+    if (takeKey(frame, clip, "STM: set key", before, progress, soon)) return;
+    if (keepForLater(frame, before, progress)) return;
+    takeKey(frame, clip, "STM: set key", before, progress, progress.deadline());
+}
+
+void EffectInstance::setKeyFromFix(Frame frame, Progress& progress) {
+    progress.begin("STM: setting a key from the fix");
+    takeKey(frame, fix_, setFromFix, nodeShot(), progress, progress.deadline());
+}
+
+// The copies that show this node's store have not changed themselves, so that the host would keep their old pictures.
+void EffectInstance::renderCopiesAgain() const {
+    const NodeShot own = nodeShot();
+    if (abandoned_ || !hasStore(own)) return;
+    for (const auto& copy : copiesThatShow(storeFolder(own.id), node_)) {
+        if (copy->renderAgain) copy->renderAgain();
+    }
+}
+
+// Has the engine take what `clip` shows at `frame` as a key, and lists it. False when the engine had not opened the shot by
+// `ready`; then nothing has changed.
+bool EffectInstance::takeKey(Frame frame, const ClipView& clip, const char* step, const NodeShot& before, Progress& progress,
+                             const Deadline& ready) {
     NodeShot own = before;
     if (own.id.empty()) own.id = platform::randomHex(shotIdBytes);
-    const Shot shot = claimedShot(own, frame, deadline);
+    std::optional<Shot> opened;
+    try {
+        opened = claimedShot(own, frame, ready);
+    } catch (const DeadlinePassed&) {
+        return false;
+    }
+    const Shot& shot = *opened;
+    const Deadline deadline = progress.deadline();
     const auto engineKeys = shot.keys(deadline);
     if (!before.isOurs()) {  // a store that somebody else began: its keys become this node's
         for (const auto& [known, digest] : engineKeys) own.keys.insert(known);
     }
     if (!pushFrom(shot, frame, deadline)) throw UserError("The source has no image at frame " + std::to_string(frame) + ".");
     const auto known = engineKeys.find(frame);
-    if (!bringKey(shot, frame, known == engineKeys.end() ? std::nullopt : std::make_optional(known->second), deadline)) {
-        throw UserError(noMaskText(frame));
+    const auto digest = known == engineKeys.end() ? std::nullopt : std::make_optional(known->second);
+    if (!bringKey(shot, frame, clip, digest, deadline)) throw UserError(noMaskText(clip, frame));
+    own.keys.insert(frame);
+    own.painted.erase(frame);
+    if (&clip == &fix_) own.painted.insert(frame);
+    save(before, own, step);
+    showStatus(shot, own, deadline);
+    return true;
+}
+
+// Lists a key whose mask the engine takes when it is there: with the next picture, or the next Propagate. False where that
+// needs the engine's word: for a copy, or a store that somebody else began.
+bool EffectInstance::keepForLater(Frame frame, const NodeShot& before, Progress& progress) const {
+    NodeShot own = before;
+    if (own.id.empty()) own.id = platform::randomHex(shotIdBytes);
+    if (before.id.empty() && namesStore()) return false;
+    if (isAnothers(storeFolder(own.id), node_)) return false;
+    const ClipView& clip = maskSource();
+    Box box;
+    const Deadline deadline = progress.deadline();
+    const std::optional<Image> image = maskAt(clip, frame, box, deadline);
+    if (!image) throw UserError(noMaskText(clip, frame));
+    const MaskLayout layout = parameters_.maskLayout(image->view().components, clip.hasAlpha());
+    std::string channels = layout.isLuminance ? "RGB" : "";
+    for (const MaskChannel& one : layout.channels) channels += layout.isLuminance ? "" : one.channel;
+    if (isAllZero(image->view(), box, channels, deadline.checkFor("for the mask"))) {
+        throw UserError("The mask at frame " + std::to_string(frame) + " is empty.");
     }
     own.keys.insert(frame);
+    own.painted.erase(frame);
     save(before, own, "STM: set key");
-    showStatus(shot, own, deadline);
+    parameters_.setStatus("Keys: " + inWords(asRanges(own.keys)) + ". The engine is starting, or busy: it takes the mask of " +
+                          std::to_string(frame) + " with the next picture, or the next Propagate.");
+    return true;
 }
 
 void EffectInstance::deleteKey(Frame frame, Progress& progress) {
@@ -207,6 +285,7 @@ void EffectInstance::deleteKey(Frame frame, Progress& progress) {
     const Deadline deadline = progress.deadline();
     const NodeShot before = nodeShot();
     NodeShot own = before;
+    own.painted.erase(frame);
     if (own.keys.erase(frame) == 0) throw UserError("Frame " + std::to_string(frame) + " is no key.");
     if (own.id.empty()) own.id = platform::randomHex(shotIdBytes);
     const Shot shot = claimedShot(own, frame, deadline);
@@ -347,7 +426,10 @@ void EffectInstance::save(const NodeShot& before, const NodeShot& after, const c
     if (before.id == after.id && before.keys == after.keys && std::string(step) == "STM: propagate") return;
     const Parameters::Edit edit(parameters_, step);
     if (before.keys != after.keys) parameters_.setKeyFrames(after.keys);
-    parameters_.setShotId(after.id, after.keys);
+    std::set<Frame> painted;
+    std::set_intersection(after.painted.begin(), after.painted.end(), after.keys.begin(), after.keys.end(),
+                          std::inserter(painted, painted.end()));
+    parameters_.setState(after.id, after.keys, painted);
     parameters_.bumpRevision();
     parameters_.markStep();
     if (parameters_.shotId() != after.id) {
@@ -408,9 +490,14 @@ void EffectInstance::valueChanged(const std::string& name, double time) {
     if (counts) refreshStatus(time, false);
 }
 
-void EffectInstance::sourceChanged() const {
-    const std::lock_guard<std::mutex> guard(node_->geometryMutex);
-    node_->geometry.reset();
+void EffectInstance::inputChanged(const std::string& clip) const {
+    {
+        const std::lock_guard<std::mutex> guard(node_->geometryMutex);
+        node_->geometry.reset();
+    }
+    // A mask that an artist connects is soon a key.
+    const ClipView& mask = maskSource();
+    if (clip == mask.name() && mask.connected()) Connection::startAhead(Deadline(stopLimit, nullptr));
 }
 
 // ---- the shot
@@ -485,7 +572,10 @@ PlateGeometry EffectInstance::geometry(Frame frame, const std::set<Frame>& keys,
 std::string EffectInstance::storeFolder(const std::string& shotId) const {
     std::string folder = parameters_.shotStore();
     while (folder.size() > 1 && (folder.back() == '/' || folder.back() == '\\')) folder.pop_back();
-    if (!folder.empty() && !isAbsolute(folder)) throw UserError("The shot store must be a whole path: " + folder);
+    if (!folder.empty() && !isAbsolute(folder)) {
+        throw UserError("The shot store must be a whole path: " + folder + ". (Where the host has shortened it in a saved project, "
+                        "write it as file:///PATH.)");
+    }
     if (endsWith(folder, storeSuffix)) return folder;
     if (shotId.empty()) {
         throw UserError(parameters_.keyFrames().empty()
@@ -548,10 +638,16 @@ Shot EffectInstance::claimedShot(NodeShot& own, Frame frame, const Deadline& dea
         throw UserError("Another node uses the shot store " + parameters_.shotStore() + ". Give this node one of its own.");
     }
     own.id = platform::randomHex(shotIdBytes);  // this node is a copy: from now on it has a separate store
-    const Shot fresh = openShot(own, frame, true);
+    ShotSpec spec = openShot(own, frame, true).spec();
+    spec.copyOf = shot.spec().folder;  // with all that is computed: what fits this node's plate, keys and settings is used
+    const Shot fresh(node_->session, std::move(spec));
     if (!fresh.claim(deadline)) throw UserError("Another node uses the shot store of this node.");
     bringKeys(fresh, own, reachable(own.keys, frame), deadline);
     return fresh;
+}
+
+bool EffectInstance::isUneditedCopy(const NodeShot& own) const {
+    return node_->pastedKeys && *node_->pastedKeys == own.keys;
 }
 
 std::set<Frame> EffectInstance::reachable(const std::set<Frame>& frames, Frame current) const {
@@ -574,41 +670,60 @@ std::set<Frame> EffectInstance::neighbouringKeys(double time) const {
 void EffectInstance::bringKeys(const Shot& shot, const NodeShot& own, const std::set<Frame>& compared,
                                const Deadline& deadline) const {
     const auto known = shot.keys(deadline);
+    // A copy that was not edited shows the original, whatever keys that gets.
+    const bool follows = shot.spec().copied && isUneditedCopy(own);
     for (const auto& [frame, digest] : known) {
-        if (own.keys.count(frame) != 0) continue;
+        if (own.keys.count(frame) != 0 || follows) continue;
         if (!shot.claim(deadline)) throw CopyDiffers("keys");
         shot.removeKey(frame, deadline);
     }
     for (const Frame frame : own.keys) {
         const auto there = known.find(frame);
-        const bool maySkip = there != known.end() || !host_.hasTemporalAccess();
-        if (maySkip && compared.count(frame) == 0) continue;
-        bringKey(shot, frame, there == known.end() ? std::nullopt : std::make_optional(there->second), deadline);
+        const bool isThere = there != known.end();
+        if ((isThere || !host_.hasTemporalAccess()) && compared.count(frame) == 0) continue;
+        if (own.painted.count(frame) != 0) {
+            if (isThere) continue;
+            throw UserError("The key on frame " + std::to_string(frame) + " was painted, and the shot store has lost it. Go there "
+                            "and press Set key from fix, Set key or Delete key.");
+        }
+        if (follows && (!isThere || there->second.rfind(paintedDigest, 0) == 0)) continue;
+        bringKey(shot, frame, maskSource(), isThere ? std::make_optional(there->second) : std::nullopt, deadline);
     }
 }
 
-// Pushes the mask at `frame` if its digest differs from `known`, the engine's. False when the host has no
-// mask there.
-bool EffectInstance::bringKey(const Shot& shot, Frame frame, const std::optional<std::string>& known,
-                              const Deadline& deadline) const {
-    const ClipView& clip = maskSource();
-    if (!clip.connected()) return false;
+// The mask picture at `frame` and what of it counts. Nothing when the host has none there, or a proxy, which tells nothing.
+std::optional<Image> EffectInstance::maskAt(const ClipView& clip, Frame frame, Box& box, const Deadline& deadline) const {
+    if (!clip.connected()) return std::nullopt;
     double time = static_cast<double>(frame);
     if (const auto range = clip.frameRange()) time = std::clamp(time, range->first, range->second);
     const auto region = clip.regionOfDefinition(time);
-    if (!region) return false;
-    const std::optional<Image> image = clip.image(time, &*region);
+    if (!region) return std::nullopt;
+    std::optional<Image> image = clip.image(time, &*region);
     deadline.check("for the mask");
-    if (!image) return false;
-    if (!isFullSize(*image)) return false;  // a proxy of the mask cannot be used
-    const MaskLayout layout = parameters_.maskLayout(image->view().components, clip.hasAlpha());
-    const Box box = intersection(pixelBox(*region, clip.pixelAspect()), image->view().box);
+    if (!image || !isFullSize(*image)) return std::nullopt;
+    box = intersection(pixelBox(*region, clip.pixelAspect()), image->view().box);
     if (box.empty()) throw UserError("The mask at frame " + std::to_string(frame) + " is empty.");
+    if (isMarked(image->view(), box)) {
+        throw UserError("The input " + std::string(clip.name()) + " shows an old matte at frame " + std::to_string(frame) +
+                        ": its border is striped. Propagate, then look at the frame again.");
+    }
+    return image;
+}
+
+// Pushes the mask of `clip` at `frame` if its digest differs from `known`, the engine's. False when the host has no
+// mask there.
+bool EffectInstance::bringKey(const Shot& shot, Frame frame, const ClipView& clip, const std::optional<std::string>& known,
+                              const Deadline& deadline) const {
+    Box box;
+    const std::optional<Image> image = maskAt(clip, frame, box, deadline);
+    if (!image) return false;
+    const MaskLayout layout = parameters_.maskLayout(image->view().components, clip.hasAlpha());
     std::string about = layout.isLuminance ? "mask luminance" : "mask";
     for (const MaskChannel& one : layout.channels) about += " " + one.object + "=" + one.channel;
     for (const int side : {box.x1, box.y1, box.x2, box.y2}) about += " " + std::to_string(side);
     const Check check = deadline.checkFor("for the mask");
-    const std::string digest = digestOf(image->view(), box, about + engineFormat(image->view().depth), check);
+    const std::string digest = (&clip == &fix_ ? paintedDigest : "") +
+                               digestOf(image->view(), box, about + engineFormat(image->view().depth), check);
     if (known == digest) return true;
     if (!shot.claim(deadline)) throw CopyDiffers("mask on frame " + std::to_string(frame));
     const Matte luminance = layout.isLuminance ? luminanceOf(image->view(), box, check) : Matte{};
@@ -617,9 +732,12 @@ bool EffectInstance::bringKey(const Shot& shot, Frame frame, const std::optional
     return true;
 }
 
-std::string EffectInstance::noMaskText(Frame frame) const {
-    const ClipView& clip = maskSource();
+std::string EffectInstance::noMaskText(const ClipView& clip, Frame frame) {
     const std::string name(clip.name());
+    if (!clip.connected() && name == fixClip) {
+        return "There is nothing at the input " + name + ": connect a paint node to it, and under that the matte, which a copy of "
+               "this node puts out.";
+    }
     if (!clip.connected()) {
         return "There is no mask at frame " + std::to_string(frame) + ": connect one to the input " + name +
                ", or choose where masks come from.";

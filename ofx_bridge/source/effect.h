@@ -32,6 +32,7 @@ struct RenderRequest {
 struct NodeShot {
     std::string id;  // of the store that the node made; empty: none
     std::set<Frame> keys;
+    std::set<Frame> painted;  // those whose mask is not that of the mask input: they were taken from the input Fix
     // Whether this node may change the shot. A node without keys only shows the mattes of a shot store.
     bool isOurs() const { return !id.empty() || !keys.empty(); }
 };
@@ -43,11 +44,14 @@ class EffectInstance {
     void buttonPressed(const std::string& name, double time);
     // The artist, or an undo, has changed a value.
     void valueChanged(const std::string& name, double time);
-    void sourceChanged() const;
+    void inputChanged(const std::string& clip) const;
     // Asks a running propagation to stop; may come from another thread than the one that runs it.
     void requestStop() { ++node_->stops; }
     // The host has destroyed the node, perhaps in the middle of an action of it: nothing of the host's may be touched.
     void abandon();
+    ~EffectInstance();
+    EffectInstance(const EffectInstance&) = delete;
+    EffectInstance& operator=(const EffectInstance&) = delete;
     void render(const RenderRequest& request);
     std::optional<ofx::RectD> regionOfDefinition(double time) const { return source_.regionOfDefinition(time); }
     // The regions of the source and of the mask over all frames that a render at `time` reads.
@@ -65,17 +69,23 @@ class EffectInstance {
     // Buttons
     void perform(const std::string& button, double time, unsigned stopsBefore);
     void setKey(Frame frame, Progress& progress);
+    void setKeyFromFix(Frame frame, Progress& progress);
+    bool keepForLater(Frame frame, const NodeShot& before, Progress& progress) const;
+    bool takeKey(Frame frame, const ClipView& clip, const char* step, const NodeShot& before, Progress& progress,
+                 const Deadline& ready);
     void deleteKey(Frame frame, Progress& progress);
     void propagate(Frame frame, const std::string& button, Progress& progress);
     void pushForPropagation(const Shot& shot, const Range& frames, const std::string& direction, Progress& progress);
     void runJob(const Shot& shot, const Range& frames, const std::string& direction, Progress& progress);
+    void renderCopiesAgain() const;
     void stopJobs();
     void save(const NodeShot& before, const NodeShot& after, const char* step) const;
     void showStatus(const Shot& shot, const NodeShot& own, const Deadline& deadline) const;
     void refreshStatus(double time, bool startEngine) const;
 
     // The shot
-    NodeShot nodeShot() const { return {parameters_.shotId(), parameters_.keyFrames()}; }
+    NodeShot nodeShot() const { return {parameters_.shotId(), parameters_.keyFrames(), parameters_.paintedKeys()}; }
+    bool isUneditedCopy(const NodeShot& own) const;  // its keys are those with which it was pasted
     ShotSpec describedShot(const NodeShot& own, Frame frame, bool anew) const;
     std::string colourSpace() const;
     PlateGeometry geometry(Frame frame, const std::set<Frame>& keys, bool anew) const;
@@ -91,11 +101,13 @@ class EffectInstance {
 
     // Keys and plate
     void bringKeys(const Shot& shot, const NodeShot& own, const std::set<Frame>& compared, const Deadline& deadline) const;
-    bool bringKey(const Shot& shot, Frame frame, const std::optional<std::string>& known, const Deadline& deadline) const;
+    bool bringKey(const Shot& shot, Frame frame, const ClipView& clip, const std::optional<std::string>& known,
+                  const Deadline& deadline) const;
+    std::optional<Image> maskAt(const ClipView& clip, Frame frame, Box& box, const Deadline& deadline) const;
     std::set<Frame> neighbouringKeys(double time) const;
     void pushIfNeeded(const Shot& shot, Frame frame, const Image& image, bool mustBeThere, const Deadline& deadline);
     bool pushFrom(const Shot& shot, Frame frame, const Deadline& deadline);
-    std::string noMaskText(Frame frame) const;
+    static std::string noMaskText(const ClipView& clip, Frame frame);
 
     // Rendering
     struct Found;
@@ -104,6 +116,7 @@ class EffectInstance {
     MissingFrames whenMissing(const RenderRequest& request) const;
     void awaitProgress(const Shot& shot, Frame frame, std::string& seen, const Deadline& deadline) const;
     void computeForward(const Shot& shot, Frame frame, const Deadline& deadline);
+    MatteChoice matteChoice() const { return {parameters_.outputObject(), parameters_.output() == Output::confidence}; }
     std::optional<Matte> nearestMatte(const Shot& shot, Frame frame, const Box& box, const Deadline& deadline) const;
     std::optional<Matte> oldMatte(const Shot& shot, Frame frame, const Box& box, const Deadline& deadline) const;
     void compose(const Image& output, const Image& source, const Found& found, const Box& window, const Check& check) const;
@@ -115,9 +128,11 @@ class EffectInstance {
     const Parameters parameters_;
     const ClipView source_;
     const ClipView mask_;
+    const ClipView fix_;
     const ClipView output_;
     std::shared_ptr<Node> node_;
     std::atomic<bool> abandoned_{false};
+    bool isFirst_ = false;  // of the node's instances: the one that the host's window knows
 };
 
 // Throws UserError for times between frames.

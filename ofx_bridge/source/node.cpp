@@ -10,6 +10,7 @@ struct NodeTable {
     std::mutex mutex;
     std::map<const void*, std::weak_ptr<Node>> byParameters;
     std::map<std::string, std::weak_ptr<Node>> byStore;
+    std::map<std::weak_ptr<Node>, std::string, std::owner_less<std::weak_ptr<Node>>> copies;  // what each of them shows
     std::atomic<bool> propagating{false};
 };
 
@@ -49,7 +50,25 @@ bool isAnothers(const std::string& folder, const std::shared_ptr<Node>& node) {
         one = one->first != folder && one->second.lock() == node ? table.byStore.erase(one) : std::next(one);
     }
     const auto [entry, isNew] = table.byStore.emplace(folder, node);
-    return !isNew && entry->second.lock() != node;
+    const bool isCopy = !isNew && entry->second.lock() != node;
+    if (isCopy) {
+        table.copies[node] = folder;
+    } else {
+        table.copies.erase(node);
+    }
+    return isCopy;
+}
+
+std::vector<std::shared_ptr<Node>> copiesThatShow(const std::string& folder, const std::shared_ptr<Node>& node) {
+    NodeTable& table = nodeTable();
+    const std::lock_guard<std::mutex> guard(table.mutex);
+    std::vector<std::shared_ptr<Node>> found;
+    for (auto one = table.copies.begin(); one != table.copies.end();) {
+        const auto copy = one->first.lock();
+        if (copy && copy != node && one->second == folder) found.push_back(copy);
+        one = copy ? std::next(one) : table.copies.erase(one);
+    }
+    return found;
 }
 
 PropagationTurn::PropagationTurn() : granted_(!nodeTable().propagating.exchange(true)) {}

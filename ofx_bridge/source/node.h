@@ -3,10 +3,13 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
+#include <vector>
 
 #include "pixels.h"
 #include "shot_session.h"
@@ -30,6 +33,8 @@ struct Node {
     std::atomic<bool> pressed{false};  // a button's action is under way
     std::atomic<unsigned> stops{0};    // how often a stop was asked for
     std::atomic<bool> plateMayHaveChanged{false};
+    std::optional<std::set<Frame>> pastedKeys;  // of a node that was made as a copy of another one; set when it is made
+    std::function<void()> renderAgain;  // has the host forget what it has cached of the node; for the host's main thread
     std::mutex geometryMutex;
     std::optional<PlateGeometry> geometry;  // at the last check
 };
@@ -40,6 +45,9 @@ std::shared_ptr<Node> nodeOf(const void* parameters, const std::string& client, 
 
 // Whether another living node of this process was the first to have this store. Else it is the store of `node` from now on.
 bool isAnothers(const std::string& folder, const std::shared_ptr<Node>& node);
+
+// The other nodes that show the store `folder`, as far as `isAnothers` was asked of them last.
+std::vector<std::shared_ptr<Node>> copiesThatShow(const std::string& folder, const std::shared_ptr<Node>& node);
 
 // One node of the process propagates at a time: the engine computes one after the other anyway, and a host that lets the
 // artist press a button inside another one's action would wait for both. False when another one is at it.

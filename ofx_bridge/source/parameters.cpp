@@ -134,6 +134,27 @@ std::vector<std::string> listed(const std::string& text) {
     return parts;
 }
 
+// A path may be written as file:///PATH: hosts that shorten paths in their projects (MLT's xml) leave that alone.
+std::string pathOf(const std::string& given) {
+    constexpr const char* scheme = "file://";
+    if (given.rfind(scheme, 0) != 0) return given;
+    std::string path;
+    const std::string rest = given.substr(std::char_traits<char>::length(scheme));
+    for (std::size_t at = 0; at < rest.size(); ++at) {
+        const auto isHex = [&rest](std::size_t where) {
+            return where < rest.size() && std::isxdigit(static_cast<unsigned char>(rest[where])) != 0;
+        };
+        if (rest[at] == '%' && isHex(at + 1) && isHex(at + 2)) {
+            path += static_cast<char>(std::stoi(rest.substr(at + 1, 2), nullptr, 16));
+            at += 2;
+        } else {
+            path += rest[at];
+        }
+    }
+    const bool hasDrive = path.size() > 2 && path[0] == '/' && path[2] == ':';  // file:///C:/PATH
+    return hasDrive ? path.substr(1) : path;
+}
+
 bool isObjectName(const std::string& name) {
     const auto isLetter = [](char letter) {
         return (letter >= 'A' && letter <= 'Z') || (letter >= 'a' && letter <= 'z') || letter == '_';
@@ -167,7 +188,13 @@ void describeParameters(const Host& host, ofx::Effect effect, bool hasMaskClip) 
     const Describer add(host, set);
 
     add.button(param::setKey, "Set key", "Take the mask at this frame as a key: there the matte is exactly your mask.", sameLine);
-    add.button(param::deleteKey, "Delete key", "Remove the key at this frame.", 0);
+    add.button(param::deleteKey, "Delete key", "Remove the key at this frame.", hasMaskClip ? sameLine : 0);
+    if (hasMaskClip) {
+        add.button(param::setKeyFromFix, "Set key from fix",
+                   "Take what the input Fix shows at this frame as a key. Connect a paint node to Fix, and under that the matte: "
+                   "a copy of this node that puts out the matte only.",
+                   0);
+    }
     add.text(param::keyFrames, "Key frames",
              "The frames whose mask is a key, with commas between them. Set key and Delete key write it. Frames that you "
              "type are taken, and frames that you clear are removed, by the next Propagate.",
@@ -186,7 +213,7 @@ void describeParameters(const Host& host, ofx::Effect effect, bool hasMaskClip) 
     add.choice(param::output, "Output",
                "RGBA: the source with the matte as alpha, not premultiplied or premultiplied. Matte only: the matte in every "
                "channel (alpha alone where the host allows it). Overlay: the source tinted where the matte is. Confidence: "
-               "how sure the network is of this frame, from 0 to 1, the same in every pixel; 1 on a key.",
+               "how sure the network is of each pixel, from 0 to 1; 1 on a key.",
                "", {"RGBA with matte as alpha", "Matte only", "Overlay", "RGBA premultiplied by the matte", "Confidence"}, 0);
     add.text(param::outputObject, "Object shown", "The object whose matte is put out; empty: all together.", "");
     add.choice(param::missingFrames, "Missing frames",
@@ -195,7 +222,7 @@ void describeParameters(const Host& host, ofx::Effect effect, bool hasMaskClip) 
                "", {"Fail", "Nearest matte", "Old matte", "Plate"}, 0);
     add.choice(param::missingInWindow, "In the window",
                "The same for a frame that you look at in the window. Where there is no old matte either, you see the plate. "
-               "The status lists the frames whose matte is old.",
+               "What a render would not put out has a striped border, and the status lists the frames.",
                "", {"Fail", "Nearest matte", "Old matte", "Plate"}, static_cast<int>(MissingFrames::oldMatte));
 
     add.group(param::maskGroup, "Masks", true);
@@ -295,13 +322,13 @@ std::set<Frame> Parameters::keyFrames() const {
     return frames;
 }
 
-std::string Parameters::shotStore() const { return trimmed(text(param::shotStore)); }
+std::string Parameters::shotStore() const { return pathOf(trimmed(text(param::shotStore))); }
 
 std::string Parameters::colourSpace() const { return trimmed(text(param::colourSpace)); }
 
-std::string Parameters::shotId() const {
+Json Parameters::savedState() const {
     const std::string saved = text(param::state);
-    if (saved.empty()) return {};
+    if (saved.empty()) return nullptr;
     try {
         const Json state = parseHeader(saved.data(), saved.size());
         if (state.at("version").get<int>() > stateVersion) {
@@ -311,11 +338,26 @@ std::string Parameters::shotId() const {
         const bool isId = !id.empty() && id.size() <= maxNameLength && std::all_of(id.begin(), id.end(), [](char letter) {
             return std::isalnum(static_cast<unsigned char>(letter)) != 0;
         });
-        if (isId) return id;
+        if (isId) return state;
     } catch (const FramingError&) {
     } catch (const Json::exception&) {
     }
     throw UserError("The saved state of this node cannot be read. Delete the node and make a new one.");
+}
+
+std::string Parameters::shotId() const {
+    const Json state = savedState();
+    return state.is_null() ? std::string() : state["shot"].get<std::string>();
+}
+
+std::set<Frame> Parameters::paintedKeys() const {
+    const Json state = savedState();
+    std::set<Frame> found;
+    if (state.is_null() || !state.contains("painted") || !state["painted"].is_array()) return found;
+    for (const Json& frame : state["painted"]) {
+        if (frame.is_number_integer()) found.insert(frame.get<Frame>());
+    }
+    return found;
 }
 
 Json Parameters::settings(double pixelAspect, int displayTop) const {
@@ -340,8 +382,10 @@ void Parameters::setKeyFrames(const std::set<Frame>& frames) const {
     set(param::keyFrames, text);
 }
 
-void Parameters::setShotId(const std::string& id, const std::set<Frame>& keys) const {
-    set(param::state, Json{{"version", stateVersion}, {"shot", id}, {"keys", keys}}.dump());
+void Parameters::setState(const std::string& id, const std::set<Frame>& keys, const std::set<Frame>& painted) const {
+    Json state{{"version", stateVersion}, {"shot", id}, {"keys", keys}};
+    if (!painted.empty()) state["painted"] = painted;
+    set(param::state, state.dump());
 }
 
 void Parameters::setStatus(const std::string& text) const { set(param::status, text); }

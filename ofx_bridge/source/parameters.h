@@ -13,10 +13,12 @@
 namespace stm {
 
 inline constexpr const char* maskClip = "Mask";
+inline constexpr const char* fixClip = "Fix";
 
 namespace param {
 inline constexpr const char* setKey = "setKey";
 inline constexpr const char* deleteKey = "deleteKey";
+inline constexpr const char* setKeyFromFix = "setKeyFromFix";
 inline constexpr const char* keyFrames = "keyFrames";
 inline constexpr const char* propagateBackward = "propagateBackward";
 inline constexpr const char* propagateForward = "propagateForward";
@@ -78,6 +80,7 @@ class Parameters {
     std::string shotStore() const;
     std::string colourSpace() const;
     std::string shotId() const;  // from the saved state; empty when none has been made. Throws UserError.
+    std::set<Frame> paintedKeys() const;  // from the saved state: keys that were taken from the input Fix. Throws UserError.
     // The engine's settings. The region is in canonical coordinates: it needs the plate's geometry.
     Json settings(double pixelAspect, int displayTop) const;
 
@@ -98,11 +101,12 @@ class Parameters {
     void markStep() const;  // touches another parameter than the step before did: a host does not join the two
 
     void setKeyFrames(const std::set<Frame>& frames) const;
-    void setShotId(const std::string& id, const std::set<Frame>& keys) const;
+    void setState(const std::string& id, const std::set<Frame>& keys, const std::set<Frame>& painted) const;
     void setStatus(const std::string& text) const;
     void bumpRevision() const;  // makes the host render again what it has cached
 
   private:
+    Json savedState() const;  // null when there is none. Throws UserError.
     int integer(const char* name, int otherwise) const;
     std::string text(const char* name) const;
     std::pair<double, double> pair(const char* name) const;

@@ -14,6 +14,14 @@ constexpr float shortMax = 65535.0F;
 constexpr float redWeight = 0.2126F;  // Rec.709
 constexpr float greenWeight = 0.7152F;
 constexpr float blueWeight = 0.0722F;
+constexpr int narrowestBorder = 3;  // pixels
+constexpr int borderPart = 48;      // of the picture's shorter side
+constexpr Rgba stripeColour{1.0F, 0.6F, 0.0F, 1.0F};
+constexpr float markSlack = 0.01F;  // integer depths round
+
+int borderOf(const Box& frame) { return std::max(narrowestBorder, std::min(frame.width(), frame.height()) / borderPart); }
+
+bool isInStripe(const Box& frame, int x, int y) { return ((x - frame.x1) + (y - frame.y1)) / borderOf(frame) % 2 == 0; }
 
 template <typename Value>
 Value load(const std::uint8_t* from) {
@@ -252,7 +260,7 @@ float Matte::at(int x, int y) const {
 
 Matte luminanceOf(const PixelView& view, const Box& box, const Check& check) {
     CancelCheck cancelCheck(check);
-    Matte luminance{box, {}, 1.0};
+    Matte luminance{box, {}};
     luminance.values.reserve(static_cast<std::size_t>(box.width()) * static_cast<std::size_t>(box.height()));
     std::vector<Rgba> row(static_cast<std::size_t>(box.width()));
     for (int y = box.y1; y < box.y2; ++y) {
@@ -281,11 +289,16 @@ Box fullSizeBox(const Box& box, double scaleX, double scaleY) {
             static_cast<int>(std::ceil(box.x2 / scaleX)), static_cast<int>(std::ceil(box.y2 / scaleY))};
 }
 
+Box scaledBox(const Box& box, double scaleX, double scaleY) {
+    return {static_cast<int>(std::floor(box.x1 * scaleX)), static_cast<int>(std::floor(box.y1 * scaleY)),
+            static_cast<int>(std::ceil(box.x2 * scaleX)), static_cast<int>(std::ceil(box.y2 * scaleY))};
+}
+
 Matte scaledMatte(const Matte& full, const Box& box, double scaleX, double scaleY, const Check& check) {
     CancelCheck cancelCheck(check);
     std::vector<Span> columns;
     for (int x = box.x1; x < box.x2; ++x) columns.push_back(spanOf(x, scaleX));
-    Matte scaled{box, {}, full.confidence};
+    Matte scaled{box, {}};
     scaled.values.reserve(static_cast<std::size_t>(box.width()) * static_cast<std::size_t>(box.height()));
     for (int y = box.y1; y < box.y2; ++y) {
         const Span rows = spanOf(y, scaleY);
@@ -302,6 +315,47 @@ Matte scaledMatte(const Matte& full, const Box& box, double scaleX, double scale
         }
     }
     return scaled;
+}
+
+bool isAllZero(const PixelView& view, const Box& box, const std::string& channels, const Check& check) {
+    CancelCheck cancelCheck(check);
+    const auto has = [&channels](char letter) { return channels.find(letter) != std::string::npos; };
+    const bool red = has('R'), green = has('G'), blue = has('B'), alpha = has('A');
+    std::vector<Rgba> row(static_cast<std::size_t>(box.width()));
+    for (int y = box.y1; y < box.y2; ++y) {
+        readRow(view, box.x1, y, box.width(), row.data());
+        for (const Rgba& pixel : row) {
+            if ((red && pixel.r > 0.0F) || (green && pixel.g > 0.0F) || (blue && pixel.b > 0.0F) || (alpha && pixel.a > 0.0F)) {
+                return false;
+            }
+        }
+        cancelCheck.worked(row.size() * sizeof(Rgba));
+    }
+    return true;
+}
+
+void markRow(const Box& frame, int x, int y, int count, Rgba* pixels) {
+    if (frame.empty()) return;
+    const int width = borderOf(frame);
+    const bool inBorder = y < frame.y1 + width || y >= frame.y2 - width;
+    for (int i = 0; i < count; ++i) {
+        const int at = x + i;
+        if (!inBorder && at >= frame.x1 + width && at < frame.x2 - width) continue;
+        pixels[i] = isInStripe(frame, at, y) ? stripeColour : Rgba{};
+    }
+}
+
+bool isMarked(const PixelView& view, const Box& frame) {
+    if (frame.width() < 4 * narrowestBorder || frame.height() < 4 * narrowestBorder) return false;
+    std::vector<Rgba> row(static_cast<std::size_t>(frame.width()));
+    for (const int y : {frame.y1, frame.y2 - 1}) {
+        readRow(view, frame.x1, y, frame.width(), row.data());
+        for (int x = frame.x1; x < frame.x2; ++x) {
+            const float expected = isInStripe(frame, x, y) ? 1.0F : 0.0F;
+            if (std::fabs(row[static_cast<std::size_t>(x - frame.x1)].a - expected) > markSlack) return false;
+        }
+    }
+    return true;
 }
 
 void packRows(const PixelView& view, const Box& box, std::uint8_t* into, const Check& check) {

@@ -68,7 +68,6 @@ void unpremultiply(Rgba* pixels, int count);  // where alpha is 0, colour does n
 struct Matte {
     Box box;
     std::vector<float> values;
-    double confidence = 1.0;  // of the network in this frame; a key's is 1
     float at(int x, int y) const;  // 0 outside
 };
 
@@ -78,11 +77,21 @@ PixelView viewOf(const Matte& matte);
 
 // The pixels at full size that pixel rectangle `box` of a picture rendered at `scaleX`, `scaleY` covers.
 Box fullSizeBox(const Box& box, double scaleX, double scaleY);
+// The other way round, outwards.
+Box scaledBox(const Box& box, double scaleX, double scaleY);
 // The mean of `full` over what every pixel of `box` covers at full size: a matte at the host's proxy scale.
 Matte scaledMatte(const Matte& full, const Box& box, double scaleX, double scaleY, const Check& check);
 
 // Copies `box` out of `view` to tight rows, top row first (the engine's order). `into` has room for it.
 void packRows(const PixelView& view, const Box& box, std::uint8_t* into, const Check& check);
+
+// Whether nothing in `box` is above 0 in these channels, letters of "RGBA".
+bool isAllZero(const PixelView& view, const Box& box, const std::string& channels, const Check& check);
+
+// Stripes along the border of `frame`, in all channels: the mark of a picture that is not the matte of its frame.
+void markRow(const Box& frame, int x, int y, int count, Rgba* pixels);
+// Whether the border of `frame` is striped so, in its alpha.
+bool isMarked(const PixelView& view, const Box& frame);
 
 // A hash of the pixels of `box` (all components) and of `about`; 32 hex digits. Not cryptographic: it tells
 // whether a host's picture has changed.

@@ -69,6 +69,9 @@ void describeInContext(ofx::Effect effect, const std::string& context) {
         const Properties mask = defineClip(effect, maskClip, {componentRgba, componentRgb, componentAlpha});
         mask.set(ofx::prop::temporalClipAccess, 1);
         mask.set(ofx::prop::clipOptional, 1);
+        const Properties fix = defineClip(effect, fixClip, {componentRgba, componentRgb, componentAlpha});
+        fix.set(ofx::prop::temporalClipAccess, 1);
+        fix.set(ofx::prop::clipOptional, 1);
         defineClip(effect, outputClip, {componentRgba, componentRgb, componentAlpha});
     } else {
         defineClip(effect, outputClip, {componentRgba, componentRgb});
@@ -105,7 +108,7 @@ ofx::Status instanceChanged(ofx::Effect effect, const Properties& in) {
     const std::string type = in.text(ofx::prop::type).value_or("");
     const InstancePointer instance = instanceOf(effect);
     if (type == ofx::value::typeClip) {
-        instance->sourceChanged();
+        instance->inputChanged(in.text(ofx::prop::name).value_or(""));
         return ofx::status::ok;
     }
     if (type != ofx::value::typeParameter) return ofx::status::replyDefault;

@@ -1,7 +1,6 @@
 // Rendering of a node: the matte of a frame, and the output picture.
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 
 #include "effect.h"
 
@@ -17,14 +16,7 @@ constexpr Rgba overlayTint{1.0F, 0.1F, 0.1F, 1.0F};
 constexpr float overlayStrength = 0.5F;
 
 // How long a render waits for an engine that makes no progress.
-Milliseconds renderLimit() {
-    double seconds = defaultWaitSeconds;
-    if (const auto told = platform::environment(waitVariable)) {
-        const double asked = std::strtod(told->c_str(), nullptr);
-        if (asked > 0.0 && asked <= 1e6) seconds = asked;
-    }
-    return Milliseconds(static_cast<std::int64_t>(seconds * 1000.0));
-}
+Milliseconds renderLimit() { return secondsFrom(waitVariable, defaultWaitSeconds); }
 
 bool isNoMatteYet(const EngineError& error) { return error.code == "matte_missing"; }
 
@@ -32,7 +24,11 @@ bool isNoMatteYet(const EngineError& error) { return error.code == "matte_missin
 
 // The result of a render: a matte, or nothing (then the plate is shown unchanged).
 struct EffectInstance::Found {
-    std::optional<Matte> matte;
+    std::optional<Matte> matte;  // or the confidence, where that is put out
+    // What an artist sees of a frame that a render would refuse. A host may keep that picture and hand it to a Write without
+    // asking again, so the picture itself says that it is not the matte of its frame.
+    bool isMarked = false;
+    Box frame;  // of the whole picture, in the pixels of the output
 };
 
 std::vector<double> EffectInstance::sourceFramesNeeded(double time) const {
@@ -93,6 +89,7 @@ void EffectInstance::render(const RenderRequest& request) {
         if (own.isOurs() && request.fullSize()) pushIfNeeded(*shot, frame, *source, false, deadline);
         const Box full = request.fullSize() ? window : fullSizeBox(window, request.scaleX, request.scaleY);
         found = obtainMatte(*shot, own, request, frame, full, deadline);
+        if (region) found.frame = scaledBox(pixelBox(*region, source_.pixelAspect()), request.scaleX, request.scaleY);
         if (found.matte && !request.fullSize()) {
             found.matte = scaledMatte(*found.matte, window, request.scaleX, request.scaleY, check);
         }
@@ -107,13 +104,13 @@ MissingFrames EffectInstance::whenMissing(const RenderRequest& request) const {
 
 EffectInstance::Found EffectInstance::obtainMatte(const Shot& shot, const NodeShot& own, const RenderRequest& request,
                                                   Frame frame, const Box& box, const Deadline& deadline) {
-    const std::string object = parameters_.outputObject();
+    const MatteChoice wanted = matteChoice();
     const bool mayCompute = own.isOurs() && request.inOrder && request.fullSize();
     bool computed = false;
     std::string seen;
     while (true) {
         try {
-            return {shot.matte(frame, box, object, false, deadline)};
+            return {shot.matte(frame, box, wanted, false, deadline), false, {}};
         } catch (const EngineError& error) {
             if (error.code == "timeout") {  // it is being made
                 awaitProgress(shot, frame, seen, deadline);
@@ -127,14 +124,16 @@ EffectInstance::Found EffectInstance::obtainMatte(const Shot& shot, const NodeSh
                 continue;
             }
             const MissingFrames choice = whenMissing(request);
+            const bool isMarked = choice != parameters_.missingFrames();
             if (choice == MissingFrames::nearestMatte) {
-                if (auto matte = nearestMatte(shot, frame, box, deadline)) return {std::move(matte)};
+                if (auto matte = nearestMatte(shot, frame, box, deadline)) return {std::move(matte), isMarked, {}};
             }
             if (choice == MissingFrames::oldMatte) {
-                if (auto matte = oldMatte(shot, frame, box, deadline)) return {std::move(matte)};
+                if (auto matte = oldMatte(shot, frame, box, deadline)) return {std::move(matte), isMarked, {}};
             }
             // In the window a frame that has no matte yet is the plate; in a render only where that was asked for.
-            if (choice == MissingFrames::plate || (request.inWindow && choice != MissingFrames::fail)) return {};
+            if (choice == MissingFrames::plate) return {std::nullopt, isMarked, {}};
+            if (request.inWindow && choice != MissingFrames::fail) return {std::nullopt, true, {}};
             throw UserError(std::string(error.what()) +
                             (own.isOurs() ? " Press Propagate on this node, or render the frames in order from a key."
                                           : " This node only shows the shot store " + parameters_.shotStore() +
@@ -212,7 +211,7 @@ void EffectInstance::computeForward(const Shot& shot, Frame frame, const Deadlin
 // The last matte that there was of this frame.
 std::optional<Matte> EffectInstance::oldMatte(const Shot& shot, Frame frame, const Box& box, const Deadline& deadline) const {
     try {
-        return shot.matte(frame, box, parameters_.outputObject(), true, deadline);
+        return shot.matte(frame, box, matteChoice(), true, deadline);
     } catch (const EngineError& error) {
         if (isNoMatteYet(error) || error.code == "timeout") return std::nullopt;
         throw;
@@ -264,12 +263,11 @@ void EffectInstance::compose(const Image& output, const Image& source, const Fou
                 continue;
             }
             const float alpha = found.matte->at(x, y);
-            const auto confidence = static_cast<float>(found.matte->confidence);
             switch (mode) {
                 case Output::rgbaWithMatte: pixel.a = alpha; break;
                 case Output::premultiplied: pixel = {pixel.r * alpha, pixel.g * alpha, pixel.b * alpha, alpha}; break;
-                case Output::matteOnly: pixel = {alpha, alpha, alpha, alpha}; break;
-                case Output::confidence: pixel = {confidence, confidence, confidence, confidence}; break;
+                case Output::matteOnly:
+                case Output::confidence: pixel = {alpha, alpha, alpha, alpha}; break;
                 case Output::overlay: {
                     const float part = overlayStrength * alpha;
                     pixel.r += part * (overlayTint.r - pixel.r);
@@ -279,6 +277,7 @@ void EffectInstance::compose(const Image& output, const Image& source, const Fou
                 }
             }
         }
+        if (found.isMarked) markRow(found.frame, window.x1, y, window.width(), row.data());
         writeRow(output.view(), window.x1, y, window.width(), row.data());
         cancelCheck.worked(row.size() * sizeof(Rgba));
     }

@@ -136,6 +136,7 @@ void ShotSession::open(const ShotSpec& spec, bool asOwner, const Deadline& deadl
         request["create"] = true;
         request["plate"] = spec.plate;
         if (!isThere) request["settings"] = spec.settings;
+        if (!isThere && !spec.copyOf.empty() && connection_->minor() >= minorWithLayers) request["copy_of"] = spec.copyOf;
         if (spec.guessedFrames && before != opened_.end()) {
             const auto [first, last] = before->second.frames;
             Json& frames = request["plate"]["frames"];
@@ -338,13 +339,16 @@ void Shot::cancelAll(const Deadline& deadline) const {
     for (const std::string& job : reading([&status] { return status.at("jobs").get<std::vector<std::string>>(); })) cancel(job);
 }
 
-Matte Shot::matte(Frame frame, const Box& box, const std::string& object, bool stale, const Deadline& deadline) const {
-    Matte matte{box, {}, 1.0};
+Matte Shot::matte(Frame frame, const Box& box, const MatteChoice& choice, bool stale, const Deadline& deadline) const {
+    Matte matte{box, {}};
+    float frameConfidence = 1.0F;  // a key's
     const std::size_t count = static_cast<std::size_t>(box.width()) * static_cast<std::size_t>(box.height());
     session_->withShot(spec_, deadline, [&](Connection& connection, const std::string& shot) {
         Json request{{"op", "get_matte"}, {"shot", shot}, {"frame", frame},  {"format", "float"},
                      {"rows", "up"},      {"stale", stale}, {"wait_ms", shortWait}};
-        if (!object.empty()) request["objects"] = Json::array({object});
+        if (!choice.object.empty()) request["objects"] = Json::array({choice.object});
+        const bool hasLayers = connection.minor() >= minorWithLayers;
+        if (choice.isConfidence && hasLayers) request["layer"] = "confidence";
         const auto take = [&](const std::uint8_t* pixels) {
             const Check check = deadline.checkFor("for the matte");
             CancelCheck cancelCheck(check);
@@ -365,7 +369,7 @@ Matte Shot::matte(Frame frame, const Box& box, const std::string& object, bool s
             request["window"] = window;
             const Json answer = connection.requestPixels(request, count * sizeof(float), take, deadline);
             if (answer.contains("confidence") && answer["confidence"].is_number()) {
-                matte.confidence = answer["confidence"].get<double>();
+                frameConfidence = answer["confidence"].get<float>();
             }
             const bool fits = reading([&] {
                 const Json& image = answer.at("image");
@@ -373,7 +377,11 @@ Matte Shot::matte(Frame frame, const Box& box, const std::string& object, bool s
                 return image.at("format") == "float" && image.at("channels").size() == 1 &&
                        image.at("data_window") == Json(window) && answer.at("frame") == frame;
             });
-            if (fits && placed(box, display) == window) return;
+            if (fits && placed(box, display) == window) {
+                // An older engine knows one number for the frame.
+                if (choice.isConfidence && !hasLayers) std::fill(matte.values.begin(), matte.values.end(), frameConfidence);
+                return;
+            }
             if (!fits || guess == guesses) {
                 throw ConnectionLost("The engine sent another matte than the one that was asked for.");
             }

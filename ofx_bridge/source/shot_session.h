@@ -23,6 +23,7 @@ using Range = std::pair<Frame, Frame>;  // both ends included
 // What identifies and describes the shot. Equal specifications need no word with the engine.
 struct ShotSpec {
     std::string folder;   // absolute, ends with .stmshot
+    std::string copyOf;   // a store that this one begins with, when it is made
     bool ours = false;    // the store is this node's, or that of the node it is a copy of: keys and settings are the node's
     bool copied = false;  // another node of this process has the store: it may be read only
     Json plate;           // PROTOCOL.md, open_shot; only an owner sends it
@@ -59,6 +60,12 @@ struct PushedImage {
 struct MaskChannel {
     std::string object;
     std::string channel;
+};
+
+// Which matte of a frame is asked for.
+struct MatteChoice {
+    std::string object;  // empty: all objects together
+    bool isConfidence = false;
 };
 
 // The node was called during its own work, as by a host that renders pictures while it shows progress.
@@ -146,8 +153,8 @@ class Shot {
     void cancel(const std::string& job) const { session_->cancel(job); }
     // Stops all jobs of the shot, whoever started them. Starts no engine for it.
     void cancelAll(const Deadline& deadline) const;
-    // The matte over `box` (full-size pixels, y up). `object` empty: all objects together.
-    Matte matte(Frame frame, const Box& box, const std::string& object, bool stale, const Deadline& deadline) const;
+    // The matte over `box` (full-size pixels, y up), or how sure the network is of each pixel of it.
+    Matte matte(Frame frame, const Box& box, const MatteChoice& choice, bool stale, const Deadline& deadline) const;
 
   private:
     Json call(Json request, const Deadline& deadline) const;

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Mapping
 from typing import Final, Literal
 
-VERSION: Final = (1, 1)
+VERSION: Final = (1, 2)
 MAGIC: Final = b"STM\x01"
 PREFIX: Final = struct.Struct("<4sB3sIIQ")
 """Magic, kind, three zero bytes, request id, header length, payload length."""
@@ -41,5 +41,6 @@ Layout = Literal["interleaved", "planar"]
 PixelFormat = Literal["byte", "short", "half", "float"]
 Rows = Literal["down", "up"]
 MattePixels = Literal["half", "float"]
+MatteLayer = Literal["matte", "confidence"]
 
 SAMPLE_BYTES: Final[Mapping[PixelFormat, int]] = {"byte": 1, "short": 2, "half": 2, "float": 4}

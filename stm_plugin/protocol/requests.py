@@ -15,6 +15,7 @@ from stm_plugin.protocol.limits import (
     MAX_REQUEST_ID,
     VERSION,
     Direction,
+    MatteLayer,
     MattePixels,
     Rows,
 )
@@ -130,6 +131,7 @@ class OpenShot(Request):
     settings: dict[str, Any] = Field(default_factory=dict)
     objects: ObjectNames = ()
     scratch: PathText | None = None
+    copy_of: PathText | None = None
 
 
 class CloseShot(ShotRequest):
@@ -336,6 +338,7 @@ class GetMatte(ShotRequest):
     rows: Rows = "down"
     wait_ms: WaitMs = 0
     stale: bool = False
+    layer: MatteLayer = "matte"
     into: MappedTarget | None = None
 
 

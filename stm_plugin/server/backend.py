@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from stm_plugin.protocol import Direction, PlateFiles, PushedGeometry, Range, Rectangle
+from stm_plugin.protocol import Direction, MatteLayer, PlateFiles, PushedGeometry, Range, Rectangle
 
 FloatArray = npt.NDArray[np.float32]
 Frames = Sequence[int]
@@ -229,8 +229,10 @@ class ShotBackend(Protocol):
     def shapes(self, order: ShapesOrder, report: Report, cancelled: Cancelled) -> None:
         """Write the mattes as splines."""
 
-    def matte(self, frame: int, objects: Sequence[str], stale: bool) -> Matte | NoMatte:
-        """The finished matte of one frame, or why there is none."""
+    def matte(
+        self, frame: int, objects: Sequence[str], stale: bool, layer: MatteLayer = "matte"
+    ) -> Matte | NoMatte:
+        """The finished matte of one frame, or how sure the network is of each pixel; or why there is none."""
 
 
 class Backend(Protocol):
@@ -253,6 +255,9 @@ class Backend(Protocol):
         objects: Sequence[str],
     ) -> ShotBackend:
         """Make a shot store."""
+
+    def copy(self, source: Path, folder: Path) -> ShotBackend:
+        """Make a shot store that begins with everything that `source` has, which is not touched."""
 
     def rest(self) -> None:
         """Release memory that is only kept for speed; called when nothing has been at work for a while."""

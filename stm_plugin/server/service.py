@@ -314,6 +314,9 @@ class Service:
             )
         elif request.plate is None:
             raise RequestError("bad_request", "open_shot: a new shot needs a plate.", path=str(folder))
+        elif (origin := _origin(engine, request)) is not None:
+            backend = await self.in_thread(engine.copy, origin, folder)
+            await self.in_thread(backend.describe, request.plate, request.settings)
         else:
             backend = await self.in_thread(
                 engine.create, folder, request.plate, request.settings, request.objects
@@ -456,7 +459,9 @@ class Service:
         while True:
             jobs = [job for job in self._working_jobs(shot) if request.frame in job.frames]
             looked_after |= {job.id for job in jobs if job.has_finished_frame(request.frame)}
-            found = await self.in_thread(shot.backend.matte, request.frame, request.objects, request.stale)
+            found = await self.in_thread(
+                shot.backend.matte, request.frame, request.objects, request.stale, request.layer
+            )
             if isinstance(found, Matte):
                 return await self.in_thread(self._matte_reply, client, request, found)
             if not jobs or found.state == "outside":
@@ -659,6 +664,16 @@ async def _wait_quietly(wait: Awaitable[Any], seconds: float) -> None:
         await asyncio.wait_for(wait, seconds)
     except TimeoutError:
         return
+
+
+def _origin(engine: Backend, request: p.OpenShot) -> Path | None:
+    """The store that a new shot takes over; None where none is asked for, or where it has gone."""
+    if request.copy_of is None:
+        return None
+    if not os.path.isabs(request.copy_of):
+        raise RequestError("bad_request", "copy_of must be an absolute path.", path=request.copy_of)
+    origin = Path(os.path.realpath(engine.locate(Path(request.copy_of))))
+    return origin if engine.exists(origin) else None
 
 
 def _check_owner(shot: SharedShot, owner: str | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -27,7 +28,7 @@ from stm_plugin.planning.values import Request as PlanRange
 from stm_plugin.propagation.events import Event, FrameFinished, Notice, PlateChanged
 from stm_plugin.propagation.events import Progress as EngineProgress
 from stm_plugin.propagation.memory_forecast import pick_device
-from stm_plugin.protocol import Direction, PlateFiles, PushedGeometry, Range, Rectangle
+from stm_plugin.protocol import Direction, MatteLayer, PlateFiles, PushedGeometry, Range, Rectangle
 from stm_plugin.server.backend import (
     Cancelled,
     Change,
@@ -54,6 +55,7 @@ from stm_plugin.shapes.options import ShapeFormat
 from stm_plugin.shot.export import MatteWriter
 from stm_plugin.shot.shapes import make_shapes, write_shapes
 from stm_plugin.shot.shot import FinishedFrame, Shot
+from stm_plugin.store.copying import copy_store
 from stm_plugin.store.description import PlateDescription, ShotDescription, ShotObject
 from stm_plugin.store.store import with_suffix
 from stm_plugin.windows import Window
@@ -109,6 +111,11 @@ class EngineBackend:
                 shot.store.save(dataclasses.replace(description, objects=named, next_object=len(named) + 1))
             shot.refresh()
         return EngineShot(shot)
+
+    def copy(self, source: Path, folder: Path) -> EngineShot:
+        """Make a shot store that begins with everything that `source` has."""
+        copy_store(source, folder)
+        return self.open(folder)
 
 
 class EngineShot:
@@ -410,8 +417,12 @@ class EngineShot:
 
     # ---- mattes
 
-    def matte(self, frame: int, objects: Sequence[str], stale: bool) -> Matte | NoMatte:
-        """The finished matte of one frame, or why there is none."""
+    def matte(
+        self, frame: int, objects: Sequence[str], stale: bool, layer: MatteLayer = "matte"
+    ) -> Matte | NoMatte:
+        """The finished matte of one frame, or how sure the network is of each pixel; or why there is none."""
+        if layer == "confidence":
+            return self._confidence(frame, stale)
         with self._reading:
             self._refresh()
             none = self._why_no_matte(frame)
@@ -426,6 +437,30 @@ class EngineShot:
                     return matte
             last = (self._last_mattes.last(frame) or self._old_matte(frame)) if stale else None
         return none if last is None else dataclasses.replace(last, stale=True)
+
+    def _confidence(self, frame: int, stale: bool) -> Matte | NoMatte:
+        """As `matte`; the confidence of all objects together is the least of theirs at each pixel."""
+        with self._reading:
+            self._refresh()
+            none = self._why_no_matte(frame)
+            if none is None:
+                try:
+                    return self._confidence_of(self._shot.matte(frame), self._shot.confidence(frame))
+                except MatteError as error:
+                    none = NoMatte("stale", error.what.rstrip(".").lower())
+            for description in self._earlier if stale else ():
+                with contextlib.suppress(KeyframeError, MatteError, PlateError):
+                    finished = self._shot.earlier_matte(description, frame)
+                    found = self._confidence_of(finished, self._shot.earlier_confidence(description, frame))
+                    return dataclasses.replace(found, stale=True)
+        return none
+
+    def _confidence_of(self, finished: FinishedFrame, sure: Mapping[str, FloatArray]) -> Matte:
+        matte = self._matte_of(finished)
+        everywhere: FloatArray = np.ones_like(matte.union)
+        by_object = {name: sure.get(name, everywhere) for name in self._shot.objects}
+        least = functools.reduce(np.minimum, by_object.values(), everywhere)
+        return dataclasses.replace(matte, mattes=by_object, union=least)
 
     def _old_matte(self, frame: int) -> Matte | None:
         """The matte from before the last edits of this shot, if its results are still in the store."""

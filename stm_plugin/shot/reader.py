@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +17,7 @@ from stm_plugin.images.plate import PlateSource
 from stm_plugin.planning.quality import Advice, advise
 from stm_plugin.planning.values import Plan, Request, State
 from stm_plugin.propagation.events import Notice
-from stm_plugin.propagation.frame_finisher import FinishedFrame
+from stm_plugin.propagation.frame_finisher import FinishedFrame, FrameFinisher
 from stm_plugin.propagation.memory_forecast import MemoryFit
 from stm_plugin.propagation.networks import weights_manifest
 from stm_plugin.propagation.propagation import NetworkFactory, Propagation
@@ -167,14 +169,13 @@ class ShotReader:
             MatteError: the results that it was made from were deleted.
             PlateError: the plate frame cannot be read.
         """
-        description = self._on_this_machine(description)
-        earlier = Propagation(self.store, self.plate, description, self._network, lambda text: None)
-        try:
-            plan = earlier.plan(Request(frame, frame))
-            with earlier.reading(frame):
-                return earlier.finisher(plan).finished(frame)
-        finally:
-            earlier.close()
+        with self._finishing_earlier(description, frame) as finisher:
+            return finisher.finished(frame)
+
+    def earlier_confidence(self, description: ShotDescription, frame: int) -> dict[str, FloatArray]:
+        """`confidence` of one frame as it was with an earlier description; errors as `earlier_matte`."""
+        with self._finishing_earlier(description, frame) as finisher:
+            return finisher.confidence(frame)
 
     def confidence(self, frame: int) -> dict[str, FloatArray]:
         """The network's confidence in each pixel of each object: float32 (h, w) in [0, 1], data window.
@@ -223,20 +224,17 @@ class ShotReader:
 
     # ---- inside ----
 
-    def _on_this_machine(self, description: ShotDescription) -> ShotDescription:
-        """The description with the machine's settings as the configuration has them."""
-        settings = self.configuration.on_this_machine(description.settings, description.chosen)
-        return description if settings == description.settings else replace(description, settings=settings)
-
-    def _configuration_advice(self) -> list[str]:
-        """What the configuration says against this shot, or otherwise than when it was made, in sentences."""
-        found = []
-        for ask in (self.configuration.check, self.check_licences):
-            try:
-                ask(self.settings)
-            except StmError as error:
-                found.append(str(error))
-        return found or self.configuration.news(self.settings, self._description.configured)
+    @contextmanager
+    def _finishing_earlier(self, description: ShotDescription, frame: int) -> Iterator[FrameFinisher]:
+        """What finishes one frame as an earlier description has it."""
+        description = self._on_this_machine(description)
+        earlier = Propagation(self.store, self.plate, description, self._network, lambda text: None)
+        try:
+            plan = earlier.plan(Request(frame, frame))
+            with earlier.reading(frame):
+                yield earlier.finisher(plan)
+        finally:
+            earlier.close()
 
     @property
     def _working(self) -> Propagation:

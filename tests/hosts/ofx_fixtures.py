@@ -133,6 +133,7 @@ def engine(engine_home: EngineHome, monkeypatch: pytest.MonkeyPatch) -> EngineHo
     monkeypatch.setenv("HOME", str(engine_home.home))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    monkeypatch.setenv("STM_OFX_KEY_SECONDS", "300")
     return engine_home
 
 

@@ -106,7 +106,7 @@ def test_a_host_that_closes_the_library_can_exit(effect_binary: Path, engine: En
 
 
 def test_mask_input_is_offered_in_the_general_context_only(host: OfxHost) -> None:
-    assert set(host.describe(GENERAL).clips) == {"Source", "Mask", "Output"}
+    assert set(host.describe(GENERAL).clips) == {"Source", "Mask", "Fix", "Output"}
     assert set(host.describe(FILTER).clips) == {"Source", "Output"}
     assert host.violations == []
 
@@ -260,10 +260,12 @@ def test_the_whole_source_is_asked_for_and_keys_around_the_frame(host: OfxHost, 
         assert rig.node.frames_needed(FIRST + 2) == {
             "Source": [FIRST + 2, FIRST + 2],
             "Mask": [FIRST, FIRST, FIRST + 4, FIRST + 4],
+            "Fix": [FIRST + 2, FIRST + 2],
         }
         assert rig.node.frames_needed(FIRST + 6)["Mask"] == [FIRST + 4, FIRST + 4, LAST, LAST]
         regions = rig.node.regions_of_interest(FIRST, (1.0, 1.0, 2.0, 2.0))
-        assert regions == {name: [0.0, 0.0, WIDTH, HEIGHT] for name in ("Source", "Mask")}
+        for name in ("Source", "Mask"):
+            assert regions[name] == [0.0, 0.0, WIDTH, HEIGHT]
 
 
 # ---- propagation

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from stm_plugin.errors import KeyframeError, PropagationCancelled, StmError
-from stm_plugin.protocol import Direction, PlateFiles, PushedGeometry, Range
+from stm_plugin.protocol import Direction, MatteLayer, PlateFiles, PushedGeometry, Range
 from stm_plugin.server.backend import (
     Cancelled,
     Change,
@@ -171,7 +171,9 @@ class ToyShot:
             report(Progress(count, len(frames), None, None, []))
         Path(order.file).write_text(f"{order.format} {order.tolerance} {','.join(order.objects)}")
 
-    def matte(self, frame: int, objects: Sequence[str], stale: bool) -> Matte | NoMatte:
+    def matte(
+        self, frame: int, objects: Sequence[str], stale: bool, layer: MatteLayer = "matte"
+    ) -> Matte | NoMatte:
         if frame not in self.range:
             return NoMatte("outside", "the shot has no such frame")
         key = frame if frame in self.masks else self.done.get(frame)
@@ -218,6 +220,12 @@ class ToyBackend:
         assert isinstance(plate, PushedGeometry)
         shot = self.shots[folder] = ToyShot(plate, objects)
         shot.values.update(settings)
+        return shot
+
+    def copy(self, source: Path, folder: Path) -> ToyShot:
+        origin = self.shots[source]
+        shot = self.shots[folder] = ToyShot(origin.plate, origin.objects)
+        shot.pushed, shot.masks, shot.done = dict(origin.pushed), dict(origin.masks), dict(origin.done)
         return shot
 
 

@@ -116,6 +116,7 @@ def example_of(op: str) -> dict[str, Any]:
         "open_shot": {
             "op": op, "folder": "/a", "create": True, "owner": "n", "settings": {"a": 1}, "objects": ["a"],
             "scratch": "/s",
+            "copy_of": "/b",
             "plate": {"kind": "pushed", "frames": [1, 2], "display_window": [0, 0, 4, 4], "pixel_aspect": 2,
                       "fps": 24, "colour_space": "ACEScg", "canvas": [-1, -1, 6, 6]},
         },
@@ -140,7 +141,7 @@ def example_of(op: str) -> dict[str, Any]:
         "job": {"op": op, "job": "j1", "wait_ms": 10, "seen": 3},
         "cancel": {"op": op, "job": "j1"},
         "get_matte": {**shot, "frame": 1, "objects": ["a"], "window": [0, 0, 4, 4], "format": "float",
-                      "rows": "up", "wait_ms": 5, "stale": True,
+                      "rows": "up", "wait_ms": 5, "stale": True, "layer": "confidence",
                       "into": {"name": "c1-a-b", "bytes": 64, "offset": 0}},
     }  # fmt: skip
     return examples[op]

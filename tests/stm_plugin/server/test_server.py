@@ -490,6 +490,19 @@ def test_two_owners_cannot_have_one_shot(server: ServerProcess, client: Connecti
     other.close()
 
 
+def test_a_new_shot_begins_with_what_another_has_and_leaves_it_alone(client: Connection) -> None:
+    first = client.call({"op": "open_shot", **opening("/toy/first.stmshot"), "owner": "STM1"})[0]["shot"]
+    push(client, first)
+    asked = {"op": "open_shot", **opening("/toy/second.stmshot"), "owner": "STM2"}
+    opened = client.call({**asked, "copy_of": "/toy/first.stmshot"})[0]
+    assert opened["created"] is True and opened["status"]["keys"] == [1001]
+    client.call({"op": "remove_key", "shot": opened["shot"], "frame": 1001})
+    assert client.call({"op": "status", "shot": first})[0]["keys"] == [1001]
+    gone = {**asked, "folder": "/toy/third.stmshot", "copy_of": "/toy/nowhere.stmshot"}
+    assert client.call(gone)[0]["status"]["keys"] == []
+    assert code_of(client, {**gone, "folder": "/toy/fourth.stmshot", "copy_of": "toy"}) == "bad_request"
+
+
 def test_a_job_reports_every_step_and_ends(server: ServerProcess) -> None:
     client = server.connect(events=True)
     shot = new_shot(client)
