@@ -18,10 +18,16 @@ constexpr int narrowestBorder = 3;  // pixels
 constexpr int borderPart = 48;      // of the picture's shorter side
 constexpr Rgba stripeColour{1.0F, 0.6F, 0.0F, 1.0F};
 constexpr float markSlack = 0.01F;  // integer depths round
+constexpr std::size_t fewestStripes = 8;
 
 int borderOf(const Box& frame) { return std::max(narrowestBorder, std::min(frame.width(), frame.height()) / borderPart); }
 
-bool isInStripe(const Box& frame, int x, int y) { return ((x - frame.x1) + (y - frame.y1)) / borderOf(frame) % 2 == 0; }
+bool isInStripe(const Box& frame, int x, int y) {
+    const int width = borderOf(frame);
+    const int along = (x - frame.x1) + (y - frame.y1);
+    const int stripe = along >= 0 ? along / width : (along - width + 1) / width;
+    return stripe % 2 == 0;
+}
 
 template <typename Value>
 Value load(const std::uint8_t* from) {
@@ -346,14 +352,21 @@ void markRow(const Box& frame, int x, int y, int count, Rgba* pixels) {
 }
 
 bool isMarked(const PixelView& view, const Box& frame) {
-    if (frame.width() < 4 * narrowestBorder || frame.height() < 4 * narrowestBorder) return false;
-    std::vector<Rgba> row(static_cast<std::size_t>(frame.width()));
+    std::vector<Rgba> row(static_cast<std::size_t>(std::max(0, frame.width())));
     for (const int y : {frame.y1, frame.y2 - 1}) {
         readRow(view, frame.x1, y, frame.width(), row.data());
-        for (int x = frame.x1; x < frame.x2; ++x) {
-            const float expected = isInStripe(frame, x, y) ? 1.0F : 0.0F;
-            if (std::fabs(row[static_cast<std::size_t>(x - frame.x1)].a - expected) > markSlack) return false;
+        std::vector<int> runs;
+        bool before = false;
+        for (const Rgba& pixel : row) {
+            const bool isOne = pixel.a > 0.5F;
+            if (std::fabs(pixel.a - (isOne ? 1.0F : 0.0F)) > markSlack) return false;
+            if (runs.empty() || isOne != before) runs.push_back(0);
+            ++runs.back();
+            before = isOne;
         }
+        if (runs.size() < fewestStripes) return false;
+        // Stripes of one width; those at the ends may be cut.
+        if (std::any_of(runs.begin() + 1, runs.end() - 1, [&runs](int run) { return run != runs[1]; })) return false;
     }
     return true;
 }

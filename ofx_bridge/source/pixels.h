@@ -88,9 +88,10 @@ void packRows(const PixelView& view, const Box& box, std::uint8_t* into, const C
 // Whether nothing in `box` is above 0 in these channels, letters of "RGBA".
 bool isAllZero(const PixelView& view, const Box& box, const std::string& channels, const Check& check);
 
-// Stripes along the border of `frame`, in all channels: the mark of a picture that is not the matte of its frame.
+// Stripes along the border of `frame` and outside of it, in all channels: the mark of a picture that is not the matte of its
+// frame.
 void markRow(const Box& frame, int x, int y, int count, Rgba* pixels);
-// Whether the border of `frame` is striped so, in its alpha.
+// Whether the lowest and the highest row of `frame` are striped so, in their alpha.
 bool isMarked(const PixelView& view, const Box& frame);
 
 // A hash of the pixels of `box` (all components) and of `about`; 32 hex digits. Not cryptographic: it tells

@@ -28,7 +28,7 @@ struct EffectInstance::Found {
     // What an artist sees of a frame that a render would refuse. A host may keep that picture and hand it to a Write without
     // asking again, so the picture itself says that it is not the matte of its frame.
     bool isMarked = false;
-    Box frame;  // of the whole picture, in the pixels of the output
+    Box frame;  // the plate's display window, in the pixels of the output
 };
 
 std::vector<double> EffectInstance::sourceFramesNeeded(double time) const {
@@ -89,7 +89,8 @@ void EffectInstance::render(const RenderRequest& request) {
         if (own.isOurs() && request.fullSize()) pushIfNeeded(*shot, frame, *source, false, deadline);
         const Box full = request.fullSize() ? window : fullSizeBox(window, request.scaleX, request.scaleY);
         found = obtainMatte(*shot, own, request, frame, full, deadline);
-        if (region) found.frame = scaledBox(pixelBox(*region, source_.pixelAspect()), request.scaleX, request.scaleY);
+        // Hosts show the format only: there the mark must be, whatever overscan there is.
+        found.frame = scaledBox(geometry(frame, own.keys, false).display, request.scaleX, request.scaleY);
         if (found.matte && !request.fullSize()) {
             found.matte = scaledMatte(*found.matte, window, request.scaleX, request.scaleY, check);
         }

@@ -236,6 +236,21 @@ class ShotReader:
         finally:
             earlier.close()
 
+    def _on_this_machine(self, description: ShotDescription) -> ShotDescription:
+        """The description with the machine's settings as the configuration has them."""
+        settings = self.configuration.on_this_machine(description.settings, description.chosen)
+        return description if settings == description.settings else replace(description, settings=settings)
+
+    def _configuration_advice(self) -> list[str]:
+        """What the configuration says against this shot, or otherwise than when it was made, in sentences."""
+        found = []
+        for ask in (self.configuration.check, self.check_licences):
+            try:
+                ask(self.settings)
+            except StmError as error:
+                found.append(str(error))
+        return found or self.configuration.news(self.settings, self._description.configured)
+
     @property
     def _working(self) -> Propagation:
         """The propagation for the current plate, settings and keys."""

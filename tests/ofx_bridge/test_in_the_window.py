@@ -384,6 +384,29 @@ def test_what_only_the_window_shows_carries_a_mark_that_no_cache_can_lose(
         np.testing.assert_array_equal(key[..., 3:], disc(LAST) * np.float32(0.5))
 
 
+def test_the_mark_stands_in_the_format_whatever_overscan_the_plate_has(
+    host: OfxHost, engine: EngineHome
+) -> None:
+    """A window shows the format, and cuts the overscan off."""
+    more = 8
+
+    def with_overscan(frame: int) -> FloatArray:
+        return np.pad(picture(frame), ((more, more), (more, more), (0, 0)), mode="edge")
+
+    size = (WIDTH + 2 * more, HEIGHT + 2 * more)
+    rig = make_rig(host)
+    rig.node.destroy()
+    source = Clip(with_overscan, frames=(FIRST, LAST), size=size, origin=(-more, -more))
+    node = host.create({"Source": source, "Mask": rig.mask}, saved={"workingSize": WIDTH})
+    with nodes_of(host, node):
+        assert node.press("setKey", FIRST) == OK, node.persistent
+        shown = node.render(LAST, in_window=True)[1].picture()
+        inside = shown[more:-more, more:-more]
+        assert {tuple(one) for one in stripes(inside)} == {(0.0, 0.0, 0.0, 0.0), tuple(STRIPE)}
+        np.testing.assert_array_equal(inner(inside), inner(picture(LAST)))
+        assert {tuple(one) for one in shown[:more].reshape(-1, 4)} == {(0.0, 0.0, 0.0, 0.0), tuple(STRIPE)}
+
+
 def test_a_picture_with_the_mark_is_never_taken_as_a_key(host: OfxHost, engine: EngineHome) -> None:
     """As a paint node over an old matte would give it."""
     rig = rig_with_paint(host)
@@ -482,7 +505,7 @@ def test_the_status_tells_of_typed_keys_settings_and_reopening(host: OfxHost, en
     node.set("keyFrames", f"{FIRST}")
     assert "not taken" not in node.value("status")
     node.set("workingSize", WIDTH // 2)
-    assert "stale" in node.value("status") and "working size" in node.value("status")
+    assert "stale" in node.value("status") and "working_size" in node.value("status")
     assert "canvas" not in node.value("status")
     saved = node.saved()
     node.destroy()
