@@ -123,6 +123,7 @@ EffectInstance::EffectInstance(const Host& host, ofx::Effect effect)
     node_ = nodeOf(identity != nullptr ? identity : effect, host.nameAndVersion(), isNew);
     if (!isNew) return;  // another instance of an existing node, perhaps on a render thread
     isFirst_ = true;
+    node_->effect = effect;
     node_->renderAgain = [this] { parameters_.bumpRevision(); };
     try {
         const NodeShot own = nodeShot();
@@ -141,13 +142,19 @@ EffectInstance::EffectInstance(const Host& host, ofx::Effect effect)
     }
 }
 
+void EffectInstance::forget() const {
+    if (!isFirst_) return;
+    node_->effect = nullptr;
+    node_->renderAgain = nullptr;
+}
+
 EffectInstance::~EffectInstance() {
-    if (isFirst_) node_->renderAgain = nullptr;
+    forget();
 }
 
 void EffectInstance::abandon() {
     abandoned_ = true;
-    if (isFirst_) node_->renderAgain = nullptr;
+    forget();
     requestStop();
 }
 
@@ -526,7 +533,9 @@ PlateGeometry EffectInstance::geometry(Frame frame, const std::set<Frame>& keys,
     found.pixelAspect = source_.pixelAspect();
     found.frames = frameRange(frame, keys, found.guessedFrames);
     // The format: the host's project where the plate covers it (then the rest is overscan), else the plate itself.
-    const Properties about = propertiesOf(host_, effect_);
+    // Natron's instances for renders tell a project of no size.
+    const ofx::Effect known = node_->effect;
+    const Properties about = propertiesOf(host_, known != nullptr ? known : effect_);
     const auto number = [&about](const char* name, int axis) { return about.number(name, axis).value_or(0.0); };
     const double x = number(ofx::prop::projectOffset, 0);
     const double y = number(ofx::prop::projectOffset, 1);

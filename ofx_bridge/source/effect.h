@@ -79,6 +79,7 @@ class EffectInstance {
     void runJob(const Shot& shot, const Range& frames, const std::string& direction, Progress& progress);
     void renderCopiesAgain() const;
     void stopJobs();
+    void forget() const;  // what the node knows of this instance
     void save(const NodeShot& before, const NodeShot& after, const char* step) const;
     void showStatus(const Shot& shot, const NodeShot& own, const Deadline& deadline) const;
     void refreshStatus(double time, bool startEngine) const;

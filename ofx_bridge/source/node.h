@@ -34,6 +34,7 @@ struct Node {
     std::atomic<unsigned> stops{0};    // how often a stop was asked for
     std::atomic<bool> plateMayHaveChanged{false};
     std::optional<std::set<Frame>> pastedKeys;  // of a node that was made as a copy of another one; set when it is made
+    std::atomic<ofx::Effect> effect{nullptr};  // the instance that the host's window knows: clones for renders know less
     std::function<void()> renderAgain;  // has the host forget what it has cached of the node; for the host's main thread
     std::mutex geometryMutex;
     std::optional<PlateGeometry> geometry;  // at the last check

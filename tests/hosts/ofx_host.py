@@ -443,6 +443,8 @@ class OfxHost:
         clone.context, clone.params = node.context, node.params
         clone.described_clips = node.described_clips
         self._introduce(clone)
+        for name in ("Size", "Offset", "Extent"):  # Natron's clones tell a project of no size
+            clone.properties.set(f"OfxImageEffectPropProject{name}", 0.0, 0.0)
         clone.connect({name: clip.source for name, clip in node.clips.items()})
         assert self.act(CREATE, clone) in (OK, REPLY_DEFAULT)
         return clone

@@ -235,6 +235,30 @@ def test_a_render_in_a_second_instance_is_the_same_node_and_no_copy(
         assert rig.node.value("state") != ""
 
 
+def test_a_render_in_a_second_instance_knows_the_format_of_the_project(
+    host: OfxHost, engine: EngineHome
+) -> None:
+    """Such an instance tells a project of no size: a plate with overscan must not change for it."""
+    more = 8
+
+    def with_overscan(frame: int) -> FloatArray:
+        return np.pad(picture(frame), ((more, more), (more, more), (0, 0)), mode="edge")
+
+    size = (WIDTH + 2 * more, HEIGHT + 2 * more)
+    rig = make_rig(host)
+    rig.node.destroy()
+    source = Clip(with_overscan, frames=(FIRST, LAST), size=size, origin=(-more, -more))
+    node = host.create({"Source": source, "Mask": rig.mask}, saved={"workingSize": WIDTH})
+    with nodes_of(host, node):
+        assert node.press("setKey", FIRST) == OK, node.persistent
+        assert node.press("propagateForward", FIRST) == OK, node.persistent
+        about = (store_of(engine, node) / "shot.json").read_text()
+        clone = host.render_clone(node)
+        alpha_of(clone, FIRST)
+        assert (store_of(engine, node) / "shot.json").read_text() == about
+        clone.destroy()
+
+
 def test_stop_reaches_a_propagation_whatever_instance_it_is_pressed_on(
     host: OfxHost, scripted: Scripted, tmp_path: Path
 ) -> None:
