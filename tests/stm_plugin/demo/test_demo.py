@@ -18,6 +18,7 @@ from model.weights_file import load_network
 from stm_plugin.demo import demo
 from stm_plugin.demo.demo import Round, run_demo
 from stm_plugin.demo.plate import PlateSettings
+from stm_plugin.exit_codes import ExitCode
 from stm_plugin.settings import Settings
 
 PLATE = PlateSettings(
@@ -110,7 +111,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_in_words(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
-    assert demo.main(["--out", str(tmp_path / "file" / "demo")]) == 1
+    assert demo.main(["--out", str(tmp_path / "file" / "demo")]) == ExitCode.STORE
     assert capsys.readouterr().err.startswith("Error: ")
 
 
@@ -120,6 +121,6 @@ def test_a_folder_with_other_files_is_left_as_it_is(
     shot = tmp_path / "cup.stmshot"
     shot.mkdir()
     (shot / "shot.json").write_text("somebody's shot")
-    assert demo.main(["--out", str(tmp_path)]) == 1
+    assert demo.main(["--out", str(tmp_path)]) == ExitCode.STORE
     assert "the demo did not make" in capsys.readouterr().err
     assert [path.name for path in tmp_path.rglob("*")] == ["cup.stmshot", "shot.json"]
