@@ -1,7 +1,8 @@
 """Unchanged pixels of the node's inputs: full range, linear float, full size, with overscan.
 
-A temporary Write renders the input to scratch files, which are read and removed. Nuke has no other exact way
-from Python: `sample` filters, and a Viewer's capture has the Viewer's colours.
+A temporary Write renders the input to scratch files. The engine reads those of the plate; masks are read
+here, as keys are stored by the name of each object. Nuke has no other exact way from Python: `sample` filters,
+and a Viewer's capture has the Viewer's colours.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from stm_nuke.exr import Picture
 from stm_nuke.frames import Range
 from stm_nuke.node import MaskObject, StmNode, full_size
 
-PLATE_CHANNELS = ("R", "G", "B")
 MASK_CHANNELS = ("R", "G", "B", "A")
 _RGBA = ("rgba.red", "rgba.green", "rgba.blue", "rgba.alpha")
 
@@ -62,44 +62,37 @@ def is_capturing() -> bool:
 
 
 class PlateFrames:
-    """Rendered frames of a plate input in scratch files. Thread-safe."""
+    """Rendered frames of a plate input, R, G and B, in files of their own folder. Thread-safe."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._scratch = tempfile.TemporaryDirectory(prefix="stm-")
-        self.pattern = Path(self._scratch.name) / "frame.%04d.exr"
+    def __init__(self, scratch: Path) -> None:
+        """Make a folder for the files below `scratch`."""
+        self._folder = tempfile.TemporaryDirectory(prefix="plate-", dir=scratch)
+        self.pattern = Path(self._folder.name) / "frame.%04d.exr"
 
-    def read(self, frame: int) -> Picture:
-        """R, G and B of one frame; its file is removed. PlateError where it cannot be used."""
-        path = Path(str(self.pattern) % frame)
-        try:
-            found = _read(path, PLATE_CHANNELS)
-            path.unlink()
-        except _RenderError as error:
-            words = f"The plate of {self._name} cannot be rendered: {error}."
-            raise PlateError(words, frame=frame) from error
-        return found
+    def path(self, frame: int) -> Path:
+        """The file of one frame."""
+        return Path(str(self.pattern) % frame)
 
     def close(self) -> None:
         """Remove what is left."""
-        self._scratch.cleanup()
+        self._folder.cleanup()
 
 
-def render_plate(node: StmNode, frames: Range, view: str) -> PlateFrames:
-    """Render several frames of the plate input at once.
+def render_plate(node: StmNode, frames: Range, view: str, scratch: Path) -> PlateFrames:
+    """Render several frames of the plate input at once, into a new folder below `scratch`.
 
     Raises:
         PlateError: one cannot be rendered. Stopped, BusyError.
     """
     with full_size():
         _check_size(node.connected_plate(), node.name)
-    found = PlateFrames(node.name)
+    found = PlateFrames(scratch)
     try:
         with _inside(node.group) as inputs, _write_of(inputs[group.PLATE], "rgb", found.pattern) as write:
             _execute(write, frames, view)
     except _RenderError as error:
         bad = frames[0]
-        while bad < frames[1] and Path(str(found.pattern) % bad).is_file():
+        while bad < frames[1] and found.path(bad).is_file():
             bad += 1
         found.close()
         raise PlateError(f"The plate of {node.name} cannot be rendered: {error}.", frame=bad) from error
@@ -107,19 +100,6 @@ def render_plate(node: StmNode, frames: Range, view: str) -> PlateFrames:
         found.close()
         raise
     return found
-
-
-def plate(node: StmNode, frame: int, view: str) -> Picture:
-    """One frame of the plate input: R, G and B.
-
-    Raises:
-        PlateError: it cannot be rendered. Stopped, BusyError.
-    """
-    found = render_plate(node, (frame, frame), view)
-    try:
-        return found.read(frame)
-    finally:
-        found.close()
 
 
 def masks(node: StmNode, frame: int, view: str, source: int = group.MASK) -> Picture:

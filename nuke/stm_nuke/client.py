@@ -140,6 +140,7 @@ class Engine:
                     raise
                 continue
             if not self._replace_if_older(connection):
+                connection.check_version()
                 return connection
         raise EngineStartError(
             f"The engine ends as soon as it is reached. See {self.folder / LOG_NAME}."
@@ -361,6 +362,19 @@ class Shot:
         """
         named = [{"name": name, "channel": channel} for name, channel in objects.items()]
         return self._push("push_key", image, aborted, dict(fields, frame=frame, objects=named))
+
+    def push_plate_file(self, frame: int, name: str, aborted: Aborted = never, **fields: Any) -> Header:
+        """Send one plate frame as a file of the `scratch` folder; `fields`: digest, metadata."""
+        return self.call("push_plate", aborted=aborted, frame=frame, file={"name": name}, **fields)
+
+    def push_key_file(
+        self, frame: int, name: str, objects: Mapping[str, str], aborted: Aborted = never, **fields: Any
+    ) -> Header:
+        """Send the masks of a key as a file of the `scratch` folder; the rest as in `push_key`."""
+        named = [{"name": one, "channel": channel} for one, channel in objects.items()]
+        return self.call(
+            "push_key", aborted=aborted, frame=frame, objects=named, file={"name": name}, **fields
+        )
 
     def _push(self, op: str, image: Image, aborted: Aborted, fields: Mapping[str, Any]) -> Header:
         given = {name: value for name, value in fields.items() if value is not None}

@@ -1,5 +1,9 @@
 """Raw pixels from and to OpenEXR files, with the standard library only.
 
+The engine reads the pictures of the plate and of keys itself. What is still read or written here: rendered
+masks, which are stored by the name of each object (several renders beyond four objects) and looked at for a
+remark on their coverage; the keys of an object that is renamed; the confidence in the header of matte files.
+
 Only what a Write node is told to make is read: one part, scanlines, all channels half or all float,
 uncompressed or ZIP. Everything else is refused by name. Windows are x, y, width, height with y DOWN, as in
 the protocol.
@@ -12,12 +16,12 @@ import os
 import struct
 import uuid
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Union
 
-from stm_nuke.wire import SAMPLE_BYTES, Image, Window
+from stm_nuke.wire import SAMPLE_BYTES, Window
 
 _MAGIC = b"\x76\x2f\x31\x01"
 _PLAIN_SCANLINES = 2
@@ -45,7 +49,6 @@ class Picture:
         planes: channel name -> tight rows, top row first, little-endian.
         data_window, display_window: x, y, width, height; y down; the data window may leave the display
         window.
-        time_code: `hh:mm:ss:ff` where the file says one.
     """
 
     format: str
@@ -53,12 +56,6 @@ class Picture:
     data_window: Window
     display_window: Window
     pixel_aspect: float = 1.0
-    time_code: str | None = None
-
-    def image(self, channels: Sequence[str]) -> Image:
-        """These channels in this order, as the engine takes them."""
-        data = b"".join(bytes(self.planes[name]) for name in channels)
-        return Image(self.format, tuple(channels), self.data_window, data, layout="planar")
 
 
 def read(path: Path) -> Picture:
@@ -72,6 +69,22 @@ def read(path: Path) -> Picture:
     try:
         return _read(data)
     except (struct.error, IndexError, ValueError, zlib.error) as error:
+        raise ExrError(f"{path.name} is damaged or truncated") from error
+
+
+def channel_names(path: Path) -> list[str]:
+    """The channels of a file, by its header.
+
+    Raises:
+        ExrError: it is no OpenEXR file. OSError.
+    """
+    with open(path, "rb") as stream:
+        data = memoryview(stream.read(_HEADER_BYTES))
+    if bytes(data[:4]) != _MAGIC:
+        raise ExrError(f"{path.name} is not an OpenEXR file")
+    try:
+        return _read_channels(_read_header(data, 8)[0]["channels"])[0]
+    except (struct.error, IndexError, ValueError) as error:
         raise ExrError(f"{path.name} is damaged or truncated") from error
 
 
@@ -142,7 +155,6 @@ def _read(data: memoryview) -> Picture:
         (left, top, width, height),
         (d_left, d_top, d_right - d_left + 1, d_bottom - d_top + 1),
         float(struct.unpack("<f", attributes["pixelAspectRatio"])[0]),
-        _read_time_code(attributes.get("timeCode")),
     )
 
 
@@ -195,19 +207,6 @@ def _unzip(block: Bytes) -> bytes:
 
 def _undo_delta(one: int, delta: int) -> int:
     return (one + delta - 128) & 0xFF
-
-
-def _read_time_code(value: bytes | None) -> str | None:
-    """SMPTE 12M binary coded decimals, frames in the lowest byte."""
-    if value is None:
-        return None
-    (packed,) = struct.unpack_from("<I", value)
-    fields = [(packed >> shift & mask, packed >> shift + 4 & tens) for shift, mask, tens in _TIME_CODE_FIELDS]
-    frames, seconds, minutes, hours = (ones + 10 * tens for ones, tens in fields)
-    return f"{hours:02d}:{minutes:02d}:{seconds:02d}:{frames:02d}"
-
-
-_TIME_CODE_FIELDS = ((0, 0xF, 0x3), (8, 0xF, 0x7), (16, 0xF, 0x7), (24, 0xF, 0x3))
 
 
 def _chunks_of_file(picture: Picture) -> Iterator[bytes]:

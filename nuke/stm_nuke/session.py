@@ -6,6 +6,8 @@ It does not use `nuke`, so it runs in any thread.
 from __future__ import annotations
 
 import contextlib
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,10 +18,9 @@ from typing import Any, Callable
 from stm_nuke import cache, exr, locks
 from stm_nuke.client import Engine, Shot
 from stm_nuke.errors import CacheError, KeyframeError
-from stm_nuke.exr import Picture
 from stm_nuke.frames import Range, frames_of
 from stm_nuke.keys import Key, mask_path, parse_keys
-from stm_nuke.node import Snapshot
+from stm_nuke.node import Snapshot, union
 from stm_nuke.wire import Aborted, AbortedError, EngineError, EngineGoneError, Header, Window
 
 DIGESTS_AT_ONCE = 5000
@@ -57,10 +58,15 @@ def is_gone(error: EngineError) -> bool:
 
 
 class Session:
-    """An open shot in the engine, for one task."""
+    """An open shot in the engine, for one task.
 
-    def __init__(self, snapshot: Snapshot, host: str, aborted: Aborted) -> None:
+    Attributes:
+        scratch: a folder of mode 0700. The engine reads rendered pictures from it, and from nowhere else.
+    """
+
+    def __init__(self, snapshot: Snapshot, host: str, aborted: Aborted, scratch: Path) -> None:
         self.snapshot = snapshot
+        self.scratch = scratch
         self.dirty: set[int] = set()
         """Frames whose matte became out of date by changes of this session."""
         self._engine = engine(host)
@@ -75,18 +81,20 @@ class Session:
     @contextlib.contextmanager
     def opened(cls, snapshot: Snapshot, host: str, aborted: Aborted) -> Iterator[Session]:
         """Open the shot, and close it at the end, so that other programs may use it."""
-        session = cls(snapshot, host, aborted)
-        try:
-            session._open()
-            yield session
-        finally:
-            with contextlib.suppress(EngineError):
-                session._shot.close()
+        with tempfile.TemporaryDirectory(prefix="stm-") as scratch:
+            session = cls(snapshot, host, aborted, Path(scratch))
+            try:
+                session._open()
+                yield session
+            finally:
+                with contextlib.suppress(EngineError):
+                    session._shot.close()
 
     def _opening(self) -> Header:
         """The fields of `open_shot`."""
         opening = self.snapshot.opening()
-        return {**opening, "settings": {**opening["settings"], **self.taken.values}}
+        settings = {**opening["settings"], **self.taken.values}
+        return {**opening, "settings": settings, "scratch": str(self.scratch)}
 
     def _open(self) -> None:
         """Open the shot. Keys outside its range are removed first, as the engine refuses them."""
@@ -132,33 +140,41 @@ class Session:
         in_engine = set() if present is None else {str(one["name"]) for one in present["objects"]}
         if present is not None and present["digest"] == key.digest and in_engine <= names:
             return
-        mask = self._mask_of(key)
-        objects = {name: name for name in mask.planes if name in names}
+        path = mask_path(self.snapshot.cache, key.digest)
+        objects = {name: name for name in self._objects_of(key, path) if name in names}
         if not objects:
             raise KeyframeError(
                 "The keyframe has none of the objects any more.",
                 frame=key.frame,
                 hint="Set it again, or delete it, or restore the object's name.",
             )
-        reply = self._shot.push_key(
-            key.frame,
-            mask.image(list(objects)),
-            objects,
-            self._aborted,
-            digest=key.digest,
-            replace=True,
-            interrupt=True,
-        )
+        copy = self.scratch / "key.exr"  # the engine reads nothing outside this folder
+        try:
+            shutil.copyfile(path, copy)
+            reply = self._shot.push_key_file(
+                key.frame,
+                copy.name,
+                objects,
+                self._aborted,
+                digest=key.digest,
+                replace=True,
+                interrupt=True,
+            )
+        except OSError as error:
+            raise _gone(key, path) from error
+        except EngineError as error:
+            if error.code != "file":
+                raise
+            raise _gone(key, path) from error
+        finally:
+            copy.unlink(missing_ok=True)
         self._record_dirty(reply, key.frame)
 
-    def _mask_of(self, key: Key) -> Picture:
-        path = mask_path(self.snapshot.cache, key.digest)
+    def _objects_of(self, key: Key, path: Path) -> list[str]:
         try:
-            return exr.read(path)
+            return exr.channel_names(path)
         except (OSError, exr.ExrError) as error:
-            raise KeyframeError(
-                f"The mask of the keyframe is gone: {path}.", frame=key.frame, hint="Set the keyframe again."
-            ) from error
+            raise _gone(key, path) from error
 
     def _record_dirty(self, reply: Mapping[str, Any], frame: int) -> None:
         self.dirty.update(frames_of(reply.get("dirty", [])))
@@ -177,27 +193,40 @@ class Session:
             needed |= asked if len(every) <= DIGESTS_AT_ONCE else asked & set(digests)
         return sorted(needed)
 
-    def grow_canvas(self, canvas: Window) -> None:
-        """Extend the engine's canvas for a frame."""
-        if canvas != self.snapshot.canvas:
-            self.snapshot = replace(self.snapshot, canvas=canvas)
-            self._shot.close()
-            self._shot = self._engine.shot(self._opening())
-            self._shot.open(self._aborted)
+    def push_plate(self, frame: int, path: Path, fingerprint: str, metadata: Mapping[str, Any]) -> bool:
+        """Push one frame, from its file below `scratch`; returns whether its content was new.
 
-    def push_plate(self, frame: int, picture: Picture, fingerprint: str, metadata: Mapping[str, Any]) -> bool:
-        """Push one frame to the engine; returns whether its content was new."""
-        reply = self._shot.push_plate(
-            frame,
-            picture.image(("R", "G", "B")),
-            self._aborted,
-            display_window=list(picture.display_window),
-            pixel_aspect=picture.pixel_aspect,
-            digest=fingerprint,
-            metadata=dict(metadata) or None,
-        )
+        A frame that reaches beyond `snapshot.canvas` extends it.
+        """
+
+        def push() -> Header:
+            name = path.relative_to(self.scratch).as_posix()
+            return self._shot.push_plate_file(
+                frame, name, self._aborted, digest=fingerprint, metadata=dict(metadata) or None
+            )
+
+        before = self.snapshot.canvas
+        try:
+            reply = push()
+        except EngineError as error:
+            window = error.details.get("data_window")
+            grown = before if error.code != "plate" or window is None else union(before, tuple(window))
+            if grown == before:
+                raise
+            self._change_canvas(grown)
+            try:
+                reply = push()
+            except EngineError:
+                self._change_canvas(before)  # it was not the window: another size, or another aspect
+                raise
         self.dirty.update(frames_of(reply["dirty"]))
         return bool(reply["changed"])
+
+    def _change_canvas(self, canvas: Window) -> None:
+        self.snapshot = replace(self.snapshot, canvas=canvas)
+        self._shot.close()
+        self._shot = self._engine.shot(self._opening())
+        self._shot.open(self._aborted)
 
     # ---- status and computing
 
@@ -259,3 +288,9 @@ class Session:
                 if not cache.matte_path(folder, view, frame).is_file():
                     raise CacheError("The matte file was not written.", frame=frame)
             cache.renew_mattes(folder, view, range(first, last + 1))
+
+
+def _gone(key: Key, path: Path) -> KeyframeError:
+    return KeyframeError(
+        f"The mask of the keyframe is gone: {path}.", frame=key.frame, hint="Set the keyframe again."
+    )

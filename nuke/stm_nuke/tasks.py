@@ -113,6 +113,7 @@ _KINDS: dict[str, type[StmNodeError]] = {
     "key": KeyframeError,
     "mask": KeyframeError,
     "plate": PlateError,
+    "file": PlateError,
     "plate_missing": PlateError,
     "colour": PlateError,
     "matte": CacheError,

@@ -29,7 +29,7 @@ from stm_nuke import (
     session,
     tasks,
 )
-from stm_nuke.errors import BusyError, KeyframeError, PlateError, StmNodeError, UsageError
+from stm_nuke.errors import BusyError, KeyframeError, StmNodeError, UsageError
 from stm_nuke.exr import Picture
 from stm_nuke.frames import Range, counted, frames_of, in_words, ranges_of
 from stm_nuke.keys import (
@@ -484,7 +484,7 @@ class _PlateWork(_Work):
                 some = first, min(last, first + at_once - 1)
                 task.report(f"Reading the plate, {number + 1} of {len(frames)}", number, len(frames))
                 begin = time.monotonic()
-                found, metadata = self._rendered(some, task)
+                found, metadata = self._rendered(some, opened.scratch, task)
                 seconds = time.monotonic() - begin
                 try:
                     for frame in range(some[0], some[1] + 1):
@@ -499,46 +499,43 @@ class _PlateWork(_Work):
                 at_once = min(MOST_AT_ONCE, at_once * 2) if is_quick else max(1, at_once // 2)
         return changed
 
-    def _rendered(self, frames: Range, task: Task) -> tuple[capture.PlateFrames, dict[int, dict[str, Any]]]:
+    def _rendered(
+        self, frames: Range, scratch: Path, task: Task
+    ) -> tuple[capture.PlateFrames, dict[int, dict[str, Any]]]:
         """The next frames and their metadata. It waits while Nuke renders something else."""
         while True:
             task.check()
             try:
-                return in_main(self._capture, frames)
+                return in_main(self._capture, frames, scratch)
             except BusyError:
                 if not nuke.GUI:
                     raise
                 task.report("Waiting for Nuke to end another render")
                 time.sleep(BUSY_SECONDS)
 
-    def _capture(self, frames: Range) -> tuple[capture.PlateFrames, dict[int, dict[str, Any]]]:
+    def _capture(
+        self, frames: Range, scratch: Path
+    ) -> tuple[capture.PlateFrames, dict[int, dict[str, Any]]]:
         node = find_by_id(self.snapshot.node_id)
         metadata = {
             frame: _metadata(node, frame, self.snapshot.view) for frame in range(frames[0], frames[1] + 1)
         }
-        return capture.render_plate(node, frames, self.snapshot.view), metadata
+        return capture.render_plate(node, frames, self.snapshot.view, scratch), metadata
 
     def _push_frame(
         self, opened: Session, found: capture.PlateFrames, frame: int, metadata: dict[str, Any]
     ) -> bool:
-        picture = found.read(frame)
-        if picture.display_window[2:] != self.snapshot.display_window[2:]:
-            raise PlateError(
-                f"The plate is {picture.display_window[2]} x {picture.display_window[3]} here, and "
-                f"{self.snapshot.display_window[2]} x {self.snapshot.display_window[3]} elsewhere.",
-                frame=frame,
-                hint="Put a Reformat above the STM node.",
-            )
-        if picture.time_code is not None:
-            metadata = {**metadata, "smpte:TimeCode": picture.time_code}
-        opened.grow_canvas(in_main(self._grow_canvas, picture.data_window))
-        is_new = opened.push_plate(frame, picture, self.fingerprint, metadata)
+        path, canvas = found.path(frame), opened.snapshot.canvas
+        is_new = opened.push_plate(frame, path, self.fingerprint, metadata)
+        path.unlink()
+        if opened.snapshot.canvas != canvas:
+            in_main(self._grow_canvas, opened.snapshot.canvas)
         if opened.dirty:
             self._retire(opened, opened.status())
         return is_new
 
-    def _grow_canvas(self, window: Window) -> Window:
-        return find_by_id(self.snapshot.node_id).grow_canvas(self.snapshot.display_window, window)
+    def _grow_canvas(self, window: Window) -> None:
+        find_by_id(self.snapshot.node_id).grow_canvas(self.snapshot.display_window, window)
 
     def _remember_print(self) -> None:
         node = find_by_id(self.snapshot.node_id)

@@ -19,7 +19,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Callable, Union
 
-VERSION = (1, 0)
+VERSION = (1, 1)
+"""The protocol spoken here, and the oldest minor version that an engine may speak."""
 CALL_SECONDS = 60.0
 HELLO_SECONDS = 20.0
 ABORT_SECONDS = 0.05
@@ -245,9 +246,22 @@ class Connection:
             self.close()
             raise
         self.engine = str(hello.get("engine", ""))
+        major, minor = hello.get("protocol", (1, 0))
+        self.protocol = int(major), int(minor)
         self.engine_pid = int(hello.get("pid", 0))
         self._map_folder = hello.get("map_folder")
         self._map_prefix = str(hello.get("map_prefix", ""))
+
+    def check_version(self) -> None:
+        """Raises EngineError (code version), and ends the connection, where the engine is too old."""
+        if self.protocol < VERSION:
+            self.close()
+            spoken, needed = (f"{major}.{minor}" for major, minor in (self.protocol, VERSION))
+            raise EngineError(
+                "version",
+                f"The engine {self.engine} speaks protocol {spoken}, and this plug-in needs {needed}. "
+                "Run install.py again, close every program that uses the old engine, then try again.",
+            )
 
     def close(self) -> None:
         """End the connection; the engine closes its shots."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,6 +63,18 @@ def write_of(nuke: Any, node: Any, folder: Path, name: str = "out") -> Any:
     )
     write.setInput(0, node.group)
     return write
+
+
+def captured(node: Any, frame: int, view: str = "main") -> Any:
+    """One frame of the plate as the node renders it for the engine: the `exr.Picture` in its file."""
+    from stm_nuke import capture, exr
+
+    with tempfile.TemporaryDirectory() as scratch:
+        found = capture.render_plate(node, (frame, frame), view, Path(scratch))
+        try:
+            return exr.read(found.path(frame))
+        finally:
+            found.close()
 
 
 def make_mattes(node: Any, frames: range, value: float = 0.5) -> None:

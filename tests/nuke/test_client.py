@@ -251,9 +251,15 @@ def test_the_engine_ends_with_the_host_that_started_it(runtime: ServerProcess) -
 class BadEngine:
     """Something that answers in the engine's place, as a script says."""
 
-    def __init__(self, folder: Path, script: Callable[[socket.socket], None], answer: str = ANSWER) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        script: Callable[[socket.socket], None],
+        answer: str = ANSWER,
+        spoken: tuple[int, int] = wire.VERSION,
+    ) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0))
-        self.answer = answer
+        self.hello = {"protocol": spoken, "answer": answer, "engine": "1.0"}
         self.script = script
         self.seen: list[protocol.Message] = []
         endpoint = {
@@ -269,7 +275,7 @@ class BadEngine:
         with link:
             link.settimeout(30)
             hello = self._read(link)
-            send(link, 2, hello.request_id, {"answer": self.answer, "engine": "1.0"})
+            send(link, 2, hello.request_id, self.hello)
             with suppress(OSError):
                 self.script(link)
 
@@ -295,8 +301,8 @@ def bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
     monkeypatch.setenv("STM_RUNTIME_DIR", str(tmp_path))
     made: list[BadEngine] = []
 
-    def make(script: Callable[[socket.socket], None], answer: str = ANSWER) -> BadEngine:
-        made.append(BadEngine(tmp_path, script, answer))
+    def make(script: Callable[[socket.socket], None], **answers: Any) -> BadEngine:
+        made.append(BadEngine(tmp_path, script, **answers))
         return made[-1]
 
     yield make
@@ -316,6 +322,18 @@ def test_something_that_does_not_know_the_answer_gets_nothing_but_hello(
         connect()
     impostor.close()
     assert [message.header["op"] for message in impostor.seen] == ["hello"]
+
+
+def test_an_engine_that_cannot_read_pictures_from_files_is_refused_in_words(
+    bad: Callable[..., BadEngine],
+) -> None:
+    older = bad(lambda link: None, spoken=(1, 0))
+    words = r"engine 1\.0 speaks protocol 1\.0, .*needs 1\.1.*install\.py"
+    with pytest.raises(EngineError, match=words) as caught:
+        connect()
+    assert caught.value.code == "version"
+    older.close()
+    assert [message.header["op"] for message in older.seen] == ["hello"]
 
 
 def test_a_late_answer_is_dropped_and_the_next_one_is_the_right_one(bad: Callable[..., BadEngine]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import PlateMaker, write_exr
-from tests.nuke.comps import FRAMES, idle, make_mattes, pixels, read_node, write_of
+from tests.nuke.comps import FRAMES, captured, idle, make_mattes, pixels, read_node, write_of
 
 HOSTS = Path(__file__).resolve().parents[1] / "hosts" / "nuke_stand_in"
 
@@ -250,15 +250,13 @@ def test_a_node_that_can_have_no_cache_is_not_made_at_all(
 def test_the_plate_is_taken_at_full_range_in_float_with_overscan_and_leaves_no_trace(
     nuke: Any, comp: Any, tmp_path: Path
 ) -> None:
-    from stm_nuke import capture
-
     grade = nuke.nodes.Grade(multiply=100000.0, add=-7.0)
     grade.setInput(0, comp.plate)
     comp.group.setInput(0, grade)
     nuke.root().setModified(False)
     before, undo = len(comp.group.nodes()), len(nuke._host.undo_steps)
-    picture = capture.plate(comp, 1002, "main")
-    values = np.frombuffer(picture.image(("R", "G", "B")).data, "<f4").reshape(3, 56, 72)
+    picture = captured(comp, 1002)
+    values = np.frombuffer(b"".join(picture.planes[one] for one in "RGB"), "<f4").reshape(3, 56, 72)
     expected = pixels(tmp_path / "plate.1002.exr") * np.float32(100000) + np.float32(-7)
     np.testing.assert_array_equal(values.transpose(1, 2, 0), expected)
     assert picture.data_window == (-4, -4, 72, 56)
@@ -269,23 +267,19 @@ def test_the_plate_is_taken_at_full_range_in_float_with_overscan_and_leaves_no_t
 
 
 def test_proxy_mode_changes_nothing_about_the_pixels_and_is_on_again_afterwards(nuke: Any, comp: Any) -> None:
-    from stm_nuke import capture
-
-    whole = capture.plate(comp, 1001, "main")
+    whole = captured(comp, 1001)
     nuke.root()["proxy"].setValue(True)
-    again = capture.plate(comp, 1001, "main")
+    again = captured(comp, 1001)
     assert again.planes == whole.planes
     assert nuke.root()["proxy"].value() is True
 
 
 def test_a_retimed_plate_gives_the_frame_that_is_seen(nuke: Any, comp: Any, tmp_path: Path) -> None:
-    from stm_nuke import capture
-
     shifted = nuke.nodes.TimeOffset(time_offset=50)
     shifted.setInput(0, comp.plate)
     comp.group.setInput(0, shifted)
     assert comp.take_range_from_input() == (1051, 1053)
-    found = capture.plate(comp, 1052, "main")
+    found = captured(comp, 1052)
     expected = pixels(tmp_path / "plate.1002.exr")[..., 0].astype(np.float32)
     np.testing.assert_array_equal(np.frombuffer(bytes(found.planes["R"]), "<f4").reshape(56, 72), expected)
 
@@ -310,24 +304,20 @@ def plane_of(picture: Any) -> Any:
 def test_a_retime_above_that_reads_between_frames_gives_every_whole_frame(
     nuke: Any, comp: Any, tmp_path: Path
 ) -> None:
-    from stm_nuke import capture
-
     retimed(nuke, comp, speed=0.5, input_first=1001.0, output_first=1001.0)
     assert comp.take_range_from_input() == (1001, 1005)
     for frame, source in ((1001, 1001), (1002, 1001), (1003, 1002), (1005, 1003)):
         expected = pixels(tmp_path / f"plate.{source}.exr")[..., 0].astype(np.float32)
-        np.testing.assert_array_equal(plane_of(capture.plate(comp, frame, "main")), expected)
+        np.testing.assert_array_equal(plane_of(captured(comp, frame)), expected)
 
 
 def test_a_time_warp_above_gives_the_frame_that_its_curve_says(nuke: Any, comp: Any, tmp_path: Path) -> None:
-    from stm_nuke import capture
-
     warp = nuke.nodes.TimeWarp(filter="nearest")
     warp["lookup"].setExpression("(frame - 1001) * 0.75 + 1001")
     warp.setInput(0, comp.plate)
     comp.group.setInput(0, warp)
     expected = pixels(tmp_path / "plate.1002.exr")[..., 0].astype(np.float32)
-    np.testing.assert_array_equal(plane_of(capture.plate(comp, 1002, "main")), expected)
+    np.testing.assert_array_equal(plane_of(captured(comp, 1002)), expected)
 
 
 def test_a_range_that_begins_between_two_frames_is_that_of_its_whole_frames(nuke: Any, comp: Any) -> None:
@@ -429,41 +419,36 @@ def test_scripts_are_refused_keys_and_ranges_between_two_frames(nuke: Any, comp:
 
 
 def test_each_view_is_rendered_as_that_view(nuke: Any, comp: Any) -> None:
-    from stm_nuke import capture
-
     nuke.addView("left")
-    capture.plate(comp, 1001, "left")
+    captured(comp, 1001, "left")
     assert nuke._host.executed[-1][1:] == (1001, "left")
     assert "%V" in comp.group.node("matte")["file"].value()
 
 
 def test_a_plate_frame_that_cannot_be_rendered_is_named(nuke: Any, comp: Any, tmp_path: Path) -> None:
-    from stm_nuke import capture
     from stm_nuke.errors import PlateError
 
     (tmp_path / "plate.1002.exr").unlink()
     with pytest.raises(PlateError, match=r"frame 1002: The plate of STM1 cannot be rendered: .*No such file"):
-        capture.plate(comp, 1002, "main")
+        captured(comp, 1002)
 
 
 def test_cancel_in_nukes_own_progress_bar_stops_and_is_no_error(nuke: Any, comp: Any) -> None:
-    from stm_nuke import capture
     from stm_nuke.errors import Stopped
 
     nuke._host.cancel_execute = True
     with pytest.raises(Stopped):
-        capture.plate(comp, 1001, "main")
+        captured(comp, 1001)
 
 
 def test_an_endless_bounding_box_is_refused_before_it_fills_the_disk(nuke: Any, comp: Any) -> None:
-    from stm_nuke import capture
     from stm_nuke.errors import PlateError
 
     crop = nuke.nodes.Crop(box=[-500, -500, 500, 500])
     crop.setInput(0, comp.plate)
     comp.group.setInput(0, crop)
     with pytest.raises(PlateError, match=r"bounding box of 1000 x 1000 pixels.*Crop"):
-        capture.plate(comp, 1001, "main")
+        captured(comp, 1001)
     assert nuke._host.executed == []
 
 

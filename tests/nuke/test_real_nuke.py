@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import write_exr
-from tests.nuke.comps import FRAMES, idle, make_mattes, pixels, read_node, write_of
+from tests.nuke.comps import FRAMES, captured, idle, make_mattes, pixels, read_node, write_of
 
 # ---- walks through groups
 
@@ -62,8 +62,6 @@ def test_a_write_inside_a_group_is_checked_as_any_other(nuke: Any, comp: Any, tm
 def test_files_that_are_named_by_tcl_a_view_or_a_filter_are_looked_at(
     nuke: Any, comp: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stm_nuke.capture import plate
-
     names = {
         "by the script": "[file dirname [value root.name]]/plate.%04d.exr",
         "by the environment": "[getenv STM_TEST_PLATES]/plate.%04d.exr",
@@ -75,7 +73,7 @@ def test_files_that_are_named_by_tcl_a_view_or_a_filter_are_looked_at(
     nuke._host.views[:], nuke._host.viewer_view = [tmp_path.name], tmp_path.name
     for how, name in names.items():
         comp.group.setInput(0, read_node(nuke, name, FRAMES))
-        assert plate(comp, 1002, tmp_path.name).planes, how
+        assert captured(comp, 1002, tmp_path.name).planes, how
         before = comp.plate_fingerprint()
         os.utime(tmp_path / "plate.1002.exr")
         assert comp.plate_fingerprint() != before, how
@@ -331,16 +329,16 @@ def test_the_inside_of_a_node_has_no_more_than_ten_nodes_until_there_is_a_second
 class Receiver:
     """Takes plate frames as the engine's session does."""
 
-    def __init__(self) -> None:
+    def __init__(self, comp: Any, scratch: Path) -> None:
         self.frames: list[int] = []
         self.dirty: set[int] = set()
+        self.snapshot = comp.snapshot("main")
+        self.scratch = scratch
 
-    def grow_canvas(self, canvas: Any) -> None:
-        """Nothing grows."""
-
-    def push_plate(self, frame: int, picture: Any, fingerprint: str, metadata: Any) -> bool:
+    def push_plate(self, frame: int, path: Path, fingerprint: str, metadata: Any) -> bool:
         self.frames.append(frame)
-        assert set(picture.planes) >= {"R", "G", "B"}
+        assert self.scratch in path.parents
+        assert pixels(path).shape == (56, 72, 3)
         return True
 
 
@@ -352,7 +350,7 @@ def plate_work(comp: Any) -> tuple[Any, Any]:
 
 
 def test_the_plate_is_rendered_in_runs_of_frames_and_each_scratch_file_goes(
-    nuke: Any, comp: Any, monkeypatch: pytest.MonkeyPatch
+    nuke: Any, comp: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from stm_nuke import capture
 
@@ -360,15 +358,15 @@ def test_the_plate_is_rendered_in_runs_of_frames_and_each_scratch_file_goes(
     render_plate = capture.render_plate
     scratch: list[Path] = []
 
-    def counted(node: Any, frames: Any, view: str) -> Any:
+    def counted(node: Any, frames: Any, view: str, folder: Path) -> Any:
         runs.append(frames)
-        found = render_plate(node, frames, view)
+        found = render_plate(node, frames, view, folder)
         scratch.append(found.pattern.parent)
         return found
 
     monkeypatch.setattr(capture, "render_plate", counted)
     work, task = plate_work(comp)
-    received = Receiver()
+    received = Receiver(comp, tmp_path)
     work._push(received, list(FRAMES), task)
     assert received.frames == list(FRAMES)
     assert runs == [(1001, 1001), (1002, 1003)]
@@ -384,7 +382,7 @@ def test_a_run_of_frames_names_the_one_that_cannot_be_rendered(nuke: Any, comp: 
 
     (tmp_path / "plate.1003.exr").unlink()
     with pytest.raises(PlateError, match="frame 1003: The plate of STM1 cannot be rendered"):
-        capture.render_plate(comp, (1001, 1003), "main")
+        capture.render_plate(comp, (1001, 1003), "main", tmp_path)
 
 
 def test_a_button_during_another_render_is_refused_in_words_and_leaves_nothing(nuke: Any, comp: Any) -> None:
@@ -397,10 +395,10 @@ def test_a_button_during_another_render_is_refused_in_words_and_leaves_nothing(n
     assert len(comp.group.nodes()) == 10
 
 
-def test_a_task_waits_while_nuke_renders_something_else(nuke: Any, comp: Any) -> None:
+def test_a_task_waits_while_nuke_renders_something_else(nuke: Any, comp: Any, tmp_path: Path) -> None:
     nuke.GUI = True
     work, task = plate_work(comp)
-    received = Receiver()
+    received = Receiver(comp, tmp_path)
     nuke._host.executing = True
     thread = threading.Thread(target=work._push, args=(received, [1001], task))
     thread.start()
@@ -418,9 +416,7 @@ def test_a_task_waits_while_nuke_renders_something_else(nuke: Any, comp: Any) ->
 
 
 def test_a_studios_defaults_for_writes_do_not_reach_ours(nuke: Any, comp: Any, tmp_path: Path) -> None:
-    from stm_nuke import capture
-
-    before = capture.plate(comp, 1002, "main")
+    before = captured(comp, 1002)
     for place, value in (
         ("Write.use_limit", True),
         ("Write.datatype", "16 bit half"),
@@ -431,7 +427,7 @@ def test_a_studios_defaults_for_writes_do_not_reach_ours(nuke: Any, comp: Any, t
         nuke.knobDefault(place, value)
     with pytest.raises(RuntimeError, match="the studio publishes"):
         nuke.execute(write_of(nuke, comp, tmp_path), 1001, 1001, 1)
-    assert capture.plate(comp, 1002, "main").planes == before.planes
+    assert captured(comp, 1002).planes == before.planes
 
 
 # ---- older nodes, other editions
@@ -489,14 +485,13 @@ def test_a_node_of_an_older_release_renders_as_it_is_and_is_upgraded_when_it_is_
 def test_where_python_reaches_ten_nodes_one_object_works_and_more_are_refused_in_words(
     nuke: Any, comp: Any, tmp_path: Path, edition: str
 ) -> None:
-    from stm_nuke import capture
     from stm_nuke.errors import StmNodeError
 
     nuke.env[edition] = True
     nuke._host.reach = 10
     make_mattes(comp, FRAMES)
     comp.claim()
-    assert capture.plate(comp, 1001, "main").planes
+    assert captured(comp, 1001).planes
     nuke.execute(write_of(nuke, comp, tmp_path), 1001, 1001, 1)
     comp.set("objects", "a = rgba.red\nb = rgba.green")
     with pytest.raises(StmNodeError, match=r"Python reaches 10 nodes, and a second object needs more"):

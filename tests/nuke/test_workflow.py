@@ -424,6 +424,78 @@ def test_the_matte_keeps_the_plates_windows_aspect_and_time_code_even_when_overs
     assert found.x == -4
 
 
+def test_the_engine_reads_plate_and_keys_from_files_of_a_private_folder_that_is_gone_afterwards(
+    nuke: Any, node: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import stm_nuke
+    from stm_nuke.wire import Connection
+
+    call = Connection.call
+    pushed: list[tuple[str, int]] = []
+    folders: set[Path] = set()
+
+    def watched(self: Any, header: Any, payload: Any = b"", **more: Any) -> Any:
+        if header["op"] == "open_shot":
+            folders.add(Path(header["scratch"]))
+            assert Path(header["scratch"]).stat().st_mode & 0o777 == 0o700
+        elif header["op"].startswith("push_"):
+            assert ("image" in header, len(payload)) == (False, 0)
+            assert any((one / header["file"]["name"]).is_file() for one in folders)
+            pushed.append((header["op"], header["frame"]))
+        return call(self, header, payload, **more)
+
+    monkeypatch.setattr(Connection, "call", watched)
+    stm_nuke.set_key(node, FIRST)
+    stm_nuke.propagate(node)
+    assert pushed == [("push_key", FIRST), *(("push_plate", frame) for frame in FRAMES)]
+    assert not any(one.exists() for one in folders)
+
+
+def test_a_plate_that_changes_its_size_is_refused_at_that_frame_and_the_canvas_stays(
+    nuke: Any, engine: Path, make_plate: Any, tmp_path: Path
+) -> None:
+    import OpenImageIO as oiio
+    import stm_nuke
+    from stm_nuke.errors import PlateError
+
+    frames = range(FIRST, FIRST + 3)
+    plate = make_plate(frames, size=(96, 64))
+    node = stm_nuke.create(
+        read_node(nuke, plate, frames),
+        read_node(nuke, plate.replace("####", "mask.%04d").replace(".exr", ".png"), frames),
+    )
+    node.set("objects", "disc = rgba.red")
+    node.set("working_size", 64)
+    nuke.scriptSave(str(tmp_path / "shot.nk"))
+    stm_nuke.set_key(node, FIRST)
+    canvas = node["canvas"]
+    path = plate.replace("####", str(FIRST + 1))
+    larger = oiio.ImageBufAlgo.resize(oiio.ImageBuf(path), roi=oiio.ROI(0, 120, 0, 80))
+    assert larger.write(path, "half"), larger.geterror()
+    with pytest.raises(PlateError, match=rf"frame {FIRST + 1}: The frame's display window .*size") as caught:
+        stm_nuke.propagate(node)
+    assert caught.value.frame == FIRST + 1
+    assert node["canvas"] == canvas
+
+
+def test_a_damaged_mask_of_a_key_is_told_with_its_frame(nuke: Any, node: Any) -> None:
+    import stm_nuke
+    from stm_nuke import session
+    from stm_nuke.errors import KeyframeError
+    from stm_nuke.keys import mask_path
+
+    key = stm_nuke.set_key(node, FIRST)
+    path = mask_path(node.cache, key.digest)
+    whole = path.read_bytes()
+    stm_nuke.delete_key(node, FIRST)
+    path.write_bytes(whole[: len(whole) // 2])
+    node.set_keys([key])
+    with pytest.raises(KeyframeError, match=f"frame {FIRST}: The mask of the keyframe is gone") as caught:
+        stm_nuke.propagate(node)
+    assert caught.value.frame == FIRST
+    session.leave_engine()
+
+
 def test_proxy_mode_changes_neither_the_size_nor_the_cache(nuke: Any, node: Any) -> None:
     import stm_nuke
 
