@@ -1,8 +1,8 @@
 """Unchanged pixels of the node's inputs: full range, linear float, full size, with overscan.
 
 A temporary Write renders the input to scratch files. The engine reads those of the plate; masks are read
-here, as keys are stored by the name of each object. Nuke has no other exact way from Python: `sample` filters,
-and a Viewer's capture has the Viewer's colours.
+here, as keys are stored by the name of each object. Nuke has no other exact way from Python: `sample`
+filters, and a Viewer's capture has the Viewer's colours.
 """
 
 from __future__ import annotations

@@ -468,23 +468,23 @@ def test_a_plate_that_changes_its_size_is_refused_at_that_frame_and_the_canvas_s
     node.set("working_size", 64)
     nuke.scriptSave(str(tmp_path / "shot.nk"))
     stm_nuke.set_key(node, FIRST)
-    canvas = node["canvas"]
+    canvas = node["stm_canvas"]
     path = plate.replace("####", str(FIRST + 1))
     larger = oiio.ImageBufAlgo.resize(oiio.ImageBuf(path), roi=oiio.ROI(0, 120, 0, 80))
     assert larger.write(path, "half"), larger.geterror()
     with pytest.raises(PlateError, match=rf"frame {FIRST + 1}: The frame's display window .*size") as caught:
         stm_nuke.propagate(node)
     assert caught.value.frame == FIRST + 1
-    assert node["canvas"] == canvas
+    assert node["stm_canvas"] == canvas
 
 
 def test_a_damaged_mask_of_a_key_is_told_with_its_frame(nuke: Any, node: Any) -> None:
     import stm_nuke
-    from stm_nuke import session
     from stm_nuke.errors import KeyframeError
     from stm_nuke.keys import mask_path
 
-    key = stm_nuke.set_key(node, FIRST)
+    stm_nuke.set_key(node, FIRST)
+    (key,) = node.keys
     path = mask_path(node.cache, key.digest)
     whole = path.read_bytes()
     stm_nuke.delete_key(node, FIRST)
@@ -493,7 +493,6 @@ def test_a_damaged_mask_of_a_key_is_told_with_its_frame(nuke: Any, node: Any) ->
     with pytest.raises(KeyframeError, match=f"frame {FIRST}: The mask of the keyframe is gone") as caught:
         stm_nuke.propagate(node)
     assert caught.value.frame == FIRST
-    session.leave_engine()
 
 
 def test_proxy_mode_changes_neither_the_size_nor_the_cache(nuke: Any, node: Any) -> None:
