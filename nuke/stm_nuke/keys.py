@@ -68,8 +68,8 @@ def mask_path(cache: Path, digest: str) -> Path:
     return cache / "keys" / f"{digest}.exr"
 
 
-KEYS_TOUCHED = 3
-"""Mattes up to the third key on either side depend on a key (the dependency rule of the engine)."""
+KEYS_TOUCHED = 4
+"""Mattes up to the fourth key on either side may depend on a key (the dependency rule of the engine)."""
 
 
 def neighbours(frames: Iterable[int], frame: float, nth: int = 1) -> tuple[int | None, int | None]:

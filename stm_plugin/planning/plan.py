@@ -9,34 +9,33 @@ Pure: no network, no files.
    nothing else.
 2. A *pass* starts at a key and runs forward or backward, frame by frame, for all objects that have a mask
    there that is not empty. It uses the masks of its own key only and runs on through other keys. Per object
-   it runs up to
-   the third further key, that key included (`REACH`), to the plate's end, or to a key with an empty mask.
-      An empty mask means "not here": no pass starts there and every pass of the object ends there. So a frame
-      costs at most six runs of the network, for any number of keys.
-3. A frame is fused, for each object, from the forward passes of the three nearest keys on its left and
-   the backward passes of the three nearest on its right (its *candidates*). If there are several, the
-      weight of a pass depends also on how well its result fits the keys that it met, up to the first one that
-      is not before the frame. The pass did not use their masks, so the fit measures how good it is. So a
-      frame
-      depends on the three nearest keys on either side and on no others. Where both neighbours have an
-   empty mask the object is absent.
-4. The result of a pass on a frame depends on the weights, the settings of the parts `picture` and `memory`,
-the
+   it runs up to the second further key (`REACH`). A key that shows clearly less of the object than the
+   pass's own key (`SHOWS_AS_MUCH`) is not counted: a pass from a key with the whole object runs past keys on
+   which it is mostly hidden. At the fourth further key a pass ends in any case (`FARTHEST`). It also ends at
+   the plate's end and at a key with an empty mask. An empty mask means "not here": no pass starts there and
+   every pass of the object ends there. So a frame costs four runs of the network where all keys show the
+   object alike, and eight at most, for any number of keys.
+3. A frame is fused, for each object, from all passes that reach it (its *candidates*). If there are several,
+   the weight of a pass depends also on how well its result fits the keys that it met, up to the first one
+   that is not before the frame. The pass did not use their masks, so the fit measures how good it is. So a
+   frame depends on at most the four nearest keys on either side and on no others. Where both neighbours have
+   an empty mask the object is absent.
+4. The result of a pass on a frame depends on the weights, the settings of the parts `picture` and `memory`, the
    colour transform and the canvas; on its own key (plate pixels and all masks of that key); and on the plate
    pixels of every frame from the key up to it. The address of a pass on a frame is the hash chain of
    exactly these. So a pass stays valid up to the first change, and other keys do not affect it.
 5. The address of a fused frame is the hash of the addresses of all results that it is fused from (3), their
-   distances, and the masks of the keys that were met.
+   distances, the masks of the keys that were met, and the version of the fusion rule.
 
-So adding, changing or removing a key runs its own two passes through the network. Where a key is removed,
-the passes of its neighbours run further. Nothing else goes through the network. Frames up to the third key
-on either side are fused anew.
+So adding, changing or removing a key runs its own two passes through the network. Where a key is removed, or
+shows less than before, the passes of its neighbours run further. Nothing else goes through the network.
+Frames up to the second key on either side are fused anew, up to the fourth where keys show little.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from stm_plugin.address import Ingredient, address_of
 from stm_plugin.errors import KeyframeError, PlateError
@@ -51,6 +50,7 @@ from stm_plugin.planning.values import (
     FramePlan,
     FrameRecord,
     Key,
+    KeyMask,
     Pass,
     PassName,
     Plan,
@@ -61,9 +61,14 @@ from stm_plugin.planning.values import (
     Step,
 )
 
-REACH = 3
-"""How many further keys of an object a pass runs to. The further ones let a pass from a key with
-the whole object run past keys on which it is mostly hidden (docs/experiments/keys.md)."""
+REACH = 2
+"""How many further keys of an object a pass runs to (docs/experiments/keys.md)."""
+FARTHEST = 4
+"""The same, with the keys that show less of the object: the bound of a frame's cost."""
+SHOWS_AS_MUCH = 0.9
+"""Share of the object's area on the pass's own key: a key that shows less is not counted."""
+FUSION_RULE = 4
+"""Enters the address of frames that are fused from several passes; raise it with `fusion.VERSION`."""
 
 Result = tuple[int, Direction, int]
 """The result of a pass on a frame: key and direction of the pass, and the frame."""
@@ -187,7 +192,7 @@ def frame_address(
         if source.key is not None:
             parts.append(["mask", keys[source.key].masks[name].hash])
             continue
-        part: list[Ingredient] = ["passes"]
+        part: list[Ingredient] = ["passes", *([FUSION_RULE] if len(source.candidates) > 1 else [])]
         for one in source.candidates:
             results = [(*one.name, frame)]
             if len(source.candidates) > 1:
@@ -243,33 +248,40 @@ def _sources(facts: Facts, frame: int, directions: Directions) -> dict[str, Sour
             sources[name] = Source(key=frame)
             continue
         place = bisect_left(marks, frame)
-        left = _reachable(keys, name, reversed(marks[:place])) if directions != "backward" else []
-        right = _reachable(keys, name, marks[place:]) if directions != "forward" else []
-        on_right = next(iter(_reachable(keys, name, marks[place:])), None)
-        on_left = next(iter(_reachable(keys, name, reversed(marks[:place]))), None)
-        forward = [
-            Candidate(key, Direction.FORWARD, _met(left[:number][::-1], on_right))
-            for number, key in enumerate(left)
-        ]
-        backward = [
-            Candidate(key, Direction.BACKWARD, _met(right[:number][::-1], on_left))
-            for number, key in enumerate(right)
-        ]
+        before, after = marks[:place][::-1], marks[place:]
+        left = _candidate_keys(keys, name, before) if directions != "backward" else []
+        right = _candidate_keys(keys, name, after) if directions != "forward" else []
+        on_right = after[0] if after and _shows(keys, after[0], name) else None
+        on_left = before[0] if before and _shows(keys, before[0], name) else None
+        forward = [Candidate(key, Direction.FORWARD, _met(passed, on_right)) for key, passed in left]
+        backward = [Candidate(key, Direction.BACKWARD, _met(passed, on_left)) for key, passed in right]
         sources[name] = Source(candidates=(*forward[::-1], *backward))
     return sources
 
 
-def _reachable(keys: Mapping[int, Key], name: str, marks: Iterable[int]) -> list[int]:
-    """The nearest keys of an object whose passes reach a frame, from the frame outwards.
+def _candidate_keys(keys: Mapping[int, Key], name: str, marks: Sequence[int]) -> list[tuple[int, list[int]]]:
+    """The keys of an object whose passes reach a frame, from the frame outwards (rule 2).
 
-    At most `REACH` keys, and none beyond an empty mask.
+    Args:
+        marks: the keys on one side of the frame, the nearest first.
+
+    Returns:
+        Each key with those that its pass runs through before the frame, in the pass's order.
     """
-    found: list[int] = []
-    for key in marks:
-        if len(found) == REACH or not _shows(keys, key, name):
+    found: list[tuple[int, list[int]]] = []
+    for number, key in enumerate(marks[:FARTHEST]):
+        if not _shows(keys, key, name):
             break
-        found.append(key)
+        passed = marks[:number][::-1]
+        own = keys[key].masks[name]
+        if sum(_shows_as_much(keys[other].masks[name], own) for other in passed) < REACH:
+            found.append((key, list(passed)))
     return found
+
+
+def _shows_as_much(mask: KeyMask, own: KeyMask) -> bool:
+    """Whether a key counts for the reach of a pass: it is not known to show less of the object."""
+    return mask.area is None or own.area is None or mask.area >= SHOWS_AS_MUCH * own.area
 
 
 def _met(passed: list[int], ahead: int | None) -> tuple[int, ...]:

@@ -13,6 +13,11 @@ from stm_plugin.address import address_of
 
 Directions = Literal["both", "forward", "backward"]
 
+_HOW_FAR = (
+    "a key's passes run to the second key on either side, "
+    "past keys that show less of the object to the fourth"
+)
+
 
 class Direction(StrEnum):
     """The direction of a pass."""
@@ -41,10 +46,15 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class KeyMask:
-    """One object's mask on a key, by the hash of its values over the canvas."""
+    """One object's mask on a key, by the hash of its values over the canvas.
+
+    Attributes:
+        area: pixels of the plate that it covers; None in shots of before this was kept.
+    """
 
     hash: str
     empty: bool = False
+    area: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -310,7 +320,7 @@ class Plan:
         count = len(self.compute_steps)
         if count and len(self.facts.keys) > 1:
             what = "1 frame goes" if count == 1 else f"{count} frames go"
-            lines.append(f"{what} through the network: a key's passes run to the third key on either side")
+            lines.append(f"{what} through the network: {_HOW_FAR}")
         return "\n".join(lines) if lines else "Everything is up to date."
 
 

@@ -9,8 +9,9 @@ import numpy as np
 
 from stm_plugin.windows import FloatArray
 
-VERSION = 3
-"""Enters the address of every matte; raise it when the same passes are fused to another result."""
+VERSION = 4
+"""Enters the address of every matte; raise it when the same passes are fused to another result
+(and `planning.plan.FUSION_RULE` with it)."""
 
 _LEAST_CONFIDENCE = 0.2
 """Confidence of a probability of 0.5. Not 0: beside a key its soft edge must outweigh the other passes."""
@@ -61,8 +62,9 @@ def fuse(passes: Sequence[PassAtFrame]) -> FloatArray:
 
     The weight of a pass is its distance share (`distance_shares`), times its trust squared, times its
     confidence in the pixel. Its trust (`trust`) depends on how well it fits the other keys that it met, how
-    much of the object its own key shows, and its mean confidence in the object. Where all passes agree, their
-    value is the result. Beside a key, the pass of that key has nearly all the weight.
+    much of the object its own key shows, how much of the object it finds beside the other passes, and its
+    mean confidence in the object. Where all passes agree, their value is the result. Beside a key, the pass
+    of that key has nearly all the weight.
 
     Args:
         passes: at least one.
@@ -91,9 +93,10 @@ def weights(passes: Sequence[PassAtFrame]) -> list[float]:
     """The weight of each pass on a frame: its distance share times its trust squared."""
     if len(passes) == 1:
         return [1.0]
-    claimed = max(area_of(one.probability) for one in passes)
+    areas = [area_of(one.probability) for one in passes]
+    held = max(min(area, one.key_area) for area, one in zip(areas, passes, strict=True))
     shares = distance_shares([one.distance for one in passes])
-    return [share * trust(one, claimed) ** 2 for one, share in zip(passes, shares, strict=True)]
+    return [share * trust(one, max(areas), held) ** 2 for one, share in zip(passes, shares, strict=True)]
 
 
 def most_trusted(passes: Sequence[PassAtFrame], said: Sequence[float]) -> tuple[PassAtFrame, PassAtFrame]:
@@ -102,18 +105,22 @@ def most_trusted(passes: Sequence[PassAtFrame], said: Sequence[float]) -> tuple[
     return passes[first], passes[second]
 
 
-def trust(one: PassAtFrame, claimed: float) -> float:
+def trust(one: PassAtFrame, claimed: float, held: float = 0.0) -> float:
     """The trust in a pass, in [`_LEAST_TRUST`, 1].
 
     Args:
         claimed: the largest area in pixels that any pass finds on this frame. If a pass's own key shows only
             a part of it, the rest was background on that key. A small whole object far away does not count as
             hidden, because it is small on this frame too.
+        held: the largest area that any pass finds here, each limited to the area on its own key, because a
+            pass that grows may have leaked. A pass that finds less has probably lost a part of the object.
     """
+    area = area_of(one.probability)
     visible = min(1.0, max(one.key_area, 1.0) / max(claimed, 1.0))
+    holds = min(1.0, max(area, 1.0) / max(held, 1.0))
     whole = mean_confidence(one.probability) ** 2
     distance = abs(one.distance)
-    earned = max(_LEAST_TRUST, visible * whole * arrival_trust(distance, one.arrivals))
+    earned = max(_LEAST_TRUST, visible * holds * whole * arrival_trust(distance, one.arrivals))
     return float(earned ** min(1.0, distance / _FRAMES_TO_LOSE_TRUST))
 
 

@@ -183,7 +183,7 @@ class ShotStore:
         path = self._mask_path(hash_)
         if not _is_whole(path):  # giving a damaged mask again repairs it
             write_sealed(path, _pack(mask=np.ascontiguousarray(mask), window=np.array(place, np.int64)))
-        return KeyMask(hash_, empty=not bool(mask.any()))
+        return KeyMask(hash_, empty=not bool(mask.any()), area=float(mask.sum(dtype=np.float64)))
 
     def mask(self, hash_: str) -> tuple[FloatArray, Window]:
         """The mask that `put_mask` stored.

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stm_plugin.errors import KeyframeError, PlateError
-from stm_plugin.planning.plan import REACH, make_plan, record_of, spans
+from stm_plugin.planning.plan import FARTHEST, REACH, make_plan, record_of, spans
 from stm_plugin.planning.values import (
     ComputeStep,
     Direction,
@@ -116,13 +116,17 @@ def test_a_changed_mask_is_told_in_words() -> None:
         "frames 1001-1010 will be recomputed: the mask on 1020 changed\n"
         "frames 1012-1028 will be recomputed: the mask on 1020 changed\n"
         "frame 1030 will be recomputed: the mask on 1020 changed\n"
-        "29 frames go through the network: a key's passes run to the third key on either side"
+        "29 frames go through the network: a key's passes run to the second key on either side, "
+        "past keys that show less of the object to the fourth"
     )
-    fewer = facts(key(1011, o1="a"), key(1029, o1="a"))
-    fused = "will be fused anew, none goes through the network: the mask on 1020 was removed"
-    assert store.plan(fewer).words() == (
-        f"frames 1001-1010 {fused}\nframes 1012-1028 {fused}\nframe 1030 {fused}"
-    )
+    fewer = facts(key(1011, o1="a"), key(1020, o1="a"))
+    fused = "will be fused anew, none goes through the network: the mask on 1029 was removed"
+    anew = "will be recomputed: the mask on 1029 was removed"
+    assert store.plan(fewer).words().splitlines()[:3] == [
+        f"frames 1012-1019 {fused}",
+        f"frames 1021-1029 {fused}",
+        f"frame 1030 {anew}",
+    ]
     more = facts(key(1001, o1="a"), key(1011, o1="a"), key(1020, o1="a"), key(1029, o1="a"))
     assert "frames 1001-1010 will be recomputed: the mask on 1001 was added" in store.plan(more).words()
     heavier = facts(key(1011, o1="a"), key(1020, o1="a"), key(1029, o1="a"), weights="new")
@@ -192,35 +196,69 @@ def test_a_new_key_costs_its_own_two_passes_and_touches_no_other() -> None:
 
 def test_frames_that_are_only_fused_anew_are_said_to_be() -> None:
     store = Store()
-    three = [key(frame, o1="a") for frame in (1001, 1010, 1020)]
-    store.run(facts(*three))
-    plan = store.plan(facts(three[0], three[2]))
+    store.run(facts(key(1005, o1="a"), key(1020, o1="a")))
+    plan = store.plan(facts(key(1005, o1="a")))
     assert not plan.compute_steps, "what the passes of the other keys gave is kept"
     fused = {one.frame for one in plan.frames if one.state is State.STALE and one.ready}
-    assert fused == set(range(1002, 1031)) - {1020}
+    assert fused == set(FRAMES) - {1005}
     assert all("none goes through the network" in str(one) for one in plan.dirty if one.only_fused)
 
 
-def test_a_key_reaches_the_third_key_on_either_side_and_no_farther() -> None:
+def test_a_key_reaches_the_second_key_on_either_side_and_no_farther() -> None:
     frames = (1001, 1004, 1007, 1010, 1013, 1016, 1019, 1022, 1025, 1028)
     keys = [key(frame, o1="a") for frame in frames]
     store = Store()
     store.run(facts(*keys))
     keys[5] = key(1016, o1="b")
     plan = store.plan(facts(*keys))
-    assert computed(plan) == run_of(1016, FORWARD, range(1017, 1026)) | run_of(
-        1016, BACKWARD, range(1007, 1016)
+    assert computed(plan) == run_of(1016, FORWARD, range(1017, 1023)) | run_of(
+        1016, BACKWARD, range(1010, 1016)
     )
     stale = [one.frame for one in plan.frames if one.state is State.STALE]
-    assert stale == [frame for frame in range(1008, 1025) if frame not in frames or frame == 1016]
+    assert stale == [frame for frame in range(1011, 1022) if frame not in frames or frame == 1016]
+
+
+def showing(frame: int, area: float) -> Key:
+    """A key of one object that covers so many pixels."""
+    return Key(frame, {"o1": KeyMask(f"o1-{area}", area=area)})
+
+
+def test_a_pass_goes_on_past_keys_that_show_less_of_the_object_but_not_for_ever() -> None:
+    hidden = [showing(frame, 10.0) for frame in (1003, 1005, 1007, 1009, 1011)]
+    plan = make_plan(facts(showing(1001, 100.0), *hidden))
+    ends = {one.key: one.frames[-1] for one in plan.passes if one.direction is FORWARD}
+    assert ends[1001] == 1009, "the fourth further key"
+    assert ends[1003] == 1007, "keys that show as much end it at the second"
+    backward = {one.key: one.frames[-1] for one in plan.passes if one.direction is BACKWARD}
+    assert backward[1005] == 1001
+    (met,) = [one.met for one in plan.by_frame[1006].sources["o1"].candidates if one.key == 1001]
+    assert met == (1003, 1005, 1007)
+
+
+def test_a_mask_that_shows_less_than_before_lengthens_passes_and_makes_none_stale() -> None:
+    store = Store()
+    keys = [showing(frame, 100.0) for frame in (1001, 1006, 1011, 1016)]
+    store.run(facts(*keys))
+    plan = store.plan(facts(keys[0], showing(1006, 20.0), *keys[2:]))
+    others = {one for one in computed(plan) if one[0] != 1006}
+    lengthened = run_of(1001, FORWARD, range(1012, 1017)) | run_of(1016, BACKWARD, range(1001, 1006))
+    assert others == lengthened
 
 
 @given(frames=single_object_keys)
-def test_a_frame_costs_at_most_six_runs_however_many_keys_there_are(frames: list[int]) -> None:
+def test_a_frame_costs_at_most_four_runs_where_keys_show_the_object_alike(frames: list[int]) -> None:
     plan = make_plan(facts(*(key(frame, o1="a") for frame in frames)))
-    assert len(plan.compute_steps) <= 6 * len(FRAMES)
+    assert len(plan.compute_steps) <= 2 * REACH * len(FRAMES)
     for one in plan.frames:
-        assert all(len(source.candidates) <= 6 for source in one.sources.values())
+        assert all(len(source.candidates) <= 2 * REACH for source in one.sources.values())
+
+
+@given(areas=st.dictionaries(st.sampled_from(FRAMES), st.floats(1, 1000), min_size=1, max_size=20))
+def test_a_frame_costs_at_most_eight_runs_whatever_the_keys_show(areas: dict[int, float]) -> None:
+    plan = make_plan(facts(*(showing(*one) for one in areas.items())))
+    assert len(plan.compute_steps) <= 2 * FARTHEST * len(FRAMES)
+    for one in plan.frames:
+        assert all(len(source.candidates) <= 2 * FARTHEST for source in one.sources.values())
 
 
 def test_no_other_key_can_make_a_pass_stale() -> None:

@@ -136,3 +136,21 @@ def test_no_pixel_is_given_out_twice(mask: FloatArray, one: FloatArray, two: Flo
     roomy = mask.astype(np.float64) + one + two <= 1
     assert np.allclose(shared["one"][roomy], one[roomy])
     assert share_pixels({"mask": mask}, {}) == {}
+
+
+def test_a_pass_that_holds_less_than_another_gives_way() -> None:
+    whole, lost = np.ones((4, 4), np.float32), np.zeros((4, 4), np.float32)
+    lost[0] = 1.0  # sure of a quarter, and as sure that the rest is not there; its key showed everything
+    for distance in (8, -8):
+        fused = fuse([PassAtFrame(lost, distance, 16.0), PassAtFrame(whole, -2 * distance, 16.0)])
+        assert fused.min() > 0.8
+
+
+def test_a_pass_that_runs_over_does_not_make_the_others_look_lost() -> None:
+    right, leaked = np.zeros((4, 4), np.float32), np.ones((4, 4), np.float32)
+    right[:2] = 1.0
+    assert trust(PassAtFrame(right, 8, 8.0), claimed=16.0, held=8.0) > trust(
+        PassAtFrame(right, 8, 8.0), claimed=16.0, held=16.0
+    )
+    fused = fuse([PassAtFrame(right, 8, 8.0), PassAtFrame(leaked, -16, 8.0)])
+    assert fused[2:].max() < 0.5, "what has grown beyond its own key counts as what its key shows"
