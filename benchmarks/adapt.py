@@ -30,6 +30,7 @@ from model.data.davis import VideoSequence, find_sequences
 from model.data.pictures import read_labels
 from model.evaluation.metrics import contour_accuracy, region_similarity
 from model.training.adapt import PARTS, AdaptOptions
+from stm_plugin.planning.quality import typical_uncertainty
 from stm_plugin.propagation.adaptation import default_options
 from stm_plugin.settings import Settings
 from stm_plugin.shot.shot import Shot
@@ -59,6 +60,8 @@ class Row:
     adapted: Scores
     seconds: float
     """That adapting took."""
+    uncertainty: float
+    """Of the frames before it, as `stm shot status` reckons when it offers to adapt, in [0, 1]."""
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -66,10 +69,10 @@ class Row:
         gains = adapted.region - plain.region, adapted.contour - plain.contour
         scores = (plain.region, adapted.region, gains[0], plain.contour, adapted.contour, gains[1])
         signed = [f"{one:+.1f}" if place in (2, 5) else f"{one:.1f}" for place, one in enumerate(scores)]
-        return (self.sequence, str(self.keys), str(self.frames), *signed, f"{self.seconds:.0f}")
+        return (self.sequence, str(self.keys), str(self.frames), *signed, f"{self.seconds:.0f}", f"{self.uncertainty:.3f}")
 
 
-COLUMNS = ("sequence", "keys", "frames", "J", "J adapted", "gain", "F", "F adapted", "gain", "seconds")
+COLUMNS = ("sequence", "keys", "frames", "J", "J adapted", "gain", "F", "F adapted", "gain", "seconds", "uncertainty")
 
 
 def key_places(count: int, keys: int) -> list[int]:
@@ -92,11 +95,12 @@ def measure(sequence: VideoSequence, keys: int, every: int, settings: Settings, 
             for frame in places:
                 shot.add_key(frame, {OBJECT: truth[frame].astype(np.float32)}, allow_empty=True)
             plain = scores_of(shot, truth, places)
+            uncertainty = typical_uncertainty([*shot.status().qualities.values()])
             began = time.monotonic()
             shot.adapt(options)
             seconds = time.monotonic() - began
             adapted = scores_of(shot, truth, places)
-    return Row(sequence.name, keys, len(names) - keys, plain, adapted, seconds)
+    return Row(sequence.name, keys, len(names) - keys, plain, adapted, seconds, uncertainty)
 
 
 def mask_of(sequence: VideoSequence, name: str) -> np.ndarray:
@@ -128,7 +132,8 @@ def mean_row(rows: Sequence[Row], keys: int) -> Row:
 
     frames = sum(row.frames for row in chosen)
     seconds = float(np.mean([row.seconds for row in chosen]))
-    return Row("mean", keys, frames, mean("plain"), mean("adapted"), seconds)
+    uncertainty = float(np.mean([row.uncertainty for row in chosen]))
+    return Row("mean", keys, frames, mean("plain"), mean("adapted"), seconds, uncertainty)
 
 
 def print_row(cells: Sequence[str]) -> None:

@@ -101,7 +101,7 @@ def enough(parts: Parts, times: Times) -> int:
 def advise(frames: int, keys: list[int], deadline: float, machines: int, times: Times) -> None:
     """Say which keys to add, one after the other in the middle of the widest gap, until a job is in time.
 
-    A pass runs up to the third further key, so the first keys that are added may gain nothing.
+    A pass runs up to the second further key, so the first keys that are added may gain nothing.
     """
     keys = sorted(keys)
     while True:

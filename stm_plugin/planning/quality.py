@@ -115,7 +115,12 @@ def hidden_keys(areas: Mapping[int, Mapping[str, float]]) -> list[tuple[int, str
 
 def adapting_may_help(qualities: Sequence[Quality]) -> bool:
     """Whether the network is so uncertain on most frames that adapting it to the keys may help."""
-    return bool(qualities) and float(np.median(_uncertainties(qualities))) >= _ADAPTING_HELPS
+    return bool(qualities) and typical_uncertainty(qualities) >= _ADAPTING_HELPS
+
+
+def typical_uncertainty(qualities: Sequence[Quality]) -> float:
+    """The median uncertainty of frames, in [0, 1]; there must be some."""
+    return float(np.median(_uncertainties(qualities)))
 
 
 def _shown(qualities: Sequence[Quality], nearer: FloatArray) -> FloatArray:
