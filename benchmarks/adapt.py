@@ -69,10 +69,14 @@ class Row:
         gains = adapted.region - plain.region, adapted.contour - plain.contour
         scores = (plain.region, adapted.region, gains[0], plain.contour, adapted.contour, gains[1])
         signed = [f"{one:+.1f}" if place in (2, 5) else f"{one:.1f}" for place, one in enumerate(scores)]
-        return (self.sequence, str(self.keys), str(self.frames), *signed, f"{self.seconds:.0f}", f"{self.uncertainty:.3f}")
+        row = (self.sequence, str(self.keys), str(self.frames), *signed)
+        return (*row, f"{self.seconds:.0f}", f"{self.uncertainty:.3f}")
 
 
-COLUMNS = ("sequence", "keys", "frames", "J", "J adapted", "gain", "F", "F adapted", "gain", "seconds", "uncertainty")
+COLUMNS = (
+    *("sequence", "keys", "frames", "J", "J adapted", "gain"),
+    *("F", "F adapted", "gain", "seconds", "uncertainty"),
+)
 
 
 def key_places(count: int, keys: int) -> list[int]:

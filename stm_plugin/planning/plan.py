@@ -21,8 +21,8 @@ Pure: no network, no files.
    frame depends on at most the four nearest keys on either side and on no others. Where both neighbours have
    an empty mask the object is absent.
 4. The result of a pass on a frame depends on the weights, the settings of the parts `picture` and `memory`,
-   the colour transform and the canvas; on its own key (plate pixels and all masks of that key); and on the plate
-   pixels of every frame from the key up to it. The address of a pass on a frame is the hash chain of
+   the colour transform and the canvas; on its own key (plate pixels and all masks of that key); and on the
+   plate pixels of every frame from the key up to it. The address of a pass on a frame is the hash chain of
    exactly these. So a pass stays valid up to the first change, and other keys do not affect it.
 5. The address of a fused frame is the hash of the addresses of all results that it is fused from (3), their
    distances, the masks of the keys that were met, and the version of the fusion rule.

@@ -21,8 +21,9 @@ _UNTOLD = 0.5
 """Share of the mean uncertainty that every frame gets: the network may be confident and wrong anywhere."""
 _SHOWS_LITTLE = 0.25
 """Of the object's largest area on a key: a key with a smaller area is reported as little used."""
-_ADAPTING_HELPS = 0.12
-"""Mean uncertainty from which adapting to the keys is advised: the network does not recognise the object."""
+_ADAPTING_HELPS = (0.05, 0.25)
+"""Typical uncertainty at which adapting to the keys is advised: below, there is little to gain; above, the
+object is lost, and a further key comes first (docs/experiments/keys.md)."""
 _LEAST_UNCERTAINTY = 0.05
 """Motion blur at an edge causes this much: below it nothing is advised."""
 
@@ -114,8 +115,9 @@ def hidden_keys(areas: Mapping[int, Mapping[str, float]]) -> list[tuple[int, str
 
 
 def adapting_may_help(qualities: Sequence[Quality]) -> bool:
-    """Whether the network is so uncertain on most frames that adapting it to the keys may help."""
-    return bool(qualities) and typical_uncertainty(qualities) >= _ADAPTING_HELPS
+    """Whether the network is uncertain on most frames but has not lost the object, so adapting may help."""
+    least, most = _ADAPTING_HELPS
+    return bool(qualities) and least <= typical_uncertainty(qualities) <= most
 
 
 def typical_uncertainty(qualities: Sequence[Quality]) -> float:

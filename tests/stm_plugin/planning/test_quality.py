@@ -73,6 +73,10 @@ def test_adapting_is_offered_where_most_frames_are_uncertain_and_only_there() ->
     assert not adapting_may_help([])
 
 
+def test_adapting_is_not_offered_where_the_object_is_lost() -> None:
+    assert not adapting_may_help([Quality(1, "a", 0.6, 0.3)] * 5), "a further key comes first"
+
+
 def test_passes_agree_as_far_as_they_share_the_object() -> None:
     left, right = np.zeros((8, 8), np.float32), np.zeros((8, 8), np.float32)
     assert agreement(left, right) == 1.0, "both see nothing"
