@@ -56,9 +56,8 @@ def row_of(seed: int, network: FastNetwork, refiner: FastRefiner) -> ByteArray:
     window = Window(0, 0, side, side)
     geometry = working_geometry(window, 1.0, coarse.shape[-1])
     display: FloatArray = clip.plate[FRAME].astype(np.float32) / np.float32(255)
-    flat = display.reshape(-1, 3)
     working = np.ascontiguousarray(at_working_size(clip.plate[FRAME]).transpose(2, 0, 1))
-    guide = Guide(working, lambda places: flat[places], window)
+    guide = Guide(working, lambda rows, columns: display[rows, columns], window)
     own = coarse[FRAME, 0]
     softness = softness_of(torch.from_numpy(coarse[0, 0]))
     evidence = EdgeEvidence(own, coarse[FRAME - 1, 0], own, coarse[FRAME, 1:].sum(0), softness)

@@ -176,7 +176,7 @@ class Settings:
         default=_GIBIBYTE // 2,
         metadata=_about(
             "machine",
-            "bytes of features kept in RAM: 25 frames of `stm-lite`; more are read from memory/ on disk, so "
+            "bytes of features kept in RAM: 50 frames of `stm-lite`; more are read from memory/ on disk, so "
             "that a machine of 4 GB has room for the run",
         ),
     )

@@ -34,8 +34,8 @@ from model.network.trunks import ResNet50Trunk
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
-QUERY_LAYOUT = "query 2"
-"""Version of the tensors of `Query.state`: part of their address in a cache."""
+QUERY_LAYOUT = "query 3"
+"""Changes with the tensors of `Query.state`: part of the address of those that are cached."""
 
 
 class PreparedQuery(NamedTuple):

@@ -209,7 +209,7 @@ class FarmShot:
             plan = self.read_plan(name)
             passed = _pass_of(plan, name)
             fit = self.fit(plan)
-            self.propagation.limit_ram(fit.run.ram_budget)
+            self.propagation.keep_within(fit.run)
             steps = tuple(step for step in plan.compute_steps if step.passed.name == name)
             done = len(passed.frames) - len(steps)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import cv2
@@ -10,10 +10,17 @@ import numpy as np
 import numpy.typing as npt
 
 from stm_plugin.images.working_picture import WorkingGeometry, to_working_points
-from stm_plugin.windows import FloatArray, Window
+from stm_plugin.windows import FloatArray, Window, slices_of
 
 Places = npt.NDArray[np.intp]
-"""Pixels of a picture as indices into its flat array, (N,)."""
+"""Pixels of a picture as places in its flat array, (N,)."""
+Tile = tuple[slice, slice]
+"""Rows and columns of a picture."""
+
+_TILE_HEIGHT, _TILE_WIDTH = 32, 512
+"""Plate pixels of a tile, about."""
+_SMALL_GAP = 8
+"""Working pixels between two runs that are not worth two tiles."""
 
 
 NEARLY_SURE = 0.02
@@ -26,12 +33,12 @@ class Guide:
 
     Attributes:
         working: (3, h, w), the working picture.
-        colours: returns the plate's colours (N, 3) at indices into `window`.
+        colours: gives the plate's colours (n, m, 3) in rows and columns of `window`.
         window: the frame's data window.
     """
 
     working: FloatArray
-    colours: Callable[[Places], FloatArray]
+    colours: Callable[[slice, slice], FloatArray]
     window: Window
 
 
@@ -58,37 +65,81 @@ def dilated(band: npt.NDArray[np.uint8], reach: int) -> npt.NDArray[np.uint8]:
     return np.asarray(cv2.dilate(band, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)), dtype=np.uint8)
 
 
-def box_around(band: npt.NDArray[np.uint8], spare: int) -> tuple[slice, slice]:
-    """Rows and columns that hold a band, with a margin."""
+def box_around(band: npt.NDArray[np.uint8], spare: int) -> Tile:
+    """Rows and columns that hold a band, with some to spare."""
     left, top, width, height = cv2.boundingRect(band)
     rows = slice(max(0, top - spare), min(band.shape[0], top + height + spare))
     columns = slice(max(0, left - spare), min(band.shape[1], left + width + spare))
     return rows, columns
 
 
-def plate_pixels(
-    band: npt.NDArray[np.uint8], window: Window, geometry: WorkingGeometry
-) -> tuple[Places, Places]:
-    """The plate pixels on a band of working pixels: rows and columns (N,) in `window`."""
-    left, top, width, height = cv2.boundingRect(band)
-    target = window.intersection(_on_plate(left, top, width, height, geometry))
-    if target is None:
-        return np.zeros(0, np.intp), np.zeros(0, np.intp)
-    rows = (np.arange(target.y, target.bottom) - geometry.region.y + 0.5) / geometry.scale_y
-    columns = (np.arange(target.x, target.right) - geometry.region.x + 0.5) / geometry.scale_x
-    lines = band.take(rows.astype(np.intp), axis=0, mode="clip")
-    found = cv2.findNonZero(lines.take(columns.astype(np.intp), axis=1, mode="clip"))
-    x, y = np.zeros((2, 0), np.intp) if found is None else found.reshape(-1, 2).T.astype(np.intp)
-    return y + (target.y - window.y), x + (target.x - window.x)
+def plate_tiles(
+    wanted: npt.NDArray[np.uint8], box: Tile, window: Window, geometry: WorkingGeometry
+) -> Iterator[Tile]:
+    """Rows and columns of `window` that cover the wanted working pixels; no plate pixel twice.
+
+    A tile is small enough for what is computed on it to stay in the processor's cache.
+
+    Args:
+        wanted: (h, w) of a box of the working picture, not 0 where a pixel is wanted.
+    """
+    down = max(1, round(_TILE_HEIGHT / geometry.scale_y))
+    across = max(1, round(_TILE_WIDTH / geometry.scale_x))
+    for top in range(0, wanted.shape[0], down):
+        lines = wanted[top : top + down].max(axis=0)
+        for left, right in _runs(lines):
+            for start in range(left, right, across):
+                columns = min(across, right - start)
+                rows = min(down, wanted.shape[0] - top)
+                here = _on_plate(box[1].start + start, box[0].start + top, columns, rows, geometry)
+                target = window.intersection(here)
+                if target is not None:
+                    yield slices_of(target, window)
 
 
-def working_points(
-    rows: Places, columns: Places, window: Window, geometry: WorkingGeometry
-) -> tuple[FloatArray, FloatArray]:
-    """Positions of plate pixels in the working picture: x and y (N,), pixel centres at whole numbers."""
-    across, _ = to_working_points(np.arange(window.width), np.zeros(1), window, geometry)
-    _, down = to_working_points(np.zeros(1), np.arange(window.height), window, geometry)
-    return across[columns], down[rows]
+def working_points(window: Window, geometry: WorkingGeometry) -> tuple[FloatArray, FloatArray]:
+    """Where plate pixels lie in the working picture: x of each column and y of each row of `window`, pixel
+    centres at whole numbers."""
+    x, _ = to_working_points(np.arange(window.width), np.zeros(1), window, geometry)
+    _, y = to_working_points(np.zeros(1), np.arange(window.height), window, geometry)
+    return x, y
+
+
+def enlarged(maps: FloatArray, x: FloatArray, y: FloatArray) -> FloatArray:
+    """Maps (C, h, w) at the columns x (m,) and rows y (n,), ascending: (C, n, m), bilinear; the border goes
+    on beyond them."""
+    top, bottom, down = _neighbours(y, maps.shape[1])
+    left, right, across = _neighbours(x, maps.shape[2])
+    first = top[0]
+    strip = maps[:, first : bottom[-1] + 1]
+    wide = _between(strip.take(left, axis=2), strip.take(right, axis=2), across)  # (C, few, m)
+    return _between(wide.take(top - first, axis=1), wide.take(bottom - first, axis=1), down[:, None])
+
+
+def _neighbours(points: FloatArray, count: int) -> tuple[Places, Places, FloatArray]:
+    """The pixels before and behind each point (N,), of `count`, and how far it lies between them."""
+    inside = np.clip(points, 0, count - 1)
+    before = inside.astype(np.intp)
+    return before, np.minimum(before + 1, count - 1), inside - before.astype(np.float32)
+
+
+def _between(before: FloatArray, behind: FloatArray, share: FloatArray) -> FloatArray:
+    """before + share * (behind - before), in the place of both."""
+    behind -= before
+    behind *= share
+    before += behind
+    return before
+
+
+def _runs(wanted: npt.NDArray[np.uint8]) -> list[tuple[int, int]]:
+    """First and last + 1 of every run of wanted places (N,); small gaps are taken along."""
+    places = np.flatnonzero(wanted)
+    if not places.size:
+        return []
+    cuts = np.flatnonzero(np.diff(places) > _SMALL_GAP)
+    starts = places[np.concatenate(([0], cuts + 1))]
+    ends = places[np.concatenate((cuts, [places.size - 1]))] + 1
+    return [(int(start), int(end)) for start, end in zip(starts, ends, strict=True)]
 
 
 def _on_plate(left: int, top: int, width: int, height: int, geometry: WorkingGeometry) -> Window:

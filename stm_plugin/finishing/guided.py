@@ -5,9 +5,9 @@ size with the working picture as its guide. Its local linear model is applied to
 lie where the plate has them. The model is weighted by the share of the probability's detail that the plate
 explains. Where the plate shows no edge the model would only blur, and the plain enlargement stays. Then the
 transition, which the network spreads over its stride, is made steeper. Only a band around uncertain pixels is
-computed, and only its colours are read from the plate. Elsewhere the matte is exactly 0 or 1. A wide filter
-leaves a haze of the plate's texture. So the farther a pixel is from where the network is uncertain, the
-nearer its value must be to one half for it to stay soft.
+computed, tile by tile, and only its colours are read from the plate. Elsewhere the matte is exactly 0 or 1. A
+wide filter leaves a haze of the plate's texture. So the farther a pixel is from where the network is
+uncertain, the nearer its value must be to one half for it to stay soft.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from stm_plugin.finishing.band import (
     NEARLY_SURE,
     Guide,
     Places,
+    Tile,
     box_around,
     dilated,
-    plate_pixels,
+    enlarged,
+    plate_tiles,
     steeper,
     unsure_pixels,
     working_points,
@@ -31,8 +33,8 @@ from stm_plugin.images.working_picture import WorkingGeometry, inside_region, to
 from stm_plugin.settings import FinishSettings
 from stm_plugin.windows import FloatArray
 
-VERSION = 2
-"""Enters the address of every matte; raise it when the same probabilities lead to another matte."""
+VERSION = 3
+"""Enters the address of every matte; raise it when the same probabilities give another matte."""
 
 
 _LEAST_DETAIL = 1e-4
@@ -43,11 +45,13 @@ _SURE_PER_PIXEL = 0.04
 """How much the range that becomes 0 or 1 grows for each working pixel of distance from uncertain ones."""
 _MOST_SURE = 0.3
 _REACH = 2
-"""How far a refined pixel depends on others, in radii: the window of the model, and that of its average."""
+"""Radii that a refined pixel looks far: its model, and the model's average."""
+_FITTED_AT_ONCE = 1 << 13
+"""Working pixels: what is computed of them stays in the processor's cache."""
+_MAPS = 6
+"""What is looked up for each plate pixel: three slopes, offset, trust, distance from unsure pixels."""
 _COARSER = 4
 """How much smaller the picture is in which the trust alone is found."""
-_POINTS_ABREAST = 1024
-"""Width of the picture in which points are arranged for OpenCV."""
 
 
 def finish(
@@ -80,23 +84,26 @@ def follow_plate(
     unsure = unsure_pixels(clean)
     if unsure.any():
         reach = _REACH * settings.radius + 1
-        rows, columns = plate_pixels(dilated(unsure, reach), guide.window, geometry)
-        box = box_around(unsure, reach + 4 * settings.radius)  # margin for windows, means, detail and trust
+        box = box_around(unsure, reach + 4 * settings.radius)  # windows, means, detail, the trust in it
         band = dilated(unsure, reach + settings.radius)[box]
+        maps = np.empty((_MAPS, *band.shape), np.float32)
         model, trust = trusted_model(
             guide.working[:, *box], clean[box], band, settings.radius, settings.epsilon
         )
-        flat = matte.reshape(-1)
-        places = rows * guide.window.width + columns
-        x, y = working_points(rows, columns, guide.window, geometry)
-        x, y = x - box[1].start, y - box[0].start
-        refined, shares = flat[places], _looked_up(trust, x, y)
-        some = np.flatnonzero(shares)  # where the model has any weight
-        colours = guide.colours(places[some])
-        refined[some] = _refined(refined[some], _looked_up(model, x[some], y[some]), shares[some], colours)
-        far = np.asarray(cv2.distanceTransform(1 - unsure[box], cv2.DIST_L2, 3), np.float32)
-        sure = np.clip(_looked_up(far, x, y) * np.float32(_SURE_PER_PIXEL), settings.sure, _MOST_SURE)
-        flat[places] = steeper(refined, settings.sharpness, np.maximum(sure, np.float32(settings.sure)))
+        maps[:4], maps[4] = model, trust
+        maps[5] = cv2.distanceTransform(1 - unsure[box], cv2.DIST_L2, 3)
+        maps[5] *= np.float32(_SURE_PER_PIXEL)
+        # Elsewhere nothing would change: there is no trust, and the matte is 0 or 1.
+        soft = (trust > 0) | (clean[box] > 0) & (clean[box] < 1) | (unsure[box] > 0)
+        changing = dilated(soft.view(np.uint8), 1) & dilated(unsure, reach)[box]
+        x, y = working_points(guide.window, geometry)
+        x, y = x - np.float32(box[1].start), y - np.float32(box[0].start)
+        for tile in plate_tiles(changing, box, guide.window, geometry):
+            part = matte[tile]
+            values = enlarged(maps, x[tile[1]], y[tile[0]])
+            _refine(part, values, guide, tile)
+            sure = np.clip(values[5], settings.sure, max(_MOST_SURE, settings.sure))
+            part[:] = steeper(part, settings.sharpness, sure)
     return inside_region(matte, guide.window, geometry)
 
 
@@ -118,30 +125,23 @@ def trust_at_working_size(clean: FloatArray, picture: FloatArray, settings: Fini
     return np.asarray(cv2.resize(trust, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
 
 
-def _refined(plain: FloatArray, model: FloatArray, shares: FloatArray, colours: FloatArray) -> FloatArray:
-    """The matte (N,) at N plate pixels: the local model of their colours, weighted by its trust.
+def _refine(part: FloatArray, values: FloatArray, guide: Guide, tile: Tile) -> None:
+    """Change a part (n, m) of the matte to what the local model says of the plate's colours, as far as it is
+    trusted.
 
     Args:
-        plain: (N,), the plain enlargement.
-        model: (N, 4), slopes and offset, times the trust.
-        shares: (N,), the trust.
-        colours: (N, 3), of the plate.
+        part: the plain enlargement.
+        values: (`_MAPS`, n, m): slopes and offset, times the trust; the trust.
     """
-    refined = plain * (1.0 - shares) + model[:, 3]
-    refined += np.einsum("nc,nc->n", model[:, :3], colours)
-    return np.asarray(refined, dtype=np.float32)
-
-
-def _looked_up(values: FloatArray, x: FloatArray, y: FloatArray) -> FloatArray:
-    """Working values (h, w[, C]) at the points x, y (N,), bilinear; outside, the values of the border are
-    repeated."""
-    count = x.size
-    if not count:
-        return np.zeros((0, *values.shape[2:]), np.float32)
-    padding = (0, -count % _POINTS_ABREAST)
-    across, down = (np.pad(one, padding).reshape(-1, _POINTS_ABREAST) for one in (x, y))
-    found = cv2.remap(values, across, down, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return np.asarray(found, dtype=np.float32).reshape(-1, *values.shape[2:])[:count]
+    trust = values[4]
+    if not trust.any():
+        return
+    np.subtract(np.float32(1.0), trust, out=trust)
+    part *= trust
+    part += values[3]
+    for slope, colour in zip(values[:3], cv2.split(guide.colours(*tile)), strict=True):
+        slope *= colour
+        part += slope
 
 
 def trusted_model(
@@ -162,7 +162,7 @@ def trusted_model(
         epsilon: variance of the guide below which a window counts as flat.
 
     Returns:
-        (h, w, 4): the slopes of the three channels and the offset, times the trust; (h, w): the trust in
+        (4, h, w): the slopes of the three channels and the offset, times the trust; (h, w): the trust in
         [0, 1]. Both 0 off the band.
     """
     places = np.flatnonzero(band)
@@ -173,8 +173,11 @@ def trusted_model(
     means = [_mean_at(one, radius, places) for one in (r, g, b, values)]
     product = np.empty_like(values)
     means += [_mean_at(np.multiply(a, b, out=product), radius, places) for a, b in pairs]
-    coefficients = _fitted(means, epsilon)  # (4, N)
-    on_band = np.zeros(band.shape, np.float32)  # used again for each channel: off the band it stays 0
+    coefficients = np.empty((4, places.size), np.float32)
+    for start in range(0, places.size, _FITTED_AT_ONCE):
+        some = slice(start, start + _FITTED_AT_ONCE)
+        coefficients[:, some] = _fitted([one[some] for one in means], epsilon)
+    on_band = np.zeros(band.shape, np.float32)  # for one after the other: off the band it stays 0
     model = np.stack([_mean_at(_put(one, places, on_band), radius, places) for one in coefficients])
 
     colours = np.stack([one[band > 0] for one in guide])  # (3, N)
@@ -186,8 +189,8 @@ def trusted_model(
     share = 1.0 - unexplained / np.maximum(detail, np.float32(_LEAST_DETAIL))
     trust = np.where(detail > 0, np.clip(share, 0.0, 1.0), np.float32(0.0))
     model *= trust
-    maps = np.zeros((*band.shape, 4), np.float32)
-    maps.reshape(-1, 4)[places] = model.T
+    maps = np.zeros((4, *band.shape), np.float32)
+    maps.reshape(4, -1)[:, places] = model
     return maps, _put(trust, places, on_band)
 
 

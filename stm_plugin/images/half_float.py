@@ -11,8 +11,8 @@ import torch
 FloatArray = npt.NDArray[np.float32]
 HalfArray = npt.NDArray[np.float16]
 
-_BLOCK_VALUES = 1 << 14
-"""Values converted at once: few enough for the cache, and for torch to use one thread only."""
+_BLOCK_VALUES = 32_000
+"""Converted together: little enough for the cache, and for torch to stay in this thread."""
 
 
 def to_half(values: FloatArray) -> HalfArray:

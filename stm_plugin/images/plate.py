@@ -39,6 +39,8 @@ from stm_plugin.windows import PixelArray, Window, union_of
 _HEADER_THREADS = 8
 """Headers are tiny and mostly wait for a file server."""
 _ASPECT_TOLERANCE = 1e-4
+MOST_PIXEL_BYTES = 12
+"""Of a plate pixel as it is held: three float32."""
 CONTENT_HASH = "blake3-1"
 """The method of content hashes. Hashes that were stored under another method are not compared with them."""
 _VIEW_TOKEN = re.compile("%[Vv]")
@@ -321,6 +323,13 @@ class Plate:
             pixel_aspect=self.pixel_aspect,
             metadata=self._movie_spec(),
         )
+
+
+def held_pixel_bytes(metadata: oiio.ImageSpec) -> int:
+    """Bytes of a pixel as `PlateFrame` holds it, by the file's header: half floats stay, all else is
+    float32."""
+    halves = metadata.format == oiio.HALF and not metadata.channelformats
+    return MOST_PIXEL_BYTES // 2 if halves else MOST_PIXEL_BYTES
 
 
 def _check_movie(movie: Path, layer: str | None, view: str | None) -> None:

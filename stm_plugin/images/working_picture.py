@@ -6,7 +6,8 @@ working size. A small plate is enlarged, as far as this helps the network.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,9 @@ from stm_plugin.errors import SettingsError
 from stm_plugin.windows import FloatArray, PixelArray, Window, place, slices_of
 
 _BLOCK_ELEMENTS = 100_000
-"""Values that are converted and shrunk at once: they fit into the processor's second-level cache."""
+"""Values that are converted and narrowed together: they stay in the second-level cache."""
+_LEAST_SHARE = 1e-6
+"""Of a row: less is rounding."""
 
 
 @dataclass(frozen=True)
@@ -95,13 +98,56 @@ def to_working(
         pixels, convert = place(convert(pixels), window, geometry.region), as_floats
     else:
         pixels = pixels[slices_of(geometry.region, window)]
-    height = pixels.shape[0]
-    narrow = np.empty((height, geometry.width, *pixels.shape[2:]), np.float32)
+    height, width = pixels.shape[:2]
     step = max(1, _BLOCK_ELEMENTS // (pixels.size // height))
-    for top in range(0, height, step):
-        rows = convert(pixels[top : top + step])
+    blocks = (convert(pixels[top : top + step]) for top in range(0, height, step))
+    if geometry.width <= width and geometry.height < height:
+        return _averaged(blocks, height, geometry)
+    narrow = np.empty((height, geometry.width, *pixels.shape[2:]), np.float32)
+    for top, rows in zip(range(0, height, step), blocks, strict=True):
         narrow[top : top + step] = _resized(rows, geometry.width, rows.shape[0])
     return _resized(narrow, geometry.width, geometry.height)
+
+
+def _averaged(blocks: Iterable[FloatArray], height: int, geometry: WorkingGeometry) -> FloatArray:
+    """Blocks of rows (n, w[, C]), `height` rows together, averaged over the area of each working pixel.
+
+    First down, as whole rows are added fastest; a working row that a block does not complete waits for the
+    next one.
+    """
+    scale = height / geometry.height
+    result: FloatArray | None = None
+    waiting: FloatArray | None = None
+    row = top = 0
+    for rows in blocks:
+        bottom = top + len(rows)
+        done = []
+        while row < geometry.height and row * scale < bottom:
+            part = _rows_between(rows, row * scale - top, (row + 1) * scale - top)
+            waiting = part if waiting is None else np.add(waiting, part, out=part)
+            if round((row + 1) * scale, 6) > bottom:
+                break
+            done.append(np.multiply(waiting, np.float32(1 / scale), out=waiting))
+            waiting, row = None, row + 1
+        if done:
+            if result is None:
+                result = np.empty((geometry.height, geometry.width, *rows.shape[2:]), np.float32)
+            result[row - len(done) : row] = _resized(np.stack(done), geometry.width, len(done))
+        top = bottom
+    assert result is not None and row == geometry.height
+    return result
+
+
+def _rows_between(rows: FloatArray, start: float, end: float) -> FloatArray:
+    """The sum (w[, C]) of rows (n, w[, C]) from one height to another, the first and the last in part; what
+    lies outside of them is left out."""
+    start, end = max(start, 0.0), min(end, float(len(rows)))
+    first, last = math.ceil(round(start, 6)), math.floor(round(end, 6))
+    total: FloatArray = rows[first:last].sum(axis=0, dtype=np.float32)
+    for row, share in ((first - 1, first - start), (last, end - last)):
+        if share > _LEAST_SHARE:
+            total += rows[row] * np.float32(share)
+    return total
 
 
 def to_plate(values: FloatArray, window: Window, geometry: WorkingGeometry) -> FloatArray:

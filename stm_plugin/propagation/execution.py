@@ -19,11 +19,14 @@ from stm_plugin.planning.values import ComputeStep, Direction, FinishStep, Pass,
 from stm_plugin.propagation.context import PropagationContext
 from stm_plugin.propagation.events import Event, FrameComputed, Progress
 from stm_plugin.propagation.memory_forecast import device_errors
+from stm_plugin.propagation.queries_ahead import QueriesAhead
 from stm_plugin.propagation.results import Results
 from stm_plugin.store.store import quantise
 from stm_plugin.windows import FloatArray
 
 _STEPS_FOR_ESTIMATE = 12
+_STEPS_AHEAD = 3
+"""Steps that are looked at for each reader: some finish frames that are computed."""
 _STEPS_TO_A_RELEASE = 10
 """Computed frames after which freed memory is returned to the system. Without it the gaps of the heap grow by
 3 to 6 MB a frame at 480p. Getting memory again takes a hundredth of a frame's time."""
@@ -49,6 +52,7 @@ class Execution:
     ) -> None:
         self._context, self._plan, self.results = context, results.plan, results
         self._emit, self._cancelled, self._submit = emit, cancelled, submit
+        self._queries = QueriesAhead(results.query)
         self._live: tuple[tuple[int, Direction], int, MemoryBank] | None = None
         self._computed = 0
 
@@ -61,6 +65,10 @@ class Execution:
             DamagedFileError: a stored result is damaged; remove it and make a new plan.
             StmError: for any other cause, which its text names.
         """
+        with self._queries:
+            self._walk()
+
+    def _walk(self) -> None:
         clock = _Clock(self._plan)
         for number, step in enumerate(self._plan.steps):
             if self._cancelled():
@@ -71,22 +79,29 @@ class Execution:
                 )
             if isinstance(step, ComputeStep):
                 with concerning(step.frame):
-                    reused = self._compute(step, self._next_frame(number))
+                    reused = self._compute(step, self._next_frames(number))
                 self._emit(FrameComputed(step.frame, step.passed.direction, reused))
             else:
                 self._submit(step.frame)
             self._emit(Progress(number + 1, len(self._plan.steps), step.frame, clock.tick(number, step)))
 
-    def _compute(self, step: ComputeStep, upcoming: int | None) -> bool:
-        """One frame of one pass; True where the store had the result."""
+    def _compute(self, step: ComputeStep, upcoming: list[int]) -> bool:
+        """One frame of one pass; True where the result was there.
+
+        Args:
+            upcoming: the next frames that the network will look at.
+        """
         context, results = self._context, self.results
         address = results.pass_address(step.passed, step.position)
         if context.store.has(address):
             return True
-        if upcoming is not None and not results.has_query(upcoming):
-            context.loader.read_ahead(upcoming)
+        for frame in upcoming:
+            if not results.has_query(frame):
+                context.loader.read_ahead(frame)
         with device_errors(str(context.network().device), step.frame):
-            query = results.query(step.frame)
+            query = self._queries.take(step.frame)
+            if upcoming and context.network().device.type == "cpu":
+                self._queries.begin(upcoming[0])
             bank = self._bank(step.passed, step.position + 1)
             probabilities = context.network().segment(query, bank)[1:]  # (K, h, w), without the background
         computed = probabilities.float().cpu().numpy()
@@ -117,12 +132,14 @@ class Execution:
         self._live = (passed.name, step, bank)
         return bank
 
-    def _next_frame(self, number: int) -> int | None:
-        """The next frame that the network will read."""
-        for step in self._plan.steps[number + 1 : number + 4]:
-            if isinstance(step, ComputeStep):
-                return step.frame
-        return None
+    def _next_frames(self, number: int) -> list[int]:
+        """The next frames that the network will look at, as many as there are readers."""
+        frames: list[int] = []
+        most = self._context.loader.workers.readers
+        for step in self._plan.steps[number + 1 : number + 1 + _STEPS_AHEAD * most]:
+            if isinstance(step, ComputeStep) and len(frames) < most:
+                frames.append(step.frame)
+        return frames
 
 
 def check_finite(probabilities: FloatArray, frame: int, weights: str) -> None:

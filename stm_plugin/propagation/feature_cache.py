@@ -30,6 +30,10 @@ _ALIGNMENT = 64
 _LAST = "|channels last"
 """Suffix of a tensor's name in a file: it is stored as (n, h, w, C) and stands for (n, C, h, w)."""
 
+_SINGLE = "|single"
+"""Behind the name of a tensor of half floats that stands for one of float32."""
+_HALF_MAX = 65504.0
+
 Tensors = dict[str, Tensor]
 T = TypeVar("T")
 
@@ -238,6 +242,29 @@ class FeatureCache:
         if self._disk_takes_more:
             self._disk_takes_more = False
             self.warn(f"Features are kept in RAM only from here on. {why}")
+
+
+def as_halves(value: Mapping[str, Tensor]) -> Tensors:
+    """Features as they are kept: float32 as half floats, in half of the memory; other types unchanged.
+
+    What is computed goes on with `from_halves` of this, as what is read back must: both give the same bits.
+    """
+    return {
+        (name + _SINGLE if tensor.dtype == torch.float32 else name): (
+            tensor.half().clamp_(-_HALF_MAX, _HALF_MAX) if tensor.dtype == torch.float32 else tensor
+        )
+        for name, tensor in value.items()
+    }
+
+
+def from_halves(value: Mapping[str, Tensor], device: torch.device) -> Tensors:
+    """Features on a device, of the types that they had before `as_halves`."""
+    return {
+        name.removesuffix(_SINGLE): (
+            tensor.to(device).float() if name.endswith(_SINGLE) else tensor.to(device)
+        )
+        for name, tensor in value.items()
+    }
 
 
 def _on_one_disk(folder: Path, file: Path) -> bool:

@@ -8,32 +8,35 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Generic, TypeVar
 
-T = TypeVar("T")
+from stm_plugin.propagation.workers import Workers
 
-FRAMES_WAITING = 2
-"""The most frames that wait for their matte, besides the one in work. It bounds the memory that they take."""
+ONE = Workers()
+T = TypeVar("T")
 
 
 class FinishingQueue(Generic[T]):
-    """Does the work on frames in a separate thread, one after the other.
+    """Does the work on frames in threads of its own, which begin in the order of the frames.
 
     `then` is called in the thread that calls `submit` and `finish`, in the order of the frames. The first
     error is raised by the next call of these, and no frame after it is worked on.
 
     Args:
-        work: is called with a frame, in the other thread.
-        then: is called with each frame whose work is done, and the result of the work.
+        work: what to do with a frame, in one of the threads.
+        then: is told of each frame whose work is done, and what the work gave.
+        workers: how many threads (`finishers`), and how many frames may wait.
     """
 
-    def __init__(self, work: Callable[[int], T], then: Callable[[int, T], None]) -> None:
-        self._work, self._then = work, then
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="stm-deliver")
+    def __init__(
+        self, work: Callable[[int], T], then: Callable[[int, T], None], workers: Workers = ONE
+    ) -> None:
+        self._work, self._then, self._most = work, then, workers.frames_waiting
+        self._pool = ThreadPoolExecutor(workers.finishers, thread_name_prefix="stm-finish")
         self._waiting: deque[tuple[int, Future[T]]] = deque()
 
     def submit(self, frame: int) -> None:
         """Take a frame; waits while there are too many. Raises the error of the work on an earlier frame."""
         self._waiting.append((frame, self._pool.submit(self._work, frame)))
-        while len(self._waiting) > FRAMES_WAITING or (self._waiting and self._waiting[0][1].done()):
+        while len(self._waiting) > self._most or (self._waiting and self._waiting[0][1].done()):
             self._collect()
 
     def finish(self) -> None:
@@ -42,7 +45,7 @@ class FinishingQueue(Generic[T]):
             self._collect()
 
     def close(self) -> None:
-        """End the thread. Frames that are not begun are dropped; `then` is called for those that are done."""
+        """End the threads. Frames that are not begun are left; those that are done are told of."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         while self._waiting:
             frame, future = self._waiting.popleft()

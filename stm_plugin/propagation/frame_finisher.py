@@ -281,7 +281,9 @@ class FrameDelivery:
         self._on_event = on_event
         self._qualities = context.store.qualities()
         self._areas: dict[int, FrameAreas] = {}
-        self._queue: FinishingQueue[Quality | None] = FinishingQueue(self._work, self._record)
+        self._queue: FinishingQueue[Quality | None] = FinishingQueue(
+            self._work, self._record, context.loader.workers
+        )
 
     def __enter__(self) -> FrameDelivery:
         return self

@@ -19,11 +19,8 @@ from stm_plugin.errors import PlateError, memory_errors
 from stm_plugin.images.half_float import convert, to_float
 from stm_plugin.images.plate import CONTENT_HASH, Plate, PlateFrame, PlateSource
 from stm_plugin.images.working_picture import WorkingGeometry, to_working
-from stm_plugin.propagation.finishing_queue import FRAMES_WAITING
+from stm_plugin.propagation.workers import Workers
 from stm_plugin.windows import FloatArray, PixelArray
-
-FRAMES_HELD = 3 + FRAMES_WAITING
-"""The frame in work, the one that is read ahead, the one that is being finished, and those that wait."""
 
 PictureArray = npt.NDArray[np.float16]
 
@@ -76,18 +73,17 @@ class LoadedFrame:
         """(H, W, 3) over the data window, display-referred sRGB in [0, 1]."""
         return self.transform.to_display(self.plate_frame.pixels)
 
-    def display_at(self, places: npt.NDArray[np.intp]) -> FloatArray:
-        """(N, 3): the display-referred colours of single pixels, given as indices into the flat data
-        window."""
-        pixels = self.plate_frame.pixels.reshape(-1, 3)[places]  # (N, 3)
-        return self.transform.to_display(pixels[:, None])[:, 0]
+    def display_at(self, rows: slice, columns: slice) -> FloatArray:
+        """(n, m, 3): display-referred colours of a part of the data window."""
+        return self.transform.to_display(self.plate_frame.pixels[rows, columns])
 
 
 class FrameLoader:
-    """Reads plate frames, the next one ahead of time in a separate thread. Thread-safe.
+    """Reads plate frames, the next ones ahead of time in threads of its own. Several threads may ask.
 
     Args:
-        noticed: is called with every frame that is read.
+        noticed: is told of every frame that is read.
+        workers: how many threads (`readers`), and how many frames are held.
     """
 
     def __init__(
@@ -96,13 +92,15 @@ class FrameLoader:
         transform: Transform,
         geometry: WorkingGeometry,
         noticed: Callable[[LoadedFrame], None] = lambda loaded: None,
+        workers: Workers | None = None,
     ) -> None:
         self.plate, self.transform, self.geometry = plate, transform, geometry
+        self.workers = workers or Workers()
         self._noticed = noticed
         self._held: OrderedDict[int, LoadedFrame] = OrderedDict()
         self._coming: dict[int, Future[LoadedFrame]] = {}
         self._mutex = threading.RLock()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="stm-plate")
+        self._pool = ThreadPoolExecutor(self.workers.readers, thread_name_prefix="stm-read")
 
     def load(self, frame: int) -> LoadedFrame:
         """One frame in its present state. PlateError where it cannot be read."""
@@ -138,7 +136,7 @@ class FrameLoader:
             self._held.clear()
 
     def close(self) -> None:
-        """End the reading thread."""
+        """End the reading threads, when what was asked for is read."""
         self.forget()
         self._pool.shutdown(wait=True)
 
@@ -167,7 +165,7 @@ class FrameLoader:
         with self._mutex:
             self._coming.pop(frame, None)
             self._held[frame] = loaded
-            while len(self._held) > FRAMES_HELD:
+            while len(self._held) > self.workers.frames_held:
                 self._held.popitem(last=False)
         coming.set_result(loaded)
 

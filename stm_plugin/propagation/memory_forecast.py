@@ -14,7 +14,7 @@ import torch
 from model.network.config import STRIDE, NetworkConfig
 from model.training.adapt import MOST_OBJECTS_PER_CLIP, AdaptOptions
 from stm_plugin.errors import DeviceError, speaks_of_memory
-from stm_plugin.propagation.frame_loader import FRAMES_HELD
+from stm_plugin.propagation.workers import Workers
 
 _MEBIBYTE = 1 << 20
 _SPARE = 0.85
@@ -42,11 +42,14 @@ _EVICTION_GAPS = 0.2
 _EVICTED_GAPS = 0.25
 """Of the features that leave it: how fast these gaps arise."""
 _VALUE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_CACHED_BYTES = 2
 _AREA_BYTES = 8
-_PLATE_FRAME_BYTES = 12  # per pixel: three float32; half that for half floats
-_FINISHING_BYTES = (10, 5)
-"""Bytes per plate pixel, and more for each object: decoding, colour and finishing, besides the kept frames.
-Measured with benchmarks/memory.py."""
+_PLATE_FRAME_BYTES = 12
+"""Per pixel: three float32, the most that a plate has."""
+_FINISHING_BYTES = (7, 5)
+"""Per plate pixel, and more for each object: what decoding, colour and finishing take beside the frames held,
+in each pair of a reader and a finisher.
+Measured with benchmarks/memory.py; a refiner of edges at plate resolution adds its own here."""
 _REFINER_BYTES = 280
 """Bytes per working pixel that the edge refiner works in, where an object fills the picture."""
 _FOREGROUND_BYTES = 100
@@ -58,6 +61,7 @@ _FOREGROUND_BYTES = 100
 _LEARNING_VALUES_PER_PIXEL = {"efficientnet_lite0": (250.0, 120.0), "resnet50": (350.0, 185.0)}
 _ADAPTATION_BYTES = {"efficientnet_lite0": 80 * _MEBIBYTE, "resnet50": 360 * _MEBIBYTE}
 _LABEL_BYTES = 8
+_LESSON_FRAMES = Workers().frames_held
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,8 @@ class MemoryRequest:
         frames: that the network reads; their features are kept within `ram_budget` bytes.
         plate_pixels: of one plate frame.
         learned_edges, foreground: whether finishing uses the edge refiner, and solves the foreground.
+        plate_pixel_bytes: of one pixel of it, as it is held.
+        workers: readers, and as many finishers.
     """
 
     config: NetworkConfig
@@ -87,6 +93,8 @@ class MemoryRequest:
     plate_pixels: int = 0
     learned_edges: bool = False
     foreground: bool = False
+    plate_pixel_bytes: int = _PLATE_FRAME_BYTES
+    workers: int = 1
 
 
 @dataclass(frozen=True)
@@ -237,8 +245,9 @@ def predict_memory(run: MemoryRequest) -> Forecast:
     if on_cpu:
         finishing = _FINISHING_BYTES[0] + _FINISHING_BYTES[1] * run.objects
         finishing += _FOREGROUND_BYTES if run.foreground else 0
-        fixed += (FRAMES_HELD * _PLATE_FRAME_BYTES + finishing) * run.plate_pixels
-        fixed += _REFINER_BYTES * run.height * run.width if run.learned_edges else 0
+        held = Workers(run.workers, run.workers).frames_held * run.plate_pixel_bytes
+        fixed += (held + finishing * run.workers) * run.plate_pixels
+        fixed += _REFINER_BYTES * run.height * run.width * run.workers if run.learned_edges else 0
         fixed += _HEAP_GAPS
         if run.precision == "float32":
             fixed += _WINOGRAD_BYTES[config.trunk]
@@ -246,13 +255,14 @@ def predict_memory(run: MemoryRequest) -> Forecast:
     return Forecast(
         bank=slots * per_entry,
         working=round(pixels * _WORKING_BYTES[run.precision] * (once + per_object * run.objects)),
-        features=_cached_bytes(run, per_entry) if on_cpu else 0,
+        features=_cached_bytes(run) if on_cpu else 0,
         fixed=fixed,
     )
 
 
 def fit_memory(wanted: MemoryRequest, available: int) -> MemoryFit:
-    """Fit a run into `available` bytes: fewer cached features, then a lower cap, then a smaller picture.
+    """Make a run fit into `available` bytes: fewer cached features and workers, then a lower cap, then a
+    smaller picture.
 
     Raises:
         DeviceError: not even the smallest fits.
@@ -267,6 +277,7 @@ def fit_memory(wanted: MemoryRequest, available: int) -> MemoryFit:
                 width=round(wanted.width * scale),
                 memory_cap=cap,
             )
+            run = replace(run, workers=_workers_within(run, budget))
             forecast = predict_memory(run)
             if forecast.total > budget:
                 room = budget - predict_memory(replace(run, ram_budget=0)).total
@@ -278,6 +289,16 @@ def fit_memory(wanted: MemoryRequest, available: int) -> MemoryFit:
         f"The run needs at least {forecast}, but {wanted.device} has {_in_words(available)} free.",
         hint="Give a smaller region or working size, fewer objects, or use another device.",
     )
+
+
+def _workers_within(run: MemoryRequest, budget: int) -> int:
+    """As many workers as asked for, as long as no cached feature has to leave for them beyond half; one at
+    least."""
+    for workers in range(run.workers, 1, -1):
+        tried = replace(run, workers=workers, ram_budget=run.ram_budget // 2)
+        if predict_memory(tried).total <= budget:
+            return workers
+    return 1
 
 
 def predict_adaptation_memory(sizes: AdaptationMemory) -> AdaptationForecast:
@@ -295,7 +316,7 @@ def predict_adaptation_memory(sizes: AdaptationMemory) -> AdaptationForecast:
     return AdaptationForecast(
         pictures=pixels * (sizes.keys * key_bytes + labels * _LABEL_BYTES) if on_cpu else 0,
         working=round(options.clips * side * side * 4 * (once + per_object * in_a_clip)),
-        fixed=fixed + (FRAMES_HELD * _PLATE_FRAME_BYTES * sizes.plate_pixels if on_cpu else 0),
+        fixed=fixed + (_LESSON_FRAMES * _PLATE_FRAME_BYTES * sizes.plate_pixels if on_cpu else 0),
     )
 
 
@@ -316,22 +337,23 @@ def check_adaptation_memory(sizes: AdaptationMemory, available: int) -> Adaptati
     return forecast
 
 
-def _cached_bytes(run: MemoryRequest, per_entry: int) -> int:
+def _cached_bytes(run: MemoryRequest) -> int:
     """Of the cached features of a run, with the gaps that arise when the cache is full."""
-    needed, budget = run.frames * (_feature_bytes(run) + per_entry), run.ram_budget
+    needed, budget = run.frames * _feature_bytes(run), run.ram_budget
     gaps = min(_EVICTED_GAPS * max(0, needed - budget), _EVICTION_GAPS * budget)
     return min(needed, budget) + round(gaps)
 
 
 def _feature_bytes(run: MemoryRequest) -> int:
-    """Of one frame: the query's features and the working picture in half floats."""
-    config, value_bytes = run.config, _VALUE_BYTES[run.precision]
+    """Of one frame: the query's features, the working picture and the memory entry, all in two bytes."""
+    config = run.config
     pixels = run.height * run.width
     coarse, middle, fine = config.decoder_channels
-    coarse_bytes = 4 * config.key_channels + value_bytes * coarse
     skips = middle / 8**2 + fine / 4**2 + config.half_channels / 2**2
-    per_pixel = coarse_bytes / STRIDE**2 + value_bytes * skips + 3 * 2
-    return round(pixels * per_pixel)
+    per_pixel = _CACHED_BYTES * ((config.key_channels + coarse) / STRIDE**2 + skips + 3)
+    positions = -(-run.height // STRIDE) * -(-run.width // STRIDE)
+    entry = positions * _CACHED_BYTES * (config.key_channels + config.value_channels) + _AREA_BYTES
+    return round(pixels * per_pixel) + run.objects * entry
 
 
 @contextmanager

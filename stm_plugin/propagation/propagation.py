@@ -19,7 +19,7 @@ from stm_plugin.errors import MatteError, PlateError, SettingsError, StmError, S
 from stm_plugin.files.whole import DamagedFileError
 from stm_plugin.images.colour import ColourTransform, find_input_space, load_config
 from stm_plugin.images.matte import MetadataValue
-from stm_plugin.images.plate import Plate, PlateSource
+from stm_plugin.images.plate import MOST_PIXEL_BYTES, Plate, PlateSource, held_pixel_bytes
 from stm_plugin.images.working_picture import WorkingGeometry, working_geometry
 from stm_plugin.planning.plan import make_plan
 from stm_plugin.planning.quality import Quality, adapting_may_help, hidden_keys
@@ -52,6 +52,7 @@ from stm_plugin.propagation.memory_forecast import (
 )
 from stm_plugin.propagation.networks import base_network, ready_network, weights_manifest
 from stm_plugin.propagation.results import Material, Results
+from stm_plugin.propagation.workers import Workers, most_workers
 from stm_plugin.settings import Settings, shown_settings
 from stm_plugin.store.description import AdaptationRecord, ShotDescription
 from stm_plugin.store.store import ShotStore
@@ -90,6 +91,7 @@ class Propagation:
         self._loader: FrameLoader | None = None
         self._cache: FeatureCache | None = None
         self._ram_budget = settings.ram_budget
+        self._workers = Workers()
         self._mask_areas: dict[str, float] = {}  # by the mask's hash
         self._recorded: dict[int, int] = {}  # by frame: the recorded hash
 
@@ -126,7 +128,9 @@ class Propagation:
         """The loader of plate frames."""
         with self._mutex:
             if self._loader is None:
-                self._loader = FrameLoader(self.plate, self.colour, self.geometry, self._record)
+                self._loader = FrameLoader(
+                    self.plate, self.colour, self.geometry, self._record, self._workers
+                )
             return self._loader
 
     def manifest(self) -> Manifest | None:
@@ -415,6 +419,8 @@ class Propagation:
             plate_pixels=self.plate.canvas.width * self.plate.canvas.height,
             learned_edges=self.settings.finish.edges == "learned",
             foreground=self.settings.foreground,
+            plate_pixel_bytes=self._pixel_bytes(),
+            workers=most_workers(),
         )
         return fit_memory(run, free_memory(device) + self._ram_held())
 
@@ -432,6 +438,22 @@ class Propagation:
             plate_pixels=self.plate.canvas.width * self.plate.canvas.height,
         )
         return check_adaptation_memory(sizes, free_memory(device) + self._ram_held())
+
+    def _pixel_bytes(self) -> int:
+        """Of one plate pixel as it is held."""
+        missing = set(self.plate.missing)
+        first = next((frame for frame in self.plate.frames if frame not in missing), None)
+        return MOST_PIXEL_BYTES if first is None else held_pixel_bytes(self.plate.header(first).metadata)
+
+    def keep_within(self, run: MemoryRequest) -> None:
+        """Take no more memory than was forecast for a run: for cached features, and in frames at work."""
+        self.limit_ram(run.ram_budget)
+        workers = Workers(run.workers, run.workers)
+        with self._mutex:
+            if self._loader is not None and self._loader.workers != workers:
+                self._loader.close()
+                self._loader = None
+            self._workers = workers
 
     def limit_ram(self, budget: int) -> None:
         """Keep cached features within this many bytes."""

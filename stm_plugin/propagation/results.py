@@ -20,7 +20,7 @@ from stm_plugin.planning.plan import Result, chain, frame_address, pass_root, po
 from stm_plugin.planning.quality import Quality, agreement
 from stm_plugin.planning.values import Candidate, Direction, Facts, Pass, PassName, Plan, Source
 from stm_plugin.propagation.context import PlateMovedOn, PropagationContext
-from stm_plugin.propagation.finishing_queue import FRAMES_WAITING
+from stm_plugin.propagation.feature_cache import as_halves, from_halves
 from stm_plugin.propagation.fusion import (
     Arrival,
     PassAtFrame,
@@ -33,10 +33,6 @@ from stm_plugin.propagation.fusion import (
 )
 from stm_plugin.store.store import ProbabilityArray, dequantise, quantise
 from stm_plugin.windows import FloatArray, on_window
-
-_RESULTS_HELD = 2 + FRAMES_WAITING
-"""Kept results: the one memorised next, and those of frames that wait for their matte or are being
-finished."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,11 +98,9 @@ class Material:
         key = self._feature_key(QUERY_LAYOUT, self.plate_hash(frame))
         state = self._context.cache.get(key)
         if state is None:
-            query = network.encode_query(self.picture(frame))
-            self._context.cache.put(key, query.state())
-            return query
-        on_device = {name: tensor.to(network.device) for name, tensor in state.items()}
-        return Query.from_state(on_device, geometry.height, geometry.width)
+            state = as_halves(network.encode_query(self.picture(frame)).state())
+            self._context.cache.put(key, state)
+        return Query.from_state(from_halves(state, network.device), geometry.height, geometry.width)
 
     def picture(self, frame: int) -> Tensor:
         """The working picture of a frame: (3, h, w) float32 in [0, 1]."""
@@ -175,7 +169,8 @@ class Results(Material):
         """Keep the result of a new frame, so that memory and matte need not read it from disk."""
         with self._mutex:
             self._recent[address] = stored
-            while len(self._recent) > _RESULTS_HELD:
+            # that which is remembered next, and those of the frames that wait for their matte or are at it
+            while len(self._recent) > 2 + self._context.loader.workers.frames_waiting:
                 self._recent.popitem(last=False)
 
     def pass_result(self, passed: Pass, position: int) -> FloatArray:
@@ -273,7 +268,7 @@ class Results(Material):
         # Entries that stay long are cached on disk too; that of the previous frame in RAM only.
         stays = step in self._context.rule.steps_in_memory(step + 2, self._context.memory_cap)
         return self._entry(
-            address_of("entry with areas", address),
+            address_of("entry in halves", address),
             passed.frames[step - 1],
             lambda: self.pass_result(passed, step - 1),
             on_disk=stays,
@@ -283,7 +278,7 @@ class Results(Material):
         """The memory entry of a pass for its own key."""
         key, objects = passed.key, passed.objects
         masks = [self._keys[key].masks[name].hash for name in objects]
-        address = self._feature_key("key with areas", self.plate_hash(key), *masks)
+        address = self._feature_key("key in halves", self.plate_hash(key), *masks)
         return self._entry(address, key, lambda: self.key_probabilities(key, objects), on_disk=True)
 
     def _entry(
@@ -293,6 +288,6 @@ class Results(Material):
         state = self._context.cache.get(address)
         if state is None:
             entry = network.encode_memory(self.picture(frame), torch.from_numpy(probabilities()))
-            self._context.cache.put(address, entry.state(), on_disk=on_disk)
-            return entry
-        return MemoryEntry(**{name: tensor.to(network.device) for name, tensor in state.items()})
+            state = as_halves(entry.state())
+            self._context.cache.put(address, state, on_disk=on_disk)
+        return MemoryEntry(**from_halves(state, network.device))

@@ -367,7 +367,7 @@ class Shot(ShotReader):
             self._save(replace(self._description, settings=lowered))
             self.close()
             emit(Notice(f"{fit.reason[0].upper()}{fit.reason[1:]}."))
-        self._working.limit_ram(fit.run.ram_budget)
+        self._working.keep_within(fit.run)
         return fit
 
     def _check_lowering(self, before: Settings, lowered: Settings) -> None:

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from stm_plugin.finishing.band import Guide, Places
+from stm_plugin.finishing.band import Guide, enlarged, plate_tiles
 from stm_plugin.finishing.guided import finish
 from stm_plugin.images.working_picture import (
     WorkingGeometry,
@@ -41,9 +41,9 @@ def scene(alpha: FloatArray) -> FloatArray:
     return np.ascontiguousarray(alpha[..., None] * front + (1 - alpha[..., None]) * back, dtype=np.float32)
 
 
-def colours_of(picture: FloatArray) -> Callable[[Places], FloatArray]:
+def colours_of(picture: FloatArray) -> Callable[[slice, slice], FloatArray]:
     """A plate of these display-referred colours."""
-    return lambda places: picture.reshape(-1, 3)[places]
+    return lambda rows, columns: picture[rows, columns]
 
 
 def planes(picture: FloatArray) -> FloatArray:
@@ -137,3 +137,29 @@ def test_finishing_can_be_turned_off() -> None:
     probability, guide, geometry = prepared(soft_disc(2.0))
     plain = finish(probability, guide, geometry, replace(SETTINGS, edges="off", sure=0.0))
     assert np.allclose(plain, to_plate(probability, WINDOW, geometry), atol=1e-6)
+
+
+@pytest.mark.parametrize("width", [97, 256, 611])
+def test_tiles_cover_what_is_wanted_and_no_plate_pixel_twice(rng: np.random.Generator, width: int) -> None:
+    window = Window(-7, 11, width, 205)
+    geometry = working_geometry(window, 1.0, 64)
+    wanted = (rng.random((geometry.height, geometry.width)) > 0.99).astype(np.uint8)
+    box = np.s_[5:50, 8 : geometry.width - 3]
+    count = np.zeros((window.height, window.width), int)
+    for tile in plate_tiles(wanted[box], box, window, geometry):
+        count[tile] += 1
+    rows = ((np.arange(window.height) + 0.5) / geometry.scale_y).astype(int)
+    columns = ((np.arange(window.width) + 0.5) / geometry.scale_x).astype(int)
+    only = np.zeros_like(wanted)
+    only[box] = wanted[box]
+    assert count.max() == 1
+    assert (count[only[rows][:, columns] > 0] == 1).all()
+
+
+def test_maps_are_enlarged_as_opencv_does(rng: np.random.Generator) -> None:
+    maps = rng.random((3, 20, 30), dtype=np.float32)
+    x = (np.arange(75, dtype=np.float32) + 0.5) / 2.5 - 0.5
+    y = (np.arange(40, dtype=np.float32) + 0.5) / 2.0 - 0.5
+    wanted = [cv2.resize(one, (75, 40), interpolation=cv2.INTER_LINEAR) for one in maps]
+    assert np.allclose(enlarged(maps, x, y), wanted, atol=1e-6)
+    assert np.allclose(enlarged(maps, x[31:60], y[7:9]), np.stack(wanted)[:, 7:9, 31:60], atol=1e-6)

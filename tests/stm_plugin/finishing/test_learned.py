@@ -65,7 +65,7 @@ def hard(alpha: FloatArray) -> FloatArray:
 def guide_of(alpha: FloatArray) -> Guide:
     picture = scene(alpha)
     planes = np.ascontiguousarray(to_working(picture, WINDOW, GEOMETRY).transpose(2, 0, 1))
-    return Guide(planes, lambda places: picture.reshape(-1, 3)[places], WINDOW)
+    return Guide(planes, lambda rows, columns: picture[rows, columns], WINDOW)
 
 
 def evidence_of(probability: FloatArray, beside: FloatArray | None = None) -> EdgeEvidence:
@@ -149,8 +149,8 @@ def test_the_matte_follows_the_data_window(refiner: FastRefiner) -> None:
     whole = finish_learned(evidence_of(hard(alpha)), guide, GEOMETRY, SETTINGS, refiner)
     data = Window(100, 60, 200, 180)
     part = np.s_[60:240, 100:300]
-    picture = np.ascontiguousarray(scene(alpha)[part]).reshape(-1, 3)
-    cropped = Guide(guide.working, lambda places: picture[places], data)
+    picture = np.ascontiguousarray(scene(alpha)[part])
+    cropped = Guide(guide.working, lambda rows, columns: picture[rows, columns], data)
     matte = finish_learned(evidence_of(hard(alpha)), cropped, GEOMETRY, SETTINGS, refiner)
     assert np.allclose(matte, whole[part], atol=1e-4)
 

@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stm_plugin.errors import PlateError
+from stm_plugin.images import picture_file
 from stm_plugin.images.movie import rational_rate
-from stm_plugin.images.picture_file import open_image, reason_of
+from stm_plugin.images.picture_file import open_image, read_stored, reason_of
 from stm_plugin.images.plate import Plate, PlateFrame
 from stm_plugin.windows import FloatArray, Window, place
 from tests.conftest import write_image
@@ -171,6 +172,55 @@ def test_a_truncated_file_is_an_error_that_names_frame_and_file(
     assert np.isfinite(
         Plate.open(tmp_path / f"p.####.{kind}", frame_range=(1001, 1001)).read(1001).pixels
     ).all()
+
+
+def half_exr(path: Path, rng: np.random.Generator, compression: str, channels: str = "RGB") -> None:
+    """A half-float picture of 70 lines whose data window does not begin at 0."""
+    spec = oiio.ImageSpec(33, 70, len(channels), "half")
+    spec.x, spec.y, spec.full_width, spec.full_height = -5, 3, 40, 80
+    spec.channelnames = tuple(channels)
+    spec.attribute("compression", compression)
+    output = oiio.ImageOutput.create(str(path))
+    assert output is not None and output.open(str(path), spec)
+    assert output.write_image(rng.random((70, 33, len(channels)), dtype=np.float32).astype(np.float16))
+    assert output.close()
+
+
+@pytest.mark.parametrize("channels", ["RGB", "RGBA"])
+@pytest.mark.parametrize("compression", ["none", "rle", "zip", "zips", "piz"])
+def test_a_plain_exr_read_by_openexr_is_the_one_that_openimageio_reads(
+    tmp_path: Path,
+    rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+    compression: str,
+    channels: str,
+) -> None:
+    half_exr(tmp_path / "p.1.exr", rng, compression, channels)
+    image = open_image(tmp_path / "p.1.exr")
+    assert image is not None
+    wanted = read_stored(image, 0, (0, 1, 2))
+
+    def forbidden(*given: object) -> None:
+        raise AssertionError("read by OpenImageIO")
+
+    monkeypatch.setattr(picture_file, "read_stored", forbidden)
+    read = Plate.open(tmp_path / "p.#.exr").read(1)
+    assert read.pixels.dtype == np.float16 and np.array_equal(read.pixels, wanted)
+    assert read.data_window == Window(-5, 3, 33, 70)
+
+
+def test_a_plain_exr_that_is_damaged_in_the_middle_is_a_named_error(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    path = tmp_path / "p.1.exr"
+    half_exr(path, rng, "zip")
+    plate = Plate.open(tmp_path / "p.#.exr")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 64] = bytes(64)
+    path.write_bytes(data)
+    with pytest.raises(PlateError, match="truncated or damaged") as told:
+        plate.read(1)
+    assert told.value.frame == 1 and str(path) in str(told.value)
 
 
 def test_a_file_of_something_else_is_a_named_error(tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stm_plugin.errors import SettingsError
+from stm_plugin.images import working_picture
 from stm_plugin.images.working_picture import (
     inside_region,
     to_plate,
@@ -100,6 +102,25 @@ def test_colour_is_applied_to_every_pixel_before_the_size_changes() -> None:
         there = replace(geometry, region=region)
         by_rows = to_working(pixels, window, there, np.square)
         assert np.allclose(by_rows, to_working(np.square(pixels), window, there), atol=1e-6)
+
+
+@given(
+    width=st.integers(40, 130),
+    height=st.integers(40, 130),
+    size=st.integers(16, 39),
+    rows=st.integers(1, 40),
+)
+def test_blocks_of_rows_give_what_the_whole_gives_at_once(
+    width: int, height: int, size: int, rows: int
+) -> None:
+    canvas = Window(0, 0, width, height)
+    geometry = working_geometry(canvas, 1.0, size)
+    picture = np.random.default_rng(width * height).random((height, width, 3), dtype=np.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(working_picture, "_BLOCK_ELEMENTS", rows * width * 3)
+        narrowed = to_working(picture, canvas, geometry)
+    at_once = cv2.resize(picture, (geometry.width, geometry.height), interpolation=cv2.INTER_AREA)
+    assert np.allclose(narrowed, at_once, atol=2e-6)
 
 
 def test_thin_things_are_averaged_not_lost() -> None:

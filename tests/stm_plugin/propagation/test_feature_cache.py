@@ -11,7 +11,7 @@ import torch
 
 from model.inference.allocator import keep_freed_memory
 from stm_plugin.errors import StoreFullError
-from stm_plugin.propagation.feature_cache import DiskCache, FeatureCache, RamCache
+from stm_plugin.propagation.feature_cache import DiskCache, FeatureCache, RamCache, as_halves, from_halves
 
 
 def tensors(value: float, count: int = 25) -> dict[str, torch.Tensor]:
@@ -38,6 +38,31 @@ def test_features_come_back_from_disk_bit_for_bit(tmp_path: Path, dtype: torch.d
     back = FeatureCache(10_000, tmp_path, 10_000).get("x")
     assert back is not None
     assert all(torch.equal(back[name], value[name]) and back[name].dtype == dtype for name in value)
+
+
+def test_features_are_kept_in_half_floats_and_go_on_as_they_are_read_back(tmp_path: Path) -> None:
+    last = torch.channels_last
+    computed = {
+        "key": 30 * torch.randn(1, 8, 6, 5).contiguous(memory_format=last),
+        "value": torch.randn(2, 7).bfloat16(),
+        "areas": torch.tensor([123_456.5], dtype=torch.float64),
+        "huge": torch.tensor([1e9, -1e9]),
+    }
+    kept = as_halves(computed)
+    FeatureCache(0, tmp_path, 10_000).put("x", kept)
+    stored = FeatureCache(0, tmp_path, 10_000).get("x")
+    assert stored is not None
+    assert [one.dtype for name, one in stored.items() if "key" in name] == [torch.float16]
+    goes_on, read_back = (from_halves(one, torch.device("cpu")) for one in (kept, stored))
+    for name, tensor in computed.items():
+        assert goes_on[name].dtype == read_back[name].dtype == tensor.dtype
+        assert torch.equal(goes_on[name], read_back[name])
+    assert torch.allclose(goes_on["key"], computed["key"], rtol=2**-11)
+    assert goes_on["key"].is_contiguous(memory_format=last)
+    assert torch.equal(goes_on["value"], computed["value"]) and torch.equal(
+        goes_on["areas"], computed["areas"]
+    )
+    assert goes_on["huge"].isfinite().all()
 
 
 def test_disk_keeps_its_budget_over_several_runs(tmp_path: Path) -> None:

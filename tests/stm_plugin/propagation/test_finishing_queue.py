@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from stm_plugin.propagation.finishing_queue import FRAMES_WAITING, FinishingQueue
+from stm_plugin.propagation.finishing_queue import FinishingQueue
+from stm_plugin.propagation.workers import Workers
 
 
 def test_what_follows_happens_here_and_in_order() -> None:
@@ -25,27 +26,44 @@ def test_what_follows_happens_here_and_in_order() -> None:
     assert told == [(frame, here) for frame in range(20)]
 
 
-def test_no_more_frames_wait_than_are_allowed() -> None:
+@pytest.mark.parametrize("count", [1, 3])
+def test_no_more_frames_wait_than_are_allowed(count: int) -> None:
     gate = threading.Semaphore(0)
-    begun = 0
+    workers = Workers(1, count)
+    begun: list[int] = []
 
     def work(frame: int) -> None:
-        nonlocal begun
-        begun += 1
+        begun.append(frame)
         gate.acquire()
 
     told: list[int] = []
-    with FinishingQueue(work, lambda frame, _: told.append(frame)) as queue:
-        for frame in range(FRAMES_WAITING):
+    with FinishingQueue(work, lambda frame, _: told.append(frame), workers) as queue:
+        for frame in range(workers.frames_waiting):
             queue.submit(frame)
-        assert told == [] and begun <= 1
-        gate.release()
-        queue.submit(FRAMES_WAITING)  # returns only when the first one is done
-        assert told == [0]
-        for _ in range(FRAMES_WAITING):
-            gate.release()
+        assert told == [] and len(begun) <= count
+        gate.release(count)
+        queue.submit(workers.frames_waiting)  # returns only when the first one is done
+        assert told[0] == 0
+        gate.release(workers.frames_waiting)
         queue.finish()
-    assert told == list(range(FRAMES_WAITING + 1))
+    assert told == list(range(workers.frames_waiting + 1))
+
+
+def test_several_workers_tell_in_order_whichever_is_done_first() -> None:
+    told: list[int] = []
+    last_is_done = threading.Event()
+
+    def work(frame: int) -> None:
+        if frame == 0:
+            assert last_is_done.wait(10)
+        elif frame == 2:
+            last_is_done.set()
+
+    with FinishingQueue(work, lambda frame, _: told.append(frame), Workers(1, 3)) as queue:
+        for frame in range(3):
+            queue.submit(frame)
+        queue.finish()
+    assert told == [0, 1, 2]
 
 
 def fails_on(bad: int, done: list[int]) -> Callable[[int], None]:

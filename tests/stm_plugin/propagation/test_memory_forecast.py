@@ -19,6 +19,7 @@ from model.network.memory import MemoryRule
 from model.network.stm import SpaceTimeMemoryNetwork
 from model.training.adapt import AdaptOptions
 from stm_plugin.errors import DeviceError
+from stm_plugin.propagation.feature_cache import as_halves
 from stm_plugin.propagation.memory_forecast import (
     AdaptationMemory,
     MemoryRequest,
@@ -70,7 +71,8 @@ def test_the_predicted_bank_and_features_are_what_the_network_makes() -> None:
     assert forecast.bank == bank.nbytes
     picture = 3 * 64 * 96 * 2
     query = fast.encode_query(torch.zeros(3, 64, 96))
-    assert forecast.features == 3 * (query.nbytes + picture + entry.nbytes)
+    kept = [*as_halves(query.state()).values(), *as_halves(entry.state()).values()]
+    assert forecast.features == 3 * (sum(one.nbytes for one in kept) + picture)
 
 
 def test_a_full_cache_of_features_takes_more_than_its_budget() -> None:

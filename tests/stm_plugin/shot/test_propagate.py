@@ -23,7 +23,7 @@ from stm_plugin.images.matte import MatteImage, read_matte
 from stm_plugin.images.plate import Plate
 from stm_plugin.planning.values import Request
 from stm_plugin.propagation.events import Event, FrameFinished, Notice
-from stm_plugin.propagation.finishing_queue import FRAMES_WAITING
+from stm_plugin.propagation.workers import Workers, most_workers
 from stm_plugin.settings import Settings
 from stm_plugin.shot.export import MatteWriter
 from stm_plugin.shot.propagate import RunOptions, Summary, default_shot_folder, propagate
@@ -216,7 +216,8 @@ def test_mattes_are_whole_as_soon_as_they_are_final(order: Order) -> None:
 
     with pytest.raises(PropagationCancelled):
         order.run(1001, on_event=look, cancelled=lambda: len(seen) >= 4)
-    at_work = FRAMES_WAITING + 1  # handed over before the fourth was told of
+    workers = most_workers()
+    at_work = Workers(workers, workers).frames_waiting + 1  # handed over before the fourth was told of
     assert seen == list(range(1001, 1001 + len(seen))) and 4 <= len(seen) <= 4 + at_work
     assert len(order.files()) == len(seen)
 
