@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import OpenImageIO as oiio
 import pytest
+import torch
 
 from stm_plugin.errors import KeyframeError, MaskError, MatteError, PropagationCancelled, StoreError
 from stm_plugin.images import provenance
@@ -220,6 +222,25 @@ def test_mattes_are_whole_as_soon_as_they_are_final(order: Order) -> None:
     at_work = Workers(workers, workers).frames_waiting + 1  # handed over before the fourth was told of
     assert seen == list(range(1001, 1001 + len(seen))) and 4 <= len(seen) <= 4 + at_work
     assert len(order.files()) == len(seen)
+
+
+def test_no_number_of_threads_changes_a_byte(order: Order, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    results = {}
+    for workers, threads in ((1, 1), (2, 2), (5, 3)):
+        monkeypatch.setattr("stm_plugin.propagation.propagation.most_workers", lambda count=workers: count)
+        torch.set_num_threads(threads)
+        try:
+            shutil.rmtree(order.folder / "out", ignore_errors=True)
+            order.run(1003, 1008)
+            assert torch.get_num_threads() == threads, "given back after the run"
+        finally:
+            torch.set_num_threads(before)
+        stored = default_shot_folder(order.out).rglob("*.prob")
+        results[workers] = order.files(), {path.name: path.read_bytes() for path in stored}
+        assert order.network.calls["query"] == len(FRAMES)
+    assert len(results[1][0]) == len(FRAMES) and results[1][1]
+    assert results[1] == results[2] == results[5]
 
 
 def test_two_objects_get_a_layer_each(order: Order) -> None:
