@@ -1,52 +1,63 @@
-"""What a frame costs beside the network: reading, hashing, colour, finishing and writing a 2K EXR plate.
+"""Where the time of a frame goes, from the plate's file to the matte's.
 
-    python benchmarks/io.py                          # stm-lite, 2048x1080, ACEScg, zip, half float
-    python benchmarks/io.py --precision bfloat16     # beside a faster network
-    python benchmarks/io.py --size 2048x1556 --threads 1
+    python benchmarks/io.py                              # stm-lite, 2048x1080, ACEScg, zip, half float
+    python benchmarks/io.py --size 4096x2160 --precision bfloat16
+    python benchmarks/io.py --toy                        # a network that costs nothing, on one core and two
+    python benchmarks/io.py --correction --frames 24     # one key of three is replaced
 
 The plate is made: photographs that scikit-image ships, composited in ACEScg with grain, zip-compressed.
-Three figures are told apart. What a *part* costs is the processor time of its thread, alone. The *parts'
-share* is theirs of a frame of parts and network. The *share beside the network* is all that a propagation
-from a cold shot to written mattes takes more than the network alone on the same pictures, in turn: the parts,
-and keeping results and features, noting frames, opening the shot. By the clock it is what an artist waits
-for, where there are processors to spare that do the parts meanwhile; where another program uses them, the
-share in processor time, all threads together, is the one to look at.
+
+- A *part* is decode, hash, colour, narrowing, network, store, finish or encode: the processor time of its
+  thread on one frame, alone.
+- The *propagation* is `stm propagate` without its start: from a cold shot to written mattes, by the clock and
+  in processor time of all threads, beside the network alone on the same pictures.
+- The *forecast* says how many frames a second a machine would give if nothing but these parts took its time:
+  readers and finishers share all processors; the network takes as long as it does here.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import cv2
-import OpenImageIO as oiio
 import torch
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from model.network.memory import MemoryRule
+from model.inference.fast_network import PreparedQuery, Query
+from model.network.memory import MemoryBank, MemoryEntry, MemoryRule
 from stm_plugin.demo.plate import DemoPlate, PlateSettings, build_plate
 from stm_plugin.images.colour import ColourTransform, find_input_space, load_config
 from stm_plugin.images.mask import MaskPlace, read_mask
-from stm_plugin.images.matte import write_matte
+from stm_plugin.images.matte import read_matte, write_matte
 from stm_plugin.images.plate import Plate
 from stm_plugin.images.working_picture import to_working, working_geometry
+from stm_plugin.propagation.feature_cache import FeatureCache, as_halves
 from stm_plugin.propagation.frame_loader import FrameLoader
 from stm_plugin.propagation.networks import ready_network
+from stm_plugin.propagation.workers import processors
 from stm_plugin.settings import Settings
 from stm_plugin.shot.export import MatteWriter
 from stm_plugin.shot.shot import Shot
 from stm_plugin.store.description import PlateDescription
+from stm_plugin.store.store import quantise
 
 T = TypeVar("T")
+BESIDE = ("decode", "hash", "colour", "narrowing", "finish", "encode")
+"""Parts that readers and finishers do."""
+LARGE_MACHINE = 16
+CARD_SECONDS = 0.006
+"""Of the network on a graphics card, measured once (docs/performance.md)."""
 
 
 def milliseconds(work: Callable[[], T], repeats: int) -> tuple[float, T]:
@@ -59,38 +70,56 @@ def milliseconds(work: Callable[[], T], repeats: int) -> tuple[float, T]:
     return statistics.median(times), result
 
 
-def parts(made: DemoPlate, settings: Settings, repeats: int, report: dict[str, float]) -> None:
-    """Each part on its own, on one frame."""
+def reading(made: DemoPlate, settings: Settings, repeats: int) -> dict[str, float]:
+    """Milliseconds of decoding, hashing, colour and narrowing one frame."""
     plate = Plate.open(made.plate)
     frame = plate.frames[1]
-    report["read, ms"], plate_frame = milliseconds(lambda: plate.read(frame), repeats)
-    report["content hash, ms"], _ = milliseconds(plate_frame.content_hash, repeats)
+    report = {}
+    report["decode"], plate_frame = milliseconds(lambda: plate.read(frame), repeats)
+    report["hash"], _ = milliseconds(plate_frame.content_hash, repeats)
     config = load_config()
     transform = ColourTransform(config, find_input_space(plate_frame, config).name)
     geometry = working_geometry(plate.canvas, plate.pixel_aspect, settings.working_size)
+    pixels, window = plate_frame.pixels, plate_frame.data_window
+    shown = transform.to_display(pixels)
+    report["narrowing"], _ = milliseconds(lambda: to_working(shown, window, geometry), repeats)
+    both, _ = milliseconds(lambda: to_working(pixels, window, geometry, transform.to_display), repeats)
+    report["colour"] = max(0.0, both - report["narrowing"])
+    return report
 
-    def picture() -> Any:
-        loader = FrameLoader(plate, transform, geometry)
-        loaded = replace(loader.load(frame))  # nothing derived yet
-        loader.close()
-        started = time.thread_time()
-        _ = loaded.picture
-        return (time.thread_time() - started) * 1e3
 
-    report["colour and working picture, ms"] = statistics.median(picture() for _ in range(repeats))
+def finishing(made: DemoPlate, settings: Settings, repeats: int) -> dict[str, float]:
+    """Milliseconds of finishing and of encoding one frame, and of keeping its result and its features."""
+    report = {}
     with tempfile.TemporaryDirectory() as name:
-        description = PlateDescription("files", made.plate, frame_range=(plate.frames[0], frame))
+        first = made.settings.first_frame
+        description = PlateDescription("files", made.plate, frame_range=(first, first + 1))
         with Shot.create(Path(name) / "parts", description, settings) as shot:
-            shot.add_key(plate.frames[0], made.key)
+            shot.add_key(first, made.key)
             shot.propagate()
-            shot.matte(frame)
-            both, finished = milliseconds(lambda: shot.matte(frame), repeats)
-        report["fusing and finishing, ms"] = both
-        out = Path(name) / "matte.exr"
-        report["writing the matte, ms"], _ = milliseconds(
-            lambda: write_matte(out, finished.mattes, finished.plate_frame), repeats
-        )
-    report["parts together, ms"] = sum(value for key, value in report.items() if key.endswith("ms"))
+            shot.matte(first + 1)
+            report["finish"], finished = milliseconds(lambda: shot.matte(first + 1), repeats)
+            out = Path(name) / "matte.exr"
+            report["encode"], _ = milliseconds(
+                lambda: write_matte(out, finished.mattes, finished.plate_frame), repeats
+            )
+            plate = Plate.open(made.plate)
+            geometry = working_geometry(plate.canvas, plate.pixel_aspect, settings.working_size)
+            picture = torch.rand(3, geometry.height, geometry.width)
+            probabilities = torch.rand(1, geometry.height, geometry.width).round_()
+            network = ready_network(settings.weights, "cpu", settings.precision)
+            query, entry = network.encode_query(picture), network.encode_memory(picture, probabilities)
+            cache = FeatureCache(settings.ram_budget, Path(name) / "memory", settings.disk_budget)
+            count = iter(range(1000))
+
+            def store() -> None:
+                address = f"{next(count):064x}"
+                shot.store.put_probabilities(address, quantise(probabilities.numpy()))
+                cache.put(f"query {address}", as_halves(query.state()))
+                cache.put(f"entry {address}", as_halves(entry.state()), on_disk=False)
+
+            report["store"], _ = milliseconds(store, repeats)
+    return report
 
 
 class Stopwatch:
@@ -129,11 +158,38 @@ def network_alone(made: DemoPlate, settings: Settings) -> tuple[float, float]:
     return watch.read()
 
 
-def whole(made: DemoPlate, settings: Settings) -> tuple[float, float]:
+class ToyNetwork:
+    """Costs nothing: the matte of every frame is that of the key."""
+
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self._probabilities = torch.zeros(1, 1, 1)
+
+    def encode_query(self, picture: Tensor) -> Query:
+        nothing = torch.zeros(1, 1, 1, 1)
+        return Query(PreparedQuery(*[nothing] * 4), *picture.shape[-2:])
+
+    def encode_memory(self, picture: Tensor, probabilities: Tensor) -> MemoryEntry:
+        self._probabilities = probabilities.clone()
+        objects = len(probabilities)
+        nothing = torch.zeros(objects, 1, 1)
+        return MemoryEntry(nothing, nothing.clone(), torch.zeros(objects, dtype=torch.int64))
+
+    def new_bank(self, rule: MemoryRule, like: MemoryEntry, *, capacity: int, permanent: int) -> MemoryBank:
+        return MemoryBank(rule, like, capacity=capacity, permanent=permanent)
+
+    def segment(self, query: Query, bank: MemoryBank) -> Tensor:
+        own = self._probabilities
+        return torch.cat([1 - own.sum(dim=0, keepdim=True), own])
+
+
+def whole(made: DemoPlate, settings: Settings, toy: ToyNetwork | None = None) -> tuple[float, float]:
     """Seconds of a propagation from a cold shot to mattes on disk."""
+    network = None if toy is None else lambda settings, device: toy
     with tempfile.TemporaryDirectory() as name:
         description = PlateDescription("files", made.plate)
-        with Shot.create(Path(name) / "whole", description, settings) as shot:
+        with Shot.create(Path(name) / "whole", description, settings, network=network) as shot:
             shot.add_key(made.settings.first_frame, made.key)
             writer = MatteWriter(str(Path(name) / "mattes" / "matte.####.exr"), shot.plate)
             watch = Stopwatch()
@@ -141,58 +197,132 @@ def whole(made: DemoPlate, settings: Settings) -> tuple[float, float]:
             return watch.read()
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints the figures; `--json` writes them too."""
+def correction(made: DemoPlate, settings: Settings) -> dict[str, float]:
+    """Seconds of a first pass with three keys, and from one more mask for the middle one to the last new
+    matte."""
+    frames = list(made.frames)
+    quarter = len(frames) // 4
+    keys = (frames[quarter], frames[2 * quarter], frames[3 * quarter])
+    with tempfile.TemporaryDirectory() as name:
+        description = PlateDescription("files", made.plate)
+        with Shot.create(Path(name) / "shot", description, settings) as shot:
+            for frame in keys:
+                shot.add_key(frame, made.truth.replace("####", f"{frame:04d}"))
+            writer = MatteWriter(str(Path(name) / "mattes" / "matte.####.exr"), shot.plate)
+            watch = Stopwatch()
+            shot.propagate(writer=writer)
+            first = watch.read()
+            mask = read_matte(made.truth.replace("####", f"{keys[1]:04d}")).channels["A"]
+            watch = Stopwatch()
+            shot.add_key(keys[1], {shot.objects[0]: (mask > 0.9).astype("f4")})
+            done = shot.propagate(writer=writer)
+            again = watch.read()
+    return {
+        "first pass, s": first[0],
+        "correction of one key of three, s": again[0],
+        "mattes written again": float(sum(1 for one in writer.written if one.written)),
+        "frames through the network again": float(done.computed),
+        "correction over first pass": again[0] / first[0],
+    }
+
+
+def forecast(report: dict[str, float], cores: int) -> dict[str, float]:
+    """Frames a second of a machine with so many processors, by the parts."""
+    beside = sum(report[f"{part}, ms"] for part in BESIDE) / 1e3
+    rest = (report["store, ms"]) / 1e3
+    here = report["network alone by the clock, ms a frame"] / 1e3
+    return {
+        f"{cores} cores, a network that costs nothing": min(cores / (beside + rest), 1 / rest),
+        f"{cores} cores, the network as here": min(cores / (beside + rest + here), 1 / (here + rest)),
+        f"{cores} cores, the network on a card": min(cores / (beside + rest), 1 / (CARD_SECONDS + rest)),
+    }
+
+
+def toy_on_cores(given: argparse.Namespace) -> dict[str, float]:
+    """Frames a second with the toy on one core and on two, each in a process of its own, in turn."""
+    found: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(given.rounds):
+        for count in found:
+            command = [sys.executable, __file__, "--toy-child", str(count), "--plate", str(given.plate)]
+            command += ["--size", given.size, "--frames", str(given.frames)]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            found[count].append(float(done.stdout.split()[-1]))
+    one, two = (max(found[count]) for count in (1, 2))
+    return {"toy on one core, frames/s": one, "toy on two cores, frames/s": two, "two over one": two / one}
+
+
+def toy_child(made: DemoPlate, settings: Settings, count: int) -> None:
+    """Prints the frames a second on some cores."""
+    os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:count]))
+    torch.set_num_threads(1)
+    assert processors() == count
+    print(made.settings.frame_count / whole(made, settings, ToyNetwork())[0])
+
+
+def make_plate(given: argparse.Namespace, folder: Path) -> DemoPlate:
+    """The plate in a folder; built where it is not there."""
+    width, height = (int(side) for side in given.size.split("x"))
+    wanted = PlateSettings(
+        frame_count=given.frames, width=width, height=height, overscan_x=0, overscan_y=0, shutter_samples=4
+    )
+    made = DemoPlate(
+        str(folder / "plate" / "plate.####.exr"),
+        str(folder / "truth" / "truth.####.exr"),
+        folder / "keys" / f"cup.{wanted.first_frame}.exr",
+        wanted,
+    )
+    return made if made.key.exists() else build_plate(folder, wanted)
+
+
+def measure(made: DemoPlate, settings: Settings, given: argparse.Namespace) -> dict[str, float]:
+    """Parts, the whole, and the forecast."""
+    parts = {**reading(made, settings, given.repeats), **finishing(made, settings, given.repeats)}
+    rounds = [(network_alone(made, settings), whole(made, settings)) for _ in range(given.rounds)]
+    frames = given.frames - 1  # the key is no frame of the network's
+    report = {f"{part}, ms": value for part, value in parts.items()}
+    for index, clock in enumerate(("by the clock", "of the processor")):
+        alone, together = (min(one[part][index] for one in rounds) for part in (0, 1))
+        report[f"network alone {clock}, ms a frame"] = 1e3 * alone / frames
+        report[f"propagation {clock}, ms a frame"] = 1e3 * together / frames
+    for name, value in forecast(report, LARGE_MACHINE).items():
+        report[f"{name}, frames/s"] = value
+    return report
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--size", default="2048x1080", help="of the plate")
     parser.add_argument("--frames", type=int, default=12, help="of the plate")
-    parser.add_argument("--rounds", type=int, default=3, help="propagation and network in turn")
+    parser.add_argument("--rounds", type=int, default=2, help="propagation and network in turn")
     parser.add_argument("--repeats", type=int, default=7, help="of each part")
-    parser.add_argument("--threads", type=int, default=0, help="of every library; 0: its own choice")
     parser.add_argument("--precision", default="float32", help="of the network")
+    parser.add_argument("--toy", action="store_true", help="one core against two, without a network")
+    parser.add_argument("--toy-child", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--correction", action="store_true", help="one key of three is replaced")
     parser.add_argument("--plate", type=Path, help="a folder that keeps the plate between runs")
     parser.add_argument("--json", type=Path, help="a file for the figures")
-    given = parser.parse_args(arguments)
-    if given.threads:
-        torch.set_num_threads(given.threads)
-        cv2.setNumThreads(given.threads)
-        oiio.attribute("threads", given.threads)
-        oiio.attribute("exr_threads", given.threads)
-    width, height = (int(side) for side in given.size.split("x"))
-    wanted = PlateSettings(
-        frame_count=given.frames, width=width, height=height, overscan_x=0, overscan_y=0, shutter_samples=4
-    )
-    settings = Settings(precision=given.precision, disk_budget=0)
-    report: dict[str, float] = {}
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints the figures; `--json` writes them too."""
+    given = parse(arguments)
+    settings = Settings(precision=given.precision)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = given.plate or Path(temporary)
-        made = DemoPlate(
-            str(folder / "plate" / "plate.####.exr"),
-            str(folder / "truth" / "truth.####.exr"),
-            folder / "keys" / f"cup.{wanted.first_frame}.exr",
-            wanted,
-        )
-        if not made.key.exists():
-            made = build_plate(folder, wanted)
-        parts(made, settings, given.repeats, report)
-        rounds = [(network_alone(made, settings), whole(made, settings)) for _ in range(given.rounds)]
-        for index, clock in enumerate(("by the clock", "of the processor")):
-            alone, together = (min(one[part][index] for one in rounds) for part in (0, 1))
-            report[f"network alone {clock}, ms a frame"] = 1e3 * alone / given.frames
-            report[f"propagation {clock}, ms a frame"] = 1e3 * together / given.frames
-            report[f"share beside the network {clock}"] = statistics.median(
-                1 - a[index] / b[index] for a, b in rounds
-            )
-        beside = report["parts together, ms"]
-        report["parts' share of the processor"] = beside / (
-            beside + report["network alone of the processor, ms a frame"]
-        )
-    threads = torch.get_num_threads()
-    print(f"{width}x{height} ACEScg, zip, half; stm-lite {given.precision}, {threads} threads")
+        given.plate = given.plate or Path(temporary)
+        made = make_plate(given, given.plate)
+        if given.toy_child:
+            toy_child(made, settings, given.toy_child)
+            return
+        if given.toy:
+            report = toy_on_cores(given)
+        else:
+            report = correction(made, settings) if given.correction else measure(made, settings, given)
+    print(f"{given.size} ACEScg, zip, half; stm-lite {given.precision}, {processors()} processors")
     for name, value in report.items():
-        print(f"{name:48} {value:9.3g}")
+        print(f"{name:56} {value:9.3g}")
     if given.json:
         given.json.write_text(json.dumps(report, indent=2) + "\n")
 
