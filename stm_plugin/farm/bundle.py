@@ -72,7 +72,7 @@ def job_of(opened: FarmShot, plan: Plan, parts: Parts, out: str, stm: str = "stm
         plate=plate.text if isinstance(opened.plate, Plate) else "",
         address=opened.address,
         parts=parts,
-        memory=opened.propagation.forecast(plan).forecast,
+        memory=opened.propagation.forecast(plan, workers=1).forecast,  # others are taken where there is room
         gpu=opened.settings.device.startswith("cuda"),
         inputs=tuple(sorted(one for one in given if not one.resolve().is_relative_to(shipped))),
         stm=stm,

@@ -403,8 +403,15 @@ class Propagation:
                 hint="Add the frames, or give a range without them.",
             )
 
-    def forecast(self, plan: Plan) -> MemoryFit:
-        """The memory that a plan needs, and the sizes that fit. DeviceError if nothing fits."""
+    def forecast(self, plan: Plan, *, workers: int | None = None) -> MemoryFit:
+        """The memory that a plan needs, and the sizes that fit.
+
+        Args:
+            workers: readers, and as many finishers; if None, as many as there are processors for.
+
+        Raises:
+            DeviceError: nothing fits.
+        """
         device = pick_device(self.settings.device)
         run = MemoryRequest(
             config=self._network_config(),
@@ -420,7 +427,7 @@ class Propagation:
             learned_edges=self.settings.finish.edges == "learned",
             foreground=self.settings.foreground,
             plate_pixel_bytes=self._pixel_bytes(),
-            workers=most_workers(),
+            workers=workers or most_workers(),
         )
         return fit_memory(run, free_memory(device) + self._ram_held())
 
