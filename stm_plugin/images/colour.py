@@ -441,7 +441,7 @@ def _build_display_table() -> FloatArray:
     A half keeps 11 bits: the displayed value is good to 3e-4, less than a tenth of an 8-bit step.
     """
     linear = np.arange(65536, dtype=np.uint16).view(np.float16).astype(np.float64)
-    shown = shoulder(encode_srgb(np.clip(np.nan_to_num(linear, nan=0.0), 0.0, _HALF_MAX)))
+    shown = shoulder(encode_srgb(np.clip(np.nan_to_num(linear, nan=0.0), 0.0, HALF_MAX)))
     shown[linear == np.inf] = 1.0
     return np.ascontiguousarray(shown.astype(np.float32)[None])
 
