@@ -13,8 +13,8 @@ from typer.core import TyperGroup
 from model.evaluation.protocol import TABLE_5_RULES, WORKING_SHORT_SIDE, EvaluationProtocol
 from model.weights_file import DEFAULT_WEIGHTS
 from stm_plugin.cli.console import errors, output, progress_bar
-from stm_plugin.cli.guard import Overwrite, given_of, listed_outputs
-from stm_plugin.files.outputs import Given
+from stm_plugin.cli.guard import Overwrite, given_of
+from stm_plugin.files.outputs import Given, listed_outputs
 from stm_plugin.settings import Precision
 
 if TYPE_CHECKING:  # heavy modules are imported in the functions: help must not wait for them

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stm_plugin.cli.console import counted, output
-from stm_plugin.cli.guard import Overwrite, listed_outputs
+from stm_plugin.cli.guard import Overwrite
 from stm_plugin.cli.propagate import parse_keys, parse_range
 from stm_plugin.errors import as_stm_error
 from stm_plugin.planning.values import Request
@@ -48,19 +48,14 @@ def bundle(
     overwrite: Overwrite = False,
 ) -> None:
     """Write a job bundle in the open job format."""
-    from stm_plugin.farm.bundle import FILES, PLAIN_VALUES, TEMPLATE, texts
-    from stm_plugin.files.outputs import Given
-    from stm_plugin.files.whole import write_atomically
+    from stm_plugin.farm.bundle import PLAIN_VALUES, TEMPLATE
+    from stm_plugin.farm.writing import tasks_of, write_bundle
 
     folder = _new_shot(str(shot), parse_keys(key), out) if key else shot
     job = _job(folder, mattes, frames, chunk, stm)
-    given = [Given("an input", one) for one in job.inputs]
-    with listed_outputs(out, [out / name for name in FILES], given, overwrite):
-        for name, text in texts(job).items():
-            write_atomically(out / name, text.encode())
-    passes, chunks = len(job.parts.passes), len(job.parts.chunks)
-    tasks = f"{passes} {'pass' if passes == 1 else 'passes'}, {counted(chunks, 'chunk')} of frames"
-    output.print(f"{out}: {tasks}\nTo run it here:", highlight=False, markup=False, soft_wrap=True)
+    write_bundle(job, out, overwrite=overwrite)
+    text = f"{out}: {tasks_of(job)}\nTo run it here:"
+    output.print(text, highlight=False, markup=False, soft_wrap=True)
     line = f"openjd run {out / TEMPLATE} --job-param file://{out / PLAIN_VALUES}"
     output.print(f"{line} --step check --run-dependencies", highlight=False, markup=False, soft_wrap=True)
 
@@ -181,17 +176,9 @@ def merge(
 
 
 def _job(shot: Path, mattes: str | None, frames: str | None, chunk: int, stm: str) -> Job:
-    from stm_plugin.farm.bundle import job_of
-    from stm_plugin.farm.parts import parts_of
-    from stm_plugin.farm.work import FarmShot
-    from stm_plugin.store.store import with_suffix
+    from stm_plugin.farm.writing import make_job
 
-    folder = with_suffix(shot)
-    out = mattes or str(folder.with_name(f"{folder.stem}.####.exr"))
-    with FarmShot(folder, _request(frames)) as opened:
-        made = opened.propagation.plan(opened.request)
-        opened.writer(out).check(opened.inputs, opened.store.folder, [one.frame for one in made.frames])
-        return job_of(opened, made, parts_of(made, chunk), out, stm)
+    return make_job(shot, mattes, _request(frames), chunk, stm)
 
 
 def _new_shot(plate: str, keys: dict[int, str], out: Path) -> Path:

@@ -2,47 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stm_plugin.files.outputs import Given, WrittenList, check_outputs
+from stm_plugin.files.outputs import Given, check_outputs
 
 if TYPE_CHECKING:  # heavy modules are imported in the functions
     from model.data.davis import VideoSequence
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that STM did not make.")]
-
-
-@contextmanager
-def listed_outputs(
-    folder: Path | None, files: Collection[Path], given: Iterable[Given], overwrite: bool
-) -> Iterator[None]:
-    """Write files into a folder, and record in it that STM made them.
-
-    Args:
-        folder: nothing is written where it is None.
-        files: all that may be written.
-        given: what must never be written.
-
-    Raises:
-        OutputError: a file is an input, or not made by STM; nothing was written.
-    """
-    if folder is None:
-        yield
-        return
-    listed = WrittenList(folder)
-    ours = listed.has(path for path in files if path.is_file())
-    wanted = [(None, path) for path in files]
-    check_outputs(wanted, given, overwrite=overwrite, is_ours=lambda _, path: path in ours)
-    listed.begin(files)
-    try:
-        yield
-    finally:
-        listed.finish(files)
 
 
 def check_single(files: Iterable[Path], given: Iterable[Given], overwrite: bool) -> None:

@@ -17,8 +17,8 @@ import os
 import re
 import stat
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -396,6 +396,34 @@ class WrittenList:
 
     def _name(self, path: Path) -> str:
         return os.path.relpath(path, self._folder).replace(os.sep, "/")
+
+
+@contextmanager
+def listed_outputs(
+    folder: Path | None, files: Collection[Path], given: Iterable[Given], overwrite: bool
+) -> Iterator[None]:
+    """Write files into a folder, and record in it that STM made them.
+
+    Args:
+        folder: nothing is written where it is None.
+        files: all that may be written.
+        given: what must never be written.
+
+    Raises:
+        OutputError: a file is an input, or not made by STM; nothing was written.
+    """
+    if folder is None:
+        yield
+        return
+    listed = WrittenList(folder)
+    ours = listed.has(path for path in files if path.is_file())
+    wanted = [(None, path) for path in files]
+    check_outputs(wanted, given, overwrite=overwrite, is_ours=lambda _, path: path in ours)
+    listed.begin(files)
+    try:
+        yield
+    finally:
+        listed.finish(files)
 
 
 def _content_hash(path: Path) -> str:

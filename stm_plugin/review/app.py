@@ -118,6 +118,7 @@ def make_app(session: ReviewSession) -> Starlette:
             on("/api/propagate", _propagate, "POST"),
             on("/api/stop", _stop, "POST"),
             on("/api/export", _export, "POST"),
+            on("/api/bundle", _bundle, "POST"),
             on("/api/nuke", _nuke),
             on("/api/events", _events),
             Mount("/page", StaticFiles(directory=PAGE)),
@@ -195,6 +196,13 @@ async def _export(session: ReviewSession, request: Request) -> Response:
     out = str(given["out"])
     overwrite, ids = given.get("overwrite") is True, given.get("cryptomatte") is True
     words = await run_in_threadpool(lambda: session.export(out, overwrite=overwrite, cryptomatte=ids))
+    return JSONResponse({"text": words})
+
+
+async def _bundle(session: ReviewSession, request: Request) -> Response:
+    given = await _json(request)
+    mattes, overwrite = str(given.get("out", "")), given.get("overwrite") is True
+    words = await run_in_threadpool(lambda: session.bundle(mattes, overwrite=overwrite))
     return JSONResponse({"text": words})
 
 

@@ -1,20 +1,23 @@
 """The shot of the page: its state, its pictures, its changes, and one propagation at a time.
 
-Every function uses methods of `Shot` only, so the command line can do the same.
+Every function uses methods of `Shot` and of `farm` that the command line uses, too.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from stm_plugin.errors import PlateError, PropagationCancelled, StmError
+from stm_plugin.farm.writing import make_job, tasks_of, write_bundle
 from stm_plugin.images.overlay import OBJECT_COLOURS, Colour, object_colours
 from stm_plugin.images.plate import Plate
 from stm_plugin.planning.values import Request, State
@@ -27,6 +30,7 @@ from stm_plugin.shot.shot import Shot
 from stm_plugin.windows import FloatArray, place
 
 _SHOWN: Final = (State.KEY, State.DONE)
+_WATCH_SECONDS: Final = 1.0
 Listener = Callable[[dict[str, Any]], None]
 
 
@@ -60,6 +64,11 @@ class ReviewSession:
         self._thread: threading.Thread | None = None
         self._exported: tuple[str, int, int] | None = None
         self._colours: dict[tuple[str, ...], tuple[Colour, ...]] = {}
+        self._ended = threading.Event()
+        self._marks = self._marks_now()
+        self._held_by = self._shot.store.lock.held_by_another()
+        self._watcher = threading.Thread(target=self._watch, name="other processes", daemon=True)
+        self._watcher.start()
 
     # ---- state and pictures ----
 
@@ -96,6 +105,8 @@ class ReviewSession:
                 else {"frame": status.next_key.frame, "text": status.next_key.text},
                 "heldBy": None if status.holder is None or self._run.running else str(status.holder),
                 "run": asdict(self._run),
+                "cryptomatte": shot.settings.cryptomatte,
+                "bundle": str(self._bundle_folder()),
                 "exported": None if self._exported is None else self._exported[0],
             }
 
@@ -228,11 +239,39 @@ class ReviewSession:
             writer = MatteWriter(
                 out, shot.plate, channel=shot.settings.channel, with_ids=cryptomatte, overwrite=overwrite
             )
-            shot.export(writer)
-            frames = shot.plate.frames
+            frames, done = shot.plate.frames, 0
+
+            def on_event(event: Event) -> None:
+                nonlocal done
+                if isinstance(event, FrameFinished):
+                    done += 1
+                    self._notify({"kind": "export", "done": done, "total": len(frames)})
+                elif isinstance(event, Notice):
+                    self._notify({"kind": "notice", "text": event.text})
+
+            shot.export(writer, on_event=on_event)
             self._exported = (str(writer.sequence), frames[0], frames[-1])
         self._notify({"kind": "state"})
         return f"{len(writer.written)} frames: {writer.sequence}"
+
+    def bundle(self, mattes: str = "", *, overwrite: bool = False) -> str:
+        """Write the job bundle of the shot beside it, as NAME.bundle; returns a text that says so.
+
+        Args:
+            mattes: the sequence that the farm writes; NAME.####.exr beside the shot if empty.
+            overwrite: whether files in the bundle's folder that STM did not make may be replaced.
+
+        Raises:
+            OutputError: a file must not be replaced.
+            StmError: there is no key, or the shot does not fit this machine.
+        """
+        folder = self._bundle_folder()
+        job = make_job(self._shot.folder, mattes or None)
+        write_bundle(job, folder, overwrite=overwrite)
+        return f"{folder}: {tasks_of(job)}. The farm writes {job.out}."
+
+    def _bundle_folder(self) -> Path:
+        return self._shot.folder.absolute().with_suffix(".bundle")
 
     def nuke_text(self) -> str:
         """A Read of the exported mattes as text to paste into Nuke's node graph.
@@ -265,6 +304,8 @@ class ReviewSession:
     def close(self) -> None:
         """Stop, wait for the current frame, and close the shot."""
         self.stop()
+        self._ended.set()
+        self._watcher.join()
         thread = self._thread
         if thread is not None:
             thread.join()
@@ -273,6 +314,31 @@ class ReviewSession:
     def _notify(self, what: dict[str, Any]) -> None:
         for listener in tuple(self._listeners):
             listener(what)
+
+    def _watch(self) -> None:
+        """Notify the pages when another process takes, frees or changes the shot.
+
+        The lock is tried only where its file changed, and while another process holds it.
+        """
+        while not self._ended.wait(_WATCH_SECONDS):
+            marks = self._marks_now()
+            if marks == self._marks and self._held_by is None:
+                continue
+            holder = self._shot.store.lock.held_by_another()
+            changed = (marks[0], holder) != (self._marks[0], self._held_by)
+            self._marks, self._held_by = marks, holder
+            if changed:
+                self._notify({"kind": "state"})
+
+    def _marks_now(self) -> tuple[int, int]:
+        """The times of the description and of the lock's file; 0 where there is none."""
+        found = []
+        for name in ("shot.json", "LOCK"):
+            try:
+                found.append(os.stat(self._shot.folder / name).st_mtime_ns)
+            except OSError:
+                found.append(0)
+        return found[0], found[1]
 
     def _propagate(self) -> None:
         """The work of the thread."""

@@ -50,6 +50,7 @@ export const removeKey = (frame) => ask(`/api/key/${frame}`, { method: "DELETE" 
 export const propagate = () => post("/api/propagate");
 export const stop = () => post("/api/stop");
 export const exportMattes = async (order) => (await post("/api/export", order)).json();
+export const bundle = async (order) => (await post("/api/bundle", order)).json();
 export const nukeText = async () => (await ask("/api/nuke")).text();
 
 // Changes as they happen; `onLink(false)` where the connection is lost.

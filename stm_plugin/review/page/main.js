@@ -23,6 +23,8 @@ let drag = null;
 let pointer = null;
 let polygon = [];
 let drawn = false;
+let heldBy = null; // who held the shot when this was last said
+let idsChosen = false; // whether the shot's own choice of Cryptomatte has been taken over
 let told = ""; // how the last propagation ended, once it has been said
 
 const viewer = new Viewer(by("view"));
@@ -84,7 +86,7 @@ function show() {
   by("dirty").textContent = state.networkFrames
     ? `Propagating computes ${state.networkFrames} frames: ${state.dirty.join("; ")}`
     : state.keys.length ? (state.dirty.join("; ") || "Everything is up to date.") : "There is no key yet: paint a mask.";
-  by("propagate").disabled = run.running || !state.keys.length;
+  by("propagate").disabled = run.running || !state.keys.length || Boolean(state.heldBy);
   by("stop").disabled = !run.running;
   by("progress").value = run.total ? run.done / run.total : 0;
   if (run.running) {
@@ -95,20 +97,27 @@ function show() {
     told = run.message;
     say(run.message, run.failed);
   } else if (state.heldBy) {
-    say(`The shot is held by ${state.heldBy}.`);
+    say(`The shot is held by ${state.heldBy}. You can look; changes wait until it is free.`);
+  } else if (heldBy) {
+    say("The shot is free again.");
   }
+  heldBy = run.running ? null : state.heldBy;
+  const held = Boolean(state.heldBy);
+  if (!idsChosen) by("ids").checked = state.cryptomatte;
+  idsChosen = true;
   by("advice").textContent = [state.next ? `The next key would help most on ${state.next.text}.` : "", ...state.advice]
     .filter(Boolean).join(" ");
   by("go-next").disabled = !state.next;
   const dirtyMask = mask !== null && mask.frame === frame;
-  by("set-key").disabled = !dirtyMask;
+  by("set-key").disabled = !dirtyMask || held;
   by("discard").disabled = !dirtyMask && !hints;
   by("undo").disabled = !dirtyMask || !mask.done.length;
   by("redo").disabled = !dirtyMask || !mask.undone.length;
-  by("remove-key").disabled = !isKey();
+  by("remove-key").disabled = !isKey() || held;
   by("from-matte").disabled = !SHOWN.has(state.states[frame]);
   by("from-hints").disabled = !hints || hints.frame !== frame;
   by("nuke").disabled = !state.exported;
+  by("bundle").disabled = !state.keys.length;
   by("play").textContent = speed ? "Stop" : "Play";
   for (const button of document.querySelectorAll("[data-tool]")) button.classList.toggle("on", button.dataset.tool === tool);
   for (const button of document.querySelectorAll("[data-view]")) {
@@ -365,6 +374,8 @@ function onEvent(event) {
     state.states[event.frame] = state.keys.some((one) => one.frame === event.frame) ? "key" : "done";
     pictures.refresh(event.frame, names());
     show();
+  } else if (event.kind === "export") {
+    say(`Writing ${event.done} of ${event.total} ...`);
   } else if (event.kind === "notice") {
     say(event.text);
   } else if (event.kind === "state") {
@@ -401,6 +412,11 @@ const exportMattes = () => act(async () => {
   await refresh();
   say(done.text);
 });
+const writeBundle = () => act(async () => {
+  say("Planning the farm's job ...");
+  const done = await api.bundle({ out: by("out").value.trim(), overwrite: by("overwrite").checked });
+  say(done.text);
+});
 const copyForNuke = () => act(async () => {
   const text = await api.nukeText();
   try {
@@ -423,7 +439,7 @@ const BUTTONS = {
   "zoom-fit": fit, "zoom-100": () => zoom(1), "zoom-200": () => zoom(2), "zoom-400": () => zoom(4),
   undo, redo, "new-object": newObject, "from-nothing": fromNothing, "from-matte": fromMatte, "from-hints": fromHints,
   discard, "set-key": setKey, "remove-key": removeKey, propagate, stop, "go-next": goNext, export: exportMattes,
-  nuke: copyForNuke, first: () => go(state.frames[0]), previous: () => step(-1), following: () => step(1),
+  bundle: writeBundle, nuke: copyForNuke, first: () => go(state.frames[0]), previous: () => step(-1), following: () => step(1),
   last: () => go(state.frames.at(-1)), play: () => play(speed ? 0 : state.fps),
 };
 for (const [id, action] of Object.entries(BUTTONS)) by(id).addEventListener("click", () => state && action());

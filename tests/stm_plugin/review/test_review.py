@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import OpenImageIO as oiio
 import pytest
 
+from stm_plugin.cli import shot as command_line
 from stm_plugin.errors import MaskError, PlateError
+from stm_plugin.farm.bundle import PLAIN_VALUES, TEMPLATE
 from stm_plugin.review.app import ReviewServer, make_server
 from stm_plugin.review.guard import MOST_BODY_BYTES
 from stm_plugin.review.opening import open_for_review
@@ -26,7 +31,7 @@ from stm_plugin.review.start_mask import Hints, first_mask
 from stm_plugin.settings import Settings
 from stm_plugin.shot.shot import Shot
 from stm_plugin.store.description import PlateDescription
-from tests.conftest import PlateMaker
+from tests.conftest import REPOSITORY, PlateMaker
 from tests.stm_plugin.small_network import WORKING_SIZE, CountingNetwork
 
 WIDTH, HEIGHT, FRAMES = 64, 48, range(1001, 1005)
@@ -202,6 +207,121 @@ def test_the_plate_is_never_written_over(page: Page, tmp_path: Path) -> None:
     answer, words = page.ask("POST", "/api/export", json.dumps(order).encode())
     assert answer.status == 422 and b"plate" in words, words
     assert (tmp_path / "plate.1001.exr").read_bytes() == before
+
+
+def test_export_writes_layers_and_cryptomatte_as_the_command_line_does(
+    page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page.enter()
+    page.paint(1001)
+    page.paint(1001, "second")
+    page.ask("POST", "/api/propagate")
+    page.wait()
+    order = {"out": str(tmp_path / "page" / "matte.####.exr"), "cryptomatte": True}
+    answer, words = page.ask("POST", "/api/export", json.dumps(order).encode())
+    assert answer.status == 200, words
+    settings = replace(page.shot.settings, cryptomatte=True)
+    assert page.state()["cryptomatte"] is False
+    page.shot.set_settings(settings)
+    assert page.state()["cryptomatte"] is True
+    network = CountingNetwork().factory
+    monkeypatch.setattr(command_line, "_open", lambda folder: Shot.open(folder, network=network))
+    command_line.export(page.shot.folder, str(tmp_path / "line" / "matte.####.exr"))
+    for frame in FRAMES:
+        ours, theirs = (
+            oiio.ImageBuf(str(tmp_path / folder / f"matte.{frame}.exr")) for folder in ("page", "line")
+        )
+        assert ours.spec().channelnames == theirs.spec().channelnames
+        assert {"disc.A", "second.A"} <= set(ours.spec().channelnames), ours.spec().channelnames
+        assert any("00." in name for name in ours.spec().channelnames), "no Cryptomatte"
+        np.testing.assert_array_equal(ours.get_pixels(), theirs.get_pixels())
+
+
+def test_the_farm_bundle_is_written_beside_the_shot(page: Page, tmp_path: Path) -> None:
+    page.enter()
+    answer, words = page.ask("POST", "/api/bundle", b"{}")
+    assert answer.status == 422 and b"key" in words, words
+    page.paint(1001)
+    answer, words = page.ask("POST", "/api/bundle", b"{}")
+    assert answer.status == 200 and b"1 pass, 1 chunk" in words and b"disc.bundle" in words, words
+    bundle = tmp_path / "disc.bundle"
+    assert Path(page.state()["bundle"]) == bundle
+    given = json.loads((bundle / PLAIN_VALUES).read_text("utf-8"))
+    assert given["Shot"] == str(page.shot.folder) and given["Mattes"] == str(tmp_path / "disc.####.exr")
+    order = {"out": str(tmp_path / "farm" / "matte.####.exr")}
+    assert page.ask("POST", "/api/bundle", json.dumps(order).encode())[0].status == 200
+    assert json.loads((bundle / PLAIN_VALUES).read_text("utf-8"))["Mattes"] == order["out"]
+    (bundle / TEMPLATE).write_text("somebody's")
+    answer, words = page.ask("POST", "/api/bundle", b"{}")
+    assert answer.status == 422 and TEMPLATE.encode() in words
+    assert (bundle / TEMPLATE).read_text() == "somebody's"
+    assert page.ask("POST", "/api/bundle", b'{"overwrite": true}')[0].status == 200
+    plate = json.dumps({"out": str(tmp_path / "plate.####.exr"), "overwrite": True}).encode()
+    answer, words = page.ask("POST", "/api/bundle", plate)
+    assert answer.status == 422 and b"plate" in words
+
+
+HOLDER = """
+import sys
+from stm_plugin.files.lock import StoreLock
+with StoreLock(__import__("pathlib").Path(sys.argv[1]) / "LOCK"):
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_while_another_process_holds_the_shot_the_page_says_who_and_changes_nothing(page: Page) -> None:
+    page.enter()
+    page.paint(1001)
+    heard: list[dict[str, Any]] = []
+    end = page.session.listen(heard.append)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(page.shot.folder)],
+        cwd=REPOSITORY,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdin is not None and holder.stdout is not None
+    try:
+        assert holder.stdout.readline() == "held\n"
+        wait_until(lambda: {"kind": "state"} in heard)  # without a request of the page
+        assert f"process {holder.pid}" in page.state()["heldBy"]
+        for answer, words in (page.paint(1002), page.ask("DELETE", "/api/key/1001")):
+            assert answer.status == 422 and f"process {holder.pid}".encode() in words, words
+        page.ask("POST", "/api/propagate")
+        ended = page.wait()["run"]
+        assert ended["failed"] and f"process {holder.pid}" in ended["message"]
+        assert page.ask("GET", "/api/plate/1002")[0].status == 200
+        assert [key["frame"] for key in page.state()["keys"]] == [1001]
+        time.sleep(1.1)  # the watcher has seen the lock
+        heard.clear()
+    finally:
+        holder.communicate("\n", timeout=30)
+    wait_until(lambda: {"kind": "state"} in heard)
+    end()
+    assert page.state()["heldBy"] is None
+    assert page.paint(1002)[0].status == 200
+
+
+def test_a_change_by_another_process_comes_to_the_page(page: Page) -> None:
+    page.enter()
+    page.paint(1001)
+    time.sleep(1.1)
+    heard: list[dict[str, Any]] = []
+    end = page.session.listen(heard.append)
+    with Shot.open(page.shot.folder) as other:
+        other.add_key(1003, {"disc": np.ones((HEIGHT, WIDTH), np.float32)})
+    wait_until(lambda: {"kind": "state"} in heard)
+    end()
+    assert [key["frame"] for key in page.state()["keys"]] == [1001, 1003]
+
+
+def wait_until(is_so: Callable[[], bool], seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_bad_requests_are_answered_in_words(page: Page) -> None:
