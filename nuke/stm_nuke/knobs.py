@@ -164,7 +164,7 @@ def _look_knobs() -> Iterator[nuke.Knob]:
         CONFIDENCE,
         "confidence",
         False,
-        "A layer stm.confidence in the output: the network's confidence in each pixel. From files only.",
+        "A layer stm.confidence in the output: the network's confidence in each pixel.",
     )
     yield _menu(
         MISSING,

@@ -15,7 +15,7 @@ _RESERVED = frozenset(
     [
         *("rgba", "rgb", "alpha", "red", "green", "blue", "ci", "none", "all"),
         *("depth", "forward", "backward", "motion", "disparity", "disparityl", "disparityr", "deep"),
-        *("mask", "rotopaint_mask", "mask_planartrack", "mask_splinewarp", "stm"),
+        *("mask", "rotopaint_mask", "mask_planartrack", "mask_splinewarp", "stm", "fg"),
     ]
 )
 """In lower case: names with a fixed meaning in Nuke or its EXR reader."""

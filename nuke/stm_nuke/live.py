@@ -35,7 +35,9 @@ LEFT_IN = "{name} takes its matte from files, and the STM OpenFX effect is still
 """After an undo."""
 INSTEAD = "Or choose 'files' under 'matte from'."
 LIVE = "live"
-_EFFECT = "effect"
+_EFFECT, _CONFIDENCE = "effect", "confidence"
+_CONFIDENCE_OUTPUT = 4
+"""The number of the choice `Confidence` of the effect's `output`."""
 _LAST_REVISION = 1 << 30
 
 
@@ -50,12 +52,13 @@ def is_in(parent: nuke.Group) -> bool:
     return parent.node(LIVE) is not None
 
 
-def arrange(parent: nuke.Group, store: Path, objects: Sequence[str]) -> str:
+def arrange(parent: nuke.Group, store: Path, objects: Sequence[str], has_confidence: bool) -> str:
     """Change the inside of an STM node according to its switch.
 
     Args:
         store: the shot store that the effect shows.
         objects: with more than one, each gets its own layer.
+        has_confidence: the network's confidence in each pixel gets a layer too.
 
     Returns:
         Why that is impossible, for people; empty if it is done. Otherwise the node fails to render.
@@ -68,14 +71,14 @@ def arrange(parent: nuke.Group, store: Path, objects: Sequence[str]) -> str:
     if len(views) > 1:
         take_out(parent)
         return MANY_VIEWS.format(name=parent.fullName(), views=", ".join(views))
-    if is_in(parent) and _shown(parent) != (store.as_posix(), layered):
+    if is_in(parent) and _shown(parent) != (store.as_posix(), layered, has_confidence):
         take_out(parent)
-    if is_in(parent) or _put_in(parent, store.as_posix(), layered):
+    if is_in(parent) or _put_in(parent, store.as_posix(), layered, has_confidence):
         return ""
     return NO_EFFECT.format(name=parent.fullName())
 
 
-def problem_of(parent: nuke.Group, store: Path, objects: Sequence[str]) -> str:
+def problem_of(parent: nuke.Group, store: Path, objects: Sequence[str], has_confidence: bool) -> str:
     """Why the inside of an STM node does not match its switch, for people; nothing is changed."""
     layered = list(objects) if len(objects) > 1 else []
     views = list(nuke.views())
@@ -83,7 +86,7 @@ def problem_of(parent: nuke.Group, store: Path, objects: Sequence[str]) -> str:
         return LEFT_IN.format(name=parent.fullName()) if is_in(parent) else ""
     if len(views) > 1:
         return MANY_VIEWS.format(name=parent.fullName(), views=", ".join(views))
-    if is_in(parent) and _shown(parent) == (store.as_posix(), layered):
+    if is_in(parent) and _shown(parent) == (store.as_posix(), layered, has_confidence):
         return ""
     words = NO_EFFECT if nuke.GUI else f"{NO_EFFECT} {AFTER_SAVE}"
     return words.format(name=parent.fullName())
@@ -110,7 +113,7 @@ def look_again(parent: nuke.Group) -> None:
 
 
 def _effects(parent: nuke.Group) -> list[nuke.Node]:
-    """The effects in a node: for all objects together, then for each that has a layer."""
+    """The effects in a node: for all objects together, for each that has a layer, for the confidence."""
     live = parent.node(LIVE)
     if live is None:
         return []
@@ -118,21 +121,23 @@ def _effects(parent: nuke.Group) -> list[nuke.Node]:
     return sorted(found, key=lambda one: (len(one.name()), one.name()))
 
 
-def _shown(parent: nuke.Group) -> tuple[str, list[str]]:
-    """The store that the effects of a node show, and their objects."""
+def _shown(parent: nuke.Group) -> tuple[str, list[str], bool]:
+    """The store that the effects of a node show, their objects, and whether one shows the confidence."""
     effects = _effects(parent)
     stores = {str(one["shotStore"].value() or "") for one in effects}
-    return "".join(stores), [str(one["outputObject"].value() or "") for one in effects[1:]]
+    mattes = [one for one in effects if one.name() != _CONFIDENCE]
+    objects = [str(one["outputObject"].value() or "") for one in mattes[1:]]
+    return "".join(stores), objects, len(mattes) < len(effects)
 
 
-def _put_in(parent: nuke.Group, store: str, layered: Sequence[str]) -> bool:
+def _put_in(parent: nuke.Group, store: str, layered: Sequence[str], has_confidence: bool) -> bool:
     """Build the group `live`; returns False if Nuke has no effect."""
     with group.unnoticed(parent):
         live = nuke.nodes.Group()
         live.setName(LIVE)
         live.begin()
         try:
-            is_whole = _build(store, layered)
+            is_whole = _build(store, layered, has_confidence)
         finally:
             live.end()
         if not is_whole:
@@ -144,24 +149,36 @@ def _put_in(parent: nuke.Group, store: str, layered: Sequence[str]) -> bool:
     return True
 
 
-def _build(store: str, layered: Sequence[str]) -> bool:
+def _build(store: str, layered: Sequence[str], has_confidence: bool) -> bool:
     plate = group.make("Input", "plate", [], 0, 0)
     last = effect = _make_effect(_EFFECT, plate, store, "", 0)
     if effect is None or last is None:
         return False
-    for number, name in enumerate(layered, 1):
-        nuke.Layer(name, [f"{name}.alpha"])
-        one = _make_effect(f"{_EFFECT}_{number}", plate, store, name, number)
-        if one is None:
+    shown = [(f"{_EFFECT}_{number}", name, f"{name}.alpha") for number, name in enumerate(layered, 1)]
+    if has_confidence:
+        shown.append((_CONFIDENCE, "", group.CONFIDENCE_CHANNEL))
+    for number, (effect_name, name, channel) in enumerate(shown, 1):
+        nuke.Layer(channel.partition(".")[0], [channel])
+        one = _make_effect(effect_name, plate, store, name, number)
+        if one is None or (effect_name == _CONFIDENCE and not _puts_out_confidence(one)):
             return False
         last = group.make("Copy", f"copy_{number}", [last, one], 0, number + 1)
         last["from0"].setValue("rgba.alpha")
-        last["to0"].setValue(f"{name}.alpha")
+        last["to0"].setValue(channel)
     # Without the effect (nodes pasted on another machine) this expression, and so the node, fails.
-    guard = group.make("Switch", "effect_is_here", [last, last], 0, len(layered) + 2)
+    guard = group.make("Switch", "effect_is_here", [last, last], 0, len(shown) + 2)
     guard["which"].setExpression(f"{_EFFECT}.missingFrames")
-    group.make("Output", "Output1", [guard], 0, len(layered) + 3)
+    group.make("Output", "Output1", [guard], 0, len(shown) + 3)
     return True
+
+
+def _puts_out_confidence(effect: nuke.Node) -> bool:
+    """Let an effect put out the confidence; False where it is an older one, which cannot."""
+    knob = effect.knob("output")
+    if knob is None:
+        return False
+    knob.setValue(_CONFIDENCE_OUTPUT)
+    return str(knob.value()) == "Confidence"
 
 
 def _make_effect(name: str, plate: nuke.Node, store: str, shown: str, column: int) -> nuke.Node | None:

@@ -257,7 +257,7 @@ class StmNode:
             "ocio_config": space.ocio_config,
             "device": str(self[knobs.DEVICE]),
             "weights": str(self[knobs.WEIGHTS]).strip(),
-            "confidence": self.has_confidence,
+            "confidence": self.has_confidence and not self.is_live,
         }
 
     def _region(self) -> list[int] | None:
@@ -444,7 +444,7 @@ class StmNode:
     @property
     def has_confidence(self) -> bool:
         """Whether the output has the layer with the network's confidence."""
-        return bool(self[knobs.CONFIDENCE]) and not self.is_live
+        return bool(self[knobs.CONFIDENCE])
 
     @property
     def keeps_old_mattes(self) -> bool:
@@ -520,14 +520,15 @@ class StmNode:
 
     def live_problem(self) -> str:
         """Why the effect does not match the switch, or an empty text. Nothing is changed."""
-        return live.problem_of(self.group, self._live_store(), self._object_names())
+        names = self._object_names()
+        return live.problem_of(self.group, self._live_store(), names, self.has_confidence)
 
     def _show_matte(self) -> str:
         first, last = self.frames
         pattern = group.matte_pattern(self.cache, cache.PREVIOUS if self.shows_old else "mattes")
         group.point_to(self.group, "" if self.is_live else pattern, first, last)
         group.show_confidence(self.group, self.has_confidence)
-        problem = live.arrange(self.group, self._live_store(), self._object_names())
+        problem = live.arrange(self.group, self._live_store(), self._object_names(), self.has_confidence)
         if self.is_live and not live.is_in(self.group):
             group.forbid(self.group, live.NOT_HERE)
         return problem

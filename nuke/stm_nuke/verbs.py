@@ -332,6 +332,8 @@ def take_confidence(node: StmNode, view: str, ended: Ended = None) -> Task | Non
     Nothing is computed. None where there is nothing to write.
     """
     node.claim()
+    if node.is_live:
+        return None
     first, last = node.frames
     fresh = cache.fresh_mattes(node.cache, view, range(first, last + 1))
     if not fresh or not node.keys_in_range(view):

@@ -231,6 +231,29 @@ def test_several_objects_have_their_layers_live_as_from_files(
     assert nuke._ofx.violations() == []
 
 
+def test_the_confidence_of_each_pixel_is_a_layer_live_as_from_files(
+    nuke: Any, node: Any, bundle: Path, tmp_path: Path
+) -> None:
+    import stm_nuke
+
+    node.set("confidence", True)
+    write = write_of(nuke, node, tmp_path)
+    write["channels"].setValue("stm.confidence")
+    found = {}
+    for source in (FILES, LIVE):
+        switch(node, source)
+        stm_nuke.propagate(node)
+        assert "stm.confidence" in node.group.channels()
+        nuke.execute(write, LAST, LAST, 1)
+        found[source] = pixels(tmp_path / f"out.{LAST}.exr")
+    assert 0 <= found[LIVE].min() < found[LIVE].max() <= 1
+    np.testing.assert_allclose(found[LIVE], found[FILES], atol=HALF_ROUNDING)
+    node.set("confidence", False)
+    assert node.arrange_live() == ""
+    assert "stm.confidence" not in node.group.channels()
+    assert nuke._ofx.violations() == []
+
+
 def test_a_script_with_two_views_is_refused_live_in_words(nuke: Any, node: Any, bundle: Path) -> None:
     nuke.addView("right")
     nuke.GUI = True
