@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stm_plugin.cli.console import output, progress_bar
+from stm_plugin.cli.guard import Wait
 from stm_plugin.settings import DEFAULT_ADAPT_SECONDS
 
 if TYPE_CHECKING:  # heavy modules are imported in the functions: help must not wait for them
@@ -26,9 +27,7 @@ def adapt(
     seconds: Annotated[
         float, typer.Option(min=1, help="Stop after this time at the latest.")
     ] = DEFAULT_ADAPT_SECONDS,
-    wait: Annotated[
-        float, typer.Option(help="Seconds to wait for another process that holds the shot.")
-    ] = 0.0,
+    wait: Wait = 0.0,
 ) -> None:
     """Adapt the network to the shot's keys, and use the adaptation. Every matte is computed again.
 

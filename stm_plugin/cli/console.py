@@ -29,12 +29,20 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def tell_of_movie(plate: str | None) -> None:
-    """Report that a movie is being decoded once to find its frames, which may take long."""
+def tell_of_movie(plate: str | None, shot: Path) -> None:
+    """Report that a movie is being decoded once to find its frames, which may take long.
+
+    Args:
+        shot: the folder of the shot, which may know the frames already.
+    """
     from stm_plugin.images.movie import is_movie
+    from stm_plugin.images.movie_notes import recall_index
+    from stm_plugin.store.store import ShotStore
 
     path = Path(plate or "").expanduser()
-    if plate and is_movie(path) and path.is_file() and path.stat().st_size > _LONG_MOVIE:
+    if not plate or not is_movie(path) or not path.is_file() or path.stat().st_size <= _LONG_MOVIE:
+        return
+    if recall_index(ShotStore(shot).movie_notes) != path:
         text = f"{printable(plate)}: looking at every frame of the movie."
         errors.print(text, markup=False, highlight=False)
 

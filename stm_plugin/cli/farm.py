@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stm_plugin.cli.console import counted, output
-from stm_plugin.cli.guard import Overwrite
+from stm_plugin.cli.guard import Overwrite, Wait
 from stm_plugin.cli.propagate import parse_keys, parse_range
 from stm_plugin.errors import as_stm_error
 from stm_plugin.planning.values import Request
@@ -163,7 +163,7 @@ def check(
 def merge(
     shot: Folder,
     sources: Annotated[list[Path], typer.Argument(metavar="FROM...", help="Other folders of the same shot.")],
-    wait: Annotated[float, typer.Option(help="Seconds to wait for another process.")] = 0.0,
+    wait: Wait = 0.0,
 ) -> None:
     """Copy the undamaged results from other folders of the same shot."""
     from stm_plugin.farm.merge import merge as merge_folders

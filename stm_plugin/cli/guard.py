@@ -8,11 +8,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stm_plugin.files.lock import check_wait
 from stm_plugin.files.outputs import Given, check_outputs
 
 if TYPE_CHECKING:  # heavy modules are imported in the functions
     from model.data.davis import VideoSequence
 
+
+def _waiting(seconds: float) -> float:
+    """SettingsError for what is no time."""
+    check_wait(seconds)
+    return seconds
+
+
+Wait = Annotated[
+    float,
+    typer.Option(help="Seconds to wait for another process that holds the shot.", callback=_waiting),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that STM did not make.")]
 
 

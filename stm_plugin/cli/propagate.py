@@ -13,7 +13,7 @@ from rich.table import Table
 
 from stm_plugin.cli.as_json import print_json, propagate_json
 from stm_plugin.cli.console import counted, errors, output, progress_bar, tell_of_movie
-from stm_plugin.cli.guard import Overwrite
+from stm_plugin.cli.guard import Overwrite, Wait
 from stm_plugin.errors import KeyframeError, SettingsError
 from stm_plugin.exit_codes import ExitCode
 from stm_plugin.planning.values import Directions, State
@@ -113,9 +113,7 @@ def propagate(
         ),
     ] = None,
     overwrite: Overwrite = False,
-    wait: Annotated[
-        float, typer.Option(help="Seconds to wait for another process that holds the shot.")
-    ] = 0.0,
+    wait: Wait = 0.0,
     as_json: AsJson = False,
 ) -> None:
     """Propagate the masks of keys through a plate and write a matte for every frame."""
@@ -158,7 +156,7 @@ def propagate(
         if target is not None:
             target.check(inputs, folder, chosen)
 
-    tell_of_movie(plate)
+    tell_of_movie(plate, folder)
     with EventPrinter() as printer:
         summary = run(
             described,

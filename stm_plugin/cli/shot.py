@@ -13,7 +13,7 @@ from stm_plugin.cli.adapt import describe_adaptation
 from stm_plugin.cli.as_json import export_json, print_json, propagation_json, status_json
 from stm_plugin.cli.console import counted, output, progress_bar, tell_of_movie
 from stm_plugin.cli.farm import merge
-from stm_plugin.cli.guard import Overwrite
+from stm_plugin.cli.guard import Overwrite, Wait
 from stm_plugin.cli.propagate import AsJson, EventPrinter, parse_range, parse_region
 from stm_plugin.cli.shapes import shapes
 from stm_plugin.cli.tables import confidence_lines, settings_help, settings_table
@@ -34,7 +34,6 @@ app.command()(merge)
 
 Folder = Annotated[Path, typer.Argument(help="The shot store, NAME.stmshot.")]
 Frames = Annotated[str | None, typer.Option(help="FIRST-LAST; the whole plate if not given.")]
-Wait = Annotated[float, typer.Option(help="Seconds to wait for another process that holds the shot.")]
 
 
 @app.command()
@@ -52,7 +51,7 @@ def new(
     from stm_plugin.store.description import PlateDescription
     from stm_plugin.store.store import with_suffix
 
-    tell_of_movie(plate)
+    tell_of_movie(plate, with_suffix(shot))
     text = str(Path(plate).expanduser().absolute())
     description = PlateDescription("files", text, layer=layer, view=view, movie_first_frame=start_frame)
     settings = parse_settings(configuration().settings(), setting or [])
@@ -302,7 +301,7 @@ def _open(folder: Path) -> Shot:
     from stm_plugin.shot.shot import Shot
     from stm_plugin.store.store import ShotStore, with_suffix
 
-    tell_of_movie(ShotStore.open(folder).description().plate.text)
+    tell_of_movie(ShotStore.open(folder).description().plate.text, with_suffix(folder))
     return Shot.open(with_suffix(folder))
 
 

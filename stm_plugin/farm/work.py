@@ -113,7 +113,7 @@ class FarmShot:
         # Only the holder of the lock may use the features on disk.
         description = replace(description, settings=replace(settings, disk_budget=0))
         self.description, self.settings = description, description.settings
-        self.plate = open_plate(self.store.plate_folder, description.plate, self.settings)
+        self.plate = open_plate(self.store, description.plate, self.settings)
         self.propagation = Propagation(self.store, self.plate, description, network, warn)
 
     def __enter__(self) -> FarmShot:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import math
 import os
 import socket
 import threading
@@ -22,7 +23,7 @@ from types import TracebackType
 
 from filelock import lock_descriptor, unlock_descriptor
 
-from stm_plugin.errors import StoreBusyError, StoreError
+from stm_plugin.errors import SettingsError, StoreBusyError, StoreError
 from stm_plugin.files.whole import store_error
 
 _POLL_SECONDS = 0.1
@@ -67,9 +68,11 @@ class StoreLock:
             cancelled: stops waiting when it returns True.
 
         Raises:
+            SettingsError: `wait` is no time.
             StoreBusyError: another process holds it; the text names the process.
             StoreError: the folder cannot be written, or its file system has no locks.
         """
+        check_wait(wait)
         end = None if wait is None else time.monotonic() + wait
         while not self._try():
             if cancelled() or (end is not None and time.monotonic() >= end):
@@ -171,6 +174,14 @@ class StoreLock:
                 path=self._path.parent,
                 hint="Its file system has no locks. Put the shot on another one with --shot.",
             ) from error
+
+
+def check_wait(wait: float | None) -> None:
+    """Check a time to wait, in seconds; None waits without limit. SettingsError for what is no time."""
+    if wait is not None and not 0 <= wait < math.inf:
+        raise SettingsError(
+            f"A wait of {wait:g} seconds is not possible.", hint="Give a number from 0 up: --wait 60."
+        )
 
 
 def _leave_note(descriptor: int) -> None:

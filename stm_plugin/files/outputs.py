@@ -242,6 +242,7 @@ class Ownership:
     def __init__(self, row: Row, shot: Path) -> None:
         self._row, self._shot = row, shot
         self._path = row.folder / f".{row.head}####{row.tail}.owner"
+        self._is_new = False
 
     def take(self, *, overwrite: bool = False) -> str | None:
         """Become the owner.
@@ -255,6 +256,7 @@ class Ownership:
             StoreError: the folder cannot be written.
         """
         if self._make():
+            self._is_new = True
             return None
         before = self.check_free(overwrite=overwrite)
         owner = self.owner()
@@ -264,6 +266,12 @@ class Ownership:
         if before is None:
             return None
         return f"The files {self._row} were written by {before}; from now on {self._shot} writes them."
+
+    def withdraw(self) -> None:
+        """Remove the file that names the owner, where `take` made it and the row has no file yet."""
+        if self._is_new and not files_of(self._row):
+            with suppress(OSError):
+                self._path.unlink(missing_ok=True)
 
     def check_free(self, *, overwrite: bool = False) -> Path | None:
         """Ask whether this shot may become the owner; nothing is written.

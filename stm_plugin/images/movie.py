@@ -11,7 +11,6 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -91,14 +90,43 @@ def index_movie(path: Path) -> MovieIndex:
         PlateError: the file cannot be opened, holds no frames, or holds fewer frames than it states.
     """
     try:
-        status = path.stat()
+        signs = signs_of(path)
     except OSError as error:
         raise PlateError(f"The movie cannot be opened ({error.strerror}).", path=path) from error
-    return _index_movie(path, (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
+    index = known_index(path, signs)
+    if index is None:
+        index = _index_movie(path)
+        remember_index(path, signs, index)
+    return index
 
 
-@lru_cache(maxsize=16)
-def _index_movie(path: Path, signs: tuple[int, ...]) -> MovieIndex:
+def signs_of(path: Path) -> tuple[int, ...]:
+    """What changes with the file: its size, its times and its inode. OSError where there is none."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
+def known_index(path: Path, signs: tuple[int, ...]) -> MovieIndex | None:
+    """The index of a movie with these signs, if this process has it."""
+    with _indexes_lock:
+        return _indexes.get((path, signs))
+
+
+def remember_index(path: Path, signs: tuple[int, ...], index: MovieIndex) -> None:
+    """Keep the index of a movie with these signs for `index_movie`."""
+    with _indexes_lock:
+        _indexes[path, signs] = index
+        _indexes.move_to_end((path, signs))
+        while len(_indexes) > _INDEXES_KEPT:
+            _indexes.popitem(last=False)
+
+
+_INDEXES_KEPT = 16
+_indexes: OrderedDict[tuple[Path, tuple[int, ...]], MovieIndex] = OrderedDict()
+_indexes_lock = threading.Lock()
+
+
+def _index_movie(path: Path) -> MovieIndex:
     walked = _walked(path, threads=0)
     times = tuple(float(time) for time in walked["times"])
     if not times:

@@ -88,6 +88,11 @@ class MatteWriter:
         self._owner = Ownership(self._row, shot)
         return self._owner.take(overwrite=self._overwrite)
 
+    def withdraw(self) -> None:
+        """Take back that the sequence belongs to the shot, if this object said so and no file exists."""
+        if self._owner is not None:
+            self._owner.withdraw()
+
     @property
     def written(self) -> tuple[Written, ...]:
         """The file of each frame, and whether it had to be written, ascending."""

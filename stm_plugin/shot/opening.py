@@ -11,10 +11,12 @@ from stm_plugin.configuration import Configuration
 from stm_plugin.errors import KeyframeError, MaskError, PlateError
 from stm_plugin.images.host_plate import HostPlate
 from stm_plugin.images.mask import MaskPlace, MaskReading, check_object_names, out_of_range, read_mask
+from stm_plugin.images.movie_notes import keep_index, recall_index
 from stm_plugin.images.plate import Plate, PlateSource
 from stm_plugin.propagation.networks import refiner_manifest, weights_manifest
 from stm_plugin.settings import Settings
 from stm_plugin.store.description import PlateDescription
+from stm_plugin.store.store import ShotStore
 from stm_plugin.windows import FloatArray, Window, on_window
 
 
@@ -38,17 +40,21 @@ def check_licences(layers: Configuration, settings: Settings, *, own_network: bo
         layers.check_licence(edges.name, edges.licence)
 
 
-def open_plate(folder: Path, plate: PlateDescription, settings: Settings) -> PlateSource:
+def open_plate(store: ShotStore, plate: PlateDescription, settings: Settings) -> PlateSource:
     """Open the plate of a description.
 
-    Args:
-        folder: of pushed pixels.
+    The frames of a movie are found by decoding it once; the store keeps them (`keep_movie`).
 
-        Raises:
-            PlateError: it cannot be opened.
+    Args:
+        store: of the shot; it need not exist yet where the plate is in files.
+
+    Raises:
+        PlateError: it cannot be opened.
     """
+    folder = store.plate_folder
     if plate.kind == "files":
-        return Plate.open(
+        recall_index(store.movie_notes)
+        opened = Plate.open(
             plate.text,
             frame_range=plate.frame_range,
             layer=plate.layer,
@@ -56,6 +62,8 @@ def open_plate(folder: Path, plate: PlateDescription, settings: Settings) -> Pla
             colour_space=settings.colour_space,
             movie_first_frame=plate.movie_first_frame,
         )
+        keep_movie(store, opened)
+        return opened
     if plate.frames is None or plate.display_window is None:
         raise PlateError("A pushed plate needs a frame range and a display window.", path=folder)
     return HostPlate(
@@ -67,6 +75,12 @@ def open_plate(folder: Path, plate: PlateDescription, settings: Settings) -> Pla
         fps=plate.fps,
         budget=settings.plate_budget,
     )
+
+
+def keep_movie(store: ShotStore, plate: PlateSource) -> None:
+    """Keep the frames of the plate's movie in the store, if the store exists."""
+    if isinstance(plate, Plate) and plate.sequence.movie is not None and store.exists:
+        keep_index(store.movie_notes, plate.sequence.movie)
 
 
 def check_frames(plate: PlateSource, frame_range: tuple[int | None, int | None] | None) -> None:

@@ -33,6 +33,7 @@ from stm_plugin.shot.shot import (
 )
 from stm_plugin.store.description import PlateDescription
 from stm_plugin.store.store import SUFFIX, ShotStore, with_suffix
+from stm_plugin.store.undo import removed_where_refused
 from stm_plugin.windows import FloatArray
 
 
@@ -119,7 +120,8 @@ def propagate(
 
     Raises:
         OutputError: a matte would overwrite an input, or somebody else's file; nothing was written.
-        StmError: what happened, on which frame and file, and what to do; finished mattes stay valid.
+        StmError: what happened, on which frame and file, and what to do; finished mattes stay valid. Where
+            there are none, nothing of a new shot is left.
         PropagationCancelled: `run.cancelled` returned True.
     """
     if not keys:
@@ -128,7 +130,7 @@ def propagate(
     settings = settings or base_settings(folder)
     if not isinstance(plate, PlateDescription):
         plate = PlateDescription("files", str(Path(plate).expanduser().absolute()))
-    source = open_plate(folder, plate, settings)
+    source = open_plate(ShotStore(folder), plate, settings)
     check_frames(source, (request.first, request.last))
     for frame in keys:
         check_key_frame(source, frame)
@@ -140,7 +142,10 @@ def propagate(
     writer.remember_in(ShotStore(folder).exported)
     writer.check(inputs, folder, frames)
     run.check(source, inputs, frames)
-    with _opened(folder, plate, settings, run) as shot, _held(shot, run):
+    undo = removed_where_refused(
+        folder, writer.sequence.folder, withdraw=writer.withdraw, has_made=lambda: bool(writer.written)
+    )
+    with undo, _opened(folder, plate, settings, run) as shot, _held(shot, run):
         _give_keys(shot, keys, reading, run.on_event)
         if adapt:
             _adapt(shot, adapt if isinstance(adapt, AdaptOptions) else None, run)

@@ -112,7 +112,7 @@ class ShotReader:
         if before.adaptation != now.adaptation:
             self.close()
         if (before.plate, before.settings) != (now.plate, now.settings):
-            self.plate = open_plate(self.store.plate_folder, now.plate, self.settings)
+            self.plate = open_plate(self.store, now.plate, self.settings)
             self.close()
 
     # ---- its state and its mattes ----

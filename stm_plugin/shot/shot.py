@@ -32,7 +32,7 @@ from stm_plugin.shapes.options import TOLERANCE
 from stm_plugin.shapes.values import ShapeSet
 from stm_plugin.shot.export import MatteWriter
 from stm_plugin.shot.inputs import inputs_of, record_source
-from stm_plugin.shot.opening import check_licences, masks_of_key, open_plate
+from stm_plugin.shot.opening import check_licences, keep_movie, masks_of_key, open_plate
 from stm_plugin.shot.reader import ShotReader
 from stm_plugin.shot.shapes import make_shapes
 from stm_plugin.shot.values import Cancelled as Cancelled
@@ -45,7 +45,7 @@ from stm_plugin.shot.values import never as never
 from stm_plugin.shot.values import silent as silent
 from stm_plugin.store import editing
 from stm_plugin.store.description import AdaptationRecord, PlateDescription, ShotDescription
-from stm_plugin.store.store import ShotStore, StoreSize
+from stm_plugin.store.store import ShotStore, StoreSize, with_suffix
 from stm_plugin.windows import FloatArray, Window
 
 MOST_PLANS = 20
@@ -80,11 +80,14 @@ class Shot(ShotReader):
         settings = settings or layers.settings()
         layers.check_change(layers.settings(), settings)
         check_licences(layers, settings, own_network=network is not None)
-        opened = open_plate(Path(folder), plate, settings) if plate.kind == "files" else None
+        wanted = ShotStore(with_suffix(folder))
+        opened = open_plate(wanted, plate, settings) if plate.kind == "files" else None
         chosen = layers.machine_choices(settings)
         description = ShotDescription(plate, settings, configured=layers.taken_over(), chosen=chosen)
         store = ShotStore.create(folder, description)
-        return cls(store, opened or open_plate(store.plate_folder, plate, settings), network)
+        if opened is not None:
+            keep_movie(store, opened)
+        return cls(store, opened or open_plate(store, plate, settings), network)
 
     @classmethod
     def open(cls, folder: str | Path, *, network: NetworkFactory | None = None) -> Shot:
@@ -92,7 +95,7 @@ class Shot(ShotReader):
         store = ShotStore.open(folder)
         description = store.description()
         settings = configuration().on_this_machine(description.settings, description.chosen)
-        return cls(store, open_plate(store.plate_folder, description.plate, settings), network)
+        return cls(store, open_plate(store, description.plate, settings), network)
 
     # ---- changing it ----
 
@@ -171,7 +174,7 @@ class Shot(ShotReader):
                 self.check_licences(settings)
             if settings.adapt:
                 adapting.check_adaptation(description.adaptation, self._base_manifest(settings))
-            opened = open_plate(self.store.plate_folder, description.plate, settings)
+            opened = open_plate(self.store, description.plate, settings)
             chosen = layers.machine_choices(settings)
             self._save(replace(description, settings=settings, chosen=chosen))
             self.plate = opened
@@ -180,7 +183,7 @@ class Shot(ShotReader):
     def set_plate(self, plate: PlateDescription, *, wait: float | None = 0.0) -> None:
         """Replace the plate (another range, other files). Frames with the same content stay done."""
         with self._writing(wait) as description:
-            opened = open_plate(self.store.plate_folder, plate, self.settings)
+            opened = open_plate(self.store, plate, self.settings)
             if plate != description.plate:
                 self._save(replace(description, plate=plate))
             self.plate = opened

@@ -1,6 +1,7 @@
 """The shot store: the files of a shot in its folder `NAME.stmshot/`.
 
-    shot.json   the description: schema version, plate, objects, keys, settings (`ShotDescription`)
+    shot.json   the description: schema version, plate, objects, keys, settings (`ShotDescription`), and a
+                checksum
     keys/       the masks of keys: copies of the artist's files, and the decoded masks
     mattes/     probabilities of every pass and frame by content address; what each frame was finished from,
                 and its confidence
@@ -8,6 +9,7 @@
     memory/     features that can be computed again; may be deleted at any time
     plate.jsonl content hashes of plate files that were read, so that they need not be read again
     exported.jsonl  the matte files that were written, so that they need not be read to be checked
+    movie.index the frames of the plate's movie, so that it need not be decoded to count them
     plate/      frames that a host pushed (only for such plates)
     LOCK        locked by the one process that writes
 
@@ -88,6 +90,7 @@ class ShotStore:
         self.lock = StoreLock(folder / "LOCK")
         self.memory_folder = folder / "memory"
         self.plate_folder = folder / "plate"
+        self.movie_notes = folder / "movie.index"
         self.finished = Journal(
             folder / "mattes" / "frames.jsonl",
             "frame",
@@ -136,6 +139,17 @@ class ShotStore:
         store.description()
         return store
 
+    @property
+    def exists(self) -> bool:
+        """Whether the folder holds a shot."""
+        return (self.folder / "shot.json").is_file()
+
+    @property
+    def has_results(self) -> bool:
+        """Whether anything was computed: probabilities, or adapted weights."""
+        adapted = (self.folder / "adapted").glob("*.safetensors")
+        return next(self._result_paths(), None) is not None or next(adapted, None) is not None
+
     # ---- shot.json ----
 
     def description(self) -> ShotDescription:
@@ -160,18 +174,27 @@ class ShotStore:
                 path=self.folder,
                 hint="Update the plug-in, or make a new shot from the same plate and masks.",
             )
+        checksum = values.pop("checksum", None)  # shots of before this was kept have none
         try:
-            return ShotDescription.from_json(values)
+            description = ShotDescription.from_json(values)
         except SettingsError as error:
             error.path = error.path or str(path)
             error.hint = error.hint or "Set it again with `stm shot set`, or restore the file from a backup."
             raise
         except (KeyError, TypeError, ValueError) as error:
             raise _unreadable(path, error) from error
+        if checksum is not None and checksum != _checksum(values):
+            raise StoreError(
+                "The shot's description is damaged, or was changed outside STM: its checksum is wrong.",
+                path=path,
+                hint="Restore it from a backup; after a change by hand delete the line of its checksum.",
+            )
+        return description
 
     def save(self, description: ShotDescription) -> None:
         """Replace shot.json. StoreError where the disk is full or cannot be written."""
-        text = json.dumps(description.to_json(), indent=1, ensure_ascii=False)
+        values = description.to_json()
+        text = json.dumps({"checksum": _checksum(values), **values}, indent=1, ensure_ascii=False)
         write_atomically(self.folder / "shot.json", text.encode("utf-8"))
 
     # ---- keys/ ----
@@ -380,6 +403,11 @@ def _pack(**arrays: npt.NDArray[Any]) -> bytes:
 
 def _unpack(body: bytes) -> dict[str, npt.NDArray[Any]]:
     return load_arrays(zlib.decompress(body))
+
+
+def _checksum(values: dict[str, Any]) -> str:
+    """The checksum of a description's values, whatever the order and the layout of the file."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _unreadable(path: Path, why: Exception) -> StoreError:

@@ -21,6 +21,7 @@ from model.network.config import network_config
 from model.network.stm import SpaceTimeMemoryNetwork
 from model.weights_file import Manifest, save_network, shipped_weights
 from stm_plugin.exit_codes import ExitCode
+from stm_plugin.images import movie as movies
 from stm_plugin.images.overlay import OverlayWriter
 from tests.conftest import PlateMaker, write_exr
 from tests.stm_plugin.command import Command, Said
@@ -284,6 +285,63 @@ def test_ctrl_c_says_what_was_kept_and_how_to_go_on(
     assert process.returncode == 130, err
     said = r"Stopped\. \d+ frames? finished in this run (is|are) kept.*continues"
     assert re.search(said, err, re.DOTALL), err
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--colour-space", "nonsense"), "nonsense"),
+        (("--region", "900,900,64,64"), "region"),
+        (("--weights", "broken.safetensors"), "broken.safetensors"),
+        (("--wait", "nan"), "nan"),
+        (("--wait", "inf"), "inf"),
+        (("--wait", "-1"), "-1"),
+    ],
+)
+def test_where_a_run_is_refused_nothing_of_it_is_left(desk: Desk, words: tuple[str, str], named: str) -> None:
+    (desk.folder / "broken.safetensors").write_bytes(b"no weights")
+    option, value = words
+    value = str(desk.folder / value) if "." in value else value
+    desk.refused(lambda: desk.run(option, value), named)
+    assert not desk.shot.parent.exists()
+
+
+def test_a_shot_with_results_stays_where_a_later_run_is_refused(desk: Desk) -> None:
+    assert desk.run().code == 0
+    before = {name: data for name, data in desk.snapshot().items() if ".stmshot" not in name}
+    assert desk.run("--colour-space", "nonsense").code != 0
+    assert desk.shot.is_dir()
+    assert {name: data for name, data in desk.snapshot().items() if ".stmshot" not in name} == before
+    said = desk.run()
+    assert said.code == 0 and "0 computed" in said.out, said
+
+
+def test_the_second_command_on_a_movie_does_not_decode_it_again(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walks: list[Path] = []
+    walk = movies._walked
+
+    def counted(path: Path, threads: int) -> dict[str, object]:
+        walks.append(path)
+        return walk(path, threads)
+
+    monkeypatch.setattr(movies, "_walked", counted)
+    movie, shot = movie_plate(desk.folder / "pl.mp4"), desk.folder / "pl.stmshot"
+    movies._indexes.clear()
+    first = desk.stm("shot", "new", shot, movie)
+    movies._indexes.clear()  # as in another process
+    second = desk.stm("shot", "status", shot)
+    assert (first.code, second.code, walks) == (0, 0, [movie]) and "4 frames" in second.out
+    notes = shot / "movie.index"
+    for damage in (b"", b"nonsense", notes.read_bytes()[:-9]):
+        notes.write_bytes(damage)
+        movies._indexes.clear()
+        assert desk.stm("shot", "status", shot) == second
+    assert len(walks) == 4
+    movie_plate(movie, 6)
+    movies._indexes.clear()
+    assert "6 frames" in desk.stm("shot", "status", shot).out and len(walks) == 5
 
 
 # ---- weights that give no numbers ----

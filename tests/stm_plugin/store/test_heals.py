@@ -147,3 +147,15 @@ def test_a_description_that_is_no_description_is_refused_in_words(store: ShotSto
     with pytest.raises(StoreError, match="cannot be read") as told:
         store.description()
     assert told.value.hint
+
+
+def test_a_changed_character_of_the_description_is_never_taken_for_a_setting(store: ShotStore) -> None:
+    path = store.folder / "shot.json"
+    text = path.read_text()
+    for before, after in (('"working_size": 480', '"working_size": 484'), ("p.####.exr", "q.####.exr")):
+        assert before in text
+        path.write_text(text.replace(before, after))
+        with pytest.raises(StoreError, match=r"shot\.json: .*checksum is wrong.*backup"):
+            store.description()
+    path.write_text("\n".join(line for line in text.splitlines() if "checksum" not in line))
+    assert store.description() == ShotDescription(PlateDescription("files", text="p.####.exr"))
