@@ -106,7 +106,8 @@ def test_a_region_that_nobody_has_drawn_is_refused_in_words(nuke: Any, comp: Any
 
 
 @pytest.mark.parametrize(
-    "name", ["9lives", "left-arm", "arm:left", "Ci", "disparityL", "mask_splinewarp", "stm", "main", "Depth"]
+    "name",
+    ["9lives", "left-arm", "arm:left", "Ci", "disparityL", "mask_splinewarp", "stm", "fg", "main", "Depth"],
 )
 def test_a_layer_that_the_exr_reader_would_rename_is_refused_in_words(
     nuke: Any, comp: Any, name: str
