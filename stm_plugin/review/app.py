@@ -110,6 +110,7 @@ def make_app(session: ReviewSession) -> Starlette:
             Route("/", _index),
             on("/api/state", _state),
             on("/api/plate/{frame:int}", _plate),
+            on("/api/look/{frame:int}", _look, "POST"),
             on("/api/matte/{frame:int}", _matte),
             on("/api/confidence/{frame:int}", _confidence),
             on("/api/start/{frame:int}", _start, "POST"),
@@ -137,6 +138,11 @@ async def _state(session: ReviewSession, _request: Request) -> Response:
 async def _plate(session: ReviewSession, request: Request) -> Response:
     picture = await run_in_threadpool(session.plate, request.path_params["frame"], _size(request))
     return Response(picture, media_type="image/webp", headers={"cache-control": "no-cache"})
+
+
+async def _look(session: ReviewSession, request: Request) -> Response:
+    session.look_at(request.path_params["frame"])
+    return JSONResponse({"ok": True})
 
 
 async def _matte(session: ReviewSession, request: Request) -> Response:

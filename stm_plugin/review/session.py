@@ -23,6 +23,7 @@ from stm_plugin.images.plate import Plate
 from stm_plugin.planning.values import Request, State
 from stm_plugin.propagation.events import Event, FrameFinished, Notice, PlanMade, Progress
 from stm_plugin.propagation.frame_loader import signature_of
+from stm_plugin.review.ahead import MadeAhead
 from stm_plugin.review.proxies import PictureCache, Size, encode_matte, encode_picture
 from stm_plugin.review.start_mask import Hints, first_mask
 from stm_plugin.shot.export import MatteWriter
@@ -31,6 +32,7 @@ from stm_plugin.windows import FloatArray, place
 
 _SHOWN: Final = (State.KEY, State.DONE)
 _WATCH_SECONDS: Final = 1.0
+_LOCKS: Final = 32  # frames that can be made at once
 Listener = Callable[[dict[str, Any]], None]
 
 
@@ -64,6 +66,12 @@ class ReviewSession:
         self._thread: threading.Thread | None = None
         self._exported: tuple[str, int, int] | None = None
         self._colours: dict[tuple[str, ...], tuple[Colour, ...]] = {}
+        self._frame_locks = tuple(threading.Lock() for _ in range(_LOCKS))
+        self._ahead = MadeAhead(
+            lambda: self._shot.plate.frames,
+            lambda frame: self.plate(frame, "proxy"),
+            lambda: self._run.running,
+        )
         self._ended = threading.Event()
         self._marks = self._marks_now()
         self._held_by = self._shot.store.lock.held_by_another()
@@ -136,10 +144,23 @@ class ReviewSession:
             raise PlateError("The plate frame is missing.", frame=frame, path=plate.sequence.path(frame))
         signature = f"{mark} {self._shot.settings.id('picture')}"
         found = self._cache.get("plate", str(frame), signature, size)
-        if found is None:
-            found = encode_picture(self._display(frame), size)
-            self._cache.put(found, "plate", str(frame), signature, size)
+        if found is not None:
+            return found
+        with self._frame_locks[frame % _LOCKS]:  # the second one who wants it waits for the first
+            found = self._cache.get("plate", str(frame), signature, size)
+            if found is None:
+                found = encode_picture(self._display(frame), size)
+                self._cache.put(found, "plate", str(frame), signature, size)
         return found
+
+    def look_at(self, frame: int) -> None:
+        """State which frame is looked at: small pictures of the plate are made ahead from there."""
+        self._ahead.look_at(frame)
+
+    @property
+    def proxies_left(self) -> int:
+        """How many small pictures of the plate have not been made ahead."""
+        return self._ahead.left
 
     def matte(self, frame: int, name: str, size: Size) -> tuple[bytes, str]:
         """An object's matte over the canvas as WebP (alpha), and its address.
@@ -306,6 +327,7 @@ class ReviewSession:
         self.stop()
         self._ended.set()
         self._watcher.join()
+        self._ahead.close()
         thread = self._thread
         if thread is not None:
             thread.join()

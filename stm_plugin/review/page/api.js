@@ -47,6 +47,7 @@ export function setKey(frame, object, mask, width, height, empty) {
 }
 
 export const removeKey = (frame) => ask(`/api/key/${frame}`, { method: "DELETE" });
+export const look = (frame) => post(`/api/look/${frame}`);
 export const propagate = () => post("/api/propagate");
 export const stop = () => post("/api/stop");
 export const exportMattes = async (order) => (await post("/api/export", order)).json();

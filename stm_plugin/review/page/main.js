@@ -53,7 +53,20 @@ const shownFrames = () => new Set(state.frames.filter((one) => SHOWN.has(state.s
 const names = () => state.objects.map((one) => one.name);
 const isKey = () => state.keys.some((one) => one.frame === frame);
 
+// Tell the server where to make pictures ahead: one request at a time, the last frame counts.
+let looking = false;
+let lookedAt = null;
+async function look() {
+  if (looking || lookedAt === frame) return;
+  looking = true;
+  lookedAt = frame;
+  try { await api.look(frame); } catch { /* the link says so */ }
+  looking = false;
+  look();
+}
+
 function ahead() {
+  look();
   pictures.ahead(state.frames, frame, names(), shownFrames());
 }
 

@@ -124,3 +124,12 @@ def test_a_folder_with_other_files_is_left_as_it_is(
     assert demo.main(["--out", str(tmp_path)]) == ExitCode.STORE
     assert "the demo did not make" in capsys.readouterr().err
     assert [path.name for path in tmp_path.rglob("*")] == ["cup.stmshot", "shot.json"]
+
+
+def test_review_opens_the_page_on_the_demos_shot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(demo, "run_demo", lambda out: None)
+    monkeypatch.setattr(demo, "serve_review", opened.append)
+    assert demo.main(["--out", str(tmp_path)]) == 0 and opened == []
+    assert demo.main(["--out", str(tmp_path), "--review"]) == 0
+    assert opened == [str(tmp_path / f"{demo.OBJECT}.stmshot")]

@@ -41,10 +41,10 @@ class Running:
     home: Path
     process: subprocess.Popen[str] | None = None
 
-    def start(self) -> str:
-        """The address that it prints."""
+    def start(self, what: str | None = None) -> str:
+        """The address that it prints. `what`: the shot or a plate; the shot if None."""
         self.process = subprocess.Popen(
-            [sys.executable, "-c", COMMAND, "review", str(self.shot), "--no-browser"],
+            [sys.executable, "-c", COMMAND, "review", what or str(self.shot), "--no-browser"],
             cwd=REPOSITORY,
             env={**os.environ, "PYTHONPATH": str(REPOSITORY), "XDG_CACHE_HOME": str(self.home)},
             stdout=subprocess.PIPE,
@@ -177,6 +177,62 @@ def test_the_whole_loop_in_a_browser(browser: object, running: Running, tmp_path
     picture = cv2.imread(str(tmp_path / "page.png"))
     assert picture is not None and np.ptp(picture[60:600, 100:1050]) > 100
     page.close()
+
+
+def test_a_plate_opens_and_a_box_and_a_scribble_make_its_first_key(
+    browser: object, running: Running, tmp_path: Path
+) -> None:
+    shutil.rmtree(running.shot)
+    context = browser.new_context(viewport={"width": 1280, "height": 720})  # type: ignore[attr-defined]
+    page = context.new_page()
+    page.goto(running.start(str(tmp_path / "chair.####.jpg")))
+    expect(page.locator("#dirty")).to_contain_text("no key yet", timeout=WAIT_MS)
+    expect(page.locator("#bundle")).to_be_disabled()
+    stage = page.locator("#view").bounding_box()
+    strokes = (
+        ("x", (0.3, 0.2), (0.7, 0.8)),
+        ("n", (0.45, 0.45), (0.55, 0.55)),
+        ("m", (0.31, 0.22), (0.31, 0.3)),
+    )
+    for key, *points in strokes:
+        page.keyboard.press(key)
+        (x, y), (to_x, to_y) = points
+        page.mouse.move(stage["x"] + stage["width"] * x, stage["y"] + stage["height"] * y)
+        page.mouse.down()
+        page.mouse.move(stage["x"] + stage["width"] * to_x, stage["y"] + stage["height"] * to_y, steps=4)
+        page.mouse.up()
+    page.click("#from-hints")
+    says(page, "A first mask")
+    page.click("#undo")
+    expect(page.locator("#undo")).to_be_disabled()
+    page.click("#redo")
+    expect(page.locator("#redo")).to_be_disabled()
+    page.click("#set-key")
+    says(page, "Key 1001 is set")
+    with Shot.open(running.shot) as shot:
+        mask, _ = shot.store.mask(next(iter(shot.store.description().keys[0].masks.values())).hash)
+        assert shot.status().network_frames == FRAMES - 1, "nothing is computed yet"
+    height, width = mask.shape
+    assert mask[height // 2, width // 2] > 0.9 and mask[:, : width // 5].max() == 0.0
+    expect(page.locator("#dirty")).to_contain_text(f"computes {FRAMES - 1} frames")
+
+    # Another tab follows; another browser does not get in.
+    other = context.new_page()
+    other.goto(page.url)
+    expect(other.locator("#dirty")).to_contain_text("computes", timeout=WAIT_MS)
+    stranger = browser.new_context().new_page()  # type: ignore[attr-defined]
+    assert stranger.goto(page.url).status == 403
+    other.locator("#bundle").click()
+    says(other, "chair.bundle")
+    assert (tmp_path / "chair.bundle" / "template.yaml").is_file()
+
+    # Reload in the middle: the propagation goes on, and both tabs say how it ends.
+    page.click("#propagate")
+    says(page, "steps")
+    page.reload()
+    for one in (page, other):
+        expect(one.locator("#dirty")).to_contain_text("up to date", timeout=WAIT_MS)
+    context.close()
 
 
 def test_a_killed_engine_is_said_and_nothing_is_lost(browser: object, running: Running) -> None:

@@ -22,6 +22,7 @@ import pytest
 from stm_plugin.cli import shot as command_line
 from stm_plugin.errors import MaskError, PlateError
 from stm_plugin.farm.bundle import PLAIN_VALUES, TEMPLATE
+from stm_plugin.review.ahead import MadeAhead
 from stm_plugin.review.app import ReviewServer, make_server
 from stm_plugin.review.guard import MOST_BODY_BYTES
 from stm_plugin.review.opening import open_for_review
@@ -302,6 +303,46 @@ def test_while_another_process_holds_the_shot_the_page_says_who_and_changes_noth
     end()
     assert page.state()["heldBy"] is None
     assert page.paint(1002)[0].status == 200
+
+
+def test_small_pictures_are_made_ahead_from_the_frame_that_is_looked_at() -> None:
+    made: list[int] = []
+    go_on, busy = threading.Event(), threading.Event()
+    busy.set()
+
+    def make(frame: int) -> None:
+        made.append(frame)
+        if frame == 7:
+            go_on.wait(20)
+        if frame == 6:
+            raise PlateError("damaged")
+
+    ahead = MadeAhead(lambda: range(1, 11), make, busy.is_set)
+    ahead.look_at(7)
+    time.sleep(0.1)
+    assert made == []
+    busy.clear()
+    wait_until(lambda: made == [7])
+    ahead.look_at(2)  # somebody scrubs while the first one is made
+    go_on.set()
+    wait_until(lambda: ahead.left == 0)
+    ahead.close()
+    assert made == [7, 2, 3, 1, 4, 5, 6, 8, 9, 10]
+
+
+def test_the_page_has_every_small_picture_made_ahead_and_each_only_once(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page.enter()
+    read: list[int] = []
+    display = page.shot.display
+    monkeypatch.setattr(page.shot, "display", lambda frame: (read.append(frame), display(frame))[1])
+    assert page.ask("POST", "/api/look/1003")[0].status == 200
+    assert page.ask("GET", "/api/plate/1004")[0].status == 200
+    wait_until(lambda: page.session.proxies_left == 0)
+    for frame in FRAMES:
+        assert page.ask("GET", f"/api/plate/{frame}")[0].status == 200
+    assert sorted(read) == list(FRAMES)
 
 
 def test_a_change_by_another_process_comes_to_the_page(page: Page) -> None:
