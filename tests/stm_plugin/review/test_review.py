@@ -32,6 +32,7 @@ from stm_plugin.review.start_mask import Hints, first_mask
 from stm_plugin.settings import Settings
 from stm_plugin.shot.shot import Shot
 from stm_plugin.store.description import PlateDescription
+from stm_plugin.windows import FloatArray
 from tests.conftest import REPOSITORY, PlateMaker
 from tests.stm_plugin.small_network import WORKING_SIZE, CountingNetwork
 
@@ -336,7 +337,12 @@ def test_the_page_has_every_small_picture_made_ahead_and_each_only_once(
     page.enter()
     read: list[int] = []
     display = page.shot.display
-    monkeypatch.setattr(page.shot, "display", lambda frame: (read.append(frame), display(frame))[1])
+
+    def counted(frame: int) -> FloatArray:
+        read.append(frame)
+        return display(frame)
+
+    monkeypatch.setattr(page.shot, "display", counted)
     assert page.ask("POST", "/api/look/1003")[0].status == 200
     assert page.ask("GET", "/api/plate/1004")[0].status == 200
     wait_until(lambda: page.session.proxies_left == 0)
