@@ -6,7 +6,7 @@ import hashlib
 import os
 import sys
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 import cv2
 import numpy as np
@@ -25,6 +25,7 @@ _LOSSLESS: Final = 101  # OpenCV's value for lossless
 
 Bytes8 = npt.NDArray[np.uint8]
 Size = Literal["proxy", "full"]
+Pixel = TypeVar("Pixel", np.uint8, np.float32)
 
 
 def cache_folder() -> Path:
@@ -72,8 +73,9 @@ def encode_picture(picture: FloatArray, size: Size) -> bytes:
         picture: float32 (h, w, 3) in [0, 1], sRGB.
         size: `proxy` reduces it to PROXY_WIDTH.
     """
-    pixels = np.rint(np.clip(picture[..., ::-1], 0.0, 1.0) * 255).astype(np.uint8)
-    return _webp(_sized(pixels, size), _PROXY_QUALITY if size == "proxy" else _FULL_QUALITY)
+    small = _sized(picture, size)  # first: converting all pixels to bytes takes longer than the rest
+    pixels = np.rint(np.clip(small[..., ::-1], 0.0, 1.0) * 255).astype(np.uint8)
+    return _webp(pixels, _PROXY_QUALITY if size == "proxy" else _FULL_QUALITY)
 
 
 def encode_matte(matte: FloatArray, size: Size) -> bytes:
@@ -106,7 +108,7 @@ def decode_mask(data: bytes, width: int, height: int) -> FloatArray:
     return alpha
 
 
-def _sized(pixels: Bytes8, size: Size) -> Bytes8:
+def _sized(pixels: npt.NDArray[Pixel], size: Size) -> npt.NDArray[Pixel]:
     height, width = pixels.shape[:2]
     if size == "full" or width <= PROXY_WIDTH:
         return np.ascontiguousarray(pixels)
@@ -115,7 +117,7 @@ def _sized(pixels: Bytes8, size: Size) -> Bytes8:
         (PROXY_WIDTH, max(1, round(height * PROXY_WIDTH / width))),
         interpolation=cv2.INTER_AREA,
     )
-    return np.asarray(small, np.uint8)
+    return np.asarray(small, pixels.dtype)
 
 
 def _webp(pixels: Bytes8, quality: int) -> bytes:
