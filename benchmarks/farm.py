@@ -12,17 +12,19 @@ of `Times`; --measure takes them from runs of single tasks. A measured shot must
 from __future__ import annotations
 
 import argparse
-import heapq
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 
@@ -82,11 +84,16 @@ def simulate(parts: Parts, machines: int, times: Times) -> Run:
     return Run(sum(_makespan(step, machines) for step in steps), sum(map(sum, steps)))
 
 
-def _makespan(tasks: Iterable[float], machines: int) -> float:
-    free = [0.0] * machines
-    for seconds in tasks:
-        heapq.heappush(free, heapq.heappop(free) + seconds)
-    return max(free)
+def _makespan(tasks: Iterable[float], machines: int, slowdown: float = 1.0) -> float:
+    """How long tasks take in their order. `slowdown`: while more than one runs on shared cores."""
+    waiting, running, now = deque(tasks), list[float](), 0.0
+    while waiting or running:
+        while waiting and len(running) < machines:
+            running.append(waiting.popleft())
+        shortest = min(running)
+        now += shortest * (slowdown if len(running) > 1 else 1.0)
+        running = [left - shortest for left in running if left > shortest]
+    return now
 
 
 def enough(parts: Parts, times: Times) -> int:
@@ -132,7 +139,10 @@ def table(times: Times, machines: Sequence[int]) -> None:
 
 
 def measure(shot: Path, processes: int, chunk: int) -> None:
-    """Run a shot's tasks here, one at a time and `processes` at once, and compare with the simulation."""
+    """Run a shot's tasks here, one at a time and `processes` at once, and compare with the simulation.
+
+    Each process gets its share of the cores, and the same share when it runs alone: it stands for a machine.
+    """
     from stm_plugin.farm.work import FarmShot
     from stm_plugin.planning.values import Request
 
@@ -140,26 +150,57 @@ def measure(shot: Path, processes: int, chunk: int) -> None:
         parts = parts_of(opened.propagation.plan(), chunk)
     with tempfile.TemporaryDirectory() as name:
         out = f"{name}/matte.####.exr"
-        took: dict[int, dict[str, list[float]]] = {}
+        shares = _shares(processes)
+        took: dict[str, list[float]] = {}
+        slowdown = 1.0
         for count in (1, processes):
-            shutil.rmtree(shot / "mattes", ignore_errors=True)
-            for path in [*Path(name).glob("*.exr"), shot / "plate.jsonl"]:
-                path.unlink(missing_ok=True)
+            _empty(shot, Path(name))
             started = time.monotonic()
-            took[count] = {
-                "plan": _tasks([("plan", shot, "--out", out)], 1),
-                "pass": _tasks([("pass", shot, one.text) for one in parts.passes], count),
-                "finish": _tasks([("finish", shot, one.text, "--out", out) for one in parts.chunks], count),
-                "check": _tasks([("check", shot, "--out", out)], 1),
-            }
+            found = _run_job(shot, out, parts, shares[:count])
             real = time.monotonic() - started
-            fitted = {"plan": took[1]["plan"], "check": took[1]["check"]}
-            fitted["pass"] = _fitted(took[1]["pass"], [one.frames for one in parts.passes])
-            lengths = [one.last - one.first + 1 for one in parts.chunks]
-            fitted["finish"] = _fitted(took[1]["finish"], lengths)
-            said = sum(_makespan(seconds, count) for seconds in fitted.values())
+            if count == 1:
+                took = _fitted_job(found, parts)
+                slowdown = _slowdown(shot, Path(name), parts, shares, found["pass"])
+            said = sum(_makespan(seconds, count, slowdown) for seconds in took.values())
             off = f"{100 * (said / real - 1):+.0f} %"
             print(f"{count} processes: {real:.1f} s, simulated {said:.1f} s, {off}", flush=True)
+        print(f"tasks that run together here take {slowdown:.2f} times as long as alone", flush=True)
+
+
+def _empty(shot: Path, mattes: Path) -> None:
+    """Remove all results of a shot."""
+    shutil.rmtree(shot / "mattes", ignore_errors=True)
+    for path in [*mattes.glob("*.exr"), shot / "plate.jsonl"]:
+        path.unlink(missing_ok=True)
+
+
+def _run_job(shot: Path, out: str, parts: Parts, shares: list[set[int]]) -> dict[str, list[float]]:
+    """Run all tasks of a job; seconds of each, by step."""
+    return {
+        "plan": _tasks([("plan", shot, "--out", out)], shares[:1]),
+        "pass": _tasks([("pass", shot, one.text) for one in parts.passes], shares),
+        "finish": _tasks([("finish", shot, one.text, "--out", out) for one in parts.chunks], shares),
+        "check": _tasks([("check", shot, "--out", out)], shares[:1]),
+    }
+
+
+def _slowdown(
+    shot: Path, mattes: Path, parts: Parts, shares: list[set[int]], alone: Sequence[float]
+) -> float:
+    """How much longer the first passes take together than alone; 1 if each has its own computer."""
+    if len(shares) < 2 or len(parts.passes) < 2:
+        return 1.0
+    _empty(shot, mattes)
+    first = parts.passes[: len(shares)]
+    together = _tasks([("pass", shot, one.text) for one in first], shares)
+    return max(1.0, sum(together) / sum(alone[: len(first)]))
+
+
+def _fitted_job(found: dict[str, list[float]], parts: Parts) -> dict[str, list[float]]:
+    """The seconds of tasks that ran one at a time, made smooth."""
+    lengths = [one.last - one.first + 1 for one in parts.chunks]
+    passes = _fitted(found["pass"], [one.frames for one in parts.passes])
+    return {**found, "pass": passes, "finish": _fitted(found["finish"], lengths)}
 
 
 def _fitted(seconds: Sequence[float], frames: Sequence[int]) -> list[float]:
@@ -170,14 +211,32 @@ def _fitted(seconds: Sequence[float], frames: Sequence[int]) -> list[float]:
     return [float(start + per_frame * one) for one in frames]
 
 
-def _tasks(tasks: Sequence[tuple[object, ...]], processes: int) -> list[float]:
+def _shares(processes: int) -> list[set[int]]:
+    """The cores of each process: equal shares of this machine's, or no choice where the system gives none."""
+    if not hasattr(os, "sched_getaffinity"):
+        return [set()] * processes
+    cores = sorted(os.sched_getaffinity(0))
+    size = max(1, len(cores) // processes)
+    return [set(cores[size * one % len(cores) :][:size]) for one in range(processes)]
+
+
+def _tasks(tasks: Sequence[tuple[object, ...]], shares: list[set[int]]) -> list[float]:
+    """Run tasks, one at a time on each share of the cores; returns the seconds of each."""
+    free: SimpleQueue[set[int]] = SimpleQueue()
+    for share in shares:
+        free.put(share)
+
+    def take_cores() -> None:
+        if share := free.get():
+            os.sched_setaffinity(0, share)  # of this thread, and of the processes that it starts
+
     def run(words: tuple[object, ...]) -> float:
         started = time.monotonic()
         command = [sys.executable, "-m", "stm_plugin", "farm", *map(str, words)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=Path(__file__).parents[1])
         return time.monotonic() - started
 
-    with ThreadPoolExecutor(processes) as pool:
+    with ThreadPoolExecutor(len(shares), initializer=take_cores) as pool:
         return list(pool.map(run, tasks))
 
 

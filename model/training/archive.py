@@ -87,6 +87,24 @@ def pack(config: TrainingConfig, archive: Path, *, run: Path | None = None, limi
     return Packed(count, quality, archive.stat().st_size)
 
 
+def is_packed(path: Path) -> bool:
+    """Whether a file is an archive from `pack`."""
+    return _holds(path, {_CONFIG, _START})
+
+
+def is_result(path: Path) -> bool:
+    """Whether a file is a result from `train_for`."""
+    return _holds(path, {CHECKPOINT_FILE})
+
+
+def _holds(path: Path, names: set[str]) -> bool:
+    try:
+        with tarfile.open(path) as tar:
+            return names <= set(tar.getnames())
+    except (tarfile.TarError, OSError):
+        return False
+
+
 def train_for(
     archive: Path,
     run: Path,

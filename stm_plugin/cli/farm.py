@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -18,8 +19,11 @@ from stm_plugin.errors import as_stm_error
 from stm_plugin.planning.values import Request
 
 if TYPE_CHECKING:  # heavy modules are imported in the functions: help must not wait for them
+    from model.training.trainer import Losses, Trainer
     from stm_plugin.farm.bundle import Job
     from stm_plugin.farm.work import CheckReport
+
+STEPS_A_REPORT = 10
 
 app = typer.Typer(help="One shot on many machines: a job bundle, and the tasks in it.", no_args_is_help=True)
 
@@ -33,6 +37,11 @@ Chunk = Annotated[int, typer.Option(help="Frames of a finishing task.")]
 Mattes = Annotated[
     str | None, typer.Option(help="The matte sequence; NAME.####.exr beside the shot if not given.")
 ]
+Form = Literal["lines", "json", "opencue"]
+Archive = Annotated[Path, typer.Argument(help="The packed run, from `stm train pack`.")]
+Minutes = Annotated[float, typer.Option(min=1, help="For everything.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N or mps.")]
+Workers = Annotated[int, typer.Option(min=0, max=64, help="Processes that prepare samples.")]
 Stm = Annotated[str, typer.Option(help="The command `stm` on the farm's machines.")]
 
 
@@ -51,9 +60,9 @@ def bundle(
     from stm_plugin.farm.bundle import PLAIN_VALUES, TEMPLATE
     from stm_plugin.farm.writing import tasks_of, write_bundle
 
-    folder = _new_shot(str(shot), parse_keys(key), out) if key else shot
-    job = _job(folder, mattes, frames, chunk, stm)
-    write_bundle(job, out, overwrite=overwrite)
+    with _shot(shot, parse_keys(key) if key else {}, out) as folder:
+        job = _job(folder, mattes, frames, chunk, stm)
+        write_bundle(job, out, overwrite=overwrite)
     text = f"{out}: {tasks_of(job)}\nTo run it here:"
     output.print(text, highlight=False, markup=False, soft_wrap=True)
     line = f"openjd run {out / TEMPLATE} --job-param file://{out / PLAIN_VALUES}"
@@ -67,17 +76,83 @@ def commands(
     frames: Frames = None,
     chunk: Chunk = 20,
     stm: Stm = "stm",
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per task.")] = False,
+    form: Annotated[
+        Form, typer.Option("--format", help="Lines, one JSON object per task, or a script for OpenCue.")
+    ] = "lines",
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:
     """Print the tasks as plain command lines, each with the tasks that it needs."""
     from stm_plugin.farm.commands import commands as commands_of
+    from stm_plugin.farm.outline import outline_script
 
-    for one in commands_of(_job(shot, mattes, frames, chunk, stm)):
-        if as_json:
+    job = _job(shot, mattes, frames, chunk, stm)
+    if form == "opencue" and not as_json:
+        print(outline_script(job), end="")
+        return
+    for one in commands_of(job):
+        if as_json or form == "json":
             print(json.dumps(one.to_json(), ensure_ascii=False))
         else:
             print(f"# {one.name}, after {', '.join(one.after)}" if one.after else f"# {one.name}")
             print(one.line)
+
+
+@app.command()
+def training(
+    archive: Archive,
+    out: Annotated[Path, typer.Option(help="The folder of the bundle.")],
+    result: Annotated[
+        Path | None, typer.Option(help="What the task writes; OUT/result.tar if not given.")
+    ] = None,
+    minutes: Minutes = 30.0,
+    device: Device = "cuda",
+    workers: Workers = 8,
+    stm: Stm = "stm",
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a job bundle that trains from a packed run, in one task on a machine with a GPU."""
+    from stm_plugin.farm.bundle import FILES, PLAIN_VALUES, TEMPLATE
+    from stm_plugin.farm.training import TrainingJob, check_files, training_texts
+    from stm_plugin.files.outputs import Given, listed_outputs
+    from stm_plugin.files.whole import write_atomically
+
+    job = TrainingJob(archive, result or out / "result.tar", minutes, device, workers, stm)
+    check_files(archive, job.result)
+    given = [Given("the packed run", archive)]
+    with listed_outputs(out, [out / name for name in FILES], given, overwrite):
+        for name, text in training_texts(job).items():
+            write_atomically(out / name, text.encode())
+    line = f"openjd run {out / TEMPLATE} --job-param file://{out / PLAIN_VALUES} --step train"
+    output.print(f"{out}: one task\nTo run it here:\n{line}", highlight=False, markup=False, soft_wrap=True)
+    home = f"stm train collect {job.result} RUN"
+    output.print(f"Then: {home}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command("train")
+def run_training(
+    archive: Archive,
+    result: Annotated[Path, typer.Argument(help="The file to write, for `stm train collect`.")],
+    minutes: Minutes = 30.0,
+    device: Device = "cuda",
+    workers: Workers = 8,
+    scratch: Annotated[Path | None, typer.Option(help="A folder for what is removed at the end.")] = None,
+    openjd: OpenJd = False,
+) -> None:
+    """A task: train from a packed run as `stm train timed` does. A result of an earlier run is replaced."""
+    from stm_plugin.farm.training import train
+
+    with _reports(openjd):
+
+        def progress(trainer: Trainer, losses: Losses) -> None:
+            if trainer.step % STEPS_A_REPORT:
+                return
+            text = f"step {trainer.step} of {trainer.config.steps}, loss {float(losses.total):.3f}"
+            if openjd:
+                _say(f"openjd_progress: {100 * trainer.step / trainer.config.steps:.1f}")
+            _say(f"openjd_status: {text}" if openjd else text)
+
+        train(archive, result, minutes, device=device, workers=workers, scratch=scratch, report=progress)
+        print(f"{result} written")
 
 
 @app.command()
@@ -181,17 +256,28 @@ def _job(shot: Path, mattes: str | None, frames: str | None, chunk: int, stm: st
     return make_job(shot, mattes, _request(frames), chunk, stm)
 
 
-def _new_shot(plate: str, keys: dict[int, str], out: Path) -> Path:
-    """A shot of a plate and its keys, beside the bundle."""
+@contextmanager
+def _shot(shot: Path, keys: dict[int, str], out: Path) -> Iterator[Path]:
+    """The shot store; with keys, a new one of a plate beside the bundle, removed where the bundle fails."""
     from stm_plugin.shot.shot import Shot
     from stm_plugin.store.description import PlateDescription
 
+    if not keys:
+        yield shot
+        return
     folder = out.with_name(f"{out.name}.stmshot")
-    description = PlateDescription("files", str(Path(plate).expanduser().absolute()))
-    with Shot.create(folder, description) as made:
-        for frame, mask in keys.items():
-            made.add_key(frame, mask, allow_empty=len(keys) > 1)
-    return folder
+    existed = folder.exists()
+    description = PlateDescription("files", str(shot.expanduser().absolute()))
+    made = Shot.create(folder, description)
+    try:
+        with made:
+            for frame, mask in keys.items():
+                made.add_key(frame, mask, allow_empty=len(keys) > 1)
+        yield folder
+    except BaseException:
+        if not existed:  # a second try with the right input must not find half a shot
+            shutil.rmtree(folder)
+        raise
 
 
 def _request(frames: str | None) -> Request:

@@ -7,6 +7,7 @@ all passes are done. `commands` lists which passes each chunk needs.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ VALUES = "parameter_values.yaml"
 ASSETS = "asset_references.yaml"
 PLAIN_VALUES = "parameters.json"
 """The format of `openjd run --job-param file://...`."""
+SPECIFICATION = "jobtemplate-2023-09"
 FILES = (TEMPLATE, VALUES, ASSETS, PLAIN_VALUES)
 
 _MEBIBYTE = 1 << 20
@@ -90,10 +92,10 @@ def template(job: Job) -> Json:
     steps.append(_step("finish", job, [steps[-1]["name"]], ("Chunk", chunks)))
     steps.append(_step("check", job, ["finish"]))
     return {
-        "specificationVersion": "jobtemplate-2023-09",
+        "specificationVersion": SPECIFICATION,
         "name": f"STM {name}"[:_MOST_NAME],
         "parameterDefinitions": _parameters(job),
-        "jobEnvironments": [_environment()],
+        "jobEnvironments": [environment()],
         "steps": steps,
     }
 
@@ -115,11 +117,32 @@ def texts(job: Job) -> dict[str, str]:
     }
     found = {
         TEMPLATE: template(job),
-        VALUES: {"parameterValues": [{"name": one, "value": value} for one, value in values(job).items()]},
+        VALUES: value_list(values(job)),
         ASSETS: {"assetReferences": assets},
         PLAIN_VALUES: values(job),
     }
-    return {name: json.dumps(content, indent=2, ensure_ascii=False) + "\n" for name, content in found.items()}
+    return {name: file_text(content) for name, content in found.items()}
+
+
+def value_list(given: Mapping[str, str | float | int]) -> Json:
+    """Values in the format of `VALUES`."""
+    return {"parameterValues": [{"name": one, "value": value} for one, value in given.items()]}
+
+
+def file_text(content: Mapping[str, Any]) -> str:
+    """The text of a file of a bundle."""
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def stm_parameter() -> Json:
+    """The parameter with the command of the installation."""
+    return {
+        "name": "Stm",
+        "type": "STRING",
+        "minLength": 1,
+        "default": "stm",
+        "description": "The command of the installation on the farm's machines.",
+    }
 
 
 def _parameters(job: Job) -> list[Json]:
@@ -156,18 +179,12 @@ def _parameters(job: Job) -> list[Json]:
             "type": "STRING",
             "description": "Stands for keys, weights and settings; a task refuses a shot with others.",
         },
-        {
-            "name": "Stm",
-            "type": "STRING",
-            "minLength": 1,
-            "default": "stm",
-            "description": "The command of the installation on the farm's machines.",
-        },
+        stm_parameter(),
     ]
     return [one for one in found if job.plate or one["name"] != "Plate"]
 
 
-def _environment() -> Json:
+def environment() -> Json:
     """Prints which installation a session uses, and fails where there is none."""
     enter = {"command": "{{Param.Stm}}", "args": ["farm", "activate"]}
     return {

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import os
 import re
+import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
+from openjd.cli import main as openjd
 from openjd.model import DocumentType, decode_job_template, document_string_to_object
 
 from stm_plugin.cli import main
@@ -19,6 +26,7 @@ from stm_plugin.exit_codes import ExitCode
 from stm_plugin.farm.bundle import TEMPLATE, job_of, template, values
 from stm_plugin.farm.commands import commands
 from stm_plugin.farm.merge import merge
+from stm_plugin.farm.outline import layer_name, outline_script
 from stm_plugin.farm.parts import parse_pass, parts_of
 from stm_plugin.farm.work import FarmShot
 from stm_plugin.images.mask import MaskReading
@@ -27,6 +35,7 @@ from stm_plugin.settings import Settings
 from stm_plugin.shot.export import MatteWriter
 from stm_plugin.shot.shot import Shot
 from stm_plugin.store.description import PlateDescription
+from stm_plugin.store.store import ShotStore
 from tests.stm_plugin.small_network import WORKING_SIZE, CountingNetwork
 
 FRAMES = range(1001, 1010)
@@ -265,3 +274,101 @@ def test_progress_and_failure_are_told_as_the_format_says(
     assert stm(monkeypatch, "farm", "plan", folder, *out) == ExitCode.PLATE
     failed = re.findall(r"^openjd_fail: (.*)$", capsys.readouterr().out, re.MULTILINE)
     assert len(failed) == 1 and "frame 1004" in failed[0] and "plate.1004.exr" in failed[0]
+
+
+def test_a_bundle_of_a_plate_and_its_keys_makes_the_shot_and_passes_the_formats_check(
+    tmp_path: Path, plate: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = tmp_path / "hero.bundle"
+    keys = [word for one in KEYS for word in ("--key", f"{one}={tmp_path}/plate.mask.{one}.png")]
+    assert stm(monkeypatch, "farm", "bundle", plate, *keys, "--out", bundle, "--chunk", 4) == 0
+    check_format(bundle, monkeypatch, capsys)
+    shot = tmp_path / "hero.bundle.stmshot"
+    given = json.loads((bundle / "parameters.json").read_text("utf-8"))
+    assert (given["Shot"], given["Plate"]) == (str(shot), plate)
+    assert tuple(one.frame for one in ShotStore.open(shot).description().keys) == KEYS
+    assert stm(monkeypatch, "farm", "bundle", plate, *keys, "--out", bundle) == ExitCode.STORE, (
+        "never replaced"
+    )
+
+    task = plan_of(bundle)
+    assert stm(monkeypatch, *task) == 0
+    (tmp_path / "plate.1004.exr").write_bytes(b"none")
+    capsys.readouterr()
+    assert stm(monkeypatch, *task) == ExitCode.PLATE
+    failed = re.findall(r"^openjd_fail: (.*)$", capsys.readouterr().out, re.MULTILINE)
+    assert len(failed) == 1 and "1004" in failed[0]
+
+
+def test_a_bundle_of_wrong_input_leaves_no_shot_behind(
+    tmp_path: Path, plate: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = tmp_path / "hero.bundle"
+    key = f"1001={tmp_path}/plate.mask.1001.png"
+    for wrong in (
+        ("--key", f"1001={tmp_path}/none.png"),
+        ("--key", f"2001={tmp_path}/plate.mask.1001.png"),
+        ("--key", key, "--chunk", 0),
+        ("--key", key, "--frames", "2001-2010"),
+        ("--key", key, "--mattes", plate),
+    ):
+        assert stm(monkeypatch, "farm", "bundle", plate, *wrong, "--out", bundle) != 0, wrong
+        assert not (tmp_path / "hero.bundle.stmshot").exists(), wrong
+        assert not bundle.exists(), wrong
+
+
+def check_format(bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Run `openjd check` on a bundle."""
+    monkeypatch.setattr(sys, "argv", ["openjd", "check", str(bundle / TEMPLATE)])
+    try:
+        openjd()
+    except SystemExit as ended:
+        assert ended.code in (0, None), capsys.readouterr().out
+
+
+def plan_of(bundle: Path) -> list[str]:
+    """The words of the plan's task with the values of the bundle, as a farm would run it."""
+    made = json.loads((bundle / TEMPLATE).read_text("utf-8"))["steps"][0]["script"]["actions"]["onRun"]
+    given = json.loads((bundle / "parameters.json").read_text("utf-8"))
+    return [re.sub(r"{{Param\.(\w+)}}", lambda one: given[one[1]], word) for word in made["args"]]
+
+
+OUTLINE_PYTHON = os.environ.get("STM_OUTLINE_PYTHON") or (sys.executable if find_spec("outline") else "")
+
+
+def test_the_script_for_opencue_has_a_layer_per_task_and_its_dependencies(folder: Path) -> None:
+    farm = Farm(folder)
+    with farm.open() as opened:
+        job = replace(job_of(opened, farm.plan, farm.parts, str(farm.out)), gpu=True)
+    layers = ast.literal_eval(outline_script(job).split("LAYERS = ")[1].split("\n\n\ndef build")[0])
+    found = commands(job)
+    assert [(name, after, line) for name, after, line, _ in layers] == [
+        (layer_name(one.name), [layer_name(before) for before in one.after], one.line) for one in found
+    ]
+    assert {one["memory"] for name, _, _, one in layers if "gpus" in one} == {
+        f"{-(-job.memory.total // 2**20)}m"
+    }
+    assert sum("gpus" in one for *_, one in layers) == len(job.parts.passes)
+    assert layer_name("finish -5--1") == "finish_m5_m1"
+    assert layer_name("pass -5:backward") == "pass_m5_backward"
+
+
+@pytest.mark.skipif(not OUTLINE_PYTHON, reason="opencue-pyoutline is not installed")
+def test_the_script_for_opencue_builds_and_serialises_without_a_server(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert stm(monkeypatch, "farm", "commands", folder, "--chunk", 4, "--format", "opencue") == 0
+    script = tmp_path / "hero.py"
+    script.write_text(capsys.readouterr().out, "utf-8")
+    assert stm(monkeypatch, "farm", "commands", folder, "--chunk", 4, "--json") == 0
+    tasks = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    monkeypatch.setenv("OUTLINE_OUTLINE_SESSION_DIR", str(tmp_path / "sessions"))
+    done = subprocess.run(
+        [OUTLINE_PYTHON, str(script), "--print"], check=False, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    spec = ElementTree.fromstring(done.stdout)
+    lines = {one.get("name"): one.findtext("cmd") for one in spec.iter("layer")}
+    assert lines == {layer_name(one["name"]): shlex.join(one["command"]) for one in tasks}
+    waits = {(one.findtext("deplayer"), one.findtext("onlayer")) for one in spec.iter("depend")}
+    assert waits == {(layer_name(one["name"]), layer_name(two)) for one in tasks for two in one["after"]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -56,6 +57,12 @@ class OpenJd:
     def run(self, step: str, *words: str) -> str:
         return ended(self.start(step, *words))
 
+    def fail(self, step: str) -> str:
+        process = self.start(step)
+        text, _ = process.communicate(timeout=300)
+        assert process.returncode != 0, text
+        return text
+
 
 def run(*words: object) -> None:
     done = subprocess.run([*map(str, words)], check=False, capture_output=True, text=True)
@@ -97,6 +104,28 @@ def test_a_bundle_runs_in_parallel_processes_with_one_killed_and_gives_the_bytes
     for frame in FRAMES:
         ours, theirs = (tmp_path / f"{name}.{frame}.exr" for name in ("hero", "single"))
         assert ours.read_bytes() == theirs.read_bytes(), frame
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="the command of the test is a shell script")
+def test_path_mapping_finds_the_plate_that_machines_mount_elsewhere(
+    tmp_path: Path, make_plate: Callable[..., str], command: Path
+) -> None:
+    plate = make_plate(frames=FRAMES, size=(128, 96))
+    make_shot(tmp_path / "hero.stmshot", plate)
+    bundle, elsewhere = tmp_path / "bundle", tmp_path / "elsewhere"
+    run(command, "farm", "bundle", tmp_path / "hero.stmshot", "--out", bundle, "--stm", command)
+    elsewhere.mkdir()
+    for frame in FRAMES:
+        (tmp_path / f"plate.{frame}.exr").rename(elsewhere / f"plate.{frame}.exr")
+    rule = {"source_path_format": "POSIX", "source_path": plate}
+    rule["destination_path"] = str(elsewhere / Path(plate).name)
+    rules = {"version": "pathmapping-1.0", "path_mapping_rules": [rule]}
+    (tmp_path / "rules.json").write_text(json.dumps(rules), "utf-8")
+    mapping = ("--path-mapping-rules", f"file://{tmp_path / 'rules.json'}")
+    assert "openjd_fail" in OpenJd(bundle).fail("plan"), "without the rule the plate is not found"
+    told = OpenJd(bundle).run("plan", *mapping)
+    assert "openjd_fail" not in told and "frames through the network" in told
 
 
 def kill_one_pass_after_its_first_result(folder: Path, command: Path, name: str) -> None:
