@@ -29,7 +29,7 @@ from stm_plugin.propagation.memory_forecast import MemoryFit
 from stm_plugin.propagation.propagation import NetworkFactory, Propagation
 from stm_plugin.shot.export import MatteWriter
 from stm_plugin.shot.inputs import Inputs, inputs_of
-from stm_plugin.shot.opening import check_licences, open_plate
+from stm_plugin.shot.opening import check_frames, check_licences, open_plate
 from stm_plugin.store.store import ShotStore, with_suffix
 
 MOST_REPAIRS = 20
@@ -114,6 +114,7 @@ class FarmShot:
         description = replace(description, settings=replace(settings, disk_budget=0))
         self.description, self.settings = description, description.settings
         self.plate = open_plate(self.store, description.plate, self.settings)
+        check_frames(self.plate, (request.first, request.last))
         self.propagation = Propagation(self.store, self.plate, description, network, warn)
 
     def __enter__(self) -> FarmShot:

@@ -310,6 +310,7 @@ def test_a_bundle_of_wrong_input_leaves_no_shot_behind(
         ("--key", f"2001={tmp_path}/plate.mask.1001.png"),
         ("--key", key, "--chunk", 0),
         ("--key", key, "--frames", "2001-2010"),
+        ("--key", key, "--frames", "1001-2000"),
         ("--key", key, "--mattes", plate),
     ):
         assert stm(monkeypatch, "farm", "bundle", plate, *wrong, "--out", bundle) != 0, wrong
