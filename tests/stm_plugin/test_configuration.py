@@ -179,7 +179,7 @@ def test_a_locked_value_is_changed_by_no_later_file(layers: Layers) -> None:
 
 def test_a_built_in_default_can_be_locked_as_it_is(layers: Layers) -> None:
     layers("locked = ['finish.edges']")
-    with pytest.raises(LockedError, match=r"finish.edges is locked to guided by .*layer0.toml, line 1"):
+    with pytest.raises(LockedError, match=r"finish.edges is locked to learned by .*layer0.toml, line 1"):
         configuration().check_change(Settings(), Settings(finish=FinishSettings(edges="off")))
 
 
@@ -318,9 +318,9 @@ def test_learned_edges_are_asked_for_their_licence_too(layers: Layers) -> None:
     layers("allowed_licences = ['NON-COMMERCIAL*']")
     from stm_plugin.shot.opening import check_licences
 
-    check_licences(configuration(), Settings())
+    check_licences(configuration(), Settings(finish=FinishSettings(edges="guided")))
     with pytest.raises(LicenceError, match="edges-lite"):
-        check_licences(configuration(), Settings(finish=FinishSettings(edges="learned")))
+        check_licences(configuration(), Settings())
 
 
 # ---- the server --------------------------------------------------------------------------------

@@ -228,7 +228,7 @@ def test_cached_queries_of_another_layout_are_not_taken_for_these() -> None:
         "quarter": 64,
         "half": 16,
     }
-    assert inference.QUERY_LAYOUT == "query 2"
+    assert inference.QUERY_LAYOUT == "query 3"
 
 
 @needs_onednn
