@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -131,9 +131,7 @@ def propagate(
     if not isinstance(plate, PlateDescription):
         plate = PlateDescription("files", str(Path(plate).expanduser().absolute()))
     source = open_plate(ShotStore(folder), plate, settings)
-    check_frames(source, (request.first, request.last))
-    for frame in keys:
-        check_key_frame(source, frame)
+    _check_frames(source, keys, request)
     masks = {frame: Path(mask) for frame, mask in keys.items() if not isinstance(mask, Mapping)}
     inputs, frames = inputs_of(source, settings, folder, masks), frames_in_range(source.frames, request)
     writer = MatteWriter(
@@ -151,6 +149,13 @@ def propagate(
             _adapt(shot, adapt if isinstance(adapt, AdaptOptions) else None, run)
         summary = shot.propagate(request, on_event=run.on_event, cancelled=run.cancelled, writer=writer)
         return Summary(summary, writer.written, shot.folder)
+
+
+def _check_frames(plate: PlateSource, keys: Iterable[int], request: Request) -> None:
+    """Check that the plate has the frames of the request and of the keys."""
+    check_frames(plate, (request.first, request.last))
+    for frame in keys:
+        check_key_frame(plate, frame)
 
 
 @contextmanager
