@@ -28,23 +28,24 @@ def test_what_follows_happens_here_and_in_order() -> None:
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_no_more_frames_wait_than_are_allowed(count: int) -> None:
-    gate = threading.Semaphore(0)
     workers = Workers(1, count)
+    gates = [threading.Event() for _ in range(workers.frames_waiting + 1)]
     begun: list[int] = []
 
     def work(frame: int) -> None:
         begun.append(frame)
-        gate.acquire()
+        assert gates[frame].wait(30)
 
     told: list[int] = []
     with FinishingQueue(work, lambda frame, _: told.append(frame), workers) as queue:
         for frame in range(workers.frames_waiting):
             queue.submit(frame)
         assert told == [] and len(begun) <= count
-        gate.release(count)
+        gates[0].set()
         queue.submit(workers.frames_waiting)  # returns only when the first one is done
-        assert told[0] == 0
-        gate.release(workers.frames_waiting)
+        assert told == [0]
+        for gate in gates:
+            gate.set()
         queue.finish()
     assert told == list(range(workers.frames_waiting + 1))
 
