@@ -19,6 +19,7 @@ from tests.stm_plugin.conftest import stm as stm
 def test_a_report_holds_versions_configuration_logs_and_errors_and_no_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_plate: PlateMaker, stm: Command
 ) -> None:
+    monkeypatch.setattr("stm_plugin.logs._handlers", [])  # an earlier test may have a log
     home = tmp_path / "home" / "mona"
     (home / "log").mkdir(parents=True)
     for name, value in {

@@ -179,7 +179,8 @@ def read_pixels(image: oiio.ImageInput, header: PictureHeader, frame: int, path:
     Raises:
         PlateError: the file is truncated or damaged.
     """
-    stored = _read_plain_exr(image, header, path)
+    with memory_errors(path, frame):
+        stored = _read_plain_exr(image, header, path)
     if stored is None:
         try:
             stored = read_stored(image, header.subimage, header.channels)
@@ -220,6 +221,8 @@ def _read_plain_exr(image: oiio.ImageInput, header: PictureHeader, path: Path) -
     )
     if not is_plain or not _ends_whole(image, spec):
         return None
+    # Too little memory is found here: OpenEXR would print lines of its own.
+    np.empty((spec.height, spec.width, len(names)), np.float16)
     try:
         with OpenEXR.File(str(path)) as file:
             pixels = file.channels()["".join(names)].pixels
