@@ -156,22 +156,23 @@ def write_matte(
     """
     path = Path(path)
     check_kind(path, plate_frame.frame)
-    channels = _channels(mattes, plate_frame, channel, path)
-    channels |= beside or {}
-    extra = dict(metadata or {})
-    ids: dict[str, FloatArray] = {}
-    if with_ids:
-        clamped = {name: np.clip(matte, 0.0, 1.0, dtype=np.float32) for name, matte in mattes.items()}
-        ids = cryptomatte.channels(clamped)
-        extra |= cryptomatte.metadata(tuple(mattes))
-    half_floats = {name: to_half(matte) for name, matte in channels.items()}
-    extra[PIXELS_ATTRIBUTE] = pixel_hash({**half_floats, **ids})
-    spec = _matte_spec(plate_frame, (*channels, *ids), extra)
-    pixels: npt.NDArray[np.float16] | FloatArray = _interleaved(tuple(half_floats.values()))
-    if ids:
-        spec.channelformats = (oiio.HALF,) * len(channels) + (oiio.FLOAT,) * len(ids)
-        pixels = np.stack([*map(to_float, half_floats.values()), *ids.values()], axis=-1)
-    write_image(path, spec, pixels, frame=plate_frame.frame, durable=durable)
+    with memory_errors(path, plate_frame.frame):
+        channels = _channels(mattes, plate_frame, channel, path)
+        channels |= beside or {}
+        extra = dict(metadata or {})
+        ids: dict[str, FloatArray] = {}
+        if with_ids:
+            clamped = {name: np.clip(matte, 0.0, 1.0, dtype=np.float32) for name, matte in mattes.items()}
+            ids = cryptomatte.channels(clamped)
+            extra |= cryptomatte.metadata(tuple(mattes))
+        half_floats = {name: to_half(matte) for name, matte in channels.items()}
+        extra[PIXELS_ATTRIBUTE] = pixel_hash({**half_floats, **ids})
+        spec = _matte_spec(plate_frame, (*channels, *ids), extra)
+        pixels: npt.NDArray[np.float16] | FloatArray = _interleaved(tuple(half_floats.values()))
+        if ids:
+            spec.channelformats = (oiio.HALF,) * len(channels) + (oiio.FLOAT,) * len(ids)
+            pixels = np.stack([*map(to_float, half_floats.values()), *ids.values()], axis=-1)
+        write_image(path, spec, pixels, frame=plate_frame.frame, durable=durable)
 
 
 def channels_beside(confidence: FloatArray | None, foreground: FloatArray | None) -> dict[str, FloatArray]:

@@ -78,7 +78,7 @@ def test_memory_that_a_picture_cannot_have_is_said_with_its_file(tmp_path: Path,
     told = {name: (kind, words) for name, kind, words in map(json.loads, done.stdout.splitlines())}
     assert set(told) >= {"mask.exr", "mask.png", "plate.1001.exr", "jpeg.1001.jpg", "plate.1002.exr"}, told
     for name, (kind, words) in told.items():
-        assert kind == "DeviceError", words
+        assert kind == "DeviceError", (name, words)
         assert "frame 1001" in words and name in words and "memory" in words and "ulimit -v" in words
     assert not list(tmp_path.glob(".*part*"))
 
