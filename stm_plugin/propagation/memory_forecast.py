@@ -35,7 +35,7 @@ _WINOGRAD_BYTES = {"efficientnet_lite0": 130 * _MEBIBYTE, "resnet50": 680 * _MEB
 _WINOGRAD_VALUES_PER_PIXEL = {"efficientnet_lite0": 0.0, "resnet50": 180.0}
 """The working memory of its wide convolutions, which does not depend on the objects."""
 _PROGRAM_BYTES = {"cuda": 600 * _MEBIBYTE, "mps": 400 * _MEBIBYTE, "cpu": 780 * _MEBIBYTE}
-_HEAP_GAPS = 40 * _MEBIBYTE
+_HEAP_GAPS = 100 * _MEBIBYTE
 """Gaps of the heap until freed memory is returned to the system (`Execution`)."""
 _EVICTION_GAPS = 0.2
 """Of the budget for features: what is lost in gaps at most, once features leave a full cache (99 frames)."""
@@ -46,7 +46,7 @@ _CACHED_BYTES = 2
 _AREA_BYTES = 8
 _PLATE_FRAME_BYTES = 12
 """Per pixel: three float32, the most that a plate has."""
-_FINISHING_BYTES = (7, 5)
+_FINISHING_BYTES = (9, 5)
 """Per plate pixel, and more for each object: what decoding, colour and finishing take beside the frames held,
 in each pair of a reader and a finisher.
 Measured with benchmarks/memory.py; a refiner of edges at plate resolution adds its own here."""
