@@ -54,7 +54,7 @@ def test_a_shot_without_a_key_says_what_it_needs(
     assert stm("shot", "new", shot, plate).code == 0
     assert "no key" in stm("shot", "status", shot).out
     assert "no key" not in stm("shot", "key", "add", shot, 1001, mask).out
-    removed = "".join(stm("shot", "key", "remove", shot, 1001).out.split())  # a long path is broken over lines
+    removed = "".join(stm("shot", "key", "remove", shot, 1001).out.split())  # long paths are broken
     assert "".join(f"`stm shot key add {shot} FRAME MASK`".split()) in removed
 
 
