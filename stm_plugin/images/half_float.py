@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 FloatArray = npt.NDArray[np.float32]
 HalfArray = npt.NDArray[np.float16]
@@ -37,6 +36,8 @@ def convert(values: npt.NDArray[Any], result: npt.NDArray[Any]) -> None:
     """Write values into an array of another float type, both C-contiguous and of one shape."""
     if values.shape != result.shape:
         raise ValueError(f"{values.shape} does not fit into {result.shape}")
+    import torch  # colour names this module, and a look at the colour spaces must not wait for torch
+
     source = torch.from_numpy(values if values.flags.writeable else values.copy()).view(-1)
     target = torch.from_numpy(result).view(-1)
     for start in range(0, source.numel(), _BLOCK_VALUES):

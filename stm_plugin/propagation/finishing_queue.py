@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from types import TracebackType
 from typing import Generic, TypeVar
 
+from stm_plugin.errors import PlateError, StmError
 from stm_plugin.propagation.workers import Workers
 
 ONE = Workers()
@@ -60,6 +62,9 @@ class FinishingQueue(Generic[T]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if isinstance(error, PlateError):  # frames before the missing one are computed: they get their mattes
+            with suppress(StmError):
+                self.finish()
         self.close()
 
     def _collect(self) -> None:
