@@ -18,8 +18,9 @@ import torch
 from model.inference.edges import FastRefiner
 from model.inference.fast_network import FastNetwork
 from model.network.edges import softness_of
-from model.training.edge_clips import ByteArray, FloatArray, kind_of, make_clip
+from model.training.edge_clips import kind_of, make_clip
 from model.training.edge_pool import at_working_size, coarse_masks
+from model.training.textures import ByteArray, FloatArray
 from model.weights_file import load_network, load_refiner
 from stm_plugin.finishing.band import Guide
 from stm_plugin.finishing.guided import finish

@@ -22,19 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-ByteArray = npt.NDArray[np.uint8]
-FloatArray = npt.NDArray[np.float32]
-
-PHOTOGRAPHS = (
-    "astronaut.png",
-    "camera.png",
-    "chelsea.png",
-    "coffee.png",
-    "grass.png",
-    "gravel.png",
-    "retina.jpg",
-)
-"""Of scikit-image: all are CC0 or public domain (by the README of its data)."""
+from model.training.textures import PHOTOGRAPHS, ByteArray, FloatArray, noise, photographs, read_bytes
 
 PHOTOGRAPH = "photograph"
 """The kind of clips that show a photograph with a mask that was drawn by hand."""
@@ -133,7 +121,7 @@ def _labelled(rng: np.random.Generator, pictures: Sequence[Path]) -> tuple[ByteA
         fitting = np.flatnonzero((sizes > 0.015) & (sizes < 0.5))
         if fitting.size:
             chosen = int(fitting[rng.integers(fitting.size)]) + 1
-            return _read(str(path)), (labels == chosen).astype(np.uint8)
+            return read_bytes(str(path)), (labels == chosen).astype(np.uint8)
     return None
 
 
@@ -284,7 +272,7 @@ def _assembly(rng: np.random.Generator, textures: _Textures) -> _Layer:
         line = _bar(rng, rng.uniform(180, 590, 2), rng.uniform(2, 7))
         colour = colour + line[..., None] * (rng.uniform(0, 1, 3).astype(np.float32) ** 2 - colour)
     if rng.random() < 0.6:  # light and shade
-        colour = colour * (0.3 + 1.3 * _noise(rng, _CANVAS, rng.uniform(80, 400)))[..., None]
+        colour = colour * (0.3 + 1.3 * noise(rng, _CANVAS, _CANVAS, rng.uniform(80, 400)))[..., None]
     return _Layer(np.asarray(alpha, np.float32), np.asarray(colour, np.float32))
 
 
@@ -356,8 +344,8 @@ def _gauze(rng: np.random.Generator, textures: _Textures) -> _Layer:
     """A solid part with semi-transparent smoke or cloth around it."""
     core = _filled(_outline(rng, rough=0.2, size=rng.uniform(60, 140)), soft=2.0)
     cloud = _filled(_outline(rng, rough=0.4), soft=rng.uniform(2, 60))
-    noise = _noise(rng, _CANVAS, rng.uniform(20, 120))
-    veil = cloud * np.clip(rng.uniform(0.2, 0.7) + rng.uniform(0.2, 1.0) * (noise - 0.5), 0, 1)
+    smooth = noise(rng, _CANVAS, _CANVAS, rng.uniform(20, 120))
+    veil = cloud * np.clip(rng.uniform(0.2, 0.7) + rng.uniform(0.2, 1.0) * (smooth - 0.5), 0, 1)
     return _Layer(np.asarray(1 - (1 - core) * (1 - veil), np.float32), textures.colour())
 
 
@@ -555,7 +543,8 @@ class _Textures:
         draw = self._rng.random()
         if draw < 0.45:  # nearly plain
             plain = self._rng.uniform(0, 1, 3).astype(np.float32) ** 2
-            return np.asarray(plain * (0.85 + 0.3 * _noise(self._rng, _CANVAS, 40))[..., None], np.float32)
+            smooth = noise(self._rng, _CANVAS, _CANVAS, 40)
+            return np.asarray(plain * (0.85 + 0.3 * smooth)[..., None], np.float32)
         return self.picture(_CANVAS, again=0.4) * np.float32(self._rng.uniform(0.5, 1.3))
 
     def colour(self) -> FloatArray:
@@ -563,7 +552,8 @@ class _Textures:
         colour = self._one_colour()
         if self._rng.random() < 0.55:
             for _ in range(int(self._rng.integers(1, 4))):
-                part = _noise(self._rng, _CANVAS, self._rng.uniform(60, 400)) > self._rng.uniform(0.4, 0.65)
+                smooth = noise(self._rng, _CANVAS, _CANVAS, self._rng.uniform(60, 400))
+                part = smooth > self._rng.uniform(0.4, 0.65)
                 edge = cv2.GaussianBlur(part.astype(np.float32), (0, 0), 1.0)[..., None]
                 colour = np.asarray(colour * (1 - edge) + self._one_colour() * edge, np.float32)
         return colour
@@ -571,7 +561,8 @@ class _Textures:
     def _one_colour(self) -> FloatArray:
         if self._rng.random() < 0.3:  # nearly plain
             plain = self._rng.uniform(0, 1, 3).astype(np.float32) ** 2
-            return np.asarray(plain * (0.85 + 0.3 * _noise(self._rng, _CANVAS, 40))[..., None], np.float32)
+            smooth = noise(self._rng, _CANVAS, _CANVAS, 40)
+            return np.asarray(plain * (0.85 + 0.3 * smooth)[..., None], np.float32)
         return self.picture(_CANVAS) * np.float32(self._rng.uniform(0.5, 1.3))
 
     def picture(self, side: int, again: float = 0.0) -> FloatArray:
@@ -581,20 +572,20 @@ class _Textures:
             again: how often it is another part of the photograph that was used last.
         """
         if self._last is not None and again and self._rng.random() < again:
-            return self._cut(_read(self._last), side)
+            return self._cut(read_bytes(self._last), side)
         draw = self._rng.random()
         if draw < 0.12:
             return self._pattern(side)
         if draw < 0.25:
             a, b = self._rng.uniform(0, 1, (2, 3)).astype(np.float32) ** 2
-            noise = _noise(self._rng, side, self._rng.uniform(3, 150))[..., None]
-            return np.asarray(a * noise + b * (1 - noise), np.float32)
+            smooth = noise(self._rng, side, side, self._rng.uniform(3, 150))[..., None]
+            return np.asarray(a * smooth + b * (1 - smooth), np.float32)
         if self._pictures and draw < 0.6:
             path = str(self._pictures[int(self._rng.integers(len(self._pictures)))])
         else:
-            path = str(_photographs()[int(self._rng.integers(len(PHOTOGRAPHS)))])
+            path = str(photographs()[int(self._rng.integers(len(PHOTOGRAPHS)))])
         self._last = path
-        return self._cut(_read(path), side)
+        return self._cut(read_bytes(path), side)
 
     def _cut(self, picture: ByteArray, side: int) -> FloatArray:
         """A part of a photograph, randomly turned, enlarged and tinted."""
@@ -628,22 +619,6 @@ class _Textures:
         return np.asarray(share[..., None] * a + (1 - share[..., None]) * b, np.float32)
 
 
-@lru_cache(maxsize=1)
-def _photographs() -> tuple[Path, ...]:
-    import skimage  # imported here: not needed for using the refiner
-
-    folder = Path(skimage.__file__).parent / "data"
-    return tuple(folder / name for name in PHOTOGRAPHS)
-
-
-@lru_cache(maxsize=64)
-def _read(path: str) -> ByteArray:
-    picture = cv2.imread(path, cv2.IMREAD_COLOR)
-    if picture is None:
-        raise ValueError(f"{path} cannot be read as a picture")
-    return np.ascontiguousarray(picture[..., ::-1])
-
-
 @lru_cache(maxsize=64)
 def _labels_of(picture: str) -> ByteArray | None:
     """(h, w): the number of each pixel's object, by the picture beside; None where there is none."""
@@ -653,17 +628,6 @@ def _labels_of(picture: str) -> ByteArray | None:
         return None
     with Image.open(labels) as found:  # a palette's numbers, not its colours
         return np.array(found.convert("P") if found.mode != "P" else found, np.uint8)
-
-
-def _noise(rng: np.random.Generator, side: int, size: float) -> FloatArray:
-    """(side, side) in [0, 1]: smooth noise with details down to a quarter of `size` pixels."""
-    total = np.zeros((side, side), np.float32)
-    for octave in range(3):
-        cells = max(2, round(side / size * 2**octave) + 1)
-        values = rng.random((cells, cells), np.float32)
-        total += np.float32(0.5**octave) * cv2.resize(values, (side, side), interpolation=cv2.INTER_CUBIC)
-    low, high = float(total.min()), float(total.max())
-    return (total - np.float32(low)) / np.float32(max(high - low, 1e-6))
 
 
 def decoded(picture: ByteArray) -> FloatArray:

@@ -19,7 +19,8 @@ import torch
 
 from model.inference.fast_network import FastNetwork
 from model.network.memory import MemoryRule
-from model.training.edge_clips import FRAMES, WORKING_SIDE, ByteArray, EdgeClip, FloatArray, make_clip
+from model.training.edge_clips import FRAMES, WORKING_SIDE, EdgeClip, make_clip
+from model.training.textures import ByteArray, FloatArray
 
 _SOFT_KEYS = 0.35
 """Share of clips whose key is the true alpha. The others have a hard key, as most masks are."""

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from model.network.edges import softness_of
-from model.training.edge_clips import FRAMES, PHOTOGRAPH, WORKING_SIDE, ByteArray, FloatArray
+from model.training.edge_clips import FRAMES, PHOTOGRAPH, WORKING_SIDE
 from model.training.edge_pool import PooledClip, at_working_size, read_pooled
+from model.training.textures import ByteArray, FloatArray
 
 CROP = 128
 """Side of a sample in working pixels."""
