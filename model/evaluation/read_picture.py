@@ -163,7 +163,7 @@ def capture(
     label = min(groups) if label is None else label
     if label not in groups or step.query is None:
         raise ValueError(
-            f"{sequence.name}: object {label} is not in memory on frame {frame}; there are "
+            f"{sequence.name}: object {label} is not in memory on frame {frame}; in memory: "
             f"{', '.join(map(str, sorted(groups)))}."
         )
     group = groups[label]

@@ -163,15 +163,13 @@ class Engine:
 
         It is ended, once, if nobody else uses it; else this client gets one of its own beside it.
         """
-        if not self._may_start:
+        if not self._may_start or self._own is not None:  # its own engine is what this installation starts
             return False
         installed = _installed_version()
         if installed is None or connection.engine in (installed, _UNKNOWN_VERSION):
             return False
         state, _ = connection.call({"op": "ping"})
         if self._has_replaced or state["clients"] > 1 or state["jobs"] > 0:
-            if self._own is not None:
-                return False  # it is what this installation starts
             self._stand_beside()
             connection.close()
             return True

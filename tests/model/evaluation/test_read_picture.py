@@ -133,7 +133,7 @@ def test_an_object_that_entered_late_reads_from_its_own_frames_alone(
     segmenter = NetworkSegmenter(engine, MemoryRule.parse("every:2"), None)
     read = capture(video, segmenter, "00005", 2)
     assert [frame.name for frame in read.memory] == ["00002", "00004"]
-    with pytest.raises(ValueError, match="object 2 is not in memory on frame 00002; there is 1"):
+    with pytest.raises(ValueError, match="object 2 is not in memory on frame 00002; in memory: 1"):
         capture(video, segmenter, "00002", 2)
     with pytest.raises(ValueError, match=r"frame 00000 reads nothing\. The first one that does is 00001"):
         capture(video, segmenter, "00000")
