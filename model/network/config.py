@@ -76,7 +76,7 @@ NETWORKS: dict[str, NetworkConfig] = {
             # Stored frames hold the network's own mistakes; keys are true.
             key_weight=0.3,
             # A fast turning object is most similar to the previous frame: under the cap it can be lost at
-                # once.
+            # once.
             shrink_guard=0.15,
         ),
     )

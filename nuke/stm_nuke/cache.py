@@ -289,8 +289,7 @@ def check_replaceable(target: Path, frame: int) -> None:
 
 
 def copy_whole(source: Path, target: Path) -> None:
-    """Copy a file atomically. CacheError where it cannot be written.
-    """
+    """Copy a file atomically. CacheError where it cannot be written."""
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

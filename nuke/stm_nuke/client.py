@@ -142,9 +142,7 @@ class Engine:
             if not self._replace_if_older(connection):
                 connection.check_version()
                 return connection
-        raise EngineStartError(
-            f"The engine ends as soon as it is reached. See {self.folder / LOG_NAME}."
-        )
+        raise EngineStartError(f"The engine ends as soon as it is reached. See {self.folder / LOG_NAME}.")
 
     def _reach(self, aborted: Aborted) -> socket.socket:
         link = try_to_connect(self.folder)

@@ -116,9 +116,7 @@ def _parser() -> argparse.ArgumentParser:
         "--key", action="append", default=[], metavar="FRAME=FILE", help="set a key from a mask file first"
     )
     parser.add_argument("--key-from-input", action="append", default=[], metavar="FRAME", type=_frame)
-    parser.add_argument(
-        "--update-keys", action="store_true", help="update changed masks from the mask input"
-    )
+    parser.add_argument("--update-keys", action="store_true", help="update changed masks from the mask input")
     parser.add_argument(
         "--check-plate", action="store_true", help="render the plate again, compare by content"
     )

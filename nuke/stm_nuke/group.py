@@ -186,8 +186,7 @@ def reload_matte(group: nuke.Group) -> None:
 
 
 def offer_objects(group: nuke.Group, names: Sequence[str]) -> None:
-    """Give each object a layer in the output. A single object has the channel only.
-    """
+    """Give each object a layer in the output. A single object has the channel only."""
     layered = list(names) if len(names) > 1 else []
     for name in layered:
         nuke.Layer(name, [f"{name}.alpha"])

@@ -192,15 +192,9 @@ def _settings_knobs() -> Iterator[nuke.Knob]:
         "Which earlier frames are kept in memory. The first choice is the best.",
     )
     yield _integer(MEMORY_STEP, "N", 5, "The interval of frames kept in memory.")
-    yield _integer(
-        MEMORY_CAP, "memory cap", 20, "The most frames in memory, beside the keyframes."
-    )
-    yield _integer(
-        WORKING_SIZE, "working size", 480, "Short side of the working picture in pixels."
-    )
-    yield _switch(
-        USE_REGION, "use region", False, "Use a part of the picture only: small objects get finer."
-    )
+    yield _integer(MEMORY_CAP, "memory cap", 20, "The most frames in memory, beside the keyframes.")
+    yield _integer(WORKING_SIZE, "working size", 480, "Short side of the working picture in pixels.")
+    yield _switch(USE_REGION, "use region", False, "Use a part of the picture only: small objects get finer.")
     yield _tip(nuke.BBox_Knob(REGION, "region"), "The part of the picture to use.")
     yield _tip(
         _text(COLOUR_SPACE, "colour space", SCRIPT_COLOUR),

@@ -56,4 +56,3 @@ def _config_of_script(executable: str) -> str | None:
         f"The script's OCIO config {name} is not in {folder}.",
         hint="Name the file under OCIO config in the STM node's Settings.",
     )
-

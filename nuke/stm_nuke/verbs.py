@@ -515,9 +515,7 @@ class _PlateWork(_Work):
                 task.report("Waiting for Nuke to end another render")
                 time.sleep(BUSY_SECONDS)
 
-    def _capture(
-        self, frames: Range, scratch: Path
-    ) -> tuple[capture.PlateFrames, dict[int, dict[str, Any]]]:
+    def _capture(self, frames: Range, scratch: Path) -> tuple[capture.PlateFrames, dict[int, dict[str, Any]]]:
         node = find_by_id(self.snapshot.node_id)
         metadata = {
             frame: _metadata(node, frame, self.snapshot.view) for frame in range(frames[0], frames[1] + 1)
