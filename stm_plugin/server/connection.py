@@ -14,6 +14,7 @@ from stm_plugin import protocol as p
 from stm_plugin.errors import StmError, as_stm_error
 from stm_plugin.protocol import FramingError, Kind, Message, RequestError, error_header
 from stm_plugin.server.jobs import Job, internal_error
+from stm_plugin.server.replies import configured_json
 from stm_plugin.server.runtime import Endpoint
 from stm_plugin.server.service import Service
 
@@ -221,6 +222,7 @@ class Connection:
                 "requests": p.MAX_UNANSWERED,
                 "shots": p.MAX_SHOTS,
             },
+            **configured_json(),
         }
         await self._send(Message(Kind.REPLY, prefix.request_id, answer))
         self._service.begin_loading()  # after the reply: a host must not wait for torch here

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from stm_plugin.configuration import OPTIONS, Configuration, configuration
+from stm_plugin.errors import ConfigurationError
 from stm_plugin.protocol import PlanRequest, RequestError, ranges_of
 from stm_plugin.server.backend import Information, KeyState, NoMatte, Reason, ShotBackend
 
@@ -17,6 +19,27 @@ def information_json(found: Information) -> dict[str, Any]:
         "devices": [dict(one) for one in found.devices],
         "weights": [dict(one) for one in found.weights],
         "settings": {name: dict(one) for name, one in found.settings.items()},
+    }
+
+
+def configured_json() -> dict[str, Any]:
+    """What hello says of the configuration: the locked settings, and where caches belong.
+
+    A configuration that cannot be used locks nothing here; opening a shot names the error.
+    """
+    try:
+        layers = configuration()
+    except ConfigurationError:
+        layers = Configuration()
+    return {"locked": locked_json(layers), "cache_folder": layers["cache_folder"]}
+
+
+def locked_json(layers: Configuration) -> dict[str, Any]:
+    """The locked settings of a shot: the value, and who locked it."""
+    return {
+        name: {"value": one.value, "text": one.why_locked}
+        for name, one in layers.locked.items()
+        if name not in OPTIONS
     }
 
 

@@ -33,6 +33,7 @@ from stm_plugin.server.backend import (
 from stm_plugin.server.jobs import REMEMBERED_SECONDS, DeviceQueue, Job, Work
 from stm_plugin.server.mapped import MapFolder
 from stm_plugin.server.replies import (
+    configured_json,
     information_json,
     keys_json,
     no_matte,
@@ -93,6 +94,7 @@ class SharedShot:
             "text": state_words(state.done, state.stale, state.missing),
             "advice": None if state.advice is None else {"frame": state.advice[0], "text": state.advice[1]},
             "jobs": list(jobs),
+            "locked": configured_json()["locked"],
         }
 
 

@@ -127,6 +127,28 @@ def test_another_major_version_is_refused_with_the_engines_own(server: ServerPro
         assert ended_by_server(link)
 
 
+def test_hello_and_status_say_what_the_configuration_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path / "site.toml"
+    site.write_text("locked = ['memory_cap', 'log_level']\nmemory_cap = 7\ncache_folder = 'fast'\n")
+    monkeypatch.setenv("STM_CONFIG", str(site))
+    with a_server("900") as server, server.raw() as link:
+        hello = {"op": "hello", "protocol": [1, 3], "token": server.endpoint()["token"], "client": "raw"}
+        link.sendall(request(1, {**hello, "pid": 0}))
+        said = receive(link).header
+        text = f"The setting memory_cap is locked to 7 by {site}, line 1."
+        assert said["locked"] == {"memory_cap": {"value": 7, "text": text}}
+        assert (said["protocol"], said["cache_folder"]) == ([1, 3], str(tmp_path / "fast"))
+        site.write_text("memory_cap = ")  # an error is named where a shot is opened, and ends no connection
+        client = server.connect()
+        shot = new_shot(client)
+        assert client.call({"op": "status", "shot": shot})[0]["locked"] == {}
+        site.write_text("locked = ['memory_cap']\nmemory_cap = 20\n")
+        assert client.call({"op": "status", "shot": shot})[0]["locked"]["memory_cap"]["value"] == 20
+        client.close()
+
+
 def test_a_second_hello_ends_the_connection(server: ServerProcess) -> None:
     with server.greeted() as link:
         hello = {
