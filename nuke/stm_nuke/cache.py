@@ -4,6 +4,7 @@
       keys/<digest>.exr               masks of keyframes, by content
       mattes/matte.<view>.####.exr    the files of the Read inside the node; an existing file is fresh
       mattes/keys.<view>.txt          the keys that these mattes were made from
+      mattes/finish.<view>.txt        their edges and layers
       fixes/matte.<view>.####.exr     copies of mattes that are being corrected
       previous/matte.<view>.####.exr  the matte of a frame before the last change
       mattes/stale.json               frames whose file was kept although it is out of date (an option)
@@ -309,6 +310,19 @@ def recorded_keys(cache: Path, view: str) -> str | None:
     """The keys that `record_keys` recorded last; None before."""
     try:
         return (cache / "mattes" / f"keys.{view}.txt").read_text("utf-8")
+    except OSError:
+        return None
+
+
+def record_finish(cache: Path, view: str, text: str) -> None:
+    """Record how the existing mattes are finished. CacheError where it cannot be written."""
+    _replace_text(cache / "mattes" / f"finish.{view}.txt", text)
+
+
+def recorded_finish(cache: Path, view: str) -> str | None:
+    """What `record_finish` recorded last; None before."""
+    try:
+        return (cache / "mattes" / f"finish.{view}.txt").read_text("utf-8")
     except OSError:
         return None
 

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from stm_nuke.node import StmNode
 
 _RANGE_KNOBS = frozenset((knobs.FIRST, knobs.LAST))
+_FINISH_KNOBS = frozenset((knobs.CONFIDENCE, knobs.FOREGROUND, knobs.EDGES, knobs.EDGE_WIDTH))
 _LISTENED = _RANGE_KNOBS | {
-    *(knobs.MATTE_FROM, knobs.MISSING, knobs.CONFIDENCE, knobs.COMPARE),
+    *(knobs.MATTE_FROM, knobs.MISSING, knobs.COMPARE),
+    *_FINISH_KNOBS,
     *("inputChange", "showPanel"),
 }
 _CREATED = "created"
@@ -96,8 +98,8 @@ def _catch_up(node: StmNode, event: str) -> None:
                 node.claim()
         elif event == knobs.MATTE_FROM:
             verbs.take_matte_from(node, node[knobs.MATTE_FROM])
-        elif event == knobs.CONFIDENCE:
-            verbs.take_confidence(node, node.view())
+        elif event in _FINISH_KNOBS:
+            verbs.take_finish(node, node.view())
         elif event == knobs.COMPARE:
             node.claim()
             node.show_timeline(node.view())
@@ -240,7 +242,7 @@ def is_in_flipbook(write: nuke.Node) -> bool:
 
 def what_is_wrong(node: StmNode, is_flipbook: bool = False) -> str:
     """Why this node must not be rendered now; empty where it may. A flipbook may show the overlay."""
-    from stm_nuke import cache, live
+    from stm_nuke import cache, live, verbs
     from stm_nuke.keys import format_keys
 
     if node[knobs.OVERLAY] and not is_flipbook:
@@ -253,7 +255,11 @@ def what_is_wrong(node: StmNode, is_flipbook: bool = False) -> str:
         problem = node.live_problem()
         if problem:
             return f"{problem} {live.INSTEAD}"
+        if node.has_foreground:
+            return verbs.FOREGROUND_IN_FILES.format(name=node.name)
     for view in nuke.views():
+        if not node.is_live and not node.finish.fits(node.cache, view):
+            return f"Edges or layers of {node.name} have changed since its mattes were made. Propagate again."
         noted = cache.recorded_keys(node.cache, view)
         if noted is not None and noted != format_keys(node.keys_in_range(view)):
             return f"The keyframes of {node.name} have changed since its mattes were made. Propagate again."

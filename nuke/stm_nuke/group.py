@@ -37,6 +37,7 @@ OBJECTS_PER_COPY = 4
 OBJECT_COPIES = tuple(f"objects_{number}" for number in range(1, 5))
 
 CONFIDENCE_CHANNEL = "stm.confidence"
+FOREGROUND_LAYER = "fg"
 NODES = (PLATE_INPUT, "mask", "fix", MATTE_READ, GUARD, TO_CHANNEL, OVERLAY, NOTE, SHOWN, "Output1")
 """All nodes inside a new STM node."""
 _TINT = ("Br*(1-0.5*Aa)+0.5*Aa", "Bg*(1-0.5*Aa)", "Bb*(1-0.5*Aa)")
@@ -204,15 +205,26 @@ def offer_objects(group: nuke.Group, names: Sequence[str]) -> None:
                     node[knob].setValue(channel)
 
 
-def show_confidence(group: nuke.Group, is_on: bool) -> None:
-    """Add the layer with the network's confidence to the output, or remove it."""
-    channel = CONFIDENCE_CHANNEL if is_on else "none"
+def show_layers(group: nuke.Group, confidence: bool, foreground: bool) -> None:
+    """Add layers of the matte files to the output, or remove them.
+
+    No node is added, as editions with ten nodes have no room for one: the Copy of the matte has a second pair
+    of knobs for one channel, and `channels` for a whole layer.
+
+    Args:
+        confidence: the network's confidence in each pixel.
+        foreground: the plate's colours without the background.
+    """
     copy = inner(group, TO_CHANNEL)
-    if is_on:
+    channel = CONFIDENCE_CHANNEL if confidence else "none"
+    layer = FOREGROUND_LAYER if foreground else "none"
+    if confidence:
         nuke.Layer(CONFIDENCE_CHANNEL.partition(".")[0], [CONFIDENCE_CHANNEL])
-    for knob in ("from1", "to1"):
-        if copy[knob].value() != channel:
-            copy[knob].setValue(channel)
+    if foreground:
+        nuke.Layer(FOREGROUND_LAYER, [f"{FOREGROUND_LAYER}.{one}" for one in ("red", "green", "blue")])
+    for knob, value in (("from1", channel), ("to1", channel), ("channels", layer)):
+        if copy[knob].value() != value:
+            copy[knob].setValue(value)
 
 
 FIX_ALPHA, LOOKED_AT = "fix_alpha", "looked_at"

@@ -16,7 +16,7 @@ HOME = "stm_home"
 KEYS = "stm_keys"
 VERSION = "stm_version"
 """The release that made the node's knobs and its inside."""
-NEWEST_VERSION = "2"
+NEWEST_VERSION = "3"
 CANVAS = "stm_canvas"
 """x y width height (y down): holds the data window of every plate frame seen so far."""
 PLATE_FINGERPRINT = "stm_plate_print"
@@ -28,6 +28,8 @@ OBJECTS = "objects"
 FIRST, LAST = "first", "last"
 OVERLAY = "overlay"
 CONFIDENCE = "confidence"
+FOREGROUND = "foreground"
+EDGES, EDGE_WIDTH = "edges", "edge_width"
 COMPARE = "compare"
 TIMELINE = "timeline"
 """A curve: 0 where there is no matte, 1 where there is one, 2 where an old one was kept, 3 on a keyframe."""
@@ -47,6 +49,7 @@ DEVICE, WEIGHTS, WEIGHTS_INFO = "device", "weights", "weights_info"
 CACHE_PLACE, CACHE_FOLDER, CACHE_PATH = "cache_place", "cache_folder", "cache_path"
 
 NEW, OLD = "new", "old"
+LEARNED, GUIDED, OFF = "learned", "guided", "off"
 FAIL, HOLD_LAST, OLD_MATTE = "fail", "hold the last matte", "take the old matte"
 FILES, LIVE = "files", "live (OFX)"
 NEXT_TO_SCRIPT, CHOSEN_FOLDER = "next to the script", "chosen folder"
@@ -55,6 +58,15 @@ RULES = {"first": "first", "previous": "previous", "first and previous": "first+
 """The engine's names of the memory rules without a number, by their names in the panel."""
 SCRIPT_COLOUR = "script"
 DEFAULT_OBJECTS = "matte = rgba.alpha"
+LATER = {
+    CONFIDENCE: False,
+    FOREGROUND: False,
+    EDGES: LEARNED,
+    EDGE_WIDTH: 1.0,
+    COMPARE: NEW,
+    MISSING: FAIL,
+}
+"""Values where a node of an older release, which nobody has used yet, has no such knob."""
 
 _BUTTON = """\
 try:
@@ -166,6 +178,19 @@ def _look_knobs() -> Iterator[nuke.Knob]:
         False,
         "A layer stm.confidence in the output: the network's confidence in each pixel.",
     )
+    yield _switch(
+        FOREGROUND,
+        "foreground colours",
+        False,
+        "A layer fg in the output: the plate's colours without the background, not premultiplied.",
+    )
+    yield _menu(
+        EDGES,
+        "edges",
+        [LEARNED, GUIDED, OFF],
+        "Learned: soft where the plate is soft. Guided: they follow the plate's colours. Off: enlarged only.",
+    )
+    yield _number(EDGE_WIDTH, "narrower - wider", 1.0, "Of learned edges, from 0.25 to 4: 1 is unchanged.")
     yield _menu(
         MISSING,
         "without a matte",
@@ -260,6 +285,13 @@ def _text(name: str, label: str, value: str, multiline: bool = False) -> nuke.Kn
 
 def _integer(name: str, label: str, value: int, tip: str) -> nuke.Knob:
     knob = nuke.Int_Knob(name, label)
+    knob.setValue(value)
+    knob.setFlag(nuke.NO_ANIMATION)
+    return _tip(knob, tip)
+
+
+def _number(name: str, label: str, value: float, tip: str) -> nuke.Knob:
+    knob = nuke.Double_Knob(name, label)
     knob.setValue(value)
     knob.setFlag(nuke.NO_ANIMATION)
     return _tip(knob, tip)

@@ -27,6 +27,9 @@ _KNOBS: dict[str, tuple[str, ...]] = {
     "device": (knobs.DEVICE,),
     "weights": (knobs.WEIGHTS,),
     "confidence": (knobs.CONFIDENCE,),
+    "foreground": (knobs.FOREGROUND,),
+    "finish.edges": (knobs.EDGES,),
+    "finish.width": (knobs.EDGE_WIDTH,),
 }
 """The knobs of each setting of the engine."""
 
@@ -36,8 +39,16 @@ _NEW_NODE: dict[str, Any] = {
     "working_size": 480,
     "device": "auto",
     "weights": "stm-lite",
+    "foreground": False,
+    "finish.edges": knobs.LEARNED,
+    "finish.width": 1.0,
 }
 """What the knobs of a new node say: a value that is still this one was chosen by nobody."""
+
+_SAME_VALUE = frozenset(
+    ("memory_cap", "working_size", "weights", "confidence", "foreground", "finish.edges", "finish.width")
+)
+"""Settings whose knob has the engine's own value."""
 
 _MARK = "Locked. "
 
@@ -103,7 +114,7 @@ def _set_value(node: StmNode, name: str, value: Any) -> None:
     elif name == "device":
         if value in ("auto", "cuda", "mps", "cpu"):
             node.set(knobs.DEVICE, value)
-    elif name in ("memory_cap", "working_size", "weights"):
+    elif name in _SAME_VALUE:
         node.set(_KNOBS[name][0], value)
     elif name == "ocio_config":
         node.set(knobs.OCIO_CONFIG, value or "")

@@ -21,6 +21,7 @@ from stm_nuke.errors import (
     StmNodeError,
     UsageError,
 )
+from stm_nuke.finish import Finish
 from stm_nuke.frames import Range, whole, whole_within
 from stm_nuke.keys import Key, format_keys, parse_keys
 from stm_nuke.wire import Window
@@ -218,6 +219,8 @@ class StmNode:
         return fingerprint.fingerprint_of(self.mask, seconds)
 
     def __getitem__(self, knob: str) -> Any:
+        if self.group.knob(knob) is None and knob in knobs.LATER:
+            return knobs.LATER[knob]
         return self.group[knob].value()
 
     def set(self, knob: str, value: Any) -> None:
@@ -258,7 +261,17 @@ class StmNode:
             "device": str(self[knobs.DEVICE]),
             "weights": str(self[knobs.WEIGHTS]).strip(),
             "confidence": self.has_confidence and not self.is_live,
+            "foreground": self.has_foreground and not self.is_live,
+            "finish.edges": str(self[knobs.EDGES]),
+            "finish.width": float(self[knobs.EDGE_WIDTH]),
         }
+
+    @property
+    def finish(self) -> Finish:
+        """The edges and the layers of matte files that the panel asks for."""
+        layers = {"confidence": self.has_confidence, "foreground": self.has_foreground}
+        edges = {"finish.edges": self[knobs.EDGES], "finish.width": self[knobs.EDGE_WIDTH]}
+        return Finish.of({**layers, **edges})
 
     def _region(self) -> list[int] | None:
         """The region in the engine's coordinates: y down from the top of the format."""
@@ -447,6 +460,11 @@ class StmNode:
         return bool(self[knobs.CONFIDENCE])
 
     @property
+    def has_foreground(self) -> bool:
+        """Whether the output has the layer with the plate's colours without the background."""
+        return bool(self[knobs.FOREGROUND])
+
+    @property
     def keeps_old_mattes(self) -> bool:
         """Whether a matte that is out of date stays in use until there is a new one."""
         return bool(self[knobs.MISSING] == knobs.OLD_MATTE)
@@ -482,9 +500,9 @@ class StmNode:
 
     def frames_by_state(self) -> list[tuple[str, list[int]]]:
         """The frames with an old matte, or none, by the timeline; empty before it is set."""
-        curve = self.group[knobs.TIMELINE]
+        curve = self.group.knob(knobs.TIMELINE)
         first, last = self.frames
-        if not curve.isAnimated():
+        if curve is None or not curve.isAnimated():
             return []
         states = {frame: int(curve.getValueAt(frame)) for frame in range(first, last + 1)}
         return [
@@ -527,7 +545,7 @@ class StmNode:
         first, last = self.frames
         pattern = group.matte_pattern(self.cache, cache.PREVIOUS if self.shows_old else "mattes")
         group.point_to(self.group, "" if self.is_live else pattern, first, last)
-        group.show_confidence(self.group, self.has_confidence)
+        group.show_layers(self.group, self.has_confidence, self.has_foreground and not self.is_live)
         problem = live.arrange(self.group, self._live_store(), self._object_names(), self.has_confidence)
         if self.is_live and not live.is_in(self.group):
             group.forbid(self.group, live.NOT_HERE)

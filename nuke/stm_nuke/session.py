@@ -21,7 +21,7 @@ from stm_nuke.errors import CacheError, KeyframeError
 from stm_nuke.frames import Range, frames_of
 from stm_nuke.keys import Key, mask_path, parse_keys
 from stm_nuke.node import Snapshot, union
-from stm_nuke.wire import Aborted, AbortedError, EngineError, EngineGoneError, Header, Window
+from stm_nuke.wire import Aborted, AbortedError, EngineError, EngineGoneError, Header, Window, never
 
 DIGESTS_AT_ONCE = 5000
 STOP_SECONDS = 60.0
@@ -92,9 +92,12 @@ class Session:
 
     def _opening(self) -> Header:
         """The fields of `open_shot`."""
-        opening = self.snapshot.opening()
-        settings = {**opening["settings"], **self.taken.values}
-        return {**opening, "settings": settings, "scratch": str(self.scratch)}
+        return {**self.snapshot.opening(), "settings": self.settings, "scratch": str(self.scratch)}
+
+    @property
+    def settings(self) -> Header:
+        """The settings of the shot, by the engine's names."""
+        return {**self.snapshot.settings, **self.taken.values}
 
     def _open(self) -> None:
         """Open the shot. Keys outside its range are removed first, as the engine refuses them."""
@@ -157,6 +160,7 @@ class Session:
                 objects,
                 self._aborted,
                 digest=key.digest,
+                allow_empty=True,  # the artist was told: the object is not in the picture
                 replace=True,
                 interrupt=True,
             )
@@ -251,9 +255,11 @@ class Session:
 
     def propagate(self, frames: Range, direction: str, on_progress: Callable[[Header], None]) -> None:
         """Compute the frames that are not done."""
-        job = self._shot.propagate(frames, direction)
+        self._wait(self._shot.propagate(frames, direction), on_progress, self._aborted)
+
+    def _wait(self, job: str, on_progress: Callable[[Header], None], aborted: Aborted) -> None:
         try:
-            self._engine.wait(job, on_progress=on_progress, aborted=self._aborted)
+            self._engine.wait(job, on_progress=on_progress, aborted=aborted)
         except AbortedError:
             self._wait_until_stopped(job)
             raise
@@ -272,7 +278,9 @@ class Session:
         job = self._shot.shapes(str(file), "json", self.snapshot.frames, objects)
         self._engine.wait(job, on_progress=on_progress)
 
-    def export(self, frames: Iterable[Range], on_progress: Callable[[Header], None]) -> None:
+    def export(
+        self, frames: Iterable[Range], on_progress: Callable[[Header], None], aborted: Aborted = never
+    ) -> None:
         """Write the matte files for the node's Read.
 
         CacheError where a file does not exist afterwards.
@@ -283,7 +291,7 @@ class Session:
         for first, last in frames:
             known = self._shot.status((first, last))["objects"]
             job = self._shot.export(pattern, (first, last), "A", [name for name in objects if name in known])
-            self._engine.wait(job, on_progress=on_progress)
+            self._wait(job, on_progress, aborted)
             for frame in range(first, last + 1):
                 if not cache.matte_path(folder, view, frame).is_file():
                     raise CacheError("The matte file was not written.", frame=frame)

@@ -19,6 +19,7 @@ from stm_nuke import (
     capture,
     exr,
     fingerprint,
+    finish,
     fixes,
     group,
     knobs,
@@ -45,7 +46,7 @@ from stm_nuke.keys import (
 from stm_nuke.node import Snapshot, StmNode, find_by_id, unrecorded
 from stm_nuke.session import Session
 from stm_nuke.tasks import Task, in_main
-from stm_nuke.wire import EngineError, Header, Window
+from stm_nuke.wire import Aborted, EngineError, Header, Window, never
 
 Direction = Literal["forward", "backward", "both"]
 Ended = Optional[Callable[[Task], None]]
@@ -60,6 +61,10 @@ COVERAGE_STEP, INSIDE, ALMOST_ALL = 97, 0.5, 0.95
 """The step of sampled pixels of a mask, the value that counts as inside, the share that is suspicious."""
 CAPTURE_SECONDS, MOST_AT_ONCE = 1.0, 32
 """Seconds for which Nuke renders plate frames at a time, and the most frames."""
+FOREGROUND_IN_FILES = (
+    "{name} takes its matte live, and the foreground colours are in matte files only. "
+    "Choose 'files' under 'matte from', or switch the foreground colours off."
+)
 BUSY_SECONDS = 0.2
 """Seconds between checks whether another render of Nuke has ended."""
 ENGINE_TRIES = 3
@@ -326,19 +331,22 @@ def write_mattes(node: StmNode, view: str, frames: Range | None = None, ended: E
     return tasks.start(Task(snapshot.node_id, f"STM {snapshot.name}: files", work), _then(view, ended))
 
 
-def take_confidence(node: StmNode, view: str, ended: Ended = None) -> Task | None:
-    """Write the matte files again with or without the layer of confidence, by the switch.
+def take_finish(node: StmNode, view: str, ended: Ended = None) -> Task | None:
+    """Write the matte files again with the edges and the layers that the panel asks for.
 
     Nothing is computed. None where there is nothing to write.
+
+    Raises:
+        UsageError: a live matte has no layer with the foreground. CacheError.
     """
     node.claim()
     if node.is_live:
+        if node.has_foreground:
+            raise UsageError(FOREGROUND_IN_FILES.format(name=node.name))
+        return refresh(node, view, ended)
+    if not cache.matte_frames(node.cache, view) or not node.keys_in_range(view):
         return None
-    first, last = node.frames
-    fresh = cache.fresh_mattes(node.cache, view, range(first, last + 1))
-    if not fresh or not node.keys_in_range(view):
-        return None
-    cache.retire_mattes(node.cache, view, fresh, keep=False)
+    finish.retire_others(node.cache, view, node.frames, node.finish, node.keeps_old_mattes)
     return write_mattes(node, view, ended=ended)
 
 
@@ -419,6 +427,7 @@ class _Work:
             status = opened.sync()
             self._retire(opened, status)
             cache.record_keys(self.snapshot.cache, self.snapshot.view, format_keys(self.snapshot.keys))
+            self._retire_other_finish(opened)
             self._show_weights(opened)
             self._do(opened, status, task)
             status = opened.status()
@@ -435,6 +444,13 @@ class _Work:
         out_of_date = [frame for frame in range(first, last + 1) if frame not in done]
         cache.retire_mattes(self.snapshot.cache, self.snapshot.view, out_of_date, self.snapshot.keep_stale)
         opened.dirty.clear()
+
+    def _retire_other_finish(self, opened: Session) -> None:
+        """Retire matte files with other edges or layers than the engine would write."""
+        one = self.snapshot
+        if not one.is_live:
+            wanted = finish.Finish.of(opened.settings)
+            finish.retire_others(one.cache, one.view, one.frames, wanted, one.keep_stale)
 
     def _retire_after_error(self) -> None:
         """After an error, retire mattes that may be out of date."""
@@ -603,7 +619,7 @@ class _MatteFiles(_Work):
         self.frames = frames
 
     def _do(self, opened: Session, status: Header, task: Task) -> None:
-        _write_mattes(opened, task, self.frames)
+        _write_mattes(opened, task, self.frames, task.stopped)
 
 
 class _Shapes(_PlateWork):
@@ -633,7 +649,7 @@ def _make_roto(node_id: str, path: Path) -> None:
     show_text(node, f"{made.name()}: {count} shape{'' if count == 1 else 's'}.")
 
 
-def _write_mattes(opened: Session, task: Task, frames: Range) -> None:
+def _write_mattes(opened: Session, task: Task, frames: Range, aborted: Aborted = never) -> None:
     """Write missing matte files of finished frames."""
     folder, view = opened.snapshot.cache, opened.snapshot.view
     done = set(frames_of(opened.status()["done"])) & set(range(frames[0], frames[1] + 1))
@@ -642,7 +658,7 @@ def _write_mattes(opened: Session, task: Task, frames: Range) -> None:
     def on_progress(state: Header) -> None:
         task.report("Writing mattes", int(state["done"]), int(state["total"]), state["frame"])
 
-    opened.export(ranges_of(missing), on_progress)
+    opened.export(ranges_of(missing), on_progress, aborted)
 
 
 def _metadata(node: StmNode, frame: int, view: str) -> dict[str, Any]:

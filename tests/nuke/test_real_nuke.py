@@ -447,7 +447,16 @@ def older(nuke: Any, node: Any) -> Any:
     group.node("to_channel")["to0"].setValue("rgba.red")
     group.node("Output1").setInput(0, group.node("to_channel"))
     assert plate is not None
-    for name in ("stm_version", "timeline", "stm_held", "stm_fixing", "missing_matte", "correct"):
+    later = (
+        "confidence",
+        "foreground",
+        "edges",
+        "edge_width",
+        "compare",
+        "set_key_from_fix",
+        "keys_from_roto",
+    )
+    for name in ("stm_version", "timeline", "stm_held", "stm_fixing", "missing_matte", "correct", *later):
         group.removeKnob(group[name])
     kept = nuke.Boolean_Knob("keep_stale", "keep stale mattes")
     kept.setValue(True)
@@ -456,7 +465,7 @@ def older(nuke: Any, node: Any) -> Any:
 
 
 def test_a_node_of_an_older_release_renders_as_it_is_and_is_upgraded_when_it_is_used(
-    nuke: Any, comp: Any, tmp_path: Path
+    nuke: Any, comp: Any, tmp_path: Path, capsys: Any
 ) -> None:
     from stm_nuke.keys import Key
 
@@ -467,6 +476,12 @@ def test_a_node_of_an_older_release_renders_as_it_is_and_is_upgraded_when_it_is_
     write = write_of(nuke, comp, tmp_path)
     nuke.execute(write, 1001, 1001, 1)
     assert pixels(tmp_path / "out.1001.exr")[20, 20, 0] == 0.25
+    nuke.GUI = True
+    comp.group.showControlPanel()
+    nuke.execute(write, 1001, 1001, 1)
+    nuke.GUI = False
+    nuke.scriptSave()
+    assert capsys.readouterr().err == ""
     comp.claim()
     assert (comp.plate, comp.mask, comp.group.input(2)) == (plate, mask, None)
     assert [key.frame for key in comp.keys] == [1001]
@@ -629,28 +644,76 @@ def test_pruning_empties_caches_that_no_script_names_and_never_removes_a_keyfram
 # ---- confidence
 
 
-def test_the_layer_of_confidence_comes_and_goes_with_its_switch(nuke: Any, comp: Any, tmp_path: Path) -> None:
+def test_layers_of_confidence_and_foreground_come_and_go_with_their_switches_in_ten_nodes(
+    nuke: Any, comp: Any, tmp_path: Path
+) -> None:
     from stm_nuke import cache
 
-    values = np.stack([np.full((48, 64), value, np.float32) for value in (0.5, 0.75)], axis=-1)
+    layers = ("stm.confidence", "fg.R", "fg.G", "fg.B")
+    values = np.stack(
+        [np.full((48, 64), value, np.float32) for value in (0.5, 0.75, 0.125, 0.25, 0.375)], axis=-1
+    )
     for frame in FRAMES:
         path = cache.matte_path(comp.cache, "main", frame)
-        write_exr(path, values, channels=("A", "stm.confidence"))
-    assert "stm.confidence" not in comp.group.channels()
-    assert comp.settings()["confidence"] is False
+        write_exr(path, values, channels=("A", *layers))
+    in_nuke = {"stm.confidence", "fg.red", "fg.green", "fg.blue"}
+    assert not in_nuke & set(comp.group.channels())
+    assert not (comp.settings()["confidence"] or comp.settings()["foreground"])
     nuke.GUI = True
-    comp.group["confidence"].setValue(True)
-    idle(nuke)
-    assert comp.settings()["confidence"] is True
+    for knob in ("confidence", "foreground"):
+        comp.group[knob].setValue(True)
+        idle(nuke)
+        assert comp.settings()[knob] is True
     assert nuke._host.layers["stm"] == ["stm.confidence"]
+    assert nuke._host.layers["fg"] == ["fg.red", "fg.green", "fg.blue"]
+    assert len(comp.group.nodes()) == 10, "some editions have no more"
     nuke.GUI = False
     found = nuke._pixels.render(comp.group, 1001, "main")
     assert found.planes["stm.confidence"][20, 20] == 0.75
+    assert found.planes["fg.green"][20, 20] == 0.25
     assert found.planes["rgba.alpha"][20, 20] == 0.5
+    nuke.scriptSave(str(tmp_path / "shot_v001.nk"))
+    nuke.scriptOpen(str(tmp_path / "shot_v001.nk"))
+    again = nuke._pixels.render(nuke.toNode("STM1"), 1001, "main")
+    assert again.planes["fg.blue"][20, 20] == 0.375, "a saved script has them without the plug-in"
+    from stm_nuke.node import find
+
+    comp = find("STM1")
     nuke.GUI = True
-    comp.group["confidence"].setValue(False)
-    idle(nuke)
-    assert "stm.confidence" not in comp.group.channels()
+    for knob in ("confidence", "foreground"):
+        comp.group[knob].setValue(False)
+        idle(nuke)
+    assert not in_nuke & set(comp.group.channels())
+
+
+def test_mattes_with_other_edges_or_layers_are_never_rendered_as_if_they_were_the_wanted_ones(
+    nuke: Any, comp: Any, tmp_path: Path
+) -> None:
+    from stm_nuke import cache
+    from stm_nuke.finish import Finish, retire_others
+
+    make_mattes(comp, FRAMES)
+    write = write_of(nuke, comp, tmp_path)
+    nuke.execute(write, 1001, 1001, 1)  # an older release has recorded nothing
+    comp.finish.record(comp.cache, "main")
+    nuke.execute(write, 1001, 1001, 1)
+    for knob, value in (("edges", "guided"), ("edge_width", 2.0), ("foreground", True)):
+        before = comp[knob]
+        comp.set(knob, value)
+        with pytest.raises(RuntimeError, match="Edges or layers of STM1 have changed since its mattes"):
+            nuke.execute(write, 1001, 1001, 1)
+        comp.set(knob, before)
+    frames = (FRAMES[0], FRAMES[-1])
+    retire_others(comp.cache, "main", frames, comp.finish, keep=False)
+    assert cache.matte_frames(comp.cache, "main") == set(FRAMES), "they are so"
+    retire_others(comp.cache, "main", frames, Finish("guided"), keep=True)
+    assert cache.stale_mattes(comp.cache, "main") == set(FRAMES), "the artist wants to keep the picture"
+    retire_others(comp.cache, "main", frames, Finish("guided", layers=("foreground",)), keep=True)
+    assert cache.matte_frames(comp.cache, "main") == set(), "its layer would be black"
+    assert comp.finish == Finish()
+    comp.set("edges", "off")
+    comp.set("edge_width", 3.0)
+    assert comp.finish == Finish("off"), "the width is of learned edges"
 
 
 # ---- old against new

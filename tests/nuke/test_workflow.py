@@ -226,7 +226,7 @@ def test_the_layer_of_confidence_is_written_without_computing(nuke: Any, node: A
     assert channels(LAST) == ("A",)
     rendered = len(nuke._host.executed)
     node.group["confidence"].setValue(True)
-    task = verbs.take_confidence(node, "main")
+    task = verbs.take_finish(node, "main")
     assert task is not None
     assert task.error is None
     assert ready(node) == set(FRAMES)
@@ -234,8 +234,55 @@ def test_the_layer_of_confidence_is_written_without_computing(nuke: Any, node: A
     np.testing.assert_array_equal(matte(node, LAST), before)
     assert len(nuke._host.executed) == rendered
     node.group["confidence"].setValue(False)
-    verbs.take_confidence(node, "main")
+    verbs.take_finish(node, "main")
     assert channels(LAST) == ("A",)
+
+
+def test_edges_and_foreground_of_the_panel_are_the_engines_and_compute_nothing_anew(
+    nuke: Any, node: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import OpenImageIO as oiio
+    import stm_nuke
+    from stm_nuke import cache
+    from stm_nuke.session import Session
+
+    stm_nuke.set_key(node, FIRST)
+    stm_nuke.propagate(node)
+    computed: list[Any] = []
+    plan = Session.plan
+
+    def noted(*given: Any) -> Any:
+        computed.append(plan(*given))
+        return computed[-1]
+
+    monkeypatch.setattr(Session, "plan", noted)
+    mattes = {"learned": matte(node, LAST)}
+    for edges, width in (("guided", 1.0), ("off", 1.0), ("learned", 3.0)):
+        node.set("edges", edges)
+        node.set("edge_width", width)
+        node.set("foreground", edges == "off")
+        assert stm_nuke.propagate(node) == list(FRAMES)  # in a terminal no callback writes them again
+        mattes[f"{edges} {width:g}"] = matte(node, LAST)
+        spec = oiio.ImageBuf(str(cache.matte_path(node.cache, "main", LAST))).spec()
+        assert ("fg.R" in spec.channelnames) == (edges == "off")
+    values = list(mattes.values())
+    assert all(np.abs(one - other).max() > 0.02 for at, one in enumerate(values) for other in values[:at])
+    assert [one["compute"] for one in computed] == [0, 0, 0]
+
+
+def test_an_empty_mask_is_a_key_that_says_that_the_object_is_gone(nuke: Any, node: Any, clip: Path) -> None:
+    import OpenImageIO as oiio
+    import stm_nuke
+
+    path = clip / f"mask.{LAST}.png"
+    nothing = oiio.ImageBuf(oiio.ImageSpec(320, 180, 1, "uint8"))
+    assert nothing.write(str(path))
+    stm_nuke.set_key(node, FIRST)
+    stm_nuke.set_key(node, LAST)
+    assert not str(node["status"]).startswith("frame")
+    assert stm_nuke.propagate(node) == list(FRAMES)
+    assert matte(node, FIRST).max() == 1
+    assert matte(node, LAST).max() == 0
 
 
 def test_a_correction_from_the_result_goes_through_the_engine(nuke: Any, node: Any) -> None:

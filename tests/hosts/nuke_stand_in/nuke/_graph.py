@@ -54,7 +54,7 @@ _NATIVE: dict[str, tuple[int, tuple[tuple[str, Any, Any], ...]]] = {
         ("beforeRender", k.String_Knob, ""), ("truncateChannelNames", k.Boolean_Knob, False),
         ("metadata", k.Enumeration_Knob, _METADATA), ("interleave", k.Enumeration_Knob, _INTERLEAVE),
     )),
-    "Copy": (2, _CHANNELS),
+    "Copy": (2, (*_CHANNELS, ("channels", k.Channel_Knob, "none"))),
     "Switch": (2, (("which", k.Double_Knob, 0.0),)),
     "Assert": (1, (("expression", k.Double_Knob, 1.0), ("message", k.Multiline_Eval_String_Knob, ""))),
     "MergeExpression": (2, (

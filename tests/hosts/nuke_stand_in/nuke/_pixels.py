@@ -190,6 +190,8 @@ def _copy(node: Node, frame: float, view: str) -> Picture:
         source, target = node[f"from{number}"].value(), node[f"to{number}"].value()
         if source != "none" and target != "none":
             planes[target] = shown.plane(source)
+    layer = f"{node['channels'].value()}."
+    planes |= {name: plane for name, plane in shown.planes.items() if name.startswith(layer)}
     return replace(base, planes=planes)
 
 
