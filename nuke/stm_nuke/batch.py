@@ -137,6 +137,26 @@ def bake(which: NodeOrName, folder: str | Path, frames: Range | None = None, vie
     return Path(folder) / f"matte.{shown}.%04d.exr"
 
 
+def farm_bundle(
+    which: NodeOrName,
+    out: str | Path | None = None,
+    frames: Range | None = None,
+    stm: str = verbs.FARM_STM,
+    view: str | None = None,
+) -> Path:
+    """Write a job bundle for a render farm, which writes the node's own matte files; returns its folder.
+
+    Args:
+        out: the folder; in the node's cache if None.
+        stm: the command `stm` on the farm's machines.
+    """
+    found, wanted = _node(which), _whole_range(frames)
+    shown = view or found.view()
+    folder = None if out is None else Path(out)
+    _waited(lambda ended: verbs.farm_bundle(found, shown, folder, wanted, stm, ended))
+    return folder or found.cache / f"farm.{shown}"
+
+
 def _node(which: NodeOrName) -> StmNode:
     if isinstance(which, StmNode):
         return which

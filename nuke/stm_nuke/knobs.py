@@ -154,6 +154,11 @@ def _propagation_knobs() -> Iterator[nuke.Knob]:
         "Shapes from matte",
         "Make a Roto node of the mattes: splines to edit. All frames of the range must be done.",
     )
+    yield _button(
+        "farm_bundle",
+        "Farm bundle",
+        "Write a job bundle (Open Job Description) of the whole shot for a render farm, into the cache.",
+    )
     yield _integer(FIRST, "range", 0, "First frame of the shot.")
     yield _same_line(_integer(LAST, "to", 0, "Last frame of the shot."))
     yield _button("range_from_input", "From input", "Take the frame range of the plate input.")

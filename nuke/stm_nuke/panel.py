@@ -112,6 +112,10 @@ def _shapes(node: StmNode) -> None:
     verbs.shapes_from_matte(node, node.view())
 
 
+def _farm_bundle(node: StmNode) -> None:
+    verbs.farm_bundle(node, node.view())
+
+
 def _range_from_input(node: StmNode) -> None:
     first, last = node.take_range_from_input()
     node.claim()
@@ -142,6 +146,7 @@ _BUTTONS: dict[str, Callable[[StmNode], None]] = {
     "refresh": _refresh,
     "check_plate": _check_plate,
     "shapes": _shapes,
+    "farm_bundle": _farm_bundle,
     "range_from_input": _range_from_input,
     "move_cache": _move_cache,
 }

@@ -18,6 +18,7 @@ from stm_nuke import (
     cache,
     capture,
     exr,
+    farm,
     fingerprint,
     finish,
     fixes,
@@ -56,6 +57,7 @@ SURE = 0.999
 """Confidence from which a matte needs no further key; keys have 1."""
 FROM_FILE, FROM_FIX = "file", "fix"
 """Instead of a key's fingerprint: its mask was not rendered from the mask input."""
+FARM_STM = "stm"
 MOST_FROM_ROTO = 100
 COVERAGE_STEP, INSIDE, ALMOST_ALL = 97, 0.5, 0.95
 """The step of sampled pixels of a mask, the value that counts as inside, the share that is suspicious."""
@@ -307,10 +309,7 @@ def propagate(
         KeyframeError: there is no key. PlateError, CacheError, UsageError.
     """
     snapshot = node.snapshot(view)
-    if not snapshot.keys:
-        raise KeyframeError(
-            f"{node.name} has no keyframe.", hint="Go to a frame with a good mask and press Set key."
-        )
+    _check_keys(snapshot)
     node.offer_objects()
     wanted = _within(snapshot.frames, frames or snapshot.frames)
     work = _Propagation(snapshot, wanted, direction, node.plate_fingerprint())
@@ -356,6 +355,39 @@ def shapes_from_matte(node: StmNode, view: str, ended: Ended = None) -> Task:
     return tasks.start(Task(node.id, f"STM {node.name}: shapes", work), _then(view, ended))
 
 
+def farm_bundle(
+    node: StmNode,
+    view: str,
+    out: Path | None = None,
+    frames: Range | None = None,
+    stm: str = FARM_STM,
+    ended: Ended = None,
+) -> Task:
+    """Write a job bundle for a render farm, in a task: plate, keyframes, and the tasks of the whole shot.
+
+    The farm writes the node's own matte files.
+
+    Args:
+        out: the folder of the bundle; in the node's cache if None.
+        stm: the command `stm` on the farm's machines.
+
+    Raises:
+        KeyframeError: there is no key. UsageError: the matte is live. PlateError, CacheError.
+    """
+    snapshot = node.snapshot(view)
+    if snapshot.is_live:
+        raise UsageError(
+            f"{node.name} takes its matte live, and a farm writes files.",
+            hint="Choose 'files' under 'matte from'.",
+        )
+    _check_keys(snapshot)
+    node.offer_objects()
+    folder = out or snapshot.cache / f"farm.{view}"
+    wanted = _within(snapshot.frames, frames or snapshot.frames)
+    work = _FarmBundle(snapshot, node.plate_fingerprint(), folder, wanted, stm)
+    return tasks.start(Task(snapshot.node_id, f"STM {snapshot.name}: farm", work), _then(view, ended))
+
+
 def take_matte_from(node: StmNode, source: str) -> None:
     """Choose the matte from files, or live from the effect (`knobs.FILES`, `knobs.LIVE`).
 
@@ -386,6 +418,14 @@ def stop(node: StmNode) -> bool:
     if task is not None:
         task.stop()
     return task is not None
+
+
+def _check_keys(snapshot: Snapshot) -> None:
+    """KeyframeError where there is no key."""
+    if not snapshot.keys:
+        raise KeyframeError(
+            f"{snapshot.name} has no keyframe.", hint="Go to a frame with a good mask and press Set key."
+        )
 
 
 def _within(shot: Range, frames: Range) -> Range:
@@ -553,6 +593,15 @@ class _PlateWork(_Work):
     def _grow_canvas(self, window: Window) -> None:
         find_by_id(self.snapshot.node_id).grow_canvas(self.snapshot.display_window, window)
 
+    def _check_objects(self, status: Header) -> None:
+        """KeyframeError where an object is in no keyframe."""
+        keyless = {one.name for one in self.snapshot.objects} - set(status["objects"])
+        if keyless:
+            raise KeyframeError(
+                f"No keyframe shows the object {', '.join(sorted(keyless))}.",
+                hint="Go to a frame with its mask and press Set key, or remove it from the objects.",
+            )
+
     def _remember_print(self) -> None:
         node = find_by_id(self.snapshot.node_id)
         with unrecorded():
@@ -581,12 +630,7 @@ class _Propagation(_PlateWork):
         self.direction = direction
 
     def _do(self, opened: Session, status: Header, task: Task) -> None:
-        keyless = {one.name for one in self.snapshot.objects} - set(status["objects"])
-        if keyless:
-            raise KeyframeError(
-                f"No keyframe shows the object {', '.join(sorted(keyless))}.",
-                hint="Go to a frame with its mask and press Set key, or remove it from the objects.",
-            )
+        self._check_objects(status)
         self._push(opened, opened.plate_needed(self.frames, self.fingerprint), task)
         in_main(self._remember_print)
         task.report(str(opened.plan(self.frames, self.direction)["text"]))
@@ -637,6 +681,32 @@ class _Shapes(_PlateWork):
 
         opened.shapes(path, on_progress)
         in_main(_make_roto, self.snapshot.node_id, path)
+
+
+class _FarmBundle(_PlateWork):
+    """A job bundle of the shot: its plate goes to the shot store first."""
+
+    title = "Preparing the farm's bundle"
+
+    def __init__(self, snapshot: Snapshot, fingerprint: str, folder: Path, frames: Range, stm: str) -> None:
+        super().__init__(snapshot, fingerprint)
+        self.folder, self.frames, self.stm = folder, frames, stm
+        self.words = ""
+
+    def _do(self, opened: Session, status: Header, task: Task) -> None:
+        self._check_objects(status)
+        self._push(opened, opened.plate_needed(self.frames, self.fingerprint), task)
+        in_main(self._remember_print)
+        task.report("Writing the bundle")
+        store = cache.store_folder(self.snapshot.cache, self.snapshot.view)
+        mattes = str(cache.matte_path(self.snapshot.cache, self.snapshot.view, 0)).replace(".0000.", ".%04d.")
+        self.words = farm.write_bundle(store, self.folder, mattes, self.frames, self.stm, task.stopped)
+
+    def _report(self, status: Header) -> None:
+        in_main(self._say)
+
+    def _say(self) -> None:
+        show_text(find_by_id(self.snapshot.node_id), f"Farm bundle {self.words}.")
 
 
 def _make_roto(node_id: str, path: Path) -> None:

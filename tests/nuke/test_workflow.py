@@ -1095,3 +1095,60 @@ def test_an_engine_that_cannot_be_started_is_exit_code_7(
     done = Batch(tmp_path)("--script", "shot.nk", "--key-from-input", str(FIRST))
     assert done.returncode == 7, done.stderr
     assert "not installed" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_farms_bundle_of_a_node_makes_the_nodes_own_mattes(nuke: Any, node: Any) -> None:
+    import json
+
+    import stm_nuke
+    from stm_nuke import cache
+
+    from stm_plugin.farm.parts import parse_pass
+    from stm_plugin.farm.work import FarmShot
+    from stm_plugin.planning.values import Request
+
+    stm_nuke.set_key(node, FIRST)
+    stm_nuke.set_key(node, LAST)
+    frames = (FIRST, LAST - 1)
+    folder = stm_nuke.farm_bundle(node, frames=frames)
+    assert folder == node.cache / "farm.main"
+    assert str(node["status"]).startswith(f"Farm bundle {folder}: 2 passes, 1 chunk of frames")
+    values = json.loads((folder / "parameters.json").read_text("utf-8"))
+    assert values["Frames"] == f"{FIRST}-{LAST - 1}"
+    assert Path(values["Shot"]) == cache.store_folder(node.cache, "main")
+    steps = json.loads((folder / "template.yaml").read_text("utf-8"))["steps"]
+    assert [one["name"] for one in steps] == ["plan", "propagate", "finish", "check"]
+    (passes,) = steps[1]["parameterSpace"]["taskParameterDefinitions"]
+    with FarmShot(values["Shot"], Request(*frames), expects=values["Expects"]) as opened:
+        opened.prepare(values["Mattes"])
+        for name in passes["range"]:
+            opened.run_pass(parse_pass(name))
+        assert opened.finish(values["Mattes"]) == COUNT - 1
+        assert opened.check(values["Mattes"]).problems == {}
+    assert ready(node) == set(FRAMES[:-1])
+    of_farm = [matte(node, frame) for frame in FRAMES[:-1]]
+    rendered = len(nuke._host.executed)
+    assert stm_nuke.propagate(node) == list(FRAMES)
+    assert len(nuke._host.executed) == rendered, "the plate was there"
+    shutil.rmtree(node.cache / "mattes")
+    assert stm_nuke.propagate(node) == list(FRAMES)
+    assert [np.array_equal(matte(node, frame), of_farm[frame - FIRST]) for frame in FRAMES[:-1]] == [True] * 6
+
+
+@pytest.mark.slow
+def test_a_farms_bundle_that_cannot_be_written_says_why(nuke: Any, node: Any, tmp_path: Path) -> None:
+    import stm_nuke
+    from stm_nuke.errors import EngineFailure, KeyframeError, UsageError
+
+    with pytest.raises(KeyframeError, match="has no keyframe"):
+        stm_nuke.farm_bundle(node)
+    stm_nuke.set_key(node, FIRST)
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "template.yaml").write_text("mine")
+    with pytest.raises(EngineFailure, match=r"The bundle cannot be written: .*template.yaml"):
+        stm_nuke.farm_bundle(node, tmp_path / "bundle")
+    assert (tmp_path / "bundle" / "template.yaml").read_text() == "mine"
+    node.group["matte_from"].setValue("live (OFX)")
+    with pytest.raises(UsageError, match="a farm writes files"):
+        stm_nuke.farm_bundle(node)
