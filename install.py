@@ -100,7 +100,7 @@ if python_fits(THIS_PYTHON, 64):  # an older Python could not read these
     sys.dont_write_bytecode = True
     sys.path.insert(0, str(SOURCE))
     from stm_plugin.installation import removal
-    from stm_plugin.installation.bundle import make_bundle, open_bundle
+    from stm_plugin.installation.bundle import Order, make_bundle, open_bundle
     from stm_plugin.installation.ofx_effect import machine_ofx_folder
     from stm_plugin.installation.prefix import (
         HOSTS,
@@ -116,6 +116,8 @@ if python_fits(THIS_PYTHON, 64):  # an older Python could not read these
     from stm_plugin.installation.programs import clean_environment
     from stm_plugin.installation.setup import doctor_of_sources, install
     from stm_plugin.installation.steps import DEMO, ENGINE, GROUPS, REVIEW, TRAIN, Installation, Options
+    from stm_plugin.installation.targets import TARGETS, named_target
+    from stm_plugin.installation.torch_build import AUTO, CHOICES, INDEX_VARIABLE
 
 
 # --- the verbs ----------------------------------------------------------------------------------------------
@@ -182,10 +184,17 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--prefix", type=Path, help=words)
     words = "link the stm command here (default: ~/.local/bin, without --prefix)"
     parser.add_argument("--link-dir", type=Path, help=words)
-    words = "package index with another build of torch: taken from there only, its hashes not checked"
+    words = "the build of torch; auto (default): the registry's, which has CUDA on Linux and none on Windows"
+    parser.add_argument("--torch", choices=CHOICES, help=words)
+    words = "package index with another build of torch: taken from there only, its hashes not checked "
+    words += f"(default: ${INDEX_VARIABLE})"
     parser.add_argument("--torch-index", default="", metavar="URL", help=words)
     words = "collect everything for an installation without a network, for machines like this one"
     verbs.add_argument("--bundle", type=Path, metavar="FOLDER", help=words)
+    words = "with --bundle: for machines of this kind"
+    parser.add_argument("--platform", choices=sorted(TARGETS), default="", help=words)
+    words = "with --bundle: for this version of Python, such as 3.12 (default: this one's)"
+    parser.add_argument("--for-python", default="", metavar="VERSION", help=words)
     words = "install from a folder made by --bundle, without a network"
     parser.add_argument("--from", dest="bundle_from", type=Path, metavar="FOLDER", help=words)
     words = "folder of --demo (default: ./stm-demo)"
@@ -194,6 +203,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     asked = parser.parse_args(list(arguments))
     if asked.pytest and not asked.test:
         parser.error("words after the options go to pytest and need --test")
+    if (asked.platform or asked.for_python) and not asked.bundle:
+        parser.error("--platform and --for-python need --bundle")
     return asked
 
 
@@ -213,7 +224,8 @@ def options_of(asked: argparse.Namespace) -> Options:
         source=SOURCE,
         prefix=default_prefix() if own else absolute(asked.prefix),
         groups=groups + (TRAIN,) * asked.train + (REVIEW,) * asked.review,
-        torch_index=asked.torch_index,
+        torch=asked.torch,
+        torch_index=asked.torch_index or os.environ.get(INDEX_VARIABLE, ""),
         link_folder=absolute(asked.link_dir) if asked.link_dir else user_links,
         hosts=tuple(host for host in HOSTS if wanted[host]),
         dropped=tuple(host for host in HOSTS if dropped[host]),
@@ -234,7 +246,9 @@ def main(arguments: Sequence[str]) -> int:
         options = options_of(asked)
         if asked.bundle:
             at = Installation(options._replace(prefix=asked.bundle / ".work", groups=GROUPS))
-            make_bundle(absolute(asked.bundle), SOURCE, at.locks(), at.torch_pins(), at.torch_index)
+            target = named_target(asked.platform, asked.for_python)
+            order = Order(SOURCE, at.locks(), at.torch_pins(), at.torch_index, asked.torch or AUTO, target)
+            make_bundle(absolute(asked.bundle), order)
             return 0
         if asked.bundle_from:
             found = open_bundle(absolute(asked.bundle_from))

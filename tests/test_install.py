@@ -36,9 +36,11 @@ from stm_plugin.installation import (
     removal,
     setup,
     steps,
+    torch_build,
 )
 from stm_plugin.installation.prefix import InstallationError, Prefix
 from stm_plugin.installation.steps import Installation, Options
+from stm_plugin.installation.targets import TARGETS, Target
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the miniature's scripts are POSIX ones")
 
@@ -127,8 +129,9 @@ import os, pathlib, sys
 if "MINIATURE_COMPILER_SAYS" in os.environ:
     print("Error: c++ effect.cpp", os.environ["MINIATURE_COMPILER_SAYS"], sep="\\n")
     sys.exit(1)
-assert sys.argv[1] == "--output"
-binary = pathlib.Path(sys.argv[2], "STM.ofx.bundle", "Contents", "Linux-x86-64", "STM.ofx")
+assert sys.argv[-2] == "--output"
+folder = sys.argv[2] if sys.argv[1] == "--target" else "Linux-x86-64"
+binary = pathlib.Path(sys.argv[-1], "STM.ofx.bundle", "Contents", folder, "STM.ofx")
 binary.parent.mkdir(parents=True, exist_ok=True)
 binary.write_bytes(pathlib.Path(__file__).with_name("source").joinpath("effect.cpp").read_bytes())
 os.utime(binary, (1, 1))
@@ -192,7 +195,10 @@ class Miniature(NamedTuple):
 
 PACKAGES = {
     "engine": {"tiny": {"tiny/__init__.py": "VALUE = 'works'\n"}},
-    "torch": {"torch": {"torch.py": "BUILD = 'default'\n"}, "torchvision": {"torchvision.py": ""}},
+    "torch": {
+        "torch": {"torch.py": "BUILD = 'default'\n", "torch/version.py": "cuda: Optional[str] = '13.0'\n"},
+        "torchvision": {"torchvision.py": ""},
+    },
     "demo": {},
     "train": {"trunk": {"trunk.py": ""}},
     "ofx": {"compiler": {"compiler.py": ""}},
@@ -244,6 +250,9 @@ def make_miniature(folder: Path) -> Miniature:
         if group == "engine":
             sha = hashlib.sha256(own_pip.read_bytes()).hexdigest()
             lock += f"pip=={own_pip.name.split('-')[1]} --hash=sha256:{sha}\n"
+            wheel = write_wheel(str(wheels), "winonly", {"winonly.py": ""})
+            sha = hashlib.sha256((wheels / wheel).read_bytes()).hexdigest()
+            lock += f"winonly==1.0 ; sys_platform == 'win32' \\\n    --hash=sha256:{sha}\n"
         (checkout / "locks" / f"{group}.txt").write_text(lock)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "PYTHON"))}
     kept.update(PIP_NO_INDEX="1", PIP_FIND_LINKS=str(wheels), PIP_CONFIG_FILE=os.devnull)
@@ -519,7 +528,7 @@ def test_the_same_sources_make_the_same_bundle(made_bundle: tuple[Miniature, Pat
         patch.setenv("PIP_FIND_LINKS", str(folder / "wheels"))
         sources = folder / "sources"
         locks = [sources / "locks" / f"{name}.txt" for name in PACKAGES]
-        bundle.make_bundle(again, sources, locks)
+        bundle.make_bundle(again, bundle.Order(sources, locks))
     assert (again / "bundle.json").read_bytes() == (folder / "bundle.json").read_bytes()
     damaged = again / "wheels" / "tiny-1.0-py3-none-any.whl"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
@@ -543,7 +552,50 @@ def test_a_bundle_for_another_machine_and_half_a_bundle_are_refused(
         bundle.open_bundle(tmp_path)
     with pytest.raises(InstallationError, match=r"holds other files \(thesis\.txt\)"):
         (tmp_path / "thesis.txt").touch()
-        bundle.make_bundle(tmp_path, folder / "sources", [])
+        bundle.make_bundle(tmp_path, bundle.Order(folder / "sources", []))
+    (tmp_path / "bundle.json").write_text(json.dumps({**manifest, "schema": 1}))
+    with pytest.raises(InstallationError, match="another version of the installer"):
+        bundle.open_bundle(tmp_path)
+
+
+def test_a_bundle_for_a_named_platform_holds_its_packages_and_its_effect(
+    miniature: Miniature, tmp_path: Path
+) -> None:
+    folder = tmp_path / "bundle"
+    (folder / "wheels").mkdir(parents=True)
+    (folder / "wheels" / "old-1.0-py3-none-any.whl").write_text("of an earlier bundle")
+    python = f"3.{(sys.version_info[1] - 10) % 4 + 11}"  # another one
+    done = miniature.run("--bundle", str(folder), "--platform", "windows-x86_64", "--for-python", python)
+    assert done.returncode == 0, done.stdout + done.stderr
+    manifest = json.loads((folder / "bundle.json").read_text())
+    assert manifest["machine"] == f"Windows AMD64, Python {python}"
+    assert {"wheels/winonly-1.0-py3-none-any.whl", "wheels/tiny-1.0-py3-none-any.whl"} <= set(
+        manifest["files"]
+    )
+    assert "wheels/old-1.0-py3-none-any.whl" not in manifest["files"]
+    assert "effect/STM.ofx.bundle/Contents/windows-x86-64/STM.ofx" in manifest["files"]
+    refused = miniature.run("--from", str(folder))
+    assert refused.returncode == 1 and f"was made for Windows AMD64, Python {python}; this" in refused.stderr
+    assert miniature.run("--platform", "windows-x86_64").returncode == 2, "it means nothing without --bundle"
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=lambda target: target.name)
+def test_markers_of_the_locks_are_understood_as_pip_does(target: Target) -> None:
+    from packaging.requirements import Requirement
+
+    known = {"sys_platform": target.system, "platform_machine": target.machine[1]}
+    known.update(python_full_version=".".join(map(str, target.python)) + ".0")
+    for lock in sorted((REPOSITORY / "locks").glob("*.txt")):
+        text = lock.read_text()
+        wanted = []
+        for line in text.splitlines():
+            if line[:1].isalnum():
+                one = Requirement(line.rstrip(" \\"))
+                if one.marker is None or one.marker.evaluate(known):
+                    wanted.append(f"{one.name}{one.specifier} \\")
+        kept = target.lock(text)
+        assert [line for line in kept.splitlines() if line[:1].isalnum()] == wanted, lock.name
+        assert kept.count("--hash") <= text.count("--hash") and not kept.rstrip().endswith("\\")
 
 
 # --- one installation for many users ------------------------------------------------------------------------
@@ -1094,8 +1146,67 @@ def test_a_disk_that_runs_full_later_is_said() -> None:
 def test_the_build_of_torch_is_explained_where_the_default_one_does_not_fit(
     system: str, index: str, driver: bool, words: str
 ) -> None:
-    said = setup.torch_words(system, index, driver)
+    said = torch_build.advice(system, torch_build.AUTO, index, driver)
     assert (words in said and "--torch-index" in said) if words else said == ""
+
+
+@pytest.mark.parametrize(
+    ("wanted", "system", "index", "words"),
+    [
+        ("auto", "linux", "", ""),
+        ("cuda", "linux", "", ""),
+        ("cpu", "linux", "", "holds a build with CUDA of torch for Linux, and not the build for CPUs"),
+        ("cpu", "linux", "/wheels", ""),
+        ("cpu", "win32", "", ""),
+        ("cuda", "win32", "", "holds the build for CPUs of torch for Windows, and not a build with CUDA"),
+        ("cuda", "win32", "/wheels", ""),
+        ("cpu", "darwin", "", ""),
+        ("cuda", "darwin", "/wheels", "There is no CUDA on macOS"),
+    ],
+)
+def test_a_build_of_torch_that_cannot_be_had_is_refused_before_anything_is_fetched(
+    wanted: str, system: str, index: str, words: str
+) -> None:
+    if words:
+        with pytest.raises(InstallationError, match=words) as refused:
+            torch_build.check_wanted(wanted, index, system)
+        assert "--torch-index URL" in str(refused.value.hint) or system == "darwin"
+    else:
+        torch_build.check_wanted(wanted, index, system)
+
+
+def test_the_build_of_torch_that_came_is_compared_with_the_wanted_one(
+    miniature: Miniature, tmp_path: Path
+) -> None:
+    (tmp_path / "torch").mkdir()
+    builds = {"cpu": "cuda: Optional[str] = None\nhip: Optional[str] = None", "cuda": "cuda = '12.8'"}
+    for build, text in builds.items():
+        (tmp_path / "torch" / "version.py").write_text(f"__version__ = '2'\n{text}\n")
+        other = "cpu" if build == "cuda" else "cuda"
+        torch_build.check_installed(build, tmp_path, "/wheels")
+        torch_build.check_installed("auto", tmp_path, "/wheels")
+        with pytest.raises(InstallationError, match=f"torch of /wheels is .* --torch {other} was asked for"):
+            torch_build.check_installed(other, tmp_path, "/wheels")
+    (tmp_path / "torch" / "version.py").write_text("cuda = None\nhip: Optional[str] = '7.1'\n")
+    with pytest.raises(InstallationError, match="is a build for hip"):
+        torch_build.check_installed("cpu", tmp_path, "")
+    refused = miniature.run("--torch", "cpu", STM_TORCH_INDEX="")
+    assert refused.returncode == 1 and "--torch cpu --torch-index URL" in refused.stderr
+    assert not (miniature.prefix / "install.log").exists(), "nothing was begun"
+    folder = tmp_path / "bundle"
+    wrong = miniature.run("--bundle", str(folder), "--platform", "windows-x86_64", "--torch", "cpu")
+    assert wrong.returncode == 1 and "is a build with CUDA, and --torch cpu was asked for" in wrong.stderr
+    assert not (folder / "bundle.json").exists()
+
+
+def test_the_wanted_build_of_torch_is_kept_until_another_is_asked_for(tmp_path: Path) -> None:
+    at = Prefix(tmp_path)
+    at.change_record(torch="cpu", torch_index="/wheels")
+    kept = Installation(Options(tmp_path, REPOSITORY))
+    assert (kept.torch, kept.torch_index) == ("cpu", "/wheels")
+    back = Installation(Options(tmp_path, REPOSITORY, torch="auto"))
+    assert (back.torch, back.torch_index) == ("auto", "")
+    assert steps.PackagesStep().stamp(kept) != steps.PackagesStep().stamp(back)
 
 
 def test_no_network_is_said(shared: Miniature) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Collection
 from pathlib import Path
@@ -12,7 +13,9 @@ from stm_plugin.installation.prefix import (
     InstallationError,
     Prefix,
     content_of,
+    copy_files,
     digest,
+    files_below,
     is_our_link,
     leads_to,
     read_stamp,
@@ -26,6 +29,15 @@ BUNDLE = "STM.ofx.bundle"
 BUILD = "build.py"
 SOURCES = (BUILD, "source", "bundle")  # below the folder ofx_bridge
 LOCK_FILE = "ofx.txt"  # the packages that build it
+BUILT = "built"  # folder beside the sources: the effect that a bundle brought along
+STAMP = "stamp.txt"  # in it: what it was built from
+
+
+def effect_stamp(root: Path) -> str:
+    """A hash of everything that the effect is built from, in a prefix or a checkout."""
+    lock = root / "locks" / LOCK_FILE
+    parts = [content_of(root / "ofx_bridge", SOURCES).encode()]
+    return digest([*parts, lock.read_bytes() if lock.is_file() else b""])
 
 
 def machine_ofx_folder() -> Path:
@@ -37,7 +49,7 @@ def machine_ofx_folder() -> Path:
 
 
 class OfxEffect:
-    """The bundle, built from the sources in the prefix with the compiler of the private environment."""
+    """The bundle: taken as it was built, or built from the sources in the prefix."""
 
     host = OFX
     words = "OpenFX effect"
@@ -55,9 +67,7 @@ class OfxEffect:
 
     def stamp(self) -> str:
         """A hash of everything that the bundle depends on."""
-        lock = self.prefix.locks / LOCK_FILE
-        parts = [content_of(self.prefix.ofx_sources, SOURCES).encode()]
-        return digest([*parts, lock.read_bytes() if lock.is_file() else b""])
+        return effect_stamp(self.prefix.root)
 
     def trouble(self) -> str:
         """Why the bundle is not in order; empty if it is."""
@@ -67,8 +77,15 @@ class OfxEffect:
             return "it was made from other sources, or building it was interrupted"
         return ""
 
+    def bring(self, built: Path) -> None:
+        """Keep an effect that was built elsewhere, so that none has to be built here."""
+        target = self.prefix.ofx_sources / BUILT
+        if _read(built / STAMP) != _read(target / STAMP):
+            copy_files(files_below(built, [BUNDLE]), built, target)
+            shutil.copyfile(built / STAMP, target / STAMP)
+
     def add(self) -> None:
-        """Build the bundle with the locked compiler; an existing one is replaced at the end.
+        """Take the built effect, or build it with the locked compiler; then replace an existing one.
 
         Raises:
             InstallationError: the compiler cannot be fetched, or fails.
@@ -79,6 +96,21 @@ class OfxEffect:
                 f"There is no complete installation in {prefix.root}.", hint="Run `python3 install.py` first."
             )
         write_stamp(prefix.root, OFX, None)
+        built = prefix.ofx_sources / BUILT
+        if _read(built / STAMP) == self.stamp():
+            copy_files(files_below(built, [BUNDLE]), built, prefix.temporary / OFX)
+            remove_tree(prefix.ofx)
+            os.replace(prefix.temporary / OFX, prefix.ofx)
+        else:
+            self._build(python)
+        for binary in self.binaries():
+            binary.chmod(0o755)
+            os.utime(binary)  # a host that failed to load it tries again only if its time changes
+        prefix.set_listed("hosts", OFX, True)
+        write_stamp(prefix.root, OFX, self.stamp())
+
+    def _build(self, python: Path) -> None:
+        prefix = self.prefix
         if OFX not in prefix.listed("groups"):
             install_locked(prefix, python, [prefix.locks / LOCK_FILE])
             prefix.set_listed("groups", OFX, True)
@@ -93,10 +125,6 @@ class OfxEffect:
                 "The effect for OpenFX hosts could not be built. Everything else is installed and works.",
                 hint=f"The compiler's output is in {prefix.log}. Its beginning:\n{first_lines(error.output)}",
             ) from error
-        for binary in self.binaries():
-            os.utime(binary)  # a host that failed to load it tries again only if its time changes
-        prefix.set_listed("hosts", OFX, True)
-        write_stamp(prefix.root, OFX, self.stamp())
 
     def remove(self) -> bool:
         """Remove the bundle; returns whether there was one."""
@@ -183,3 +211,10 @@ class OfxLink:
             print(f"    {place} could not be removed: {error.strerror}.")
         self.prefix.change_record(ofx_link=None)
         return True
+
+
+def _read(file: Path) -> str | None:
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError:
+        return None

@@ -151,10 +151,13 @@ def torch_only_from(index: str, work: Path, files: Path | None = None) -> dict[s
     }
 
 
-def install_locked(prefix: Prefix, python: Path, locks: Sequence[Path], **changes: str) -> None:
+def install_locked(
+    prefix: Prefix, python: Path, locks: Sequence[Path], *options: object, **changes: str
+) -> None:
     """Install the packages of lock files: these releases, and only files with these hashes.
 
     Args:
+        options: more of them for pip.
         changes: environment variables for pip.
 
     Raises:
@@ -162,7 +165,7 @@ def install_locked(prefix: Prefix, python: Path, locks: Sequence[Path], **change
     """
     named = [word for lock in locks for word in ("-r", lock)]
     plain = ("install", "--require-hashes", "--no-deps", "--only-binary=:all:", "--progress-bar=off")
-    pip(prefix, python, *plain, *named, **changes)
+    pip(prefix, python, *plain, *options, *named, **changes)
 
 
 def last_lines(output: str) -> str:
@@ -230,8 +233,12 @@ def ticking(words: str) -> Iterator[None]:
         Progress.clear()
 
 
-def explain_pip(prefix: Prefix, output: str) -> InstallationError:
-    """The error for people that pip's output stands for."""
+def explain_pip(prefix: Prefix, output: str, machine: str = "") -> InstallationError:
+    """The error for people that pip's output stands for.
+
+    Args:
+        machine: the kind of machine that packages were asked for; empty for this one.
+    """
     where = f"pip's output is in {prefix.log}. Its end:\n{last_lines(output)}"
     if "No space left on device" in output or "Errno 28" in output:
         return InstallationError(
@@ -258,9 +265,10 @@ def explain_pip(prefix: Prefix, output: str) -> InstallationError:
         )
     missing = re.search(r"No matching distribution found for (\S+)", output)
     if missing:
-        machine = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
+        own = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
+        kind = machine or f"this machine ({own})"
         return InstallationError(
-            f"The package index that pip uses has no {missing.group(1)} for this machine ({machine}).",
+            f"The package index that pip uses has no {missing.group(1)} for {kind}.",
             hint="If a mirror is configured (`pip config list`), it may lack it or be out of reach; another "
             f"build of torch can be named with --torch-index URL. {where}",
         )

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 import time
 
 from stm_plugin.installation.doctor import doctor
 from stm_plugin.installation.hosts import add_hosts, remove_hosts, where_hosts_look
+from stm_plugin.installation.ofx_effect import OfxEffect
 from stm_plugin.installation.prefix import PRODUCT, is_our_link, read_stamp, remove_tree, write_stamp
 from stm_plugin.installation.steps import STEPS, CommandStep, EnvironmentStep, Installation
+from stm_plugin.installation.torch_build import advice, check_wanted, has_nvidia_driver
 
 
 def install(at: Installation, repair: bool = False) -> None:
     """Bring the installation to the state of this checkout; does only the missing steps."""
     started = time.monotonic()
+    check_wanted(at.torch, at.torch_index, sys.platform)
     with at.prefix.locked():
         at.prefix.open()
         at.prefix.log.write_text("", encoding="utf-8")
         print(f"{PRODUCT}: installing into {at.prefix.root}", flush=True)
-        words = torch_words(sys.platform, at.torch_index, has_nvidia_driver())
+        words = advice(sys.platform, at.torch, at.torch_index, has_nvidia_driver())
         if words and not STEPS[1].ready(at):
             print(f"  {words}", flush=True)
         try:
             did = remove_hosts(at.prefix, at.options.dropped)
             did = run_steps(at, repair) or did
+            if at.options.bundle is not None:
+                OfxEffect(at.prefix).bring(at.options.bundle.effect)
             did = add_hosts(at.prefix, at.options.hosts, at.options.ofx_folder, again=repair) or did
         finally:
             if CommandStep().ready(at):  # environments of earlier installations are not in use any more
@@ -35,39 +39,6 @@ def install(at: Installation, repair: bool = False) -> None:
                 remove_tree(at.prefix.temporary)
     print(f"Installed in {time.monotonic() - started:.0f} s." if did else "Nothing to do.")
     print_where(at)
-
-
-def torch_words(system: str, torch_index: str, has_driver: bool) -> str:
-    """What is to be known of the build of torch before it is fetched; empty where the default one fits.
-
-    Args:
-        system: as `sys.platform` has it.
-        torch_index: the index that another build is taken from; empty for the default one.
-        has_driver: whether NVIDIA's driver is on this machine.
-    """
-    if torch_index:
-        return ""
-    if system == "win32" and has_driver:
-        return (
-            "The default build of torch for Windows has no CUDA: the NVIDIA card would not be used. "
-            "--torch-index URL takes one that has, from an index that holds it (docs/studio.md)."
-        )
-    if system == "linux" and not has_driver:
-        return (
-            "The default build of torch for Linux brings 4 GB for NVIDIA cards, and there is no driver of "
-            "such a card here. --torch-index URL takes the build for CPUs, from an index that holds it "
-            "(docs/studio.md)."
-        )
-    return ""
-
-
-def has_nvidia_driver() -> bool:
-    """Whether NVIDIA's driver can be loaded."""
-    try:
-        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return False
-    return True
 
 
 def run_steps(at: Installation, repair: bool) -> bool:

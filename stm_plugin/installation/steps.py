@@ -44,6 +44,7 @@ from stm_plugin.installation.programs import (
     run,
     torch_only_from,
 )
+from stm_plugin.installation.torch_build import AUTO, CPU, check_installed
 
 PYTHON_VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
 ENGINE, DEMO, TRAIN, REVIEW, TEST = "engine", "demo", "train", "review", "test"
@@ -60,6 +61,7 @@ class Options(NamedTuple):
     prefix: Path
     source: Path  # the checkout
     groups: tuple[str, ...] = (ENGINE,)
+    torch: str | None = None  # the wanted build; None: as before
     torch_index: str = ""
     link_folder: Path | None = None
     hosts: tuple[str, ...] = ()  # to set up, besides those that are set up
@@ -75,11 +77,15 @@ class Installation:
         self.options = options
         self.prefix = Prefix(options.prefix)
         self.source = options.source
-        self.torch_index = options.torch_index or str(self.prefix.record().get("torch_index", ""))
+        before = {} if options.torch == AUTO else self.prefix.record()
+        self.torch = options.torch or str(before.get("torch", AUTO))
+        self.torch_index = options.torch_index or str(before.get("torch_index", ""))
         if options.bundle is not None:
             self.torch_index = options.bundle.torch_index
+            self.torch = options.bundle.torch if options.torch in (None, AUTO) else self.torch
         kept_up = (set(options.hosts) | set(self.prefix.listed("hosts"))) - set(options.dropped)
-        wanted = set(options.groups) | set(self.prefix.listed("groups")) | ({OFX} & kept_up)
+        compiled = kept_up if options.bundle is None else set()  # a bundle brings the effect along
+        wanted = set(options.groups) | set(self.prefix.listed("groups")) | ({OFX} & compiled)
         self.groups = tuple(group for group in GROUPS if group in wanted)
 
     @property
@@ -186,7 +192,8 @@ class EnvironmentStep(Step):
 
     def check_room(self, at: Installation) -> None:
         """Raise InstallationError before anything is downloaded if the disk is too small for it."""
-        needed = ROOM_CUDA_TORCH if sys.platform.startswith("linux") else ROOM_SMALL_TORCH
+        is_large = sys.platform.startswith("linux") and at.torch != CPU
+        needed = ROOM_CUDA_TORCH if is_large else ROOM_SMALL_TORCH
         remove_tree(at.environment)  # the environment is made anew, so its room is free as well
         free = shutil.disk_usage(at.prefix.root).free
         if free < needed:
@@ -204,7 +211,7 @@ class PackagesStep(Step):
     words = "locked packages"
 
     def stamp(self, at: Installation) -> str:
-        parts = [at.torch_index.encode()]
+        parts = [at.torch_index.encode(), *([] if at.torch == AUTO else [at.torch.encode()])]
         for lock in at.locks():
             parts += [lock.name.encode(), lock.read_bytes()]
         return digest(parts)
@@ -218,6 +225,7 @@ class PackagesStep(Step):
         if at.torch_index:
             self.take_torch_from_its_own_index(at)
         self.check(at)
+        check_installed(at.torch, at.site_packages, at.torch_index)
 
     def take_torch_from_its_own_index(self, at: Installation) -> None:
         """Install torch, and the packages that only its build needs, from that index only.
@@ -330,6 +338,7 @@ class CommandStep(Step):
             "python": str(at.python),
             "version": at.version,
             "command": str(at.prefix.launcher),
+            "torch": None if at.torch == AUTO else at.torch,
             "torch_index": at.torch_index,
             "groups": list(at.groups),
             "source": str(at.source),
