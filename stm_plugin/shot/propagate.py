@@ -211,12 +211,20 @@ def default_shot_folder(out: str | Path) -> Path:
     """
     first = output_sequence(out).path(1)
     stem = re.sub(r"[._-]*\d+$", "", first.stem) or "mattes"
-    beside = first.parent / f"{stem}{SUFFIX}"
+    return default_place(first.parent / f"{stem}{SUFFIX}")
+
+
+def default_place(beside: Path) -> Path:
+    """Where a shot is kept that nobody places.
+
+    Args:
+        beside: its place where the configuration has no `cache_folder`. A shot that is there stays there.
+    """
     cache = configuration()["cache_folder"]
     if cache is None or beside.exists():
         return beside
-    place = hashlib.sha256(str(first.parent.absolute()).encode("utf-8", "surrogateescape")).hexdigest()
-    return Path(cache) / f"{stem}-{place[:12]}{SUFFIX}"
+    place = hashlib.sha256(str(beside.parent.absolute()).encode("utf-8", "surrogateescape")).hexdigest()
+    return Path(cache) / f"{beside.stem}-{place[:12]}{SUFFIX}"
 
 
 def base_settings(folder: Path) -> Settings:

@@ -102,6 +102,26 @@ def test_paths_are_seen_from_their_file_and_sizes_have_units(
     assert found["cache_folder"] == "/fast/stm"
 
 
+def test_a_plate_on_the_page_of_review_has_its_shot_in_the_cache_folder(
+    layers: Layers, tmp_path: Path, make_plate: PlateMaker
+) -> None:
+    from stm_plugin.review.opening import open_for_review
+    from stm_plugin.shot.propagate import default_shot_folder
+
+    plate = make_plate()
+    layers("cache_folder = 'fast'")
+    places = [default_shot_folder(tmp_path / name / "matte.####.exr") for name in ("one", "two")]
+    assert places[0] != places[1] and {one.parent for one in places} == {tmp_path / "fast"}
+    with open_for_review(plate) as shot:
+        assert shot.folder.parent == tmp_path / "fast" and shot.folder.name.startswith("plate-")
+    with open_for_review(plate) as again:
+        assert again.folder == shot.folder
+    with open_for_review(plate, tmp_path / "placed") as placed:
+        assert placed.folder == tmp_path / "placed.stmshot"
+    (tmp_path / "one" / "matte.stmshot").mkdir(parents=True)
+    assert default_shot_folder(tmp_path / "one" / "matte.####.exr").parent == tmp_path / "one"
+
+
 @pytest.mark.parametrize(
     ("text", "line", "words"),
     [
