@@ -25,6 +25,7 @@ import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
+from stm_nuke import site
 from stm_nuke.errors import CacheError
 
 ID_LETTERS = 12
@@ -52,7 +53,8 @@ def new_id() -> str:
 
 
 def place_for(node_id: str, script: str, chosen: str) -> Path:
-    """The cache folder of a node.
+    """The cache folder of a node: chosen, by the site's template, in the configuration's `cache_folder`, or
+    next to the script.
 
     Args:
         script: path of the script, or empty where it has not been saved.
@@ -63,11 +65,10 @@ def place_for(node_id: str, script: str, chosen: str) -> Path:
         parent = Path(chosen)
     elif template and script:
         return _from_template(template, node_id, Path(script))
-    elif script:
-        parent = Path(script).parent / "stm"
     else:
-        given = os.environ.get(CACHE_VARIABLE)
-        parent = Path(given) if given else Path.home() / ".stm-for-nuke" / "unsaved"
+        given = "" if script else os.environ.get(CACHE_VARIABLE, "")
+        beside = Path(script).parent / "stm" if script else Path.home() / ".stm-for-nuke" / "unsaved"
+        parent = Path(given or site.cache_folder() or beside)
     return parent / f"STM_{node_id}"
 
 

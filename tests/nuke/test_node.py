@@ -221,6 +221,37 @@ def test_the_cache_can_be_put_into_a_chosen_folder(nuke: Any, comp: Any, tmp_pat
     nuke.execute(write_of(nuke, comp, tmp_path), 1001, 1003, 1)
 
 
+def test_a_nodes_cache_is_in_the_folder_that_the_configuration_names(
+    nuke: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stm_nuke import cache, site
+
+    from stm_plugin.configuration import configuration
+
+    show, user = tmp_path / "show" / "show.toml", tmp_path / "user.toml"
+    show.parent.mkdir()
+    monkeypatch.setenv("STM_CONFIG", str(show))
+    monkeypatch.setenv("STM_USER_CONFIG", str(user))
+    monkeypatch.setenv("FAST", "/fast")
+    monkeypatch.delenv("STM_CACHE", raising=False)
+    for text, own, place in (
+        ("device = 'cpu'\n", "", ""),
+        ("cache_folder = 'near'  # in the show\n", "", (tmp_path / "show" / "near").as_posix()),
+        ('locked = ["cache_folder"]\n"cache_folder" = "$FAST/blue"\n', "", "/fast/blue"),
+        ("cache_folder='~/stm'\n", "cache_folder = '/mine'\n[finish]\nedges = 'off'\n", "/mine"),
+        ("cache_folder='~/stm'\n[finish]\nedges = 'off'\n", "", (Path.home() / "stm").as_posix()),
+    ):
+        show.write_text(text)
+        user.write_text(own)
+        assert site.cache_folder() == place
+        assert configuration()["cache_folder"] == (place or None), "the engine reads the same"
+    script = (tmp_path / "script.nk").as_posix()
+    assert cache.place_for("7", script, "") == Path.home() / "stm" / "STM_7" == cache.place_for("7", "", "")
+    assert cache.place_for("7", script, "/chosen") == Path("/chosen/STM_7")
+    monkeypatch.setenv("STM_CACHE_TEMPLATE", "/site/{script}/{id}")
+    assert cache.place_for("7", script, "") == Path("/site/script/STM_7")
+
+
 def test_a_cache_folder_that_cannot_be_written_is_said_in_words(nuke: Any, comp: Any, tmp_path: Path) -> None:
     from stm_nuke.errors import CacheError
 
