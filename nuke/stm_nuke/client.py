@@ -363,6 +363,10 @@ class Shot:
         """Send one plate frame as a file of the `scratch` folder; `fields`: digest, metadata."""
         return self.call("push_plate", aborted=aborted, frame=frame, file={"name": name}, **fields)
 
+    def push_plate_path(self, frame: int, path: str, aborted: Aborted = never, **fields: Any) -> Header:
+        """Let the engine read one plate frame from the plate's own file; `fields`: digest, metadata."""
+        return self.call("push_plate", aborted=aborted, frame=frame, path=path, **fields)
+
     def push_key_file(
         self, frame: int, name: str, objects: Mapping[str, str], aborted: Aborted = never, **fields: Any
     ) -> Header:

@@ -30,6 +30,7 @@ _SAMPLE_FORMATS = {1: "half", 2: "float"}
 _LINES_PER_BLOCK = {0: 1, 2: 1, 3: 16}
 """By compression: none, ZIP of one scanline, ZIP of 16."""
 _NO_COMPRESSION = 0
+_COMPRESSIONS = {0: "none", 1: "rle", 2: "zips", 3: "zip", 4: "piz", 5: "pxr24"}
 _HEADER_BYTES = 1 << 16
 """Enough for the header of any matte, whatever metadata the plate has."""
 
@@ -86,6 +87,65 @@ def channel_names(path: Path) -> list[str]:
         return _read_channels(_read_header(data, 8)[0]["channels"])[0]
     except (struct.error, IndexError, ValueError) as error:
         raise ExrError(f"{path.name} is damaged or truncated") from error
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the header of a file says.
+
+    Attributes:
+        is_plain: one part in scanlines, without views, no channel subsampled.
+        channels: name -> uint, half or float.
+        compression: none, rle, zips, zip, piz, pxr24, or another.
+    """
+
+    is_plain: bool
+    channels: Mapping[str, str]
+    compression: str
+    data_window: Window
+    display_window: Window
+    pixel_aspect: float
+
+
+def read_facts(path: Path) -> Facts | None:
+    """The facts of a file; None where it cannot be read, is no EXR, or has a very long header."""
+    try:
+        with open(path, "rb") as stream:
+            data = memoryview(stream.read(_HEADER_BYTES))
+        if bytes(data[:4]) != _MAGIC:
+            return None
+        (version,) = struct.unpack_from("<I", data, 4)
+        attributes, _ = _read_header(data, 8)
+        channels, is_whole = _kinds_of_channels(attributes["channels"])
+        return Facts(
+            version & ~_LONG_NAMES == _PLAIN_SCANLINES and "multiView" not in attributes and is_whole,
+            channels,
+            _COMPRESSIONS.get(attributes["compression"][0], "another"),
+            _window(attributes["dataWindow"]),
+            _window(attributes["displayWindow"]),
+            float(struct.unpack("<f", attributes["pixelAspectRatio"])[0]),
+        )
+    except (OSError, struct.error, IndexError, ValueError, KeyError):
+        return None
+
+
+def _kinds_of_channels(table: bytes) -> tuple[dict[str, str], bool]:
+    """The type of each channel, and whether all have every pixel."""
+    found: dict[str, str] = {}
+    is_whole = True
+    at = 0
+    while table[at] != 0:
+        name, at = _read_name(table, at)
+        kind, _, x_sampling, y_sampling = struct.unpack_from("<iB3xii", table, at)
+        found[name] = _SAMPLE_FORMATS.get(kind, "uint")
+        is_whole = is_whole and (x_sampling, y_sampling) == (1, 1)
+        at += 16
+    return found, is_whole
+
+
+def _window(box: bytes) -> Window:
+    left, top, right, bottom = struct.unpack("<4i", box)
+    return left, top, right - left + 1, bottom - top + 1
 
 
 def number_attribute(path: Path, name: str) -> float | None:

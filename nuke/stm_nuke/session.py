@@ -27,6 +27,8 @@ DIGESTS_AT_ONCE = 5000
 STOP_SECONDS = 60.0
 """The most seconds for the last frame of a cancelled job."""
 STOP_STEP_MS = 200
+PROTOCOL_OF_PATHS = (1, 3)
+"""The protocol in which the engine reads plate frames from their own files."""
 GONE_CODES = frozenset(("gone", "unknown_job", "unknown_shot"))
 """The error codes of an engine that died and was replaced."""
 
@@ -223,6 +225,25 @@ class Session:
             except EngineError:
                 self._change_canvas(before)  # it was not the window: another size, or another aspect
                 raise
+        self.dirty.update(frames_of(reply["dirty"]))
+        return bool(reply["changed"])
+
+    def push_file(self, frame: int, path: Path, fingerprint: str, metadata: Mapping[str, Any]) -> bool | None:
+        """Let the engine read one frame from the plate's own file.
+
+        Returns:
+            Whether its content was new; None where the engine does not take it, and the host must render it.
+        """
+        if self._engine.connection(self._aborted).protocol < PROTOCOL_OF_PATHS:
+            return None
+        try:
+            reply = self._shot.push_plate_path(
+                frame, str(path), self._aborted, digest=fingerprint, metadata=dict(metadata) or None
+            )
+        except EngineError as error:
+            if error.code != "plate":
+                raise
+            return None
         self.dirty.update(frames_of(reply["dirty"]))
         return bool(reply["changed"])
 

@@ -30,6 +30,7 @@ from stm_nuke import (
     rotokeys,
     session,
     tasks,
+    untouched,
 )
 from stm_nuke.errors import BusyError, KeyframeError, StmNodeError, UsageError
 from stm_nuke.exr import Picture
@@ -44,7 +45,7 @@ from stm_nuke.keys import (
     with_key,
     without_key,
 )
-from stm_nuke.node import Snapshot, StmNode, find_by_id, unrecorded
+from stm_nuke.node import Snapshot, StmNode, find_by_id, full_size, unrecorded
 from stm_nuke.session import Session
 from stm_nuke.tasks import Task, in_main
 from stm_nuke.wire import Aborted, EngineError, Header, Window, never
@@ -67,6 +68,8 @@ FOREGROUND_IN_FILES = (
     "{name} takes its matte live, and the foreground colours are in matte files only. "
     "Choose 'files' under 'matte from', or switch the foreground colours off."
 )
+METADATA_AT_ONCE = 8
+"""Frames whose metadata Nuke is asked for at a time: it opens each file."""
 BUSY_SECONDS = 0.2
 """Seconds between checks whether another render of Nuke has ended."""
 ENGINE_TRIES = 3
@@ -531,13 +534,14 @@ class _PlateWork(_Work):
         self.fingerprint = fingerprint
 
     def _push(self, opened: Session, frames: Sequence[int], task: Task) -> list[int]:
-        """Render plate frames and push them to the engine; returns those with new content.
+        """Give plate frames to the engine; returns those with new content.
 
-        Nuke renders some frames at a time, for about a second, so that its window responds.
+        The engine reads the files of an untouched plate itself. Nuke renders all others, some frames at a
+        time, for about a second, so that its window responds.
         """
-        changed: list[int] = []
-        at_once, number = 1, 0
-        for first, last in ranges_of(frames):
+        changed, rest = self._push_files(opened, frames, task)
+        at_once, number = 1, len(frames) - len(rest)
+        for first, last in ranges_of(rest):
             while first <= last:
                 some = first, min(last, first + at_once - 1)
                 task.report(f"Reading the plate, {number + 1} of {len(frames)}", number, len(frames))
@@ -557,6 +561,43 @@ class _PlateWork(_Work):
                 at_once = min(MOST_AT_ONCE, at_once * 2) if is_quick else max(1, at_once // 2)
         return changed
 
+    def _push_files(self, opened: Session, frames: Sequence[int], task: Task) -> tuple[list[int], list[int]]:
+        """Let the engine read the frames of an untouched plate.
+
+        Returns:
+            The frames with new content, and those that Nuke must render.
+        """
+        source: untouched.Source | None = in_main(self._source)
+        if source is None:
+            return [], list(frames)
+        changed: list[int] = []
+        rest: list[int] = []
+        metadata: dict[int, dict[str, Any]] = {}
+        for number, frame in enumerate(frames):
+            task.check()
+            task.report(f"Reading the plate, {number + 1} of {len(frames)}", number, len(frames))
+            if frame not in metadata:
+                metadata = in_main(self._metadata_of, frames[number : number + METADATA_AT_ONCE])
+            path = source.file(frame)
+            is_new = (
+                None if path is None else opened.push_file(frame, path, self.fingerprint, metadata[frame])
+            )
+            if is_new is None:
+                rest.append(frame)
+            elif is_new:
+                changed.append(frame)
+            if opened.dirty:
+                self._retire(opened, opened.status())
+        return changed, rest
+
+    def _source(self) -> untouched.Source | None:
+        with full_size():
+            return untouched.source_of(find_by_id(self.snapshot.node_id).plate, self.snapshot.view)
+
+    def _metadata_of(self, frames: Sequence[int]) -> dict[int, dict[str, Any]]:
+        node = find_by_id(self.snapshot.node_id)
+        return {frame: _metadata(node, frame, self.snapshot.view) for frame in frames}
+
     def _rendered(
         self, frames: Range, scratch: Path, task: Task
     ) -> tuple[capture.PlateFrames, dict[int, dict[str, Any]]]:
@@ -573,9 +614,7 @@ class _PlateWork(_Work):
 
     def _capture(self, frames: Range, scratch: Path) -> tuple[capture.PlateFrames, dict[int, dict[str, Any]]]:
         node = find_by_id(self.snapshot.node_id)
-        metadata = {
-            frame: _metadata(node, frame, self.snapshot.view) for frame in range(frames[0], frames[1] + 1)
-        }
+        metadata = self._metadata_of(range(frames[0], frames[1] + 1))
         return capture.render_plate(node, frames, self.snapshot.view, scratch), metadata
 
     def _push_frame(

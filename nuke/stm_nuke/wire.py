@@ -19,8 +19,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Callable, Union
 
-VERSION = (1, 1)
-"""The protocol spoken here, and the oldest minor version that an engine may speak."""
+VERSION, OLDEST = (1, 3), (1, 1)
+"""The protocol spoken here, and the oldest that an engine may speak."""
 CALL_SECONDS = 60.0
 HELLO_SECONDS = 20.0
 ABORT_SECONDS = 0.05
@@ -254,9 +254,9 @@ class Connection:
 
     def check_version(self) -> None:
         """Raises EngineError (code version), and ends the connection, where the engine is too old."""
-        if self.protocol < VERSION:
+        if self.protocol < OLDEST:
             self.close()
-            spoken, needed = (f"{major}.{minor}" for major, minor in (self.protocol, VERSION))
+            spoken, needed = (f"{major}.{minor}" for major, minor in (self.protocol, OLDEST))
             raise EngineError(
                 "version",
                 f"The engine {self.engine} speaks protocol {spoken}, and this plug-in needs {needed}. "

@@ -151,14 +151,15 @@ class PlateNeeded(ShotRequest):
 class PixelRequest(ShotRequest):
     """A request that brings pixels: described by `image`, or in a `file` of the client's scratch folder."""
 
+    SOURCES: ClassVar[tuple[str, ...]] = ("image", "file")
     frame: Frame
     image: ImageLayout | None = None
     file: ScratchFile | None = None
 
     @model_validator(mode="after")
     def _check_source(self) -> Self:
-        if (self.image is None) == (self.file is None):
-            raise self.refusal("give either image or file")
+        if sum(getattr(self, name) is not None for name in self.SOURCES) != 1:
+            raise self.refusal(f"give either {' or '.join(self.SOURCES)}")
         return self
 
     def refusal(self, words: str) -> RequestError:
@@ -167,9 +168,10 @@ class PixelRequest(ShotRequest):
 
 
 class PushPlate(PixelRequest):
-    """One plate frame's pixels."""
+    """One plate frame's pixels; with `path`, those of a file that the engine reads."""
 
     op: ClassVar[str] = "push_plate"
+    SOURCES: ClassVar[tuple[str, ...]] = ("image", "file", "path")
     CHANNELS: ClassVar[tuple[tuple[str, ...], ...]] = (
         ("R", "G", "B"),
         ("R", "G", "B", "A"),
@@ -180,6 +182,7 @@ class PushPlate(PixelRequest):
     pixel_aspect: PixelAspect | None = None
     digest: Digest | None = None
     metadata: Metadata = Field(default_factory=dict)
+    path: PathText | None = None
 
     @model_validator(mode="after")
     def _check_channels(self) -> Self:

@@ -32,6 +32,7 @@ from stm_plugin.server.backend import (
 )
 from stm_plugin.server.jobs import REMEMBERED_SECONDS, DeviceQueue, Job, Work
 from stm_plugin.server.mapped import MapFolder
+from stm_plugin.server.plate_file import read_plate_file
 from stm_plugin.server.replies import (
     configured_json,
     information_json,
@@ -390,32 +391,16 @@ class Service:
     async def _push_plate(
         self, client: Client, shot: SharedShot, request: p.PushPlate, data: pixels.Bytes
     ) -> dict[str, Any]:
-        picture = await self._picture(client, shot, request, data)
-        image = picture.layout
-        if image.channels[:3] != ("R", "G", "B") and image.channels[0] != "Y":
-            raise request.refusal(f"the file has the channels {' '.join(image.channels)}, not R G B or Y")
-        metadata = dict(request.metadata)
-        if picture.time_code is not None:
-            metadata["smpte:TimeCode"] = picture.time_code
-
-        def push() -> Change:
-            pushed = PushedFrame(
-                frame=request.frame,
-                pixels=pixels.read_plate(image, picture.data),
-                data_window=image.data_window,
-                display_window=picture.display_window or request.display_window,
-                pixel_aspect=picture.pixel_aspect or request.pixel_aspect,
-                digest=request.digest,
-                metadata=metadata,
-                is_half=image.format == "half" and not image.premultiplied,
-            )
-            return shot.backend.push_plate(pushed)
-
+        if request.path is not None:
+            pushed = await self.in_thread(read_plate_file, request)
+        else:
+            picture = await self._picture(client, shot, request, data)
+            pushed = await self.in_thread(_pushed_frame, request, picture)
         async with shot.edit:
             try:
-                change = await self.in_thread(push)
+                change = await self.in_thread(shot.backend.push_plate, pushed)
             except PlateError as error:
-                details = {"data_window": list(image.data_window)}
+                details = {"data_window": list(pushed.data_window)}
                 raise RequestError(
                     "plate", error.what, frame=error.frame, hint=error.hint, details=details
                 ) from error
@@ -707,3 +692,23 @@ def _cut(matte: pixels.FloatArray, window: p.Rectangle, wanted: p.Rectangle) -> 
             top - y : bottom - y, left - x : right - x
         ]
     return result
+
+
+def _pushed_frame(request: p.PushPlate, picture: PushedPicture) -> PushedFrame:
+    """The frame that a request brings in a message or in a scratch file."""
+    image = picture.layout
+    if image.channels[:3] != ("R", "G", "B") and image.channels[0] != "Y":
+        raise request.refusal(f"the file has the channels {' '.join(image.channels)}, not R G B or Y")
+    metadata = dict(request.metadata)
+    if picture.time_code is not None:
+        metadata["smpte:TimeCode"] = picture.time_code
+    return PushedFrame(
+        frame=request.frame,
+        pixels=pixels.read_plate(image, picture.data),
+        data_window=image.data_window,
+        display_window=picture.display_window or request.display_window,
+        pixel_aspect=picture.pixel_aspect or request.pixel_aspect,
+        digest=request.digest,
+        metadata=metadata,
+        is_half=image.format == "half" and not image.premultiplied,
+    )

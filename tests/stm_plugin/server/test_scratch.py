@@ -17,6 +17,7 @@ import OpenImageIO as oiio
 import pytest
 
 from stm_plugin import protocol
+from stm_plugin.errors import PlateError
 from stm_plugin.protocol import RequestError
 from stm_plugin.server import scratch as scratch_module
 from stm_plugin.server.backend import Backend
@@ -83,7 +84,7 @@ def talk(
             try:
                 request = protocol.read_request(header, len(payload))
                 answers.append((await service.carry_out(client, request, payload))[0])
-            except RequestError as error:
+            except (RequestError, PlateError) as error:
                 answers.append(error)
         await service.leave(client)
         await service.end()
@@ -127,6 +128,26 @@ def test_a_plate_in_a_file_is_the_plate_in_a_payload(
     )  # fmt: skip
     assert opened["created"] and by_file["changed"]
     assert by_payload["content"] == by_file["content"] and not by_payload["changed"]
+
+
+@pytest.mark.parametrize("kind", ["float", "half"])
+def test_a_plate_read_from_its_own_file_is_the_plate_sent_as_float(
+    tmp_path: Path, values: Pixels, kind: str
+) -> None:
+    path = write(tmp_path / "plate.1001.exr", values[..., :3], kind, "RGB", compression="zip")
+    stored = oiio.ImageBuf(str(path)).get_pixels("float")
+    assert stored is not None
+    by_path = {"op": "push_plate", "shot": "s1", "frame": 1001, "path": str(path)}
+    _, first, second, missing, relative, both = talk(
+        tmp_path, EngineBackend, opening(tmp_path), by_path,
+        {"op": "push_plate", "shot": "s1", "frame": 1001, "image": image("RGB")},
+        {**by_path, "path": str(tmp_path / "gone.exr")}, {**by_path, "path": "plate.1001.exr"},
+        {**by_path, "file": {"name": "a.exr"}}, data=stored.tobytes(),
+    )  # fmt: skip
+    assert first["changed"] and not second["changed"] and first["content"] == second["content"]
+    assert isinstance(missing, PlateError) and missing.frame == 1001 and "missing" in missing.what
+    assert relative.code == "bad_request" and "absolute" in relative.what
+    assert both.code == "bad_request" and "image or file or path" in both.what
 
 
 def test_masks_in_a_file_are_the_masks_in_a_payload(tmp_path: Path, folder: Path, values: Pixels) -> None:

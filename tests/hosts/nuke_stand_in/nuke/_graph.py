@@ -44,6 +44,8 @@ _NATIVE: dict[str, tuple[int, tuple[tuple[str, Any, Any], ...]]] = {
         ("frame_mode", k.Enumeration_Knob, ["expression", "start at", "offset"]),
         ("frame", k.String_Knob, ""),
         ("raw", k.Boolean_Knob, False), ("auto_alpha", k.Boolean_Knob, False), ("reload", k.Script_Knob, ""),
+        ("colorspace", k.String_Knob, "default"), ("premultiplied", k.Boolean_Knob, False),
+        ("useLifetime", k.Boolean_Knob, False),
     )),
     "Write": (1, (
         ("file", k.File_Knob, ""), ("channels", k.Channel_Knob, "rgb"), ("raw", k.Boolean_Knob, False),
@@ -408,7 +410,7 @@ class Root(Group):
             ("OCIO_config", k.Enumeration_Knob, ["nuke-default", "aces_1.2", "custom"]),
             ("customOCIOConfigPath", k.File_Knob, ""), ("workingSpaceLUT", k.String_Knob, "linear"),
             ("views", k.String_Knob, "main"), ("frame", _TimeKnob, 1.0),
-            ("project_directory", k.File_Knob, ""),
+            ("project_directory", k.File_Knob, ""), ("floatLut", k.String_Knob, "linear"),
         ):  # fmt: skip
             self._add_native(name, kind, default)
 

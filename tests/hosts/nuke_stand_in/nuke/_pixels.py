@@ -118,9 +118,16 @@ def _read(node: Node, frame: float, view: str) -> Picture:
         if node["on_error"].value() != "error":
             return Picture({}, (0, 0, 1, 1), _root_format())
         raise ReadError(f"{node.fullName()}: Read error: No such file or directory: {path}")
-    picture = _load(Path(path), linear=bool(node["raw"].value()))
+    picture = _load(Path(path), _is_linear(node, Path(path)))
     assert host.root is not None
     return _halved(picture) if host.root["proxy"].value() else picture
+
+
+def _is_linear(read: Node, path: Path) -> bool:
+    """Whether a Read leaves a file's values as they are; files with floats are linear by default."""
+    space = str(read["colorspace"].value())
+    default = path.suffix.lower() == ".exr"
+    return bool(read["raw"].value()) or (default if space.startswith("default") else space == "linear")
 
 
 def _load(path: Path, linear: bool) -> Picture:
@@ -128,11 +135,12 @@ def _load(path: Path, linear: bool) -> Picture:
     if source is None:
         raise ReadError(f"{path}: {oiio.geterror()}")
     spec = source.spec()
-    pixels = np.asarray(source.read_image("float"), np.float32).reshape(
-        spec.height, spec.width, spec.nchannels
-    )
+    values = source.read_image("float")
     source.close()
-    if not linear and path.suffix.lower() != ".exr":
+    if values is None:
+        raise ReadError(f"{path}: {source.geterror()}")
+    pixels = np.asarray(values, np.float32).reshape(spec.height, spec.width, spec.nchannels)
+    if not linear:
         pixels = np.where(pixels <= 0.04045, pixels / 12.92, ((pixels + 0.055) / 1.055) ** 2.4).astype(
             np.float32
         )
