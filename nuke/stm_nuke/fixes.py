@@ -54,14 +54,17 @@ def take_in_hand(node: StmNode, frame: int, view: str) -> nuke.Node:
         )
     held = cache.hold_mattes(node.cache, view, frame)
     paint = node.group.input(group.FIX)
+    frames = {frame}
     if paint is None:
-        paint = _build(node)
+        paint = _build(node)  # of a pasted node, the curve has frames whose paint is not here
+    else:
+        frames.update(frames_in_hand(node))
     for read in copies.reads_of(node.group, node.cache.as_posix()):
         for name, value in (("first", held[0]), ("last", held[1])):
             for knob in (name, f"orig{name}"):
                 read[knob].setValue(value)
         read["reload"].execute()  # type: ignore[attr-defined]
-    _record_frames(node, sorted({*frames_in_hand(node), frame}))
+    _record_frames(node, sorted(frames))
     group.show_fix(node.group, _alpha_of(node.objects))
     return paint
 

@@ -189,7 +189,8 @@ def keys_from_roto(node: StmNode, view: str, frames: Sequence[int], ended: Ended
         KeyframeError, PlateError, CacheError, UsageError, Stopped.
     """
     snapshot = node.snapshot(view)
-    taken = [_take_mask(node, frame, view, None)[0] for frame in frames]
+    masks = [_take_mask(node, frame, view, None) for frame in frames]
+    taken = [key for key, _ in masks]
     with _undo(f"Set {len(taken)} STM keys"):
         keys = node.keys
         for key in taken:
@@ -197,7 +198,9 @@ def keys_from_roto(node: StmNode, view: str, frames: Sequence[int], ended: Ended
         node.set_keys(keys)
         node.offer_objects()
     cache.retire_mattes(snapshot.cache, view, frames, snapshot.keep_stale)
-    _sync_task(node, view, f"Keyframes {in_words(frames)} are set.", ended, list(frames))
+    unusual = {note: [key.frame for key, one in masks if one == note] for _, note in masks if note}
+    notes = "".join(f" On {in_words(some)}:{note}" for note, some in unusual.items())
+    _sync_task(node, view, f"Keyframes {in_words(frames)} are set.{notes}", ended, list(frames))
     return list(frames)
 
 

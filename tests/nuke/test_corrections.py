@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import write_exr
-from tests.nuke.comps import FRAMES, make_mattes, pixels, read_node
+from tests.nuke.comps import FRAMES, idle, make_mattes, pixels, read_node
 
 BOX = (10, 12, 20, 22)
 """x, y (down), right, bottom: what is painted."""
@@ -229,6 +229,42 @@ def test_keys_from_roto_sets_a_keyframe_on_every_keyed_frame_after_a_list(nuke: 
     assert (key_mask(alone, 1003)[inside((0, 0, 8, 8))] == 1).all()
     nuke.undo()
     assert alone.keys == (), "one step of undo"
+
+
+def test_keys_from_roto_says_on_which_frames_there_is_nothing(
+    nuke: Any, alone: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stm_nuke import verbs
+
+    roto(nuke, alone, {1001: BOX, 1002: (0, 0, 0, 0), 1003: BOX}, alone.plate)
+    told: list[str] = []
+    monkeypatch.setattr(verbs, "show_text", lambda node, words: told.append(words))
+    verbs.keys_from_roto(alone, "main", [1001, 1002, 1003])
+    assert told[0] == (
+        "Keyframes 1001-1003 are set. On 1002: Its mask is empty: the object counts as not in the picture."
+    )
+
+
+def test_a_pasted_node_corrects_the_frames_of_its_own_paint_only(nuke: Any, alone: Any) -> None:
+    from stm_nuke import verbs
+    from stm_nuke.errors import KeyframeError
+    from stm_nuke.node import find
+
+    make_mattes(alone, FRAMES, 0.5)
+    press(nuke, alone, "correct", 1001)
+    for one in nuke.allNodes():
+        one.setSelected(one.name() == "STM1")
+    nuke.nodeCopy("%clipboard%")
+    nuke.GUI = True
+    nuke.nodePaste("%clipboard%")
+    idle(nuke)
+    copy = find("STM2")
+    copy.group.setInput(0, alone.plate)
+    assert copy.group.input(2) is None
+    verbs.correct(copy, 1002, "main")
+    assert copy.group.input(2) is not alone.group.input(2)
+    with pytest.raises(KeyframeError, match=r"frame 1001: .*being corrected: 1002"):
+        verbs.set_key_from_fix(copy, 1001, "main")
 
 
 def test_the_keys_of_transforms_strokes_and_layers_count(nuke: Any, alone: Any) -> None:
