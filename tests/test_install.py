@@ -97,8 +97,8 @@ backend-path = ["stm_plugin"]
 [project]
 name = "stm-miniature"
 version = "1.0"
-[dependency-groups]
-test-alone = ["lonely>=1.0"]
+[tool.uv]
+override-dependencies = ["absent ; sys_platform == 'none'"]
 """
 
 CLI = """

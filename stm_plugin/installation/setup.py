@@ -23,7 +23,7 @@ def install(at: Installation, repair: bool = False) -> None:
         at.prefix.log.write_text("", encoding="utf-8")
         print(f"{PRODUCT}: installing into {at.prefix.root}", flush=True)
         words = advice(sys.platform, at.torch, at.torch_index, has_nvidia_driver())
-        if words and not STEPS[1].ready(at):
+        if words and at.options.bundle is None and not STEPS[1].ready(at):
             print(f"  {words}", flush=True)
         try:
             did = remove_hosts(at.prefix, at.options.dropped)
