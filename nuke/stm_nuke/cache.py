@@ -8,6 +8,7 @@
       fixes/matte.<view>.####.exr     copies of mattes that are being corrected
       previous/matte.<view>.####.exr  the matte of a frame before the last change
       mattes/stale.json               frames whose file was kept although it is out of date (an option)
+      farm.<view>/                    a job bundle for a render farm
       shot.<view>.stmshot/            the engine's shot store
 
 A copy of a node gets all files as hard links, which takes no time. Every file is replaced as a whole, so one

@@ -139,7 +139,7 @@ def _propagation_knobs() -> Iterator[nuke.Knob]:
     yield _button("backward", "< Backward", "From the current frame to the first.", new_line=True)
     yield _button("both", "Both ways", "The whole range, from both sides of every keyframe.")
     yield _button("forward", "Forward >", "From the current frame to the last.")
-    yield _button("span", "This span", "Only between the keyframes around the current frame.")
+    yield _button("span", "This span", "Only from the keyframe before the current frame to the one after it.")
     yield _button("stop", "Stop", "Stop within the time of one frame. What is finished is kept.")
     yield _button(
         "refresh", "Refresh status", "Ask the engine what is done, stale and missing.", new_line=True

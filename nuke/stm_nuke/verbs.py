@@ -296,14 +296,13 @@ def _keys_in_words(node: StmNode, view: str) -> str:
 
 
 def span_around(node: StmNode, frame: int, view: str) -> Range:
-    """From the key before `frame` (or the first frame) to the key after it (or the last)."""
+    """From the key before `frame` (or the first frame) to the key after it (or the last).
+
+    On a keyframe these are its spans on both sides, which a correction makes stale.
+    """
     first, last = node.frames
-    frames = [key.frame for key in node.keys_of(view)]
-    before, after = neighbours(frames, frame)
-    if frame in frames and before is not None and after is None:
-        return before, frame
-    start = frame if frame in frames else before
-    return (first if start is None else start), (last if after is None else after)
+    before, after = neighbours([key.frame for key in node.keys_in_range(view)], frame)
+    return (first if before is None else before), (last if after is None else after)
 
 
 def propagate(

@@ -231,6 +231,20 @@ def test_keys_from_roto_sets_a_keyframe_on_every_keyed_frame_after_a_list(nuke: 
     assert alone.keys == (), "one step of undo"
 
 
+def test_this_span_is_on_both_sides_of_a_keyframe_that_was_just_corrected(alone: Any) -> None:
+    from stm_nuke import verbs
+    from stm_nuke.keys import Key
+
+    alone.set("first", 1001)
+    alone.set("last", 1100)
+    alone.set_keys([Key("main", frame, "digest", "file") for frame in (1010, 1046, 1080, 1200)])
+    found = {frame: verbs.span_around(alone, frame, "main") for frame in (1005, 1010, 1046, 1050, 1080, 1090)}
+    assert found == {
+        1005: (1001, 1010), 1010: (1001, 1046), 1046: (1010, 1080),
+        1050: (1046, 1080), 1080: (1046, 1100), 1090: (1080, 1100),
+    }  # fmt: skip
+
+
 def test_keys_from_roto_says_on_which_frames_there_is_nothing(
     nuke: Any, alone: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -254,6 +254,28 @@ def test_the_confidence_of_each_pixel_is_a_layer_live_as_from_files(
     assert nuke._ofx.violations() == []
 
 
+def test_edges_of_a_live_node_are_the_panels_and_foreground_colours_are_refused_in_words(
+    nuke: Any, node: Any, bundle: Path, tmp_path: Path
+) -> None:
+    import stm_nuke
+    from stm_nuke import verbs
+    from stm_nuke.errors import UsageError
+
+    switch(node, LIVE)
+    stm_nuke.propagate(node)
+    learned = alpha_of(nuke, node, tmp_path, "learned")
+    node.set("edges", "off")
+    verbs.take_finish(node, "main")
+    off = alpha_of(nuke, node, tmp_path, "off")
+    assert np.abs(learned[LAST] - off[LAST]).max() > 0.02
+    assert matte_files(node) == []
+    node.set("foreground", True)
+    with pytest.raises(UsageError, match="foreground colours are in matte files only"):
+        verbs.take_finish(node, "main")
+    with pytest.raises(RuntimeError, match="foreground colours are in matte files only"):
+        alpha_of(nuke, node, tmp_path, "refused")
+
+
 def test_a_script_with_two_views_is_refused_live_in_words(nuke: Any, node: Any, bundle: Path) -> None:
     nuke.addView("right")
     nuke.GUI = True

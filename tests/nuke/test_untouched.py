@@ -81,6 +81,8 @@ TOUCHES: dict[str, Touch] = {
     "unknown default": lambda nuke, node, read: nuke.root()["floatLut"].setValue("rec709"),
     "another working space": lambda nuke, node, read: nuke.root()["workingSpaceLUT"].setValue("ACEScg"),
     "ocio": lambda nuke, node, read: nuke.root()["colorManagement"].setValue("OCIO"),
+    "a transform": lambda nuke, node, read: read["out_colorspace"].setValue("sRGB"),
+    "a list of files": lambda nuke, node, read: read["sequence"].setValue("/a/b.exr"),
     "premultiplied": lambda nuke, node, read: read["premultiplied"].setValue(True),
     "disabled": lambda nuke, node, read: read["disable"].setValue(True),
     "a lifetime": lambda nuke, node, read: read["useLifetime"].setValue(True),

@@ -45,7 +45,8 @@ _NATIVE: dict[str, tuple[int, tuple[tuple[str, Any, Any], ...]]] = {
         ("frame", k.String_Knob, ""),
         ("raw", k.Boolean_Knob, False), ("auto_alpha", k.Boolean_Knob, False), ("reload", k.Script_Knob, ""),
         ("colorspace", k.String_Knob, "default"), ("premultiplied", k.Boolean_Knob, False),
-        ("useLifetime", k.Boolean_Knob, False),
+        ("useLifetime", k.Boolean_Knob, False), ("sequence", k.Multiline_Eval_String_Knob, ""),
+        ("in_colorspace", k.String_Knob, "scene_linear"), ("out_colorspace", k.String_Knob, "scene_linear"),
     )),
     "Write": (1, (
         ("file", k.File_Knob, ""), ("channels", k.Channel_Knob, "rgb"), ("raw", k.Boolean_Knob, False),
