@@ -133,7 +133,8 @@ def run_demo(at: Installation, out: Path, *, review: bool) -> int:
 
 def run_checks(at: Installation, more: Sequence[str]) -> int:
     """Run every check on the checkout; returns 0 only if all pass. pytest runs last."""
-    shared_out = ["-n", "auto", "--dist", "loadfile"]  # one process per core
+    # one process per core; tests/conftest.py puts the files in order
+    shared_out = ["-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder"]
     checks = (["ruff", "check", "."], ["mypy"], ["pytest", *shared_out, *more])
     environment = clean_environment()
     environment.setdefault("ZIG_GLOBAL_CACHE_DIR", str(at.prefix.cache / "zig"))

@@ -17,15 +17,31 @@ SHARED_DATA_VARIABLE = "STM_SHARED_DATA"
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))  # processes among which the tests are divided
 TEST_THREADS = max(1, min(2, (os.cpu_count() or 1) // WORKERS))
 SEED = 20190404
-_TAKES_A_MINUTE = frozenset(("effect_binary", "miniature", "shared", "made_bundle"))
-"""Fixtures that compile the effect or make an installation."""
+SLOW_FIXTURES = frozenset(
+    ("effect_binary", "driver", "miniature", "shared", "made_bundle", "published", "published_file", "shown")
+)
+"""Fixtures that compile, make an installation or the network of the released weights, or run the demo."""
+
+LONGEST_FILES = (
+    "tests/test_install.py",
+    "tests/ofx_bridge/test_effect.py",
+    "tests/stm_plugin/store/test_full_disk.py",
+    "tests/nuke/test_workflow.py",
+    "tests/model/inference/test_equals_reference.py",
+    "tests/ofx_bridge/test_sanitized.py",
+    "tests/stm_plugin/review/test_browser.py",
+    "tests/stm_plugin/farm/test_openjd.py",
+    "tests/stm_plugin/shot/test_propagate.py",
+    "tests/stm_plugin/server/test_server.py",
+)
+"""They run first, so that no process works alone on one of them at the end."""
 
 Pixels = np.ndarray[tuple[int, int, int], np.dtype[np.float32]]
 PlateMaker = Callable[..., str]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep the suite polite on small and busy machines."""
+    """Limit the threads of the suite, for small and busy machines."""
     torch.set_num_threads(TEST_THREADS)
     os.environ.pop("STM_CONFIG", None)  # the configuration of whoever runs the tests is not what is tested
     os.environ["STM_USER_CONFIG"] = ""
@@ -36,15 +52,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests are slow if they need what takes a minute to make: the compiled effect, or an installation."""
+    """Mark tests with a slow fixture as slow, and move the longest files to the front."""
     for item in items:
-        if not _TAKES_A_MINUTE.isdisjoint(getattr(item, "fixturenames", ())):
+        if not SLOW_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
+    rank = {REPOSITORY / file: number for number, file in enumerate(LONGEST_FILES)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
 
 
 @pytest.fixture(autouse=True)
 def repeatable() -> Iterator[None]:
-    """Give every test the same random numbers, whichever tests ran before it."""
+    """Give every test the same random numbers, independent of the tests before it."""
     random.seed(SEED)
     np.random.seed(SEED)  # noqa: NPY002 - libraries still draw from the global generator
     torch.manual_seed(SEED)

@@ -1,4 +1,4 @@
-"""The installer on a miniature of the project: real environments and pip, hand-made packages, no network."""
+"""The installer on a miniature of the project: real environments and pip, local packages, no network."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ TIMEOUT = 120
 def write_wheel(
     folder: str, name: str, files: dict[str, str], entry: str = "", needs: str = "", version: str = "1.0"
 ) -> str:
-    """Write a wheel of text files; its file name. This source is also the miniature's backend."""
+    """Write a wheel of text files; returns its name. The miniature's build backend uses this source, too."""
     info = f"{name}-{version}.dist-info"
     files = dict(files)
     needed = f"Requires-Dist: {needs}\n" if needs else ""
@@ -139,7 +139,7 @@ os.utime(binary, (1, 1))
 
 
 class Miniature(NamedTuple):
-    """A checkout with little in it, and a home and a package index to install it with."""
+    """A small checkout, and a home folder and a package index to install it with."""
 
     checkout: Path
     prefix: Path
@@ -161,13 +161,13 @@ class Miniature(NamedTuple):
 
     @property
     def record(self) -> dict[str, object]:
-        """What engine.json says."""
+        """The content of engine.json."""
         read: dict[str, object] = json.loads((self.prefix / "engine.json").read_text())
         return read
 
     @property
     def groups(self) -> list[str]:
-        """What is installed, by the record."""
+        """The installed groups, by the record."""
         return Prefix(self.prefix).listed("groups")
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -186,7 +186,7 @@ class Miniature(NamedTuple):
         return [sys.executable, str(self.checkout / "install.py"), *where, *arguments]
 
     def stm(self) -> str:
-        """What the installed command prints through its link."""
+        """The output of the installed command, started through its link."""
         call = [str(self.links / "stm"), "hello"]
         return subprocess.run(
             call, capture_output=True, text=True, check=True, timeout=TIMEOUT
@@ -262,13 +262,13 @@ def make_miniature(folder: Path) -> Miniature:
 
 @pytest.fixture(scope="module")
 def miniature(tmp_path_factory: pytest.TempPathFactory) -> Miniature:
-    """Installed or not: for what begins or ends an installation."""
+    """A miniature for tests that begin or end an installation."""
     return make_miniature(tmp_path_factory.mktemp("miniature"))
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Miniature]:
-    """Installed once; tests that use it leave it installed and whole."""
+    """An installed miniature that tests share; they leave it installed and complete."""
     made = make_miniature(tmp_path_factory.mktemp("shared"))
     done = made.run()
     assert done.returncode == 0, done.stdout + done.stderr
@@ -277,7 +277,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Miniature]:
 
 @pytest.fixture
 def roomy(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """A function that sets how many gigabytes the disk seems to have free."""
+    """A function that sets how many gigabytes the disk reports as free."""
 
     def set_free(gigabytes: float) -> None:
         usage = shutil.disk_usage("/")._replace(free=int(gigabytes * steps.GIGABYTE))
@@ -288,7 +288,7 @@ def roomy(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 @contextlib.contextmanager
 def changed(path: Path, text: str) -> Iterator[None]:
-    """A file with another text for a while."""
+    """Give a file another text inside the block."""
     before = path.read_text()
     path.write_text(text)
     try:
@@ -298,7 +298,7 @@ def changed(path: Path, text: str) -> Iterator[None]:
 
 
 def wait_for(lines: Iterable[str], words: str) -> None:
-    """Read until a line holds the words."""
+    """Read until a line contains the words."""
     assert any(words in line for line in lines), f"never said: {words}"
 
 
@@ -602,7 +602,7 @@ def test_markers_of_the_locks_are_understood_as_pip_does(target: Target) -> None
 
 
 def python_of_every_user() -> str | None:
-    """A Python of this machine that other users may run and that makes environments."""
+    """A Python that other users may run and that can make environments."""
     for name in ("python3.11", "python3.12", "python3.13", "python3.14"):
         found = shutil.which(name, path="/usr/bin:/usr/local/bin")
         if found and subprocess.run([found, "-c", "import ensurepip, venv"], check=False).returncode == 0:
@@ -831,7 +831,7 @@ OWN_INIT = b"# -*- coding: latin-1 -*-\nname = '\xe9'\n"
 
 
 def add_paths(file: Path) -> list[str]:
-    """What an init.py adds to the plug-in path of a Nuke that runs it."""
+    """The folders that an init.py adds to Nuke's plug-in path."""
     (file.parent.parent / "nuke.py").write_text("def pluginAddPath(path): print(path)\n")
     call = [sys.executable, "-s", str(file)]
     environment = {**os.environ, "PYTHONPATH": str(file.parent.parent)}

@@ -1,4 +1,4 @@
-"""Imports go down only: the contracts of `[tool.importlinter]` in `pyproject.toml`, and what they omit."""
+"""Imports go down only: the contracts of `[tool.importlinter]` in `pyproject.toml`, and omitted modules."""
 
 from __future__ import annotations
 

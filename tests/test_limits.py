@@ -28,7 +28,7 @@ def _functions(tree: ast.Module) -> Iterator[Function]:
 
 
 def _parameters(function: Function) -> int:
-    """How many parameters a caller sees: without `self` and `cls`, with `*args` and `**kwargs`."""
+    """The number of parameters, without `self` and `cls`, with `*args` and `**kwargs`."""
     given = function.args
     names = [one.arg for one in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
     if names[:1] in (["self"], ["cls"]):

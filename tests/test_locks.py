@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import sys
+from collections.abc import Mapping
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 from stm_plugin.installation import steps
@@ -16,12 +19,12 @@ RELEASE = re.compile(r"([a-z0-9-]+)==([^\s;]+)( ; [^\\]+)? \\\n" + HASHES)
 
 
 def locked() -> dict[str, str]:
-    """Name -> release of everything that the locks name."""
+    """Name -> release of all packages in the locks."""
     return {name: release for lock in LOCK_FILES for name, release, *_ in RELEASE.findall(lock.read_text())}
 
 
 def plain(name: str) -> str:
-    """A package's name as indexes write it."""
+    """A package's name in its normalised form."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
@@ -37,11 +40,9 @@ def test_locks_hold_releases_with_hashes_and_nothing_else() -> None:
 
 
 def test_everything_the_tests_import_is_locked(repository: Path) -> None:
-    """A test that imports what no list of pyproject.toml names would fail on the next machine."""
-    from importlib.metadata import packages_distributions
-
+    """Every package that tests import must be in pyproject.toml, or tests fail on other machines."""
     declared = set(declarations(repository))
-    distributions = packages_distributions()
+    distributions = distributions_by_module()
     own = {"benchmarks", "install", "model", "nuke", "stm_batch", "stm_nuke", "stm_plugin", "tests", "tiny"}
     unlocked = {}
     for folder in ("model", "stm_plugin", "tests", "benchmarks"):
@@ -54,20 +55,25 @@ def test_everything_the_tests_import_is_locked(repository: Path) -> None:
 
 
 def test_a_base_installation_holds_nothing_that_is_not_used(repository: Path) -> None:
-    from importlib.metadata import packages_distributions
     from tomllib import loads
 
     asked = loads((repository / "pyproject.toml").read_text())["project"]["dependencies"]
     files = [file for folder in ("model", "stm_plugin") for file in (repository / folder).rglob("*.py")]
     modules = {module for file in files for module in imported(file)}
-    distributions = packages_distributions()
+    distributions = distributions_by_module()
     # a compiled module says of no distribution: then it is named as the module
     used = {plain(name) for module in modules for name in distributions.get(module, [module])}
     assert {plain(re.split(r"[>=]", one)[0]) for one in asked} - used == set()
 
 
+@functools.cache
+def distributions_by_module() -> Mapping[str, list[str]]:
+    """Top-level module -> names of the installed distributions with it. Reads every file list: seconds."""
+    return packages_distributions()
+
+
 def declarations(repository: Path) -> dict[str, str]:
-    """Name -> list of everything that pyproject.toml asks for."""
+    """Package name -> its list in pyproject.toml."""
     import tomllib
 
     project = tomllib.loads((repository / "pyproject.toml").read_text())
@@ -77,7 +83,7 @@ def declarations(repository: Path) -> dict[str, str]:
 
 
 def imported(file: Path) -> set[str]:
-    """The first parts of the names of the modules that a file imports."""
+    """The top-level names of the modules that a file imports."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -96,7 +102,7 @@ def test_everything_the_project_declares_is_locked(repository: Path) -> None:
 
 
 def test_installed_versions_are_the_locked_ones() -> None:
-    """The environment that runs these tests is the one that the locks describe."""
+    """The environment that runs these tests has the locked releases."""
     from importlib.metadata import distributions
 
     releases = locked()

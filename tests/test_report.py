@@ -1,4 +1,4 @@
-"""`stm doctor --report`: what somebody who was not there needs, and nothing else."""
+"""`stm doctor --report`: the files that a supporter needs, and nothing else."""
 
 from __future__ import annotations
 

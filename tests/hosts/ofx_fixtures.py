@@ -1,6 +1,6 @@
-"""Fixtures for tests of the OpenFX effect: its binary, an engine of its own, and a small clip with its truth.
+"""Fixtures for tests of the OpenFX effect: its binary, a separate engine, and a small clip with its matte.
 
-No conftest of the suite is needed, so that the same tests also run with sanitizers preloaded.
+They need no conftest, so the same tests can also run with sanitizers preloaded.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def load_build() -> ModuleType:
 
 
 def once_for_all_workers(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """A folder that is filled once, however many processes share the tests.
+    """A folder that is filled once for all test processes.
 
     Args:
         name: of the folder, the same in every process.
@@ -80,13 +80,13 @@ def effect_binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass
 class EngineHome:
-    """Where the engine of these tests lives. The effect itself starts it."""
+    """The folders of these tests' engine. The effect starts the engine."""
 
     runtime: Path
     home: Path
 
     def process(self) -> int | None:
-        """The engine's process id, if one has published itself."""
+        """The engine's process id; None if no engine runs."""
         try:
             return int(json.loads((self.runtime / "endpoint.json").read_text("utf-8"))["pid"])
         except (OSError, ValueError):
@@ -112,7 +112,7 @@ class EngineHome:
 
 @pytest.fixture(scope="session")
 def engine_home() -> Iterator[EngineHome]:
-    """A runtime folder with a short name (a socket's path has 107 bytes) and a home for shots."""
+    """A runtime folder with a short name (a socket's path has at most 107 bytes) and a folder for shots."""
     runtime = Path(tempfile.mkdtemp(prefix="stm-", dir="/tmp"))
     home = Path(tempfile.mkdtemp(prefix="stm-home-", dir="/tmp"))
     engine = EngineHome(runtime, home)
@@ -139,12 +139,12 @@ def engine(engine_home: EngineHome, monkeypatch: pytest.MonkeyPatch) -> EngineHo
 
 @pytest.fixture
 def host(effect_binary: Path) -> OfxHost:
-    """A host that gives the effect all it asks for."""
+    """A host that offers every suite and property of the effect."""
     return OfxHost(effect_binary)
 
 
 def disc(frame: int) -> FloatArray:
-    """The truth: (h, w, 1), a soft disc that moves to the right."""
+    """The true matte (h, w, 1): a soft disc that moves to the right."""
     rows, columns = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32)
     centre = WIDTH * (0.3 + 0.05 * (frame - FIRST))
     distance = np.hypot(columns - centre, rows - HEIGHT / 2) - RADIUS
@@ -173,7 +173,7 @@ class Rig:
 
 
 def make_rig(host: OfxHost, *, depth: str = FLOAT, **source_options: object) -> Rig:
-    """A node on the small clip, quick enough for tests."""
+    """A node on the small clip."""
     options = {"frames": (FIRST, LAST), "size": (WIDTH, HEIGHT), "components": RGBA, "depth": depth}
     source = Clip(picture, **{**options, **source_options})  # type: ignore[arg-type]
     mask = Clip(disc, frames=(FIRST, LAST), size=(WIDTH, HEIGHT), components=ALPHA, depth=depth)

@@ -1,4 +1,4 @@
-"""A small OpenFX host that distrusts its plug-in: every call that the effect makes is checked for legality.
+"""A small OpenFX host that checks every call of its plug-in.
 
 What is checked: handles alive and of the right kind, properties that the standard knows for that object and
 their types, writing only where a plug-in may, calls only inside an action, on the action's thread and in
@@ -197,7 +197,7 @@ class RectD(Structure):
 
 
 class HostStruct(Structure):
-    """What the host hands over."""
+    """The OfxHost structure that the plug-in gets."""
 
     _fields_ = [
         ("host", c_void_p),
@@ -206,7 +206,7 @@ class HostStruct(Structure):
 
 
 class PluginStruct(Structure):
-    """What the plug-in hands over."""
+    """The OfxPlugin structure that the host gets."""
 
     _fields_ = [
         ("api", c_char_p),
@@ -220,7 +220,7 @@ class PluginStruct(Structure):
 
 
 class _Refused(Exception):
-    """A call that gets an error status; `status` says which."""
+    """A call that gets the error status `status`."""
 
     def __init__(self, status: int) -> None:
         super().__init__(status)
@@ -229,7 +229,7 @@ class _Refused(Exception):
 
 @dataclass
 class PropertySet:
-    """A set of properties as the plug-in sees it."""
+    """A property set of the plug-in."""
 
     kind: str
     values: dict[str, list[Any]] = field(default_factory=dict)
@@ -278,7 +278,7 @@ class Clip:
 
 @dataclass
 class HostOptions:
-    """What kind of host this is.
+    """The behaviour of the host.
 
     `one_channel_of_masks` and `fills_alpha` are what Natron does: a clip that is declared a mask gets the
     alpha of its input alone, and nothing where the input has none; any other RGB input becomes RGBA with an
@@ -297,7 +297,7 @@ class HostOptions:
 
 
 class _Pixels:
-    """An image in memory as a host may lay it out."""
+    """An image in memory, in one of the layouts that hosts use."""
 
     def __init__(
         self,
@@ -359,7 +359,7 @@ def box_scaled(picture: FloatArray, factor: int) -> FloatArray:
 
 @dataclass
 class _Action:
-    """An action that is under way."""
+    """A running action."""
 
     name: str
     stopped: bool = False  # the host has said that it wants no more of it
@@ -368,7 +368,7 @@ class _Action:
 
 
 class _ThreadState(threading.local):
-    """What is under way on one thread: actions, the innermost last, and images that are out."""
+    """The state of one thread: running actions, the innermost last, and images in use."""
 
     def __init__(self) -> None:
         self.actions: list[_Action] = []
@@ -380,7 +380,7 @@ class OfxHost:
 
     Args:
         binary: the .ofx file.
-        options: what kind of host to be.
+        options: the behaviour of the host.
     """
 
     def __init__(self, binary: Path, options: HostOptions | None = None) -> None:
@@ -450,7 +450,7 @@ class OfxHost:
         return clone
 
     def _introduce(self, node: Effect) -> None:
-        """Set what an instance's properties say."""
+        """Set an instance's properties."""
         context, properties = node.context, node.properties
         properties.set("OfxImageEffectPropContext", context)
         properties.set("OfxImageEffectPropProjectSize", *self.options.project)
@@ -461,11 +461,11 @@ class OfxHost:
         properties.writable = ("OfxPropInstanceData",)
 
     def unload(self) -> None:
-        """The end of the plug-in's life in this host."""
+        """Unload the plug-in."""
         self.act(UNLOAD, None)
 
     def violation(self, text: str) -> None:
-        """Note something that the plug-in must not do."""
+        """Record something that the plug-in must not do."""
         where = self.action() or "outside an action"
         self.violations.append(f"{where}: {text}")
 
@@ -478,7 +478,7 @@ class OfxHost:
         given: PropertySet | None = None,
         answer: PropertySet | None = None,
     ) -> int:
-        """Send an action and look what it left behind."""
+        """Send an action and check what it left behind."""
         actions, images = self._thread.actions, self._thread.images
         actions.append(_Action(name, is_clone=effect is not None and effect.is_clone))
         before = len(images)
@@ -502,7 +502,7 @@ class OfxHost:
         return int(status)
 
     def action(self) -> str:
-        """The action that is under way."""
+        """The running action."""
         return self._thread.actions[-1].name if self._thread.actions else ""
 
     # ---- objects
@@ -517,16 +517,16 @@ class OfxHost:
         return self._new_set(kind, writable)
 
     def register(self, thing: Any) -> int:
-        """A handle that is never used again."""
+        """A new handle; handles are never used twice."""
         handle = next(self._numbers)
         self._handles[handle] = thing
         return handle
 
     def find(self, handle: int | None, kind: type[Any]) -> Any:
-        """What a handle stands for.
+        """The object of a handle.
 
         Raises:
-            _Refused: it stands for nothing, for something dead, or for something else.
+            _Refused: no object has it, its object is destroyed, or is of another kind.
         """
         found = self._handles.get(handle or 0)
         if not isinstance(found, kind):
@@ -538,7 +538,7 @@ class OfxHost:
         return found
 
     def allow(self, call: str, actions: Sequence[str] | None = None, forbidden: Sequence[str] = ()) -> None:
-        """Note a violation when a call comes outside an action, on another thread, or in a wrong action."""
+        """Record a violation if a call is outside an action, on another thread, or in a wrong action."""
         name = self.action()
         if not name:
             self.violation(f"{call} outside an action, or on another thread than the action's")
@@ -547,17 +547,17 @@ class OfxHost:
             self.violation(f"{call} is not allowed in {name}")
 
     def still_wanted(self, call: str) -> None:
-        """Note a violation when a call comes after the host has said that the action shall stop."""
+        """Record a violation if a call comes after the host has told the action to stop."""
         if self._thread.actions and self._thread.actions[-1].stopped:
             self.violation(f"{call} after the host has said stop")
 
     def creates_clone(self) -> bool:
-        """Whether the action under way makes an instance that only renders."""
+        """Whether the running action makes an instance that only renders."""
         action = self._thread.actions[-1] if self._thread.actions else None
         return action is not None and action.is_clone and action.name == CREATE
 
     def under_way(self) -> _Action:
-        """The innermost action of this thread, for suites to note what it has done."""
+        """The innermost action of this thread, in which suites record its calls."""
         return self._thread.actions[-1]
 
     def _new_effect(self, kind: str, described: Effect | None) -> Effect:
@@ -605,7 +605,7 @@ class OfxHost:
     def new_image(
         self, clip: str, pixels: _Pixels, premultiplied: bool, scale: float, aspect: float
     ) -> PropertySet:
-        """Hand out an image; it must come back before the action ends."""
+        """Give out an image; the plug-in must release it before the action ends."""
         image = self._new_set("image")
         image.set("OfxPropType", "OfxTypeImage")
         image.set("OfxImagePropData", pixels.pointer)
@@ -636,7 +636,7 @@ class OfxHost:
 
 @dataclass
 class Param:
-    """A parameter, described or alive."""
+    """A parameter of a description or of a node."""
 
     name: str
     type: str
@@ -651,7 +651,7 @@ class Param:
 
 @dataclass
 class ClipState:
-    """A clip of an effect, with what is connected."""
+    """A clip of an effect, with its connected source."""
 
     name: str
     properties: PropertySet
@@ -731,7 +731,7 @@ class Effect:
         return self.host.options.one_channel_of_masks and is_mask
 
     def _handed_out(self, name: str, source: Clip) -> str:
-        """The components in which an input's pictures come."""
+        """The components of an input's pictures."""
         if self._one_channel_only(name):
             return ALPHA
         if source.components == RGB and self.host.options.fills_alpha:
@@ -739,7 +739,7 @@ class Effect:
         return source.components
 
     def undo(self) -> None:
-        """Take the last step back, as a host does: its parameters get their old values and tell of it."""
+        """Undo the last step as a host does: its parameters get their old values, with change actions."""
         for name, value in self.undo_steps.pop().items():
             self.params[name].value = value
             self.changed(name, 1.0, "OfxChangePluginEdited")
@@ -774,7 +774,7 @@ class Effect:
         return answer
 
     def saved(self) -> dict[str, Any]:
-        """What a script keeps of the node: persistent parameter values."""
+        """The node's state in a script: persistent parameter values."""
         return {
             one.name: one.value
             for one in self.params.values()
@@ -782,7 +782,7 @@ class Effect:
         }
 
     def frames_needed(self, time: float) -> dict[str, list[float]]:
-        """What getFramesNeeded answers, by clip."""
+        """The answer to getFramesNeeded, by clip."""
         given = self.host.new_set(FRAMES_NEEDED + " in")
         given.set("OfxPropTime", float(time))
         answer = self.host.new_set(FRAMES_NEEDED + " out", ("*",))
@@ -793,7 +793,7 @@ class Effect:
         return {name: answer.values[f"OfxImageClipPropFrameRange_{name}"] for name in inputs}
 
     def region_of_definition(self, time: float) -> list[float]:
-        """What getRegionOfDefinition answers."""
+        """The answer to getRegionOfDefinition."""
         given = self.host.new_set(REGION_OF_DEFINITION + " in")
         given.set("OfxPropTime", float(time))
         given.set("OfxImageEffectPropRenderScale", 1.0, 1.0)
@@ -802,7 +802,7 @@ class Effect:
         return answer.values["OfxImageEffectPropRegionOfDefinition"]
 
     def regions_of_interest(self, time: float, region: Sequence[float]) -> dict[str, list[float]]:
-        """What getRegionsOfInterest answers, by clip."""
+        """The answer to getRegionsOfInterest, by clip."""
         given = self.host.new_set(REGIONS_OF_INTEREST + " in")
         given.set("OfxPropTime", float(time))
         given.set("OfxImageEffectPropRenderScale", 1.0, 1.0)
@@ -812,7 +812,7 @@ class Effect:
         return {name.rsplit("_", 1)[1]: values for name, values in answer.values.items()}
 
     def clip_preferences(self) -> dict[str, Any]:
-        """What getClipPreferences answers."""
+        """The answer to getClipPreferences."""
         answer = self.host.new_set(CLIP_PREFERENCES + " out", ("*",))
         assert self.host.act(CLIP_PREFERENCES, self, None, answer) == OK
         return {name: values[0] for name, values in answer.values.items()}
@@ -830,7 +830,7 @@ class Effect:
         negative_rows: bool = False,
         padding: int = 0,
     ) -> tuple[int, _Pixels]:
-        """One frame: the status and the output image; what was not rendered keeps a filling of 0xCD."""
+        """Render one frame: the status and the output image. Pixels that were not rendered stay 0xCD."""
         source = self.clips["Source"].source
         assert source is not None
         (x, y), (width, height) = source.origin, source.size
@@ -856,7 +856,7 @@ class Effect:
         return status, self.output
 
     def destroy(self) -> None:
-        """The end of the node."""
+        """Destroy the node."""
         assert self.host.act(DESTROY, self) in (OK, REPLY_DEFAULT)
         self.alive = self.param_set.alive = self.properties.alive = False
         for param in () if self.is_clone else self.params.values():
@@ -870,7 +870,7 @@ class Effect:
         """An image of a clip.
 
         Raises:
-            _Refused: there is none.
+            _Refused: it has none.
         """
         if clip.name == "Output":
             if self.output is None or self.host.action() != RENDER:
@@ -923,7 +923,7 @@ def _text(value: bytes | None) -> str:
 
 
 def _guarded(host: OfxHost, name: str, work: Callable[..., int | None]) -> Callable[..., int]:
-    """A suite function that turns refusals into statuses and never lets an exception into C."""
+    """A suite function that turns errors into statuses; no exception reaches C."""
 
     def call(*arguments: Any) -> int:
         try:
@@ -941,7 +941,7 @@ def _guarded(host: OfxHost, name: str, work: Callable[..., int | None]) -> Calla
 def _structure(
     host: OfxHost, name: str, functions: Sequence[tuple[Any, Callable[..., int | None] | None]]
 ) -> Structure:
-    """A suite: pairs of a prototype and a function; None is a call that is no business of this effect."""
+    """A suite: pairs of a prototype and a function; None is a call that this effect must not make."""
     fields = [(f"f{index}", prototype) for index, (prototype, _) in enumerate(functions)]
     kind = type(name, (Structure,), {"_fields_": fields})
     suite: Structure = kind()
@@ -1327,7 +1327,7 @@ def _progress_suite(host: OfxHost) -> Structure:
 
 @contextlib.contextmanager
 def nodes_of(host: OfxHost, *nodes: Effect) -> Iterator[None]:
-    """Destroy nodes at the end and hold the plug-in to its manners."""
+    """Destroy the nodes at the end, and fail if the plug-in broke a rule."""
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""An engine that follows a script: what a broken or a mute engine does cannot be had from the real one."""
+"""An engine that follows a script: it behaves like a broken or a silent engine, which the real one cannot."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Conversation = Callable[[socket.socket, int, dict[str, Any]], None]
 
 
 def message(kind: int, number: int, header: object, payload: bytes = b"") -> bytes:
-    """The bytes of a message; `header` may be bytes that are no JSON."""
+    """The bytes of a message; `header` may be bytes that are not JSON."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return PREFIX.pack(MAGIC, kind, number, len(text), len(payload)) + text + payload
 
@@ -45,7 +45,7 @@ def receive(link: socket.socket, count: int) -> bytes:
 
 
 class ScriptedEngine:
-    """Greets properly, unless its script is to answer even that, and then follows the script."""
+    """Answers hello correctly, unless the script does that too, and then follows the script."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class ScriptedEngine:
                     self._script(link, number, header)
 
     def stop_accepting(self) -> None:
-        """From now on those who connect wait in the queue."""
+        """Accept no more connections; new ones wait in the queue."""
         self._refuses.set()
         self._thread.join()
 
@@ -107,15 +107,15 @@ class ScriptedEngine:
 
 @dataclass
 class BusyEngine:
-    """A script: an engine that answers well, lacks every plate frame, and never finishes what it computes.
+    """A script: an engine that answers correctly, lacks every plate frame, and never finishes a job.
 
     Attributes:
-        mute_at: operations that it takes and never answers.
-        keys: frames whose masks it says to have; there it gives mattes.
-        cancelled: whether it was asked to cancel its job, which then ends as cancelled.
-        stale: ranges that it says to be stale.
-        goes_on: whether its job makes progress from one look to the next.
-        waits_for: when this is set the job ends as finished and mattes are there.
+        mute_at: operations that it never answers.
+        keys: frames for which it reports keys and returns mattes.
+        cancelled: whether it was asked to cancel its job; the job then ends as cancelled.
+        stale: ranges that it reports as stale.
+        goes_on: whether its job makes progress between two questions.
+        waits_for: when this is set, the job finishes and mattes exist.
     """
 
     mute_at: frozenset[str] = frozenset()
@@ -175,7 +175,7 @@ class BusyEngine:
 
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch, engine: EngineHome) -> Iterator[Callable[..., ScriptedEngine]]:
-    """A function that puts a scripted engine in the engine's place. None that is real can be started."""
+    """A function that starts a scripted engine instead of the real one, which cannot be started."""
     folder = Path(tempfile.mkdtemp(prefix="stm-", dir="/tmp"))
     monkeypatch.setenv("STM_RUNTIME_DIR", str(folder))
     monkeypatch.setenv("STM_ENGINE_PYTHON", "/bin/false")

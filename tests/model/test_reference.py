@@ -1,4 +1,4 @@
-"""The yardstick itself: hand-computed cases of the equations, and the names of the released weights."""
+"""The reference: cases of the equations computed by hand, and the names of the released weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A weights file that cannot be used is refused with its name, what is wrong and what to do."""
+"""A weights file that cannot be used is refused with its name, the fault and a hint."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GOOD: dict[str, Any] = {"name": "a", "architecture": "stm-lite", "licence": "min
 
 
 def weights_with(folder: Path, manifest: object, **tensors: Any) -> Path:
-    """A safetensors file with anything as its manifest."""
+    """A safetensors file with any value as its manifest."""
     path = folder / "weights.safetensors"
     text = manifest if isinstance(manifest, str) else json.dumps(manifest)
     save_file(tensors or {"one": np.zeros(3, np.float32)}, path, metadata={"manifest": text})

@@ -42,7 +42,7 @@ def read_node(nuke: Any, pattern: str, frames: Sequence[int], raw: bool = False)
 
 
 def stm_comp(nuke: Any, folder: Path, count: int, working_size: int = 180) -> Any:
-    """An STM node on a small clip, with a key of its object possible on every frame."""
+    """An STM node on a small clip that has a mask for every frame."""
     import stm_nuke
 
     frames = range(FIRST, FIRST + count)
@@ -66,7 +66,7 @@ def write_of(nuke: Any, node: Any, folder: Path, name: str = "out") -> Any:
 
 
 def captured(node: Any, frame: int, view: str = "main") -> Any:
-    """One frame of the plate as the node renders it for the engine: the `exr.Picture` in its file."""
+    """One frame of the plate that the node renders for the engine, as `exr.Picture`."""
     from stm_nuke import capture, exr
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -78,7 +78,7 @@ def captured(node: Any, frame: int, view: str = "main") -> Any:
 
 
 def make_mattes(node: Any, frames: range, value: float = 0.5) -> None:
-    """Matte files as a propagation leaves them."""
+    """Write matte files as a propagation does."""
     from stm_nuke import cache
 
     for frame in frames:
@@ -87,7 +87,7 @@ def make_mattes(node: Any, frames: range, value: float = 0.5) -> None:
 
 
 def idle(nuke: Any) -> None:
-    """Nuke has nothing else to do: what waits for that is done."""
+    """Run the calls that wait until Nuke is idle."""
     for thread in threading.enumerate():
         if thread.name == "STM when idle":
             thread.join()

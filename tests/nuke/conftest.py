@@ -26,7 +26,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def nuke(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
-    """The stand-in, as a new process without a window finds it. Whatever used it before is imported anew."""
+    """The stand-in as in a new process without a window. Modules that used it are imported again."""
     monkeypatch.syspath_prepend(str(HOSTS))
     monkeypatch.setenv("STM_CACHE", str(tmp_path / "unsaved"))
     monkeypatch.delenv("OCIO", raising=False)
@@ -40,7 +40,7 @@ def nuke(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
 
 
 def _forget_modules() -> dict[str, ModuleType]:
-    """Take `nuke` and what has imported it out of sys.modules; what was taken."""
+    """Take `nuke` and the modules that imported it out of sys.modules; returns them."""
     mine = [
         name
         for name in sys.modules
@@ -67,7 +67,7 @@ def comp(nuke: Any, make_plate: PlateMaker, tmp_path: Path) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def runtime_folder() -> Iterator[Path]:
-    """Where the engine of a module's tests lives; it is ended after the last of them."""
+    """The runtime folder of a module's tests; its engine is ended after the last of them."""
     folder = Path(tempfile.mkdtemp(prefix="stm-", dir="/tmp"))  # short: the name of a socket is limited
     yield folder
     with pytest.MonkeyPatch.context() as environment:
@@ -82,7 +82,7 @@ def runtime_folder() -> Iterator[Path]:
 
 @pytest.fixture
 def engine(runtime_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The real engine, started by whoever needs it first, with a runtime folder of its own."""
+    """The real engine in a separate runtime folder; the first test that needs it starts it."""
     monkeypatch.setenv("STM_RUNTIME_DIR", str(runtime_folder))
     monkeypatch.setenv("STM_ENGINE_PYTHON", sys.executable)
     monkeypatch.setenv("STM_ENGINE_ROOT", str(REPOSITORY))

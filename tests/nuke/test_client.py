@@ -1,4 +1,4 @@
-"""Promises of the client: it finds or starts the engine, never hangs, and survives a crash of the engine."""
+"""The client finds or starts the engine, never hangs, and survives a crash of the engine."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ANSWER = "a" * 64
 
 @pytest.fixture
 def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[ServerProcess]:
-    """A runtime folder of this test's own, with no engine in it yet."""
+    """A separate runtime folder without an engine."""
     server = ServerProcess("stm_plugin.server")
     for name in ("STM_RUNTIME_DIR", "STM_TRANSPORT", "OMP_NUM_THREADS"):
         monkeypatch.setenv(name, server.environment[name])
@@ -249,7 +249,7 @@ def test_the_engine_ends_with_the_host_that_started_it(runtime: ServerProcess) -
 
 
 class BadEngine:
-    """Something that answers in the engine's place, as a script says."""
+    """A server in the engine's place that follows a script."""
 
     def __init__(
         self,
@@ -296,7 +296,7 @@ def send(link: socket.socket, kind: int, number: int, header: dict[str, Any]) ->
 
 @pytest.fixture
 def bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., BadEngine]]:
-    """Makes a bad engine; the client is pointed to it."""
+    """Makes a bad engine that the client finds."""
     tmp_path.chmod(0o700)
     monkeypatch.setenv("STM_RUNTIME_DIR", str(tmp_path))
     made: list[BadEngine] = []
@@ -439,7 +439,7 @@ def test_an_older_engine_that_nobody_else_uses_is_ended_and_the_installed_one_is
 def reach_once_then(
     reach: Callable[..., socket.socket], after: Callable[[], None]
 ) -> Callable[..., socket.socket]:
-    """`reach`, with `after` called before the second time."""
+    """`reach`, with `after` called before the second call."""
     calls = 0
 
     def wrapped(aborted: Callable[[], bool]) -> socket.socket:
@@ -457,7 +457,7 @@ def reach_once_then(
 
 @pytest.fixture
 def beside(runtime: ServerProcess) -> Iterator[Engine]:
-    """An engine of a host that starts while another's is at work; it ends with the test."""
+    """A second host's engine, beside a running one; it ends with the test."""
     one = Engine("beside")
     yield one
     one.shutdown()
@@ -466,6 +466,7 @@ def beside(runtime: ServerProcess) -> Iterator[Engine]:
         shutil.rmtree(one.folder)
 
 
+@pytest.mark.slow
 def test_a_host_of_another_show_gets_an_engine_of_its_own(
     runtime: ServerProcess, beside: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -544,7 +545,7 @@ def test_pixels_go_inline_where_mapped_files_cannot_be_had(monkeypatch: pytest.M
 
 
 def connection_folder(server: ServerProcess) -> str:
-    """Where the server keeps mapped files."""
+    """The server's folder of mapped files."""
     connection = server.connect()
     folder = connection._map_folder
     connection.close()

@@ -1,4 +1,4 @@
-"""A host's day with the real engine in a process of its own: push, key, propagate, correct, crash, go on."""
+"""A host's work with the real engine in a separate process: push, key, propagate, correct, crash."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ FloatArray = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Clip:
-    """A few frames of real footage, small: bytes (h, w, 3) as RGB, and masks in [0, 1] by frame."""
+    """A few small frames of real footage: bytes (h, w, 3) as RGB, and masks in [0, 1] by frame."""
 
     pictures: dict[int, npt.NDArray[np.uint8]]
     masks: dict[int, FloatArray]
@@ -62,7 +62,7 @@ def clip(shared_data: Path) -> Clip:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A weights file with random weights: what is tested here does not depend on their quality."""
+    """A weights file with random weights; these tests do not depend on their quality."""
     with torch.random.fork_rng():
         torch.manual_seed(7)
         network = SpaceTimeMemoryNetwork(network_config("stm-lite"))
@@ -110,7 +110,7 @@ def new_shot(engine: Engine, folder: Path, weights: str) -> Shot:
 
 
 def push_plate(shot: Shot, clip: Clip) -> list[int]:
-    """Send the plate frames that the engine lacks; which ones they were."""
+    """Send the plate frames that the engine lacks; returns their numbers."""
     digests = {frame: f"v1-{frame}" for frame in clip.pictures}
     frames = [frame for first, last in shot.plate_needed(digests=digests) for frame in range(first, last + 1)]
     for frame in frames:
@@ -121,7 +121,7 @@ def push_plate(shot: Shot, clip: Clip) -> list[int]:
 
 
 def push_key(shot: Shot, clip: Clip, frame: int, **fields: Any) -> dict[str, Any]:
-    """Send a key's mask bottom row first, as hosts do that count y upwards."""
+    """Send a key's mask with the bottom row first, as hosts with y upwards do."""
     mask = clip.masks[frame][::-1].tobytes()
     image = Image.bottom_up("float", ("A",), (0, 0, WIDTH, HEIGHT), mask)
     return shot.push_key(frame, image, {"chair": "A"}, **fields)
@@ -140,7 +140,7 @@ def all_mattes(shot: Shot) -> dict[int, bytes]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, clip: Clip, weights: str) -> dict[int, FloatArray]:
-    """The mattes that the engine gives in this process, without any server."""
+    """The mattes computed in this process, without a server."""
     plate = PlateDescription(
         "pushed", frames=(FIRST, LAST), display_window=Window(0, 0, WIDTH, HEIGHT), fps=24.0
     )
@@ -158,7 +158,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, clip: Clip, weights: s
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """As many threads as the engine's process has: sums of floats depend on it in their last digits."""
+    """The thread count of the engine's process: the last digits of float sums depend on it."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -234,6 +234,7 @@ def test_a_correction_recomputes_its_spans_and_a_changed_plate_what_depends_on_i
     shot.close()
 
 
+@pytest.mark.slow
 def test_a_killed_engine_is_started_again_and_goes_on_to_the_same_bytes(
     engine: Engine, runtime: ServerProcess, tmp_path: Path, clip: Clip, weights: str,
     undisturbed: dict[int, FloatArray],

@@ -1,4 +1,4 @@
-"""A correction begins from the result: matte and paint become a keyframe; keys of a Roto become keyframes."""
+"""A correction starts from the result: matte and paint become a keyframe; keys of a Roto become keyframes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BOX = (10, 12, 20, 22)
 
 @pytest.fixture
 def alone(nuke: Any, comp: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """The comp on a machine without an engine: keyframes are kept, and nothing else is to be waited for."""
+    """The comp on a machine without an engine, where keyframes are only stored."""
     for name in ("STM_ENGINE_PYTHON", "STM_PREFIX"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -28,7 +28,7 @@ def alone(nuke: Any, comp: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 
 def key_mask(node: Any, frame: int, name: str = "disc") -> Any:
-    """The mask of a key, as it is kept."""
+    """The stored mask of a key."""
     from stm_nuke.keys import mask_path
 
     (key,) = (one for one in node.keys if one.frame == frame)
@@ -45,7 +45,7 @@ def paint_in(paint: Any, *strokes: Any) -> None:
 
 
 def press(nuke: Any, node: Any, button: str, frame: int) -> None:
-    """An artist at a frame presses a button; the script waits for its end."""
+    """Press a button at a frame and wait for its end."""
     from stm_nuke import panel
 
     nuke.frame(frame)
@@ -53,7 +53,7 @@ def press(nuke: Any, node: Any, button: str, frame: int) -> None:
 
 
 def inside(box: Any = BOX) -> Any:
-    """Where a box is in a picture of the comp, which has an overscan of 4."""
+    """The slice of a box in a picture of the comp, which has an overscan of 4."""
     whole = np.zeros((56, 72), bool)
     left, top, right, bottom = box
     whole[top + 4 : bottom + 4, left + 4 : right + 4] = True
@@ -202,7 +202,7 @@ def test_the_paint_follows_a_cache_that_moves(nuke: Any, alone: Any, tmp_path: P
 
 
 def roto(nuke: Any, node: Any, boxes: dict[int, Any], over: Any = None) -> Any:
-    """A Roto with a shape, connected to the mask input by way of a Dot."""
+    """A Roto with a shape, connected to the mask input through a Dot."""
     made = nuke.nodes.Roto()
     made["curves"].rootLayer.parts.append(nuke._roto.Layer([nuke._roto.Shape(boxes)]))
     made.setInput(0, over)

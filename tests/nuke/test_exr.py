@@ -1,4 +1,4 @@
-"""Raw pixels in OpenEXR files, by the standard library, held against OpenImageIO."""
+"""Uncompressed OpenEXR files, read and written by the standard library and compared with OpenImageIO."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What farms meet: scripts as the public submitters walk them, and the batch script over many shots."""
+"""Farms: the public submitters find every file of a script, and the batch script runs many shots."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def files_to_send(nuke: Any, node: Any) -> Iterator[tuple[str, str]]:
 
 @pytest.fixture
 def submitted(nuke: Any, comp: Any, tmp_path: Path) -> Any:
-    """A comp with mattes, a correction and a Write, saved and opened again, as a submitter finds it."""
+    """A comp with mattes, a correction and a Write, saved and opened again."""
     from stm_nuke import verbs
     from stm_nuke.node import find_all
 
@@ -95,7 +95,7 @@ def batch_of(nuke: Any, *arguments: str) -> int:
 
 @pytest.fixture
 def two_shots(nuke: Any, comp: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Two scripts: one with two nodes, one of which has a key; one with a node that has none. No engine."""
+    """Two scripts: one with two nodes, of which one has a key; one with a node without keys. No engine."""
     import stm_nuke
     from stm_nuke import batch
     from stm_nuke.keys import Key

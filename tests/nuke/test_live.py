@@ -1,4 +1,4 @@
-"""The matte live from the engine, by the real OpenFX effect: one switch, the same keys, the same store."""
+"""The live matte by the real OpenFX effect: one switch, the same keys, the same store."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EFFECT_CLASS = "OFXorg.stm-for-nuke.STM_v1"
 
 @pytest.fixture
 def node(nuke: Any, engine: Path, make_plate: PlateMaker, tmp_path: Path) -> Iterator[Any]:
-    """A saved comp with an STM node on an EXR plate with overscan, one key set, and no bundle anywhere."""
+    """A saved comp with an STM node on an EXR plate with overscan and one key. No bundle is installed."""
     import stm_nuke.callbacks
     from stm_nuke import session
 
@@ -45,14 +45,14 @@ def node(nuke: Any, engine: Path, make_plate: PlateMaker, tmp_path: Path) -> Ite
 
 @pytest.fixture
 def bundle(effect_binary: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The bundle is on the OpenFX path, as the installer puts it there."""
+    """Puts the bundle on the OpenFX path, as the installer does."""
     folder = effect_binary.parents[3]
     monkeypatch.setenv("OFX_PLUGIN_PATH", str(folder))
     return folder
 
 
 def switch(node: Any, source: str) -> None:
-    """By the knob where there is a window, else as a script does it."""
+    """By the knob if there is a window, else through Python."""
     from stm_nuke import verbs
 
     import nuke
@@ -65,7 +65,7 @@ def switch(node: Any, source: str) -> None:
 
 
 def alpha_of(nuke: Any, node: Any, folder: Path, name: str, frames: range = FRAMES) -> dict[int, Any]:
-    """The alpha that a Write behind the node gets."""
+    """The alpha that a Write after the node gets."""
     write = write_of(nuke, node, folder, name)
     nuke.execute(write, frames[0], frames[-1], 1)
     nuke.delete(write)
@@ -77,7 +77,7 @@ def matte_files(node: Any) -> list[Path]:
 
 
 def run(code: str, folder: Path, plug_in: bool, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Python in a process of its own, that is Nuke without a window."""
+    """Run Python in a separate process, as Nuke without a window."""
     paths = [str(STAND_IN), str(REPOSITORY / "nuke")] if plug_in else [str(STAND_IN)]
     start = "import stm_nuke.callbacks\nstm_nuke.callbacks.install()\n" if plug_in else ""
     given = {name: value for name, value in os.environ.items() if name != "OFX_PLUGIN_PATH"}

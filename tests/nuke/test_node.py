@@ -1,4 +1,4 @@
-"""The STM node in a comp: what it refuses, whose cache is whose, which pixels it takes. Without an engine."""
+"""The STM node in a comp, without an engine: refused inputs, owners of caches, the pixels that it takes."""
 
 from __future__ import annotations
 

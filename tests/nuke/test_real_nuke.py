@@ -1,4 +1,4 @@
-"""What a real Nuke does to nodes, as its documents and public code tell it: the node survives it."""
+"""The node survives what a real Nuke does to nodes, according to its documents and public code."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def test_opening_a_panel_takes_little_time_in_a_large_script(
 
 
 def seen(nuke: Any, node: Any, frame: float) -> Any:
-    """What a Viewer shows of a node."""
+    """The picture of a node in a Viewer."""
     return nuke._pixels.render(node.group, frame, "main")
 
 
@@ -435,7 +435,7 @@ def test_a_studios_defaults_for_writes_do_not_reach_ours(nuke: Any, comp: Any, t
 
 
 def older(nuke: Any, node: Any) -> Any:
-    """The node as the first release made it: no `fix`, other nodes inside, other knobs."""
+    """A node of the first release: no `fix`, other nodes inside, other knobs."""
     group = node.group
     matte, plate = group.node("matte"), group.node("plate")
     for one in group.nodes():

@@ -29,7 +29,7 @@ def node(nuke: Any, engine: Path, shared_data: Path, tmp_path: Path) -> Iterator
 
 
 def _undo_steps(nuke: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """Gets the name of every undo step from now on, with how many nodes were made in it."""
+    """Records the name of every new undo step, with the number of nodes made in it."""
     steps: list[tuple[str, int]] = []
     begin, end = nuke.Undo.begin, nuke.Undo.end
     open_ones: list[tuple[str, int]] = []

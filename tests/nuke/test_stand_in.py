@@ -1,4 +1,4 @@
-"""The stand-in offers nothing that the published stubs of Nuke's Python do not have."""
+"""The stand-in has only what the published stubs of Nuke's Python have."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OF_THE_LANGUAGE = frozenset(("__init__", "__getitem__", "__getattr__", "__call__
 
 
 class Stubs:
-    """All that the stub package says at its top level."""
+    """The top level of the stub package."""
 
     def __init__(self) -> None:
         self.functions: dict[str, list[ast.FunctionDef]] = {}
@@ -37,7 +37,7 @@ class Stubs:
                     self.values.add(one.target.id)
 
     def bases(self, name: str) -> list[str]:
-        """The class and all that it descends from, as far as the stubs say."""
+        """The class and its base classes in the stubs."""
         found = [name]
         for base in self.classes[name].bases:
             if isinstance(base, ast.Name) and base.id in self.classes:
@@ -63,7 +63,7 @@ def stubs() -> Stubs:
 
 
 def parameters_of_stub(function: ast.FunctionDef, is_method: bool) -> list[tuple[str, bool]] | None:
-    """Names, and whether each has a default; None where the stub leaves everything open."""
+    """Names, and whether each has a default; None if the stub accepts any arguments."""
     if function.args.vararg is not None:
         return None if not function.args.kwonlyargs else _keyword_only(function)
     names = [one.arg for one in (*function.args.posonlyargs, *function.args.args)]
@@ -88,7 +88,7 @@ def parameters_of(function: Any, is_method: bool) -> list[tuple[str, bool]] | No
 
 
 def differences(stubs: Stubs, module: Any) -> list[str]:
-    """What the stand-in offers beyond the stubs, or otherwise than they say."""
+    """The names and signatures of the stand-in that differ from the stubs."""
     found = []
     for name in module.__all__:
         offered = getattr(module, name)
@@ -160,7 +160,7 @@ def test_something_that_nuke_does_not_have_is_found_out(stubs: Stubs, nuke: Any,
         """No such function."""
 
     def execute(node: Any) -> None:
-        """There is one, with other parameters."""
+        """The stubs have one with other parameters."""
 
     monkeypatch.setattr(nuke, "invented", invented, raising=False)
     monkeypatch.setattr(nuke, "execute", execute)

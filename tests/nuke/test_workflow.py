@@ -1,4 +1,4 @@
-"""What artists and farms do with the node, from the first key to the render: the real engine, a real clip."""
+"""The work of artists and farms with the node, from the first key to the render: real engine, real clip."""
 
 from __future__ import annotations
 
@@ -72,12 +72,12 @@ def overlap(one: Any, other: Any) -> float:
 
 
 def mask(clip: Path, frame: int) -> Any:
-    """The artist's mask as a matte file can hold it."""
+    """The artist's mask in the precision of a matte file."""
     return pixels(clip / f"mask.{frame}.png")[..., 0].astype(np.float16)
 
 
 def run_to_end(nuke: Any, node: Any) -> Any:
-    """Be Nuke's window until the node's task has ended; the task."""
+    """Run Nuke's event loop until the node's task has ended; returns the task."""
     from stm_nuke import tasks
 
     task = tasks._running[node.id]
@@ -200,7 +200,7 @@ def test_the_saved_script_is_read_by_tcl_itself_as_native_nodes_only(
 
 
 def _tcl_commands(tcl: Any, body: str) -> list[tuple[str, ...]]:
-    """The commands of a script, as Tcl divides it into lines and words."""
+    """The commands of a script, divided into words by Tcl."""
     commands, line = [], ""
     for part in body.split("\n"):
         line = f"{line}\n{part}" if line else part
@@ -388,7 +388,7 @@ def test_an_artist_in_the_window_sees_progress_and_the_window_stays_alive(nuke: 
 
 @pytest.fixture
 def without_advice(node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An engine that gives no advice of its own, as older ones do."""
+    """An engine without advice, as older ones are."""
     from stm_nuke.session import Session
 
     status = Session.status
@@ -858,7 +858,7 @@ class Batch:
 
     @contextlib.contextmanager
     def started(self, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-        """The script at work."""
+        """The running script."""
         with subprocess.Popen(
             [*self.command, *arguments],
             env=self.environment,
@@ -932,7 +932,7 @@ def test_every_failure_has_its_exit_code_and_its_words(
 
 
 def keyed(node: Any, nuke: Any, frame: int = FIRST) -> None:
-    """Set a key and save, then leave everything to the batch script."""
+    """Set a key and save; the batch script does the rest."""
     import stm_nuke
     from stm_nuke import session
 
@@ -979,7 +979,7 @@ def test_a_bug_is_exit_code_1_and_shows_where(nuke: Any, node: Any, tmp_path: Pa
 
 
 def steps_of(said: str) -> int:
-    """Of how many steps the batch script speaks: frames to compute, and frames to hand out."""
+    """The numbers of steps that the batch script prints: frames to compute, and frames to write."""
     return int(re.findall(r"^Frame \d+ \(\d+ of (\d+)\)", said, re.MULTILINE)[0])
 
 

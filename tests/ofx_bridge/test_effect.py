@@ -1,4 +1,4 @@
-"""What the OpenFX effect promises, in a host that checks its every call, with the real engine.
+"""The promises of the OpenFX effect, in a host that checks every call, with the real engine.
 
 The file needs no conftest of the suite: `test_sanitized.py` runs it again with sanitizers preloaded.
 """

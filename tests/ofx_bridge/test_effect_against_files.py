@@ -1,4 +1,4 @@
-"""The effect's mattes are those that the command line makes from files."""
+"""The effect gives the mattes that the command line makes from files."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ with nodes_of(host, node):
 
 
 def clips_of(frames: list[FloatArray], mask: FloatArray) -> dict[str, Clip]:
-    """The source, opaque, and the mask, the same on every frame."""
+    """The opaque source, and one mask for every frame."""
     opaque = [np.dstack([frame, np.ones_like(mask)]) for frame in frames]
     options = {"frames": (FRAMES[0], FRAMES[-1]), "size": (WIDTH, HEIGHT), "depth": HALF}
     return {

@@ -1,4 +1,4 @@
-"""What the effect does when the thing that answers it is broken, mute, or not the engine at all."""
+"""The effect with a broken or silent engine, or with a server that is no engine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.hosts.ofx_scripted_engine import (
 
 
 def answering(reply: Callable[[int, dict[str, Any]], bytes]) -> Conversation:
-    """A script that answers every request with the bytes that `reply` gives."""
+    """A script that answers every request with the bytes of `reply`."""
 
     def talk(link: socket.socket, number: int, header: dict[str, Any]) -> None:
         link.sendall(reply(number, header))
@@ -37,12 +37,12 @@ def answering(reply: Callable[[int, dict[str, Any]], bytes]) -> Conversation:
 
 
 def hang_up(link: socket.socket, number: int, header: dict[str, Any]) -> None:
-    """Close in mid-request."""
+    """Close the connection during a request."""
     link.shutdown(socket.SHUT_RDWR)
 
 
 def half_a_message(link: socket.socket, number: int, header: dict[str, Any]) -> None:
-    """Say a part of an answer and close."""
+    """Send a part of an answer and close."""
     link.sendall(message(REPLY, number, {"shot": "s1"})[:30])
     link.shutdown(socket.SHUT_RDWR)
 
@@ -57,7 +57,7 @@ WHOLE: dict[str, Any] = {
 
 
 def black_hole(number: int, header: dict[str, Any]) -> bytes:
-    """A good engine until a matte is asked for; then another frame's matte, of the wrong size."""
+    """A good engine, but its mattes are of another frame and of the wrong size."""
     if header["op"] in WHOLE:
         return message(REPLY, number, WHOLE[header["op"]])
     image = {"format": "float", "channels": ["A"], "data_window": [0, 0, 1, 1]}
@@ -88,7 +88,7 @@ SCRIPTS: dict[str, Conversation] = {
 
 
 def rig_with_a_key(host: OfxHost, folder: Path) -> Rig:
-    """A node that knows its store and a key, as from a script."""
+    """A node with a store and a key, as loaded from a script."""
     rig = make_rig(host)
     rig.node.set("shotStore", str(folder / "scripted.stmshot"))
     rig.node.set("keyFrames", str(FIRST))

@@ -1,4 +1,4 @@
-"""What an artist does in a window: copies, undo, several objects, old mattes, closing in the middle.
+"""An artist's work in a window: copies, undo, several objects, old mattes, closing during a run.
 
 The host behaves as Natron's sources say (`HostOptions`, `OfxHost.render_clone`, `Effect.undo`): masks of
 which one channel is handed out, copies that look like loads, renders in second instances, steps that are
@@ -57,7 +57,7 @@ STRIPE = np.array([1.0, 0.6, 0.0, 1.0], np.float32)
 
 @pytest.fixture
 def natron(effect_binary: Path) -> OfxHost:
-    """A host with Natron's ways."""
+    """A host that behaves like Natron."""
     return OfxHost(effect_binary, HostOptions(one_channel_of_masks=True, fills_alpha=True))
 
 
@@ -76,7 +76,7 @@ def alpha_of(node: Effect, frame: int, **options: object) -> FloatArray:
 
 
 def inner(picture: FloatArray) -> FloatArray:
-    """What lies within the border that marks an old frame."""
+    """The picture inside the border that marks an old frame."""
     return picture[BORDER:-BORDER, BORDER:-BORDER]
 
 
@@ -94,7 +94,7 @@ def contents(store: Path) -> dict[str, bytes]:
 
 
 def pasted(rig: Rig, source: Clip | None = None, mask: Clip | None = None) -> Effect:
-    """A copy of the node: the saved values are there before it is made, as in a loaded project."""
+    """A copy of the node: it is made with the saved values, as in a loaded project."""
     return rig.host.create({"Source": source or rig.source, "Mask": mask or rig.mask}, saved=rig.node.saved())
 
 
@@ -118,7 +118,7 @@ def test_a_copy_shows_the_originals_mattes_and_touches_nothing_of_its_store(
 def test_a_copy_on_another_plate_never_pushes_into_the_originals_store(
     host: OfxHost, engine: EngineHome
 ) -> None:
-    """Its range is longer, its pixels are others: neither may reach the store of the original."""
+    """The copy's range is longer and its pixels differ. Neither may reach the store of the original."""
     rig = keyed(host)
     assert rig.node.press("propagateForward", FIRST) == OK
     before = contents(store_of(engine, rig.node))
@@ -172,7 +172,7 @@ def test_a_fork_begins_with_what_the_original_has_computed(host: OfxHost, engine
 
 
 def test_a_copy_that_was_not_edited_follows_the_original(host: OfxHost, engine: EngineHome) -> None:
-    """As the node under a paint node does, whose result becomes a key of the original."""
+    """Like the node below a paint node whose result becomes a key of the original."""
     rig = keyed(host)
     copy = pasted(rig)
     with nodes_of(host, rig.node, copy):
@@ -238,7 +238,7 @@ def test_a_render_in_a_second_instance_is_the_same_node_and_no_copy(
 def test_a_render_in_a_second_instance_knows_the_format_of_the_project(
     host: OfxHost, engine: EngineHome
 ) -> None:
-    """Such an instance tells a project of no size: a plate with overscan must not change for it."""
+    """Such an instance reports a project without a size. A plate with overscan must not change."""
     more = 8
 
     def with_overscan(frame: int) -> FloatArray:
@@ -377,7 +377,7 @@ def test_a_second_key_leaves_the_old_mattes_in_the_window_and_fails_a_render(
 
 
 def stripes(picture: FloatArray) -> FloatArray:
-    """The border of a picture, (n, channels): what tells a frame that no render would put out."""
+    """The border of a picture, (n, channels); it marks a frame that no render would produce."""
     whole = np.ones(picture.shape[:2], bool)
     whole[BORDER:-BORDER, BORDER:-BORDER] = False
     return picture[whole]
@@ -386,7 +386,7 @@ def stripes(picture: FloatArray) -> FloatArray:
 def test_what_only_the_window_shows_carries_a_mark_that_no_cache_can_lose(
     host: OfxHost, engine: EngineHome
 ) -> None:
-    """A host hands a picture that its viewer has shown to a Write, and asks nobody."""
+    """A host may give a picture of its viewer to a Write without a new render."""
     rig = keyed(host)
     with nodes_of(host, rig.node):
         assert rig.node.press("propagateForward", FIRST) == OK
@@ -411,7 +411,7 @@ def test_what_only_the_window_shows_carries_a_mark_that_no_cache_can_lose(
 def test_the_mark_stands_in_the_format_whatever_overscan_the_plate_has(
     host: OfxHost, engine: EngineHome
 ) -> None:
-    """A window shows the format, and cuts the overscan off."""
+    """A window shows the format only, without the overscan."""
     more = 8
 
     def with_overscan(frame: int) -> FloatArray:
@@ -432,7 +432,7 @@ def test_the_mark_stands_in_the_format_whatever_overscan_the_plate_has(
 
 
 def test_a_picture_with_the_mark_is_never_taken_as_a_key(host: OfxHost, engine: EngineHome) -> None:
-    """As a paint node over an old matte would give it."""
+    """Such a picture comes from a paint node over an old matte."""
     rig = rig_with_paint(host)
     with nodes_of(host, rig.node):
         assert rig.node.press("propagateForward", FIRST) == OK
@@ -496,7 +496,7 @@ def test_missing_frames_fail_or_give_the_nearest_or_the_old_matte_or_the_plate(
 def test_the_nearest_matte_is_looked_for_down_to_the_key(
     host: OfxHost, scripted: Scripted, tmp_path: Path
 ) -> None:
-    """The frames between are stale, and none of them has a matte any more that could be held."""
+    """The frames between are stale, and their old mattes no longer exist."""
     engine = scripted(BusyEngine(keys=(FIRST,), stale=((FIRST + 1, LAST),)))
     rig = make_rig(host)
     rig.node.set("shotStore", str(tmp_path / "scripted.stmshot"))
@@ -562,7 +562,7 @@ def test_the_status_counts_frames_while_it_runs_and_reading_has_a_bar_of_its_own
 
 
 def test_words_are_not_doubled(host: OfxHost, engine: EngineHome) -> None:
-    """Hosts write "STM1 error: " before a message."""
+    """Hosts put "STM1 error: " before a message."""
     rig = make_rig(host)
     with nodes_of(host, rig.node):
         assert rig.node.press("propagateForward", FIRST) == FAILED
@@ -798,7 +798,7 @@ def test_without_a_frame_range_the_range_is_the_effects_duration_or_the_frames_t
 
 
 def test_a_stop_before_the_start_counts(host: OfxHost, scripted: Scripted, tmp_path: Path) -> None:
-    """Stop comes while the host prepares the action, before the effect shows progress."""
+    """The stop arrives before the effect shows progress, while the host prepares the action."""
     scripted(BusyEngine(keys=(FIRST,)))
     rig = make_rig(host)
     rig.node.set("shotStore", str(tmp_path / "scripted.stmshot"))
@@ -864,7 +864,7 @@ def test_a_second_nodes_propagation_is_refused_at_once_in_words(
 def test_a_node_that_is_deleted_in_the_middle_of_its_run_ends_cleanly(
     host: OfxHost, scripted: Scripted, tmp_path: Path
 ) -> None:
-    """The host destroys the node inside its own progress: nothing of the node may be touched afterwards."""
+    """The host destroys the node during its progress call. The effect may not use the node afterwards."""
     engine = scripted(BusyEngine(keys=(FIRST,)))
     rig = make_rig(host)
     rig.node.set("shotStore", str(tmp_path / "scripted.stmshot"))
@@ -1006,7 +1006,7 @@ with nodes_of(host, rig.node):
 def test_a_malformed_endpoint_starts_a_new_engine(
     effect_binary: Path, engine: EngineHome, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """What is started leaves a mark and says nothing. In a process of its own: starts are counted."""
+    """The started program only leaves a mark. In a separate process, because starts are counted."""
     starter = tmp_path / "python"
     starter.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\nexec sleep 20\n")
     starter.chmod(0o755)

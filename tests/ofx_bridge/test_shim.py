@@ -37,7 +37,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def drive(driver: Path, *arguments: str, given: bytes) -> bytes:
-    """What the driver says; a sanitizer's finding fails the test."""
+    """The driver's output; a sanitizer's finding fails the test."""
     done = subprocess.run([str(driver), *arguments], input=given, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode(errors="replace")
     assert done.stderr == b"", done.stderr.decode(errors="replace")
@@ -134,7 +134,7 @@ ARM64, X86_64 = 0x0100000C, 0x01000007
 
 
 def test_binaries_for_macos_of_both_processors_become_one(tmp_path: Path) -> None:
-    """What is in the file is read again as the loader reads it: a table of processors, and each on a page."""
+    """The file is read as the loader reads it: a table of processors, each part at the start of a page."""
     build = load_build()
     slices = []
     for processor, size in ((ARM64, 40_000), (X86_64, 12_345)):

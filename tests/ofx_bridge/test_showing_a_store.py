@@ -1,6 +1,6 @@
-"""A node without keys and state of its own shows what a shot store has, and changes nothing in it.
+"""A node without keys and state shows the mattes of a shot store and changes nothing in it.
 
-This is what another program relies on that makes the store and has the effect show it (ofx_bridge/EFFECT.md).
+Programs that make a store for the effect to show rely on this (ofx_bridge/EFFECT.md).
 """
 
 from __future__ import annotations
@@ -58,21 +58,21 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def store(made: Path, tmp_path: Path) -> Path:
-    """A copy of the store for one test. The plate stays where it is."""
+    """A copy of the store for one test. The plate is not copied."""
     copy = tmp_path / "x.stmshot"
     shutil.copytree(made / "x.stmshot", copy)
     return copy
 
 
 def shower(host: OfxHost, store: Path, context: str = GENERAL, **values: object) -> Effect:
-    """A node as another program makes it: nothing is set but the store."""
+    """A node as another program makes it: only the store is set."""
     host.options.project = (float(WIDTH), float(HEIGHT))
     source = Clip(picture, frames=(FIRST, LAST), size=(WIDTH, HEIGHT))
     return host.create({"Source": source}, context, {"shotStore": str(store), **values})
 
 
 def contents(store: Path) -> dict[str, str]:
-    """What is in a store: file -> hash. The lock's file says who came last and is no part of it."""
+    """The content of a store: file -> hash, without the lock's file, which changes with every user."""
     files = sorted(one for one in store.rglob("*") if one.is_file() and one.name != "LOCK")
     return {str(one.relative_to(store)): hashlib.sha256(one.read_bytes()).hexdigest() for one in files}
 

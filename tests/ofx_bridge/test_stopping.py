@@ -1,8 +1,8 @@
-"""A host that wants to stop is obeyed at once, whatever the effect waits for or works on.
+"""The effect obeys a host's stop immediately, during every wait and every work.
 
-Nothing is timed here. The engine is mute at a chosen point, so that an effect that waited for it without
-looking would never come back; and the host counts it as a violation when it is asked anything after it has
-said stop. `benchmarks/ofx_abort.py` measures.
+Nothing is timed here. The engine is silent from a chosen point on, so an effect that waited without
+checking would never return. The host counts each call after its stop as a violation.
+`benchmarks/ofx_abort.py` measures times.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BIG_BYTES = BIG_WIDTH * BIG_HEIGHT * 4 * 4  # RGBA float
 
 
 def keyed_rig(host: OfxHost, folder: Path) -> Rig:
-    """A node that knows its store and a key, as from a script."""
+    """A node with a store and a key, as loaded from a script."""
     rig = make_rig(host)
     rig.node.set("shotStore", str(folder / "scripted.stmshot"))
     rig.node.set("keyFrames", str(FIRST))
@@ -99,7 +99,7 @@ def test_an_abort_ends_a_wait_for_an_engine_that_lets_nobody_in(
 
 @contextlib.contextmanager
 def full_queue(engine: ScriptedEngine) -> Iterator[None]:
-    """The engine accepts nobody any more, and as many wait as may wait."""
+    """The engine accepts no more connections, and its queue is full."""
     engine.stop_accepting()
     waiting: list[socket.socket] = []
     try:
@@ -140,7 +140,7 @@ def test_an_abort_ends_the_wait_for_an_engine_that_starts(
 def test_an_abort_ends_the_work_on_a_big_frame(
     host: OfxHost, scripted: Scripted, tmp_path: Path, look: int
 ) -> None:
-    """The frame's hash is computed with so many looks as it has parts, and then it is copied with as many."""
+    """The effect checks for a stop once per part of the frame, while it hashes and while it copies."""
     engine = scripted(BusyEngine(keys=(FIRST,)))
     big = np.zeros((BIG_HEIGHT, BIG_WIDTH, 4), np.float32)
     source = Clip(lambda frame: big, frames=(FIRST, LAST), size=(BIG_WIDTH, BIG_HEIGHT))
@@ -199,7 +199,7 @@ def test_cancel_ends_a_propagation_whatever_the_engine_keeps_to_itself(
 def test_the_stop_button_ends_a_propagation_that_is_under_way(
     host: OfxHost, scripted: Scripted, tmp_path: Path, from_another_thread: bool
 ) -> None:
-    """Hosts let the artist press Stop from the interface's thread, or while they show progress."""
+    """Hosts send Stop from the interface's thread, or during a progress call."""
     engine = scripted(BusyEngine(keys=(FIRST,)))
     rig = keyed_rig(host, tmp_path)
     computing = threading.Event()
@@ -260,7 +260,7 @@ def test_the_stop_button_starts_no_engine(
 def test_finished_frames_are_shown_while_a_propagation_runs(
     host: OfxHost, scripted: Scripted, tmp_path: Path
 ) -> None:
-    """The propagation ends only when the picture of the key has been shown ten times."""
+    """The propagation ends only after the picture of the key was rendered ten times."""
     script = BusyEngine(keys=(FIRST,))
     engine = scripted(script)
     rig = keyed_rig(host, tmp_path)
@@ -278,7 +278,7 @@ def test_finished_frames_are_shown_while_a_propagation_runs(
 def test_a_node_that_is_called_in_the_middle_of_its_own_work_says_so(
     host: OfxHost, scripted: Scripted, tmp_path: Path
 ) -> None:
-    """Some hosts draw their viewer, and take clicks, while they show progress on the same thread."""
+    """Some hosts draw their viewer and accept clicks during a progress call, on the same thread."""
     script = BusyEngine(keys=(FIRST,))
     engine = scripted(script)
     rig = keyed_rig(host, tmp_path)

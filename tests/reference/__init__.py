@@ -1,1 +1,1 @@
-"""The method written straight down, slow and plain, to hold the product's fast code to its equations."""
+"""The method as plain, slow code. The product's fast code is compared with it."""

@@ -1,4 +1,4 @@
-"""Small moving pictures, masks, and random weights whose masks are alive, for comparisons."""
+"""Small moving pictures, masks, and random weights that give varied masks, for comparisons."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SEED = 7
 
 
 class PlainModules:
-    """The product's own plain modules of any trunk, as the reference's loop wants them."""
+    """The product's plain modules of any backbone, for the reference's loop."""
 
     def __init__(self, network: SpaceTimeMemoryNetwork) -> None:
         self.network = network

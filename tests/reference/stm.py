@@ -1,4 +1,4 @@
-"""STM as its paper states it, plain and slow: the yardstick of the product's inference.
+"""STM as its paper states it, plain and slow; the product's inference is compared with it.
 
 Oh, Lee, Xu, Kim: "Video Object Segmentation using Space-Time Memory Networks", ICCV 2019. Section and
 equation numbers are the paper's. Nothing here is folded, hoisted, streamed or batched over objects: the
@@ -7,7 +7,7 @@ another. Nothing is imported from the product.
 
 `ReferenceSTM` is the paper's network with the attribute names of the released weights, so its
 `state_dict()` has the names and shapes that a loader of those weights must accept. `propagate` is the
-inference loop; it runs on anything that is a `PlainNetwork`, so other trunks can be held against the
+inference loop; it runs on any `PlainNetwork`, so networks with other backbones can be compared with the
 same loop.
 
 Letters in shape comments: K objects, T memory frames, (H, W) the padded picture, (h, w) = (H/16, W/16),
@@ -22,7 +22,6 @@ from math import sqrt
 from typing import Any, Protocol
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -48,6 +47,8 @@ class _Encoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        import torchvision  # imported here: it loads slower than torch
+
         resnet = torchvision.models.resnet50(weights=None)
         self.conv1 = resnet.conv1
         self.bn1 = resnet.bn1

@@ -1,4 +1,4 @@
-"""What a run of the `stm` command gives a test."""
+"""The result of a run of the `stm` command."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Said:
-    """What a run of the command said."""
+    """The exit code and the output of a command."""
 
     code: int
     out: str

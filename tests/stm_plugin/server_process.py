@@ -1,4 +1,4 @@
-"""A server in a process of its own with a runtime folder of its own, and ways to talk to it."""
+"""A server in a separate process with a separate runtime folder, and functions to talk to it."""
 
 from __future__ import annotations
 
@@ -71,12 +71,12 @@ class ServerProcess:
         raise AssertionError("the server did not come up")
 
     def endpoint(self) -> dict[str, Any]:
-        """What the server says of itself."""
+        """The server's endpoint file."""
         found: dict[str, Any] = json.loads((self.folder / "endpoint.json").read_text("utf-8"))
         return found
 
     def raw(self) -> socket.socket:
-        """A connected socket that has said nothing."""
+        """A connected socket without a hello."""
         endpoint = self.endpoint()
         if endpoint["transport"] == "unix":
             link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -159,7 +159,7 @@ def receive_exactly(link: socket.socket, count: int) -> bytes:
 
 
 def ended_by_server(link: socket.socket) -> bool:
-    """Whether the server closes the connection; what it still says is read over."""
+    """Whether the server closes the connection; messages before that are skipped."""
     try:
         while link.recv(1 << 16):
             pass

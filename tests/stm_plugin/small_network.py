@@ -1,4 +1,4 @@
-"""The real network with random weights, quick at a tiny working size, that counts what it is asked."""
+"""The real network with random weights for a tiny working size; it counts its calls."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def random_network() -> FastNetwork:
 
 @dataclass
 class CountingNetwork:
-    """Hands everything on to the real network."""
+    """Counts calls and passes them to the real network."""
 
     calls: Counter[str] = field(default_factory=Counter)
     inner: FastNetwork = field(default_factory=random_network)
@@ -55,5 +55,5 @@ class CountingNetwork:
         return self.inner.segment(query, bank)
 
     def factory(self, settings: Settings, device: str) -> Network:
-        """What a shot asks for its network."""
+        """A function that gives a shot its network."""
         return self

@@ -1,4 +1,4 @@
-"""The configuration of a site, a show and a user: layers, locks, licences, and what they do to a shot."""
+"""The configuration of a site, a show and a user: layers, locks, licences, and their effect on a shot."""
 
 from __future__ import annotations
 

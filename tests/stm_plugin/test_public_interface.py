@@ -1,4 +1,4 @@
-"""The public interface for Python: what it names, and the example of docs/python.md."""
+"""The public interface for Python: its names, and the example of docs/python.md."""
 
 from __future__ import annotations
 

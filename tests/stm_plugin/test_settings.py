@@ -1,4 +1,4 @@
-"""Settings have one place, a reason each, and enter the addresses of what depends on them."""
+"""Settings stand in one place, each with a reason, and are part of the addresses that depend on them."""
 
 from __future__ import annotations
 

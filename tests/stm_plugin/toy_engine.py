@@ -1,6 +1,6 @@
-"""A tiny engine behind the server, for tests of the server alone: a matte is the nearest key's mask.
+"""A tiny engine for tests of the server: a matte is the nearest key's mask.
 
-It keeps everything in memory, counts a frame as computed after a short sleep, and stops when told.
+It keeps everything in memory, computes a frame by a short sleep, and stops on request.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ class ToyShot:
 
 
 class ToyBackend:
-    """Shots that live as long as the process does."""
+    """Shots that are kept until the process ends."""
 
     def __init__(self) -> None:
         self.shots: dict[Path, ToyShot] = {}

@@ -1,4 +1,4 @@
-"""Labels come out of pictures as they are, and are refused where they cannot be told."""
+"""Labels are read from pictures exactly, and ambiguous label pictures are refused."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ SHAPE = (60, 90)
 
 
 def boxes(*lefts: int | None) -> Labels:
-    """(60, 90): a 20 x 20 box of label k at the k-th left edge; None for a box that is not there."""
+    """(60, 90): a 20 x 20 box of label k at the k-th left edge; None for a missing box."""
     labels = np.zeros(SHAPE, dtype=np.uint8)
     for label, left in enumerate(lefts, start=1):
         if left is not None:
@@ -49,7 +49,7 @@ def write_results(root: Path, name: str, frames: Iterable[Labels]) -> None:
 
 
 class Hold:
-    """Keeps every given mask where it was given."""
+    """A segmenter whose masks never move."""
 
     def __init__(self) -> None:
         self.given: Mapping[int, Labels] = {}

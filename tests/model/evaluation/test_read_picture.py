@@ -1,4 +1,4 @@
-"""Figure 5 shows the weights with which the network really reads, at the place where they are."""
+"""Figure 5 shows the weights of the network's read, each at its place in the picture."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def video(tmp_path: Path) -> VideoSequence:
 
 
 def hand_made(frames: int = 2) -> CapturedRead:
-    """A read whose query key picks out memory position (1, 3) of the last frame.
+    """A read whose query key matches memory position (1, 3) of the last frame only.
 
     58 x 91 pixels, padded to 64 x 96: 3 rows above, 2 columns at the left.
     """

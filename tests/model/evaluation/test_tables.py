@@ -1,4 +1,4 @@
-"""The paper's tables and the curve of figure 7 come out of evaluations as they should."""
+"""The paper's tables and the curve of figure 7 are made correctly from evaluations."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.reference.samples import first_masks, lively_network, texture
 
 
 def evaluation(*objects: tuple[str, int, float, float]) -> Evaluation:
-    """Of objects given as (sequence, label, J, F), each on two frames."""
+    """An evaluation of objects (sequence, label, J, F), each on two frames."""
     return Evaluation(
         "youtube-vos",
         tuple(ObjectScores(name, label, ("1", "2"), (j, j), (f, f)) for name, label, j, f in objects),

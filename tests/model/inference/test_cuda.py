@@ -1,4 +1,4 @@
-"""On a machine with a CUDA card: what it computes is what a CPU computes. Skipped elsewhere."""
+"""A CUDA card gives the results of a CPU. Skipped on machines without one."""
 
 from __future__ import annotations
 

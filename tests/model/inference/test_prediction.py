@@ -1,4 +1,4 @@
-"""The object's logit, from the decoder's last convolution, says what the softmax of its two logits says."""
+"""The single logit of the decoder's last convolution gives the same probability as the softmax of two."""
 
 from __future__ import annotations
 

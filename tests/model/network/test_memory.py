@@ -1,4 +1,4 @@
-"""The memory is bounded, known beforehand, and spread evenly over what has been seen."""
+"""The memory is bounded, its size is known in advance, and its frames are spread evenly over the past."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The streamed read gives the softmax-weighted sum whatever the scores and the order of the memory."""
+"""The streamed read gives the softmax-weighted sum for all scores and any order of the memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 
 
 def memory_with_scores(frames: int, loudest: int, size: float) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """A query (KEYS, POSITIONS) and memory frames, of which one has scores of about `size`."""
+    """A query (KEYS, POSITIONS) and memory frames; one of them has scores of about `size`."""
     generator = torch.Generator().manual_seed(5)
     query = torch.randn(KEYS, POSITIONS, generator=generator)
     frames_: list[tuple[Tensor, Tensor]] = []

@@ -1,4 +1,4 @@
-"""Adapting to keys: only what it may change changes, the same seed gives the same bits, and it learns."""
+"""Adaptation to keys changes only the decoder, gives the same bits for the same seed, and learns."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(network: SpaceTi
 
 
 def enlarged(given: KeyPicture) -> KeyPicture:
-    """The same at twice the size: smaller crops hold too few positions for a loss to mean much."""
+    """The same key at twice the size. Smaller crops have too few positions for a meaningful loss."""
     masks = {name: F.interpolate(m[None, None], scale_factor=2)[0, 0] for name, m in given.masks.items()}
     return KeyPicture(F.interpolate(given.picture[None], scale_factor=2, mode="bilinear")[0], masks)
 

@@ -1,4 +1,4 @@
-"""A run travels to a machine that can be had for minutes, and its weights come home."""
+"""A packed run trains on another machine within a given time, and its weights are collected."""
 
 from __future__ import annotations
 
@@ -57,6 +57,7 @@ def config(tmp_path: Path) -> TrainingConfig:
     )
 
 
+@pytest.mark.slow
 def test_a_packed_run_trains_in_its_time_and_its_weights_come_home(
     config: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

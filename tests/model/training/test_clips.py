@@ -101,8 +101,8 @@ def square(brightness: float) -> LoadedSource:
     return LoadedSource(str(brightness), ((picture, mask),))
 
 
-def test_so_many_objects_are_pasted_as_was_asked_for() -> None:
-    """Grey squares of one brightness each on black: what is in a clip shows which were pasted."""
+def test_the_configured_number_of_objects_is_pasted() -> None:
+    """Grey squares of different brightness on black: the brightness shows which ones were pasted."""
     sources = [square(0.2 + number / 20) for number in range(12)]
 
     def objects(pastes: int, size: tuple[float, float]) -> tuple[list[int], list[float]]:

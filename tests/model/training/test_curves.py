@@ -1,4 +1,4 @@
-"""The curves of a run say what its log and its evaluations say; charts put points where they belong."""
+"""The curves of a run show the values of its log and evaluations; charts place points correctly."""
 
 from __future__ import annotations
 

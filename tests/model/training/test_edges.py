@@ -1,4 +1,4 @@
-"""The edge refiner, its material and its training."""
+"""The edge refiner, its training data and its training."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def clip_of_kind(kind: str) -> edge_clips.EdgeClip:
 
 
 def coarse_of(clip: edge_clips.EdgeClip) -> npt.NDArray[np.uint16]:
-    """(F, K, h, w) in 65535ths: masks cut at a half, as a network would give them at best."""
+    """(F, K, h, w) in 65535ths: masks cut at a half, the best that a network could give."""
     step = clip.plate.shape[1] / WORKING_SIDE
     places = ((np.arange(WORKING_SIDE) + 0.5) * step).astype(int)
     small = clip.alpha[:, :, places][..., places]

@@ -1,4 +1,4 @@
-"""A run is decided by one file, which is in every checkpoint; it goes on as it began, and is seen."""
+"""One file defines a run and is in every checkpoint; a run resumes exactly and shows its progress."""
 
 from __future__ import annotations
 

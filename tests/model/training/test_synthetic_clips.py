@@ -1,4 +1,4 @@
-"""Made-up scenes: labels are exact, a seed gives one clip, and things show what footage shows."""
+"""Synthetic clips: labels are exact, a seed gives one clip, and objects turn, deform and blur."""
 
 from __future__ import annotations
 

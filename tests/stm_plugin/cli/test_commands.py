@@ -71,7 +71,7 @@ class AcesClip:
 
 
 def stamp_timecode(path: Path, frame: int) -> None:
-    """Gives an EXR the timecode 01:00:00:frame, by another writer than the product's."""
+    """Gives an EXR the timecode 01:00:00:frame, with a writer that is not the product's."""
     with OpenEXR.File(str(path)) as file:
         header, channels = file.header(), file.channels()
         header["timeCode"] = OpenEXR.TimeCode(1, 0, 0, frame, *[0] * 14)

@@ -26,7 +26,7 @@ Command = Callable[..., Result]
 
 @pytest.fixture
 def stm() -> Command:
-    """The command in this process, after which it was a success: `stm("eval", DATASET)`."""
+    """The command in this process; it must succeed: `stm("eval", DATASET)`."""
 
     def run(*words: object) -> Result:
         result = CliRunner().invoke(app, [str(word) for word in words])

@@ -1,4 +1,4 @@
-"""No traceback reaches a person: every error is words, and an exit code."""
+"""No command prints a traceback: every error is a message and an exit code."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ def test_a_name_that_is_too_long_is_told_in_words(
         assert "too long" in said.err, said.err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not take such names")
 def test_a_name_that_is_not_utf_8_is_told_in_words(
     repository: Path, tmp_path: Path, make_plate: PlateMaker

@@ -1,4 +1,4 @@
-"""The command harms no file, drops no key and leaves no frame out without a word."""
+"""The command damages no file, and reports every key that it ignores and every frame that it leaves out."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Desk:
         }
 
     def refused(self, run: Callable[[], Said], *words: str) -> None:
-        """The command ends with an error of these words, and no file has changed or appeared."""
+        """The command ends with an error that contains these words, and no file is changed or new."""
         before = self.snapshot()
         said = run()
         assert said.code in set(ExitCode) - {ExitCode.DONE, ExitCode.FAILED}, said
@@ -257,11 +257,12 @@ main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is sent by a signal")
 def test_ctrl_c_says_what_was_kept_and_how_to_go_on(
     make_plate: PlateMaker, tmp_path: Path, repository: Path
 ) -> None:
-    plate = make_plate(frames=range(1001, 1101), size=(320, 240))
+    plate = make_plate(frames=range(1001, 1101), size=(160, 120))
     words = (
         "propagate",
         plate,

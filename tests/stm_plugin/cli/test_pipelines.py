@@ -1,4 +1,4 @@
-"""What pipelines read: JSON by its schemas, exit codes by their table, logs in lines."""
+"""Output for pipelines: JSON follows its schemas, exit codes their table, logs have one record a line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SCHEMAS = REPOSITORY / "docs" / "schemas"
 
 @pytest.fixture(autouse=True)
 def own_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Logs of this test alone."""
+    """A separate log folder."""
     monkeypatch.setenv("STM_LOG_FOLDER", str(tmp_path / "log"))
     logs.start_log(None)
     yield tmp_path / "log"
@@ -34,7 +34,7 @@ def own_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def check(text: str, schema: str) -> dict[str, Any]:
-    """The one JSON object of a text, which keeps to a schema of docs/schemas."""
+    """The one JSON object of a text; it must follow a schema of docs/schemas."""
     found: dict[str, Any] = json.loads(text)
     described = json.loads((SCHEMAS / f"{schema}.schema.json").read_text())
     jsonschema.Draft202012Validator.check_schema(described)

@@ -1,4 +1,4 @@
-"""No command is silent for long, and none leaves a person with a riddle."""
+"""No command is silent for long, and every message can be understood alone."""
 
 from __future__ import annotations
 

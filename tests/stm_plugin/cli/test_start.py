@@ -1,4 +1,4 @@
-"""What a person or a host waits for first does not wait for what computes: held by what is imported."""
+"""Help, options and the first answers of a server do not import the packages that compute."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAIN = "from stm_plugin.cli.main import main"
 
 
 def heavy_after(program: str, *arguments: str, environment: dict[str, str] | None = None) -> set[str]:
-    """The packages of `HEAVY` that a fresh interpreter has loaded after `program`, which may end itself."""
+    """The packages of `HEAVY` that a new interpreter has loaded after `program`."""
     wrapped = (
         f"import sys\nsys.argv = ['stm', *{list(arguments)!r}]\n"
         f"try:\n    exec({program!r})\nexcept SystemExit as end:\n    assert not end.code, end.code\n"

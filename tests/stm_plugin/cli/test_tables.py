@@ -1,4 +1,4 @@
-"""What the command tells of a shot: settings with meanings, confidence by span, what comes from the store."""
+"""The command's reports on a shot: settings with meanings, confidence by span, reused results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No traceback reaches a person: what a command cannot do it says with the file and what to do."""
+"""No command prints a traceback: errors name the file and say what to do."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LONG = "a" * 300
 
 
 def said_by(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
-    """What a command that fails says on stderr."""
+    """The text on stderr of a command that fails."""
     monkeypatch.setattr(sys, "argv", ["stm", *arguments])
     with pytest.raises(SystemExit) as end:
         command()

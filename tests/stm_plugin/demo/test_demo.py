@@ -1,4 +1,4 @@
-"""The demo does the main job: keys are kept, a correction costs what depends on it, the figures are true."""
+"""The demo: keys are kept, a correction recomputes only what depends on it, the figures are correct."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SETTINGS = Settings(working_size=144, device="cpu")
 
 @dataclass(frozen=True)
 class Shown:
-    """A demo that has run, and what it said."""
+    """A finished demo and its output."""
 
     out: Path
     one: Round

@@ -1,4 +1,4 @@
-"""The demo plate: what it promises of windows, numbers, light and its true matte."""
+"""The demo plate: its windows, frame numbers, light and true matte."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoPlate]:
 
 
 def exr(path: Path) -> OpenEXR.File:
-    """The file as the OpenEXR library itself reads it."""
+    """The file as the OpenEXR library reads it."""
     return OpenEXR.File(str(path), separate_channels=True)
 
 
@@ -87,7 +87,7 @@ def test_what_passes_in_front_is_missing_from_the_true_matte() -> None:
 
 
 def test_plate_and_matte_agree_where_the_matte_is_solid() -> None:
-    """Where alpha is one the colours are exactly the layer's own, so the matte belongs to the picture."""
+    """Where alpha is one, the colours are exactly those of the layer, so matte and picture agree."""
     scene = Scene(SMALL)
     picture, alpha = scene.instant(0.0)
     placed = scene.warp(scene.cup, scene.cup_pose(0.0))
@@ -97,7 +97,7 @@ def test_plate_and_matte_agree_where_the_matte_is_solid() -> None:
 
 
 def test_the_cut_out_holds_no_table() -> None:
-    """Beyond the contour the cup's own rim goes on: the table's wood is paler than the red saucer."""
+    """Outside the contour the cup's rim continues. The table's wood is paler than the red saucer."""
     cup = cup_layer()
     x, y = (round(value) for value in CUP_CENTRE)
     assert cup[y, x, 3] == 1.0

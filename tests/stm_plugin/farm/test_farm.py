@@ -64,7 +64,7 @@ def folder(tmp_path: Path, plate: str) -> Path:
 
 @pytest.fixture
 def single(tmp_path: Path, plate: str) -> Mattes:
-    """The mattes of one machine that does everything."""
+    """The mattes of a single machine."""
     out = tmp_path / "single" / "matte.####.exr"
     with Shot.open(make_shot(tmp_path / "single.stmshot", plate), network=CountingNetwork().factory) as shot:
         shot.propagate(writer=MatteWriter(out, shot.plate))
@@ -76,7 +76,7 @@ def mattes_in(out: Path) -> Mattes:
 
 
 class Farm:
-    """Runs tasks as machines would: each opens the shot anew."""
+    """Runs tasks as separate machines do: each opens the shot again."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.network = folder, CountingNetwork()
@@ -328,7 +328,7 @@ def check_format(bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 
 
 def plan_of(bundle: Path) -> list[str]:
-    """The words of the plan's task with the values of the bundle, as a farm would run it."""
+    """The command of the plan's task with the values of the bundle, as a farm runs it."""
     made = json.loads((bundle / TEMPLATE).read_text("utf-8"))["steps"][0]["script"]["actions"]["onRun"]
     given = json.loads((bundle / "parameters.json").read_text("utf-8"))
     return [re.sub(r"{{Param\.(\w+)}}", lambda one: given[one[1]], word) for word in made["args"]]

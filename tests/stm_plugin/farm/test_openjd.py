@@ -1,4 +1,4 @@
-"""A bundle runs with `openjd run`, as farms run it: tasks in processes of their own, one of them killed."""
+"""A bundle runs with `openjd run`, as on a farm: tasks in separate processes, one of them killed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KEYS = (1001, 1005, 1009)
 
 @pytest.fixture
 def command(tmp_path: Path) -> Path:
-    """`stm` of this checkout, as an installation would have it."""
+    """The `stm` command of this checkout."""
     made = tmp_path / "stm"
     words = f"PYTHONPATH={shlex.quote(str(REPOSITORY))} OMP_NUM_THREADS=1 exec {shlex.quote(sys.executable)}"
     made.write_text(f'#!/bin/sh\n{words} -m stm_plugin "$@"\n')

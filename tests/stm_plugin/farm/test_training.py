@@ -1,4 +1,4 @@
-"""A bundle for training: its format, its task, and what comes home."""
+"""A bundle for training: its format, its task, and the collected results."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def stm(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
 
 
 def task_of(bundle: Path) -> list[str]:
-    """The words of the bundle's task, as a farm would run it."""
+    """The command of the bundle's task, as a farm runs it."""
     action = json.loads((bundle / TEMPLATE).read_text("utf-8"))["steps"][0]["script"]["actions"]["onRun"]
     given = json.loads((bundle / PLAIN_VALUES).read_text("utf-8"))
     given["Scratch"] = str(bundle.parent)
@@ -80,6 +80,7 @@ def test_the_bundle_for_training_passes_the_formats_check_and_asks_for_a_gpu(
     assert "gpu" not in json.dumps(step["hostRequirements"])
 
 
+@pytest.mark.slow
 def test_the_task_of_training_gives_a_result_that_comes_home_and_may_run_again(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,4 +1,4 @@
-"""No output overwrites what the artist gave, nor what somebody else made, by whatever name it is reached."""
+"""No output overwrites an input or a file of another program, under any of the file's names."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Desk:
         }
 
     def refused(self, out: Path | str, *names: str, **options: Any) -> None:
-        """The run is refused in words that name these files, and not one byte has changed."""
+        """The run is refused with a message that names these files, and no byte has changed."""
         before = self.snapshot()
         with pytest.raises(OutputError) as caught:
             self.run(out, **options)

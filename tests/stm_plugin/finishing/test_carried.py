@@ -1,4 +1,4 @@
-"""A key's mask goes along with the picture, and takes its softness with it."""
+"""A key's mask follows the motion of the picture and keeps its softness."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Colours of the foreground: what a matte shows, without what was behind it."""
+"""Foreground colours: the colours of the matte's object without the background."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def disc(softness: float) -> FloatArray:
 
 
 def front() -> FloatArray:
-    """Something orange, with some texture."""
+    """An orange picture with some texture."""
     rows, columns = np.mgrid[0:150, 0:200].astype(np.float32)
     shade = 1 + 0.2 * np.sin(columns / 11)[..., None] * np.cos(rows / 17)[..., None]
     return np.asarray(FRONT * shade, np.float32)

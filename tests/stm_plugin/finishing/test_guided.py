@@ -1,4 +1,4 @@
-"""Finished mattes are soft where the plate is and exact where the network is sure."""
+"""Finished mattes are soft where the plate is soft, and exact where the network is certain."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def soft_disc(softness: float, centre: tuple[float, float] = (200, 150), radius:
 
 
 def scene(alpha: FloatArray) -> FloatArray:
-    """A bright thing with some texture before a dark gradient."""
+    """A bright object with some texture before a dark gradient."""
     rows, columns = np.mgrid[0:300, 0:400].astype(np.float32)
     front = 0.7 + 0.05 * np.sin(columns / 9)[..., None] * np.array([1, 0.5, -0.5], np.float32)
     back = np.stack([columns / 2000, rows / 1500, np.full_like(rows, 0.1)], axis=-1)
@@ -54,7 +54,7 @@ def planes(picture: FloatArray) -> FloatArray:
 def prepared(
     alpha: FloatArray, working_size: int = 100, region: Window | None = None
 ) -> tuple[FloatArray, Guide, WorkingGeometry]:
-    """What the network would give for `alpha` (spread over its stride), the guide, and the geometry."""
+    """The network's output for `alpha` (blurred over its stride), the guide, and the geometry."""
     geometry = working_geometry(WINDOW, 1.0, working_size, region)
     picture = scene(alpha)
     guide = Guide(planes(to_working(picture, WINDOW, geometry)), colours_of(picture), WINDOW)

@@ -1,4 +1,4 @@
-"""Learned edges are soft where the picture is, exact where it is sure, and steady."""
+"""Learned edges are soft where the picture is soft, exact where the network is certain, and steady."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def disc(softness: float, radius: float = 100, centre: tuple[float, float] = (24
 
 
 def scene(alpha: FloatArray) -> FloatArray:
-    """Something green, with some texture, before a dark gradient; display-referred."""
+    """A green object with some texture before a dark gradient; display-referred."""
     rows, columns = np.mgrid[0:360, 0:480].astype(np.float32)
     front = np.array([0.25, 0.7, 0.3], np.float32) + 0.05 * np.sin(columns / 9)[..., None]
     back = np.stack([0.3 + columns / 1500, rows / 1200, np.full_like(rows, 0.15)], axis=-1)
@@ -57,7 +57,7 @@ def scene(alpha: FloatArray) -> FloatArray:
 
 
 def hard(alpha: FloatArray) -> FloatArray:
-    """What a network gives at best: the alpha cut at a half, at working size, over its stride."""
+    """The best output of a network: the alpha cut at a half, at working size, blurred over its stride."""
     cut = to_working((alpha > 0.5).astype(np.float32), WINDOW, GEOMETRY)
     return np.asarray(cv2.GaussianBlur(cut, (0, 0), 1.2), np.float32)
 
@@ -74,7 +74,7 @@ def evidence_of(probability: FloatArray, beside: FloatArray | None = None) -> Ed
 
 
 def error(matte: FloatArray, alpha: FloatArray) -> float:
-    """Mean square within 10 pixels of what is soft."""
+    """Mean square error within 10 pixels of soft pixels."""
     soft = ((alpha > 0) & (alpha < 1)).astype(np.uint8)
     band = cv2.dilate(soft, np.ones((21, 21), np.uint8)) > 0
     return float(np.square(matte - alpha)[band].mean())

@@ -1,4 +1,4 @@
-"""Colour: one scene gives one picture, whatever space it is stored in."""
+"""Colour: one scene gives one picture, in whichever space it is stored."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def scene(rng: np.random.Generator) -> FloatArray:
 
 
 def stored_as(config: ColourConfig, space: str, scene: FloatArray, kind: type = np.float16) -> FloatArray:
-    """The scene's values as a file in another space holds them."""
+    """The scene's values in another space."""
     values = scene.copy()
     config.ocio.getProcessor("Linear Rec.709 (sRGB)", space).getDefaultCPUProcessor().applyRGB(values)
     return values.astype(kind).astype(np.float32)

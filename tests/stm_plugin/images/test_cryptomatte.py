@@ -1,4 +1,4 @@
-"""Ids are those that any reader of Cryptomatte works out, and lead back to the names."""
+"""Ids are those of the Cryptomatte specification, and lead back to the names."""
 
 from __future__ import annotations
 

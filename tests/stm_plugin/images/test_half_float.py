@@ -1,4 +1,4 @@
-"""Halves and floats are converted as numpy converts them, bit for bit."""
+"""Half floats and floats are converted exactly as by numpy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plates that a host pushes are read back as they were pushed, within their budget."""
+"""Host plates are read back exactly as they were pushed, within their budget."""
 
 from __future__ import annotations
 

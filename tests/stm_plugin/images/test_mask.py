@@ -1,4 +1,4 @@
-"""Masks: what the artist drew, exactly, whatever image it comes in."""
+"""Masks are read exactly, from every kind of image."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def read(
 
 
 def write(path: Path, pixels: FloatArray, kind: str = "uint8", **given: Any) -> Path:
-    """Write (h, w, C) values as they are, not premultiplied."""
+    """Write (h, w, C) values unchanged, not premultiplied."""
     return write_image(path, pixels, kind, attributes={"oiio:UnassociatedAlpha": 1}, **given)
 
 
 @pytest.fixture
 def soft(rng: np.random.Generator) -> FloatArray:
-    """A soft mask (h, w) with zeros, ones and all between."""
+    """A soft mask (h, w) with zeros, ones and values between."""
     return np.clip(rng.uniform(-0.5, 1.5, (HEIGHT, WIDTH)), 0, 1).astype(np.float32)
 
 

@@ -1,4 +1,4 @@
-"""Mattes: the artist's frame comes back as it went in, whole or not at all."""
+"""Mattes: a frame has the plate's windows and metadata, and its file is whole or absent."""
 
 from __future__ import annotations
 
@@ -296,7 +296,7 @@ def test_broken_and_missing_mattes_are_named_errors(tmp_path: Path, matte: Float
 def test_a_file_that_the_library_lost_the_end_of_never_gets_its_name(
     tmp_path: Path, matte: FloatArray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full disk that only shows when the file is closed: the library says that all is well."""
+    """The disk is full, but only closing the file would show it, and the library reports success."""
     path = tmp_path / "m.1001.exr"
     write_matte(path, {"object1": matte}, frame_with())
     before, whole = path.read_bytes(), images._write

@@ -1,4 +1,4 @@
-"""Memory that cannot be had for a picture is said with the file, the frame and what to do."""
+"""If memory for a picture is short, the error names the file and the frame and says what to do."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_memory_that_a_picture_cannot_have_is_said_with_its_file(tmp_path: Path,
 def test_a_movie_for_which_there_is_no_memory_is_not_called_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The walk through a movie runs in a process of its own: what it dies of is told."""
+    """A movie is checked in a separate process; the error states why that process died."""
     movie = tmp_path / "plate.mp4"
     movie.write_bytes(b"never read")
     walker = tmp_path / "movie_walk.py"

@@ -1,4 +1,4 @@
-"""Overlays: pictures on which a person can see where each object is, and on which frame."""
+"""Overlays show each object, and the frame number."""
 
 from __future__ import annotations
 

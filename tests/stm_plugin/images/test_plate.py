@@ -1,4 +1,4 @@
-"""Plates: pixels, windows and metadata as in the file; everything else is an error that names the frame."""
+"""Plates have the pixels, windows and metadata of the file; errors name the frame."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sequences: found in every way that people write them, with the host's numbers."""
+"""Sequences are found by every common notation, with the host's numbers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="module")
 def movie(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A movie of 40 frames whose grey value tells the frame."""
+    """A movie of 40 frames; the grey value is the frame."""
     path = tmp_path_factory.mktemp("movie") / "plate.mp4"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 24.0, (64, 48))
     for number in range(MOVIE_FRAMES):

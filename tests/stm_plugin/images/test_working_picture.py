@@ -1,4 +1,4 @@
-"""The working picture shows the region in square pixels, and values find their way back to their place."""
+"""The working picture shows the region in square pixels, and values return to their plate pixels."""
 
 from __future__ import annotations
 

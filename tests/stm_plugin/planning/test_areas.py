@@ -1,4 +1,4 @@
-"""An object that jumps, is lost or leaves the region is told of, with the frame; nothing else is."""
+"""Objects that jump, are lost or leave the region are reported with the frame, and no others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plan keeps the dependency rule, without a network."""
+"""The plan follows the dependency rule. No network is needed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def facts(*keys: Key, frames: tuple[int, ...] = FRAMES, weights: str = "w") -> F
 
 
 class Store:
-    """Which results are there and what was finished: what a run leaves behind."""
+    """The stored results and finished frames that a run leaves."""
 
     def __init__(self) -> None:
         self.results: set[str] = set()
@@ -50,7 +50,7 @@ class Store:
         return make_plan(shot, request or Request(), self.results.__contains__, self.history)
 
     def run(self, shot: Facts, request: Request | None = None) -> Plan:
-        """Walk a plan to its end; returns it as it was before."""
+        """Carry out a plan; returns the plan."""
         plan = self.plan(shot, request)
         for step in plan.steps:
             if isinstance(step, ComputeStep):
@@ -219,7 +219,7 @@ def test_a_key_reaches_the_second_key_on_either_side_and_no_farther() -> None:
 
 
 def showing(frame: int, area: float) -> Key:
-    """A key of one object that covers so many pixels."""
+    """A key of one object that covers this many pixels."""
     return Key(frame, {"o1": KeyMask(f"o1-{area}", area=area)})
 
 

@@ -1,4 +1,4 @@
-"""Advice on the next key: where the doubt is, with the reason, and none where there is none."""
+"""Advice on the next key names the most uncertain frame and the reason; without doubt there is none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adapting a shot: every matte is stale once, off gives the earlier ones back, and refusals say why."""
+"""Adaptation makes every matte stale once; without it the earlier ones return; refusals state why."""
 
 from __future__ import annotations
 

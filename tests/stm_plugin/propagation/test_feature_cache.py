@@ -1,4 +1,4 @@
-"""Cached features come back bit for bit, within their budgets."""
+"""Cached features are returned bit for bit, within their budgets."""
 
 from __future__ import annotations
 

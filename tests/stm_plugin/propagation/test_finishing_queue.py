@@ -1,4 +1,4 @@
-"""Frames handed over come back in order, within bounds, and no error is lost."""
+"""Submitted frames are finished in order, their number is bounded, and no error is lost."""
 
 from __future__ import annotations
 

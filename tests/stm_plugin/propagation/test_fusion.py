@@ -1,4 +1,4 @@
-"""The fusion of passes does not pop, and believes the pass that is to be believed."""
+"""The fusion of passes changes smoothly and prefers the reliable pass."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ AREA = 12.0
 
 
 def blend(forward: FloatArray, backward: FloatArray, left: int, right: int) -> FloatArray:
-    """Two passes whose keys show the whole object and who arrive well."""
+    """Two passes whose keys show the whole object and which fit the other key."""
     return fuse([PassAtFrame(forward, left, AREA), PassAtFrame(backward, -right, AREA)])
 
 

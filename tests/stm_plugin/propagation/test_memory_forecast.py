@@ -1,4 +1,4 @@
-"""A run says what memory it needs, is made to fit, or refuses in words."""
+"""A run forecasts its memory, and is made to fit or refused with a reason."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_the_predicted_bank_and_features_are_what_the_network_makes() -> None:
 
 
 def test_a_full_cache_of_features_takes_more_than_its_budget() -> None:
-    """Features that leave it leave gaps: a run of 99 frames took 4 % more than was said without them."""
+    """Removed features leave gaps: a run of 99 frames took 4 % more than a forecast without them."""
     run = MemoryRequest(LITE, 480, 864, objects=1, memory_cap=20, frames=8, ram_budget=GIBIBYTE // 2)
     short, long = predict_memory(run), predict_memory(replace(run, frames=99))
     assert short.features < run.ram_budget < long.features < 1.5 * run.ram_budget

@@ -1,4 +1,4 @@
-"""Memory that cannot be had ends a run with a sentence and a non-zero code; what is finished is kept."""
+"""Without enough memory a run ends with a message and a non-zero code, and keeps finished frames."""
 
 from __future__ import annotations
 

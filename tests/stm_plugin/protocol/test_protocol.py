@@ -1,4 +1,4 @@
-"""Promises of the protocol's reader: what it accepts, what it refuses, and where pixels lie."""
+"""The protocol's reader: accepted and refused messages, and the layout of pixels."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LAYOUT = {
 
 
 def vectors(repository: Path) -> dict[str, bytes]:
-    """The vectors that PROTOCOL.md gives."""
+    """The vectors of PROTOCOL.md."""
     text = (repository / "ofx_bridge" / "PROTOCOL.md").read_text("utf-8").partition("## 11. Vectors")[2]
     lines = [line.split() for line in text.splitlines() if line.startswith(("ok-", "bad-"))]
     return {name: bytes.fromhex(data) for name, data in lines}

@@ -35,14 +35,14 @@ pytestmark = pytest.mark.slow
 
 @dataclass
 class Running:
-    """`stm review` as a person starts it."""
+    """A running `stm review`."""
 
     shot: Path
     home: Path
     process: subprocess.Popen[str] | None = None
 
     def start(self, what: str | None = None) -> str:
-        """The address that it prints. `what`: the shot or a plate; the shot if None."""
+        """Start it; returns the address that it prints. `what`: a shot or a plate; the shot if None."""
         self.process = subprocess.Popen(
             [sys.executable, "-c", COMMAND, "review", what or str(self.shot), "--no-browser"],
             cwd=REPOSITORY,
@@ -84,7 +84,7 @@ def browser() -> Iterator[object]:
 
 @pytest.fixture
 def running(shared_data: Path, tmp_path: Path) -> Iterator[Running]:
-    """A shot of a real clip, small enough for tests, and its page."""
+    """A small shot of a real clip, and its page."""
     for index, path in enumerate(
         sorted((shared_data / "clips" / "chair" / "JPEGImages").rglob("*.jpg"))[:FRAMES]
     ):
@@ -100,7 +100,7 @@ def running(shared_data: Path, tmp_path: Path) -> Iterator[Running]:
 
 
 def says(page: object, text: str) -> None:
-    """Wait until the page says so."""
+    """Wait until the page shows a text."""
     expect(page.locator("#run")).to_contain_text(text, timeout=WAIT_MS)  # type: ignore[attr-defined]
 
 

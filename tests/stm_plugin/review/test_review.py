@@ -1,4 +1,4 @@
-"""The page of `stm review`: who may speak to it, and what it answers."""
+"""The page of `stm review`: who may send requests, and the answers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ WIDTH, HEIGHT, FRAMES = 64, 48, range(1001, 1005)
 
 @dataclass
 class Page:
-    """A served session, and a browser's worth of requests."""
+    """A served session and requests like a browser's."""
 
     server: ReviewServer
     session: ReviewSession
@@ -59,7 +59,7 @@ class Page:
     def ask(
         self, method: str, path: str, body: bytes | None = None, **headers: str
     ) -> tuple[HTTPResponse, bytes]:
-        """One request as the page makes it; `headers` replace what it sends."""
+        """One request of the page; `headers` replace its headers."""
         sent = {"Host": self.host, "Cookie": self.cookie, "Origin": f"http://{self.host}", **headers}
         link = HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:

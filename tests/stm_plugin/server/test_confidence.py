@@ -1,4 +1,4 @@
-"""How sure the network is of each pixel, as a host gets it."""
+"""The confidence of each pixel, as a host gets it."""
 
 from __future__ import annotations
 

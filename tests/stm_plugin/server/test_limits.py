@@ -1,4 +1,4 @@
-"""A client that asks for too much, or for nonsense, is told so, and takes nothing from the others."""
+"""Requests that are too large or make no sense are refused and do not disturb other clients."""
 
 from __future__ import annotations
 
@@ -30,9 +30,24 @@ from tests.stm_plugin.server_process import (
 )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def server() -> Iterator[ServerProcess]:
+    """A server for all tests that leave it in order."""
+    with a_server("900") as running:
+        yield running
+
+
+@pytest.fixture
+def crowded() -> Iterator[ServerProcess]:
+    """A server for one test that fills it with connections."""
     with a_server("60") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[ServerProcess]:
+    """The real engine, started with a umask that lets others read."""
+    with a_server(module="stm_plugin.server", umask=0o022) as running:
         yield running
 
 
@@ -68,23 +83,23 @@ def test_a_name_that_no_file_system_takes_is_a_bad_request(server: ServerProcess
     link.close()
 
 
-def test_the_client_too_many_is_told_limit_and_strangers_do_not_count(server: ServerProcess) -> None:
+def test_the_client_too_many_is_told_limit_and_strangers_do_not_count(crowded: ServerProcess) -> None:
     with ExitStack() as stack:
         for _ in range(3):
-            stack.enter_context(server.raw())
+            stack.enter_context(crowded.raw())
         for _ in range(protocol.MAX_CLIENTS):
-            stack.enter_context(server.greeted())
-        late = stack.enter_context(server.raw())
-        hello = {"op": "hello", "protocol": list(protocol.VERSION), "token": server.endpoint()["token"]}
+            stack.enter_context(crowded.greeted())
+        late = stack.enter_context(crowded.raw())
+        hello = {"op": "hello", "protocol": list(protocol.VERSION), "token": crowded.endpoint()["token"]}
         late.sendall(request(1, {**hello, "client": "late", "pid": 0}))
         assert error_of(late)["code"] == "limit"
         assert ended_by_server(late)
 
 
-def test_strangers_hold_up_no_client(server: ServerProcess) -> None:
+def test_strangers_hold_up_no_client(crowded: ServerProcess) -> None:
     with ExitStack() as stack:
-        strangers = [stack.enter_context(server.raw()) for _ in range(MAX_STRANGERS + 8)]
-        with server.greeted() as link:
+        strangers = [stack.enter_context(crowded.raw()) for _ in range(MAX_STRANGERS + 8)]
+        with crowded.greeted() as link:
             link.sendall(request(2, {"op": "ping"}))
             assert receive(link).kind is Kind.REPLY
         assert ended_by_server(strangers[0])
@@ -129,31 +144,33 @@ def test_payloads_larger_than_the_budget_together_all_arrive() -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
-def test_what_an_engine_writes_for_a_shot_has_the_callers_umask(tmp_path: Path) -> None:
-    with a_server(module="stm_plugin.server", umask=0o022) as server:
-        client = server.connect()
-        folder = tmp_path / "a.stmshot"
-        shot = opened(client, folder)
-        client.call_with_image({"op": "push_plate", "shot": shot, "frame": 1001}, grey())
-        key = {"op": "push_key", "shot": shot, "frame": 1001, "objects": [{"name": "a", "channel": "A"}]}
-        client.call_with_image(key, mask())
-        client.close()
-        written = [path for path in folder.rglob("*") if path.is_file()]
-        assert {stat.S_IMODE(path.stat().st_mode) for path in written} == {0o644}
-        assert any(path.suffix == ".mask" for path in written)
-        folders = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
-        assert {stat.S_IMODE(path.stat().st_mode) for path in folders} == {0o755}
-        assert stat.S_IMODE(server.folder.stat().st_mode) == 0o700
-        private = [path for path in server.folder.iterdir() if path.name != "engine.sock"]
-        assert {stat.S_IMODE(path.stat().st_mode) for path in private} == {0o600}
+def test_what_an_engine_writes_for_a_shot_has_the_callers_umask(
+    engine: ServerProcess, tmp_path: Path
+) -> None:
+    client = engine.connect()
+    folder = tmp_path / "a.stmshot"
+    shot = opened(client, folder)
+    client.call_with_image({"op": "push_plate", "shot": shot, "frame": 1001}, grey())
+    key = {"op": "push_key", "shot": shot, "frame": 1001, "objects": [{"name": "a", "channel": "A"}]}
+    client.call_with_image(key, mask())
+    client.close()
+    written = [path for path in folder.rglob("*") if path.is_file()]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in written} == {0o644}
+    assert any(path.suffix == ".mask" for path in written)
+    folders = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folders} == {0o755}
+    assert stat.S_IMODE(engine.folder.stat().st_mode) == 0o700
+    private = [path for path in engine.folder.iterdir() if path.name != "engine.sock"]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in private} == {0o600}
 
 
-def test_a_request_for_a_folder_that_cannot_be_used_says_which_and_what_to_do(tmp_path: Path) -> None:
+def test_a_request_for_a_folder_that_cannot_be_used_says_which_and_what_to_do(
+    engine: ServerProcess, tmp_path: Path
+) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"")
-    with a_server(module="stm_plugin.server") as server:
-        client = server.connect()
-        with pytest.raises(EngineError) as told:
-            opened(client, file / "a.stmshot")
-        client.close()
+    client = engine.connect()
+    with pytest.raises(EngineError) as told:
+        opened(client, file / "a.stmshot")
+    client.close()
     assert told.value.code == "store" and str(file) in str(told.value)

@@ -1,4 +1,4 @@
-"""Pictures that hosts push mean what the same pictures in files mean."""
+"""Pushed pictures give the same mattes as the same pictures in files."""
 
 from __future__ import annotations
 

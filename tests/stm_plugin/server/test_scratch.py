@@ -1,4 +1,4 @@
-"""Pictures in a client's scratch folder mean what the same pixels mean, and nothing else is ever read."""
+"""Files in a client's scratch folder act as the same pixels pushed, and no other file is read."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ DATA = (-3, -2, 46, 30)
 
 
 class Client:
-    """A connection as the service sees it."""
+    """A connection of the service."""
 
     prefix = "c1-00-"
     name = "a test"
@@ -56,14 +56,14 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def values(rng: np.random.Generator) -> Pixels:
-    """Scene values over `DATA`, with a NaN, an infinity and values that halves do not hold."""
+    """Scene values over `DATA`, with a NaN, an infinity and values beyond half floats."""
     found = (rng.standard_normal((DATA[3], DATA[2], 4)) * 40).astype(np.float32)
     found[0, 0], found[1, 1], found[2, 2] = np.nan, np.inf, 1e-7
     return found
 
 
 def write(path: Path, values: Pixels, kind: str = "float", channels: str = "RGBA", **attributes: Any) -> Path:
-    """A picture as Nuke's Write makes it."""
+    """Write a picture like Nuke's Write."""
     given = {"compression": "none", "PixelAspectRatio": 1.2, **attributes}
     return write_image(
         path, values, kind, channels=tuple(channels), data=DATA[:2], display=DISPLAY, attributes=given
@@ -73,7 +73,7 @@ def write(path: Path, values: Pixels, kind: str = "float", channels: str = "RGBA
 def talk(
     tmp_path: Path, load: Callable[[], Backend], *headers: dict[str, Any], data: bytes = b""
 ) -> list[Any]:
-    """The answers to requests, or the errors; the handle of the shot is put in."""
+    """The answers to requests, or the errors; the handle of the shot is added to each."""
 
     async def live() -> list[Any]:
         service = Service(load, MapFolder(tmp_path / "map"))
@@ -227,7 +227,7 @@ def test_a_scratch_folder_that_is_not_private_is_refused(tmp_path: Path, folder:
 
 @pytest.fixture
 def attacked(folder: Path, values: Pixels, tmp_path: Path) -> Iterator[tuple[ScratchFolder, Path]]:
-    """A scratch folder, and a whole picture outside of it."""
+    """A scratch folder, and a valid picture outside of it."""
     outside = tmp_path / "outside"
     outside.mkdir()
     yield ScratchFolder(str(folder)), write(outside / "secret.exr", values)
@@ -264,7 +264,7 @@ def test_links_pipes_folders_and_foreign_files_are_refused(
 def test_another_file_in_its_place_is_not_read(
     attacked: tuple[ScratchFolder, Path], folder: Path, values: Pixels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Exchanged between the check and the reading: what was checked is what is read."""
+    """The file is replaced between the check and the reading; the checked file is read."""
     scratch, secret = attacked
     write(folder / "a.exr", np.full_like(values, 0.25))
     check = scratch_module._check_file

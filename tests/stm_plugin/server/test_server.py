@@ -1,4 +1,4 @@
-"""Promises of the server, with a toy engine behind it: access, order, jobs, and the process's life."""
+"""The server with a toy engine: access, order, jobs, start and end of the process."""
 
 from __future__ import annotations
 
@@ -50,9 +50,13 @@ PING = {"op": "ping"}
 
 @pytest.fixture(scope="module", params=["unix", "tcp"])
 def server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
-    """A server that all tests of this file share, by each transport."""
+    """A server for all tests of this file, one for each transport."""
     with a_server("900", transport=request.param) as one:
         yield one
+
+
+over_unix = pytest.mark.parametrize("server", ["unix"], indirect=True)
+"""For tests of what a server does with requests, by whichever transport they arrive."""
 
 
 @pytest.fixture
@@ -343,6 +347,7 @@ def test_a_request_id_in_use_is_a_breach(server: ServerProcess) -> None:
         assert kinds == {"framing"} or ended_by_server(link)
 
 
+@over_unix
 def test_a_waiting_request_does_not_hold_up_later_ones(server: ServerProcess) -> None:
     client = server.connect()
     shot = new_shot(client, last=1060)
@@ -488,6 +493,7 @@ def test_the_files_of_a_client_that_has_gone_are_removed(server: ServerProcess) 
 # ---- shots and jobs
 
 
+@over_unix
 def test_two_clients_share_one_shot_and_its_jobs(server: ServerProcess, client: Connection) -> None:
     shot = new_shot(client)
     folder = client.call({"op": "open_shot", **opening("/toy/shared.stmshot")})[0]["folder"]
@@ -525,6 +531,7 @@ def test_a_new_shot_begins_with_what_another_has_and_leaves_it_alone(client: Con
     assert code_of(client, {**gone, "folder": "/toy/fourth.stmshot", "copy_of": "toy"}) == "bad_request"
 
 
+@over_unix
 def test_a_job_reports_every_step_and_ends(server: ServerProcess) -> None:
     client = server.connect(events=True)
     shot = new_shot(client)
@@ -545,6 +552,7 @@ def test_a_job_reports_every_step_and_ends(server: ServerProcess) -> None:
     client.close()
 
 
+@over_unix
 def test_cancel_stops_a_job_between_two_frames_and_keeps_what_is_finished(client: Connection) -> None:
     shot = new_shot(client, last=1500)
     job = client.call({"op": "propagate", "shot": shot})[0]["job"]
@@ -558,6 +566,7 @@ def test_cancel_stops_a_job_between_two_frames_and_keeps_what_is_finished(client
     assert status["done"] == [[1001, 1001 + state["done"]]]
 
 
+@over_unix
 def test_a_matte_that_is_being_computed_can_be_waited_for_and_one_that_is_not_is_missing_at_once(
     client: Connection,
 ) -> None:
@@ -587,6 +596,7 @@ def test_a_propagation_that_lacks_plate_frames_names_them_and_does_not_start(cli
     assert client.call({"op": "status", "shot": shot})[0]["jobs"] == []
 
 
+@over_unix
 def test_a_shot_that_is_computed_is_not_edited_unless_the_edit_interrupts(client: Connection) -> None:
     shot = new_shot(client, last=1900)
     job = client.call({"op": "propagate", "shot": shot})[0]["job"]
@@ -597,6 +607,7 @@ def test_a_shot_that_is_computed_is_not_edited_unless_the_edit_interrupts(client
     assert wait_for_end(client, job)["state"] == "cancelled"
 
 
+@over_unix
 def test_two_shots_take_turns_on_one_device(client: Connection) -> None:
     shots = [new_shot(client, last=1040) for _ in range(2)]
     jobs = [client.call({"op": "propagate", "shot": shot})[0]["job"] for shot in shots]
@@ -607,6 +618,7 @@ def test_two_shots_take_turns_on_one_device(client: Connection) -> None:
     assert [wait_for_end(client, job)["state"] for job in jobs] == ["finished", "finished"]
 
 
+@over_unix
 def test_a_third_job_waits_for_a_place(client: Connection) -> None:
     shots = [new_shot(client, last=1040) for _ in range(3)]
     jobs = [client.call({"op": "propagate", "shot": shot})[0]["job"] for shot in shots]
@@ -618,6 +630,7 @@ def test_a_third_job_waits_for_a_place(client: Connection) -> None:
         client.call({"op": "cancel", "job": job})
 
 
+@over_unix
 def test_a_job_ends_with_its_client_unless_it_is_detached(server: ServerProcess, client: Connection) -> None:
     results = {}
     for detach in (False, True):
@@ -633,6 +646,7 @@ def test_a_job_ends_with_its_client_unless_it_is_detached(server: ServerProcess,
     assert results == {False: "cancelled", True: "finished"}
 
 
+@over_unix
 def test_a_failing_job_says_why_and_a_bug_points_to_the_log(
     server: ServerProcess, client: Connection
 ) -> None:
@@ -648,6 +662,7 @@ def test_a_failing_job_says_why_and_a_bug_points_to_the_log(
     assert "RuntimeError: a bug" in (server.folder / "engine.log").read_text()
 
 
+@over_unix
 def test_export_is_a_job_that_writes_files(client: Connection, tmp_path: Path) -> None:
     shot = new_shot(client)
     pattern = str(tmp_path / "m.%04d.exr")
@@ -658,6 +673,7 @@ def test_export_is_a_job_that_writes_files(client: Connection, tmp_path: Path) -
     assert code_of(client, {"op": "export", "shot": shot, "pattern": "m.%04d.exr"}) == "bad_request"
 
 
+@over_unix
 def test_shapes_are_a_job_that_writes_a_file(client: Connection, tmp_path: Path) -> None:
     shot = new_shot(client)
     asked = {"op": "shapes", "shot": shot, "file": str(tmp_path / "hero.nk"), "frames": [1002, 1004]}
@@ -670,6 +686,7 @@ def test_shapes_are_a_job_that_writes_a_file(client: Connection, tmp_path: Path)
         assert code_of(client, {**asked, **wrong}) == "bad_request"
 
 
+@over_unix
 def test_plate_frames_are_told_apart_by_the_hosts_digest(client: Connection) -> None:
     folder = f"/toy/{next(FOLDERS)}.stmshot"
     shot = client.call({"op": "open_shot", **opening(folder, last=1004)})[0]["shot"]
@@ -759,6 +776,7 @@ def test_a_detached_job_keeps_an_idle_server_alive_until_it_ends() -> None:
         assert "nobody needs the engine" in log
 
 
+@pytest.mark.slow
 def test_a_server_without_work_gives_memory_back_once_and_again_after_the_next_work() -> None:
     with a_server("900", "0", "0.2") as server:
         client = server.connect()
@@ -767,12 +785,12 @@ def test_a_server_without_work_gives_memory_back_once_and_again_after_the_next_w
             label: str = client.call({"op": "info"})[0]["devices"][0]["label"]
             return int(label.split()[2])
 
-        assert not wait_for(lambda: rests() > 0, 1.5), "nothing has been done yet"
+        assert not wait_for(lambda: rests() > 0, 0.7), "nothing has been done yet"
         shot = new_shot(client, last=1060)
         client.call({"op": "propagate", "shot": shot})
         assert wait_for(lambda: rests() > 0)
         assert client.call({"op": "status", "shot": shot})[0]["missing"] == [], "not while it worked"
-        assert not wait_for(lambda: rests() > 1, 1.5), "looking is no work"
+        assert not wait_for(lambda: rests() > 1, 0.7), "looking is no work"
         client.call({"op": "get_matte", "shot": shot, "frame": 1003, "format": "half"})
         assert wait_for(lambda: rests() == 2)
         client.call({"op": "close_shot", "shot": shot})
@@ -831,6 +849,6 @@ def test_a_process_that_has_gone_is_not_a_living_parent() -> None:
 
 
 def replace_pid(parent: Parent, pid: int) -> Parent:
-    """A parent watch that finds another process under its number."""
+    """A parent watch whose process id belongs to another process."""
     parent.pid = pid
     return parent

@@ -1,4 +1,4 @@
-"""Every format of shapes gives back the same pixels, and says what its host wants to hear."""
+"""Every format of shapes gives the same pixels and is valid for its host."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_natron_text_gives_the_same_pixels(made: ShapeSet) -> None:
 
 
 class _Natron:
-    """Stands in for NatronEngine: remembers every call, and knows no method that is not documented."""
+    """Stands in for NatronEngine: records every call, and has only documented methods."""
 
     _METHODS = frozenset(
         {

@@ -1,4 +1,4 @@
-"""Shapes: the matte as splines that an artist can pull."""
+"""Shapes: the matte as splines that an artist can edit."""
 
 from __future__ import annotations
 
@@ -145,14 +145,14 @@ def test_the_tolerance_holds_on_every_frame() -> None:
         radius = 60 + 8 * np.sin(i / 2 + 3 * np.linspace(0, 2 * np.pi, 720, endpoint=False))
         circle = ellipse(0, 0, 1, 1)
         mattes[100 + i] = filled(circle * radius[:, None] + (160, 120) + random.normal(0, 3, 2))
-    for tolerance in (0.4, 1.5):
-        made = shapes_of(mattes, tolerance=tolerance)
+    made = {tolerance: shapes_of(mattes, tolerance=tolerance).shapes[0] for tolerance in (0.4, 1.5)}
+    for tolerance, shape in made.items():
         for frame, matte in mattes.items():
             contour = contours(matte, WINDOW)[0][0].points
-            drawn = made.shapes[0].at(frame).polyline(300)
+            drawn = shape.at(frame).polyline(300)
             distance = np.linalg.norm(contour[:, None] - drawn[None], axis=2).min(axis=1)
             assert np.percentile(distance, 95) <= tolerance + 0.1
-    assert shapes_of(mattes, tolerance=1.5).shapes[0].keys < shapes_of(mattes, tolerance=0.4).shapes[0].keys
+    assert made[1.5].keys < made[0.4].keys
 
 
 def test_a_hole_subtracts_and_an_island_in_it_is_drawn_over_it() -> None:

@@ -2,7 +2,7 @@
 
     kill_rounds.py PLATE MASK_1003 MASK_1008 FOLDER KILLS SEED
 
-It imports everything once and forks, so that a kill costs no start-up. Exits with 0 when every finished
+It imports everything once and forks, so a kill costs no new start. Exits with 0 if every finished
 series of runs left exactly the bytes of an undisturbed run; prints a JSON line.
 """
 
@@ -59,8 +59,8 @@ def main() -> int:
     while kills < int(kills_wanted) or finished == 0:
         child = start(target)
         # Once enough were killed, the last series may run to its end.
-        patience = chance.uniform(0, 1.2 * duration) if kills < int(kills_wanted) else 60 * duration + 60
-        status = wait(child, patience)
+        seconds = chance.uniform(0, 1.2 * duration) if kills < int(kills_wanted) else 60 * duration + 60
+        status = wait(child, seconds)
         statuses.add(status)
         if status == -signal.SIGKILL:
             kills += 1
@@ -97,9 +97,9 @@ def run(plate: str, first: str, second: str, target: Path) -> None:
     propagate(plate, {1003: first, 1008: second}, out, settings=SETTINGS, run=options)
 
 
-def wait(child: int, patience: float) -> int:
-    """Wait for a child, kill it when patience ends; returns its exit code (-9: killed)."""
-    end = time.monotonic() + patience
+def wait(child: int, seconds: float) -> int:
+    """Wait for a child and kill it after `seconds`; returns its exit code (-9: killed)."""
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
@@ -119,7 +119,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def check_partial(folder: Path, expected: dict[str, bytes]) -> None:
-    """What a killed run left under its final name is whole and right."""
+    """Check that files with their final names are whole and correct."""
     for name, data in contents(folder).items():
         assert expected[name] == data, f"{name} is not what an undisturbed run writes"
 

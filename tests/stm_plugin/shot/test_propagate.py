@@ -1,4 +1,4 @@
-"""One call from plate and keys to matte files; whatever interrupts it, what is written is whole and right."""
+"""One call from plate and keys to matte files; after every interruption the written files are correct."""
 
 from __future__ import annotations
 
@@ -219,11 +219,12 @@ def test_mattes_are_whole_as_soon_as_they_are_final(order: Order) -> None:
     with pytest.raises(PropagationCancelled):
         order.run(1001, on_event=look, cancelled=lambda: len(seen) >= 4)
     workers = most_workers()
-    at_work = Workers(workers, workers).frames_waiting + 1  # handed over before the fourth was told of
+    at_work = Workers(workers, workers).frames_waiting + 1  # submitted before the fourth failed
     assert seen == list(range(1001, 1001 + len(seen))) and 4 <= len(seen) <= 4 + at_work
     assert len(order.files()) == len(seen)
 
 
+@pytest.mark.slow
 def test_no_number_of_threads_changes_a_byte(order: Order, monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_num_threads()
     results = {}
@@ -322,7 +323,7 @@ def test_a_full_disk_stops_in_words_and_the_next_run_goes_on(
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the killing helper forks")
 def test_killed_at_random_points_it_ends_with_the_same_bytes(order: Order) -> None:
-    """A helper process forks propagations and kills them; each dies somewhere else."""
+    """A helper process forks propagations and kills each at another point."""
     helper = Path(__file__).with_name("kill_rounds.py")
     seed = random.randrange(1 << 30)
     arguments = [order.plate, order.mask(1003), order.mask(1008), str(order.folder / "kills"), KILLS, seed]

@@ -1,4 +1,4 @@
-"""The engine with the shipped weights on real footage: true to the network, and smooth between keys."""
+"""The engine with the shipped weights on real footage: accurate, and smooth between keys."""
 
 from __future__ import annotations
 

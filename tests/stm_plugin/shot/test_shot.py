@@ -1,4 +1,4 @@
-"""A shot keeps its promises: exact dirty ranges, keys as law, the same bytes however it was run."""
+"""A shot: exact dirty ranges, keys as law, the same bytes for every way to run it."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ LEFT, MIDDLE, RIGHT = mask(slice(4, 24)), mask(slice(20, 44)), mask(slice(40, 60
 
 
 class Desk:
-    """One shot with its counting network, and what happened in the last run."""
+    """One shot with a network that counts calls, and the events of the last run."""
 
     def __init__(self, folder: Path, plate: str, settings: Settings = SETTINGS) -> None:
         self.network = CountingNetwork()
@@ -73,7 +73,7 @@ class Desk:
         self.events: list[Event] = []
 
     def reopen(self) -> None:
-        """As a new process would find it."""
+        """Open the shot again, as a new process does."""
         self.shot.close()
         self.shot = Shot.open(self.folder, network=self.network.factory)
 
@@ -671,7 +671,7 @@ def test_a_changed_key_gives_its_new_mask_at_once(desk: Desk) -> None:
 def test_what_cannot_be_noted_of_the_plate_costs_a_reading_and_nothing_else(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk that fills up while a frame is read ahead, in a thread of its own."""
+    """The disk fills up while another thread reads a frame ahead."""
     desk.shot.add_key(1001, {"chair": LEFT})
 
     def full(entry: object) -> None:
@@ -703,7 +703,7 @@ def test_an_error_in_mid_run_names_the_frame_that_it_stopped_at(
 
 
 def test_damage_that_is_found_while_looking_is_mended_by_the_next_propagation(desk: Desk) -> None:
-    """Of the same length, so that only the checksum tells."""
+    """The damaged file has the same length, so only the checksum shows it."""
     desk.shot.add_key(1001, {"chair": LEFT})
     desk.run()
     before = desk.mattes()

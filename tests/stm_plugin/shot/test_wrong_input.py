@@ -1,4 +1,4 @@
-"""What is wrong with the artist's files is said: no input gives a wrong matte in silence."""
+"""Faults of the artist's files are reported: no input silently gives a wrong matte."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ def test_what_healthy_movies_make_the_decoder_say_is_no_damage(level: int, line:
 def test_a_frame_that_is_lost_in_the_middle_of_a_movie_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The container promises one frame more than comes, and the times leave room for it."""
+    """The container announces one frame more than it has, and the times leave room for it."""
     path = movie(tmp_path / "a.mp4")
     walked = movies._walked(path, threads=1)
     walked["times"].pop(4)
@@ -227,7 +227,7 @@ def test_a_frame_that_is_lost_in_the_middle_of_a_movie_is_named(
 
 @pytest.mark.skipif(os.name != "posix", reason="elsewhere FFmpeg tells no levels")
 def test_mere_information_of_the_decoder_is_heard(tmp_path: Path) -> None:
-    """FFmpeg says at the level of information that it conceals errors: the walk hears that level."""
+    """FFmpeg logs concealed errors as information, so the check reads that level."""
     program = Path(movies.__file__).with_name("movie_walk.py")
     said = subprocess.run(
         [sys.executable, "-I", "-c", LISTENING, str(program), str(movie(tmp_path / "a.avi"))],
@@ -307,7 +307,7 @@ def test_a_frame_that_was_edited_in_place_with_its_time_restored_is_noticed(
 def test_after_a_surprise_every_frame_is_looked_at_again(
     shot: Shot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a file system whose signs say nothing: two frames change, one of them is found, so is the other."""
+    """On a file system without useful time stamps: two frames change, one is found, then the other."""
     for module in ("frame_loader", "propagation"):
         monkeypatch.setattr(f"stm_plugin.propagation.{module}.signature_of", lambda plate, frame: f"{frame}")
     shot.close()

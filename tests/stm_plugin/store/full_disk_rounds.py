@@ -1,4 +1,4 @@
-"""Helper of the full-disk test: fills a real disk while a shot is computed, frees it, compares the end.
+"""Helper of the full-disk test: fills a real disk while a shot is computed, frees it, compares the results.
 
     unshare --user --map-root-user --mount python full_disk_rounds.py PLATE MASK FRAME FOLDER WAY
 
@@ -51,7 +51,7 @@ COLOUR_SPACE = "lin_rec709_scene"
 
 @dataclass(frozen=True)
 class Ended:
-    """How a try ended: whether everything was done, and what was said."""
+    """The end of a try: whether everything was done, and the output."""
 
     done: bool
     said: str
@@ -101,7 +101,7 @@ def rounds(folder: Path, attempt: Try) -> int:
 
 
 def rooms(undisturbed: Path) -> Iterator[int]:
-    """Amounts of free space in bytes, from nothing to almost enough for what cannot be done without."""
+    """Amounts of free space in bytes, from 0 to almost the required minimum."""
     needed = sum(
         -(-path.stat().st_size // PAGE) * PAGE
         for path in undisturbed.rglob("*")
@@ -113,7 +113,7 @@ def rooms(undisturbed: Path) -> Iterator[int]:
 
 
 def fill(disk: Path, room: int) -> None:
-    """Leave `room` bytes of the disk."""
+    """Fill the disk except for `room` bytes."""
     free = shutil.disk_usage(disk).free
     with (disk / "ballast").open("wb") as stream:
         for _ in range((free - room) // PAGE):
@@ -121,7 +121,7 @@ def fill(disk: Path, room: int) -> None:
 
 
 def check_words(said: str, disk: Path) -> None:
-    """What happened, where, and what to do."""
+    """Check that the message says what happened, where, and what to do."""
     assert re.search(r"frame 10\d\d", said) or "shot.json" in said or "hero.stmshot:" in said, said
     assert "The disk is full." in said, said
     assert str(disk) in said, said
@@ -139,7 +139,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def check_left(folder: Path, expected: dict[str, bytes]) -> None:
-    """Nothing half; what lies under its final name is whole and right."""
+    """Check that no partial file is left and files with their final names are correct."""
     for name, data in contents(folder).items():
         assert expected[name] == data, f"{name} is not what an undisturbed run writes"
     leftovers = [str(path) for path in folder.rglob("*.part*")]
@@ -161,7 +161,7 @@ def by_propagate(plate: str, mask: str, key: int) -> Try:
 
 
 def by_shot(plate: str, mask: str, key: int) -> Try:
-    """`stm shot`: whatever is not done yet."""
+    """`stm shot`: all steps that are not done yet."""
 
     def attempt(folder: Path) -> Ended:
         shot = folder / "hero"
@@ -182,7 +182,7 @@ def by_shot(plate: str, mask: str, key: int) -> Try:
 
 
 def command(*words: object) -> Ended:
-    """The `stm` command in a process of its own, without the time that its start takes."""
+    """The `stm` command in a separate process, without the time of a start."""
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
@@ -209,7 +209,7 @@ def command(*words: object) -> Ended:
 
 
 def by_server(plate: str, mask: str, key: int, connect: Callable[[], Connection]) -> Try:
-    """One server for all tries, with pushed pixels. Another client must not feel any of it."""
+    """One server for all tries, with pushed pixels. Another client must not be disturbed."""
     frames = Plate.open(plate)
     pictures = {frame: frames.read(frame) for frame in frames.frames}
     window = (0, 0, frames.canvas.width, frames.canvas.height)

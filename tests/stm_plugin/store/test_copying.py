@@ -1,4 +1,4 @@
-"""A store that is made from another one has its results, computes nothing again, and never touches it."""
+"""A store made from another one has its results, recomputes nothing, and never changes the other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A disk that is truly full: a named error, nothing half, and going on ends with the same bytes."""
+"""A full disk: an error that names it, no partial files, and a resumed run ends with the same bytes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SMALL_DISK = ["unshare", "--user", "--map-root-user", "--mount"]
 
 @pytest.fixture(scope="module")
 def small_disk(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """What to put in front of a command so that it may mount a small disk, or a skip that says why not."""
+    """The prefix of a command that may mount a small disk, or a skip with the reason."""
     if shutil.which("unshare") is None:
         pytest.skip("there is no `unshare` to mount a small disk with")
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path_factory.mktemp("disk"))]

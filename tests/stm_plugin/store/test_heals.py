@@ -1,4 +1,4 @@
-"""A store that was damaged, or that says nonsense, heals, or says in words what is wrong."""
+"""A damaged store is repaired, or the error says what is wrong."""
 
 from __future__ import annotations
 

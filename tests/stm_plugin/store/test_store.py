@@ -1,4 +1,4 @@
-"""The shot store loses nothing, says who holds it, and refuses what it does not understand."""
+"""The shot store loses nothing, names the process that holds it, and refuses unknown contents."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def store(tmp_path: Path) -> ShotStore:
 
 
 def run_python(code: str, *arguments: str | Path) -> subprocess.Popen[str]:
-    """Another process that has the engine's modules."""
+    """Run Python in another process with the engine's modules."""
     root = Path(__file__).resolve().parents[3]
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
@@ -281,7 +281,7 @@ def test_a_file_system_without_locks_is_told_and_nobody_holds_the_shot(
 
 
 def test_the_holder_stands_behind_the_locked_byte(store: ShotStore) -> None:
-    """Windows lets nobody else read byte 0 while it is locked."""
+    """On Windows no other process can read byte 0 while it is locked."""
     with store.lock:
         text = (store.folder / "LOCK").read_bytes()
         assert text[:1] == b" " and json.loads(text[1:])["pid"] == os.getpid()

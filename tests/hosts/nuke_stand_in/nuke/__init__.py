@@ -219,7 +219,7 @@ def delete(n: Node | None) -> None:
 
 
 def clone(n: Any, args: Any, inpanel: Any) -> Node:
-    """It shares knobs, name and inside with the node that it is of."""
+    """It shares knobs, name and inner nodes with its original."""
     copy = new_node(n.Class(), _group(), {})
     copy._knobs, copy._clones = n._knobs, n._clones
     if isinstance(copy, Group):

@@ -377,7 +377,7 @@ class Group(Node):
         self.end()
 
     def nodes(self) -> list[Node]:
-        """In some editions only the first ones are within Python's reach."""
+        """In some editions Python can use only the first ones."""
         return list(self._nodes[: host.reach])
 
     def numNodes(self) -> int:
@@ -390,7 +390,7 @@ class Group(Node):
 
 
 class _TimeKnob(k.Double_Knob):
-    """Where the script's time is. Not undone, and no change to the script."""
+    """The script's current time. Not undone, and no change to the script."""
 
     def setValue(self, *args: Any, **kwargs: Any) -> Any:
         host.frame = float(args[0])
@@ -429,7 +429,7 @@ class Root(Group):
 
 
 def uncollided(name: str, taken: set[str]) -> str:
-    """`name`, or with the next free number."""
+    """`name`, with the next free number if it is taken."""
     if name not in taken:
         return name
     stem = re.sub(r"\d+$", "", name)
@@ -478,7 +478,7 @@ def delete_node(node: Node) -> None:
 
 
 def every_node(parent: Group) -> Iterator[Node]:
-    """All nodes, groups' insides too."""
+    """All nodes, also those inside groups."""
     for node in parent._nodes:
         yield node
         if isinstance(node, Group):

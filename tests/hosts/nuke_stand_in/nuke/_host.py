@@ -1,4 +1,4 @@
-"""The state of the one stand-in host: what is open, who listens, what can be undone, what waits.
+"""The state of the one stand-in host: open nodes, callbacks, undo steps, waiting calls.
 
 Tests look in here; the code under test sees only what `nuke` offers.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Listener:
-    """Something that was given to an `add...` function."""
+    """A callback that was registered with an `add...` function."""
 
     call: Callable[..., Any]
     args: tuple[Any, ...]
@@ -30,7 +30,7 @@ class Listener:
 
 @dataclass
 class Host:
-    """Everything that a Nuke process knows."""
+    """The state of a Nuke process."""
 
     root: Root | None = None
     groups: list[Group] = field(default_factory=list)
@@ -74,7 +74,7 @@ class Host:
         self.listeners[event] = [one for one in self.listeners.get(event, []) if one.call is not call]
 
     def tell(self, event: str, node: Node, knob: Knob | None = None) -> None:
-        """Call all who listen for this event of this node. They must not edit the graph."""
+        """Call all callbacks of this event of this node. They must not edit the graph."""
         for one in list(self.listeners.get(event, [])):
             if one.node_class in ("*", node.Class()):
                 with self.about(node, knob):
@@ -91,7 +91,7 @@ class Host:
 
     @contextmanager
     def about(self, node: Node, knob: Knob | None = None) -> Iterator[None]:
-        """`thisNode` and `thisKnob` meanwhile."""
+        """Set `thisNode` and `thisKnob` inside the block."""
         self.this_node.append(node)
         if knob is not None:
             self.this_knob.append(knob)
@@ -113,7 +113,7 @@ class Host:
         self.redo_steps.clear()
 
     def in_main(self, call: Callable[[], Any], wait: bool) -> Any:
-        """Have the main thread call it when `pump` comes by."""
+        """Queue a call for the main thread; `pump` runs it."""
         done = threading.Event()
         results: list[Any] = []
 
@@ -132,7 +132,7 @@ class Host:
         return results[0] if results else None
 
     def pump(self, until: Callable[[], bool], seconds: float = 300.0) -> None:
-        """Be the host's event loop until something has come true."""
+        """Run the host's event loop until a condition is true."""
         end = time.monotonic() + seconds
         while not until() or not self.calls.empty():
             assert time.monotonic() < end, "it does not come to an end"

@@ -34,7 +34,7 @@ _CURVE = re.compile(r"curve((?: [A-Z](?= )| x?-?[\d.]+(?:e-?\d+)?)*)")
 
 
 class Curve:
-    """Values at keys: constant from each key to the next where it says K, else straight lines."""
+    """Values at keys: constant from a key marked K to the next, else linear."""
 
     def __init__(self, keys: dict[float, float], is_constant: bool) -> None:
         self.keys, self.is_constant = dict(sorted(keys.items())), is_constant
@@ -176,7 +176,7 @@ class Knob:
             self._owner._changed(self)
 
     def _evaluated(self, frame: float | None = None) -> Any:
-        """The value, at a frame or at the one that the script is at."""
+        """The value at a frame; at the script's current one if none is given."""
         at = host.frame if frame is None else frame
         if self._curve is not None:
             return self._accept(self._curve.at(at))
@@ -206,7 +206,7 @@ class Knob:
         return knob._number(frame)
 
     def _number(self, frame: float | None = None) -> Any:
-        """What an expression that links to this knob gets."""
+        """The value that an expression linked to this knob has."""
         return self._evaluated(frame)
 
     def _change(self, value: Any) -> bool:
@@ -233,7 +233,7 @@ class Knob:
         return not self._expression and self._curve is None and bool(self._value == self._original)
 
     def _extra(self) -> str:
-        """What a user knob of this kind has in its own line beside label, tooltip and flags."""
+        """The fields of a user knob's line besides label, tooltip and flags."""
         return ""
 
 
@@ -326,7 +326,7 @@ class _Numbers_Knob(Array_Knob):
     _default = (0.0, 0.0, 0.0, 0.0)
 
     def value(self, *args: Any, **kwargs: Any) -> Any:
-        """One number where all four are the same, as of a box that nobody has drawn."""
+        """One number if all four are equal, as for a box that was never drawn."""
         if args:
             return self._value[args[0]]
         return self._value[0] if len(set(self._value)) == 1 else list(self._value)
@@ -357,7 +357,7 @@ class BBox_Knob(_Numbers_Knob):
 
 
 class AColor_Knob(_Numbers_Knob):
-    """In the real thing it descends from Color_Knob."""
+    """In Nuke it is a subclass of Color_Knob."""
 
     _type = 19
 
@@ -503,7 +503,7 @@ class Script_Knob(String_Knob):
         return str(self._value)
 
     def execute(self) -> None:
-        """A native button: `reload`. The stand-in looks at the files every time as it is."""
+        """A native button: `reload`. The stand-in reads the files every time anyway."""
 
     def _extra(self) -> str:
         return f" T {quote(self._value)}"
@@ -579,7 +579,7 @@ _FLAGS = {"STARTLINE": STARTLINE, "INVISIBLE": INVISIBLE, "DISABLED": DISABLED}
 
 
 def user_knob_line(knob: Knob) -> str:
-    """`addUserKnob {...}` as a script has it."""
+    """The line `addUserKnob {...}` of a script."""
     line = f"{knob._type} {knob._name}"
     if knob._label != knob._name:
         line += f" l {quote(knob._label)}"

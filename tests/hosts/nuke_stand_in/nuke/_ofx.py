@@ -1,6 +1,6 @@
 """OpenFX effects as Nuke has them: nodes of the class `OFX<identifier>_v<major>`, found on $OFX_PLUGIN_PATH.
 
-The effect itself is the real one, its binary, in the strict OpenFX host of these tests.
+The effect is the real binary, in the strict OpenFX host of these tests.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _KNOBS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Plugin:
-    """A bundle's effect: the host that has loaded it, and its description."""
+    """A bundle's effect: the host that loaded it, and its description."""
 
     host: Any
     described: Any
@@ -54,12 +54,12 @@ def _host_module() -> Any:
 
 
 def violations() -> list[str]:
-    """What the OpenFX hosts have found to be wrong with the effects' calls."""
+    """The errors that the OpenFX hosts found in the effects' calls."""
     return [text for one in _host_module().loaded.values() for text in one.violations]
 
 
 def plugin_of(class_name: str) -> Plugin | None:
-    """The effect of this node class; None where no bundle on the path has it."""
+    """The effect of this node class; None if no bundle on the path contains it."""
     if not class_name.startswith("OFX"):
         return None
     for folder in filter(None, os.environ.get("OFX_PLUGIN_PATH", "").split(os.pathsep)):
@@ -98,7 +98,7 @@ def add_knobs(node: Node, plugin: Plugin) -> None:
 
 
 def render(node: Node, frame: float, view: str) -> Picture:
-    """The effect's picture. RuntimeError with its own words where it fails."""
+    """The effect's picture. RuntimeError with its message if it fails."""
     from ._pixels import Picture, _input, range_of
 
     plugin = plugin_of(node.Class())

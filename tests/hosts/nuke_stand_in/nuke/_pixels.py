@@ -1,4 +1,4 @@
-"""Pictures: what each native node does to them, files in and out through OpenImageIO."""
+"""Pictures: the operation of each native node, and files through OpenImageIO."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _TO_FILE = {"red": "R", "green": "G", "blue": "B", "alpha": "A"}
 
 
 class ReadError(RuntimeError):
-    """A file that cannot be read, named by its node."""
+    """A file that cannot be read; the message names the node."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Picture:
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def plane(self, channel: str) -> Plane:
-        """A channel; black where there is none, as Nuke has it."""
+        """A channel; black if it is missing, as in Nuke."""
         found = self.planes.get(channel)
         return np.zeros((self.window[3], self.window[2]), np.float32) if found is None else found
 
     def over(self, window: Window) -> Picture:
-        """The same over another window, black outside its own."""
+        """The same picture over another window, black outside the old one."""
         if window == self.window:
             return self
         planes = {}
@@ -64,7 +64,7 @@ class Picture:
 
 
 def render(node: Node, frame: float, view: str) -> Picture:
-    """The picture of a node. RuntimeError where Nuke would fail."""
+    """The picture of a node. RuntimeError in the cases where Nuke fails."""
     if node["disable"]._evaluated(frame) and node.Class() != "Read":
         return _input(node, 0, frame, view)
     if isinstance(node, Group):
@@ -164,7 +164,7 @@ def _load(path: Path, linear: bool) -> Picture:
 
 
 def _nuke_name(name: str) -> str:
-    """As the EXR reader makes it: digits in front are cut, other signs are underscores, `Ci` is `rgba`."""
+    """The EXR reader's name: no leading digits, other signs as underscores, `Ci` as `rgba`."""
     layer, _, channel = name.rpartition(".")
     layer = re.sub(r"\W", "_", re.sub(r"^\d+", "", layer))
     layer = "" if layer == "Ci" or layer in host.views else layer
@@ -172,7 +172,7 @@ def _nuke_name(name: str) -> str:
 
 
 def file_of(text: str, frame: float, view: str) -> str:
-    """The file of a frame, from a name with TCL, `%V`, `%04d` or `####`. Files are of whole frames."""
+    """The file of a frame, from a name with TCL, `%V`, `%04d` or `####`. Only whole frames have files."""
     frame = math.floor(frame)
     text = without_tcl(text)
     for one in host.listeners.get("filenameFilter", []):
@@ -221,7 +221,7 @@ def _expression(node: Node, frame: float, view: str) -> Picture:
 
 
 def _merge_expression(node: Node, frame: float, view: str) -> Picture:
-    """B is input 0 and passes where there is no expression."""
+    """B is input 0; it passes through if there is no expression."""
     base = _input(node, 0, frame, view)
     other = _input(node, 1, frame, view).over(base.window)
     letters = {
@@ -244,7 +244,7 @@ def _assert(node: Node, frame: float, view: str) -> Picture:
 
 
 def _roto(node: Node, frame: float, view: str) -> Picture:
-    """Shapes over what the output channels have."""
+    """Shapes over the output channels."""
     above = _input(node, 0, frame, view)
     is_alpha = node["output"].value() == "alpha"
     channels = ["rgba.alpha"] if is_alpha else [f"rgba.{name}" for name in _TO_FILE]
@@ -309,7 +309,7 @@ _RENDER = {
 
 
 def format_of(node: Node, frame: float, view: str) -> Format:
-    """The format of a node's picture: a Read has that of its first file, whatever the frame."""
+    """The format of a node's picture: that of a Read is its first file's, on every frame."""
     source = _source_of(node)
     if source is None:
         return _root_format()
@@ -323,7 +323,7 @@ def format_of(node: Node, frame: float, view: str) -> Format:
 
 
 def channels_of(node: Node, frame: float, view: str) -> list[str]:
-    """The channels of a node's picture; of its first frame where the present one cannot be had."""
+    """The channels of a node's picture; of its first frame if the present one cannot be read."""
     for one in (frame, range_of(node)[0]):
         try:
             return sorted(render(node, one, view).planes)
@@ -365,7 +365,7 @@ def _source_of(node: Node) -> Node | None:
 
 
 def write(node: Node, frame: float, view: str) -> None:
-    """What a Write does for one frame."""
+    """Write one frame, as a Write does."""
     picture = _input(node, 0, frame, view)
     names = _channels_to_write(str(node["channels"].value()), picture)
     path = Path(file_of(str(node["file"].value() or ""), frame, view))

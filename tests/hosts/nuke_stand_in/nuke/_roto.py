@@ -1,4 +1,4 @@
-"""Roto and RotoPaint: shapes and strokes that are boxes, with keys as the real ones' curves have them."""
+"""Roto and RotoPaint: shapes and strokes that are boxes, with keys like those of real curves."""
 
 # Names are Nuke's own.
 
@@ -18,7 +18,7 @@ Box = tuple[int, int, int, int]
 
 @dataclass
 class Times:
-    """A point or a transform: the times of its keys."""
+    """The times of the keys of a point or a transform."""
 
     times: list[float] = field(default_factory=list)
 
@@ -33,7 +33,7 @@ class Times:
 
 @dataclass
 class Point:
-    """A point of a shape: all of its parts are keyed together."""
+    """A point of a shape; all of its parts are keyed together."""
 
     center: Times
 
@@ -90,7 +90,7 @@ class Layer:
 
 
 class CurveKnob(k.Knob):
-    """What is drawn."""
+    """The knob with the drawn shapes and strokes."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -101,7 +101,7 @@ class CurveKnob(k.Knob):
         self.change_count += 1
 
     def _parts(self, layer: Layer | None = None) -> list[Any]:
-        """Shapes and strokes, those in layers too."""
+        """Shapes and strokes, also those in layers."""
         found = []
         for one in (layer or self.rootLayer).parts:
             found += self._parts(one) if isinstance(one, Layer) else [one]
@@ -122,7 +122,7 @@ class CurveKnob(k.Knob):
         return not self._parts()
 
     def boxes_at(self, frame: float) -> Iterator[tuple[Box, float]]:
-        """What is seen on a frame: boxes and their values, in the order in which they are drawn."""
+        """The visible boxes of a frame with their values, in drawing order."""
         for one in self._parts():
             if isinstance(one, Shape):
                 before = [key for key in one.boxes if key <= frame]

@@ -1,4 +1,4 @@
-"""Scripts as text: what a .nk file holds."""
+"""Scripts as text: the content of a .nk file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NOT_SAVED = frozenset(("selected", "name"))
 
 
 def to_text(nodes: Iterable[Node], root: Root | None) -> str:
-    """A script, or with no root what is copied."""
+    """A script as text; without a root, the copied nodes."""
     lines = ["#! stand-in -nx", "version 15.1 v1"]
     if root is not None:
         lines += ["Root {", " inputs 0", *_knob_lines(root), "}"]
@@ -24,7 +24,7 @@ def to_text(nodes: Iterable[Node], root: Root | None) -> str:
 
 
 def _node_lines(nodes: list[Node], numbers: Iterator[int]) -> list[str]:
-    """The text of nodes; each has a variable of its own, in groups too."""
+    """The text of nodes; each has its own variable, also in groups."""
     lines: list[str] = []
     ids = {id(node): f"N{next(numbers):x}" for node in nodes}
     done: set[int] = set()
@@ -62,7 +62,7 @@ def _knob_lines(node: Node) -> list[str]:
 
 
 def from_text(text: str, parent: Group) -> list[Node]:
-    """Make what a script describes, in `parent`; the new nodes. RuntimeError where it cannot be read."""
+    """Make the nodes of a script in `parent`; returns them. RuntimeError if it cannot be read."""
     try:
         commands = commands_of(text)
     except (ValueError, IndexError) as error:
@@ -106,7 +106,7 @@ def from_text(text: str, parent: Group) -> list[Node]:
 
 
 def _fill(node: Node, body: str) -> int:
-    """Set the knobs that a node's text names; how many inputs it takes from the stack."""
+    """Set the knobs that a node's text names; returns how many inputs it takes from the stack."""
     from ._text import words_of
 
     inputs = 1

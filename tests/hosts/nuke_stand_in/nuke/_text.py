@@ -1,4 +1,4 @@
-"""Words of a script, as Tcl has them: bare, in quotes, in braces, in brackets."""
+"""Words of a script by Tcl's rules: bare, in quotes, in braces, in brackets."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def words_of(text: str) -> list[str]:
 
 
 def commands_of(text: str) -> list[list[str]]:
-    """Commands, one a line or after a semicolon, each as its words. ValueError where something stays open."""
+    """Commands (separated by lines or semicolons) as lists of words. ValueError if a brace stays open."""
     commands: list[list[str]] = [[]]
     at = 0
     while at < len(text):
@@ -100,7 +100,7 @@ _SCRIPT_FOLDER = "[file dirname [value root.name]]"
 
 
 def without_tcl(text: str) -> str:
-    """A file name whose TCL is worked out: the two pieces of it that artists use most."""
+    """A file name with its TCL evaluated: the two commands that artists use most."""
     if _SCRIPT_FOLDER in text:
         from ._host import host
 

@@ -1,4 +1,4 @@
-"""The stand-in's `nuke.rotopaint`: what Foundry documents of shapes, layers and their points, and no more."""
+"""The stand-in's `nuke.rotopaint`: only what Foundry documents of shapes, layers and their points."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class AnimAttributes:
 
 
 class Shape:
-    """A shape of Beziers. The stand-in keeps it and draws nothing of it."""
+    """A shape of Beziers. The stand-in stores it and does not draw it."""
 
     def __init__(self, curves: CurveKnob) -> None:
         assert isinstance(curves, CurveKnob)
