@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import pytest
+
 from stm_plugin.installation import steps
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -39,6 +41,7 @@ def test_locks_hold_releases_with_hashes_and_nothing_else() -> None:
     assert {lock.stem for lock in LOCK_FILES} == {*steps.GROUPS, "torch"}
 
 
+@pytest.mark.slow
 def test_everything_the_tests_import_is_locked(repository: Path) -> None:
     """Every package that tests import must be in pyproject.toml, or tests fail on other machines."""
     declared = set(declarations(repository))
@@ -54,6 +57,7 @@ def test_everything_the_tests_import_is_locked(repository: Path) -> None:
     assert unlocked == {}
 
 
+@pytest.mark.slow
 def test_a_base_installation_holds_nothing_that_is_not_used(repository: Path) -> None:
     from tomllib import loads
 

@@ -41,7 +41,7 @@ def read_node(nuke: Any, pattern: str, frames: Sequence[int], raw: bool = False)
     return nuke.nodes.Read(file=pattern, first=frames[0], last=frames[-1], raw=raw)
 
 
-def stm_comp(nuke: Any, folder: Path, count: int, working_size: int = 180) -> Any:
+def stm_comp(nuke: Any, folder: Path, count: int, working_size: int = 112) -> Any:
     """An STM node on a small clip that has a mask for every frame."""
     import stm_nuke
 

@@ -35,6 +35,8 @@ def nuke(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
 
     stand_in._new_process()  # type: ignore[attr-defined]
     yield stand_in
+    if session := sys.modules.get("stm_nuke.session"):
+        session.leave_engine()
     _forget_modules()
     sys.modules.update(forgotten)
 

@@ -167,6 +167,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_a_host_gets_the_same_mattes_as_a_terminal(
     engine: Engine, tmp_path: Path, clip: Clip, weights: str, undisturbed: dict[int, FloatArray]
 ) -> None:
@@ -369,6 +370,7 @@ def test_objects_are_named_renamed_and_removed(
     shot.close()
 
 
+@pytest.mark.slow
 def test_the_artists_shot_is_found_again_by_a_new_host(
     runtime: ServerProcess, tmp_path: Path, clip: Clip, weights: str
 ) -> None:

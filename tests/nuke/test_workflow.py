@@ -42,16 +42,14 @@ def clip(original_clip: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def node(nuke: Any, engine: Path, clip: Path, tmp_path: Path) -> Iterator[Any]:
+def node(nuke: Any, engine: Path, clip: Path, tmp_path: Path) -> Any:
     """A saved comp with an STM node on the clip."""
     import stm_nuke.callbacks
-    from stm_nuke import session
 
     stm_nuke.callbacks.install()
     made = stm_comp(nuke, clip, COUNT)
     nuke.scriptSave(str(tmp_path / "shot.nk"))
-    yield made
-    session.leave_engine()
+    return made
 
 
 def ready(node: Any) -> set[int]:
@@ -212,6 +210,7 @@ def _tcl_commands(tcl: Any, body: str) -> list[tuple[str, ...]]:
     return commands
 
 
+@pytest.mark.slow
 def test_the_layer_of_confidence_is_written_without_computing(nuke: Any, node: Any) -> None:
     import OpenImageIO as oiio
     import stm_nuke
@@ -555,6 +554,7 @@ def test_proxy_mode_changes_neither_the_size_nor_the_cache(nuke: Any, node: Any)
     assert matte(node, LAST).shape == whole.shape == (180, 320)
 
 
+@pytest.mark.slow
 def test_stale_mattes_stay_only_where_the_artist_asks_for_it_and_are_made_anew(nuke: Any, node: Any) -> None:
     import stm_nuke
     from stm_nuke import cache
@@ -570,6 +570,7 @@ def test_stale_mattes_stay_only_where_the_artist_asks_for_it_and_are_made_anew(n
     assert ready(node) == set(FRAMES)
 
 
+@pytest.mark.slow
 def test_a_deleted_cache_costs_time_and_nothing_else(nuke: Any, node: Any, clip: Path) -> None:
     import stm_nuke
     from stm_nuke import cache
@@ -695,6 +696,7 @@ def test_stop_and_cancel_keep_what_is_finished(nuke: Any, node: Any, how: str) -
     )
 
 
+@pytest.mark.slow
 def test_an_engine_that_is_killed_in_mid_propagation_is_started_again_and_nothing_is_lost(
     nuke: Any, node: Any, kill_engine: Callable[[], None]
 ) -> None:
@@ -733,6 +735,7 @@ def test_a_frozen_engine_does_not_hold_up_the_window_and_stop_still_stops(
         os.kill(process, signal.SIGCONT)
 
 
+@pytest.mark.slow
 def test_two_nodes_on_one_plate_work_at_the_same_time_each_in_its_own_cache(
     nuke: Any, node: Any, clip: Path
 ) -> None:
@@ -870,6 +873,7 @@ class Batch:
             yield process
 
 
+@pytest.mark.slow
 def test_a_farm_does_a_whole_comp_from_the_command_line(
     nuke: Any, node: Any, clip: Path, tmp_path: Path
 ) -> None:

@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from vos_benchmark.benchmark import VideoEvaluator
 
 from model.data.davis import find_sequences
 from model.data.pictures import Labels, read_labels, write_labels
@@ -137,6 +136,8 @@ def test_scores_of_a_folder_equal_the_public_implementation(tmp_path: Path) -> N
     write_video(tmp_path / "set", "bear", truth)
     write_results(tmp_path / "out", "bear", results)
     evaluation = evaluate_results(find_sequences(tmp_path / "set"), tmp_path / "out")
+    from vos_benchmark.benchmark import VideoEvaluator  # imported here: it brings scikit-image
+
     public = VideoEvaluator(str(tmp_path / "set" / "Annotations"), str(tmp_path / "out"))
     _, j, f = public("bear")  # in percent
     assert {each.label for each in evaluation.objects} == set(j) == {1, 2}

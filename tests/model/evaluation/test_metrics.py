@@ -10,7 +10,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
-from vos_benchmark.evaluator import Evaluator
 
 import model.evaluation.metrics
 from model.data.pictures import read_labels
@@ -122,6 +121,8 @@ def test_every_object_counts_the_same() -> None:
 
 
 def assert_equal_to_the_public_implementation(truth: NDArray[np.uint8], predicted: NDArray[np.uint8]) -> None:
+    from vos_benchmark.evaluator import Evaluator  # imported here: it brings scikit-image
+
     evaluator = Evaluator()
     evaluator.feed_frame(predicted, truth)
     public_j, public_f = evaluator.conclude()  # in percent

@@ -314,6 +314,7 @@ thread.join()
 needs_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 
 
+@pytest.mark.slow
 @needs_glibc
 def test_large_maps_are_not_given_back_and_asked_for_again() -> None:
     run = subprocess.run([sys.executable, "-c", GIVEN_BACK], capture_output=True, text=True, check=True)
@@ -340,6 +341,7 @@ print(busy - idle, busy - resident(), float(held.sum()))
 """
 
 
+@pytest.mark.slow
 @needs_glibc
 def test_an_idle_process_gives_kept_memory_back_when_it_is_asked_to() -> None:
     run = subprocess.run([sys.executable, "-c", RELEASED], capture_output=True, text=True, check=True)

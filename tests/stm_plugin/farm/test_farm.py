@@ -106,6 +106,7 @@ class Farm:
             self.finish(chunk.first, chunk.last)
 
 
+@pytest.mark.slow
 def test_tasks_in_odd_order_and_twice_give_the_bytes_of_one_machine(folder: Path, single: Mattes) -> None:
     farm = Farm(folder)
     farm.prepare()
@@ -123,6 +124,7 @@ def test_tasks_in_odd_order_and_twice_give_the_bytes_of_one_machine(folder: Path
     assert mattes_in(farm.out) == single
 
 
+@pytest.mark.slow
 def test_a_pass_that_was_stopped_goes_on_from_what_is_there(folder: Path, single: Mattes) -> None:
     farm = Farm(folder)
     farm.prepare()
@@ -152,6 +154,7 @@ def test_tasks_write_nothing_but_results_without_the_lock(folder: Path) -> None:
     assert others() == before
 
 
+@pytest.mark.slow
 def test_two_folders_that_were_apart_are_merged(tmp_path: Path, folder: Path, single: Mattes) -> None:
     farm = Farm(folder)
     farm.prepare()

@@ -245,6 +245,7 @@ def test_what_the_system_says_is_put_into_words_and_nothing_is_left(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs the file size limit of POSIX")
 def test_a_write_that_fails_half_way_leaves_the_old_file_and_nothing_else(
     tmp_path: Path, matte: FloatArray, repository: Path

@@ -272,6 +272,7 @@ with StoreLock(__import__("pathlib").Path(sys.argv[1]) / "LOCK"):
 """
 
 
+@pytest.mark.slow
 def test_while_another_process_holds_the_shot_the_page_says_who_and_changes_nothing(page: Page) -> None:
     page.enter()
     page.paint(1001)
@@ -351,6 +352,7 @@ def test_the_page_has_every_small_picture_made_ahead_and_each_only_once(
     assert sorted(read) == list(FRAMES)
 
 
+@pytest.mark.slow
 def test_a_change_by_another_process_comes_to_the_page(page: Page) -> None:
     page.enter()
     page.paint(1001)

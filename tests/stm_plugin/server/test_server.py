@@ -635,7 +635,7 @@ def test_a_job_ends_with_its_client_unless_it_is_detached(server: ServerProcess,
     results = {}
     for detach in (False, True):
         folder = f"/toy/{next(FOLDERS)}.stmshot"
-        watched = client.call({"op": "open_shot", **opening(folder, last=1100)})[0]["shot"]
+        watched = client.call({"op": "open_shot", **opening(folder, last=1050)})[0]["shot"]
         starter = server.connect()
         shot = starter.call({"op": "open_shot", "folder": folder})[0]["shot"]
         push(starter, shot)
@@ -760,7 +760,7 @@ def test_an_ordered_end_removes_the_traces_and_stops_jobs(how: str) -> None:
 def test_an_idle_server_ends_and_a_used_one_does_not() -> None:
     with a_server("0.3") as server:
         client = server.connect()
-        assert not wait_for(lambda: server.processes[0].poll() is not None, 1.5)
+        assert not wait_for(lambda: server.processes[0].poll() is not None, 1.0)
         client.close()
         assert wait_for(lambda: server.processes[0].poll() == 0)
 
@@ -809,7 +809,7 @@ def test_the_server_dies_with_its_parent_once_no_other_client_is_there() -> None
         client = server.connect()
         parent.kill()
         parent.wait()
-        assert not wait_for(lambda: process.poll() is not None, 1.5), "another client still uses it"
+        assert not wait_for(lambda: process.poll() is not None, 1.0), "another client still uses it"
         client.close()
         assert wait_for(lambda: process.poll() == 0)
     finally:

@@ -141,7 +141,7 @@ def test_a_turning_object_takes_its_points_along() -> None:
 def test_the_tolerance_holds_on_every_frame() -> None:
     random = np.random.default_rng(0)
     mattes = {}
-    for i in range(12):
+    for i in range(9):
         radius = 60 + 8 * np.sin(i / 2 + 3 * np.linspace(0, 2 * np.pi, 720, endpoint=False))
         circle = ellipse(0, 0, 1, 1)
         mattes[100 + i] = filled(circle * radius[:, None] + (160, 120) + random.normal(0, 3, 2))
