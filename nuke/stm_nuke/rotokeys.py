@@ -28,7 +28,8 @@ def roto_above(source: nuke.Node) -> nuke.Node:
 
 
 def keyed_frames(roto: nuke.Node, view: str) -> list[int]:
-    """The whole frames on which a shape, a stroke, a layer or a transform of a Roto has a key."""
+    """The whole frames on which a shape, a stroke or a layer of a Roto, its transform, or an attribute of it
+    (opacity, lifetime) has a key."""
     curves: Any = roto["curves"]
     return sorted({int(time) for time in _times_of(curves.rootLayer, view) if time == int(time)})
 
@@ -37,6 +38,10 @@ def _times_of(element: Any, view: str) -> Iterator[float]:
     transform = element.getTransform()
     for name in _TRANSFORMS:
         yield from getattr(transform, name)(view)
+    attributes = element.getAttributes()
+    for index in range(len(attributes)):
+        for key in range(attributes.getNumberOfKeys(attributes.getName(index), view)):
+            yield attributes.getKeyTime(index, key, view)
     for part in element:
         if hasattr(part, "getTransform"):  # a layer, a shape or a stroke
             yield from _times_of(part, view)

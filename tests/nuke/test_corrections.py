@@ -281,7 +281,7 @@ def test_a_pasted_node_corrects_the_frames_of_its_own_paint_only(nuke: Any, alon
         verbs.set_key_from_fix(copy, 1001, "main")
 
 
-def test_the_keys_of_transforms_strokes_and_layers_count(nuke: Any, alone: Any) -> None:
+def test_the_keys_of_transforms_attributes_strokes_and_layers_count(nuke: Any, alone: Any) -> None:
     from stm_nuke import rotokeys
 
     made = roto(nuke, alone, {1001: BOX})
@@ -289,7 +289,9 @@ def test_the_keys_of_transforms_strokes_and_layers_count(nuke: Any, alone: Any) 
     layer.transform.times = [1002.0, 1002.5]
     layer.parts[0].transform.times = [1004.0]
     layer.parts.append(stroke(nuke, 1007, 1.0))
-    assert rotokeys.keyed_frames(made, "main") == [1001, 1002, 1004, 1007]
+    layer.attributes.times["vis"] = [1010.0]
+    layer.parts[0].attributes.times["opc"] = [1008.0, 1009.0]
+    assert rotokeys.keyed_frames(made, "main") == [1001, 1002, 1004, 1007, 1008, 1009, 1010]
 
 
 def test_too_many_keys_or_no_roto_are_refused_in_words(

@@ -32,6 +32,25 @@ class Times:
 
 
 @dataclass
+class Attributes:
+    """Named values with the times of their keys, as Foundry documents `AnimAttributes`."""
+
+    times: dict[str, list[float]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def getName(self, index: int) -> str:
+        return list(self.times)[index]
+
+    def getNumberOfKeys(self, attr: str, view: str) -> int:
+        return len(self.times[attr])
+
+    def getKeyTime(self, index: int, keyIndexOrHash: int, view: str) -> float:
+        return self.times[self.getName(index)][keyIndexOrHash]
+
+
+@dataclass
 class Point:
     """A point of a shape; all of its parts are keyed together."""
 
@@ -49,9 +68,13 @@ class Shape:
 
     boxes: dict[int, Box]
     transform: Times = field(default_factory=Times)
+    attributes: Attributes = field(default_factory=lambda: Attributes({"opc": []}))
 
     def getTransform(self) -> Times:
         return self.transform
+
+    def getAttributes(self) -> Attributes:
+        return self.attributes
 
     def __iter__(self) -> Iterator[Point]:
         return iter([Point(Times([float(one) for one in self.boxes]))])
@@ -68,6 +91,9 @@ class Stroke:
     def getTransform(self) -> Times:
         return Times()
 
+    def getAttributes(self) -> Attributes:
+        return Attributes()
+
     def __iter__(self) -> Iterator[Times]:
         return iter([Times([float(self.frame)])])
 
@@ -78,9 +104,13 @@ class Layer:
 
     parts: list[Any] = field(default_factory=list)
     transform: Times = field(default_factory=Times)
+    attributes: Attributes = field(default_factory=Attributes)
 
     def getTransform(self) -> Times:
         return self.transform
+
+    def getAttributes(self) -> Attributes:
+        return self.attributes
 
     def append(self, element: Any) -> None:
         self.parts.append(element)

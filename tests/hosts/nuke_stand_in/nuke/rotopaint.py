@@ -53,6 +53,15 @@ class AnimAttributes:
         assert view == "main"
         self._values[attributeIndexOrName] = float(value)
 
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def getName(self, index: int) -> str:
+        return list(self._values)[index]
+
+    def getNumberOfKeys(self, attr: str, view: str) -> int:
+        return 0
+
     def getValue(self, time: float, indexOrName: str, view: str = "main") -> float:
         return self._values[indexOrName]
 
