@@ -24,7 +24,7 @@ from stm_plugin.planning.values import Pass, Plan, Request
 from stm_plugin.propagation.context import PlateMovedOn
 from stm_plugin.propagation.events import Event, FrameFinished, Progress
 from stm_plugin.propagation.execution import Execution
-from stm_plugin.propagation.frame_finisher import FrameDelivery
+from stm_plugin.propagation.frame_finisher import FrameOutput
 from stm_plugin.propagation.memory_forecast import MemoryFit
 from stm_plugin.propagation.propagation import NetworkFactory, Propagation
 from stm_plugin.shot.export import MatteWriter
@@ -267,12 +267,12 @@ class FarmShot:
             problems: dict[int, str] = {}
             finisher = self.propagation.finisher(plan)
             context = self.propagation.context()
-            with FrameDelivery(context, finisher, None, lambda event: None) as delivery:
+            with FrameOutput(context, finisher, None, lambda event: None) as output:
                 for number, one in enumerate(plan.frames, 1):
                     try:
                         self.propagation.check_done(replace(plan, frames=(one,)))
                         with self.propagation.reading(one.frame):
-                            delivery.submit(one.frame)
+                            output.submit(one.frame)
                             address = finisher.matte_address(one.frame)
                     except StmError as error:
                         problems[one.frame] = error.what

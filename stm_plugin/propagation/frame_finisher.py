@@ -260,7 +260,7 @@ def _foreground(loaded: LoadedFrame, mattes: Mapping[str, FloatArray]) -> FloatA
     return loaded.transform.from_linear(foreground.foreground_of(linear, union_matte(mattes.values())))
 
 
-class FrameDelivery:
+class FrameOutput:
     """Takes the frames of an execution whose results are complete: writes, records and reports them.
 
     With a writer the work is done in a separate thread. Use it in a `with` statement.
@@ -285,7 +285,7 @@ class FrameDelivery:
             self._work, self._record, context.loader.workers
         )
 
-    def __enter__(self) -> FrameDelivery:
+    def __enter__(self) -> FrameOutput:
         return self
 
     def __exit__(self, *error: object) -> None:

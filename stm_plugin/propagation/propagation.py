@@ -38,7 +38,7 @@ from stm_plugin.propagation.context import Network, PlateMovedOn, PropagationCon
 from stm_plugin.propagation.events import DamageFound, Event, FrameFinished, PlanMade, PlateChanged
 from stm_plugin.propagation.execution import Execution
 from stm_plugin.propagation.feature_cache import FeatureCache
-from stm_plugin.propagation.frame_finisher import FrameDelivery, FrameFinisher, FrameWriter, not_done
+from stm_plugin.propagation.frame_finisher import FrameOutput, FrameFinisher, FrameWriter, not_done
 from stm_plugin.propagation.frame_loader import FrameLoader, LoadedFrame, signature_of
 from stm_plugin.propagation.memory_forecast import (
     AdaptationForecast,
@@ -210,9 +210,9 @@ class Propagation:
         on_event(PlanMade(plan))
         finisher = self.finisher(plan)
         try:
-            with FrameDelivery(self.context(), finisher, writer, on_event) as delivery:
-                Execution(self.context(), finisher.results, on_event, cancelled, delivery.submit).run()
-                delivery.finish()
+            with FrameOutput(self.context(), finisher, writer, on_event) as output:
+                Execution(self.context(), finisher.results, on_event, cancelled, output.submit).run()
+                output.finish()
         except PlateMovedOn as moved:
             self.distrust()
             on_event(PlateChanged((moved.frame,)))
