@@ -52,7 +52,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
         ("*",), "licences of weights that may be used; * and ? stand for any letters, capitals do not count"
     ),
     "cache_folder": Option(
-        None, "where shots are kept that nobody places; beside their mattes if nothing is said"
+        None, "the folder of shots without a chosen place; without it they are beside their mattes"
     ),
     "log_level": Option("info", "the least that is written into logs", get_args(LogLevel)),
     "log_format": Option("text", "json: one JSON object for each line of a log", get_args(LogFormat)),
@@ -93,7 +93,7 @@ class Value:
 
     @property
     def why_locked(self) -> str | None:
-        """Who locked it to what, in a sentence; None where nobody did."""
+        """A sentence that names the lock of a value; None without a lock."""
         if self.lock is None:
             return None
         return f"The setting {self.name} is locked to {shown(self.value)} by {self.lock}."
@@ -135,7 +135,7 @@ class Configuration:
     # ---- the machine's settings of a shot
 
     def machine_choices(self, settings: Settings) -> tuple[str, ...]:
-        """The settings of the machine that a shot has chosen: those that are not what the layers say."""
+        """The shot's settings of the machine that differ from the layers."""
         return tuple(name for name in _MACHINE if getattr(settings, name) != self[name])
 
     def on_this_machine(self, settings: Settings, chosen: Collection[str] | None) -> Settings:
@@ -204,7 +204,7 @@ class Configuration:
     # ---- what is said
 
     def news(self, settings: Settings, taken_over: Mapping[str, Any]) -> list[str]:
-        """What the layers say now of a shot's settings and said otherwise when it was made, in sentences.
+        """Sentences on the shot's settings that the layers have changed since it was made.
 
         Args:
             taken_over: what the shot took from the layers (`taken_over` at that time).
@@ -269,7 +269,7 @@ def configuration_files() -> list[Path]:
 
 
 def user_file() -> Path | None:
-    """The user's own file; it need not be there."""
+    """The user's own file; it may not exist."""
     given = os.environ.get(USER_VARIABLE)
     if given is not None:
         return Path(given).expanduser() if given else None
@@ -478,6 +478,6 @@ def _has(table: Mapping[str, Any], name: str) -> bool:
 
 
 def _kind(value: Any) -> str:
-    """What a value is, for people."""
+    """The kind of a value, for people."""
     kinds = {bool: "true or false", int: "a whole number", float: "a number", list: "a list", dict: "a table"}
     return "a text" if value is None else kinds.get(type(value), "a text")

@@ -89,7 +89,7 @@ class MatteError(StmError):
 
 
 class OutputError(MatteError):
-    """An output must not be written: it is an input, or somebody else's file."""
+    """An output must not be written: it is an input, or a file of another program."""
 
 
 class StoreError(StmError):
@@ -135,7 +135,7 @@ class SettingsError(StmError):
 
 
 class ConfigurationError(SettingsError):
-    """A configuration file is not there, or says what cannot be."""
+    """A configuration file is missing, or has an invalid value."""
 
 
 class LockedError(SettingsError):
@@ -158,7 +158,7 @@ class PropagationCancelled(StmError):
 
 @contextmanager
 def memory_errors(path: Path | str | None = None, frame: int | None = None) -> Iterator[None]:
-    """Memory that cannot be had inside is said with the file, and the frame, that it was needed for.
+    """Errors of memory inside the block name the file and the frame that needed it.
 
     Raises:
         DeviceError: in place of a MemoryError, or of what a library raises in its place.
@@ -189,7 +189,7 @@ _NO_MEMORY = (
 
 
 def as_stm_error(error: BaseException) -> StmError | None:
-    """The text for a person of an error of the system or of a library; None where only a bug explains it."""
+    """The text for people of an error of the system or of a library; None if only a bug explains it."""
     if isinstance(error, StmError):
         return error
     if isinstance(error, MemoryError) or speaks_of_memory(error):
@@ -204,7 +204,7 @@ def as_stm_error(error: BaseException) -> StmError | None:
 
 
 def speaks_of_memory(error: BaseException | str) -> bool:
-    """Whether an error of a library, or what a program has said, means that memory could not be had."""
+    """Whether an error of a library, or the output of a program, means that memory was short."""
     text = str(error).lower()
     return isinstance(error, Exception | str) and any(words in text for words in _NO_MEMORY)
 

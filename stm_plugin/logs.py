@@ -2,7 +2,7 @@
 
 The configuration says level and form (`log_level`, `log_format`); `STM_LOG_LEVEL` and `STM_LOG` (`text`,
 `json`) say it for one process, where no lock forbids that. With `STM_LOG=json` a command writes its events to
-standard error as JSON lines, too, in the place of words and bars.
+standard error as JSON lines, too, instead of words and bars.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def log_folder() -> Path:
 
 
 def log_files(folder: Path, name: str) -> list[Path]:
-    """The log of that name and those before it, as far as they are there; the present one first."""
+    """The existing logs of that name, the present one first."""
     names = [name, *(f"{name}.{number}" for number in range(1, OLDER_FILES + 1))]
     return [folder / one for one in names if (folder / one).is_file()]
 

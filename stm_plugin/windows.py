@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 FloatArray: TypeAlias = "npt.NDArray[np.float32]"
 PixelArray: TypeAlias = "npt.NDArray[np.float32] | npt.NDArray[np.float16]"
-"""Plate pixels as they are stored."""
+"""Stored plate pixels: float32 or half."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """A run that travels to another machine: data, start and configuration in one file; the results in another.
 
-A graphics card can often be had for minutes only. `pack` puts all that a run needs into a small tar file,
-`train_for` trains from it within a given time, `collect` takes what came back.
+A graphics card may be available for minutes only. `pack` puts all that a run needs into a small tar file,
+`train_for` trains from it within a given time, `collect` unpacks the result.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _RESERVED_SHARE = 0.06
 
 
 class ArchiveTooLargeError(ValueError):
-    """The data does not fit into an archive, whatever the quality."""
+    """The data does not fit into an archive at any quality."""
 
 
 @dataclass(frozen=True)

@@ -99,10 +99,10 @@ def write_clips(
     pictures: Sequence[Path] = (),
     cut_outs: Sequence[tuple[Path, Path]] = (),
 ) -> Iterator[str]:
-    """Writes the clips of these seeds in DAVIS layout; those that are there stay. Gives each name as it is
+    """Writes the clips of these seeds in DAVIS layout; existing ones are kept. Gives each name as it is
     done.
 
-    A clip is whole when its last annotation is there.
+    A clip is complete when its last annotation exists.
     """
     for seed in seeds:
         name = f"made-{seed:06d}"

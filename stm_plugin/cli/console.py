@@ -62,7 +62,7 @@ def progress_bar(unit: str = "frames") -> Progress:
     from rich.text import Text
 
     class Bar(Progress):
-        """Where nobody watches a bar move, as in a log, a line every ten seconds says how far it is."""
+        """Without a terminal, as in a log, a line every ten seconds shows the progress."""
 
         _told = time.monotonic()
 

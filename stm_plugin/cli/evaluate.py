@@ -56,7 +56,7 @@ ShortSide = Annotated[int, typer.Option(help="Working size in pixels.")]
 ProtocolOption = Annotated[EvaluationProtocol, typer.Option("--protocol", help="Which frames count.")]
 PrecisionOption = Annotated[Precision, typer.Option("--precision", help="Of the convolutions.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
-PreviousShare = Annotated[
+PreviousFrameCap = Annotated[
     float | None,
     typer.Option(
         min=0,
@@ -64,11 +64,11 @@ PreviousShare = Annotated[
         help="Largest share of a read from the previous frame; 1 is the paper's. Else the network's.",
     ),
 ]
-KeyShare = Annotated[
+KeyWeight = Annotated[
     float | None,
     typer.Option(min=0, max=1, help="Share of the rest that is read from keys alone. Else the network's."),
 ]
-ShrinkLimit = Annotated[
+ShrinkGuard = Annotated[
     float | None,
     typer.Option(
         min=0,
@@ -103,9 +103,9 @@ def scores(
     step: Annotated[
         int, typer.Option(min=1, help="Only every STEP-th frame: faster motion, a further test.")
     ] = 1,
-    previous_frame_cap: PreviousShare = None,
-    key_weight: KeyShare = None,
-    shrink_guard: ShrinkLimit = None,
+    previous_frame_cap: PreviousFrameCap = None,
+    key_weight: KeyWeight = None,
+    shrink_guard: ShrinkGuard = None,
     overwrite: Overwrite = False,
 ) -> None:
     """J, F and J&F with the DAVIS definitions: of the network, or of existing results.
@@ -215,9 +215,9 @@ def table4(
     protocol: ProtocolOption = "davis",
     precision: PrecisionOption = "float32",
     device: Device = "auto",
-    previous_frame_cap: PreviousShare = None,
-    key_weight: KeyShare = None,
-    shrink_guard: ShrinkLimit = None,
+    previous_frame_cap: PreviousFrameCap = None,
+    key_weight: KeyWeight = None,
+    shrink_guard: ShrinkGuard = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Several weights on one data set: pre-training only, main training only, full, cross."""
@@ -248,9 +248,9 @@ def table5(
     protocol: ProtocolOption = "davis",
     precision: PrecisionOption = "float32",
     device: Device = "auto",
-    previous_frame_cap: PreviousShare = None,
-    key_weight: KeyShare = None,
-    shrink_guard: ShrinkLimit = None,
+    previous_frame_cap: PreviousFrameCap = None,
+    key_weight: KeyWeight = None,
+    shrink_guard: ShrinkGuard = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Memory rules, with J, F and time per frame: first, previous, both, every fifth frame."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # heavy modules are imported in the functions
 
 
 def _waiting(seconds: float) -> float:
-    """SettingsError for what is no time."""
+    """SettingsError for an invalid time."""
     check_wait(seconds)
     return seconds
 

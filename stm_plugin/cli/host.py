@@ -88,7 +88,7 @@ def _installation(root: Path | None) -> Prefix:
 
 
 def _complete(root: Path | None) -> Prefix:
-    """The installation that is meant. InstallationError where there is none."""
+    """The installation to use. InstallationError if there is none."""
     prefix = Prefix(own_prefix() if root is None else root.expanduser().absolute())
     if prefix.python is None:
         raise InstallationError(

@@ -129,6 +129,6 @@ def _in_words(error: Exception) -> str:
 
 
 def _place_of(error: Exception) -> str:
-    """File and line that raised an error; empty where nobody knows."""
+    """File and line that raised an error; empty if unknown."""
     frames = traceback.extract_tb(error.__traceback__)
     return f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""

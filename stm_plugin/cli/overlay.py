@@ -96,7 +96,7 @@ def write_overlays(
         the overlay and the contact sheet that were written, in words.
 
     Raises:
-        OutputError: a picture would overwrite an input or somebody else's file; nothing was written.
+        OutputError: a picture would overwrite an input or a file of another program; nothing was written.
         PlateError: the plate does not have all frames of the range.
         MatteError: no frame of the range is done.
     """

@@ -123,7 +123,9 @@ def video(
 
 @app.command()
 def clips(
-    folder: Annotated[Path, typer.Argument(help="Gets the clips, in DAVIS layout; what is there stays.")],
+    folder: Annotated[
+        Path, typer.Argument(help="The clips' folder (DAVIS layout); existing clips are kept.")
+    ],
     count: Annotated[int, typer.Option(min=1, help="Number of clips.")] = 500,
     seed: Annotated[int, typer.Option(min=0, help="Number of the first clip.")] = 0,
     pictures: Annotated[
@@ -166,7 +168,7 @@ def pack(
     run: Annotated[Path | None, typer.Option("--run", help="A begun run that is to go on there.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="MiB of the archive at most.")] = 60,
 ) -> None:
-    """Packs data, start and configuration of a run for a machine that can be had for minutes only."""
+    """Packs data, start and configuration of a run for a machine with limited time."""
     from model.training.archive import pack as pack_run
     from model.training.recipe import read_config
     from stm_plugin.cli.console import output
@@ -225,7 +227,7 @@ def collect(
     result: Annotated[Path, typer.Argument(help="The result.tar that `stm train timed` wrote.")],
     run: Annotated[Path, typer.Argument(help="A new folder.")],
 ) -> None:
-    """Takes home what `stm train timed` wrote: the run can be exported, measured or gone on with."""
+    """Unpacks the result of `stm train timed`: the run can be exported, measured or continued."""
     from model.training.archive import collect as collect_run
     from stm_plugin.errors import SettingsError
 

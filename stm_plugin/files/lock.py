@@ -121,7 +121,7 @@ class StoreLock:
                 unlock_descriptor(descriptor)
                 return None
             return self.holder() or Holder(0, "an unknown host", "an unknown user", "an unknown time")
-        except StoreError:  # a file system without locks: nobody can hold one
+        except StoreError:  # a file system without locks: none can be held
             return None
         finally:
             os.close(descriptor)
@@ -177,7 +177,7 @@ class StoreLock:
 
 
 def check_wait(wait: float | None) -> None:
-    """Check a time to wait, in seconds; None waits without limit. SettingsError for what is no time."""
+    """Check a time to wait, in seconds; None waits without limit. SettingsError for an invalid time."""
     if wait is not None and not 0 <= wait < math.inf:
         raise SettingsError(
             f"A wait of {wait:g} seconds is not possible.", hint="Give a number from 0 up: --wait 60."

@@ -112,7 +112,7 @@ def check_outputs(
         row: the pattern of the outputs; every frame that it could take is checked against `given`.
         given_rows: patterns of inputs ("the plate"): the outputs must not have the same pattern.
         overwrite: whether files that this product did not make may be replaced.
-        is_ours: whether this product made the file of a frame, and nobody changed it since.
+        is_ours: whether this product made the file of a frame, and it was not changed since.
 
     Raises:
         OutputError: they may not. Both files are named.
@@ -214,7 +214,7 @@ def _foreign(
             what = "This is not a plain file, so it is not replaced."
             return Refusal(what, place.path, _OTHER_NAME, frame)
         if place.kind == "file" and not overwrite and not is_ours(frame, place.path):
-            what = "STM did not write this file, or somebody changed it since; it is not replaced."
+            what = "STM did not write this file, or it was changed since; it is not replaced."
             return Refusal(what, place.path, OVERWRITE_HINT, frame)
     return None
 
@@ -356,7 +356,7 @@ def _same_folder(one: Path, other: Path) -> bool:
 
 
 class WrittenList:
-    """The files of a folder that this product made and that cannot say so: pictures, movies, tables.
+    """The files of a folder that this product made, for kinds without metadata: pictures, movies, tables.
 
     A finished file is identified by its content. An unfinished one is identified by its name.
     """
@@ -390,7 +390,7 @@ class WrittenList:
             self._journal.append(entry)
 
     def has(self, paths: Iterable[Path]) -> set[Path]:
-        """Which of these files this product made and nobody changed since."""
+        """The files that this product made and that were not changed since."""
         entries = self._journal.load()
         return {path for path in paths if self._is_ours(path, entries.get(self._name(path)))}
 

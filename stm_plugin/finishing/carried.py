@@ -1,4 +1,4 @@
-"""A key's mask on the frames beside it: carried along the picture's motion, softness and all.
+"""A key's mask on the frames beside it, moved by the picture's motion with its softness.
 
 The network draws an object a little differently from the artist, so a matte would jump beside a key. Within
 `REACH` frames of a key the matte goes over to the key's own mask, moved by optical flow (dense inverse
@@ -47,7 +47,7 @@ class Motion:
 
 @dataclass(frozen=True, eq=False)
 class CarriedKey:
-    """A key's mask as a frame beside it would have it.
+    """A key's mask on a frame beside it.
 
     Attributes:
         mask: (h, w) in [0, 1], at working size.

@@ -152,7 +152,7 @@ def _check_whole(path: Path, walked: Mapping[str, Any], times: Sequence[float]) 
             hint=f"{_AGAIN} If it was cut without being encoded anew, encode it anew.",
         )
     if any(is_damage(level, text) for _, level, text in walked["complaints"]):
-        # Several threads decode ahead of the frame that is given out: one thread knows whose the damage is.
+        # Several threads decode ahead of the returned frame; with one thread the damaged frame is known.
         alone = _walked(path, threads=1).get("complaints", [])
         frame, _, text = next(one for one in (*alone, *walked["complaints"]) if is_damage(one[1], one[2]))
         raise PlateError(
@@ -198,7 +198,7 @@ def _walked(path: Path, threads: int) -> dict[str, Any]:
 
 
 def is_damage(level: int, line: str) -> bool:
-    """Whether something that the decoder says means that a picture is not what was encoded.
+    """Whether a message of the decoder means that a picture differs from the encoded one.
 
     >>> is_damage(16, "slice CRC mismatch AC!at 458"), is_damage(16, "mmco: unref short failure")
     (True, False)

@@ -42,7 +42,7 @@ _ASPECT_TOLERANCE = 1e-4
 MOST_PIXEL_BYTES = 12
 """Of a plate pixel as it is held: three float32."""
 CONTENT_HASH = "blake3-1"
-"""The method of content hashes. Hashes that were stored under another method are not compared with them."""
+"""The method of content hashes. Stored hashes of another method are not compared."""
 _VIEW_TOKEN = re.compile("%[Vv]")
 _HASH_HEADER = struct.Struct("<9qd")
 

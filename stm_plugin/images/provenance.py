@@ -1,4 +1,4 @@
-"""Who made a picture: whether STM wrote it, and nobody changed it since."""
+"""Who made a picture: whether STM wrote it, and it was not changed since."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class FoundMatte:
     """An existing file where a matte is to be written.
 
     Attributes:
-        is_ours: STM wrote it, and nobody changed its pixels. A truncated file counts as ours, and so does a
+        is_ours: STM wrote it, and its pixels were not changed. A truncated file counts as ours, and so does a
             file of an earlier version, which has no hash of its pixels.
         address: of its ingredients; empty where the file is truncated or was changed.
     """
@@ -49,7 +49,7 @@ def inspect_matte(path: Path, frame: int | None = None) -> FoundMatte:
 
 
 def our_pictures(paths: Iterable[Path]) -> set[Path]:
-    """Those of these pictures and movies to look at that STM made and nobody has changed since.
+    """The overlays and movies that STM made and that were not changed since.
 
     What a file says of itself does not count: a program that a person paints in keeps it.
     """

@@ -100,7 +100,7 @@ def remembering_demo(prefix: Prefix, out: Path) -> Iterator[None]:
 
 
 def remove_demos(prefix: Prefix) -> None:
-    """Remove the files that demos wrote and nobody changed since, and empty folders."""
+    """Remove the files that demos wrote and that were not changed since, and empty folders."""
     for folder, files in _demos(prefix).items():
         out = Path(folder)
         now = _files(out)

@@ -1,4 +1,4 @@
-"""`stm doctor --report`: what somebody who was not there needs to know, in one zip, and no picture."""
+"""`stm doctor --report`: one zip with the facts that a supporter needs, and no picture."""
 
 from __future__ import annotations
 

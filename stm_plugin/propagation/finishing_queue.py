@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class FinishingQueue(Generic[T]):
-    """Does the work on frames in threads of its own, which begin in the order of the frames.
+    """Does the work on frames in separate threads, which start in the order of the frames.
 
     `then` is called in the thread that calls `submit` and `finish`, in the order of the frames. The first
     error is raised by the next call of these, and no frame after it is worked on.
@@ -47,7 +47,7 @@ class FinishingQueue(Generic[T]):
             self._collect()
 
     def close(self) -> None:
-        """End the threads. Frames that are not begun are left; those that are done are told of."""
+        """End the threads. Frames that were not started are left out; finished ones are reported."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         while self._waiting:
             frame, future = self._waiting.popleft()

@@ -79,7 +79,7 @@ class LoadedFrame:
 
 
 class FrameLoader:
-    """Reads plate frames, the next ones ahead of time in threads of its own. Several threads may ask.
+    """Reads plate frames, the next ones in advance in separate threads. Several threads may call it.
 
     Args:
         noticed: is told of every frame that is read.
@@ -136,7 +136,7 @@ class FrameLoader:
             self._held.clear()
 
     def close(self) -> None:
-        """End the reading threads, when what was asked for is read."""
+        """End the reading threads after the requested frames are read."""
         self.forget()
         self._pool.shutdown(wait=True)
 

@@ -125,7 +125,7 @@ def trust(one: PassAtFrame, claimed: float, held: float = 0.0) -> float:
 
 
 def arrival_trust(distance: int, arrivals: Sequence[Arrival]) -> float:
-    """What the arrivals of a pass say of it at a distance from its key, in [0, 1].
+    """The trust in a pass at a distance from its key, by its arrivals, in [0, 1].
 
     It falls evenly from 1 on the pass's own key to what the pass arrives with at the first key that it meets,
     from there to the next, and stays after the last.

@@ -38,7 +38,7 @@ from stm_plugin.propagation.context import Network, PlateMovedOn, PropagationCon
 from stm_plugin.propagation.events import DamageFound, Event, FrameFinished, PlanMade, PlateChanged
 from stm_plugin.propagation.execution import Execution
 from stm_plugin.propagation.feature_cache import FeatureCache
-from stm_plugin.propagation.frame_finisher import FrameOutput, FrameFinisher, FrameWriter, not_done
+from stm_plugin.propagation.frame_finisher import FrameFinisher, FrameOutput, FrameWriter, not_done
 from stm_plugin.propagation.frame_loader import FrameLoader, LoadedFrame, signature_of
 from stm_plugin.propagation.memory_forecast import (
     AdaptationForecast,

@@ -1,7 +1,7 @@
 """The query features of the next frame, computed beside the network's other work.
 
 Of a frame's time the query takes a good third, and it depends on the picture alone. On a CPU it is computed
-in a thread of its own, and the processors are divided between both. Two calls side by side with half of the
+in a separate thread, and the processors are divided between both. Two calls side by side with half of the
 processors each take less time than one after the other with all: threads of one call wait for each other at
 every layer. A graphics card gets its work in one queue, so there nothing is computed ahead.
 """

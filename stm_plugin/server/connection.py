@@ -30,7 +30,7 @@ _FATAL: Final = ("framing", "version", "token", "hello", "shutting_down")
 class ByteBudget:
     """The bytes of payloads in the engine at one time, over all connections.
 
-    Bytes count when they have arrived, so an announcement holds up nobody. The payload that is under way for
+    Bytes count when they have arrived, so an announcement delays no client. The payload that is under way for
     the longest never waits: there is no deadlock, and at most `most` bytes and one payload are held together.
     """
 

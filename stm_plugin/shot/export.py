@@ -132,14 +132,14 @@ class MatteWriter:
         return is_current
 
     def _is_ours(self, frame: int | None, path: Path) -> bool:
-        """Whether this product wrote a file, and nobody changed it since."""
+        """Whether this product wrote a file, and it was not changed since."""
         noted = self._noted.get(str(path.absolute()))
         if noted is not None and noted == _note_of(path, noted.get("address", "")):
             return True
         return self._inspected(path, frame).is_ours
 
     def _inspected(self, path: Path, frame: int | None) -> FoundMatte:
-        """The file in the place of a matte; it is read once, and again when it changes."""
+        """The file at a matte's path; it is read once, and again when it changes."""
         file, note = str(path.absolute()), _note_of(path, "") or {}
         if file not in self._found or self._found[file][0] != note:
             self._found[file] = note, inspect_matte(path, frame)

@@ -24,7 +24,7 @@ def check_licences(layers: Configuration, settings: Settings, *, own_network: bo
     """Ask a configuration whether the weights that settings name may be used.
 
     Args:
-        own_network: a network was brought along, in the place of the settings' weights.
+        own_network: whether the caller gave a network, instead of the settings' weights.
 
     Raises:
         LicenceError: a licence is not allowed.
@@ -65,7 +65,7 @@ def open_plate(store: ShotStore, plate: PlateDescription, settings: Settings) ->
         keep_movie(store, opened)
         return opened
     if plate.frames is None or plate.display_window is None:
-        raise PlateError("A pushed plate needs a frame range and a display window.", path=folder)
+        raise PlateError("A host's plate needs a frame range and a display window.", path=folder)
     return HostPlate(
         folder,
         *plate.frames,

@@ -119,7 +119,7 @@ def propagate(
         run: how it is carried out: folder, overwriting, events, cancelling.
 
     Raises:
-        OutputError: a matte would overwrite an input, or somebody else's file; nothing was written.
+        OutputError: a matte would overwrite an input or a file of another program; nothing was written.
         StmError: what happened, on which frame and file, and what to do; finished mattes stay valid. Where
             there are none, nothing of a new shot is left.
         PropagationCancelled: `run.cancelled` returned True.

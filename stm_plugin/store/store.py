@@ -7,7 +7,7 @@
                 and its confidence
     adapted/    weights that were adapted to the keys (`stm adapt`), by content
     memory/     features that can be computed again; may be deleted at any time
-    plate.jsonl content hashes of plate files that were read, so that they need not be read again
+    plate.jsonl content hashes of plate files that were read, so they need not be read again
     exported.jsonl  the matte files that were written, so that they need not be read to be checked
     movie.index the frames of the plate's movie, so that it need not be decoded to count them
     plate/      frames that a host pushed (only for such plates)
@@ -310,7 +310,7 @@ class ShotStore:
         self.quality_journal.append(asdict(quality))
 
     def forget_plate(self) -> None:
-        """Forget the content hashes of plate files, so that each file is read again when it is needed."""
+        """Forget the content hashes of plate files; each file is read again when it is needed."""
         path = self.folder / "plate.jsonl"
         try:
             path.unlink(missing_ok=True)
