@@ -13,8 +13,9 @@ from stm_plugin.planning.values import KeyMask
 from stm_plugin.settings import Settings
 from stm_plugin.windows import Window
 
-SCHEMA = 1
-"""Version of the folder's layout. Raise it when an older plug-in would read the folder wrongly."""
+SCHEMA = 2
+"""Version of the folder's layout. Raise it with every field and setting that is added, so that an older
+plug-in refuses the folder in words. Those of all older versions are read."""
 
 
 @dataclass(frozen=True)

@@ -166,11 +166,11 @@ class ShotStore:
             raise store_error(error, path) from error
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise _unreadable(path, error) from error
-        if type(schema) is not int:
-            raise _unreadable(path, ValueError("the field schema is not a number"))
-        if schema != SCHEMA:
+        if type(schema) is not int or schema < 1:
+            raise _unreadable(path, ValueError("the field schema is not a number from 1 on"))
+        if schema > SCHEMA:
             raise StoreError(
-                f"A newer STM made this shot (schema {schema}; this one reads {SCHEMA}).",
+                f"A newer STM made this shot (schema {schema}; this one reads those up to {SCHEMA}).",
                 path=self.folder,
                 hint="Update the plug-in, or make a new shot from the same plate and masks.",
             )

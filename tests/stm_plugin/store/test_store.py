@@ -88,6 +88,34 @@ def test_a_newer_schema_is_refused_politely(store: ShotStore) -> None:
         ShotStore.open(store.folder)
 
 
+def test_a_shot_of_an_older_schema_is_read_and_is_of_the_present_one_once_it_is_changed(
+    store: ShotStore,
+) -> None:
+    path = store.folder / "shot.json"
+    values = json.loads(path.read_text())
+    del values["checksum"]
+    path.write_text(json.dumps({**values, "schema": 1}))
+    store.save(store.description())
+    assert json.loads(path.read_text())["schema"] == SCHEMA > 1
+
+
+FIELDS = {
+    2: "adaptation chosen configured keys next_object objects plate schema settings; "
+    "adapt channel colour_space confidence cryptomatte device disk_budget finish foreground memory_cap "
+    "memory_rule ocio_config plate_budget precision ram_budget region weights working_size; "
+    "edge_weights edges epsilon radius sharpness sure width; "
+    "canvas display_window fps frame_range frames kind layer movie_first_frame pixel_aspect text view"
+}
+"""What shot.json says, by schema."""
+
+
+def test_a_field_that_is_added_to_the_description_raises_the_schema() -> None:
+    """An older plug-in cannot read it, and must be able to say so."""
+    values = DESCRIPTION.to_json()
+    parts = (values, values["settings"], values["settings"]["finish"], values["plate"])
+    assert "; ".join(" ".join(sorted(one)) for one in parts) == FIELDS[SCHEMA]
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 1}'])
 def test_a_broken_description_is_named(store: ShotStore, text: str) -> None:
     (store.folder / "shot.json").write_text(text)
