@@ -241,7 +241,7 @@ def configuration() -> Configuration:
     """What all layers say now: the files are read again when they have changed.
 
     Raises:
-        ConfigurationError: a file is not there or says what cannot be; file and line are named.
+        ConfigurationError: a file is missing or has an invalid value; file and line are named.
     """
     return _read_all(tuple(_states(configuration_files())))
 
@@ -250,7 +250,7 @@ def configuration_files() -> list[Path]:
     """The files in the order in which they count; the last is the user's, if there is one.
 
     Raises:
-        ConfigurationError: `STM_CONFIG` names a file that is not there, or not by its whole path.
+        ConfigurationError: `STM_CONFIG` names a file that does not exist, or not by its whole path.
     """
     files = []
     for text in os.environ.get(VARIABLE, "").split(os.pathsep):
@@ -261,7 +261,7 @@ def configuration_files() -> list[Path]:
             raise ConfigurationError(f"{VARIABLE} must name files by their whole path.", path=text)
         if not path.is_file():
             raise ConfigurationError(
-                f"This file, which {VARIABLE} names, is not there.", path=path, hint="Correct the variable."
+                f"This file, which {VARIABLE} names, does not exist.", path=path, hint="Correct the variable."
             )
         files.append(path)
     own = user_file()

@@ -171,10 +171,10 @@ def memory_errors(path: Path | str | None = None, frame: int | None = None) -> I
         if not isinstance(error, MemoryError) and not speaks_of_memory(error):
             raise
         raise DeviceError(
-            "The memory of the machine does not suffice for this picture.",
+            "The machine has too little memory for this picture.",
             frame=frame,
             path=path,
-            hint="What is finished is kept. Close other programs or raise the limit "
+            hint="Finished frames are kept. Close other programs or raise the limit "
             "(ulimit -v), and run again.",
         ) from error
 
@@ -195,7 +195,7 @@ def as_stm_error(error: BaseException) -> StmError | None:
     if isinstance(error, MemoryError) or speaks_of_memory(error):
         return DeviceError(
             "The machine has too little memory.",
-            hint="What is finished is kept. Close other programs, raise the limit (ulimit -v), or give a "
+            hint="Finished frames are kept. Close other programs, raise the limit (ulimit -v), or give a "
             "smaller working size or a region, and run again.",
         )
     if isinstance(error, OSError):

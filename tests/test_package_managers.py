@@ -119,7 +119,7 @@ def test_a_package_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:
     file = package.file(tmp_path)
     file.parent.mkdir(parents=True)
     file.write_text("name = 'stm_for_nuke'\n")
-    with pytest.raises(InstallationError, match="something else"):
+    with pytest.raises(InstallationError, match="another file"):
         package.ask_for(tmp_path)
     assert package.remove() is False and file.is_file()
 

@@ -62,6 +62,6 @@ def test_a_report_holds_versions_configuration_logs_and_errors_and_no_picture(
 def test_a_report_replaces_no_other_file(tmp_path: Path) -> None:
     file = tmp_path / "plate.zip"
     file.write_bytes(b"precious")
-    with pytest.raises(InstallationError, match="something else"):
+    with pytest.raises(InstallationError, match="another file"):
         write_report(Prefix(tmp_path / "nowhere"), Path(sys.executable), file)
     assert file.read_bytes() == b"precious"

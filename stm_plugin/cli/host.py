@@ -52,7 +52,7 @@ def rez(
     is_ours = os.access(found.root, os.W_OK)
     if not add:
         if folder is not None and (file := package.file(folder)) not in package.recorded:
-            print(f"{file}: {'removed' if take_away(file) else 'is not there'}")
+            print(f"{file}: {'removed' if take_away(file) else 'does not exist'}")
         elif is_ours:
             _change(found, REZ, add)
         return

@@ -123,7 +123,7 @@ def _in_words(error: Exception) -> str:
     place = _place_of(error)
     where = f" in {place}" if place else ""
     return (
-        f"STM has failed: {type(error).__name__}: {error}{where}. What is finished is kept. This is a fault "
+        f"STM has failed: {type(error).__name__}: {error}{where}. Finished frames are kept. This is a fault "
         f"of the program: run again with {DEBUG_VARIABLE}=1 for a report, and send it to the maintainers."
     )
 

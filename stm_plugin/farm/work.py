@@ -190,7 +190,7 @@ class FarmShot:
             return plan
 
     def fit(self, plan: Plan) -> MemoryFit:
-        """The memory of this machine for a plan. DeviceError where it does not suffice."""
+        """The memory of this machine for a plan. DeviceError if it is too little."""
         fit = self.propagation.forecast(plan)
         if fit.reason:  # with lowered sizes this machine would write other bytes than the next one
             raise DeviceError(

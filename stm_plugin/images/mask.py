@@ -142,7 +142,7 @@ def read_mask(
     Raises:
         MaskError: the file is missing, damaged, of another size than the plate, empty, holds NaN or Inf, or
             does not have the channel, the layers or the labels asked for.
-        DeviceError: the memory does not suffice.
+        DeviceError: the machine has too little memory.
     """
     check_object_names(reading.objects or (), frame=frame, path=Path(path))
     with memory_errors(path, frame):

@@ -93,7 +93,7 @@ class RezPackage:
         """
         file = self.file(folder)
         if file.exists() and not _is_ours(file):
-            raise InstallationError(f"{file} is something else and was left as it is.", hint="Move it away.")
+            raise InstallationError(f"{file} is another file and was not changed.", hint="Move it away.")
         try:
             write_atomically(file, self.content())
         except OSError as error:

@@ -47,7 +47,7 @@ def write_report(prefix: Prefix, python: Path, file: Path) -> list[str]:
         InstallationError: the file cannot be written, or something else is there.
     """
     if file.exists() and not _is_report(file):
-        raise InstallationError(f"{file} is something else and was left as it is.", hint="Give another name.")
+        raise InstallationError(f"{file} is another file and was not changed.", hint="Give another name.")
     texts = report_texts(prefix, python)
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:

@@ -373,7 +373,7 @@ def device_errors(device: str, frame: int | None = None) -> Iterator[None]:
         raise DeviceError(
             f"The device {device} failed: {str(error).splitlines()[0]}",
             frame=frame,
-            hint="Finished frames are kept; run again, if need be with --device cpu.",
+            hint="Finished frames are kept; run again, with --device cpu if needed.",
         ) from error
 
 

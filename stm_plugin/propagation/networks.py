@@ -37,7 +37,7 @@ def weights_manifest(name: str) -> Manifest:
         name: a shipped name, or a path.
 
     Raises:
-        WeightsError: it is not there or cannot be used.
+        WeightsError: it does not exist or cannot be used.
     """
     try:
         path = find_weights(name).resolve()
@@ -55,7 +55,7 @@ def ready_network(
         adaptation: file of an adaptation to a shot (`stm_plugin.propagation.adaptation`).
 
     Raises:
-        WeightsError: a file is not there or cannot be used.
+        WeightsError: a file does not exist or cannot be used.
         DeviceError: the device does not take it.
     """
     try:
@@ -70,7 +70,7 @@ def refiner_manifest(name: str) -> Manifest:
     """The manifest of the weights file of an edge refiner.
 
     Raises:
-        WeightsError: it is not there or cannot be used.
+        WeightsError: it does not exist or cannot be used.
     """
     try:
         path = find_edges(name).resolve()
@@ -83,7 +83,7 @@ def ready_refiner(name: str, device: str) -> FastRefiner:
     """The edge refiner of a weights file on a device.
 
     Raises:
-        WeightsError: the file is not there or cannot be used.
+        WeightsError: the file does not exist or cannot be used.
         DeviceError: the device does not take it.
     """
     try:
@@ -107,7 +107,7 @@ def base_network(name: str) -> SpaceTimeMemoryNetwork:
     """The network of a weights file, to be trained further.
 
     Raises:
-        WeightsError: the file is not there or cannot be used.
+        WeightsError: the file does not exist or cannot be used.
     """
     try:
         return load_network(name)[0]

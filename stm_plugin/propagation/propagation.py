@@ -269,7 +269,7 @@ class Propagation:
                 "A stored result is damaged.",
                 frame=frame,
                 path=damaged.path,
-                hint="Run `stm shot propagate` again: it will be computed anew.",
+                hint="Run `stm shot propagate` again: it will be computed again.",
             ) from damaged
 
     def adapt(

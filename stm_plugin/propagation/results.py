@@ -185,7 +185,7 @@ class Results(Material):
                 "A result was deleted during the run.",
                 frame=passed.frames[position],
                 path=self._context.store.folder,
-                hint="Is another program deleting files? Run again: it will be computed anew.",
+                hint="Is another program deleting files? Run again: it will be computed again.",
             )
         return dequantise(stored)
 

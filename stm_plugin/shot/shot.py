@@ -253,7 +253,7 @@ class Shot(ShotReader):
             cancelled: is called after every step; where it returns True nothing changes.
 
         Raises:
-            DeviceError: the memory does not suffice; nothing has changed.
+            DeviceError: the machine has too little memory; nothing has changed.
             KeyframeError: no key, or none that shows enough of an object.
             MaskError: the stored mask of a key is damaged.
             SettingsError: the shot's network was given as an object and has no weights file.
@@ -374,11 +374,11 @@ class Shot(ShotReader):
         return fit
 
     def _check_lowering(self, before: Settings, lowered: Settings) -> None:
-        """DeviceError where the memory does not suffice and a lock forbids to need less."""
+        """DeviceError where the machine has too little memory and a lock forbids to need less."""
         try:
             self.configuration.check_change(before, lowered)
         except LockedError as error:
-            raise DeviceError(f"The memory does not suffice. {error.what}", hint=error.hint) from error
+            raise DeviceError(f"The machine has too little memory. {error.what}", hint=error.hint) from error
 
     @contextmanager
     def _writing(self, wait: float | None) -> Iterator[ShotDescription]:

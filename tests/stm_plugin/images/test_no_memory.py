@@ -97,7 +97,7 @@ def test_a_movie_for_which_there_is_no_memory_is_not_called_damaged(
     ):
         walker.write_text(dying)
         os.utime(movie, ns=(1, len(dying)))
-        with pytest.raises(DeviceError, match=r"plate\.mp4: The memory of the machine does not suffice"):
+        with pytest.raises(DeviceError, match=r"plate\.mp4: The machine has too little memory"):
             index_movie(movie)
 
 

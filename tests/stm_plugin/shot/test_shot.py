@@ -434,7 +434,7 @@ def test_an_altered_result_is_found_when_it_is_read_and_computed_again(desk: Des
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 255]))
     desk.reopen()
     desk.shot.store.clear_memory()
-    with pytest.raises(MatteError, match=r"frame 1003.*damaged.*computed anew"):
+    with pytest.raises(MatteError, match=r"frame 1003.*damaged.*computed again"):
         desk.shot.matte(1003)
     desk.run()
     assert any(isinstance(event, DamageFound) for event in desk.events)
