@@ -179,7 +179,7 @@ def test_the_line_of_a_value_is_the_one_that_says_it(before: list[str]) -> None:
 @pytest.mark.parametrize("named", ["there.toml", "/nowhere/stm.toml"])
 def test_a_file_that_is_not_there_is_an_error(named: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STM_CONFIG", named)
-    with pytest.raises(ConfigurationError, match=r"not there|whole path"):
+    with pytest.raises(ConfigurationError, match=r"does not exist|whole path"):
         configuration()
 
 
