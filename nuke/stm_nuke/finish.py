@@ -15,6 +15,8 @@ from stm_nuke.frames import Range
 
 LAYERS = ("confidence", "foreground")
 """The engine's settings that add a layer to matte files."""
+NARROWEST, WIDEST = 0.25, 4.0
+"""Of the width of learned edges."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Finish:
 
     def record(self, folder: Path, view: str) -> None:
         """Record that files in a cache are so from now on. CacheError where it cannot be written."""
-        cache.record_finish(folder, view, " ".join((self.edges, f"{self.width:g}", *self.layers)))
+        cache.record_finish(folder, view, " ".join((self.edges, repr(self.width), *self.layers)))
 
 
 def retire_others(folder: Path, view: str, frames: Range, wanted: Finish, keep: bool) -> None:
@@ -70,4 +72,5 @@ def retire_others(folder: Path, view: str, frames: Range, wanted: Finish, keep: 
     if found != wanted:
         every = range(frames[0], frames[1] + 1)
         cache.retire_mattes(folder, view, every, keep and set(wanted.layers) <= set(found.layers))
+    if found != wanted or cache.recorded_finish(folder, view) is None:
         wanted.record(folder, view)

@@ -338,18 +338,23 @@ def write_mattes(node: StmNode, view: str, frames: Range | None = None, ended: E
 def take_finish(node: StmNode, view: str, ended: Ended = None) -> Task | None:
     """Write the matte files again with the edges and the layers that the panel asks for.
 
-    Nothing is computed. None where there is nothing to write.
+    Nothing is computed. None where there is nothing to write, or a task of the node is running: it is written
+    after the task.
 
     Raises:
-        UsageError: a live matte has no layer with the foreground. CacheError.
+        UsageError: the width cannot be, or a live matte has no layer with the foreground. CacheError.
     """
     node.claim()
     if node.is_live:
         if node.has_foreground:
             raise UsageError(FOREGROUND_IN_FILES.format(name=node.name))
         return refresh(node, view, ended)
+    if not finish.NARROWEST <= node.finish.width <= finish.WIDEST:
+        raise UsageError(f"The width of edges is {node.finish.width:g}.", hint="Give a value from 0.25 to 4.")
     if not cache.matte_frames(node.cache, view) or not node.keys_in_range(view):
         return None
+    if tasks.running(node.id) is not None:
+        return None  # its end comes back here
     finish.retire_others(node.cache, view, node.frames, node.finish, node.keeps_old_mattes)
     return write_mattes(node, view, ended=ended)
 
@@ -811,10 +816,20 @@ def _then(view: str, ended: Ended) -> Callable[[Task], None]:
         show_keys(node, view)
         if task.error is not None:
             show_text(node, str(task.error))
+        elif nuke.GUI and not node.is_live and not node.finish.fits(node.cache, view):
+            _finish_again(node, view)
         if ended is not None:
             ended(task)
 
     return finish
+
+
+def _finish_again(node: StmNode, view: str) -> None:
+    """After a task during which edges or layers were changed in the panel."""
+    try:
+        take_finish(node, view)
+    except StmNodeError as error:
+        show_text(node, str(error))
 
 
 def show_text(node: StmNode, words: str) -> None:

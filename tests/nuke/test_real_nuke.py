@@ -695,7 +695,9 @@ def test_mattes_with_other_edges_or_layers_are_never_rendered_as_if_they_were_th
     make_mattes(comp, FRAMES)
     write = write_of(nuke, comp, tmp_path)
     nuke.execute(write, 1001, 1001, 1)  # an older release has recorded nothing
-    comp.finish.record(comp.cache, "main")
+    frames = (FRAMES[0], FRAMES[-1])
+    retire_others(comp.cache, "main", frames, comp.finish, keep=False)
+    assert cache.matte_frames(comp.cache, "main") == set(FRAMES), "they are so, as earlier releases made them"
     nuke.execute(write, 1001, 1001, 1)
     for knob, value in (("edges", "guided"), ("edge_width", 2.0), ("foreground", True)):
         before = comp[knob]
@@ -703,9 +705,6 @@ def test_mattes_with_other_edges_or_layers_are_never_rendered_as_if_they_were_th
         with pytest.raises(RuntimeError, match="Edges or layers of STM1 have changed since its mattes"):
             nuke.execute(write, 1001, 1001, 1)
         comp.set(knob, before)
-    frames = (FRAMES[0], FRAMES[-1])
-    retire_others(comp.cache, "main", frames, comp.finish, keep=False)
-    assert cache.matte_frames(comp.cache, "main") == set(FRAMES), "they are so"
     retire_others(comp.cache, "main", frames, Finish("guided"), keep=True)
     assert cache.stale_mattes(comp.cache, "main") == set(FRAMES), "the artist wants to keep the picture"
     retire_others(comp.cache, "main", frames, Finish("guided", layers=("foreground",)), keep=True)

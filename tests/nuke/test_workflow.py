@@ -18,7 +18,7 @@ import nkparser
 import numpy as np
 import pytest
 
-from tests.nuke.comps import FIRST, pixels, read_node, small_clip, stm_comp, write_of
+from tests.nuke.comps import FIRST, idle, pixels, read_node, small_clip, stm_comp, write_of
 
 COUNT = 7
 LAST = FIRST + COUNT - 1
@@ -267,6 +267,35 @@ def test_edges_and_foreground_of_the_panel_are_the_engines_and_compute_nothing_a
     values = list(mattes.values())
     assert all(np.abs(one - other).max() > 0.02 for at, one in enumerate(values) for other in values[:at])
     assert [one["compute"] for one in computed] == [0, 0, 0]
+
+
+def test_edges_that_are_changed_during_a_propagation_do_not_stop_it_and_are_in_its_files(
+    nuke: Any, node: Any
+) -> None:
+    from stm_nuke import tasks, verbs
+    from stm_nuke.errors import UsageError
+    from stm_nuke.finish import Finish
+
+    verbs.set_key(node, FIRST, "main")
+    nuke.GUI = True
+    node.group["both"].execute()
+    propagation = tasks._running[node.id]
+    nuke._host.pump(lambda: bool(ready(node)) or propagation.wait(0))
+    width = 1.2345678
+    node.group["edge_width"].setValue(width)
+    wanted = Finish("learned", width)
+    nuke._host.pump(
+        lambda: Finish.recorded(node.cache, "main") == wanted and ready(node) == set(FRAMES), seconds=60
+    )
+    run_to_end(nuke, node)
+    assert propagation.error is None
+    assert node.finish.fits(node.cache, "main")
+    node.group["edge_width"].setValue(9.0)
+    with pytest.raises(UsageError, match=r"from 0\.25 to 4"):
+        verbs.take_finish(node, "main")
+    idle(nuke)
+    assert "Give a value from 0.25 to 4" in node["status"]
+    assert ready(node) == set(FRAMES)
 
 
 def test_an_empty_mask_is_a_key_that_says_that_the_object_is_gone(nuke: Any, node: Any, clip: Path) -> None:
