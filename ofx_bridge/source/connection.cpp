@@ -5,10 +5,13 @@
 #include <cstdlib>
 #include <mutex>
 
+#include "version.h"
+
 namespace stm {
 
 namespace {
 
+constexpr const char* unknownVersion = "0.0.0";  // of an engine that runs from sources that are not installed
 constexpr std::size_t endpointLimit = 4096;
 constexpr std::size_t installationLimit = 65536;
 constexpr std::size_t logTail = 600;
@@ -152,12 +155,17 @@ struct Endpoint {
     int port = 0;
     std::string token;
     std::string answer;
+    bool isAnotherShows = false;
 };
 
 // An engine that was started with another STM_CONFIG has another show's settings and locks.
-void requireThisShow(const Json& about) {
-    if (!about.contains("configuration") || !about["configuration"].is_string()) return;
-    if (about["configuration"].get<std::string>() == platform::environment("STM_CONFIG").value_or("")) return;
+bool isAnotherShows(const Json& about) {
+    if (!about.contains("configuration") || !about["configuration"].is_string()) return false;
+    return about["configuration"].get<std::string>() != platform::environment("STM_CONFIG").value_or("");
+}
+
+void requireThisShow(const Endpoint& found) {
+    if (!found.isAnotherShows) return;
     throw EngineError("internal",
                       "The engine that is at work was started with the configuration of another show (STM_CONFIG). Close the "
                       "programs that use it, or set STM_RUNTIME_DIR, so that this show has an engine of its own.",
@@ -173,8 +181,8 @@ std::optional<Endpoint> endpoint() {
     if (!text) return std::nullopt;
     try {
         const Json about = parseHeader(text->data(), text->size());
-        requireThisShow(about);
         Endpoint found;
+        found.isAnotherShows = isAnotherShows(about);
         found.isUnix = about.at("transport").get<std::string>() == "unix";
         found.token = about.at("token").get<std::string>();
         found.answer = about.at("answer").get<std::string>();
@@ -193,6 +201,15 @@ std::optional<Endpoint> endpoint() {
     }
 }
 
+// An engine of another version may make other mattes of the same shot.
+void requireThisVersion(const std::string& engine) {
+    if (engine == versionLabel || engine == unknownVersion) return;
+    throw EngineError("version",
+                      "The engine that is at work is of version " + engine + ", and this effect of " + versionLabel +
+                          ". Close the programs that use it, or set STM_RUNTIME_DIR, so that this version has an engine of its own.",
+                      Json::object());
+}
+
 }  // namespace
 
 Milliseconds secondsFrom(const char* variable, double otherwise) {
@@ -208,10 +225,11 @@ std::unique_ptr<Connection> Connection::openRunning(const std::string& client, c
     const auto found = endpoint();
     if (!found) return nullptr;
     try {
-        return std::unique_ptr<Connection>(new Connection(
-            found->isUnix ? platform::Socket::connectUnix(found->path, deadline)
-                          : platform::Socket::connectLoopback(found->port, deadline),
-            client, found->token, found->answer, deadline));
+        platform::Socket socket = found->isUnix ? platform::Socket::connectUnix(found->path, deadline)
+                                                : platform::Socket::connectLoopback(found->port, deadline);
+        requireThisShow(*found);  // not earlier: the file may be one that an engine left when it was killed
+        return std::unique_ptr<Connection>(
+            new Connection(std::move(socket), client, found->token, found->answer, deadline));
     } catch (const ConnectionLost&) {
         return nullptr;  // a file that an engine left when it was killed
     }
@@ -268,6 +286,7 @@ Connection::Connection(platform::Socket socket, const std::string& client, const
     if (reply.header.value("answer", "") != answer) {
         throw EngineError("token", "What listens in the engine's place is not the engine.", Json::object());
     }
+    requireThisVersion(reply.header.value("engine", unknownVersion));
     if (reply.header.contains("protocol")) {
         minor_ = std::min(protocolMinor, reply.header["protocol"].at(1).get<int>());
     }

@@ -54,8 +54,9 @@ class ScriptedEngine:
         answer: str = ANSWER,
         is_mute_from_the_start: bool = False,
         map_folder: str | None = None,
+        engine: str = "0.0.0",
     ) -> None:
-        self._map_folder = map_folder
+        self._map_folder, self._engine = map_folder, engine
         self._script, self._answer, self._greets = script, answer, not is_mute_from_the_start
         self._refuses = threading.Event()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -89,7 +90,7 @@ class ScriptedEngine:
                 self.asked.append(header["op"])
                 if header["op"] == "hello" and self._greets:
                     greeting = {"protocol": [1, 0], "answer": self._answer, "map_folder": self._map_folder}
-                    greeting["map_prefix"] = "c1-"
+                    greeting |= {"map_prefix": "c1-", "engine": self._engine}
                     link.sendall(message(REPLY, number, greeting))
                 else:
                     self._script(link, number, header)

@@ -147,6 +147,17 @@ def test_the_engine_of_another_show_is_not_used_and_that_is_said(
         assert engine.asked == []
 
 
+def test_the_engine_of_another_version_is_not_used_and_that_is_said(
+    host: OfxHost, scripted: Callable[..., ScriptedEngine], tmp_path: Path
+) -> None:
+    engine = scripted(hang_up, engine="9.8.7")
+    rig = rig_with_a_key(host, tmp_path)
+    with nodes_of(host, rig.node):
+        assert rig.node.render(FIRST)[0] != OK
+        assert rig.node.persistent is not None and "is of version 9.8.7" in rig.node.persistent
+        assert set(engine.asked) == {"hello"}
+
+
 def test_a_runtime_folder_that_is_open_to_others_is_refused(
     host: OfxHost, engine: EngineHome, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
