@@ -90,9 +90,9 @@ def advise(qualities: Mapping[int, Quality], keys: Collection[int]) -> Advice | 
     if quality.agreement is not None and quality.agreement < quality.confidence:
         reason = f"where the two passes agree on {quality.agreement:.2f} of the object"
     else:
-        reason = f"where the network is {quality.confidence:.2f} of 1 sure"
+        reason = f"where the confidence is {quality.confidence:.2f}"
     also_helped = int(((nearer[place] > _HELPED) & (uncertainties >= _LEAST_UNCERTAINTY)).sum()) - 1
-    also = f"; it would help {also_helped} frames around it that are uncertain too" if also_helped > 1 else ""
+    also = f"; it also helps {also_helped} uncertain frames around it" if also_helped > 1 else ""
     return Advice(chosen, f"{chosen}, {reason}{also}")
 
 

@@ -283,7 +283,7 @@ class DirtyRange:
     def __str__(self) -> str:
         frames = f"frame {self.first}" if self.first == self.last else f"frames {self.first}-{self.last}"
         if self.only_fused:
-            return f"{frames} will be fused anew, none goes through the network: {self.why}"
+            return f"{frames} will be fused again without the network: {self.why}"
         verb = {State.STALE: "will be recomputed", State.UNREACHED: "cannot be computed"}
         return f"{frames} {verb.get(self.state, 'will be computed')}: {self.why}"
 

@@ -69,7 +69,7 @@ def test_what_is_still_in_the_store_is_not_said_to_be_recomputed(
         shot.set_settings(settings)
         found = shot.status()
         assert found.network_frames == 0 and found.count(State.STALE) == 3
-        words = "frames 1002-1004 will be fused anew, none goes through the network: the "
+        words = "frames 1002-1004 will be fused again without the network: the "
         assert str(found.dirty[0]).startswith(words)
         events: list[Event] = []
         shot.propagate(on_event=events.append)

@@ -120,7 +120,7 @@ def test_a_changed_mask_is_told_in_words() -> None:
         "past keys that show less of the object to the fourth"
     )
     fewer = facts(key(1011, o1="a"), key(1020, o1="a"))
-    fused = "will be fused anew, none goes through the network: the mask on 1029 was removed"
+    fused = "will be fused again without the network: the mask on 1029 was removed"
     anew = "will be recomputed: the mask on 1029 was removed"
     assert store.plan(fewer).words().splitlines()[:3] == [
         f"frames 1012-1019 {fused}",
@@ -201,7 +201,7 @@ def test_frames_that_are_only_fused_anew_are_said_to_be() -> None:
     assert not plan.compute_steps, "what the passes of the other keys gave is kept"
     fused = {one.frame for one in plan.frames if one.state is State.STALE and one.ready}
     assert fused == set(FRAMES) - {1005}
-    assert all("none goes through the network" in str(one) for one in plan.dirty if one.only_fused)
+    assert all("without the network" in str(one) for one in plan.dirty if one.only_fused)
 
 
 def test_a_key_reaches_the_second_key_on_either_side_and_no_farther() -> None:

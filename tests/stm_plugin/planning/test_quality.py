@@ -21,7 +21,7 @@ def test_a_doubtful_stretch_comes_before_a_single_doubtful_frame() -> None:
     found = advise(qualities({**sure, 1010: (0.9, 0.65), **stretch}), {1001, 1060})
     assert found is not None and 1040 <= found.frame <= 1046
     reason = f"{found.frame}, where the two passes agree on 0.70 of the object"
-    assert found.text == f"{reason}; it would help 6 frames around it that are uncertain too"
+    assert found.text == f"{reason}; it also helps 6 uncertain frames around it"
 
 
 def test_among_equals_the_frame_far_from_every_key_comes_first() -> None:
@@ -34,12 +34,12 @@ def test_a_single_pass_is_not_taken_at_its_own_word() -> None:
     one = dict.fromkeys(range(31, 60), (0.95, None))
     found = advise(qualities({**two, **one}), {1, 30})
     assert found is not None and found.frame > 30
-    assert found.text.startswith(f"{found.frame}, where the network is 0.95 of 1 sure")
+    assert found.text.startswith(f"{found.frame}, where the confidence is 0.95")
 
 
 def test_the_reason_is_that_of_the_frame() -> None:
     found = advise(qualities({1: (1, 1), 2: (0.8, 0.95), 3: (0.97, 0.99)}), {1})
-    assert found is not None and found.text == "2, where the network is 0.80 of 1 sure"
+    assert found is not None and found.text == "2, where the confidence is 0.80"
 
 
 @given(st.dictionaries(st.integers(1, 50), st.floats(0.96, 1.0)))

@@ -155,7 +155,7 @@ def test_where_only_the_fusion_changes_no_frame_goes_through_the_network(desk: D
     desk.run()
     before = desk.mattes()
     desk.shot.remove_key(1006)
-    assert all("none goes through the network" in str(one) for one in desk.shot.status().dirty)
+    assert all("without the network" in str(one) for one in desk.shot.status().dirty)
     assert not desk.run()["read and decode"]
     after = desk.mattes()
     assert not np.array_equal(before[1007], after[1007])
