@@ -1,7 +1,7 @@
-"""A plate frame that the engine reads from the plate's own file, for a host that would pass on its values.
+"""A plate frame that the engine reads from the plate's own file, for a host that would send the same values.
 
-The values are kept as float32, as a host that renders the same picture sends them: the frame has the same
-content, so no result depends on which way it came.
+The values are stored as float32, like those of a host that renders the picture. So the content is the same
+either way, and no result depends on the way.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from stm_plugin.images.picture_file import opened_picture, read_pixels
 from stm_plugin.protocol import PushPlate
 from stm_plugin.server.backend import PushedFrame
 from stm_plugin.windows import Window
@@ -24,6 +23,8 @@ def read_plate_file(request: PushPlate) -> PushedFrame:
     Raises:
         RequestError: the path is not absolute. PlateError: the file is missing, damaged, or has no picture.
     """
+    from stm_plugin.images.picture_file import opened_picture, read_pixels  # loads OpenImageIO
+
     path = Path(request.path or "")
     if not path.is_absolute():
         raise request.refusal("path must be absolute")
