@@ -299,6 +299,8 @@ class Export(ShotRequest):
     frames: FrameRange | None = None
     channel: ChannelName | None = None
     objects: ObjectNames = ()
+    cryptomatte: bool | None = None
+    overwrite: bool = False
     detach: bool = False
 
 

@@ -118,6 +118,7 @@ def make_app(session: ReviewSession) -> Starlette:
             on("/api/key/{frame:int}", _remove_key, "DELETE"),
             on("/api/propagate", _propagate, "POST"),
             on("/api/stop", _stop, "POST"),
+            on("/api/settings", _settings, "POST"),
             on("/api/export", _export, "POST"),
             on("/api/bundle", _bundle, "POST"),
             on("/api/nuke", _nuke),
@@ -194,6 +195,11 @@ async def _propagate(session: ReviewSession, _request: Request) -> Response:
 
 async def _stop(session: ReviewSession, _request: Request) -> Response:
     session.stop()
+    return JSONResponse({"ok": True})
+
+
+async def _settings(session: ReviewSession, request: Request) -> Response:
+    await run_in_threadpool(session.choose, await _json(request))
     return JSONResponse({"ok": True})
 
 

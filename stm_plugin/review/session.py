@@ -1,36 +1,42 @@
 """The shot of the page: its state, its pictures, its changes, and one propagation at a time.
 
-Every function uses methods of `Shot` and of `farm` that the command line uses, too.
+The engine makes every change and computes, as for any other client. What is only read (plate, mattes, keys,
+the plan) is read from the shot store here.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from stm_plugin.errors import PlateError, PropagationCancelled, StmError
+from stm_plugin.errors import PlateError, PropagationCancelled, SettingsError, StmError
 from stm_plugin.farm.writing import make_job, tasks_of, write_bundle
+from stm_plugin.files.lock import Holder
 from stm_plugin.images.overlay import OBJECT_COLOURS, Colour, object_colours
 from stm_plugin.images.plate import Plate
-from stm_plugin.planning.values import Request, State
-from stm_plugin.propagation.events import Event, FrameFinished, Notice, PlanMade, Progress
+from stm_plugin.images.sequence import output_sequence
 from stm_plugin.propagation.frame_loader import signature_of
 from stm_plugin.review.ahead import MadeAhead
+from stm_plugin.review.engine_client import RESTARTED, Header, ShotClient
+from stm_plugin.review.engine_process import EngineProcess
 from stm_plugin.review.proxies import PictureCache, Size, encode_matte, encode_picture
 from stm_plugin.review.start_mask import Hints, first_mask
-from stm_plugin.shot.export import MatteWriter
+from stm_plugin.settings import flat_settings
 from stm_plugin.shot.shot import Shot
 from stm_plugin.windows import FloatArray, place
 
-_SHOWN: Final = (State.KEY, State.DONE)
+CHOICES: Final = ("finish.edges", "finish.width", "foreground")
+"""Settings that the page offers."""
 _WATCH_SECONDS: Final = 1.0
 _LOCKS: Final = 32  # frames that can be made at once
 Listener = Callable[[dict[str, Any]], None]
@@ -47,23 +53,29 @@ class Run:
     seconds_left: float | None = None
     message: str = ""
     failed: bool = False
+    other: bool = False
+    """Whether another client of the engine started it."""
 
 
 class ReviewSession:
     """One open shot and the pages that show it. Thread-safe.
 
     Args:
-        shot: an open shot; `close` closes it.
+        shot: an open shot, which is only read; `close` closes it.
         cache: for pictures of this shot.
     """
 
     def __init__(self, shot: Shot, cache: PictureCache) -> None:
         self._shot, self._cache = shot, cache
+        self._process = EngineProcess()
+        self._engine = self._new_client()
+        self._engine_state = "starting"
         self._mutex = threading.RLock()
         self._listeners: set[Listener] = set()
         self._run = Run()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._finished: set[int] = set()
         self._exported: tuple[str, int, int] | None = None
         self._colours: dict[tuple[str, ...], tuple[Colour, ...]] = {}
         self._frame_locks = tuple(threading.Lock() for _ in range(_LOCKS))
@@ -75,7 +87,7 @@ class ReviewSession:
         self._ended = threading.Event()
         self._marks = self._marks_now()
         self._held_by = self._shot.store.lock.held_by_another()
-        self._watcher = threading.Thread(target=self._watch, name="other processes", daemon=True)
+        self._watcher = threading.Thread(target=self._watch, name="watcher", daemon=True)
         self._watcher.start()
 
     # ---- state and pictures ----
@@ -111,9 +123,11 @@ class ReviewSession:
                 "next": None
                 if status.next_key is None
                 else {"frame": status.next_key.frame, "text": status.next_key.text},
-                "heldBy": None if status.holder is None or self._run.running else str(status.holder),
+                "heldBy": self._words_of(status.holder),
+                "engine": self._engine_state,
                 "run": asdict(self._run),
                 "cryptomatte": shot.settings.cryptomatte,
+                "settings": {name: flat_settings(shot.settings)[name] for name in CHOICES},
                 "bundle": str(self._bundle_folder()),
                 "exported": None if self._exported is None else self._exported[0],
             }
@@ -128,6 +142,12 @@ class ReviewSession:
                 self._colours[names] = object_colours(self._shot.display(frame), shown)
         fallback = tuple(OBJECT_COLOURS[index % len(OBJECT_COLOURS)] for index in range(len(names)))
         return self._colours.get(names, fallback)
+
+    def _words_of(self, holder: Holder | None) -> str | None:
+        """Who holds the shot, for people; None if it is nobody, or the engine that the page uses."""
+        if holder is None or (holder.pid == self._engine.pid and holder.host == socket.gethostname()):
+            return None
+        return str(holder)
 
     def _confidence(self) -> dict[str, float]:
         """The confidence of each finished frame, in [0, 1]."""
@@ -156,6 +176,11 @@ class ReviewSession:
     def look_at(self, frame: int) -> None:
         """State which frame is looked at: small pictures of the plate are made ahead from there."""
         self._ahead.look_at(frame)
+
+    @property
+    def engine_pid(self) -> int:
+        """The engine's process; 0 before it was reached."""
+        return self._engine.pid
 
     @property
     def proxies_left(self) -> int:
@@ -213,7 +238,7 @@ class ReviewSession:
         window = self._shot.plate.header(frame).data_window
         return place(self._shot.display(frame), window, self._shot.plate.canvas)
 
-    # ---- changes ----
+    # ---- changes, all by the engine ----
 
     def set_key(self, frame: int, name: str, mask: FloatArray, *, empty: bool = False) -> None:
         """Set an object's mask on a frame; other objects of the key are kept.
@@ -221,26 +246,46 @@ class ReviewSession:
         Args:
             mask: float32 (H, W) in [0, 1] over the canvas.
             empty: whether an empty mask is accepted; it means "not here".
+
+        Raises:
+            StmError: the engine refuses it.
         """
-        with self._mutex:
-            self._shot.add_key(frame, {name: mask}, allow_empty=empty, replace_all=False)
-        self._notify({"kind": "state"})
+        canvas, (height, width) = self._shot.plate.canvas, mask.shape
+        image = {
+            "format": "float",
+            "channels": ["A"],
+            "data_window": [canvas.x, canvas.y, width, height],
+            "layout": "interleaved",
+            "row_bytes": 4 * width,
+        }
+        objects = [{"name": name, "channel": "A"}]
+        pixels = mask.astype("<f4").tobytes()
+        self._engine.call("push_key", pixels, frame=frame, objects=objects, image=image, allow_empty=empty)
+        self._changed()
 
     def remove_key(self, frame: int) -> None:
-        """Remove a key."""
-        with self._mutex:
-            self._shot.remove_key(frame)
-        self._notify({"kind": "state"})
+        """Remove a key. StmError where the engine refuses it."""
+        self._engine.call("remove_key", frame=frame)
+        self._changed()
+
+    def choose(self, settings: Mapping[str, Any]) -> None:
+        """Change some of the settings `CHOICES`.
+
+        Raises:
+            StmError: a value is wrong, or the configuration locks it.
+        """
+        unknown = sorted(set(settings) - set(CHOICES))
+        if unknown:
+            raise SettingsError(f"The page does not set {unknown[0]}.", hint=f"It sets {', '.join(CHOICES)}.")
+        self._engine.call("set_settings", settings=dict(settings))
+        self._changed()
 
     def propagate(self) -> bool:
         """Start a propagation; False where one is running."""
         with self._mutex:
             if self._run.running:
                 return False
-            self._stop.clear()
-            self._run = Run(running=True)
-            self._thread = threading.Thread(target=self._propagate, name="propagation", daemon=True)
-            self._thread.start()
+            self._follow(self._propagate, Run(running=True))
         self._notify({"kind": "state"})
         return True
 
@@ -252,28 +297,24 @@ class ReviewSession:
         """Write the mattes as EXR files; returns a text that says so.
 
         Raises:
-            OutputError: a file must not be replaced.
-            MatteError: a frame is not done.
+            StmError: a file must not be replaced, or a frame is not done.
         """
-        with self._mutex:
-            shot = self._shot
-            writer = MatteWriter(
-                out, shot.plate, channel=shot.settings.channel, with_ids=cryptomatte, overwrite=overwrite
-            )
-            frames, done = shot.plate.frames, 0
+        sequence, frames = output_sequence(Path(out).expanduser().absolute()), self._shot.plate.frames
+        order = {"pattern": str(sequence), "cryptomatte": cryptomatte, "overwrite": overwrite}
 
-            def on_event(event: Event) -> None:
-                nonlocal done
-                if isinstance(event, FrameFinished):
-                    done += 1
-                    self._notify({"kind": "export", "done": done, "total": len(frames)})
-                elif isinstance(event, Notice):
-                    self._notify({"kind": "notice", "text": event.text})
+        def on_state(state: Header) -> None:
+            self._notify({"kind": "export", "done": state["done"], "total": state["total"]})
 
-            shot.export(writer, on_event=on_event)
-            self._exported = (str(writer.sequence), frames[0], frames[-1])
+        with contextlib.closing(self._new_client()) as client:
+            client.run("export", order, on_state, self._ended.is_set)
+        self._exported = (str(sequence), frames[0], frames[-1])
         self._notify({"kind": "state"})
-        return f"{len(writer.written)} frames: {writer.sequence}"
+        return f"{len(frames)} frames: {sequence}"
+
+    def _changed(self) -> None:
+        with self._mutex:
+            self._shot.refresh()
+        self._notify({"kind": "state"})
 
     def bundle(self, mattes: str = "", *, overwrite: bool = False) -> str:
         """Write the job bundle of the shot beside it, as NAME.bundle; returns a text that says so.
@@ -326,31 +367,71 @@ class ReviewSession:
         """Stop, wait for the current frame, and close the shot."""
         self.stop()
         self._ended.set()
-        self._watcher.join()
         self._ahead.close()
         thread = self._thread
         if thread is not None:
             thread.join()
+        self._engine.close()
+        self._watcher.join()
+        self._process.let_go()
         self._shot.close()
 
     def _notify(self, what: dict[str, Any]) -> None:
         for listener in tuple(self._listeners):
             listener(what)
 
+    # ---- the engine, other processes, other clients ----
+
     def _watch(self) -> None:
-        """Notify the pages when another process takes, frees or changes the shot.
+        """Keep the engine running; notify the pages when another process takes, frees or changes the shot.
 
         The lock is tried only where its file changed, and while another process holds it.
         """
+        self._keep_connected()
         while not self._ended.wait(_WATCH_SECONDS):
+            if self._engine.has_ended() or self._engine_state != "ready":
+                self._keep_connected()
             marks = self._marks_now()
             if marks == self._marks and self._held_by is None:
                 continue
             holder = self._shot.store.lock.held_by_another()
             changed = (marks[0], holder) != (self._marks[0], self._held_by)
             self._marks, self._held_by = marks, holder
+            if holder is not None and holder.pid == self._engine.pid:
+                self._join_others_job()
             if changed:
                 self._notify({"kind": "state"})
+
+    def _keep_connected(self) -> None:
+        """Find or start the engine; what does not work is said, and tried again."""
+        before = self._engine_state
+        try:
+            self._engine.connect()
+            self._engine_state = "ready"
+        except StmError as error:
+            self._engine_state = str(error)
+        if self._engine_state != before:
+            self._notify({"kind": "state"})
+
+    def _new_client(self) -> ShotClient:
+        """A connection to the engine. A job has one, so that it does not delay other requests."""
+        return ShotClient(self._shot.folder, self._process, self._say_restarted)
+
+    def _say_restarted(self) -> None:
+        if not self._ended.is_set():
+            self._notify({"kind": "notice", "text": RESTARTED})
+
+    def _join_others_job(self) -> None:
+        """Show the progress of a propagation that another client of the engine started."""
+        if self._run.running:
+            return
+        try:
+            jobs = self._engine.call("status")["jobs"]
+        except StmError:
+            return
+        with self._mutex:
+            if jobs and not self._run.running:
+                self._follow(lambda: self._follow_other(jobs[0]), Run(running=True, other=True))
 
     def _marks_now(self) -> tuple[int, int]:
         """The times of the description and of the lock's file; 0 where there is none."""
@@ -362,40 +443,54 @@ class ReviewSession:
                 found.append(0)
         return found[0], found[1]
 
-    def _propagate(self) -> None:
-        """The work of the thread."""
-        started, ended = time.monotonic(), Run()
+    # ---- jobs ----
+
+    def _follow(self, work: Callable[[], Run], begun: Run) -> None:
+        """Run `work`, which returns how a job ended, in the thread of jobs."""
+        self._stop.clear()
+        self._run, self._finished = begun, set()
+        self._thread = threading.Thread(target=self._until_end, args=(work,), name="job", daemon=True)
+        self._thread.start()
+
+    def _until_end(self, work: Callable[[], Run]) -> None:
+        ended = Run()
         try:
-            summary = self._shot.propagate(Request(), on_event=self._on_event, cancelled=self._stop.is_set)
-            ended = Run(
-                message=f"{summary.computed} computed, {summary.reused} kept, "
-                f"{time.monotonic() - started:.1f} s"
-            )
+            ended = work()
         except PropagationCancelled:
             ended = Run(message="Stopped. Finished frames are kept; propagating again continues from here.")
         except StmError as error:
             ended = Run(message=str(error), failed=True)
         except Exception as error:
-            ended = Run(message=f"The engine failed: {error!r}. Finished frames are kept.", failed=True)
+            ended = Run(message=f"The page failed: {error!r}. Finished frames are kept.", failed=True)
             raise
         finally:
             with self._mutex:
                 self._run = ended
             self._notify({"kind": "state"})
 
-    def _on_event(self, event: Event) -> None:
-        if isinstance(event, Progress):
-            self._run = replace(
-                self._run,
-                done=event.done,
-                total=event.total,
-                frame=event.frame,
-                seconds_left=event.seconds_left,
-            )
-            self._notify({"kind": "progress", "run": asdict(self._run)})
-        elif isinstance(event, FrameFinished):
-            self._notify({"kind": "frame", "frame": event.frame})
-        elif isinstance(event, PlanMade):
-            self._notify({"kind": "plan", "dirty": [str(one) for one in event.plan.dirty]})
-        elif isinstance(event, Notice):
-            self._notify({"kind": "notice", "text": event.text})
+    def _propagate(self) -> Run:
+        started = time.monotonic()
+        with contextlib.closing(self._new_client()) as client:
+            replies = client.run("propagate", {}, self._on_job, self._stop.is_set)
+        computed = max(reply["compute"] for reply in replies)
+        return Run(message=f"{computed} computed, {time.monotonic() - started:.1f} s")
+
+    def _follow_other(self, job: str) -> Run:
+        with contextlib.closing(self._new_client()) as client:
+            client.connect()
+            client.follow(job, self._on_job, self._stop.is_set)
+        return Run(message="Another program propagated this shot.")
+
+    def _on_job(self, state: Header) -> None:
+        self._run = replace(
+            self._run,
+            done=state["done"],
+            total=state["total"],
+            frame=state["frame"],
+            seconds_left=state["seconds_left"],
+        )
+        self._notify({"kind": "progress", "run": asdict(self._run)})
+        finished = {frame for first, last in state["finished"] for frame in range(first, last + 1)}
+        for frame in sorted(finished - self._finished):
+            self._notify({"kind": "frame", "frame": frame})
+        self._finished = finished

@@ -133,12 +133,14 @@ class NoMatte:
 
 @dataclass(frozen=True)
 class ExportOrder:
-    """The order to write matte files."""
+    """The order to write matte files; `cryptomatte` as the shot's setting where it is None."""
 
     pattern: str
     frames: Range | None
     channel: str | None
     objects: tuple[str, ...]
+    cryptomatte: bool | None = None
+    overwrite: bool = False
 
 
 @dataclass(frozen=True)

@@ -547,7 +547,14 @@ class Service:
     async def _export(self, client: Client, shot: SharedShot, request: p.Export) -> dict[str, Any]:
         if not os.path.isabs(request.pattern):
             raise RequestError("bad_request", "The files' path must be absolute.", path=request.pattern)
-        order = ExportOrder(request.pattern, request.frames, request.channel, request.objects)
+        order = ExportOrder(
+            request.pattern,
+            request.frames,
+            request.channel,
+            request.objects,
+            request.cryptomatte,
+            request.overwrite,
+        )
         async with shot.edit:
             self._refuse_if_working(shot)
             frames = await self.in_thread(shot.backend.export_frames, order)

@@ -387,8 +387,11 @@ class EngineShot:
                 f"The shot has no object {unknown[0]}.", hint=f"It has {', '.join(self._shot.objects)}."
             )
         channel = order.channel or self._shot.settings.channel
-        with_ids = self._shot.settings.cryptomatte
-        writer = _SelectiveWriter(order.pattern, self._shot.plate, channel=channel, with_ids=with_ids)
+        asked = order.cryptomatte
+        with_ids = self._shot.settings.cryptomatte if asked is None else asked
+        writer = _SelectiveWriter(
+            order.pattern, self._shot.plate, channel=channel, with_ids=with_ids, overwrite=order.overwrite
+        )
         writer.objects = order.objects
         total = len(self.export_frames(order))
         written = 0

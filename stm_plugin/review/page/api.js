@@ -49,6 +49,7 @@ export function setKey(frame, object, mask, width, height, empty) {
 export const removeKey = (frame) => ask(`/api/key/${frame}`, { method: "DELETE" });
 export const look = (frame) => post(`/api/look/${frame}`);
 export const propagate = () => post("/api/propagate");
+export const choose = (settings) => post("/api/settings", settings);
 export const stop = () => post("/api/stop");
 export const exportMattes = async (order) => (await post("/api/export", order)).json();
 export const bundle = async (order) => (await post("/api/bundle", order)).json();

@@ -11,6 +11,7 @@ const SHOWN = new Set(["key", "done"]);
 const PAINTING = new Set(["brush", "eraser", "lasso", "polygon"]);
 const HINTING = new Set(["box", "inside", "outside"]);
 const FLICKER_MS = 450;
+const NOTICE_MS = 30000;
 
 let state = null;
 let frame = null;
@@ -34,6 +35,7 @@ const timeline = new Timeline(by("timeline"), (one) => go(one));
 // ---- state ----
 
 async function refresh() {
+  const before = state;
   try {
     state = await api.state();
   } catch (error) {
@@ -45,8 +47,15 @@ async function refresh() {
   if (!names.includes(object)) state.objects.push({ name: object, colour: [64, 224, 96] });
   viewer.setPlate(state.canvas[2], state.canvas[3], state.pixelAspect);
   ahead();
+  if (before && JSON.stringify(before.settings) !== JSON.stringify(state.settings)) reloadMattes();
   show();
   return undefined;
+}
+
+// Edges have changed: every matte again, the nearest first. The ones before stay for comparison.
+function reloadMattes() {
+  const far = [...shownFrames()].sort((a, b) => Math.abs(b - frame) - Math.abs(a - frame));
+  for (const one of far) pictures.refresh(one, names());
 }
 
 const shownFrames = () => new Set(state.frames.filter((one) => SHOWN.has(state.states[one])));
@@ -73,6 +82,14 @@ function ahead() {
 function say(text, failed = false) {
   by("run").textContent = text;
   by("run").classList.toggle("failed", failed);
+}
+
+// What happened beside the work under way; it stays for a while.
+let noticed = null;
+function notice(text) {
+  by("notice").textContent = text;
+  clearTimeout(noticed);
+  noticed = setTimeout(() => { by("notice").textContent = ""; }, NOTICE_MS);
 }
 
 // Run an action of a button; its failure is told.
@@ -105,7 +122,8 @@ function show() {
   if (run.running) {
     const left = run.seconds_left === null ? "" : `, ${Math.ceil(run.seconds_left)} s left`;
     told = "";
-    say(run.total ? `Frame ${run.frame}: ${run.done} of ${run.total} steps${left}` : "Getting ready ...");
+    const who = run.other ? "Another program propagates. " : "";
+    say(who + (run.total && run.frame !== null ? `Frame ${run.frame}: ${run.done} of ${run.total} steps${left}` : "Getting ready ..."));
   } else if (run.message && run.message !== told) {
     told = run.message;
     say(run.message, run.failed);
@@ -116,6 +134,12 @@ function show() {
   }
   heldBy = run.running ? null : state.heldBy;
   const held = Boolean(state.heldBy);
+  const chosen = state.settings;
+  by("edges").value = chosen["finish.edges"];
+  by("edge-width").value = chosen["finish.width"];
+  by("foreground").checked = chosen.foreground;
+  for (const id of ["edges", "foreground"]) by(id).disabled = held || run.running;
+  by("edge-width").disabled = held || run.running || chosen["finish.edges"] !== "learned";
   if (!idsChosen) by("ids").checked = state.cryptomatte;
   idsChosen = true;
   by("advice").textContent = [state.next ? `The next key would help most on ${state.next.text}.` : "", ...state.advice]
@@ -137,6 +161,7 @@ function show() {
     button.classList.toggle("on", button.dataset.view === (viewer.view === "compare" ? "wipe" : viewer.view));
   }
   timeline.draw(state, frame);
+  showLink();
   draw();
 }
 
@@ -150,7 +175,7 @@ function draw() {
 function paint() {
   if (!state) return;
   const close = viewer.close && !speed;
-  if (close && pictures.full.frame !== frame) pictures.loadFull(frame, SHOWN.has(state.states[frame]) ? names() : []);
+  if (close) pictures.loadFull(frame, SHOWN.has(state.states[frame]) ? names() : []);
   const painted = mask && mask.frame === frame ? mask : null;
   const layers = state.objects.map((one) => {
     const own = painted && painted.object === one.name ? painted.canvas : null;
@@ -390,7 +415,7 @@ function onEvent(event) {
   } else if (event.kind === "export") {
     say(`Writing ${event.done} of ${event.total} ...`);
   } else if (event.kind === "notice") {
-    say(event.text);
+    notice(event.text);
   } else if (event.kind === "state") {
     refresh();
   }
@@ -448,6 +473,14 @@ function newObject() {
   show();
 }
 
+// A setting of the shot; where it is refused, the page shows what holds.
+const choose = (name, value) => act(async () => {
+  try { await api.choose({ [name]: value }); } finally { await refresh(); }
+});
+by("edges").addEventListener("change", () => { choose("finish.edges", by("edges").value); by("edges").blur(); });
+by("edge-width").addEventListener("change", () => choose("finish.width", Number(by("edge-width").value)));
+by("foreground").addEventListener("change", () => choose("foreground", by("foreground").checked));
+
 const BUTTONS = {
   "zoom-fit": fit, "zoom-100": () => zoom(1), "zoom-200": () => zoom(2), "zoom-400": () => zoom(4),
   undo, redo, "new-object": newObject, "from-nothing": fromNothing, "from-matte": fromMatte, "from-hints": fromHints,
@@ -456,9 +489,11 @@ const BUTTONS = {
   last: () => go(state.frames.at(-1)), play: () => play(speed ? 0 : state.fps),
 };
 for (const [id, action] of Object.entries(BUTTONS)) by(id).addEventListener("click", () => state && action());
+// After a click the keys belong to the picture again: Space plays, arrows step.
+document.addEventListener("click", (event) => { if (event.detail && event.target.matches("button, input[type=range]")) event.target.blur(); });
 for (const button of document.querySelectorAll("[data-view]")) button.addEventListener("click", () => setView(button.dataset.view));
 for (const button of document.querySelectorAll("[data-tool]")) button.addEventListener("click", () => setTool(button.dataset.tool));
-by("object").addEventListener("change", () => { object = by("object").value; show(); });
+by("object").addEventListener("change", () => { object = by("object").value; by("object").blur(); show(); });
 
 const KEYS = {
   ArrowLeft: () => step(-1), ArrowRight: () => step(1), " ": () => play(speed ? 0 : state.fps),
@@ -521,9 +556,16 @@ setInterval(() => {
   draw();
 }, FLICKER_MS);
 
+let linked = false;
+function showLink() {
+  const engine = state ? state.engine : "starting";
+  const words = { ready: "connected", starting: "the engine is starting" };
+  by("link").textContent = linked ? words[engine] ?? engine : "not connected: trying again";
+  by("link").classList.toggle("off", !linked || !(engine in words));
+}
 api.listen(onEvent, (there) => {
-  by("link").textContent = there ? "connected" : "not connected: trying again";
-  by("link").classList.toggle("off", !there);
+  linked = there;
+  showLink();
   if (there) refresh();
 });
 refresh();

@@ -11,7 +11,7 @@ export class Pictures {
     this.plates = new Map(); // frame -> bitmap
     this.mattes = new Map(); // "frame/object" -> {bitmap, address, old}
     this.confidences = new Map(); // "frame/object" -> bitmap
-    this.full = { plate: null, mattes: new Map(), frame: null };
+    this.full = { plate: null, mattes: new Map(), asked: new Set(), frame: null };
     this.failed = new Map(); // "plate 1001" -> message
     this.queue = [];
     this.running = 0;
@@ -60,7 +60,10 @@ export class Pictures {
       if (before && before.address === found.address) return;
       this.mattes.set(name, { ...found, old: before ? before.bitmap : null });
       this.confidences.delete(name);
-      if (this.full.frame === frame) this.full.mattes.delete(object);
+      if (this.full.frame === frame) {
+        this.full.mattes.delete(object);
+        this.full.asked.delete(object);
+      }
     } catch { /* stale or missing: the timeline says so */ }
     this.onArrival();
   }
@@ -79,20 +82,20 @@ export class Pictures {
     this.onArrival();
   }
 
-  // The full-size pictures of one frame.
+  // The full-size pictures of one frame, asked for once; a matte again after a new one was made.
   async loadFull(frame, objects) {
-    if (this.full.frame !== frame) this.full = { plate: null, mattes: new Map(), frame };
+    if (this.full.frame !== frame) this.full = { plate: null, mattes: new Map(), asked: new Set(), frame };
     const full = this.full;
-    try {
-      if (!full.plate) {
-        full.plate = await api.plate(frame, "full");
-        this.onArrival();
-      }
-      for (const object of objects) {
-        if (!full.mattes.has(object)) full.mattes.set(object, (await api.matte(frame, object, "full")).bitmap);
-      }
-    } catch { /* the small ones stay */ }
-    this.onArrival();
+    const fetched = async (what, get) => {
+      if (full.asked.has(what)) return;
+      full.asked.add(what);
+      try { await get(); } catch { return; /* the small one stays */ }
+      this.onArrival();
+    };
+    await fetched("", async () => { full.plate = await api.plate(frame, "full"); });
+    for (const object of objects) {
+      await fetched(object, async () => { full.mattes.set(object, (await api.matte(frame, object, "full")).bitmap); });
+    }
   }
 
   plate(frame, close) {

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +20,8 @@ import cv2
 import numpy as np
 import pytest
 
+from stm_plugin.review.engine_client import ShotClient
+from stm_plugin.review.engine_process import EngineProcess
 from stm_plugin.settings import Settings
 from stm_plugin.shot.shot import Shot
 from stm_plugin.store.description import PlateDescription
@@ -39,6 +44,7 @@ class Running:
 
     shot: Path
     home: Path
+    runtime: Path
     process: subprocess.Popen[str] | None = None
 
     def start(self, what: str | None = None) -> str:
@@ -46,7 +52,12 @@ class Running:
         self.process = subprocess.Popen(
             [sys.executable, "-c", COMMAND, "review", what or str(self.shot), "--no-browser"],
             cwd=REPOSITORY,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "XDG_CACHE_HOME": str(self.home)},
+            env={
+                **os.environ,
+                "PYTHONPATH": str(REPOSITORY),
+                "XDG_CACHE_HOME": str(self.home),
+                "STM_RUNTIME_DIR": str(self.runtime),
+            },
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -55,6 +66,11 @@ class Running:
             if found := re.search(r"Open (\S+)", line):
                 return found[1]
         raise AssertionError("the page did not start")
+
+    @property
+    def engine(self) -> int:
+        """The engine's process."""
+        return int(json.loads((self.runtime / "endpoint.json").read_text("utf-8"))["pid"])
 
     def end(self, how: signal.Signals = signal.SIGINT) -> None:
         if self.process is not None:
@@ -94,9 +110,13 @@ def running(shared_data: Path, tmp_path: Path) -> Iterator[Running]:
         cv2.imwrite(str(tmp_path / f"chair.{1001 + index}.jpg"), small)
     plate = PlateDescription("files", str(tmp_path / "chair.####.jpg"))
     Shot.create(tmp_path / "chair.stmshot", plate, Settings(working_size=96, device="cpu")).close()
-    page = Running(tmp_path / "chair.stmshot", tmp_path / "cache")
+    runtime = Path(tempfile.mkdtemp(prefix="stm-", dir="/tmp"))  # a socket's name must be short
+    page = Running(tmp_path / "chair.stmshot", tmp_path / "cache", runtime)
     yield page
     page.end(signal.SIGKILL)
+    with contextlib.suppress(OSError, ValueError):
+        os.kill(page.engine, signal.SIGTERM)  # else it ends when it finds that the page has gone
+    shutil.rmtree(runtime, ignore_errors=True)
 
 
 def says(page: object, text: str) -> None:
@@ -235,7 +255,9 @@ def test_a_plate_opens_and_a_box_and_a_scribble_make_its_first_key(
     context.close()
 
 
-def test_a_killed_engine_is_said_and_nothing_is_lost(browser: object, running: Running) -> None:
+def test_a_killed_engine_is_said_and_nothing_is_lost(
+    browser: object, running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = browser.new_page()  # type: ignore[attr-defined]
     with Shot.open(running.shot) as shot:
         canvas = shot.plate.canvas
@@ -244,16 +266,25 @@ def test_a_killed_engine_is_said_and_nothing_is_lost(browser: object, running: R
         shot.add_key(1001, {"chair": mask})
     page.goto(running.start())
     expect(page.locator("#propagate")).to_be_enabled(timeout=WAIT_MS)
+    expect(page.locator("#link")).to_have_text("connected", timeout=WAIT_MS)
     page.click("#propagate")
     says(page, "Frame 100")
-    running.end(signal.SIGKILL)
-    expect(page.locator("#link")).to_contain_text("not connected", timeout=WAIT_MS)
-    page.goto(running.start())
-    expect(page.locator("#propagate")).to_be_enabled(timeout=WAIT_MS)
-    page.click("#propagate")
-    says(page, "computed")
+    os.kill(running.engine, signal.SIGKILL)
+    expect(page.locator("#notice")).to_contain_text("started again", timeout=WAIT_MS)
+    says(page, "computed")  # it went on by itself
     with Shot.open(running.shot) as shot:
         assert shot.status().network_frames == 0
+
+    # Another client of the engine changes a setting and propagates: the page follows.
+    monkeypatch.setenv("STM_RUNTIME_DIR", str(running.runtime))
+    with contextlib.closing(ShotClient(running.shot, EngineProcess())) as node:
+        node.call("set_settings", settings={"memory_rule": "first+previous"})
+        expect(page.locator("#dirty")).to_contain_text("computes", timeout=WAIT_MS)
+        node.run("propagate", {}, lambda state: None, lambda: False)
+    says(page, "Another program")
+    expect(page.locator("#dirty")).to_contain_text("up to date", timeout=WAIT_MS)
+    running.end(signal.SIGKILL)
+    expect(page.locator("#link")).to_contain_text("not connected", timeout=WAIT_MS)
     page.close()
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +28,8 @@ from stm_plugin.errors import MaskError, PlateError
 from stm_plugin.farm.bundle import PLAIN_VALUES, TEMPLATE
 from stm_plugin.review.ahead import MadeAhead
 from stm_plugin.review.app import ReviewServer, make_server
+from stm_plugin.review.engine_client import ShotClient
+from stm_plugin.review.engine_process import EngineProcess
 from stm_plugin.review.guard import MOST_BODY_BYTES
 from stm_plugin.review.opening import open_for_review
 from stm_plugin.review.proxies import PROXY_WIDTH, PictureCache, decode_mask, encode_matte, encode_picture
@@ -34,7 +40,8 @@ from stm_plugin.shot.shot import Shot
 from stm_plugin.store.description import PlateDescription
 from stm_plugin.windows import FloatArray
 from tests.conftest import REPOSITORY, PlateMaker
-from tests.stm_plugin.small_network import WORKING_SIZE, CountingNetwork
+from tests.stm_plugin.server_process import ServerProcess, a_server
+from tests.stm_plugin.small_network import WORKING_SIZE
 
 WIDTH, HEIGHT, FRAMES = 64, 48, range(1001, 1005)
 
@@ -100,11 +107,21 @@ class Page:
         return state
 
 
+@pytest.fixture(scope="module")
+def engine() -> Iterator[ServerProcess]:
+    """The user's engine, with a runtime folder of its own."""
+    with a_server(module="stm_plugin.server") as server:
+        yield server
+
+
 @pytest.fixture
-def page(make_plate: PlateMaker, tmp_path: Path) -> Iterator[Page]:
+def page(
+    make_plate: PlateMaker, tmp_path: Path, engine: ServerProcess, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Page]:
+    monkeypatch.setenv("STM_RUNTIME_DIR", str(engine.folder))
     plate = PlateDescription("files", make_plate(frames=FRAMES, size=(WIDTH, HEIGHT)))
     settings = Settings(working_size=WORKING_SIZE, device="cpu")
-    shot = Shot.create(tmp_path / "disc.stmshot", plate, settings, network=CountingNetwork().factory)
+    shot = Shot.create(tmp_path / "disc.stmshot", plate, settings)
     session = ReviewSession(shot, PictureCache(tmp_path / "pictures"))
     served = make_server(session)
     thread = threading.Thread(target=served.run)
@@ -211,9 +228,7 @@ def test_the_plate_is_never_written_over(page: Page, tmp_path: Path) -> None:
     assert (tmp_path / "plate.1001.exr").read_bytes() == before
 
 
-def test_export_writes_layers_and_cryptomatte_as_the_command_line_does(
-    page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_export_writes_layers_and_cryptomatte_as_the_command_line_does(page: Page, tmp_path: Path) -> None:
     page.enter()
     page.paint(1001)
     page.paint(1001, "second")
@@ -226,8 +241,6 @@ def test_export_writes_layers_and_cryptomatte_as_the_command_line_does(
     assert page.state()["cryptomatte"] is False
     page.shot.set_settings(settings)
     assert page.state()["cryptomatte"] is True
-    network = CountingNetwork().factory
-    monkeypatch.setattr(command_line, "_open", lambda folder: Shot.open(folder, network=network))
     command_line.export(page.shot.folder, str(tmp_path / "line" / "matte.####.exr"))
     for frame in FRAMES:
         ours, theirs = (
@@ -237,6 +250,24 @@ def test_export_writes_layers_and_cryptomatte_as_the_command_line_does(
         assert {"disc.A", "second.A"} <= set(ours.spec().channelnames), ours.spec().channelnames
         assert any("00." in name for name in ours.spec().channelnames), "no Cryptomatte"
         np.testing.assert_array_equal(ours.get_pixels(), theirs.get_pixels())
+
+
+def test_edges_are_chosen_and_nothing_is_computed_again(page: Page) -> None:
+    page.enter()
+    page.paint(1001)
+    page.ask("POST", "/api/propagate")
+    page.wait()
+    before, _ = page.ask("GET", "/api/matte/1003?object=disc")
+    answer, words = page.ask("POST", "/api/settings", b'{"finish.edges": "off", "foreground": true}')
+    assert answer.status == 200, words
+    chosen = page.state()
+    assert chosen["settings"] == {"finish.edges": "off", "finish.width": 1.0, "foreground": True}
+    assert chosen["networkFrames"] == 0
+    after, _ = page.ask("GET", "/api/matte/1003?object=disc")
+    assert after.status == 200 and after.headers["x-address"] != before.headers["x-address"]
+    for wrong in (b'{"finish.edges": "hard"}', b'{"weights": "other"}'):
+        answer, words = page.ask("POST", "/api/settings", wrong)
+        assert answer.status == 422 and page.state()["settings"] == chosen["settings"], words
 
 
 def test_the_farm_bundle_is_written_beside_the_shot(page: Page, tmp_path: Path) -> None:
@@ -409,12 +440,42 @@ def test_changes_are_told_as_they_happen(page: Page) -> None:
     page.paint(1001)
     page.ask("POST", "/api/propagate")
     kinds: set[str] = set()
-    while kinds < {"state", "frame", "progress", "plan"}:
+    while kinds < {"state", "frame", "progress"}:
         line = answer.readline()
         if line.startswith(b"data: "):
             kinds.add(json.loads(line[6:])["kind"])
     link.close()
     assert page.wait()["run"]["message"]
+
+
+def test_a_node_and_the_page_share_one_engine_and_one_shot(page: Page) -> None:
+    page.enter()
+    page.paint(1001)
+    with contextlib.closing(ShotClient(page.shot.folder, EngineProcess())) as node:
+        node.run("propagate", {}, lambda state: None, lambda: False)
+        wait_until(lambda: page.session.engine_pid == node.pid)
+    assert page.wait()["networkFrames"] == 0 and page.state()["heldBy"] is None
+    assert page.ask("GET", "/api/matte/1003?object=disc")[0].status == 200
+
+
+@pytest.mark.slow
+def test_an_engine_that_is_killed_is_started_again(
+    page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tempfile.mkdtemp(prefix="stm-", dir="/tmp")
+    monkeypatch.setenv("STM_RUNTIME_DIR", folder)
+    heard: list[dict[str, Any]] = []
+    shot = Shot.open(page.shot.folder)
+    with contextlib.closing(ReviewSession(shot, PictureCache(tmp_path / "more"))) as session:
+        session.listen(heard.append)
+        wait_until(lambda: session.state()["engine"] == "ready", 60)
+        first = session.engine_pid
+        os.kill(first, signal.SIGKILL)
+        session.set_key(1001, "disc", np.ones((HEIGHT, WIDTH), np.float32))
+        assert session.engine_pid != first and [key.frame for key in shot.keys] == [1001]
+        wait_until(lambda: any(one["kind"] == "notice" and "started again" in one["text"] for one in heard))
+        os.kill(session.engine_pid, signal.SIGTERM)
+    shutil.rmtree(folder)
 
 
 def test_two_windows_share_one_shot(page: Page) -> None:
