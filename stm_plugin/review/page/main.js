@@ -112,6 +112,7 @@ function show() {
     select.replaceChildren(...names().map((name) => new Option(name, name)));
   }
   select.value = object;
+  showLegend();
   const run = state.run;
   by("dirty").textContent = state.networkFrames
     ? `Propagating computes ${state.networkFrames} frames: ${state.dirty.join("; ")}`
@@ -163,6 +164,23 @@ function show() {
   timeline.draw(state, frame);
   showLink();
   draw();
+}
+
+// The objects in their colours; a click chooses one.
+let legend = "";
+function showLegend() {
+  const now = JSON.stringify([state.objects, object]);
+  if (now === legend) return;
+  legend = now;
+  by("legend").replaceChildren(...state.objects.map((one) => {
+    const [button, colour] = [document.createElement("button"), document.createElement("i")];
+    colour.style.background = `rgb(${one.colour.join(" ")})`;
+    button.append(colour, one.name);
+    button.title = `Paint and show ${one.name}`;
+    button.classList.toggle("on", one.name === object && state.objects.length > 1);
+    button.addEventListener("click", () => { object = one.name; show(); });
+    return button;
+  }));
 }
 
 // Ask for the next repaint; several requests make one.
