@@ -24,6 +24,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from stm_plugin.errors import MatteError, OutputError, StmError
+from stm_plugin.review.connections import ImpatientProtocol
 from stm_plugin.review.guard import Guard
 from stm_plugin.review.proxies import Size, decode_mask
 from stm_plugin.review.session import ReviewSession
@@ -77,6 +78,7 @@ def make_server(session: ReviewSession, port: int = 0) -> ReviewServer:
     guard = Guard(make_app(session), port)
     config = uvicorn.Config(
         guard,
+        http=ImpatientProtocol,
         log_level="warning",
         access_log=False,
         limit_concurrency=MOST_AT_ONCE,

@@ -242,11 +242,11 @@ class ShotClient:
                 self._drop()
                 raise EngineGoneError("The engine has ended.") from error
             if answer.kind is Kind.ERROR:
-                error = _error_of(answer.header)
-                if error.code == "shutting_down":
+                refusal = _error_of(answer.header)
+                if refusal.code == "shutting_down":
                     self._drop()
                     raise EngineGoneError("The engine has ended.")
-                raise error
+                raise refusal
             return answer.header
 
     def _receive(self) -> Message:

@@ -37,7 +37,7 @@ from stm_plugin.windows import FloatArray, place
 
 CHOICES: Final = ("finish.edges", "finish.width", "foreground")
 """Settings that the page offers."""
-_WATCH_SECONDS: Final = 1.0
+_WATCH_SECONDS: Final = 0.25
 _LOCKS: Final = 32  # frames that can be made at once
 Listener = Callable[[dict[str, Any]], None]
 
@@ -145,9 +145,12 @@ class ReviewSession:
 
     def _words_of(self, holder: Holder | None) -> str | None:
         """Who holds the shot, for people; None if it is nobody, or the engine that the page uses."""
-        if holder is None or (holder.pid == self._engine.pid and holder.host == socket.gethostname()):
-            return None
-        return str(holder)
+        is_known = holder is not None and holder.pid != 0  # the holder has yet to write its name
+        return str(holder) if is_known and not self._is_engine(holder) else None
+
+    def _is_engine(self, holder: Holder | None) -> bool:
+        """Whether the engine that the page uses holds the shot."""
+        return holder is not None and (holder.pid, holder.host) == (self._engine.pid, socket.gethostname())
 
     def _confidence(self) -> dict[str, float]:
         """The confidence of each finished frame, in [0, 1]."""
@@ -395,12 +398,12 @@ class ReviewSession:
             if marks == self._marks and self._held_by is None:
                 continue
             holder = self._shot.store.lock.held_by_another()
-            changed = (marks[0], holder) != (self._marks[0], self._held_by)
+            if (marks, holder) == (self._marks, self._held_by):
+                continue
             self._marks, self._held_by = marks, holder
-            if holder is not None and holder.pid == self._engine.pid:
+            if self._is_engine(holder):
                 self._join_others_job()
-            if changed:
-                self._notify({"kind": "state"})
+            self._notify({"kind": "state"})
 
     def _keep_connected(self) -> None:
         """Find or start the engine; what does not work is said, and tried again."""

@@ -19,9 +19,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from stm_nuke.client import Engine
 
-from stm_plugin.review.engine_client import ShotClient
-from stm_plugin.review.engine_process import EngineProcess
 from stm_plugin.settings import Settings
 from stm_plugin.shot.shot import Shot
 from stm_plugin.store.description import PlateDescription
@@ -277,11 +276,11 @@ def test_a_killed_engine_is_said_and_nothing_is_lost(
 
     # Another client of the engine changes a setting and propagates: the page follows.
     monkeypatch.setenv("STM_RUNTIME_DIR", str(running.runtime))
-    with contextlib.closing(ShotClient(running.shot, EngineProcess())) as node:
-        node.call("set_settings", settings={"memory_rule": "first+previous"})
+    with contextlib.closing(Engine("nuke", may_start=False)) as engine:  # as the node in Nuke has it
+        node = engine.shot({"folder": str(running.shot), "owner": "STM1"})
+        node.set_settings({"memory_rule": "first+previous"})
         expect(page.locator("#dirty")).to_contain_text("computes", timeout=WAIT_MS)
-        node.run("propagate", {}, lambda state: None, lambda: False)
-    says(page, "Another program")
+        engine.wait(node.propagate())
     expect(page.locator("#dirty")).to_contain_text("up to date", timeout=WAIT_MS)
     running.end(signal.SIGKILL)
     expect(page.locator("#link")).to_contain_text("not connected", timeout=WAIT_MS)

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -22,14 +23,14 @@ import cv2
 import numpy as np
 import OpenImageIO as oiio
 import pytest
+from stm_nuke.client import Engine
 
 from stm_plugin.cli import shot as command_line
 from stm_plugin.errors import MaskError, PlateError
 from stm_plugin.farm.bundle import PLAIN_VALUES, TEMPLATE
 from stm_plugin.review.ahead import MadeAhead
-from stm_plugin.review.app import ReviewServer, make_server
-from stm_plugin.review.engine_client import ShotClient
-from stm_plugin.review.engine_process import EngineProcess
+from stm_plugin.review.app import MOST_AT_ONCE, ReviewServer, make_server
+from stm_plugin.review.connections import ImpatientProtocol
 from stm_plugin.review.guard import MOST_BODY_BYTES
 from stm_plugin.review.opening import open_for_review
 from stm_plugin.review.proxies import PROXY_WIDTH, PictureCache, decode_mask, encode_matte, encode_picture
@@ -171,6 +172,17 @@ def test_a_request_that_is_too_large_is_refused(page: Page) -> None:
     page.enter()
     answer, _ = page.ask("POST", "/api/start/1001", b"{}", **{"Content-Length": str(MOST_BODY_BYTES + 1)})
     assert answer.status == 413
+
+
+def test_silent_connections_do_not_keep_the_user_out(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImpatientProtocol, "silent_seconds", 0.3)
+    silent = [socket.create_connection(("127.0.0.1", page.port), timeout=20) for _ in range(MOST_AT_ONCE + 8)]
+    silent[0].sendall(b"GET / HTTP/1.1\r\nHost: ")
+    for one in silent:
+        with contextlib.suppress(ConnectionResetError):
+            assert one.recv(1) == b""
+        one.close()
+    assert page.enter().status == 303
 
 
 def test_the_page_may_load_its_own_files_alone(page: Page) -> None:
@@ -451,9 +463,10 @@ def test_changes_are_told_as_they_happen(page: Page) -> None:
 def test_a_node_and_the_page_share_one_engine_and_one_shot(page: Page) -> None:
     page.enter()
     page.paint(1001)
-    with contextlib.closing(ShotClient(page.shot.folder, EngineProcess())) as node:
-        node.run("propagate", {}, lambda state: None, lambda: False)
-        wait_until(lambda: page.session.engine_pid == node.pid)
+    with contextlib.closing(Engine("nuke", may_start=False)) as engine:  # as the node in Nuke has it
+        node = engine.shot({"folder": str(page.shot.folder), "owner": "STM1"})
+        engine.wait(node.propagate())
+        assert page.session.engine_pid != 0
     assert page.wait()["networkFrames"] == 0 and page.state()["heldBy"] is None
     assert page.ask("GET", "/api/matte/1003?object=disc")[0].status == 200
 
