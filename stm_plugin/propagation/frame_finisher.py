@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Protocol
 
 import numpy as np
@@ -288,8 +289,10 @@ class FrameOutput:
     def __enter__(self) -> FrameOutput:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._queue.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._queue.__exit__(kind, error, trace)
 
     def submit(self, frame: int) -> None:
         """Take a frame. Raises the error of the work on an earlier one."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,6 +18,7 @@ import pytest
 
 from stm_plugin.exit_codes import ExitCode
 from stm_plugin.images.matte import read_matte
+from stm_plugin.propagation.frame_finisher import FrameFinisher
 from stm_plugin.windows import FloatArray, Window
 from tests.conftest import PlateMaker, write_exr
 from tests.stm_plugin.command import Command
@@ -286,10 +289,19 @@ def test_every_wrong_input_is_an_error_that_names_it(
 
 
 def test_a_truncated_frame_is_named_and_finished_frames_stay(
-    make_plate: PlateMaker, tmp_path: Path, stm: Command
+    make_plate: PlateMaker, tmp_path: Path, stm: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    write = FrameFinisher.write
+
+    def slowly(finisher: FrameFinisher, frame: int, writer: Any) -> Any:
+        if frame == 1002:
+            time.sleep(0.5)  # frame 1003 still waits when frame 1004 cannot be read
+        return write(finisher, frame, writer)
+
+    monkeypatch.setattr(FrameFinisher, "write", slowly)
+    monkeypatch.setattr("stm_plugin.propagation.propagation.most_workers", lambda: 1)
     plate = make_plate(frames=FRAMES)
-    broken = tmp_path / "plate.1003.exr"
+    broken = tmp_path / "plate.1004.exr"
     whole = broken.read_bytes()
     broken.write_bytes(whole[: len(whole) // 2])
     words = (
@@ -297,9 +309,11 @@ def test_a_truncated_frame_is_named_and_finished_frames_stay(
         *("--out", tmp_path / "m.####.exr", "--working-size", 48),
     )
     said = stm(*words)
-    assert said.code == ExitCode.PLATE and "frame 1003" in said.err and "plate.1003.exr" in said.err
-    assert sorted(path.name for path in tmp_path.glob("m.*.exr")) == ["m.1001.exr", "m.1002.exr"]
-    assert read_matte(tmp_path / "m.1002.exr").channels["A"].max() > 0
+    assert said.code == ExitCode.PLATE and "frame 1004" in said.err and "plate.1004.exr" in said.err
+    assert sorted(path.name for path in tmp_path.glob("m.*.exr")) == [
+        f"m.{frame}.exr" for frame in (1001, 1002, 1003)
+    ]
+    assert read_matte(tmp_path / "m.1003.exr").channels["A"].max() > 0
     broken.write_bytes(whole)
     assert stm(*words).code == 0
     assert len(list(tmp_path.glob("m.*.exr"))) == 4
