@@ -19,14 +19,12 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from queue import SimpleQueue
-
-import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -34,21 +32,47 @@ from stm_plugin.farm.parts import DEFAULT_CHUNK, Parts, parts_of
 from stm_plugin.planning.plan import make_plan
 from stm_plugin.planning.values import Facts, Key, KeyMask
 
+Words = tuple[object, ...]
+"""The words of a task after `stm farm`."""
+
 MACHINES = (1, 2, 4, 8, 16, 32, 64)
 MOST_KEYS = 40
 GAIN = 1.1
 """Twice the machines that are not this much quicker are not worth their start."""
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds: start of a task, reading a frame, a frame of a pass, finishing a frame, checking a frame."""
+    """Seconds: start of a task, reading a frame, a frame of a pass, finishing a frame, checking a frame.
+
+    transfer: of a task's input and results where machines share no disk.
+    starts: of single steps' tasks where measured: a pass loads the network, finishing does not.
+    """
 
     start: float = 4.0
     read: float = 0.05
     step: float = 0.45
     finish: float = 0.35
     check: float = 0.1
+    transfer: float = 0.0
+    starts: Mapping[str, float] = field(default_factory=dict)
+
+    def phases(self, step: str, frames: int) -> tuple[float, float]:
+        """Of a task: its start, and its frames."""
+        return self.transfer + self.starts.get(step, self.start), frames * float(getattr(self, step))
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of a task: seconds while its hardware does nothing else, and while other tasks run on it."""
+
+    alone: float
+    beside: float
+
+
+Task = tuple[Phase, Phase]
+"""The start, and the frames."""
 
 
 @dataclass(frozen=True)
@@ -72,27 +96,50 @@ def spread(frames: int, count: int) -> list[int]:
     return sorted({1 + round(place * (frames - 1) / (count - 1)) for place in range(count)})
 
 
-def simulate(parts: Parts, machines: int, times: Times) -> Run:
-    """A job on machines that are all alike."""
+def simulate(parts: Parts, machines: int, times: Times, beside: Times | None = None) -> Run:
+    """A job on machines that are all alike.
+
+    Args:
+        beside: times while several tasks run, where the machines are processes on the same hardware.
+    """
+    steps = _steps(parts, times, beside or times)
+    cost = sum(phase.alone for step in steps for task in step for phase in task)
+    return Run(sum(_makespan(step, machines) for step in steps), cost)
+
+
+def _steps(parts: Parts, times: Times, beside: Times) -> list[list[Task]]:
+    """The tasks of the plan, the passes, the chunks and the check."""
     frames = sum(one.last - one.first + 1 for one in parts.chunks)
-    steps = [
-        [times.start + times.read * frames],
-        [times.start + times.step * one.frames for one in parts.passes],
-        [times.start + times.finish * (one.last - one.first + 1) for one in parts.chunks],
-        [times.start + times.check * frames],
+
+    def task(count: int, name: str) -> Task:
+        (start, work), (late_start, late_work) = times.phases(name, count), beside.phases(name, count)
+        return Phase(start, late_start), Phase(work, late_work)
+
+    return [
+        [task(frames, "read")],
+        [task(one.frames, "step") for one in parts.passes],
+        [task(one.last - one.first + 1, "finish") for one in parts.chunks],
+        [task(frames, "check")],
     ]
-    return Run(sum(_makespan(step, machines) for step in steps), sum(map(sum, steps)))
 
 
-def _makespan(tasks: Iterable[float], machines: int, slowdown: float = 1.0) -> float:
-    """How long tasks take in their order. `slowdown`: while more than one runs on shared cores."""
-    waiting, running, now = deque(tasks), list[float](), 0.0
+def _makespan(tasks: Iterable[Task], machines: int) -> float:
+    """How long tasks take in their order."""
+    waiting, now = deque(tasks), 0.0
+    running: list[list[tuple[Phase, float]]] = []  # of each task: its phases, and the share left of each
     while waiting or running:
         while waiting and len(running) < machines:
-            running.append(waiting.popleft())
-        shortest = min(running)
-        now += shortest * (slowdown if len(running) > 1 else 1.0)
-        running = [left - shortest for left in running if left > shortest]
+            running.append([(phase, 1.0) for phase in waiting.popleft()])
+        speed = "beside" if len(running) > 1 else "alone"
+        shortest = min(getattr(task[0][0], speed) * task[0][1] for task in running)
+        now += shortest
+        for task in running:
+            phase, left = task[0]
+            whole = getattr(phase, speed)
+            task[0] = (phase, left - shortest / whole if whole > 0 else 0.0)
+            if task[0][1] <= _ROUNDING:
+                del task[0]
+        running = [task for task in running if task]
     return now
 
 
@@ -142,6 +189,8 @@ def measure(shot: Path, processes: int, chunk: int) -> None:
     """Run a shot's tasks here, one at a time and `processes` at once, and compare with the simulation.
 
     Each process gets its share of the cores, and the same share when it runs alone: it stands for a machine.
+    The times come from the longest passes and the first chunks, alone and together; the jobs are run for
+    themselves.
     """
     from stm_plugin.farm.work import FarmShot
     from stm_plugin.planning.values import Request
@@ -149,66 +198,137 @@ def measure(shot: Path, processes: int, chunk: int) -> None:
     with FarmShot(shot, Request()) as opened:
         parts = parts_of(opened.propagation.plan(), chunk)
     with tempfile.TemporaryDirectory() as name:
-        out = f"{name}/matte.####.exr"
-        shares = _shares(processes)
-        took: dict[str, list[float]] = {}
-        slowdown = 1.0
-        for count in (1, processes):
-            _empty(shot, Path(name))
-            started = time.monotonic()
-            found = _run_job(shot, out, parts, shares[:count])
-            real = time.monotonic() - started
-            if count == 1:
-                took = _fitted_job(found, parts)
-                slowdown = _slowdown(shot, Path(name), parts, shares, found["pass"])
-            said = sum(_makespan(seconds, count, slowdown) for seconds in took.values())
-            off = f"{100 * (said / real - 1):+.0f} %"
-            print(f"{count} processes: {real:.1f} s, simulated {said:.1f} s, {off}", flush=True)
-        print(f"tasks that run together here take {slowdown:.2f} times as long as alone", flush=True)
+        bench = Bench(shot, Path(name), parts, _shares(processes))
+        bench.empty()
+        bench.run([bench.plan], 1)  # the first run of all reads programs from the disk
+        found = [bench.passes_and_plan(count) for count in (1, processes)]
+        real = [bench.job(1)]
+        found = [
+            {**one, **bench.chunks_and_check(count)} for one, count in zip(found, (1, processes), strict=True)
+        ]
+        real.append(bench.job(processes))
+    alone, beside = (_times(one) for one in found)
+    for word, times in (("alone", alone), ("together", beside)):
+        each = (
+            f"{step} {start:.2f} s + {getattr(times, step):.3f} s" for step, start in times.starts.items()
+        )
+        print(f"{word}, start + each frame: {', '.join(each)}")
+    for count, seconds in zip((1, processes), real, strict=True):
+        said = simulate(parts, count, alone, beside).makespan
+        off = f"{100 * (said / seconds - 1):+.0f} %"
+        print(f"{count} processes: {seconds:.1f} s, simulated {said:.1f} s, {off}", flush=True)
 
 
-def _empty(shot: Path, mattes: Path) -> None:
-    """Remove all results of a shot."""
-    shutil.rmtree(shot / "mattes", ignore_errors=True)
-    for path in [*mattes.glob("*.exr"), shot / "plate.jsonl"]:
-        path.unlink(missing_ok=True)
+@dataclass(frozen=True)
+class Taken:
+    """What a task took: seconds around its frames, its frames, and their seconds."""
+
+    start: float
+    frames: int
+    seconds: float
 
 
-def _run_job(shot: Path, out: str, parts: Parts, shares: list[set[int]]) -> dict[str, list[float]]:
-    """Run all tasks of a job; seconds of each, by step."""
-    return {
-        "plan": _tasks([("plan", shot, "--out", out)], shares[:1]),
-        "pass": _tasks([("pass", shot, one.text) for one in parts.passes], shares),
-        "finish": _tasks([("finish", shot, one.text, "--out", out) for one in parts.chunks], shares),
-        "check": _tasks([("check", shot, "--out", out)], shares[:1]),
+def _times(found: Mapping[str, Sequence[Taken]]) -> Times:
+    """The mean start of each step's tasks, and the mean time of its frames."""
+    starts = {step: sum(one.start for one in tasks) / len(tasks) for step, tasks in found.items()}
+    rates = {
+        step: sum(one.seconds for one in tasks) / sum(one.frames for one in tasks)
+        for step, tasks in found.items()
     }
+    return Times(**rates, starts=starts)
 
 
-def _slowdown(
-    shot: Path, mattes: Path, parts: Parts, shares: list[set[int]], alone: Sequence[float]
-) -> float:
-    """How much longer the first passes take together than alone; 1 if each has its own computer."""
-    if len(shares) < 2 or len(parts.passes) < 2:
-        return 1.0
-    _empty(shot, mattes)
-    first = parts.passes[: len(shares)]
-    together = _tasks([("pass", shot, one.text) for one in first], shares)
-    return max(1.0, sum(together) / sum(alone[: len(first)]))
+@dataclass(frozen=True)
+class Bench:
+    """Runs the tasks of one shot on this computer. shares: the cores of each process."""
+
+    shot: Path
+    mattes: Path
+    parts: Parts
+    shares: Sequence[set[int]]
+
+    @property
+    def plan(self) -> Words:
+        return ("plan", self.shot, "--out", self._out)
+
+    @property
+    def passes(self) -> list[Words]:
+        return [("pass", self.shot, one.text) for one in self.parts.passes]
+
+    @property
+    def chunks(self) -> list[Words]:
+        return [("finish", self.shot, one.text, "--out", self._out) for one in self.parts.chunks]
+
+    @property
+    def check(self) -> Words:
+        return ("check", self.shot, "--out", self._out)
+
+    @property
+    def _out(self) -> str:
+        return f"{self.mattes}/matte.####.exr"
+
+    def empty(self) -> None:
+        """Remove all results."""
+        shutil.rmtree(self.shot / "mattes", ignore_errors=True)
+        (self.shot / "plate.jsonl").unlink(missing_ok=True)
+        self.empty_mattes()
+
+    def empty_mattes(self) -> None:
+        for path in self.mattes.glob("*.exr"):
+            path.unlink()
+
+    def job(self, processes: int) -> float:
+        """Seconds of a whole job, from nothing."""
+        self.empty()
+        started = time.monotonic()
+        for tasks in ([self.plan], self.passes, self.chunks, [self.check]):
+            self.run(tasks, processes)
+        return time.monotonic() - started
+
+    def passes_and_plan(self, count: int) -> dict[str, list[Taken]]:
+        """Times of the plan and of the longest passes, `count` of these at once."""
+        self.empty()
+        return {"read": self.run([self.plan], 1), "step": self.run(self.passes[:count], count)}
+
+    def chunks_and_check(self, count: int) -> dict[str, list[Taken]]:
+        """Times of the check and of the first chunks, `count` of these at once. All results must exist."""
+        found = {"check": self.run([self.check], 1)}
+        self.empty_mattes()
+        made = self.run(self.chunks[:count], count)
+        self.run(self.chunks, len(self.shares))
+        return {**found, "finish": made}
+
+    def run(self, tasks: Sequence[Words], processes: int) -> list[Taken]:
+        """Run tasks, `processes` at once, each on its share of the cores."""
+        free: SimpleQueue[set[int]] = SimpleQueue()
+        for share in self.shares[:processes]:
+            free.put(share)
+
+        def take_cores() -> None:
+            if share := free.get():
+                os.sched_setaffinity(0, share)  # of this thread, and of the processes that it starts
+
+        with ThreadPoolExecutor(processes, initializer=take_cores) as pool:
+            return list(pool.map(_timed, tasks))
 
 
-def _fitted_job(found: dict[str, list[float]], parts: Parts) -> dict[str, list[float]]:
-    """The seconds of tasks that ran one at a time, made smooth."""
-    lengths = [one.last - one.first + 1 for one in parts.chunks]
-    passes = _fitted(found["pass"], [one.frames for one in parts.passes])
-    return {**found, "pass": passes, "finish": _fitted(found["finish"], lengths)}
-
-
-def _fitted(seconds: Sequence[float], frames: Sequence[int]) -> list[float]:
-    """What tasks take by one time to start and one per frame, fitted to runs of one task at a time."""
-    if len(set(frames)) < 2:
-        return [sum(seconds) / len(seconds)] * len(seconds)
-    per_frame, start = np.polyfit(frames, seconds, 1)
-    return [float(start + per_frame * one) for one in frames]
+def _timed(words: Words) -> Taken:
+    """Run a task, and take the time of each frame that it reports."""
+    command = [sys.executable, "-m", "stm_plugin", "farm", *map(str, words)]
+    started = time.monotonic()
+    reported: list[float] = []
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]
+    ) as process:
+        for line in process.stdout or ():
+            if line.startswith("frame "):
+                reported.append(time.monotonic())
+    ended = time.monotonic()
+    if process.returncode != 0 or len(reported) < 2:
+        raise SystemExit(f"{' '.join(command)} failed, or has fewer than two frames to do.")
+    frames = len(reported)
+    seconds = (reported[-1] - reported[0]) * frames / (frames - 1)
+    return Taken(ended - started - seconds, frames, seconds)
 
 
 def _shares(processes: int) -> list[set[int]]:
@@ -220,26 +340,6 @@ def _shares(processes: int) -> list[set[int]]:
     return [set(cores[size * one % len(cores) :][:size]) for one in range(processes)]
 
 
-def _tasks(tasks: Sequence[tuple[object, ...]], shares: list[set[int]]) -> list[float]:
-    """Run tasks, one at a time on each share of the cores; returns the seconds of each."""
-    free: SimpleQueue[set[int]] = SimpleQueue()
-    for share in shares:
-        free.put(share)
-
-    def take_cores() -> None:
-        if share := free.get():
-            os.sched_setaffinity(0, share)  # of this thread, and of the processes that it starts
-
-    def run(words: tuple[object, ...]) -> float:
-        started = time.monotonic()
-        command = [sys.executable, "-m", "stm_plugin", "farm", *map(str, words)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=Path(__file__).parents[1])
-        return time.monotonic() - started
-
-    with ThreadPoolExecutor(len(shares), initializer=take_cores) as pool:
-        return list(pool.map(run, tasks))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--frames", type=int, default=240)
@@ -249,10 +349,10 @@ def main() -> None:
     parser.add_argument("--measure", type=Path, metavar="SHOT")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--chunk", type=int, default=DEFAULT_CHUNK)
-    for name, value in vars(Times()).items():
+    for name, value in list(vars(Times()).items())[:-1]:
         parser.add_argument(f"--{name}", type=float, default=value, help=f"seconds; {value}")
     given = parser.parse_args()
-    times = Times(given.start, given.read, given.step, given.finish, given.check)
+    times = Times(given.start, given.read, given.step, given.finish, given.check, given.transfer)
     if given.measure is not None:
         measure(given.measure, given.processes, given.chunk)
     elif given.deadline is not None:

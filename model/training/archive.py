@@ -19,6 +19,7 @@ from PIL import Image
 
 from model.data.davis import ANNOTATION_FOLDER, PICTURE_FOLDER
 from model.training.clips import ClipSource, davis_sources, still_sources
+from model.training.processes import agreed, is_first
 from model.training.recipe import initial_state, training_clips
 from model.training.trainer import CHECKPOINT_FILE, Losses, Trainer, TrainingConfig, continued_config
 
@@ -92,6 +93,15 @@ def is_packed(path: Path) -> bool:
     return _holds(path, {_CONFIG, _START})
 
 
+def packed_config(archive: Path) -> TrainingConfig:
+    """The configuration in an archive from `pack`."""
+    with tarfile.open(archive) as tar:
+        stream = tar.extractfile(_CONFIG)
+        if stream is None:
+            raise ValueError(f"{archive} is no packed run: its {_CONFIG} is no file")
+        return TrainingConfig.from_dict(json.load(stream))
+
+
 def is_result(path: Path) -> bool:
     """Whether a file is a result from `train_for`."""
     return _holds(path, {CHECKPOINT_FILE})
@@ -117,6 +127,7 @@ def train_for(
     """Trains from an archive, ends within a time, and writes what is to be brought home.
 
     A few steps are timed first. They say how many steps fit, and with that how the learning rate falls.
+    Under `torchrun` the first process decides for all, and only it writes the results.
 
     Args:
         archive: from `pack`.
@@ -127,7 +138,7 @@ def train_for(
         progress: called after every step.
 
     Returns:
-        the file with the results, `RUN/result.tar`.
+        the file with the results, `RUN/result.tar`; it exists in the first process only.
 
     Raises:
         FileExistsError: if the folder holds a run already.
@@ -139,7 +150,7 @@ def train_for(
     config, state = _unpack(archive, run)
     seconds = _seconds_a_step(run / "measured", config, state, device, workers)
     left = minutes * 60 * (1 - _RESERVED_SHARE) - (time.monotonic() - began)
-    steps = int(left / seconds)
+    steps = int(agreed(left / seconds, device))
     if steps < _MEASURED_STEPS:
         raise ValueError(
             f"{minutes:g} minutes are too short: a step takes {seconds:.1f} s here, and {left:.0f} s are left"
@@ -154,14 +165,14 @@ def train_for(
     def after_step(trainer: Trainer, losses: Losses) -> None:
         if progress is not None:
             progress(trainer, losses)
-        if time.monotonic() > deadline:
+        if agreed(time.monotonic() > deadline, device):
             raise OutOfTime
 
     try:
         trainer.run(after_step)
     except OutOfTime:
         trainer.save()
-    return _write_result(run)
+    return _write_result(run) if is_first() else run / RESULT
 
 
 def collect(result: Path, run: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -42,6 +43,11 @@ Archive = Annotated[Path, typer.Argument(help="The packed run, from `stm train p
 Minutes = Annotated[float, typer.Option(min=1, help="For everything.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N or mps.")]
 Workers = Annotated[int, typer.Option(min=0, max=64, help="Processes that prepare samples.")]
+Machines = Annotated[int, typer.Option(min=1, help="Machines that train together, a task each.")]
+Processes = Annotated[int, typer.Option(min=1, help="Processes of each machine; one for each GPU.")]
+Rendezvous = Annotated[
+    str, typer.Option(metavar="HOST:PORT", help="Where several machines meet: one of them, and a free port.")
+]
 Stm = Annotated[str, typer.Option(help="The command `stm` on the farm's machines.")]
 
 
@@ -107,23 +113,32 @@ def training(
     minutes: Minutes = 30.0,
     device: Device = "cuda",
     workers: Workers = 8,
+    machines: Machines = 1,
+    processes: Processes = 1,
+    rendezvous: Rendezvous = "",
     stm: Stm = "stm",
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a job bundle that trains from a packed run, in one task on a machine with a GPU."""
+    """Write a job bundle that trains from a packed run: one task for each machine."""
     from stm_plugin.farm.bundle import FILES, PLAIN_VALUES, TEMPLATE
-    from stm_plugin.farm.training import TrainingJob, check_files, training_texts
+    from stm_plugin.farm.training import Group, TrainingJob, check_files, check_group, training_texts
     from stm_plugin.files.outputs import Given, listed_outputs
     from stm_plugin.files.whole import write_atomically
 
-    job = TrainingJob(archive, result or out / "result.tar", minutes, device, workers, stm)
+    group = Group(machines, processes, rendezvous)
+    job = TrainingJob(archive, result or out / "result.tar", minutes, device, workers, stm, group)
     check_files(archive, job.result)
+    check_group(archive, group)
     given = [Given("the packed run", archive)]
     with listed_outputs(out, [out / name for name in FILES], given, overwrite):
         for name, text in training_texts(job).items():
             write_atomically(out / name, text.encode())
     line = f"openjd run {out / TEMPLATE} --job-param file://{out / PLAIN_VALUES} --step train"
-    output.print(f"{out}: one task\nTo run it here:\n{line}", highlight=False, markup=False, soft_wrap=True)
+    lines = (
+        [f"{line} --task-param Machine={one}" for one in range(1, machines + 1)] if machines > 1 else [line]
+    )
+    text = f"{out}: {counted(machines, 'task')}{', to run at the same time' if machines > 1 else ''}"
+    output.print("\n".join((text, "To run it here:", *lines)), highlight=False, markup=False, soft_wrap=True)
     home = f"stm train collect {job.result} RUN"
     output.print(f"Then: {home}", highlight=False, markup=False, soft_wrap=True)
 
@@ -136,15 +151,28 @@ def run_training(
     device: Device = "cuda",
     workers: Workers = 8,
     scratch: Annotated[Path | None, typer.Option(help="A folder for what is removed at the end.")] = None,
+    machines: Machines = 1,
+    processes: Processes = 1,
+    rendezvous: Rendezvous = "",
     openjd: OpenJd = False,
 ) -> None:
     """A task: train from a packed run as `stm train timed` does. A result of an earlier run is replaced."""
-    from stm_plugin.farm.training import train
+    from model.training.processes import is_first
+    from stm_plugin.farm.training import Group, check_files, check_group, train, train_together
 
+    group = Group(machines, processes, rendezvous)
     with _reports(openjd):
+        if group.size > 1:
+            check_files(archive, result)
+            check_group(archive, group)
+            words = ["farm", "train", "--minutes", f"{minutes:g}", "--device", device]
+            words += ["--workers", str(workers), *(["--scratch", str(scratch)] if scratch else [])]
+            words += [*(["--openjd"] if openjd else []), "--", str(archive), str(result)]
+            train_together(words, group)
+            return
 
         def progress(trainer: Trainer, losses: Losses) -> None:
-            if trainer.step % STEPS_A_REPORT:
+            if trainer.step % STEPS_A_REPORT or not is_first():
                 return
             text = f"step {trainer.step} of {trainer.config.steps}, loss {float(losses.total):.3f}"
             if openjd:
@@ -152,7 +180,8 @@ def run_training(
             _say(f"openjd_status: {text}" if openjd else text)
 
         train(archive, result, minutes, device=device, workers=workers, scratch=scratch, report=progress)
-        print(f"{result} written")
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(f"{result} written")
 
 
 @app.command()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -293,45 +292,37 @@ def _run(
     evaluate_every: int,
     evaluate_on: Path | None,
 ) -> None:
-    import torch
-    import torch.distributed as dist
-
     from model.data.davis import find_sequences
+    from model.training.processes import is_first, joined_processes
     from model.training.recipe import Monitor, held_out_videos
     from model.training.recipe import train as train_stage
     from model.training.trainer import continued_config
 
-    if "LOCAL_RANK" in os.environ:  # under torchrun
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-        if device == "cuda":
-            device = f"cuda:{os.environ['LOCAL_RANK']}"
-            torch.cuda.set_device(device)
-    config = continued_config(folder, config)
-    held_out: Sequence[VideoSequence] = (
-        find_sequences(evaluate_on) if evaluate_on is not None else held_out_videos(config)
-    )
-    speaks = not dist.is_initialized() or dist.get_rank() == 0
-    bar = progress_bar("steps")
-    bar.disable = not speaks
-    with bar:
-        task = bar.add_task(f"train {stage}", total=config.steps)
-
-        def progress(trainer: Trainer, losses: Losses) -> None:
-            bar.update(
-                task,
-                completed=trainer.step,
-                description=f"train {stage}: loss {float(losses.total):.3f}, IoU {float(losses.iou):.2f}",
-            )
-
-        train_stage(
-            folder,
-            config,
-            device=device,
-            workers=workers,
-            monitor=Monitor(held_out, evaluate_every) if evaluate_every else None,
-            progress=progress,
+    with joined_processes(device) as here:
+        config = continued_config(folder, config)
+        held_out: Sequence[VideoSequence] = (
+            find_sequences(evaluate_on) if evaluate_on is not None else held_out_videos(config)
         )
+        speaks = is_first()
+        bar = progress_bar("steps")
+        bar.disable = not speaks
+        with bar:
+            task = bar.add_task(f"train {stage}", total=config.steps)
+
+            def progress(trainer: Trainer, losses: Losses) -> None:
+                bar.update(
+                    task,
+                    completed=trainer.step,
+                    description=f"train {stage}: loss {float(losses.total):.3f}, IoU {float(losses.iou):.2f}",
+                )
+
+            train_stage(
+                folder,
+                config,
+                device=here,
+                workers=workers,
+                monitor=Monitor(held_out, evaluate_every) if evaluate_every else None,
+                progress=progress,
+            )
     if speaks:
         errors.print(f"Done: {folder}. `stm weights export` makes a weights file of it.", highlight=False)
-    if dist.is_initialized():
-        dist.destroy_process_group()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
+import socket
 import subprocess
 import sys
 import tarfile
@@ -16,6 +18,7 @@ import pytest
 from PIL import Image
 
 import model.training.archive as archive_room
+import stm_plugin.farm.training as training_room
 from model.data.pictures import write_labels
 from model.training.archive import collect, pack
 from model.training.clips import ClipOptions
@@ -25,20 +28,24 @@ from stm_plugin.errors import OutputError, SettingsError
 from stm_plugin.farm.bundle import ASSETS, PLAIN_VALUES, TEMPLATE
 
 
-@pytest.fixture
-def archive(tmp_path: Path) -> Path:
+def packed(folder: Path, batch: int) -> Path:
     """A packed run with two stills."""
     for number in range(2):
         mask = np.zeros((48, 64), np.uint8)
         mask[10:40, 8 + 8 * number : 40] = 1
-        picture = tmp_path / "stills" / "images" / f"{number}.png"
+        picture = folder / "stills" / "images" / f"{number}.png"
         picture.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.stack([mask * 200] * 3, axis=-1)).save(picture)
-        write_labels(tmp_path / "stills" / "masks" / f"{number}.png", mask)
+        write_labels(folder / "stills" / "masks" / f"{number}.png", mask)
     clip = ClipOptions(size=32, frames=2)
-    config = TrainingConfig(batch=1, stills=(str(tmp_path / "stills"),), bf16=False, clip=clip)
-    pack(config, tmp_path / "away.tar")
-    return tmp_path / "away.tar"
+    config = TrainingConfig(batch=batch, stills=(str(folder / "stills"),), bf16=False, clip=clip)
+    pack(config, folder / "away.tar")
+    return folder / "away.tar"
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    return packed(tmp_path, batch=1)
 
 
 def stm(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
@@ -78,6 +85,68 @@ def test_the_bundle_for_training_passes_the_formats_check_and_asks_for_a_gpu(
     assert stm(monkeypatch, "farm", "training", archive, "--out", bundle, "--device", "cpu") == 0
     (step,) = json.loads((bundle / TEMPLATE).read_text("utf-8"))["steps"]
     assert "gpu" not in json.dumps(step["hostRequirements"])
+
+
+def test_a_bundle_for_several_machines_has_a_task_for_each_and_is_refused_where_they_cannot_share(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = tmp_path / "bundle"
+    words = ("farm", "training", archive, "--out", bundle, "--machines", 2)
+    assert stm(monkeypatch, *words) == SettingsError.exit_code, "no address where they meet"
+    words += ("--rendezvous", "node1:29400")
+    assert stm(monkeypatch, *words) == SettingsError.exit_code, "a batch of one is for one process"
+    assert not bundle.exists()
+    monkeypatch.setattr(training_room, "packed_config", lambda _: TrainingConfig(batch=8))
+    assert stm(monkeypatch, *words, "--processes", 4) == 0
+    check = [sys.executable, "-m", "openjd", "check", str(bundle / TEMPLATE)]
+    assert subprocess.run(check, check=False, capture_output=True).returncode == 0
+    (step,) = json.loads((bundle / TEMPLATE).read_text("utf-8"))["steps"]
+    (machine,) = step["parameterSpace"]["taskParameterDefinitions"]
+    assert machine["range"] == "1-2"
+    assert {"name": "amount.worker.gpu", "min": 4} in step["hostRequirements"]["amounts"]
+    assert "--rendezvous node1:29400" in " ".join(task_of(bundle))
+
+
+STM = """
+import itertools, types
+import model.training.archive as room
+from stm_plugin.cli import main
+room.time = types.SimpleNamespace(monotonic=itertools.count(step=2).__next__)
+main()
+"""
+"""`stm` with a clock that goes on by two seconds each time it is asked."""
+TASK = """
+import sys
+import stm_plugin.farm.training as room
+room._PROGRAM = (sys.argv[1],)
+sys.argv[:2] = ["stm"]
+from stm_plugin.cli import main
+main()
+"""
+
+
+@pytest.mark.slow
+def test_the_tasks_of_two_machines_train_together_and_write_one_result(tmp_path: Path) -> None:
+    archive, result, root = packed(tmp_path, batch=2), tmp_path / "result.tar", Path(__file__).parents[3]
+    (tmp_path / "stm.py").write_text(STM)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        meeting = f"localhost:{free.getsockname()[1]}"
+    words = ["farm", "train", "--minutes", "1", "--device", "cpu", "--workers", "0", "--machines", "2"]
+    words += ["--rendezvous", meeting, str(archive), str(result)]
+    command = [sys.executable, "-c", TASK, str(tmp_path / "stm.py"), *words]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    tasks = [
+        subprocess.Popen(
+            command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        for _ in range(2)
+    ]
+    said = [task.communicate(timeout=300)[0] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], said
+    assert sum(text.count("written") for text in said) == 1, "the first process writes"
+    collect(result, tmp_path / "home")
+    assert saved_config(tmp_path / "home") is not None
 
 
 @pytest.mark.slow
