@@ -253,7 +253,12 @@ class FarmShot:
                 count += 1
                 report(count, len(frames), event.frame)
 
-        self.propagation.export(plan, writer, on_event, _never)
+        try:
+            self.propagation.export(plan, writer, on_event, _never)
+        except MatteError as error:
+            if isinstance(error.__cause__, DamagedFileError):
+                error.hint = "Run its passes again (`stm farm pass`): it will be computed anew."
+            raise
         return sum(one.written for one in writer.written)
 
     def check(self, out: str, report: Report = no_report) -> CheckReport:

@@ -199,6 +199,11 @@ def test_the_check_names_what_is_missing_and_damaged(folder: Path) -> None:
     with pytest.raises(MatteError, match=r"frame 1003: The matte .*matte.1003.exr does not exist. 1 more"):
         report.raise_if_wrong()
     assert farm.finish(1001, 1009) == 2
+    gone.unlink()
+    for result in (folder / "mattes").rglob("*.prob"):
+        result.write_bytes(result.read_bytes()[:-9] + bytes(9))
+    with pytest.raises(MatteError, match=r"frame 1003, .*\.prob: .* is damaged.*stm farm pass"):
+        farm.finish(1001, 1009)
 
 
 def test_a_task_refuses_a_shot_that_changed_since_the_bundle(folder: Path) -> None:

@@ -91,9 +91,9 @@ def test_a_bundle_for_several_machines_has_a_task_for_each_and_is_refused_where_
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = tmp_path / "bundle"
-    words = ("farm", "training", archive, "--out", bundle, "--machines", 2)
+    words: list[object] = ["farm", "training", archive, "--out", bundle, "--machines", 2]
     assert stm(monkeypatch, *words) == SettingsError.exit_code, "no address where they meet"
-    words += ("--rendezvous", "node1:29400")
+    words += ["--rendezvous", "node1:29400"]
     assert stm(monkeypatch, *words) == SettingsError.exit_code, "a batch of one is for one process"
     assert not bundle.exists()
     monkeypatch.setattr(training_room, "packed_config", lambda _: TrainingConfig(batch=8))
