@@ -35,6 +35,8 @@ from stm_plugin.planning.values import Facts, Key, KeyMask
 Words = tuple[object, ...]
 """The words of a task after `stm farm`."""
 
+STEPS = ("read", "step", "finish", "check")
+"""The times of a frame in the plan, the passes, the chunks and the check."""
 MACHINES = (1, 2, 4, 8, 16, 32, 64)
 MOST_KEYS = 40
 GAIN = 1.1
@@ -199,8 +201,7 @@ def measure(shot: Path, processes: int, chunk: int) -> None:
         parts = parts_of(opened.propagation.plan(), chunk)
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(shot, Path(name), parts, _shares(processes))
-        bench.empty()
-        bench.run([bench.plan], 1)  # the first run of all reads programs from the disk
+        bench.job(processes)  # the first runs read programs from the disk
         found = [bench.passes_and_plan(count) for count in (1, processes)]
         real = [bench.job(1)]
         found = [
@@ -214,9 +215,11 @@ def measure(shot: Path, processes: int, chunk: int) -> None:
         )
         print(f"{word}, start + each frame: {', '.join(each)}")
     for count, seconds in zip((1, processes), real, strict=True):
-        said = simulate(parts, count, alone, beside).makespan
-        off = f"{100 * (said / seconds - 1):+.0f} %"
-        print(f"{count} processes: {seconds:.1f} s, simulated {said:.1f} s, {off}", flush=True)
+        said = [_makespan(step, count) for step in _steps(parts, alone, beside)]
+        off = f"{100 * (sum(said) / sum(seconds) - 1):+.0f} %"
+        print(f"{count} processes: {sum(seconds):.1f} s, simulated {sum(said):.1f} s, {off}", flush=True)
+        for step, one, other in zip(alone.starts, seconds, said, strict=True):
+            print(f"  {step}: {one:.1f} s, simulated {other:.1f} s")
 
 
 @dataclass(frozen=True)
@@ -230,7 +233,7 @@ class Taken:
 
 def _times(found: Mapping[str, Sequence[Taken]]) -> Times:
     """The mean start of each step's tasks, and the mean time of its frames."""
-    starts = {step: sum(one.start for one in tasks) / len(tasks) for step, tasks in found.items()}
+    starts = {step: sum(one.start for one in found[step]) / len(found[step]) for step in STEPS}
     rates = {
         step: sum(one.seconds for one in tasks) / sum(one.frames for one in tasks)
         for step, tasks in found.items()
@@ -277,13 +280,15 @@ class Bench:
         for path in self.mattes.glob("*.exr"):
             path.unlink()
 
-    def job(self, processes: int) -> float:
-        """Seconds of a whole job, from nothing."""
+    def job(self, processes: int) -> list[float]:
+        """Seconds of each step of a whole job, from nothing."""
         self.empty()
-        started = time.monotonic()
+        seconds = []
         for tasks in ([self.plan], self.passes, self.chunks, [self.check]):
+            started = time.monotonic()
             self.run(tasks, processes)
-        return time.monotonic() - started
+            seconds.append(time.monotonic() - started)
+        return seconds
 
     def passes_and_plan(self, count: int) -> dict[str, list[Taken]]:
         """Times of the plan and of the longest passes, `count` of these at once."""
