@@ -587,6 +587,10 @@ def test_a_bundle_for_a_named_platform_holds_its_packages_and_its_effect(
     )
     assert "wheels/old-1.0-py3-none-any.whl" not in manifest["files"]
     assert "effect/STM.ofx.bundle/Contents/windows-x86-64/STM.ofx" in manifest["files"]
+    (folder / "wheels" / "tiny-1.0-py3-none-any.whl").unlink()
+    (folder / "wheels" / "old-1.0-py3-none-any.whl").write_text("of an earlier bundle")
+    again = miniature.run("--bundle", str(folder), "--platform", "windows-x86_64", "--for-python", python)
+    assert again.returncode == 0 and json.loads((folder / "bundle.json").read_text()) == manifest
     refused = miniature.run("--from", str(folder))
     assert refused.returncode == 1 and f"was made for Windows AMD64, Python {python}; this" in refused.stderr
     assert miniature.run("--platform", "windows-x86_64").returncode == 2, "it means nothing without --bundle"

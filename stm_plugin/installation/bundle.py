@@ -48,7 +48,7 @@ EFFECT = "effect"
 WORK = ".work"  # while it is being made
 LEFT_OUT = ("build",)  # folders of the checkout that are left out, as hidden ones are
 CHUNK = 1 << 20
-_GOT = re.compile(r"^(?:Saved|File was already downloaded) (\S.*\.whl)$", re.MULTILINE)
+_GOT = re.compile(r"^ *(?:Saved|File was already downloaded) (\S.*\.whl)$", re.MULTILINE)
 
 
 class Order(NamedTuple):
