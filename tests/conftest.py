@@ -18,9 +18,15 @@ WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))  # processes amo
 TEST_THREADS = max(1, min(2, (os.cpu_count() or 1) // WORKERS))
 SEED = 20190404
 SLOW_FIXTURES = frozenset(
-    ("effect_binary", "driver", "miniature", "shared", "made_bundle", "published", "published_file", "shown")
+    (
+        *("effect_binary", "driver"),  # are compiled
+        *("miniature", "shared", "made_bundle"),  # are installed
+        *("published", "published_file"),  # the network of the released weights
+        "shown",  # a demo that has run
+        "engine",  # the real engine, which loads torch
+    )
 )
-"""Fixtures that compile, make an installation or the network of the released weights, or run the demo."""
+"""Fixtures that take seconds to make."""
 
 LONGEST_FILES = (
     "tests/test_install.py",

@@ -207,12 +207,12 @@ def labels_of(masks: Tensor) -> Labels:
 
 
 @pytest.fixture(scope="module")
-def engine() -> FastNetwork:
+def network() -> FastNetwork:
     return FastNetwork(lively_network("stm-lite"))
 
 
 @pytest.mark.parametrize("rule", ["first", "previous", "every:5"])
-def test_network_segmenter_gives_the_labels_of_the_reference(engine: FastNetwork, rule: str) -> None:
+def test_network_segmenter_gives_the_labels_of_the_reference(network: FastNetwork, rule: str) -> None:
     given = labels_of(first_masks())
     masks = torch.stack([torch.from_numpy(given == label).float() for label in (1, 2, 3)])
     expected = propagate(
@@ -220,11 +220,11 @@ def test_network_segmenter_gives_the_labels_of_the_reference(engine: FastNetwork
         texture(1),
         masks,
         rule,
-        engine.previous_frame_cap,
-        engine.key_weight,
-        engine.shrink_guard,
+        network.previous_frame_cap,
+        network.key_weight,
+        network.shrink_guard,
     )
-    first, *got = NetworkSegmenter(engine, MemoryRule.parse(rule), None)(texture(1), {0: given})
+    first, *got = NetworkSegmenter(network, MemoryRule.parse(rule), None)(texture(1), {0: given})
     assert np.array_equal(first, given)
     assert len(got) == FRAMES - 1
     for labels, probabilities in zip(got, expected, strict=True):
@@ -232,10 +232,10 @@ def test_network_segmenter_gives_the_labels_of_the_reference(engine: FastNetwork
         assert ((torch.from_numpy(labels) == probabilities.argmax(dim=0)) | ties).all()
 
 
-def test_an_object_that_enters_late_changes_nothing_before(engine: FastNetwork) -> None:
+def test_an_object_that_enters_late_changes_nothing_before(network: FastNetwork) -> None:
     masks = labels_of(first_masks())
     early, late = np.where(masks == 1, 5, 0).astype(np.uint8), np.where(masks == 2, 9, 0).astype(np.uint8)
-    segmenter = NetworkSegmenter(engine, MemoryRule.parse("every:2"), None)
+    segmenter = NetworkSegmenter(network, MemoryRule.parse("every:2"), None)
     alone = list(segmenter(texture(1)[:8], {0: early}))
     both = list(segmenter(texture(1)[:8], {0: early, 3: late}))
     for number in range(3):
@@ -247,16 +247,16 @@ def test_an_object_that_enters_late_changes_nothing_before(engine: FastNetwork) 
 
 @pytest.mark.parametrize("short_side", [32, 480])
 def test_labels_have_the_size_of_the_picture_and_not_the_working_size(
-    engine: FastNetwork, short_side: int
+    network: FastNetwork, short_side: int
 ) -> None:
     given = labels_of(first_masks())
-    segmenter = NetworkSegmenter(engine, MemoryRule.parse("first"), short_side)
+    segmenter = NetworkSegmenter(network, MemoryRule.parse("first"), short_side)
     results = list(segmenter(texture(1)[:3], {0: given}))
     assert [labels.shape for labels in results] == [(HEIGHT, WIDTH)] * 3
     assert np.array_equal(results[0], given)
 
 
-def test_a_mask_of_another_size_than_its_picture_is_refused(engine: FastNetwork) -> None:
-    segmenter = NetworkSegmenter(engine, MemoryRule.parse("first"))
+def test_a_mask_of_another_size_than_its_picture_is_refused(network: FastNetwork) -> None:
+    segmenter = NetworkSegmenter(network, MemoryRule.parse("first"))
     with pytest.raises(ValueError, match="a mask of 90 x 60 was given for a picture of 91 x 58"):
         list(segmenter(texture(1)[:2], {0: boxes(10)}))

@@ -35,7 +35,7 @@ FRAMES = 7
 
 
 @pytest.fixture(scope="module")
-def engine() -> FastNetwork:
+def network() -> FastNetwork:
     return FastNetwork(lively_network("stm-lite"))
 
 
@@ -100,37 +100,37 @@ def test_weights_are_those_of_the_read() -> None:
         read_weights(query, [])
 
 
-def test_what_is_captured_is_what_the_frame_read(video: VideoSequence, engine: FastNetwork) -> None:
-    segmenter = NetworkSegmenter(engine, MemoryRule.parse("every:2"), None)
+def test_what_is_captured_is_what_the_frame_read(video: VideoSequence, network: FastNetwork) -> None:
+    segmenter = NetworkSegmenter(network, MemoryRule.parse("every:2"), None)
     seen: list[tuple[str, int, int]] = []
     read = capture(video, segmenter, "00005", progress=lambda *said: seen.append(said))
     assert [frame.name for frame in read.memory] == ["00000", "00002", "00004"]
     assert (read.query.name, read.label, read.scale) == ("00005", 1, 1.0)
     assert seen[-1] == ("drift", 6, 6)
-    query = engine.encode_query(read_picture(video.pictures["00005"])).features.key[0]
+    query = network.encode_query(read_picture(video.pictures["00005"])).features.key[0]
     assert torch.equal(read.query_key, query)
     mask = torch.from_numpy(read.memory[0].mask)[None].float()
-    key = engine.encode_memory(read_picture(video.pictures["00000"]), mask).keys[0]
+    key = network.encode_memory(read_picture(video.pictures["00000"]), mask).keys[0]
     assert torch.allclose(read.memory_keys[0], key, atol=1e-5)
-    alone = capture(video, NetworkSegmenter(engine, MemoryRule.parse("first"), None), "00001")
+    alone = capture(video, NetworkSegmenter(network, MemoryRule.parse("first"), None), "00001")
     assert [frame.name for frame in alone.memory] == ["00000"]
 
 
-def test_a_captured_previous_frame_has_its_share_at_most(video: VideoSequence, engine: FastNetwork) -> None:
-    segmenter = NetworkSegmenter(engine, MemoryRule.parse("every:2"), None)
+def test_a_captured_previous_frame_has_its_share_at_most(video: VideoSequence, network: FastNetwork) -> None:
+    segmenter = NetworkSegmenter(network, MemoryRule.parse("every:2"), None)
     read = capture(video, segmenter, "00003")
     assert [frame.name for frame in read.memory] == ["00000", "00002"]
-    assert read.last_frame_cap == engine.previous_frame_cap == 0.5
-    assert read.key_weight == engine.key_weight == 0.3
+    assert read.last_frame_cap == network.previous_frame_cap == 0.5
+    assert read.key_weight == network.key_weight == 0.3
     unbounded = read_from(replace(read, last_frame_cap=1.0)).shares[-1]
     assert read_from(read).shares[-1] == pytest.approx(0.5 * unbounded)
     assert capture(video, segmenter, "00001").last_frame_cap == 1, "the key may give all"
 
 
 def test_an_object_that_entered_late_reads_from_its_own_frames_alone(
-    video: VideoSequence, engine: FastNetwork
+    video: VideoSequence, network: FastNetwork
 ) -> None:
-    segmenter = NetworkSegmenter(engine, MemoryRule.parse("every:2"), None)
+    segmenter = NetworkSegmenter(network, MemoryRule.parse("every:2"), None)
     read = capture(video, segmenter, "00005", 2)
     assert [frame.name for frame in read.memory] == ["00002", "00004"]
     with pytest.raises(ValueError, match="object 2 is not in memory on frame 00002; in memory: 1"):
@@ -199,8 +199,8 @@ def test_the_shipped_weights_read_an_object_from_itself(shared_data: Path, tmp_p
             source = shared_data / "clips" / "chair" / kind / f"frame_{frame:06d}.{ending}"
             (tmp_path / kind / "chair" / source.name).symlink_to(source)
     (sequence,) = find_sequences(tmp_path)
-    engine = FastNetwork(load_network()[0])
-    segmenter = NetworkSegmenter(engine, MemoryRule.parse("first"), short_side=240)
+    network = FastNetwork(load_network()[0])
+    segmenter = NetworkSegmenter(network, MemoryRule.parse("first"), short_side=240)
     read = capture(sequence, segmenter, "frame_000002")
     reading = read_from(read)
     assert isinstance(reading, Reading)
