@@ -119,6 +119,7 @@ function show() {
     : state.keys.length ? (state.dirty.join("; ") || "Everything is up to date.") : "There is no key yet: paint a mask.";
   by("propagate").disabled = run.running || !state.keys.length || Boolean(state.heldBy);
   by("stop").disabled = !run.running;
+  by("progress").classList.toggle("running", run.running);
   by("progress").value = run.total ? run.done / run.total : 0;
   if (run.running) {
     const left = run.seconds_left === null ? "" : `, ${Math.ceil(run.seconds_left)} s left`;
@@ -172,12 +173,13 @@ function showLegend() {
   const now = JSON.stringify([state.objects, object]);
   if (now === legend) return;
   legend = now;
-  by("legend").replaceChildren(...state.objects.map((one) => {
+  by("object").style.borderColor = `rgb(${state.objects.find((one) => one.name === object).colour.join(" ")})`;
+  by("legend").replaceChildren(...(state.objects.length > 1 ? state.objects : []).map((one) => {
     const [button, colour] = [document.createElement("button"), document.createElement("i")];
     colour.style.background = `rgb(${one.colour.join(" ")})`;
     button.append(colour, one.name);
     button.title = `Paint and show ${one.name}`;
-    button.classList.toggle("on", one.name === object && state.objects.length > 1);
+    button.classList.toggle("on", one.name === object);
     button.addEventListener("click", () => { object = one.name; show(); });
     return button;
   }));
