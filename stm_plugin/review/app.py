@@ -51,8 +51,9 @@ class ReviewServer:
     listening: socket.socket
 
     def run(self) -> None:
-        """Serve until Ctrl-C."""
-        self.server.run(sockets=[self.listening])
+        """Serve until Ctrl-C, which is the usual end and no error."""
+        with suppress(KeyboardInterrupt):
+            self.server.run(sockets=[self.listening])
 
 
 def make_server(session: ReviewSession, port: int = 0) -> ReviewServer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import webbrowser
 from collections.abc import Callable
 from pathlib import Path
@@ -47,8 +48,8 @@ def serve_review(
         say(str(shot.folder))
         say(f"Open {server.address}")
         say("The address works once, on this machine only. Ctrl-C ends the page.")
-        if browser:
-            webbrowser.open(server.address)
+        if browser:  # in a thread, because some browsers return only at their end
+            threading.Thread(target=webbrowser.open, args=(server.address,), daemon=True).start()
         server.run()
     finally:
         session.close()
