@@ -193,10 +193,13 @@ def test_a_journal_does_not_grow_for_ever(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "log.jsonl", "frame")
     for number in range(200):
         journal.append({"frame": number % 2, "number": number})
-    before = journal.load()
-    size = (tmp_path / "log.jsonl").stat().st_size
-    assert size < 100
-    assert journal.load() == before == {0: {"frame": 0, "number": 198}, 1: {"frame": 1, "number": 199}}
+    path = tmp_path / "log.jsonl"
+    whole = path.read_bytes()
+    assert journal.load() == {0: {"frame": 0, "number": 198}, 1: {"frame": 1, "number": 199}}
+    assert path.read_bytes() == whole, "a reader would lose what another process adds meanwhile"
+    journal.append({"frame": 1, "number": 200})
+    assert path.stat().st_size < 150
+    assert journal.load() == {0: {"frame": 0, "number": 198}, 1: {"frame": 1, "number": 200}}
 
 
 def test_a_full_disk_leaves_the_old_file_and_says_what_to_do(
