@@ -178,6 +178,13 @@ def test_the_whole_loop_in_a_browser(browser: object, running: Running, tmp_path
     page.keyboard.press("r")
     says(page, "computed")
 
+    # The panel stays in the window where that gets smaller.
+    page.set_viewport_size({"width": 1920, "height": 1080})
+    page.keyboard.press("Home")
+    page.set_viewport_size({"width": 1280, "height": 720})
+    panel = page.locator("aside").bounding_box()
+    assert panel["x"] + panel["width"] <= 1280 and panel["y"] + panel["height"] <= 720
+
     # Every view draws; a second window of the same browser sees the same shot.
     for key in "acpdwfo":
         page.keyboard.press(key)
