@@ -65,13 +65,13 @@ class Job:
 def job_of(opened: FarmShot, plan: Plan, parts: Parts, out: str, stm: str = "stm") -> Job:
     """The job of a plan. DeviceError where it does not fit this machine's memory."""
     shipped = Path(model.__path__[0]).resolve()
-    given = {Path(one.path).absolute() for one in opened.inputs.given}
+    given = {_plain(one.path) for one in opened.inputs.given}
     plate = opened.description.plate
     return Job(
-        shot=opened.store.folder.absolute(),
+        shot=_plain(opened.store.folder),
         frames=f"{plan.frames[0].frame}-{plan.frames[-1].frame}",
-        out=Path(out).expanduser().absolute(),
-        plate=plate.text if isinstance(opened.plate, Plate) else "",
+        out=_plain(Path(out).expanduser()),
+        plate=str(_plain(plate.text)) if isinstance(opened.plate, Plate) else "",
         address=opened.address,
         parts=parts,
         memory=opened.propagation.forecast(plan, workers=1).forecast,  # others are taken where there is room
@@ -79,6 +79,12 @@ def job_of(opened: FarmShot, plan: Plan, parts: Parts, out: str, stm: str = "stm
         inputs=tuple(sorted(one for one in given if not one.resolve().is_relative_to(shipped))),
         stm=stm,
     )
+
+
+def _plain(path: str | Path) -> Path:
+    """The absolute path without `..`, so that a farm's rules for folders find its beginning."""
+    whole = Path(path).absolute()
+    return whole.parent.resolve() / whole.name if ".." in whole.parts else whole
 
 
 def template(job: Job) -> Json:

@@ -289,7 +289,8 @@ def test_a_bundle_of_a_plate_and_its_keys_makes_the_shot_and_passes_the_formats_
 ) -> None:
     bundle = tmp_path / "hero.bundle"
     keys = [word for one in KEYS for word in ("--key", f"{one}={tmp_path}/plate.mask.{one}.png")]
-    assert stm(monkeypatch, "farm", "bundle", plate, *keys, "--out", bundle, "--chunk", 4) == 0
+    roundabout = Path(plate).parent / ".." / Path(plate).parent.name / Path(plate).name
+    assert stm(monkeypatch, "farm", "bundle", roundabout, *keys, "--out", bundle, "--chunk", 4) == 0
     check_format(bundle, monkeypatch, capsys)
     shot = tmp_path / "hero.bundle.stmshot"
     given = json.loads((bundle / "parameters.json").read_text("utf-8"))
