@@ -290,6 +290,7 @@ Connection::Connection(platform::Socket socket, const std::string& client, const
     if (reply.header.contains("protocol")) {
         minor_ = std::min(protocolMinor, reply.header["protocol"].at(1).get<int>());
     }
+    setLocked(reply.header.value("locked", Json()));
     if (reply.header.contains("map_folder") && reply.header["map_folder"].is_string()) {
         mapFolder_ = reply.header["map_folder"].get<std::string>();
         mapPrefix_ = reply.header.at("map_prefix").get<std::string>();

@@ -48,6 +48,9 @@ class Connection {
 
     // The lower one of both sides' minor versions: what may be asked for.
     int minor() const { return minor_; }
+    // Settings that the configuration of the engine's site locks: by name, the value and the reason. They are not sent.
+    const Json& locked() const { return locked_; }
+    void setLocked(const Json& locked) { locked_ = locked.is_object() ? locked : Json::object(); }
 
     // Sends a request and waits for its answer. Throws EngineError, ConnectionLost, Cancelled or DeadlinePassed. A request
     // that is given up is still carried out; its answer is dropped when it comes.
@@ -78,6 +81,7 @@ class Connection {
     std::string mapPrefix_;
     int mapCount_ = 0;
     int minor_ = 0;
+    Json locked_ = Json::object();
     std::unique_ptr<platform::MappedFile> outgoing_;
     std::unique_ptr<platform::MappedFile> incoming_;
     bool broken_ = false;

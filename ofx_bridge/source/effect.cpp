@@ -26,7 +26,7 @@ constexpr const char* noKeyText = "There is no key yet. Go to a frame with a mas
 constexpr const char* shotValues[] = {param::keyFrames,   param::shotStore,   param::memoryRule, param::memoryEvery,
                                       param::workingSize, param::colourSpace, param::useRegion,  param::regionCorner,
                                       param::regionSize,  param::objects,     param::missingInWindow,
-                                      param::state};
+                                      param::state,       param::edges,      param::edgeWidth};
 
 Milliseconds keyLimit() { return secondsFrom(keyVariable, defaultKeySeconds); }
 
@@ -468,7 +468,7 @@ void EffectInstance::showStatus(const Shot& shot, const NodeShot& own, const Dea
     }
     const Json advice = status.value("advice", Json());
     if (advice.is_object() && !advice.value("text", "").empty()) text += "\nNext key: " + advice.value("text", "") + ".";
-    parameters_.setStatus(text);
+    parameters_.setStatus(text + parameters_.showLocks(status.value("locked", Json())));
 }
 
 void EffectInstance::refreshStatus(double time, bool startEngine) const {

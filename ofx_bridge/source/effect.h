@@ -117,7 +117,7 @@ class EffectInstance {
     MissingFrames whenMissing(const RenderRequest& request) const;
     void awaitProgress(const Shot& shot, Frame frame, std::string& seen, const Deadline& deadline) const;
     void computeForward(const Shot& shot, Frame frame, const Deadline& deadline);
-    MatteChoice matteChoice() const { return {parameters_.outputObject(), parameters_.output() == Output::confidence}; }
+    MatteChoice matteChoice() const;
     std::optional<Matte> nearestMatte(const Shot& shot, Frame frame, const Box& box, const Deadline& deadline) const;
     std::optional<Matte> oldMatte(const Shot& shot, Frame frame, const Box& box, const Deadline& deadline) const;
     void compose(const Image& output, const Image& source, const Found& found, const Box& window, const Check& check) const;

@@ -252,6 +252,7 @@ inline constexpr const char* sourceClip = "Source";
 inline constexpr const char* paramInteger = "OfxParamTypeInteger";
 inline constexpr const char* paramBoolean = "OfxParamTypeBoolean";
 inline constexpr const char* paramChoice = "OfxParamTypeChoice";
+inline constexpr const char* paramDouble = "OfxParamTypeDouble";
 inline constexpr const char* paramDouble2D = "OfxParamTypeDouble2D";
 inline constexpr const char* paramString = "OfxParamTypeString";
 inline constexpr const char* paramGroup = "OfxParamTypeGroup";

@@ -4,6 +4,7 @@
 #include <array>
 #include <cctype>
 #include <cmath>
+#include <cstdlib>
 
 namespace stm {
 
@@ -15,6 +16,7 @@ constexpr int defaultWorkingSize = 480;
 constexpr int maxWorkingSize = 4320;
 constexpr int shownWorkingSizes[] = {240, 1080};
 constexpr int shownEvery[] = {1, 20};
+constexpr double narrowest = 0.25, widest = 4.0;  // of learned edges; 1 is unchanged
 constexpr double shownRegion = 4096.0;
 constexpr int automaticChannel = 4;
 constexpr int dividerBelow = 1;  // of the property that lays parameters out
@@ -29,6 +31,25 @@ constexpr const char* defaultObject = "matte";
 constexpr std::array<const char*, 4> channels{"A", "R", "G", "B"};       // the order of the choice
 constexpr std::array<const char*, 4> channelsInOrder{"R", "G", "B", "A"};  // several objects
 constexpr std::array<const char*, 3> simpleRules{"first", "previous", "first+previous"};
+constexpr std::array<const char*, 3> edgeKinds{"learned", "guided", "off"};
+
+// The parameters of each setting that a configuration can lock.
+struct Lockable {
+    const char* setting;
+    std::vector<const char*> parameters;
+};
+
+const std::vector<Lockable>& lockables() {
+    static const auto& all = *new std::vector<Lockable>{
+        {"memory_rule", {param::memoryRule, param::memoryEvery}},
+        {"working_size", {param::workingSize}},
+        {"colour_space", {param::colourSpace}},
+        {"region", {param::useRegion, param::regionCorner, param::regionSize}},
+        {"finish.edges", {param::edges}},
+        {"finish.width", {param::edgeWidth}},
+    };
+    return all;
+}
 
 // Describes parameters with the few words that each needs.
 class Describer {
@@ -85,6 +106,16 @@ class Describer {
         described.set(ofx::prop::paramDisplayMax, shown[1]);
         described.set(ofx::prop::paramAnimates, 0);
         return described;
+    }
+
+    void real(const char* name, const char* label, const char* hint, const char* parent, double otherwise, double low,
+              double high) const {
+        const Properties described = define(ofx::value::paramDouble, name, label, hint, parent);
+        described.set(ofx::prop::paramDoubleType, ofx::value::doubleTypePlain);
+        described.set(ofx::prop::paramDefault, otherwise);
+        for (const char* least : {ofx::prop::paramMin, ofx::prop::paramDisplayMin}) described.set(least, low);
+        for (const char* most : {ofx::prop::paramMax, ofx::prop::paramDisplayMax}) described.set(most, high);
+        described.set(ofx::prop::paramAnimates, 0);
     }
 
     void toggle(const char* name, const char* label, const char* hint, const char* parent) const {
@@ -213,8 +244,10 @@ void describeParameters(const Host& host, ofx::Effect effect, bool hasMaskClip) 
     add.choice(param::output, "Output",
                "RGBA: the source with the matte as alpha, not premultiplied or premultiplied. Matte only: the matte in every "
                "channel (alpha alone where the host allows it). Overlay: the source tinted where the matte is. Confidence: "
-               "how sure the network is of each pixel, from 0 to 1; 1 on a key.",
-               "", {"RGBA with matte as alpha", "Matte only", "Overlay", "RGBA premultiplied by the matte", "Confidence"}, 0);
+               "how sure the network is of each pixel, from 0 to 1; 1 on a key. Foreground: the source's colours without the "
+               "background where the matte is soft, with the matte as alpha, not premultiplied.",
+               "", {"RGBA with matte as alpha", "Matte only", "Overlay", "RGBA premultiplied by the matte", "Confidence",
+                    "Foreground with matte as alpha"}, 0);
     add.text(param::outputObject, "Object shown", "The object whose matte is put out; empty: all together.", "");
     add.choice(param::missingFrames, "Missing frames",
                "What a render does on a frame without a fresh matte that cannot be computed at once: fail and say why, take "
@@ -224,6 +257,10 @@ void describeParameters(const Host& host, ofx::Effect effect, bool hasMaskClip) 
                "The same for a frame that you look at in the window. Where there is no old matte either, you see the plate. "
                "What a render would not put out has a striped border, and the status lists the frames.",
                "", {"Fail", "Nearest matte", "Old matte", "Plate"}, static_cast<int>(MissingFrames::oldMatte));
+    add.choice(param::edges, "Edges",
+               "Learned: soft where the plate is soft. Guided: they follow the plate's colours. Off: enlarged only.", "",
+               {"Learned", "Guided", "Off"}, 0);
+    add.real(param::edgeWidth, "Narrower - wider", "Of learned edges: 1 is unchanged.", "", 1.0, narrowest, widest);
 
     add.group(param::maskGroup, "Masks", true);
     add.choice(param::maskFrom, "Masks from", "Where the keys' masks are taken.", param::maskGroup,
@@ -258,23 +295,28 @@ void describeParameters(const Host& host, ofx::Effect effect, bool hasMaskClip) 
     add.point(param::regionCorner, "Region corner", "The region's lower left corner.", param::shotGroup, 0.0, -farAway);
     add.point(param::regionSize, "Region size", "The region's width and height.", param::shotGroup, defaultRegionSize, 1.0);
 
-    const Properties state = add.text(param::state, "State", "", "");
-    state.set(ofx::prop::paramSecret, 1);
+    // Not secret: hosts undo, and hand back from a project, what is shown.
+    add.group(param::savedGroup, "Saved by the effect", false);
+    const Properties state = add.text(param::state, "State", "Which store belongs to this node. The buttons write it.",
+                                      param::savedGroup);
+    state.set(ofx::prop::paramEnabled, 0);
     state.set(ofx::prop::paramEvaluateOnChange, 0);
     constexpr int shownRevisions[] = {0, lastRevision};
-    add.integer(param::revision, "Revision", "", "", 0, 0, lastRevision, shownRevisions).set(ofx::prop::paramSecret, 1);
     for (const char* step : {param::evenStep, param::oddStep}) {
-        const Properties mark = add.integer(step, "Step", "", "", 0, 0, lastRevision, shownRevisions);
-        mark.set(ofx::prop::paramSecret, 1);
+        const Properties mark = add.integer(step, step == param::evenStep ? "Even step" : "Odd step",
+                                            "Keeps the host's undo steps separate.", param::savedGroup, 0, 0, lastRevision,
+                                            shownRevisions);
+        mark.set(ofx::prop::paramEnabled, 0);
         mark.set(ofx::prop::paramEvaluateOnChange, 0);
     }
+    add.integer(param::revision, "Revision", "", "", 0, 0, lastRevision, shownRevisions).set(ofx::prop::paramSecret, 1);
 }
 
 Parameters::Parameters(const Host& host, ofx::Effect effect) : host_(&host) {
     if (host.effects().getParamSet(effect, &set_) != ofx::status::ok) set_ = nullptr;
 }
 
-Output Parameters::output() const { return static_cast<Output>(std::clamp(integer(param::output, 0), 0, 4)); }
+Output Parameters::output() const { return static_cast<Output>(std::clamp(integer(param::output, 0), 0, 5)); }
 
 MissingFrames Parameters::missingFrames() const {
     return static_cast<MissingFrames>(std::clamp(integer(param::missingFrames, 0), 0, 3));
@@ -365,6 +407,10 @@ Json Parameters::settings(double pixelAspect, int displayTop) const {
     Json settings{{"working_size", integer(param::workingSize, defaultWorkingSize)}};
     settings["memory_rule"] = rule < 3 ? std::string(simpleRules[static_cast<std::size_t>(rule)])
                                        : "every:" + std::to_string(integer(param::memoryEvery, defaultEvery));
+    const std::string edges = edgeKinds[static_cast<std::size_t>(std::clamp(integer(param::edges, 0), 0, 2))];
+    const double width = number(param::edgeWidth, 1.0);
+    settings["finish.edges"] = edges;
+    settings["finish.width"] = edges == edgeKinds.front() && width == width ? std::clamp(width, narrowest, widest) : 1.0;
     settings["region"] = nullptr;
     if (integer(param::useRegion, 0) != 0) {
         const auto [x, y] = pair(param::regionCorner);
@@ -391,6 +437,48 @@ void Parameters::setState(const std::string& id, const std::set<Frame>& keys, co
 void Parameters::setStatus(const std::string& text) const { set(param::status, text); }
 
 void Parameters::bumpRevision() const { set(param::revision, (integer(param::revision, 0) + 1) % lastRevision); }
+
+std::string Parameters::showLocks(const Json& locked) const {
+    std::string reasons;
+    for (const auto& [setting, names] : lockables()) {
+        const auto found = locked.is_object() ? locked.find(setting) : locked.end();
+        const bool isLocked = found != locked.end() && found->is_object();
+        for (const char* name : names) enable(name, !isLocked);
+        if (!isLocked) continue;
+        showLocked(setting, found->value("value", Json()));
+        const Json text = found->value("text", Json());
+        if (text.is_string()) reasons += "\n" + text.get<std::string>();
+    }
+    return reasons;
+}
+
+void Parameters::showLocked(const std::string& setting, const Json& value) const {
+    const auto choose = [this](const char* name, int index) {
+        if (integer(name, index) != index) set(name, index);
+    };
+    const auto indexIn = [&value](const std::array<const char*, 3>& words) {
+        return static_cast<int>(std::find(words.begin(), words.end(), value) - words.begin());
+    };
+    if (setting == "region") return choose(param::useRegion, value.is_null() ? 0 : 1);
+    if (setting == "working_size" && value.is_number_integer()) return choose(param::workingSize, value.get<int>());
+    if (setting == "finish.width" && value.is_number()) {
+        if (number(param::edgeWidth, 1.0) != value.get<double>()) set(param::edgeWidth, value.get<double>());
+    }
+    if (!value.is_string()) return;
+    const std::string word = value.get<std::string>();
+    if (setting == "colour_space" && text(param::colourSpace) != word) return set(param::colourSpace, word);
+    if (setting == "finish.edges") {
+        if (const int index = indexIn(edgeKinds); index < 3) choose(param::edges, index);
+    }
+    if (setting != "memory_rule") return;
+    const int rule = indexIn(simpleRules);
+    choose(param::memoryRule, rule);
+    constexpr const char* nth = "every:";
+    const std::size_t start = std::char_traits<char>::length(nth);
+    if (rule == 3 && word.rfind(nth, 0) == 0 && word.size() > start && word.size() < start + 5) {
+        choose(param::memoryEvery, static_cast<int>(std::strtol(word.c_str() + start, nullptr, 10)));
+    }
+}
 
 Parameters::Edit::Edit(const Parameters& parameters, const char* step) : parameters_(parameters) {
     if (parameters_.set_ != nullptr) parameters_.host_->parameters().editBegin(parameters_.set_, step);
@@ -419,6 +507,13 @@ int Parameters::integer(const char* name, int otherwise) const {
     return value;
 }
 
+double Parameters::number(const char* name, double otherwise) const {
+    const ofx::Param found = handle(name);
+    double value = otherwise;
+    if (found == nullptr || host_->parameters().getValue(found, &value) != ofx::status::ok) return otherwise;
+    return value;
+}
+
 std::string Parameters::text(const char* name) const {
     const ofx::Param found = handle(name);
     char* value = nullptr;
@@ -442,6 +537,20 @@ void Parameters::set(const char* name, const std::string& text) const {
 void Parameters::set(const char* name, int value) const {
     const ofx::Param found = handle(name);
     if (found != nullptr) host_->parameters().setValue(found, value);
+}
+
+void Parameters::set(const char* name, double value) const {
+    const ofx::Param found = handle(name);
+    if (found != nullptr) host_->parameters().setValue(found, value);
+}
+
+void Parameters::enable(const char* name, bool isEnabled) const {
+    ofx::Param found = nullptr;
+    ofx::PropertySet about = nullptr;
+    if (set_ == nullptr || host_->parameters().getHandle(set_, name, &found, &about) != ofx::status::ok || about == nullptr) return;
+    const Properties properties(*host_, about);
+    const int now = isEnabled ? 1 : 0;
+    if (properties.integer(ofx::prop::paramEnabled).value_or(1) != now) properties.set(ofx::prop::paramEnabled, now);
 }
 
 }  // namespace stm

@@ -43,6 +43,9 @@ inline constexpr const char* colourSpace = "colourSpace";
 inline constexpr const char* useRegion = "useRegion";
 inline constexpr const char* regionCorner = "regionCorner";
 inline constexpr const char* regionSize = "regionSize";
+inline constexpr const char* edges = "edges";
+inline constexpr const char* edgeWidth = "edgeWidth";
+inline constexpr const char* savedGroup = "savedGroup";
 inline constexpr const char* state = "state";
 inline constexpr const char* revision = "revision";
 inline constexpr const char* evenStep = "evenStep";
@@ -50,7 +53,7 @@ inline constexpr const char* oddStep = "oddStep";
 }  // namespace param
 
 // New entries come last: saved scripts keep numbers.
-enum class Output { rgbaWithMatte = 0, matteOnly = 1, overlay = 2, premultiplied = 3, confidence = 4 };
+enum class Output { rgbaWithMatte = 0, matteOnly = 1, overlay = 2, premultiplied = 3, confidence = 4, foreground = 5 };
 enum class MaskFrom { maskClip = 0, sourceAlpha = 1 };
 enum class MissingFrames { fail = 0, nearestMatte = 1, oldMatte = 2, plate = 3 };
 
@@ -104,14 +107,21 @@ class Parameters {
     void setState(const std::string& id, const std::set<Frame>& keys, const std::set<Frame>& painted) const;
     void setStatus(const std::string& text) const;
     void bumpRevision() const;  // makes the host render again what it has cached
+    // Greys what the configuration of a site or a show locks, and shows the locked values. `locked` is the engine's word:
+    // by setting, the value and the reason. Returns the reasons, one in a line.
+    std::string showLocks(const Json& locked) const;
 
   private:
     Json savedState() const;  // null when there is none. Throws UserError.
     int integer(const char* name, int otherwise) const;
     std::string text(const char* name) const;
+    double number(const char* name, double otherwise) const;
     std::pair<double, double> pair(const char* name) const;
     void set(const char* name, const std::string& text) const;
     void set(const char* name, int value) const;
+    void set(const char* name, double value) const;
+    void showLocked(const std::string& setting, const Json& value) const;
+    void enable(const char* name, bool isEnabled) const;
     ofx::Param handle(const char* name) const;
 
     const Host* host_;

@@ -258,6 +258,13 @@ void unpremultiply(Rgba* pixels, int count) {
     }
 }
 
+std::array<float, 3> Matte::colourAt(int x, int y) const {
+    if (colours.empty() || x < box.x1 || x >= box.x2 || y < box.y1 || y >= box.y2) return {0.0F, 0.0F, 0.0F};
+    const std::size_t row = static_cast<std::size_t>(y - box.y1) * static_cast<std::size_t>(box.width());
+    const std::size_t first = 3 * (row + static_cast<std::size_t>(x - box.x1));
+    return {colours[first], colours[first + 1], colours[first + 2]};
+}
+
 float Matte::at(int x, int y) const {
     if (x < box.x1 || x >= box.x2 || y < box.y1 || y >= box.y2) return 0.0F;
     const auto row = static_cast<std::size_t>(y - box.y1);
@@ -318,6 +325,18 @@ Matte scaledMatte(const Matte& full, const Box& box, double scaleX, double scale
                 }
             }
             scaled.values.push_back(static_cast<float>(sum));
+        }
+    }
+    if (full.colours.empty()) return scaled;
+    // What the matte leaves out has no part in the mean of the colours.
+    scaled.colours.resize(3 * scaled.values.size());
+    for (std::size_t channel = 0; channel < 3; ++channel) {
+        Matte multiplied{full.box, std::vector<float>(full.values.size())};
+        for (std::size_t i = 0; i < full.values.size(); ++i) multiplied.values[i] = full.colours[3 * i + channel] * full.values[i];
+        const Matte mean = scaledMatte(multiplied, box, scaleX, scaleY, check);
+        for (std::size_t i = 0; i < scaled.values.size(); ++i) {
+            const float alpha = scaled.values[i];
+            scaled.colours[3 * i + channel] = alpha > 0.0F ? mean.values[i] / alpha : 0.0F;
         }
     }
     return scaled;

@@ -68,7 +68,9 @@ void unpremultiply(Rgba* pixels, int count);  // where alpha is 0, colour does n
 struct Matte {
     Box box;
     std::vector<float> values;
+    std::vector<float> colours{};  // red, green and blue of each pixel, not multiplied by the matte; or none
     float at(int x, int y) const;  // 0 outside
+    std::array<float, 3> colourAt(int x, int y) const;  // black outside
 };
 
 // Rec.709 luminance of RGB or RGBA over `box`, and a view of such values as one channel.

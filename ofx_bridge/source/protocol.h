@@ -17,7 +17,8 @@ using Json = nlohmann::json;
 using Bytes = std::vector<std::uint8_t>;
 
 inline constexpr int protocolMajor = 1;
-inline constexpr int protocolMinor = 2;
+inline constexpr int protocolMinor = 3;
+inline constexpr int minorWithForeground = 3;
 inline constexpr int minorWithLayers = 2;  // get_matte has `layer`, open_shot has `copy_of`
 inline constexpr std::size_t prefixBytes = 24;
 inline constexpr std::uint64_t maxHeaderBytes = 4194304;

@@ -31,6 +31,14 @@ struct EffectInstance::Found {
     Box frame;  // the plate's display window, in the pixels of the output
 };
 
+MatteChoice EffectInstance::matteChoice() const {
+    switch (parameters_.output()) {
+        case Output::confidence: return {parameters_.outputObject(), MatteLayer::confidence};
+        case Output::foreground: return {parameters_.outputObject(), MatteLayer::foreground};
+        default: return {parameters_.outputObject(), MatteLayer::matte};
+    }
+}
+
 std::vector<double> EffectInstance::sourceFramesNeeded(double time) const {
     std::vector<double> frames{time, time};
     if (parameters_.maskFrom() == MaskFrom::sourceAlpha) {
@@ -269,6 +277,11 @@ void EffectInstance::compose(const Image& output, const Image& source, const Fou
                 case Output::premultiplied: pixel = {pixel.r * alpha, pixel.g * alpha, pixel.b * alpha, alpha}; break;
                 case Output::matteOnly:
                 case Output::confidence: pixel = {alpha, alpha, alpha, alpha}; break;
+                case Output::foreground: {
+                    const std::array<float, 3> colour = found.matte->colourAt(x, y);
+                    pixel = {colour[0], colour[1], colour[2], alpha};
+                    break;
+                }
                 case Output::overlay: {
                     const float part = overlayStrength * alpha;
                     pixel.r += part * (overlayTint.r - pixel.r);

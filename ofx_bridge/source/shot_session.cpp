@@ -135,7 +135,7 @@ void ShotSession::open(const ShotSpec& spec, bool asOwner, const Deadline& deadl
         request["owner"] = owner_;
         request["create"] = true;
         request["plate"] = spec.plate;
-        if (!isThere) request["settings"] = spec.settings;
+        if (!isThere) request["settings"] = unlocked(spec.settings);
         if (!isThere && !spec.copyOf.empty() && connection_->minor() >= minorWithLayers) request["copy_of"] = spec.copyOf;
         if (spec.guessedFrames && before != opened_.end()) {
             const auto [first, last] = before->second.frames;
@@ -187,9 +187,10 @@ void ShotSession::bringSettings(const ShotSpec& spec, const Deadline& deadline) 
     const Opened& opened = opened_.at(spec.folder);
     if (opened.spec.settings == spec.settings) return;
     const Json answer = connection_->request({{"op", "get_settings"}, {"shot", opened.shot}}, deadline).header;
+    const Json settings = unlocked(spec.settings);
     const bool differ = reading([&] {
         const Json& have = answer.at("settings");
-        return std::any_of(spec.settings.items().begin(), spec.settings.items().end(), [&have](const auto& wanted) {
+        return std::any_of(settings.items().begin(), settings.items().end(), [&have](const auto& wanted) {
             return !have.contains(wanted.key()) || have[wanted.key()] != wanted.value();
         });
     });
@@ -198,7 +199,13 @@ void ShotSession::bringSettings(const ShotSpec& spec, const Deadline& deadline) 
     // Changing a store takes the right to it; refused (`shot_open`) when another node has it.
     if (!opened.asOwner) open(spec, true, deadline);
     const std::string shot = opened_.at(spec.folder).shot;
-    connection_->request({{"op", "set_settings"}, {"shot", shot}, {"settings", spec.settings}, {"interrupt", true}}, deadline);
+    connection_->request({{"op", "set_settings"}, {"shot", shot}, {"settings", settings}, {"interrupt", true}}, deadline);
+}
+
+// A setting that the site's configuration locks has its value whatever the node says.
+Json ShotSession::unlocked(Json settings) const {
+    for (const auto& [name, about] : connection_->locked().items()) settings.erase(name);
+    return settings;
 }
 
 void ShotSession::cancel(const std::string& job) {
@@ -240,7 +247,13 @@ void ShotSession::sendCancels(const Deadline& deadline) {
 Json Shot::status(const std::optional<Range>& frames, const Deadline& deadline) const {
     Json request{{"op", "status"}};
     if (frames) request["frames"] = asJson(*frames);
-    return call(std::move(request), deadline);
+    Json answer;
+    session_->withShot(spec_, deadline, [&](Connection& connection, const std::string& shot) {
+        request["shot"] = shot;
+        answer = connection.request(request, deadline).header;
+        if (answer.contains("locked")) connection.setLocked(answer["locked"]);
+    });
+    return answer;
 }
 
 std::map<Frame, std::string> Shot::keys(const Deadline& deadline) const {
@@ -343,23 +356,35 @@ Matte Shot::matte(Frame frame, const Box& box, const MatteChoice& choice, bool s
     Matte matte{box, {}};
     float frameConfidence = 1.0F;  // a key's
     const std::size_t count = static_cast<std::size_t>(box.width()) * static_cast<std::size_t>(box.height());
+    const bool hasColours = choice.layer == MatteLayer::foreground;
+    const std::size_t planes = hasColours ? 4 : 1;  // red, green, blue and the matte
     session_->withShot(spec_, deadline, [&](Connection& connection, const std::string& shot) {
         Json request{{"op", "get_matte"}, {"shot", shot}, {"frame", frame},  {"format", "float"},
                      {"rows", "up"},      {"stale", stale}, {"wait_ms", shortWait}};
         if (!choice.object.empty()) request["objects"] = Json::array({choice.object});
         const bool hasLayers = connection.minor() >= minorWithLayers;
-        if (choice.isConfidence && hasLayers) request["layer"] = "confidence";
+        const bool isConfidence = choice.layer == MatteLayer::confidence;
+        if (isConfidence && hasLayers) request["layer"] = "confidence";
+        if (hasColours && connection.minor() < minorWithForeground) {
+            throw EngineError("version", "The engine is older than this effect and gives no foreground colours.", Json::object());
+        }
+        if (hasColours) request["layer"] = "foreground";
         const auto take = [&](const std::uint8_t* pixels) {
             const Check check = deadline.checkFor("for the matte");
             CancelCheck cancelCheck(check);
-            matte.values.clear();
-            matte.values.reserve(count);
-            const std::size_t rowBytes = static_cast<std::size_t>(box.width()) * sizeof(float);
-            std::vector<float> row(static_cast<std::size_t>(box.width()));
-            for (int y = 0; y < box.height(); ++y, pixels += rowBytes) {
-                std::memcpy(row.data(), pixels, rowBytes);  // the pixels may lie anywhere
-                matte.values.insert(matte.values.end(), row.begin(), row.end());
-                cancelCheck.worked(rowBytes);
+            matte.values.resize(count);
+            matte.colours.resize(hasColours ? 3 * count : 0);
+            const auto width = static_cast<std::size_t>(box.width());
+            std::vector<float> row(width);
+            for (std::size_t plane = 0; plane < planes; ++plane) {
+                const bool isMatte = plane + 1 == planes;
+                float* into = isMatte ? matte.values.data() : matte.colours.data() + plane;
+                const std::size_t step = isMatte ? 1 : 3;
+                for (int y = 0; y < box.height(); ++y, pixels += width * sizeof(float)) {
+                    std::memcpy(row.data(), pixels, width * sizeof(float));  // the pixels may lie anywhere
+                    for (std::size_t x = 0; x < width; ++x, into += step) *into = row[x];
+                    cancelCheck.worked(width * sizeof(float));
+                }
             }
         };
         // The store's display window is its own: where ours was a wrong guess, the matte is asked for again.
@@ -367,19 +392,19 @@ Matte Shot::matte(Frame frame, const Box& box, const MatteChoice& choice, bool s
         for (int guess = 1;; ++guess) {
             const EngineWindow window = placed(box, display);
             request["window"] = window;
-            const Json answer = connection.requestPixels(request, count * sizeof(float), take, deadline);
+            const Json answer = connection.requestPixels(request, planes * count * sizeof(float), take, deadline);
             if (answer.contains("confidence") && answer["confidence"].is_number()) {
                 frameConfidence = answer["confidence"].get<float>();
             }
             const bool fits = reading([&] {
                 const Json& image = answer.at("image");
                 display = answer.at("display_window").get<EngineWindow>();
-                return image.at("format") == "float" && image.at("channels").size() == 1 &&
+                return image.at("format") == "float" && image.at("channels").size() == planes &&
                        image.at("data_window") == Json(window) && answer.at("frame") == frame;
             });
             if (fits && placed(box, display) == window) {
                 // An older engine knows one number for the frame.
-                if (choice.isConfidence && !hasLayers) std::fill(matte.values.begin(), matte.values.end(), frameConfidence);
+                if (isConfidence && !hasLayers) std::fill(matte.values.begin(), matte.values.end(), frameConfidence);
                 return;
             }
             if (!fits || guess == guesses) {

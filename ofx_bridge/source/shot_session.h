@@ -62,10 +62,12 @@ struct MaskChannel {
     std::string channel;
 };
 
+enum class MatteLayer { matte, confidence, foreground };  // the last: the matte with the colours of what it shows
+
 // Which matte of a frame is asked for.
 struct MatteChoice {
     std::string object;  // empty: all objects together
-    bool isConfidence = false;
+    MatteLayer layer = MatteLayer::matte;
 };
 
 // The node was called during its own work, as by a host that renders pictures while it shows progress.
@@ -112,6 +114,7 @@ class ShotSession {
     Opened& ensureOpen(const ShotSpec& spec, bool asOwner, const Deadline& deadline);
     void open(const ShotSpec& spec, bool asOwner, const Deadline& deadline);
     void bringSettings(const ShotSpec& spec, const Deadline& deadline);
+    Json unlocked(Json settings) const;
     void close(const std::string& folder, const Deadline& deadline);
     void closeOthers(const std::string& folder, const Deadline& deadline);
     void sendCancels(const Deadline& deadline);
@@ -153,7 +156,7 @@ class Shot {
     void cancel(const std::string& job) const { session_->cancel(job); }
     // Stops all jobs of the shot, whoever started them. Starts no engine for it.
     void cancelAll(const Deadline& deadline) const;
-    // The matte over `box` (full-size pixels, y up), or how sure the network is of each pixel of it.
+    // The matte over `box` (full-size pixels, y up), or another layer of it.
     Matte matte(Frame frame, const Box& box, const MatteChoice& choice, bool stale, const Deadline& deadline) const;
 
   private:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol
@@ -127,6 +127,19 @@ class FrameFinisher:
         if self.results.plate_hash(frame) != loaded.hash:
             raise PlateMovedOn(frame)
         return loaded.guide()
+
+    def foreground(self, finished: FinishedFrame, objects: Sequence[str] = ()) -> FloatArray:
+        """The plate without its background (h, w, 3), in the plate's colour space.
+
+        Args:
+            finished: the frame, from this finisher.
+            objects: whose colours; empty: all together.
+        """
+        mattes = {name: one for name, one in finished.mattes.items() if not objects or name in objects}
+        loaded = self._context.loader.load(finished.frame)
+        if not mattes:
+            return np.zeros_like(loaded.plate_frame.pixels)
+        return _foreground(loaded, mattes)
 
     def confidence(self, frame: int) -> dict[str, FloatArray]:
         """The network's confidence in each pixel: by object name, float32 (h, w) over the data window.

@@ -41,6 +41,6 @@ Layout = Literal["interleaved", "planar"]
 PixelFormat = Literal["byte", "short", "half", "float"]
 Rows = Literal["down", "up"]
 MattePixels = Literal["half", "float"]
-MatteLayer = Literal["matte", "confidence"]
+MatteLayer = Literal["matte", "confidence", "foreground"]
 
 SAMPLE_BYTES: Final[Mapping[PixelFormat, int]] = {"byte": 1, "short": 2, "half": 2, "float": 4}

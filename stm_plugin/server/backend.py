@@ -121,6 +121,7 @@ class Matte:
     stale: bool
     content: str
     confidence: float | None = None
+    colours: FloatArray | None = None  # of the foreground, (height, width, 3), where they were asked for
 
 
 @dataclass(frozen=True)
@@ -234,7 +235,7 @@ class ShotBackend(Protocol):
     def matte(
         self, frame: int, objects: Sequence[str], stale: bool, layer: MatteLayer = "matte"
     ) -> Matte | NoMatte:
-        """The finished matte of one frame, or how sure the network is of each pixel; or why there is none."""
+        """The finished matte of one frame, how sure the network is, or the foreground; or why there is none."""
 
 
 class Backend(Protocol):

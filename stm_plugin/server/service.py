@@ -441,6 +441,8 @@ class Service:
         }
 
     async def _get_matte(self, client: Client, shot: SharedShot, request: p.GetMatte) -> Reply:
+        if request.layer == "foreground" and len(request.objects) > 1:
+            raise RequestError("bad_request", "get_matte: the foreground is of one object, or of all.")
         until = time.monotonic() + request.wait_ms / 1000
         looked_after: set[str] = set()  # jobs that had finished the frame before this check
         while True:
@@ -486,8 +488,12 @@ class Service:
                 hint=f"It has {', '.join(found.mattes)}." if found.mattes else None,
             )
         arrays = [found.mattes[name] for name in names] if names else [found.union]
+        channels = names or ("A",)
+        if found.colours is not None:
+            arrays = [*np.moveaxis(found.colours, -1, 0), *arrays]
+            channels = ("R", "G", "B", "A")
         cut = [_cut(one, found.data_window, window) for one in arrays]
-        layout, planes = pixels.write_mattes(cut, names or ("A",), window, request.format, request.rows)
+        layout, planes = pixels.write_mattes(cut, channels, window, request.format, request.rows)
         image = layout.to_json()
         payload: memoryview | bytes = planes
         if request.into is not None:

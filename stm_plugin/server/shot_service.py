@@ -423,9 +423,11 @@ class EngineShot:
     def matte(
         self, frame: int, objects: Sequence[str], stale: bool, layer: MatteLayer = "matte"
     ) -> Matte | NoMatte:
-        """The finished matte of one frame, or how sure the network is of each pixel; or why there is none."""
+        """The finished matte of one frame, how sure the network is, or the foreground; or why there is none."""
         if layer == "confidence":
             return self._confidence(frame, stale)
+        if layer == "foreground":
+            return self._foreground(frame, objects, stale)
         with self._reading:
             self._refresh()
             none = self._why_no_matte(frame)
@@ -456,6 +458,24 @@ class EngineShot:
                     finished = self._shot.earlier_matte(description, frame)
                     found = self._confidence_of(finished, self._shot.earlier_confidence(description, frame))
                     return dataclasses.replace(found, stale=True)
+        return none
+
+    def _foreground(self, frame: int, objects: Sequence[str], stale: bool) -> Matte | NoMatte:
+        """As `matte`, with the colours of the objects; without any named, of all together."""
+        with self._reading:
+            self._refresh()
+            none = self._why_no_matte(frame)
+            if none is None:
+                try:
+                    finished, colours = self._shot.foreground(frame, objects)
+                except MatteError as error:
+                    none = NoMatte("stale", error.what.rstrip(".").lower())
+                else:
+                    return dataclasses.replace(self._matte_of(finished), colours=colours)
+            for description in self._earlier if stale else ():
+                with contextlib.suppress(KeyframeError, MatteError, PlateError):
+                    finished, colours = self._shot.foreground(frame, objects, description)
+                    return dataclasses.replace(self._matte_of(finished), colours=colours, stale=True)
         return none
 
     def _confidence_of(self, finished: FinishedFrame, sure: Mapping[str, FloatArray]) -> Matte:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -161,6 +161,30 @@ class ShotReader:
         plan = self.plan(Request(frame, frame))
         with self._working.reading(frame):
             return self._working.finisher(plan).finished(frame)
+
+    def foreground(
+        self, frame: int, objects: Sequence[str] = (), description: ShotDescription | None = None
+    ) -> tuple[FinishedFrame, FloatArray]:
+        """A finished frame, and the plate without its background: float32 (h, w, 3), data window.
+
+        Args:
+            frame: its number.
+            objects: whose colours, in the plate's colour space; empty: all together.
+            description: an earlier one of the shot, for the frame as it was; None: the present one.
+
+        Raises:
+            MatteError, LicenceError, PlateError: as `matte` and `earlier_matte`.
+        """
+        if description is not None:
+            with self._finishing_earlier(description, frame) as finisher:
+                finished = finisher.finished(frame)
+                return finished, finisher.foreground(finished, objects)
+        self.check_licences()
+        plan = self.plan(Request(frame, frame))
+        with self._working.reading(frame):
+            finisher = self._working.finisher(plan)
+            finished = finisher.finished(frame)
+            return finished, finisher.foreground(finished, objects)
 
     def earlier_matte(self, description: ShotDescription, frame: int) -> FinishedFrame:
         """The matte of one frame by an earlier description, from results that the store still has.

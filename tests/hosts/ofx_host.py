@@ -1185,13 +1185,15 @@ def _parameter_suite(host: OfxHost) -> Structure:
         elif param.type == "OfxParamTypeDouble2D":
             ctypes.cast(first, POINTER(c_double))[0] = param.value[0]
             ctypes.cast(second, POINTER(c_double))[0] = param.value[1]
+        elif param.type == "OfxParamTypeDouble":
+            ctypes.cast(first, POINTER(c_double))[0] = param.value
         elif param.type in _NO_VALUE:
             host.violation(f"the parameter {param.name} has no value")
             raise _Refused(ERR_VALUE)
         else:
             ctypes.cast(first, POINTER(c_int))[0] = int(param.value)
 
-    def set_value(handle: int, first: int | None, *rest: int) -> None:
+    def set_value(handle: int, first: int | None, *rest: Any) -> None:
         host.allow("paramSetValue", _SETTING_ACTIONS)
         param: Param = host.find(handle, Param)
         if host.creates_clone():
@@ -1199,12 +1201,15 @@ def _parameter_suite(host: OfxHost) -> Structure:
         if param.is_linked:
             return
         owner = param.owner
-        if owner is not None and owner.bracket is not None:
+        is_secret = param.properties.values.get("OfxParamPropSecret", [0]) == [1]
+        if owner is not None and owner.bracket is not None and not is_secret:  # Natron undoes what is shown
             owner.bracket.setdefault(param.name, param.value)
         if param.type == "OfxParamTypeString":
             param.value = _text(ctypes.cast(first or 0, c_char_p).value)
         elif param.type in ("OfxParamTypeInteger", "OfxParamTypeChoice", "OfxParamTypeBoolean"):
             param.value = c_int(first or 0).value
+        elif param.type == "OfxParamTypeDouble":
+            param.value = float(rest[-1])
         else:
             host.violation(f"a value for {param.name} of type {param.type}")
 
@@ -1229,8 +1234,8 @@ def _parameter_suite(host: OfxHost) -> Structure:
             effect.undo_steps.append(step)
 
     # The values are variadic in C. By the calling conventions of Linux integers and pointers come like
-    # ordinary arguments, so that ordinary callbacks receive them.
-    variadic = CFUNCTYPE(c_int, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p)
+    # ordinary arguments, so that ordinary callbacks receive them; a number is the first one in its own registers.
+    variadic = CFUNCTYPE(c_int, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_double)
     unused = CFUNCTYPE(c_int, c_void_p, c_double)
     pair = CFUNCTYPE(c_int, c_void_p, POINTER(c_void_p))
     return _structure(
