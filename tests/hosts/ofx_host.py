@@ -1234,7 +1234,7 @@ def _parameter_suite(host: OfxHost) -> Structure:
             effect.undo_steps.append(step)
 
     # The values are variadic in C. By the calling conventions of Linux integers and pointers come like
-    # ordinary arguments, so that ordinary callbacks receive them; a number is the first one in its own registers.
+    # ordinary arguments, so that ordinary callbacks receive them. A number has its own registers.
     variadic = CFUNCTYPE(c_int, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_double)
     unused = CFUNCTYPE(c_int, c_void_p, c_double)
     pair = CFUNCTYPE(c_int, c_void_p, POINTER(c_void_p))
