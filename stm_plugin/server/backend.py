@@ -235,7 +235,7 @@ class ShotBackend(Protocol):
     def matte(
         self, frame: int, objects: Sequence[str], stale: bool, layer: MatteLayer = "matte"
     ) -> Matte | NoMatte:
-        """The finished matte of one frame, how sure the network is, or the foreground; or why there is none."""
+        """One frame: its matte, how sure the network is, or the foreground; or why there is none."""
 
 
 class Backend(Protocol):

@@ -423,7 +423,7 @@ class EngineShot:
     def matte(
         self, frame: int, objects: Sequence[str], stale: bool, layer: MatteLayer = "matte"
     ) -> Matte | NoMatte:
-        """The finished matte of one frame, how sure the network is, or the foreground; or why there is none."""
+        """One frame: its matte, how sure the network is, or the foreground; or why there is none."""
         if layer == "confidence":
             return self._confidence(frame, stale)
         if layer == "foreground":
