@@ -440,6 +440,8 @@ void Parameters::bumpRevision() const { set(param::revision, (integer(param::rev
 
 std::string Parameters::showLocks(const Json& locked) const {
     std::string reasons;
+    if (showsLocks_) return reasons;
+    showsLocks_ = true;
     for (const auto& [setting, names] : lockables()) {
         const auto found = locked.is_object() ? locked.find(setting) : locked.end();
         const bool isLocked = found != locked.end() && found->is_object();
@@ -449,6 +451,7 @@ std::string Parameters::showLocks(const Json& locked) const {
         const Json text = found->value("text", Json());
         if (text.is_string()) reasons += "\n" + text.get<std::string>();
     }
+    showsLocks_ = false;
     return reasons;
 }
 
@@ -460,9 +463,10 @@ void Parameters::showLocked(const std::string& setting, const Json& value) const
         return static_cast<int>(std::find(words.begin(), words.end(), value) - words.begin());
     };
     if (setting == "region") return choose(param::useRegion, value.is_null() ? 0 : 1);
-    if (setting == "working_size" && value.is_number_integer()) return choose(param::workingSize, value.get<int>());
+    if (setting == "working_size" && value.is_number_integer()) return choose(param::workingSize, std::clamp(value.get<int>(), 16, maxWorkingSize));
     if (setting == "finish.width" && value.is_number()) {
-        if (number(param::edgeWidth, 1.0) != value.get<double>()) set(param::edgeWidth, value.get<double>());
+        const double width = std::clamp(value.get<double>(), narrowest, widest);
+        if (number(param::edgeWidth, 1.0) != width) set(param::edgeWidth, width);
     }
     if (!value.is_string()) return;
     const std::string word = value.get<std::string>();
@@ -476,7 +480,7 @@ void Parameters::showLocked(const std::string& setting, const Json& value) const
     constexpr const char* nth = "every:";
     const std::size_t start = std::char_traits<char>::length(nth);
     if (rule == 3 && word.rfind(nth, 0) == 0 && word.size() > start && word.size() < start + 5) {
-        choose(param::memoryEvery, static_cast<int>(std::strtol(word.c_str() + start, nullptr, 10)));
+        choose(param::memoryEvery, std::clamp(static_cast<int>(std::strtol(word.c_str() + start, nullptr, 10)), 1, 1000));
     }
 }
 

@@ -126,6 +126,7 @@ class Parameters {
 
     const Host* host_;
     ofx::ParamSet set_ = nullptr;
+    mutable bool showsLocks_ = false;  // hosts tell a value's change in the middle of its setting
 };
 
 }  // namespace stm
