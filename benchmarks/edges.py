@@ -1,7 +1,8 @@
 """How good the edges of a matte are, against exactly known alpha: every way of finishing beside each other.
 
     python benchmarks/edges.py ../shared/data/soft
-    python benchmarks/edges.py ../shared/data/soft --clips furball_C --methods off guided true-cut --times
+    python benchmarks/edges.py ../shared/data/soft --clips furball_C --methods off guided "true cut" --times
+    python benchmarks/edges.py ../shared/data/soft --clips furball_B --methods learned --keys
 
 A folder holds clips as `NAME/plate/*` with `NAME/alpha/*` (for `furball_A`, `_B` and `_C`: `furball/alpha`).
 The network gets one key, the true alpha of the first frame cut at a half, and propagates it; that frame is
@@ -15,6 +16,9 @@ Measured inside the band, the pixels within 10 of one whose true alpha is neithe
 - dtSSD x 100: root of the mean square of the error's change from frame to frame;
 - SAD: sum of |p - g| / 1000;
 - soft: pixels with 0.02 < p < 0.98 over those of the truth.
+
+`--keys` prints instead how much of a key's softness is carried on: the soft pixels of a hard key, of a
+blurred one and of the true alpha as key, and of the frames after it.
 """
 
 from __future__ import annotations
@@ -47,6 +51,9 @@ from stm_plugin.windows import FloatArray
 
 BAND = 10
 GRADIENT_SIGMA = 1.4
+KEY_BLUR = 3.0
+AFTER_A_KEY = 4
+"""How many frames after a key its softness is looked for."""
 OWN_TRIMAP = 0.05
 """Of the short side: how wide the trimap around the unsure pixels of a matte is for closed-form matting."""
 
@@ -168,13 +175,36 @@ def clips_of(folder: Path) -> dict[str, tuple[Path, Path]]:
     return found
 
 
-def shown_frames(plate: Path, alpha: Path) -> Iterator[Shown]:
-    """All frames of a clip but the first, propagated from it."""
+def hard(truth: FloatArray) -> FloatArray:
+    """The key of all tables: the truth cut at a half."""
+    return (truth > 0.5).astype(np.float32)
+
+
+def blurred(truth: FloatArray) -> FloatArray:
+    """A hard key with a feather of 3 pixels."""
+    return np.asarray(cv2.GaussianBlur(hard(truth), (0, 0), KEY_BLUR), np.float32)
+
+
+KEYS: dict[str, Callable[[FloatArray], FloatArray]] = {
+    "hard": hard,
+    "blurred": blurred,
+    "true alpha": lambda truth: truth,
+}
+
+
+def shown_frames(
+    plate: Path, alpha: Path, key_of: Callable[[FloatArray], FloatArray] = hard
+) -> Iterator[Shown]:
+    """All frames of a clip but the first, propagated from it.
+
+    Args:
+        key_of: makes the key from the true alpha.
+    """
     truths = [cv2.imread(str(one), cv2.IMREAD_GRAYSCALE) / np.float32(255) for one in sorted(alpha.iterdir())]
     with tempfile.TemporaryDirectory() as folder:
         shot = Shot.create(Path(folder) / "clip", PlateDescription("files", str(plate)), Settings())
         first, *others = shot.plate.frames
-        shot.add_key(first, {"object": (truths[0] > 0.5).astype(np.float32)})
+        shot.add_key(first, {"object": key_of(truths[0])})
         shot.propagate()
         yield from _shown(shot, others, truths[1:])
         shot.close()
@@ -253,6 +283,21 @@ def soft_pixels(values: FloatArray) -> int:
     return int(np.count_nonzero((values > 0.02) & (values < 0.98)))
 
 
+def print_carried_softness(name: str, clip: tuple[Path, Path], ways: list[str]) -> None:
+    """The soft pixels of a key and of the frames after it, for each kind of key."""
+    for kind, key_of in KEYS.items():
+        shown = list(itertools.islice(shown_frames(*clip, key_of), AFTER_A_KEY))
+        first = cv2.imread(str(min(clip[1].iterdir())), cv2.IMREAD_GRAYSCALE) / np.float32(255)
+        counts = {"truth": [soft_pixels(first), *(soft_pixels(one.truth) for one in shown)]}
+        for way in ways:
+            mattes = [WAYS[way](one) for one in shown]
+            counts[way] = [soft_pixels(key_of(first)), *map(soft_pixels, mattes)]
+            measured = scores(mattes, [one.truth for one in shown])
+            print(f"{name:14} {kind:12} {way:26} {measured}")
+        for way, found in counts.items():
+            print(f"{name:14} {kind:12} {way:26} " + " ".join(f"{one:7d}" for one in found), flush=True)
+
+
 # ---- times -----------------------------------------------------------------------------------
 
 
@@ -292,8 +337,13 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--frames", type=int, help="score the first N frames only")
     parser.add_argument("--times", action="store_true", help="and the time of a 2K frame of each clip")
+    parser.add_argument("--keys", action="store_true", help="how much of a key's softness is carried on")
     options = parser.parse_args()
     clips = clips_of(options.folder)
+    if options.keys:
+        for name in options.clips or clips:
+            print_carried_softness(name, clips[name], options.methods)
+        return
     print(f"{'clip':14} {'way':26} {'MSE':>6} {'Grad':>7} {'dtSSD':>6} {'SAD':>7} {'soft':>6}   2K ms")
     for name in options.clips or clips:
         frames = list(shown_frames(*clips[name]))[: options.frames]
