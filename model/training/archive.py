@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -79,12 +80,15 @@ def pack(config: TrainingConfig, archive: Path, *, run: Path | None = None, limi
             f"The data of this run does not fit into {limit / 2**20:.0f} MiB, even at the lowest quality. "
             "Leave a folder out, or allow a larger archive."
         )
-    with tarfile.open(archive, "w") as tar:
-        _add(tar, _CONFIG, json.dumps(_relocated(config, groups).to_dict(), indent=2).encode())
-        _add(tar, _START, start)
-        for name, source in sources:
-            for place, content in _files(name, source, quality):
-                _add(tar, place, content)
+    with tempfile.TemporaryDirectory(prefix=f".{archive.name}.", dir=archive.parent) as folder:
+        unfinished = Path(folder) / archive.name
+        with tarfile.open(unfinished, "w") as tar:
+            _add(tar, _CONFIG, json.dumps(_relocated(config, groups).to_dict(), indent=2).encode())
+            _add(tar, _START, start)
+            for name, source in sources:
+                for place, content in _files(name, source, quality):
+                    _add(tar, place, content)
+        unfinished.replace(archive)
     return Packed(count, quality, archive.stat().st_size)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stm_plugin.cli.console import errors, progress_bar
+from stm_plugin.cli.guard import Overwrite, check_single, given_of
 
 if TYPE_CHECKING:  # heavy modules are imported in the functions: help must not wait for them
     from model.data.davis import VideoSequence
@@ -166,6 +167,7 @@ def pack(
     config: Config = None,
     run: Annotated[Path | None, typer.Option("--run", help="A begun run that is to go on there.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="MiB of the archive at most.")] = 60,
+    overwrite: Overwrite = False,
 ) -> None:
     """Packs data, start and configuration of a run for a machine with limited time."""
     from model.training.archive import pack as pack_run
@@ -185,6 +187,18 @@ def pack(
             leave_out=leave_out,
             start=start,
         )
+    except (ValueError, OSError) as error:
+        raise SettingsError(f"The run cannot be packed: {error}") from error
+    folders = (*given.videos, *given.stills, *given.instances)
+    inputs = given_of(
+        [],
+        *(("training data", Path(one)) for one in folders),
+        ("the configuration", config),
+        ("a file of the begun run", run),
+        ("the weights of the start", Path(given.start)),
+    )
+    check_single([archive], inputs, overwrite)
+    try:
         packed = pack_run(given, archive, run=run, limit=limit * 2**20)
     except (ValueError, OSError) as error:
         raise SettingsError(f"The run cannot be packed: {error}") from error

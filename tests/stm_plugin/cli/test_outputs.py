@@ -175,6 +175,25 @@ def test_weights_are_never_replaced_without_a_word(tmp_path: Path, stm: Command)
 # ---- nothing is dropped without a word ----
 
 
+def test_a_packed_run_never_replaces_its_training_data_nor_a_foreign_file(
+    tmp_path: Path, stm: Command
+) -> None:
+    for kind in ("images", "masks"):
+        (tmp_path / "stills" / kind).mkdir(parents=True)
+    values = np.zeros((72, 96), np.uint8)
+    values[20:50, 20:60] = 255
+    picture = tmp_path / "stills" / "images" / "a.png"
+    cv2.imwrite(str(picture), cv2.merge([values] * 3))
+    cv2.imwrite(str(tmp_path / "stills" / "masks" / "a.png"), values // 255)
+    before = picture.read_bytes()
+    foreign = tmp_path / "roto.tar"
+    foreign.write_bytes(b"of the artist")
+    for target, words in ((picture, ("--overwrite",)), (foreign, ())):
+        said = stm("train", "pack", target, "--stills", tmp_path / "stills", *words)
+        assert said.code == ExitCode.STORE and target.name in said.err
+    assert picture.read_bytes() == before and foreign.read_bytes() == b"of the artist"
+
+
 def test_a_key_that_was_added_by_hand_stays_when_the_command_is_repeated(desk: Desk) -> None:
     assert desk.run().code == 0
     mask = desk.folder / "plate.mask.1004.png"
