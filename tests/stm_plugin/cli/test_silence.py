@@ -40,11 +40,10 @@ def test_a_large_movie_is_said_to_be_looked_at(
     console.tell_of_movie(str(movie), shot)
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(console, "_LONG_MOVIE", 8)
-    monkeypatch.setenv("COLUMNS", "1000")
     for plate in (str(movie), str(tmp_path / "absent.mov"), str(tmp_path / "p.####.exr"), "", None):
         console.tell_of_movie(plate, shot)
-    said = capsys.readouterr().err.rstrip()
-    assert said.endswith("plate.mov: looking at every frame of the movie.") and said.count("looking") == 1
+    said = "".join(capsys.readouterr().err.split())  # long paths are broken
+    assert said.endswith("plate.mov:lookingateveryframeofthemovie.") and said.count("looking") == 1
 
 
 def test_a_shot_without_a_key_says_what_it_needs(
