@@ -159,7 +159,7 @@ class Engine:
     def _replace_if_older(self, connection: Connection) -> bool:
         """Leave an engine of another version than the installed one.
 
-        It is ended, once, if nobody else uses it; else this client gets one of its own beside it.
+        It is ended, once, if nobody else uses it; else this client gets a separate one beside it.
         """
         if not self._may_start or self._own is not None:  # its own engine is what this installation starts
             return False

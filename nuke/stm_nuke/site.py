@@ -51,7 +51,7 @@ def _user_folder() -> Path:
 
 
 def _value(text: str) -> str:
-    """The value as it is written: a line of its own before the first table. Python 3.9 reads no TOML."""
+    """The value as it is written: a separate line before the first table. Python 3.9 reads no TOML."""
     for line in text.splitlines():
         if line.lstrip().startswith("["):
             break

@@ -168,7 +168,7 @@ void requireThisShow(const Endpoint& found) {
     if (!found.isAnotherShows) return;
     throw EngineError("internal",
                       "The engine that is at work was started with the configuration of another show (STM_CONFIG). Close the "
-                      "programs that use it, or set STM_RUNTIME_DIR, so that this show has an engine of its own.",
+                      "programs that use it, or set STM_RUNTIME_DIR, so that this show has a separate engine.",
                       Json::object());
 }
 
@@ -206,7 +206,7 @@ void requireThisVersion(const std::string& engine) {
     if (engine == versionLabel || engine == unknownVersion) return;
     throw EngineError("version",
                       "The engine that is at work is of version " + engine + ", and this effect of " + versionLabel +
-                          ". Close the programs that use it, or set STM_RUNTIME_DIR, so that this version has an engine of its own.",
+                          ". Close the programs that use it, or set STM_RUNTIME_DIR, so that this version has a separate engine.",
                       Json::object());
 }
 

@@ -644,7 +644,7 @@ Shot EffectInstance::claimedShot(NodeShot& own, Frame frame, const Deadline& dea
     const Shot shot = openShot(own, frame, true);
     if (shot.claim(deadline)) return shot;
     if (namesStore()) {
-        throw UserError("Another node uses the shot store " + parameters_.shotStore() + ". Give this node one of its own.");
+        throw UserError("Another node uses the shot store " + parameters_.shotStore() + ". Give this node another one.");
     }
     own.id = platform::randomHex(shotIdBytes);  // this node is a copy: from now on it has a separate store
     ShotSpec spec = openShot(own, frame, true).spec();

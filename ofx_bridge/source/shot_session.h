@@ -79,7 +79,7 @@ struct Reentered : std::runtime_error {
 struct CopyDiffers : std::runtime_error {
     explicit CopyDiffers(const std::string& what)
         : std::runtime_error("This node is a copy of another one, and its " + what + " are not those of the other any more. Press "
-                             "Set key or a Propagate button: it gets a shot store of its own.") {}
+                             "Set key or a Propagate button: it gets a separate shot store.") {}
 };
 
 // A node's connection to the engine, shared by all instances that a host makes of the node. It heals itself: an engine that

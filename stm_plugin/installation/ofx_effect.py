@@ -29,7 +29,7 @@ BUNDLE = "STM.ofx.bundle"
 BUILD = "build.py"
 SOURCES = (BUILD, "source", "bundle")  # below the folder ofx_bridge
 LOCK_FILE = "ofx.txt"  # the packages that build it
-BUILT = "built"  # folder beside the sources: the effect that a bundle brought along
+BUILT = "built"  # folder beside the sources: the effect from the bundle
 STAMP = "stamp.txt"  # in it: what it was built from
 
 
