@@ -21,7 +21,7 @@ constexpr std::array<Milliseconds, 3> startPauses{Milliseconds{0}, Milliseconds{
 constexpr std::chrono::seconds startForgiven{60};
 constexpr Milliseconds engineStartLimit{60000};
 
-// Counts the starts of this process, so that an engine that dies at once is not started for ever.
+// Counts the starts of this process, so that an engine that dies at once is not started again and again.
 class Starter {
   public:
     static Starter& instance() {

@@ -12,7 +12,7 @@
 
 namespace stm {
 
-// The engine's own words about a request that it could not fulfil (PROTOCOL.md, section 6).
+// The engine's error for a request that it could not carry out (PROTOCOL.md, section 6).
 struct EngineError : std::runtime_error {
     EngineError(std::string errorCode, const std::string& text, Json errorDetails)
         : std::runtime_error(text), code(std::move(errorCode)), details(std::move(errorDetails)) {}
@@ -31,7 +31,7 @@ struct OutgoingPixels {
     std::function<void(std::uint8_t*, const Check&)> fill;
 };
 
-// A time that an environment variable tells, else `otherwise`.
+// The time in an environment variable, else `otherwise`.
 Milliseconds secondsFrom(const char* variable, double otherwise);
 
 // One user at a time; ShotSession holds the lock. After ConnectionLost or FramingError it is of no more use.

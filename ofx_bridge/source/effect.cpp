@@ -262,7 +262,7 @@ bool EffectInstance::takeKey(Frame frame, const ClipView& clip, const char* step
 }
 
 // Lists a key whose mask the engine takes when it is there: with the next picture, or the next Propagate. False where that
-// needs the engine's word: for a copy, or a store that somebody else began.
+// needs the engine's answer: for a copy, or a store that another program made.
 bool EffectInstance::keepForLater(Frame frame, const NodeShot& before, Progress& progress) const {
     NodeShot own = before;
     if (own.id.empty()) own.id = platform::randomHex(shotIdBytes);
@@ -679,7 +679,7 @@ std::set<Frame> EffectInstance::neighbouringKeys(double time) const {
 void EffectInstance::bringKeys(const Shot& shot, const NodeShot& own, const std::set<Frame>& compared,
                                const Deadline& deadline) const {
     const auto known = shot.keys(deadline);
-    // A copy that was not edited shows the original, whatever keys that gets.
+    // A copy that was not edited shows the original, also after the original gets new keys.
     const bool follows = shot.spec().copied && isUneditedCopy(own);
     for (const auto& [frame, digest] : known) {
         if (own.keys.count(frame) != 0 || follows) continue;

@@ -11,12 +11,12 @@
 
 namespace stm {
 
-// Something in the host or in what the artist asked; the text is for people.
+// An error of the host or of the artist's input; the text is for people.
 struct UserError : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
-// The host lacks what the effect cannot do without.
+// The host lacks something that the effect needs.
 struct MissingFeature : std::runtime_error {
     using std::runtime_error::runtime_error;
 };

@@ -107,7 +107,7 @@ class Parameters {
     void setState(const std::string& id, const std::set<Frame>& keys, const std::set<Frame>& painted) const;
     void setStatus(const std::string& text) const;
     void bumpRevision() const;  // makes the host render again what it has cached
-    // Greys what the configuration of a site or a show locks, and shows the locked values. `locked` is the engine's word:
+    // Greys what the configuration of a site or a show locks, and shows the locked values. `locked` comes from the engine:
     // by setting, the value and the reason. Returns the reasons, one in a line.
     std::string showLocks(const Json& locked) const;
 

@@ -38,7 +38,7 @@ enum class Depth { byte, half, shortInteger, floating };
 std::size_t bytesOf(Depth depth);
 const char* engineFormat(Depth depth);  // "byte", "short", "half" or "float"
 
-// Pixels in memory that belong to somebody else. `data` is the pixel at (box.x1, box.y1), the bottom left one;
+// Pixels in memory of another owner. `data` is the pixel at (box.x1, box.y1), the bottom left one;
 // `rowBytes` leads one row up and may be negative. Components: 1 (alpha), 3 (RGB) or 4 (RGBA), interleaved.
 struct PixelView {
     std::uint8_t* data = nullptr;

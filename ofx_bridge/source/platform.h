@@ -13,7 +13,7 @@
 
 namespace stm {
 
-// The engine has gone, in the middle of a talk or before it.
+// The engine has ended, before or during an exchange of messages.
 struct ConnectionLost : std::runtime_error {
     using std::runtime_error::runtime_error;
 };

@@ -15,7 +15,7 @@ const char* const channelLetters[] = {"R", "G", "B", "A"};
 
 Json asJson(const Range& range) { return Json::array({range.first, range.second}); }
 
-// For answers whose form the engine has broken: as bad as no answer.
+// For answers of a wrong form: treated like no answer.
 template <typename Work>
 auto reading(const Work& work) -> decltype(work()) {
     try {
@@ -196,7 +196,7 @@ void ShotSession::bringSettings(const ShotSpec& spec, const Deadline& deadline) 
     });
     if (!differ) return;
     if (spec.copied) throw CopyDiffers("settings");
-    // Changing a store takes the right to it; refused (`shot_open`) when another node has it.
+    // Changing a store needs its ownership; refused (`shot_open`) when another node has it.
     if (!opened.asOwner) open(spec, true, deadline);
     const std::string shot = opened_.at(spec.folder).shot;
     connection_->request({{"op", "set_settings"}, {"shot", shot}, {"settings", settings}, {"interrupt", true}}, deadline);

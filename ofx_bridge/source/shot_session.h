@@ -1,4 +1,4 @@
-// The engine's operations on a shot, typed, on a connection that heals itself.
+// The engine's operations on a shot, typed, on a connection that is made again after a loss.
 #pragma once
 
 #include <atomic>
@@ -20,7 +20,7 @@ namespace stm {
 using Frame = std::int64_t;
 using Range = std::pair<Frame, Frame>;  // both ends included
 
-// What identifies and describes the shot. Equal specifications need no word with the engine.
+// What identifies and describes the shot. Equal specifications need no request.
 struct ShotSpec {
     std::string folder;   // absolute, ends with .stmshot
     std::string copyOf;   // a store that this one begins with, when it is made
@@ -144,7 +144,7 @@ class Shot {
     std::map<Frame, std::string> keys(const Deadline& deadline) const;  // frame -> digest, perhaps empty
     std::vector<Range> plateNeeded(const Range& frames, const std::map<Frame, std::string>& digests,
                                    const Deadline& deadline) const;
-    // Tells whether mattes became stale by it.
+    // Returns whether mattes became stale.
     bool pushPlate(Frame frame, const PushedImage& image, double pixelAspect, const Deadline& deadline) const;
     void pushKey(Frame frame, const PushedImage& mask, const std::vector<MaskChannel>& channels,
                  const Deadline& deadline) const;

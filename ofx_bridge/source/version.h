@@ -1,4 +1,4 @@
-// Who the effect is. The major number changes when saved scripts would break, the minor one with every release.
+// The effect's identity. The major number changes when saved scripts would break, the minor one with every release.
 #pragma once
 
 namespace stm {
