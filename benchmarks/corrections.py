@@ -10,7 +10,8 @@ frame whose matte is worst, as an artist who looks at everything would.
 Prints by round: the key, the frames that became stale, the calls of the network, the seconds, mean J of all
 frames (a key counts as 1, as its matte is the mask), and the bound: the best pass of each frame, if one knew
 which. At the end, by way of choosing: mean J after each key, and the largest loss that one more key caused on
-one clip.
+one clip. With `--objects` each label is an object, and J is the mean of all objects. With `--adapt` the
+network is also adapted to the keys of each round: J with it, and whether `stm shot status` offered it.
 
     python benchmarks/corrections.py --cost
 
@@ -25,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -36,6 +37,7 @@ import numpy.typing as npt
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from model.data.davis import VideoSequence, find_sequences
+from model.data.pictures import read_labels
 from model.evaluation.metrics import region_similarity
 from stm_plugin.planning.plan import make_plan, position_in
 from stm_plugin.planning.values import Facts, Key, KeyMask, Plan, State
@@ -47,49 +49,92 @@ from tests.stm_plugin.small_network import CountingNetwork
 
 FIRST = 1001
 WAYS = ("advised", "random", "hidden", "even", "worst")
-Truths = dict[int, npt.NDArray[np.float32]]
+Masks = dict[str, npt.NDArray[np.float32]]
+Truths = dict[int, Masks]
+"""The true masks of every annotated frame, by object, (h, w) each."""
 
 
-def truth_of(path: Path) -> npt.NDArray[np.float32]:
-    """(h, w): 1 on any object."""
-    labels = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-    assert labels is not None
-    return (labels > 0).astype(np.float32)
+@dataclass(frozen=True)
+class Way:
+    """How the rounds are played: how many keys, and what is measured beside them."""
+
+    rounds: int
+    objects: bool
+    adapt: bool
+
+
+def truth_of(path: Path, objects: bool) -> Masks:
+    """Each label as an object, or all of them as one."""
+    labels = read_labels(path)
+    if not objects:
+        return {"object": (labels > 0).astype(np.float32)}
+    return {f"object{label}": (labels == label).astype(np.float32) for label in np.unique(labels) if label}
+
+
+def truths_of(sequence: VideoSequence, objects: bool) -> Truths:
+    """The true masks; an object that a frame does not show has an empty mask there."""
+    found = {
+        number: truth_of(sequence.annotations[frame], objects)
+        for number, frame in enumerate(sequence.frames, start=FIRST)
+        if frame in sequence.annotations
+    }
+    names = sorted({name for masks in found.values() for name in masks})
+    empty = np.zeros_like(next(iter(found[min(found)].values())))
+    return {frame: {name: masks.get(name, empty) for name in names} for frame, masks in found.items()}
 
 
 def scores_of(shot: Shot, truths: Truths) -> dict[int, float]:
-    """J of every annotated frame."""
+    """J of every annotated frame, the mean of its objects."""
     scores = {}
-    for frame, truth in truths.items():
-        (matte,) = shot.matte(frame).mattes.values()
-        scores[frame] = region_similarity(truth > 0.5, matte > 0.5)
+    for frame, masks in truths.items():
+        mattes = shot.matte(frame).mattes
+        scores[frame] = statistics.mean(
+            region_similarity(truth > 0.5, mattes[name] > 0.5) for name, truth in masks.items()
+        )
     return scores
 
 
 def bound_of(shot: Shot, truths: Truths, keys: Sequence[int]) -> float:
-    """Mean J of the best pass of each frame, before finishing; 1 on keys."""
+    """Mean J of the best pass of each frame and object, before finishing; 1 on keys."""
     plan = shot.plan()
     results = shot._working.finisher(plan).results
-    best = dict.fromkeys(truths, 0.0) | dict.fromkeys(keys, 1.0)
+    names = shot.store.description().names
+    best = {(frame, name): float(frame in keys) for frame, masks in truths.items() for name in masks}
     for passed in plan.passes:
         for frame in set(passed.frames) & set(truths) - set(keys):
-            truth = truths[frame]
-            found = results.pass_result(passed, position_in(passed, frame))[0]
-            resized = cv2.resize(found, (truth.shape[1], truth.shape[0]))
-            best[frame] = max(best[frame], region_similarity(truth > 0.5, resized > 0.5))
+            found = results.pass_result(passed, position_in(passed, frame))
+            for probability, one in zip(found, passed.objects, strict=True):
+                truth = truths[frame][names[one]]
+                resized = cv2.resize(probability, (truth.shape[1], truth.shape[0]))
+                score = region_similarity(truth > 0.5, resized > 0.5)
+                best[frame, names[one]] = max(best[frame, names[one]], score)
     return statistics.mean(best.values())
+
+
+def adapted_mean(shot: Shot, truths: Truths) -> float:
+    """Mean J with the network adapted to the present keys; afterwards the shot has the unchanged weights."""
+    shot.adapt()
+    shot.propagate()
+    score = statistics.mean(scores_of(shot, truths).values())
+    shot.set_settings(replace(shot.settings, adapt=False))
+    return score
+
+
+def shown(masks: Masks) -> float:
+    """The area of all objects in pixels."""
+    return float(sum(mask.sum() for mask in masks.values()))
 
 
 def chosen(how: str, shot: Shot, scores: dict[int, float], keys: Sequence[int], truths: Truths) -> int | None:
     """The frame of the next key, one that is annotated and shows the object; None where there is none."""
-    free = {frame: score for frame, score in scores.items() if frame not in keys and truths[frame].any()}
+    free = {frame: score for frame, score in scores.items() if frame not in keys and shown(truths[frame]) > 0}
     if not free:
         return None
     frames = sorted(truths)
     if how == "worst":
         return min(free, key=lambda frame: free[frame])
     if how == "hidden":
-        return min(free, key=lambda frame: truths[frame].sum())
+        return min(free, key=lambda frame: shown(truths[frame]))
     if how == "random":
         return int(np.random.default_rng(len(keys)).choice(sorted(free)))
     if how == "even":
@@ -101,42 +146,52 @@ def chosen(how: str, shot: Shot, scores: dict[int, float], keys: Sequence[int], 
 
 
 def play(
-    sequence: VideoSequence, how: str, rounds: int, settings: Settings
-) -> tuple[list[float], list[float]]:
-    """All rounds on one clip; mean J and the bound after each key."""
+    sequence: VideoSequence, how: str, way: Way, settings: Settings
+) -> tuple[list[float], list[float], list[float]]:
+    """All rounds on one clip; mean J, the bound and J of the adapted network after each key."""
+    # Adapting needs the network's file, so its calls are not counted then.
     network = CountingNetwork(inner=ready_network(settings.weights, "cpu", settings.precision))
-    means: list[float] = []
-    bounds: list[float] = []
+    truths = truths_of(sequence, way.objects)
+    found: tuple[list[float], list[float], list[float]] = ([], [], [])
     with tempfile.TemporaryDirectory() as name:
-        folder, truths = Path(name), Truths()
+        folder = Path(name)
         for number, frame in enumerate(sequence.frames, start=FIRST):
             picture = sequence.pictures[frame]
             (folder / f"plate.{number}{picture.suffix}").symlink_to(picture.resolve())
-            if frame in sequence.annotations:
-                truths[number] = truth_of(sequence.annotations[frame])
         plate = PlateDescription("files", f"{folder}/plate.####{picture.suffix}")
-        with Shot.create(folder / "clip", plate, settings, network=network.factory) as shot:
+        factory = None if way.adapt else network.factory
+        with Shot.create(folder / "clip", plate, settings, network=factory) as shot:
             keys = [FIRST]
             while True:
-                shot.add_key(keys[-1], {"object": truths[keys[-1]]})
-                status = shot.status()
-                stale = status.count(State.STALE) + status.count(State.MISSING)
+                shot.add_key(keys[-1], truths[keys[-1]])
                 network.calls.clear()
-                started = time.perf_counter()
-                done = shot.propagate()
-                seconds = time.perf_counter() - started
-                scores = scores_of(shot, truths)
-                means.append(statistics.mean(scores.values()))
-                bounds.append(bound_of(shot, truths, keys))
+                did, computed, scores = one_round(shot, truths)
+                found[0].append(statistics.mean(scores.values()))
+                found[1].append(bound_of(shot, truths, keys))
                 calls = f"query {network.calls['query']:3}  memory {network.calls['memory']:3}"
-                did = f"dirty {stale:3}  computed {done.computed:3}  {calls}  {seconds:6.1f} s"
-                said = f"J {means[-1]:.3f}  bound {bounds[-1]:.3f}"
-                print(f"{sequence.name:16} {how:7} key {keys[-1]}  {did}  {said}", flush=True)
-                assert network.calls["read and decode"] == done.computed
-                following = chosen(how, shot, scores, keys, truths) if len(keys) < rounds else None
+                said = f"J {found[0][-1]:.3f}  bound {found[1][-1]:.3f}"
+                following = chosen(how, shot, scores, keys, truths) if len(keys) < way.rounds else None
+                if way.adapt:
+                    offered = any("stm adapt" in sentence for sentence in shot.status().advice)
+                    calls = "adapting offered" if offered else "adapting not offered"
+                    found[2].append(adapted_mean(shot, truths))
+                    said += f"  adapted {found[2][-1]:.3f}"
+                print(f"{sequence.name:16} {how:7} key {keys[-1]}  {did}  {calls}  {said}", flush=True)
+                assert way.adapt or network.calls["read and decode"] == computed
                 if following is None:
-                    return means, bounds
+                    return found
                 keys.append(following)
+
+
+def one_round(shot: Shot, truths: Truths) -> tuple[str, int, dict[int, float]]:
+    """Propagates; what that did in words, the frames computed, and J of every frame."""
+    status = shot.status()
+    stale = status.count(State.STALE) + status.count(State.MISSING)
+    started = time.perf_counter()
+    done = shot.propagate()
+    seconds = time.perf_counter() - started
+    words = f"dirty {stale:3}  computed {done.computed:3}  {seconds:6.1f} s"
+    return words, done.computed, scores_of(shot, truths)
 
 
 def cost() -> None:
@@ -163,17 +218,22 @@ def _calls(plan: Plan) -> int:
     return len(plan.compute_steps)
 
 
-def summarise(played: dict[str, list[tuple[list[float], list[float]]]]) -> None:
+def summarise(played: dict[str, list[tuple[list[float], list[float], list[float]]]]) -> None:
     """Prints by way of choosing the means after each key, the bounds, and the worst loss."""
     for how, clips in played.items():
-        rounds = max(len(means) for means, _ in clips)
+        rounds = max(len(means) for means, _, _ in clips)
         # Where no further key was advised, the shot stays as it is.
-        filled = [[*means, *[means[-1]] * (rounds - len(means))] for means, _ in clips]
-        bounds = [[*of, *[of[-1]] * (rounds - len(of))] for _, of in clips]
-        losses = [after - before for row in filled for before, after in pairwise(row)]
-        told = " ".join(f"{statistics.mean(column):.3f}" for column in zip(*filled, strict=True))
-        best = " ".join(f"{statistics.mean(column):.3f}" for column in zip(*bounds, strict=True))
-        print(f"{how:7} J {told}  bound {best}  worst loss {min([0.0, *losses]):+.3f}")
+        filled = [
+            [[*row, *[row[-1]] * (rounds - len(row))] for row in column if row]
+            for column in zip(*clips, strict=True)
+        ]
+        losses = [after - before for row in filled[0] for before, after in pairwise(row)]
+        told, best, adapted = (
+            " ".join(f"{statistics.mean(column):.3f}" for column in zip(*rows, strict=True))
+            for rows in filled
+        )
+        with_adapting = f"  adapted {adapted}" if adapted else ""
+        print(f"{how:7} J {told}  bound {best}  worst loss {min([0.0, *losses]):+.3f}{with_adapting}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -190,6 +250,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--frames", type=int, default=0, help="so many frames of it at most")
     parser.add_argument("--size", type=int, default=480, help="short side for the network")
     parser.add_argument("--precision", default="bfloat16")
+    parser.add_argument("--objects", action="store_true", help="each label is an object; else all are one")
+    parser.add_argument("--adapt", action="store_true", help="measure adapting in each round too")
     parser.add_argument("--cost", action="store_true", help="count the calls of the network, play nothing")
     given = parser.parse_args(arguments)
     if given.cost:
@@ -198,12 +260,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.data is None:
         parser.error("give the data")
     settings = Settings(working_size=given.size, precision=given.precision)
-    played: dict[str, list[tuple[list[float], list[float]]]] = {}
+    played: dict[str, list[tuple[list[float], list[float], list[float]]]] = {}
+    way = Way(given.keys, given.objects, given.adapt)
     for sequence in find_sequences(given.data, given.sequence):
         clip = (sequence.backward if given.backward else sequence).stepped(given.step)
         clip = replace(clip, frames=clip.frames[: given.frames or None])
         for how in given.choose:
-            played.setdefault(how, []).append(play(clip, how, given.keys, settings))
+            played.setdefault(how, []).append(play(clip, how, way, settings))
     summarise(played)
 
 

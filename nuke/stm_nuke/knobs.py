@@ -103,7 +103,13 @@ def all_knobs() -> Iterator[nuke.Knob]:
 def _keyframe_knobs() -> Iterator[nuke.Knob]:
     """Setting, correcting and finding keyframes."""
     yield _section("keyframes")
-    yield _button("set_key", "Set key", "Take the mask at the current frame as a keyframe.", new_line=True)
+    yield _button(
+        "set_key",
+        "Set key",
+        "Take the mask at the current frame as a keyframe. "
+        "A new key adds two passes to those of the other keys, and the frames around it are fused again.",
+        new_line=True,
+    )
     yield _button("delete_key", "Delete key", "Forget the keyframe at the current frame.")
     yield _button("previous_key", "< Key", "Go to the keyframe before the current frame.")
     yield _button("next_key", "Key >", "Go to the keyframe after the current frame.")

@@ -218,7 +218,10 @@ void describeParameters(const Host& host, ofx::Effect effect, bool hasMaskClip) 
     if (host.effects().getParamSet(effect, &set) != ofx::status::ok) throw MissingFeature("The host has no parameters.");
     const Describer add(host, set);
 
-    add.button(param::setKey, "Set key", "Take the mask at this frame as a key: there the matte is exactly your mask.", sameLine);
+    add.button(param::setKey, "Set key",
+               "Take the mask at this frame as a key: there the matte is exactly your mask. "
+               "A new key adds two passes to those of the other keys, and the frames around it are fused again.",
+               sameLine);
     add.button(param::deleteKey, "Delete key", "Remove the key at this frame.", hasMaskClip ? sameLine : 0);
     if (hasMaskClip) {
         add.button(param::setKeyFromFix, "Set key from fix",

@@ -19,6 +19,7 @@ from stm_plugin.cli.shapes import shapes
 from stm_plugin.cli.tables import confidence_lines, settings_help, settings_table
 from stm_plugin.errors import SettingsError
 from stm_plugin.planning.plan import frames_in_range
+from stm_plugin.planning.reasons import NEW_KEY
 from stm_plugin.planning.values import Directions, Request, State
 from stm_plugin.propagation.events import Event, FrameFinished, Notice
 from stm_plugin.settings import MaskMode, Settings, settings_hint
@@ -74,7 +75,10 @@ def add_key(
     ] = False,
     wait: Wait = 0.0,
 ) -> None:
-    """Give the masks of one frame."""
+    """Give the masks of one frame.
+
+    A new key adds two passes to those of the other keys, and the frames around it are fused again.
+    """
     from stm_plugin.images.mask import MaskReading
 
     with _open(shot) as opened:
@@ -93,7 +97,10 @@ def add_key(
                 highlight=False,
                 markup=False,
             )
-        _print_dirty(opened.status())
+        found = opened.status()
+        if len(found.keys) > 1:
+            output.print(NEW_KEY, highlight=False)
+        _print_dirty(found)
 
 
 @key_app.command("remove")

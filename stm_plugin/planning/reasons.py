@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 from stm_plugin.planning.values import Facts, FramePlan, FrameRecord, Source, State
 
+NEW_KEY = "A new key adds two passes to those of the other keys, and the frames around it are fused again."
+"""What a key does, in the words that documents and panels use."""
 _SETTINGS_OF = {
     "memory settings": ("memory_rule", "memory_cap"),
     "picture settings": ("precision", "working_size", "region"),

@@ -11,6 +11,7 @@ import pytest
 
 import stm_plugin
 from stm_plugin.images.matte import read_matte
+from stm_plugin.planning.reasons import NEW_KEY
 from tests.conftest import REPOSITORY, PlateMaker
 
 
@@ -22,6 +23,19 @@ def test_every_public_name_is_there_and_no_other() -> None:
     assert set(re.findall(r"`(\w+)`", interface)) >= set(stm_plugin.__all__)
     with pytest.raises(AttributeError):
         getattr(stm_plugin, "Nonsense")  # noqa: B009 - mypy would refuse it
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("README.md", "docs/nuke-for-artists.md", "docs/openfx-for-artists.md", "docs/review.md"),
+        *("nuke/stm_nuke/knobs.py", "ofx_bridge/source/parameters.cpp", "ofx_bridge/EFFECT.md"),
+        *("stm_plugin/cli/shot.py", "stm_plugin/review/page/index.html"),
+    ],
+)
+def test_every_document_and_panel_says_in_the_same_words_what_a_new_key_does(text: str) -> None:
+    words = (REPOSITORY / text).read_text(encoding="utf-8")
+    assert NEW_KEY in re.sub(r"\s+", " ", words)
 
 
 def test_importing_the_package_loads_nothing_that_computes() -> None:
