@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +19,7 @@ SHARED_DATA_VARIABLE = "STM_SHARED_DATA"
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))  # processes among which the tests are divided
 TEST_THREADS = max(1, min(2, (os.cpu_count() or 1) // WORKERS))
 SEED = 20190404
+NO_ENGINE = "/tests/that/need/an/engine/name/one"
 SLOW_FIXTURES = frozenset(
     (
         *("effect_binary", "driver"),  # are compiled
@@ -51,9 +54,16 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(TEST_THREADS)
     os.environ.pop("STM_CONFIG", None)  # the configuration of whoever runs the tests is not what is tested
     os.environ["STM_USER_CONFIG"] = ""
+    os.environ["STM_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="stm-", dir="/tmp")  # nor is the user's engine
+    os.environ["STM_ENGINE_PYTHON"] = NO_ENGINE  # tests that need an engine name one
     if WORKERS > 1:  # for the programs that tests start; threads that spin would starve each other
         os.environ["OMP_NUM_THREADS"] = str(TEST_THREADS)
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
+def pytest_unconfigure() -> None:
+    """Remove the runtime folder of tests without an engine."""
+    shutil.rmtree(os.environ["STM_RUNTIME_DIR"], ignore_errors=True)
 
 
 @pytest.hookimpl(tryfirst=True)

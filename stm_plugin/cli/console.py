@@ -66,6 +66,23 @@ def progress_bar(unit: str = "frames") -> Progress:
 
         _told = time.monotonic()
 
+        _is_asked_for = False
+
+        def start(self) -> None:
+            self._is_asked_for = True
+            if self.tasks:  # rich draws a bar without a task as an empty line
+                super().start()
+
+        def stop(self) -> None:
+            if self.live.is_started:
+                super().stop()
+
+        def add_task(self, *args: Any, **options: Any) -> TaskID:
+            made = super().add_task(*args, **options)
+            if self._is_asked_for:
+                super().start()
+            return made
+
         def update(self, *args: Any, **options: Any) -> None:
             super().update(*args, **options)
             self._tell(args[0])

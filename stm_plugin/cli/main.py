@@ -10,6 +10,7 @@ from pathlib import Path
 
 import typer
 
+from model.weights_file import WeightsFileError
 from stm_plugin.cli import (
     adapt,
     config,
@@ -26,7 +27,7 @@ from stm_plugin.cli import (
     weights,
 )
 from stm_plugin.cli.console import errors, printable
-from stm_plugin.errors import StmError, as_stm_error
+from stm_plugin.errors import StmError, WeightsError, as_stm_error
 from stm_plugin.exit_codes import ExitCode
 
 DEBUG_VARIABLE = "STM_DEBUG"
@@ -65,7 +66,7 @@ def main() -> None:
     except Exception as error:
         if os.environ.get(DEBUG_VARIABLE):
             raise
-        known = as_stm_error(error)
+        known = _as_known(error)
         code = int(ExitCode.FAILED if known is None else known.exit_code)
         said = False
         with contextlib.suppress(Exception):  # as where there is no memory
@@ -115,17 +116,29 @@ def _flushed(code: str | int | None) -> str | int | None:
 
 def _in_words(error: Exception) -> str:
     """An error for people. ValueErrors of the model already state what to do; anything else is a bug."""
-    known = as_stm_error(error)
+    known = _as_known(error)
     if known is not None:
-        return str(known)
+        return _as_sentence(str(known))
     if isinstance(error, ValueError) and not isinstance(error, UnicodeError):
-        return str(error)
+        return _as_sentence(str(error))
     place = _place_of(error)
     where = f" in {place}" if place else ""
     return (
         f"STM has failed: {type(error).__name__}: {error}{where}. Finished frames are kept. This is a fault "
         f"of the program: run again with {DEBUG_VARIABLE}=1 for a report, and send it to the maintainers."
     )
+
+
+def _as_known(error: Exception) -> StmError | None:
+    """The text for people and the exit code of an error; None where only a bug explains it."""
+    if isinstance(error, WeightsFileError):
+        return WeightsError(_as_sentence(str(error)))
+    return as_stm_error(error)
+
+
+def _as_sentence(text: str) -> str:
+    """A text that ends as a sentence does."""
+    return text if not text or text.rstrip().endswith((".", "!", "?", ":")) else f"{text}."
 
 
 def _place_of(error: Exception) -> str:

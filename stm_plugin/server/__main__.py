@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import sys
+import traceback
 
 from stm_plugin.errors import StmError
 from stm_plugin.server.main import serve
@@ -31,7 +32,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    code = main()
-    logging.shutdown()
-    sys.stderr.flush()
-    os._exit(code)  # everything is on disk: threads that still load or compute must not delay the end
+    code = 1
+    try:
+        code = main()
+    except Exception:
+        logging.getLogger("stm.server").exception("the engine failed")
+        traceback.print_exc()
+    finally:
+        logging.shutdown()
+        sys.stderr.flush()
+        os._exit(code)  # everything is on disk: threads that still load or compute must not delay the end

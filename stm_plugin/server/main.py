@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
+import os
 import signal
 import socket
 import sys
@@ -48,6 +50,9 @@ _STREAM_LIMIT: Final = 1 << 18
 
 def serve(options: ServeOptions, load_backend: Callable[[], Backend] | None = None) -> None:
     """Be the user's engine until no client needs it.
+
+    From the order to end, the process has `options.end_seconds`. Then it is ended, and the log says what each
+    of its threads was doing.
 
     Args:
         load_backend: loads the engine; it runs in a thread after the reply to the first hello.
@@ -126,6 +131,8 @@ class _Server:
         try:
             await self._service.stop.wait()
         finally:
+            log.info("the engine ends")
+            _end_process_in(self._options.end_seconds, self._folder if self._options.to_log else None)
             server.close()
             watch.cancel()
             await self._service.end()
@@ -190,6 +197,20 @@ class _Server:
     def _has_other_clients(self) -> bool:
         parent = self._parent.pid if self._parent is not None else 0
         return any(one.said_hello and one.pid != parent for one in self._connections)
+
+
+def _end_process_in(seconds: float, folder: Path | None) -> None:
+    """End this process after `seconds`, whatever its threads do, and write their stacks.
+
+    Args:
+        folder: the folder of the log; None for standard error.
+    """
+    if folder is None:
+        faulthandler.dump_traceback_later(seconds, exit=True)
+        return
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+    written = os.open(folder / LOG_NAME, flags, 0o600)  # stays open: it is needed until the process ends
+    faulthandler.dump_traceback_later(seconds, exit=True, file=written)
 
 
 def _start_log(folder: Path, to_log: bool) -> None:

@@ -53,6 +53,7 @@ Reply = tuple[dict[str, Any], memoryview | bytes]
 WORKER_THREADS: Final = 8
 JOB_END_SECONDS: Final = 30.0
 """The most seconds for a job to stop when the engine ends."""
+_END_POLL_SECONDS: Final = 0.02
 _INTERRUPT_SECONDS: Final = 300.0
 
 
@@ -160,11 +161,13 @@ class Service:
 
     async def end(self) -> None:
         """Cancel all jobs, wait for them, close all shots."""
-        for job in self._jobs.values():
-            job.cancel()
         until = time.monotonic() + JOB_END_SECONDS
+        while self.is_working and time.monotonic() < until:  # not in a thread: all of them may be blocked
+            for job in self._jobs.values():
+                job.cancel()
+            await asyncio.sleep(_END_POLL_SECONDS)
         for job in self._jobs.values():
-            if not await self.in_thread(job.join, max(0.0, until - time.monotonic())):
+            if not job.has_ended:
                 log.warning("job %s did not stop in time", job.id)
         for shot in list(self._shots.values()):
             if not self._working_jobs(shot):

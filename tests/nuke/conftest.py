@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +24,9 @@ from tests.nuke.comps import FRAMES, read_node
 __all__ = ["effect_binary"]
 
 HOSTS = Path(__file__).resolve().parents[1] / "hosts" / "nuke_stand_in"
-ENGINE_END_SECONDS = 60.0
+ENGINE_END_SECONDS = 90.0
+"""Longer than an engine that was told to end may take (`ServeOptions.end_seconds`), on a busy machine."""
+TASK_END_SECONDS = 120.0
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -35,10 +41,19 @@ def nuke(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
 
     stand_in._new_process()  # type: ignore[attr-defined]
     yield stand_in
+    _end_tasks(stand_in)  # before the environment of the test ends: a task could start an engine elsewhere
     if session := sys.modules.get("stm_nuke.session"):
         session.leave_engine()
     _forget_modules()
     sys.modules.update(forgotten)
+
+
+def _end_tasks(stand_in: Any) -> None:
+    """Stop the tasks that a test left running, and run the calls that their threads wait for."""
+    if tasks := sys.modules.get("stm_nuke.tasks"):
+        tasks.stop_all()
+    threads = [one for one in threading.enumerate() if one.name.startswith("STM ")]
+    stand_in._host.pump(lambda: not any(one.is_alive() for one in threads), TASK_END_SECONDS)
 
 
 def _forget_modules() -> dict[str, ModuleType]:
@@ -72,14 +87,53 @@ def runtime_folder() -> Iterator[Path]:
     """The runtime folder of a module's tests; its engine is ended after the last of them."""
     folder = Path(tempfile.mkdtemp(prefix="stm-", dir="/tmp"))  # short: the name of a socket is limited
     yield folder
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("STM_RUNTIME_DIR", str(folder))
-        _end_engine()
     from stm_nuke import launch
 
+    troubles = []
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("STM_RUNTIME_DIR", str(folder))
+        link = launch.try_to_connect(folder)
+        if link is not None:
+            link.close()
+            if refused := _tell_to_end():
+                troubles.append(f"The engine was not told to end: {refused}")
     for process in launch._started:
-        process.wait(ENGINE_END_SECONDS)
+        try:
+            process.wait(ENGINE_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            troubles.append(_describe(process.pid, folder))
+            process.kill()
+            process.wait()
+    launch.reap()
+    log = launch.last_lines(folder / launch.LOG_NAME, 60)
     shutil.rmtree(folder, ignore_errors=True)
+    assert not troubles, "\n".join([*troubles, f"The end of {folder / launch.LOG_NAME}:", log])
+
+
+def _tell_to_end() -> str:
+    """Tell the engine of the runtime folder to end; what it answered where it refused."""
+    from stm_nuke.client import Engine
+    from stm_nuke.wire import EngineError
+
+    engine = Engine("test", may_start=False)
+    try:
+        engine.call({"op": "shutdown"}, seconds=ENGINE_END_SECONDS)
+    except EngineError as error:
+        return f"{error.code}: {error}"
+    finally:
+        engine.close()
+    return ""
+
+
+def _describe(pid: int, folder: Path) -> str:
+    """An engine that did not end, and whether it is the one that was told."""
+    try:
+        told = engine_pid(folder)
+    except (OSError, ValueError):
+        told = 0
+    place = Path(f"/proc/{pid}/cwd")
+    where = os.readlink(place) if place.exists() else "unknown"
+    return f"Process {pid}, an engine in {where}, still ran. Told was process {told} in {folder}."
 
 
 @pytest.fixture
@@ -92,26 +146,12 @@ def engine(runtime_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return runtime_folder
 
 
-def _end_engine() -> None:
-    from stm_nuke.client import Engine
-    from stm_nuke.wire import EngineError
-
-    try:
-        Engine("test", may_start=False).shutdown()
-    except EngineError:
-        return
-
-
 def engine_pid(folder: Path) -> int:
     """The process of the engine that runs with this runtime folder."""
-    import json
-
     return int(json.loads((folder / "endpoint.json").read_text("utf-8"))["pid"])
 
 
 @pytest.fixture
 def kill_engine(engine: Path) -> Callable[[], None]:
     """Kills the engine as a crash would."""
-    import os
-
     return lambda: os.kill(engine_pid(engine), signal.SIGKILL)

@@ -35,9 +35,10 @@ from stm_plugin.server.backend import (
     ShotState,
 )
 from stm_plugin.server.main import serve
-from stm_plugin.server.options import DEFAULT_REST_SECONDS, ServeOptions
+from stm_plugin.server.options import DEFAULT_END_SECONDS, DEFAULT_REST_SECONDS, ServeOptions
 
 FRAME_SECONDS = 0.02
+STUCK_SECONDS = 3600.0
 
 
 class ToyShot:
@@ -108,6 +109,8 @@ class ToyShot:
         return Change(True, list(self.range))
 
     def settings(self) -> dict[str, Any]:
+        if self.values["speed"] == "stuck":
+            time.sleep(STUCK_SECONDS)
         return dict(self.values)
 
     def set_settings(self, settings: Mapping[str, Any]) -> Change:
@@ -230,5 +233,11 @@ class ToyBackend:
 
 
 if __name__ == "__main__":
-    idle, parent, rest = [*map(float, sys.argv[1:]), 0, 0][:3]
-    serve(ServeOptions(idle, int(parent) or None, rest_seconds=rest or DEFAULT_REST_SECONDS), ToyBackend)
+    idle, parent, rest, end = [*map(float, sys.argv[1:]), 0, 0, 0][:4]
+    options = ServeOptions(
+        idle,
+        int(parent) or None,
+        rest_seconds=rest or DEFAULT_REST_SECONDS,
+        end_seconds=end or DEFAULT_END_SECONDS,
+    )
+    serve(options, ToyBackend)

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from stm_plugin.cli import console
+from stm_plugin.errors import StmError
 from stm_plugin.store.store import StoreSize
 from tests.conftest import PlateMaker
 from tests.stm_plugin.command import Command
@@ -29,6 +30,17 @@ def test_a_log_gets_a_line_every_ten_seconds_where_a_terminal_has_a_bar(
         [] if is_watched else ["overlay: 3 of 9 frames", "overlay: 6 of 9 frames", "overlay: 9 of 9 frames"]
     )
     assert paper.getvalue().splitlines() == lines
+
+
+def test_a_bar_that_nothing_began_draws_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.StringIO()
+    monkeypatch.setattr(console, "errors", Console(file=written, force_terminal=True))
+    with pytest.raises(StmError), console.progress_bar():
+        raise StmError("Nothing was begun.")
+    assert written.getvalue() == ""
+    with console.progress_bar() as bar:
+        bar.add_task("export", total=2)
+    assert "export" in written.getvalue()
 
 
 def test_a_large_movie_is_said_to_be_looked_at(

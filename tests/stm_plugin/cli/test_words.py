@@ -23,6 +23,7 @@ def said_by(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert end.value.code in set(ExitCode) - {ExitCode.DONE}
     said = capsys.readouterr().err
     assert "Traceback" not in said and said.splitlines()[-1].startswith("Error: "), said
+    assert said.endswith(".\n"), said
     return said
 
 
@@ -50,6 +51,19 @@ def test_what_cannot_be_done_is_said_with_the_file_and_what_to_do(
     Path("bad.ocio").write_text("garbage: [")
     said = said_by(arguments, monkeypatch, capsys)
     assert all(one in said for one in words), said
+
+
+def test_weights_that_cannot_be_read_end_every_command_with_the_code_of_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = tmp_path / "bad.pth"
+    bad.write_text("no weights")
+    monkeypatch.setattr(
+        sys, "argv", ["stm", "weights", "convert", str(bad), str(tmp_path / "out.safetensors")]
+    )
+    with pytest.raises(SystemExit) as end:
+        command()
+    assert end.value.code == ExitCode.ENGINE
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="the administrator may read everything")

@@ -30,6 +30,7 @@ from stm_plugin.server.runtime import (
     engine_lock,
     make_private_folder,
 )
+from stm_plugin.server.service import WORKER_THREADS
 from tests.stm_plugin.server_process import (
     ServerProcess,
     a_server,
@@ -755,6 +756,32 @@ def test_an_ordered_end_removes_the_traces_and_stops_jobs(how: str) -> None:
         assert not Path(client._map_folder).exists()
         with pytest.raises(EngineGoneError):
             client.call(PING)
+
+
+def test_an_engine_whose_threads_are_all_blocked_ends_all_the_same_and_says_what_they_did() -> None:
+    with a_server("900", "0", "0", "2") as server:
+        first = server.connect()
+        folder = f"/toy/{next(FOLDERS)}.stmshot"
+        stuck = {**opening(folder), "settings": {"speed": "stuck"}}
+        shot = first.call({"op": "open_shot", **stuck})[0]["shot"]
+        links = [server.greeted() for _ in range(WORKER_THREADS)]
+        for link in links:
+            link.sendall(request(2, {"op": "open_shot", "folder": folder}))
+            assert receive(link).header["shot"] == shot
+            link.sendall(request(3, {"op": "get_settings", "shot": shot}))
+            link.sendall(request(4, PING))  # its reply comes after the one before was begun
+            assert receive(link).request_id == 4
+        first.call({"op": "shutdown"})
+        assert server.processes[0].wait(30) == 1
+        log = (server.folder / "engine.log").read_text()
+        assert "the engine ends" in log and log.count("toy_engine.py") >= WORKER_THREADS
+        first.close()
+        for link in links:
+            link.close()
+        server.start_and_wait("900")
+        after = server.connect()
+        assert after.call(PING)[0]["clients"] == 1
+        after.close()
 
 
 def test_an_idle_server_ends_and_a_used_one_does_not() -> None:
