@@ -21,7 +21,7 @@ def test_a_log_gets_a_line_every_ten_seconds_where_a_terminal_has_a_bar(
 ) -> None:
     paper, clock = io.StringIO(), iter(range(0, 1000, 4))
     monkeypatch.setattr(console, "errors", Console(file=paper, force_terminal=is_watched, width=80))
-    monkeypatch.setattr("stm_plugin.cli.console.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("stm_plugin.cli.bar.time.monotonic", lambda: next(clock))
     bar = console.progress_bar("frames")
     task = bar.add_task("overlay", total=9)
     for _ in range(9):
