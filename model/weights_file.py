@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
@@ -37,6 +37,13 @@ DEFAULT_EDGES = "edges-lite"
 
 PUBLISHED_LICENCE = "non-commercial (CC BY-NC-SA 4.0, as the authors of STM state for their released weights)"
 PUBLISHED_DATA = ("stills (saliency and segmentation sets) and DAVIS-2017 / YouTube-VOS, as the paper says",)
+
+
+Use = Literal["non-commercial only", "commercial use allowed", "see the licence"]
+"""What a licence in words allows, in a few words."""
+
+_FORBIDS = re.compile(r"non-?\s?commercial|\bBY-NC\b|research use", re.IGNORECASE)
+_ALLOWS = re.compile(r"commercial use(?: is)? allowed|free for commercial use", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,13 @@ class Manifest:
     def id(self) -> str:
         """Identity of the weights: the file's sha256."""
         return self.sha256
+
+    @property
+    def use(self) -> Use:
+        """What the licence's words allow: they say `non-commercial`, or `free for commercial use`."""
+        if _FORBIDS.search(self.licence):
+            return "non-commercial only"
+        return "commercial use allowed" if _ALLOWS.search(self.licence) else "see the licence"
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -27,6 +27,9 @@ Rng = np.random.Generator
 Matrix = npt.NDArray[np.float64]
 """(3, 3), takes points (x, y, 1) of one plane to another."""
 
+HELD_OUT = range(9_000_000, 9_010_000)
+"""Seeds of clips that only measure; `stm train clips` refuses them."""
+
 _TILE = 192
 """Side of the square on which a thing is drawn, in pixels."""
 _SMALLEST = 0.004
@@ -45,7 +48,12 @@ class SceneOptions:
     """Of the scenes, those in which several things look alike."""
     turn_chance: float = 0.4
     """Of the things, those that turn and show another side."""
-    smoke_chance: float = 0.2
+    grow_chance: float = 0.15
+    """Of the objects, those that come near: they grow much, or are small at first."""
+    enter_chance: float = 0.2
+    """Of the objects, those of which the first frame shows a part; the rest comes in from the border."""
+    smoke_chance: float = 0.25
+    """Of the scenes, those with smoke; in half of them it rises beside an object and moves with it."""
     cover_chance: float = 0.4
     """Of the scenes, those in which something that is no object stands or passes in front."""
 
@@ -100,23 +108,53 @@ def write_clips(
     cut_outs: Sequence[tuple[Path, Path]] = (),
 ) -> Iterator[str]:
     """Writes the clips of these seeds in DAVIS layout; existing ones are kept. Gives each name as it is
-    done.
-
-    A clip is complete when its last annotation exists.
-    """
+    done."""
     for seed in seeds:
-        name = f"made-{seed:06d}"
-        frames = (options or SceneOptions()).frames
-        places = [(folder / kind / name) for kind in (PICTURE_FOLDER, ANNOTATION_FOLDER)]
-        if not (places[1] / f"{frames - 1:05d}.png").exists():
-            for place in places:
-                place.mkdir(parents=True, exist_ok=True)
+        if not _is_written(folder, seed, options):
             clip = synthetic_clip(seed, options, pictures=pictures, cut_outs=cut_outs)
-            for index, picture in enumerate(clip.pictures):
-                Image.fromarray(picture).save(places[0] / f"{index:05d}.jpg", quality=90)
-            for index, labels in enumerate(clip.labels):
-                write_labels(places[1] / f"{index:05d}.png", labels)
-        yield name
+            _write(folder, seed, clip)
+        yield _name(seed)
+
+
+def write_held_out(folder: Path, count: int, options: SceneOptions | None = None) -> list[str]:
+    """Writes the first clips of `HELD_OUT` that begin with several objects, in DAVIS layout.
+
+    Existing ones are kept, so a folder is for one generator and one `options`.
+
+    Returns:
+        their names, ascending.
+    """
+    names = [_name(seed) for seed in HELD_OUT if _is_written(folder, seed, options)][:count]
+    if len(names) == count:
+        return names
+    names = []
+    for seed in HELD_OUT:
+        if len(names) == count:
+            break
+        clip = synthetic_clip(seed, options)
+        if clip.labels[0].max() > 1:
+            _write(folder, seed, clip)
+            names.append(_name(seed))
+    return names
+
+
+def _name(seed: int) -> str:
+    return f"made-{seed:06d}"
+
+
+def _is_written(folder: Path, seed: int, options: SceneOptions | None) -> bool:
+    """A clip is complete when its last annotation exists."""
+    last = (options or SceneOptions()).frames - 1
+    return (folder / ANNOTATION_FOLDER / _name(seed) / f"{last:05d}.png").exists()
+
+
+def _write(folder: Path, seed: int, clip: SyntheticClip) -> None:
+    pictures, annotations = (folder / kind / _name(seed) for kind in (PICTURE_FOLDER, ANNOTATION_FOLDER))
+    pictures.mkdir(parents=True, exist_ok=True)
+    for index, picture in enumerate(clip.pictures):
+        Image.fromarray(picture).save(pictures / f"{index:05d}.jpg", quality=90)
+    for index, labels in enumerate(clip.labels):
+        write_labels(annotations / f"{index:05d}.png", labels)
 
 
 # ---- things ----------------------------------------------------------------------------------
@@ -131,8 +169,7 @@ class _Thing:
         self._bend, self._phase = rng.uniform(0, 0.12), rng.uniform(0, math.tau, 12)
         self._pace = rng.uniform(0.1, 0.9)
         self._turning = rng.choice(["no", "roll", "flip"], p=self._turns(options))
-        self._turn_speed = rng.choice([-1, 1]) * rng.uniform(0.1, 0.45)
-        self._turn_start = rng.uniform(-0.4, 0.4)
+        self._turn_speed, self._turn_start = _turn_of(rng)
 
     @staticmethod
     def _turns(options: SceneOptions) -> tuple[float, float, float]:
@@ -147,15 +184,24 @@ class _Thing:
         cover, parts = self.shape(time)
         turn = self._turn_start + self._turn_speed * time
         colours = self._paint.at(parts, turn if self._turning != "no" else 0.0, roll=self._turning == "roll")
-        if self._turning == "flip":
-            squeeze = max(abs(math.cos(turn)), 0.15)
-            middle = _TILE / 2
-            matrix = np.array([[squeeze, 0, middle * (1 - squeeze)], [0, 1, 0]])
-            cover, colours = (_warped(one, matrix, _TILE, _TILE) for one in (cover, colours))
-        return cover, colours
+        return _squeezed(cover, colours, turn if self._turning == "flip" else 0.0)
 
     def _wave(self, index: int, time: float) -> float:
         return self._bend * math.sin(self._phase[index % 12] + self._pace * time)
+
+
+def _turn_of(rng: Rng) -> tuple[float, float]:
+    """Speed in radians a frame, and angle on the first frame."""
+    return rng.choice([-1, 1]) * rng.uniform(0.1, 0.45), rng.uniform(-0.4, 0.4)
+
+
+def _squeezed(cover: ByteArray, colours: ByteArray, turn: float) -> tuple[ByteArray, ByteArray]:
+    """A flat thing that has turned by an angle about its upright axis: it looks narrower."""
+    if turn == 0:
+        return cover, colours
+    squeeze = max(abs(math.cos(turn)), 0.15)
+    matrix = np.array([[squeeze, 0, _TILE / 2 * (1 - squeeze)], [0, 1, 0]])
+    return _warped(cover, matrix, _TILE, _TILE), _warped(colours, matrix, _TILE, _TILE)
 
 
 class _Paint:
@@ -276,37 +322,15 @@ class _Creature(_Thing):
             bent = angle + 1.8 * swing
             end = knee + lower * np.array([math.cos(bent), math.sin(bent)])
             line = np.array([middle, knee, end]) * _TILE
-            self._line(cover, parts, line, width, 2 + index % 2)
+            _line(cover, parts, line, width, 2 + index % 2)
         wide, tall, lean = self._body
         lean += 20 * self._wave(7, time) * 5
-        self._oval(cover, parts, middle, (wide, tall), lean, 0)
+        _oval(cover, parts, middle, (wide, tall), lean, 0)
         size, angle = self._head
         angle += 4 * self._wave(8, time)
         head = middle + (tall + 0.6 * size) * np.array([math.cos(angle), math.sin(angle)])
-        self._oval(cover, parts, head, (size, size * 1.2), lean, 1)
+        _oval(cover, parts, head, (size, size * 1.2), lean, 1)
         return cover, parts
-
-    @staticmethod
-    def _line(
-        cover: ByteArray, parts: ByteArray, line: npt.NDArray[np.float64], width: float, part: int
-    ) -> None:
-        points = [np.round(line * 16).astype(np.int32)]
-        thick = max(1, round(width * _TILE))
-        cv2.polylines(cover, points, False, 255, thick, cv2.LINE_AA, shift=4)
-        cv2.polylines(parts, points, False, part, thick + 1, cv2.LINE_8, shift=4)
-
-    @staticmethod
-    def _oval(
-        cover: ByteArray,
-        parts: ByteArray,
-        middle: npt.NDArray[np.float64],
-        size: tuple[float, float],
-        lean: float,
-        part: int,
-    ) -> None:
-        axes = int(size[0] * _TILE * 16), int(size[1] * _TILE * 16)
-        for canvas, value, line in ((cover, 255, cv2.LINE_AA), (parts, part, cv2.LINE_8)):
-            cv2.ellipse(canvas, _fixed(middle * _TILE), axes, lean, 0, 360, value, -1, line, shift=4)
 
 
 class _Wheeled(_Thing):
@@ -370,10 +394,40 @@ class _Frame(_Thing):
         return cover, np.zeros_like(cover)
 
 
-class _Photographed:
-    """A thing cut out of a photograph. It sways like something soft."""
+class _Strung(_Thing):
+    """A load that hangs from a canopy by strings: thin lines between solid parts."""
 
-    def __init__(self, rng: Rng, cut: CutOut) -> None:
+    PARTS = 3
+
+    def __init__(self, rng: Rng, options: SceneOptions, paint: _Paint) -> None:
+        super().__init__(rng, options, paint)
+        self._canopy = rng.uniform(0.25, 0.44), rng.uniform(0.08, 0.16)
+        self._load = rng.uniform(0.04, 0.1), rng.uniform(0.04, 0.12)
+        self._strings = np.sort(rng.uniform(-0.95, 0.95, int(rng.integers(2, 7))))
+        self._thick = int(rng.integers(2, 5))
+
+    def shape(self, time: float) -> tuple[ByteArray, ByteArray]:
+        cover = np.zeros((_TILE, _TILE), np.uint8)
+        parts = np.zeros((_TILE, _TILE), np.uint8)
+        wide, tall = self._canopy
+        top = np.array([0.5, 0.2])
+        load = np.array([0.5 + 2 * self._wave(0, time), 0.8])
+        for place in self._strings:
+            line = np.array([top + np.array([place * wide, 0.0]), load]) * _TILE
+            _line(cover, parts, line, self._thick / _TILE, 2)
+        angles = np.linspace(math.pi, math.tau, 40)
+        arc = np.stack([np.cos(angles) * wide, np.sin(angles) * tall * (1 + self._wave(1, time))], axis=1)
+        for canvas, value, line in ((cover, 255, cv2.LINE_AA), (parts, 0, cv2.LINE_8)):
+            _fill(canvas, (top + arc) * _TILE, value, line)
+        _oval(cover, parts, load, self._load, 0, 1)
+        return cover, parts
+
+
+class _Photographed:
+    """A thing cut out of a photograph. It sways like something soft, and it may turn and show a back."""
+
+    def __init__(self, rng: Rng, options: SceneOptions, cut: CutOut, back: ByteArray) -> None:
+        """back: (S, S, 3), what the other side of the thing is painted with."""
         rows, columns = np.nonzero(cut.mask)
         top, bottom, left, right = rows.min(), rows.max() + 1, columns.min(), columns.max() + 1
         picture, mask = cut.picture[top:bottom, left:right], cut.mask[top:bottom, left:right] * np.uint8(255)
@@ -392,6 +446,11 @@ class _Photographed:
             canvas[y : y + size[1], x : x + size[0]] = small[:, ::-1] if flip else small
         self._strength, self._phase = rng.uniform(0, 0.025) * _TILE, rng.uniform(0, math.tau, 2)
         self._waves, self._pace = rng.uniform(2, 7, 2), rng.uniform(0.1, 0.7)
+        self._turns = rng.random() < options.turn_chance
+        self._turn_speed, self._turn_start = _turn_of(rng)
+        share = np.float32(rng.uniform(0.4, 1.0))  # a back has something of the front, as a cat's has
+        front = self._colours[:, ::-1].astype(np.float32)
+        self._back = np.asarray(front + (back - front) * share, np.uint8)
 
     def drawn(self, time: float) -> tuple[ByteArray, ByteArray]:
         """Coverage (S, S) in 255ths and colours (S, S, 3) at a time in frames."""
@@ -403,13 +462,15 @@ class _Photographed:
             self._waves[1] * columns + self._phase[1] + self._pace * time
         )
         maps = np.asarray(x, np.float32), np.asarray(y, np.float32)
-        cover = cv2.remap(self._cover, *maps, cv2.INTER_LINEAR)
-        colours = cv2.remap(self._colours, *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        return np.asarray(cover, np.uint8), np.asarray(colours, np.uint8)
+        turn = self._turn_start + self._turn_speed * time if self._turns else 0.0
+        side = self._colours if math.cos(turn) >= 0 else self._back
+        cover = np.asarray(cv2.remap(self._cover, *maps, cv2.INTER_LINEAR), np.uint8)
+        seen = cv2.remap(side, *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        return _squeezed(cover, np.asarray(seen, np.uint8), turn)
 
 
-_KINDS = (_Blob, _Creature, _Wheeled, _Frame)
-_SHARES = (0.45, 0.3, 0.15, 0.1)
+_KINDS = (_Blob, _Creature, _Wheeled, _Frame, _Strung)
+_SHARES = (0.42, 0.28, 0.14, 0.08, 0.08)
 
 
 # ---- a scene ---------------------------------------------------------------------------------
@@ -427,6 +488,20 @@ class _Path:
         self._size, self._growth = size, rng.normal(0, 0.015)
         self._angle, self._spin = rng.normal(0, 20), rng.normal(0, 1.5) + rng.choice([0, 6.0], p=[0.9, 0.1])
         self._flip = rng.random() < 0.5
+
+    def entering(self, rng: Rng, options: SceneOptions) -> None:
+        """Changes this path so that the thing comes in from a border; at first a part of it is seen."""
+        side = rng.choice([-1, 1])
+        middle = np.array([options.width, options.height]) / 2
+        edge = middle[0] + side * (middle[0] + self._size * rng.uniform(0.0, 0.25))
+        self._start = np.array([edge, self._start[1]])
+        inward = -side * rng.uniform(0.5, 1.0) * middle[0] / options.frames
+        self._velocity = np.array([inward, 0.3 * self._velocity[1]])
+
+    def coming_near(self, rng: Rng) -> None:
+        """Changes this path so that the thing grows by 1.5 to 4 times in a dozen frames."""
+        self._growth = rng.uniform(0.035, 0.12)
+        self._size *= 0.6
 
     def crossing(self, other: _Path, frames: int) -> None:
         """Changes this path so that both things change places about the middle of the clip."""
@@ -471,13 +546,18 @@ class _Scene:
             self._background = np.asarray(cv2.GaussianBlur(self._background, (0, 0), blur), np.uint8)
         self._members = self._cast()
         self._camera = _CameraMove(rng, options)
-        self._smoke = _Smoke(rng, options) if rng.random() < options.smoke_chance else None
+        self._smoke = self._cloud() if rng.random() < options.smoke_chance else None
 
     def clip(self) -> SyntheticClip:
         shown = [self._frame(time) for time in range(self._options.frames)]
         look = _Look(self._rng, self._options)
         pictures = [look.recorded(picture, time) for time, (picture, _) in enumerate(shown)]
         return SyntheticClip(np.stack(pictures), np.stack([labels for _, labels in shown]))
+
+    def _cloud(self) -> _Smoke:
+        source = next(member for member in self._members if member.label)
+        beside = self._rng.random() < 0.5
+        return _Smoke(self._rng, self._options, source.path if beside else None)
 
     def _cast(self) -> list[_Member]:
         rng, options = self._rng, self._options
@@ -504,9 +584,12 @@ class _Scene:
         start = rng.uniform(0.1, 0.9) * options.width, rng.uniform(0.15, 0.85) * options.height
         late = label == 0 and rng.random() < 0.3
         first = int(rng.integers(1, options.frames)) if late else 0
-        return _Member(
-            thing, _Path(rng, options, start=start, size=size), label, rng.uniform(0.8, 1.3), first
-        )
+        path = _Path(rng, options, start=start, size=size)
+        if label and rng.random() < options.grow_chance:
+            path.coming_near(rng)
+        if label and rng.random() < options.enter_chance:
+            path.entering(rng, options)
+        return _Member(thing, path, label, rng.uniform(0.8, 1.3), first)
 
     def _family(self) -> _Family:
         return _Family(self._rng, self._options, self._pictures, self._cut_outs)
@@ -547,7 +630,8 @@ class _Family:
         self, rng: Rng, options: SceneOptions, pictures: Sequence[Path], cut_outs: Sequence[tuple[Path, Path]]
     ) -> None:
         self._rng, self._options = rng, options
-        self._cut = None
+        self._cut: CutOut | None = None
+        self._back = texture(rng, _TILE, _TILE, pictures)
         if cut_outs and rng.random() < 0.3:
             self._cut = read_cut_out(*cut_outs[int(rng.integers(len(cut_outs)))], rng)
         self._kind = _KINDS[int(rng.choice(len(_KINDS), p=_SHARES))]
@@ -555,7 +639,7 @@ class _Family:
 
     def __call__(self) -> _Thing | _Photographed:
         if self._cut is not None:
-            return _Photographed(self._rng, self._cut)
+            return _Photographed(self._rng, self._options, self._cut, self._back)
         return self._kind(self._rng, self._options, self._paint)
 
 
@@ -597,14 +681,19 @@ class _CameraMove:
 
 
 class _Smoke:
-    """A cloud that drifts and grows in front of everything."""
+    """A cloud that drifts and grows in front of everything.
 
-    def __init__(self, rng: Rng, options: SceneOptions) -> None:
+    With a `source` it rises beside a thing and moves with it, as dust and spray do.
+    """
+
+    def __init__(self, rng: Rng, options: SceneOptions, source: _Path | None) -> None:
         height, width = options.height, options.width
         self._cloud = noise(rng, 2 * height, 2 * width, rng.uniform(40, 140), octaves=4)
         self._centre = rng.uniform(0.2, 0.8, 2) * (width, height)
         self._speed = rng.normal(0, 0.01, 2) * height
         self._size, self._growth = rng.uniform(0.15, 0.5) * height, rng.uniform(0, 0.06)
+        self._source = source
+        self._beside = rng.uniform(-0.5, 0.5, 2)
         self._colour = np.full(3, rng.uniform(120, 255), np.float32) * rng.uniform(0.9, 1.0, 3).astype(
             np.float32
         )
@@ -613,7 +702,7 @@ class _Smoke:
     def over(self, seen: FloatArray, time: float) -> None:
         """Draws the cloud over a picture (H, W, 3)."""
         height, width = seen.shape[:2]
-        x, y = self._centre + self._speed * time
+        x, y = self._centre_at(time)
         rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
         size = self._size * math.exp(self._growth * time)
         near = np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / (2 * size**2))
@@ -622,6 +711,12 @@ class _Smoke:
         cloud = self._cloud[top : top + height, left : left + width]
         alpha = np.clip(self._thick * near * (2 * cloud - 0.5), 0, 0.95)[..., None]
         seen += (self._colour - seen) * alpha
+
+    def _centre_at(self, time: float) -> FloatArray:
+        if self._source is None:
+            return np.asarray(self._centre + self._speed * time, np.float32)
+        beside = np.array([*(0.5 + self._beside) * _TILE, 1.0])
+        return np.asarray((self._source.matrix(time) @ beside)[:2], np.float32)
 
 
 class _Look:
@@ -654,6 +749,28 @@ def _warped(
     """A picture taken through a (2, 3) matrix."""
     warped = cv2.warpAffine(picture, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=border)
     return np.asarray(warped, np.uint8)
+
+
+def _line(cover: ByteArray, parts: ByteArray, line: npt.NDArray[np.float64], width: float, part: int) -> None:
+    """Draws a broken line into coverage and part numbers."""
+    points = [np.round(line * 16).astype(np.int32)]
+    thick = max(1, round(width * _TILE))
+    cv2.polylines(cover, points, False, 255, thick, cv2.LINE_AA, shift=4)
+    cv2.polylines(parts, points, False, part, thick + 1, cv2.LINE_8, shift=4)
+
+
+def _oval(
+    cover: ByteArray,
+    parts: ByteArray,
+    middle: npt.NDArray[np.float64],
+    size: tuple[float, float],
+    lean: float,
+    part: int,
+) -> None:
+    """Draws an ellipse into coverage and part numbers."""
+    axes = int(size[0] * _TILE * 16), int(size[1] * _TILE * 16)
+    for canvas, value, line in ((cover, 255, cv2.LINE_AA), (parts, part, cv2.LINE_8)):
+        cv2.ellipse(canvas, _fixed(middle * _TILE), axes, lean, 0, 360, value, -1, line, shift=4)
 
 
 def _fill(canvas: ByteArray, outline: npt.NDArray[np.float64], value: int, line: int = cv2.LINE_AA) -> None:

@@ -91,8 +91,9 @@ def information_json(ocio: Path | None, shot: Path | None, spaces: bool) -> dict
             "spaces": list(config.spaces) if spaces else None,
         },
         "weights": [
-            {**read_manifest(path).to_dict(), "file": str(path)}
+            {**manifest.to_dict(), "use": manifest.use, "file": str(path)}
             for path in (*shipped_weights(), *shipped_edges())
+            for manifest in (read_manifest(path),)
         ],
         "adapted": None if record is None else asdict(record),
         "logs": [str(path) for path in logs],

@@ -157,6 +157,7 @@ def propagate(
             target.check(inputs, folder, chosen)
 
     tell_of_movie(plate, folder)
+    print_licence_note(settings.weights)
     with EventPrinter() as printer:
         summary = run(
             described,
@@ -177,6 +178,15 @@ def propagate(
         for words in looks:
             output.print(f"to check: {words}", highlight=False, soft_wrap=True, markup=False)
     printer.check_reached()
+
+
+def print_licence_note(weights: str) -> None:
+    """Print, once, that weights are for non-commercial use only, and how to choose others."""
+    from stm_plugin.licences import note_of_licence
+
+    note = note_of_licence(weights)
+    if note is not None:
+        errors.print(note, markup=False, highlight=False)
 
 
 class EventPrinter:

@@ -14,7 +14,13 @@ from stm_plugin.cli.as_json import export_json, print_json, propagation_json, st
 from stm_plugin.cli.console import counted, output, progress_bar, tell_of_movie
 from stm_plugin.cli.farm import merge
 from stm_plugin.cli.guard import Overwrite, Wait
-from stm_plugin.cli.propagate import AsJson, EventPrinter, parse_range, parse_region
+from stm_plugin.cli.propagate import (
+    AsJson,
+    EventPrinter,
+    parse_range,
+    parse_region,
+    print_licence_note,
+)
 from stm_plugin.cli.shapes import shapes
 from stm_plugin.cli.tables import confidence_lines, settings_help, settings_table
 from stm_plugin.errors import SettingsError
@@ -196,6 +202,7 @@ def propagate(
     first, last = parse_range(frames) or (None, None)
     with _open(shot) as opened, EventPrinter() as printer:
         check_frames(opened.plate, parse_range(frames))
+        print_licence_note(opened.settings.weights)
         done = opened.propagate(Request(first, last, direction), on_event=printer, wait=wait)
     if as_json:
         print_json(propagation_json(opened.folder, done))

@@ -139,8 +139,14 @@ def clips(
     """Makes clips with exactly known labels, from material that allows commercial use."""
     from model.data.pictures import PICTURE_SUFFIXES
     from model.training.clips import still_sources
-    from model.training.synthetic_clips import write_clips
+    from model.training.synthetic_clips import HELD_OUT, write_clips
+    from stm_plugin.errors import SettingsError
 
+    if seed < HELD_OUT.stop and seed + count > HELD_OUT.start:
+        raise SettingsError(
+            f"The seeds {HELD_OUT.start} to {HELD_OUT.stop - 1} are of clips that only measure: "
+            "choose another --seed."
+        )
     found = [path for root in pictures or () for path in sorted(root.iterdir())]
     found = [path for path in found if path.suffix.lower() in PICTURE_SUFFIXES]
     cuts = [source for root in cut_outs or () for source in still_sources(Path(root), instances=True)]

@@ -65,6 +65,7 @@ def weights_table(*, with_scores: bool = True) -> Table:
     for path in (*shipped_weights(), *shipped_edges()):
         manifest = read_manifest(path)
         table.add_row("weights", f"{path.stem} ({manifest.architecture})")
+        table.add_row("  use", manifest.use)
         table.add_row("  licence", manifest.licence)
         scores = [f"{name}: {value:.3f}" for name, value in manifest.scores.items() if with_scores]
         for number, score in enumerate(scores):

@@ -39,6 +39,7 @@ from stm_plugin.images.overlay import (
     write_picture,
 )
 from stm_plugin.images.plate import Plate
+from stm_plugin.licences import note_of_licence
 from stm_plugin.propagation.events import Event, PlanMade, Progress
 from stm_plugin.review.serving import serve_review
 from stm_plugin.settings import Settings
@@ -121,6 +122,9 @@ def run_demo(
     if (shot / "shot.json").is_file():
         shutil.rmtree(shot)
     job = Job(built, shot, settings or configuration().settings(), network, console)
+    note = note_of_licence(job.settings.weights)
+    if note is not None:
+        console.print(note, markup=False, highlight=False)
     keys = {frames[0]: built.key}
     console.print(f"One key on {frames[0]}")
     one = job.run(keys, out / "one_key")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,7 +13,13 @@ from PIL import Image
 from model.data.davis import find_sequences
 from model.data.pictures import write_labels
 from model.training.clips import ClipDataset, ClipOptions, davis_sources
-from model.training.synthetic_clips import SceneOptions, synthetic_clip, write_clips
+from model.training.synthetic_clips import (
+    HELD_OUT,
+    SceneOptions,
+    synthetic_clip,
+    write_clips,
+    write_held_out,
+)
 
 SMALL = SceneOptions(height=96, width=128, frames=4)
 
@@ -61,6 +69,100 @@ def test_a_thing_that_turns_shows_another_side() -> None:
         ]))  # fmt: skip
 
     assert change(1.0) > 1.5 * change(0.0)
+
+
+PLAIN = SceneOptions(
+    96,
+    128,
+    frames=8,
+    most_objects=1,
+    look_alike_chance=0,
+    turn_chance=0,
+    grow_chance=0,
+    enter_chance=0,
+    smoke_chance=0,
+    cover_chance=0,
+)
+"""A scene in which nothing special happens."""
+
+
+def areas(options: SceneOptions, seeds: range = range(16)) -> tuple[float, float]:
+    """Mean area of the object on the first and on the last frame, as shares of the picture."""
+    shares = np.stack([(synthetic_clip(seed, options).labels == 1).mean(axis=(1, 2)) for seed in seeds])
+    return float(shares[:, 0].mean()), float(shares[:, -1].mean())
+
+
+def test_a_thing_that_comes_near_grows() -> None:
+    first, last = areas(replace(PLAIN, grow_chance=1))
+    before, after = areas(PLAIN)
+    assert last / first > 1.5 > after / before
+
+
+def test_a_thing_that_enters_touches_the_border_at_first_and_more_of_it_is_seen_later() -> None:
+    first, last = areas(replace(PLAIN, enter_chance=1))
+    assert last > 1.3 * first
+
+    def at_the_border(options: SceneOptions) -> float:
+        firsts = [synthetic_clip(seed, options).labels[0] == 1 for seed in range(16)]
+        return float(np.mean([one[:, [0, -1]].any() for one in firsts]))
+
+    assert at_the_border(replace(PLAIN, enter_chance=1)) > 0.8 > at_the_border(PLAIN)
+
+
+def test_smoke_changes_the_picture_and_no_label() -> None:
+    clear, smoky = (
+        [synthetic_clip(seed, replace(PLAIN, smoke_chance=chance)) for seed in range(6)] for chance in (0, 1)
+    )
+    for one, other in zip(clear, smoky, strict=True):
+        assert np.array_equal(one.labels, other.labels)
+        assert not np.array_equal(one.pictures, other.pictures)
+
+
+def test_a_cut_out_that_turns_shows_a_back_of_other_colours(tmp_path: Path) -> None:
+    """Red things in front of anything: with turning, some of them are not red on some frame."""
+    picture, labels = tmp_path / "thing.png", tmp_path / "labels.png"
+    Image.fromarray(np.full((80, 80, 3), (230, 20, 20), np.uint8)).save(picture)
+    marked = np.zeros((80, 80), np.uint8)
+    marked[20:60, 20:60] = 1
+    write_labels(labels, marked)
+
+    def least_red(turn: float) -> float:
+        """Of clips that begin with a red object: the smallest share of red in it, over all frames."""
+        shares = []
+        for seed in range(40):
+            clip = synthetic_clip(seed, replace(PLAIN, turn_chance=turn), cut_outs=[(picture, labels)])
+            red = (clip.pictures[..., 0] > 1.6 * clip.pictures[..., 1:].max(axis=-1)) & (clip.labels == 1)
+            share = red.sum(axis=(1, 2)) / np.maximum((clip.labels == 1).sum(axis=(1, 2)), 1)
+            if share[0] > 0.9 and (clip.labels[-1] == 1).sum() > 40:
+                shares.append(share.min())
+        assert len(shares) > 3
+        return float(np.mean(shares))
+
+    assert least_red(1.0) < 0.7 < 0.9 < least_red(0.0)
+
+
+def test_thin_lines_are_labelled() -> None:
+    """Some object loses much of its area where everything of less than five pixels is taken away."""
+    thin = 0.0
+    for seed in range(40):
+        mask = (synthetic_clip(seed, replace(PLAIN, height=192, width=256, frames=2)).labels[0] == 1).astype(
+            np.uint8
+        )
+        solid = cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
+        thin = max(thin, 1 - solid.sum() / mask.sum())
+    assert thin > 0.4
+
+
+def test_held_out_clips_have_several_objects_and_are_no_training_clips(tmp_path: Path) -> None:
+    names = write_held_out(tmp_path, 3, SMALL)
+    seeds = [int(name.removeprefix("made-")) for name in names]
+    assert len(set(seeds)) == 3 and all(seed in HELD_OUT for seed in seeds)
+    assert all(synthetic_clip(seed, SMALL).labels[0].max() > 1 for seed in seeds)
+    assert [sequence.name for sequence in find_sequences(tmp_path)] == names
+    last = tmp_path / "Annotations" / names[-1] / "00003.png"
+    last.unlink()
+    assert write_held_out(tmp_path, 3, SMALL) == names and last.exists()
+    assert write_held_out(tmp_path, 2, SMALL) == names[:2]
 
 
 def test_clips_are_written_as_videos_to_train_on_and_made_once(tmp_path: Path) -> None:
