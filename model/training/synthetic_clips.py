@@ -413,8 +413,8 @@ class _Strung(_Thing):
         top = np.array([0.5, 0.2])
         load = np.array([0.5 + 2 * self._wave(0, time), 0.8])
         for place in self._strings:
-            line = np.array([top + np.array([place * wide, 0.0]), load]) * _TILE
-            _line(cover, parts, line, self._thick / _TILE, 2)
+            string = np.array([top + np.array([place * wide, 0.0]), load]) * _TILE
+            _line(cover, parts, string, self._thick / _TILE, 2)
         angles = np.linspace(math.pi, math.tau, 40)
         arc = np.stack([np.cos(angles) * wide, np.sin(angles) * tall * (1 + self._wave(1, time))], axis=1)
         for canvas, value, line in ((cover, 255, cv2.LINE_AA), (parts, 0, cv2.LINE_8)):
