@@ -216,10 +216,11 @@ def _groups(config: TrainingConfig) -> list[tuple[str, Sequence[ClipSource]]]:
         for number, root in enumerate(config.videos)
     ]
     stills = [
-        (f"{_DATA}/stills-{number}", still_sources(Path(root))) for number, root in enumerate(config.stills)
+        (f"{_DATA}/stills-{number}", still_sources(Path(root), only=config.only))
+        for number, root in enumerate(config.stills)
     ]
     instances = [
-        (f"{_DATA}/instances-{number}", still_sources(Path(root), instances=True))
+        (f"{_DATA}/instances-{number}", still_sources(Path(root), instances=True, only=config.only))
         for number, root in enumerate(config.instances)
     ]
     return [*videos, *stills, *instances]

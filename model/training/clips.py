@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -142,14 +143,15 @@ def davis_sources(root: Path, *, leave_out: Sequence[str] = (), only: Sequence[s
     return sources
 
 
-def still_sources(root: Path, *, instances: bool = False) -> list[ClipSource]:
+def still_sources(root: Path, *, instances: bool = False, only: Sequence[str] = ()) -> list[ClipSource]:
     """Stills in a folder with `images/` and `masks/` (one object) or `labels/`, by equal stems.
 
     Args:
         instances: the labels are several things of one kind; otherwise they are parts of one thing.
+        only: patterns of stems (`cat_*`), for a folder whose pictures have several licences; all if empty.
 
     Raises:
-        FileNotFoundError: if the folders do not exist.
+        FileNotFoundError: if the folders do not exist, or if nothing fits the patterns.
     """
     labelled = (root / "labels").is_dir()
     meaning: Meaning = "instances" if instances else "parts" if labelled else "objects"
@@ -157,11 +159,14 @@ def still_sources(root: Path, *, instances: bool = False) -> list[ClipSource]:
     if not masks.is_dir() or not (root / "images").is_dir():
         raise FileNotFoundError(f"{root}: no images and masks (or labels) folders")
     by_stem = {p.stem: p for p in (root / "images").iterdir() if p.suffix.lower() in PICTURE_SUFFIXES}
-    return [
+    found = [
         ClipSource(f"{root.name}/{p.stem}", (by_stem[p.stem],), (p,), meaning)
         for p in sorted(masks.glob("*.png"))
-        if p.stem in by_stem
+        if p.stem in by_stem and (not only or any(fnmatchcase(p.stem, pattern) for pattern in only))
     ]
+    if only and not found:
+        raise FileNotFoundError(f"{root}: no picture is called {' or '.join(only)}")
+    return found
 
 
 @dataclass

@@ -204,8 +204,8 @@ def training_clips(config: TrainingConfig) -> ClipDataset:
             f"{', '.join(config.videos) or 'the training data, which has no videos'}. Is it misspelt?"
         )
     videos = [source for source in found if source.name not in config.leave_out]
-    stills = [still_sources(Path(root)) for root in config.stills]
-    stills += [still_sources(Path(root), instances=True) for root in config.instances]
+    stills = [still_sources(Path(root), only=config.only) for root in config.stills]
+    stills += [still_sources(Path(root), instances=True, only=config.only) for root in config.instances]
     if not videos and not any(stills):
         raise ValueError("there is no training data: give a folder of videos or of stills")
     weights = config.still_weights or (1.0,) * len(stills)

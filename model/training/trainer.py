@@ -53,6 +53,8 @@ class TrainingConfig:
     """Folders of `images/` with `masks/`, or with `labels/`: parts of one thing."""
     instances: tuple[str, ...] = ()
     """Folders of `images/` with `labels/`: several things of one kind."""
+    only: tuple[str, ...] = ()
+    """Patterns of the names of pictures in `stills` and `instances` that are used (`cat_*`); all if empty."""
     still_weights: tuple[float, ...] = ()
     """How often each folder of `stills`, then of `instances`, is drawn, relative to the others. If empty,
     each is drawn by its number of pictures."""
@@ -106,7 +108,7 @@ class TrainingConfig:
             unknown = set(given) - {f.name for f in known}
             if unknown:
                 raise ValueError(f"unknown training options: {', '.join(sorted(unknown))}")
-        for name in ("videos", "stills", "instances", "leave_out", "learn"):
+        for name in ("videos", "stills", "instances", "only", "leave_out", "learn"):
             if isinstance(values.get(name), str):
                 raise ValueError(f'training option {name} is a list: write {name} = ["{values[name]}"]')
         return cls(clip=ClipOptions(**_tuples(clip)), **_tuples(values))

@@ -135,6 +135,10 @@ def clips(
         list[str] | None,
         typer.Option(help="Folder of images/ and labels/ or masks/: things to cut out; repeatable."),
     ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Pattern of the names of cut-outs that are used, such as cat_*; repeatable."),
+    ] = None,
 ) -> None:
     """Makes clips with exactly known labels, from material that allows commercial use."""
     from model.data.pictures import PICTURE_SUFFIXES
@@ -149,7 +153,11 @@ def clips(
         )
     found = [path for root in pictures or () for path in sorted(root.iterdir())]
     found = [path for path in found if path.suffix.lower() in PICTURE_SUFFIXES]
-    cuts = [source for root in cut_outs or () for source in still_sources(Path(root), instances=True)]
+    cuts = [
+        source
+        for root in cut_outs or ()
+        for source in still_sources(Path(root), instances=True, only=only or ())
+    ]
     with progress_bar("clips") as bar:
         task = bar.add_task("clips", total=count)
         for _ in write_clips(

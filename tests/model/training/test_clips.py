@@ -20,6 +20,8 @@ from model.training.clips import (
     davis_sources,
     still_sources,
 )
+from model.training.recipe import training_clips
+from model.training.trainer import TrainingConfig
 
 SHAPE = (80, 80)
 
@@ -48,6 +50,17 @@ def test_videos_are_found_where_evaluation_finds_them(tmp_path: Path, resolution
     assert [path.stem for path in bear.pictures] == [path.stem for path in bear.labels] == ["9", "11"]
     assert [source.name for source in davis_sources(tmp_path, leave_out=["bear"])] == ["bus"]
     assert [source.name for source in davis_sources(tmp_path, only=["bear"])] == ["bear"]
+
+
+def test_of_a_folder_with_several_licences_only_named_pictures_are_used(tmp_path: Path) -> None:
+    for name in ("cat_1", "catf_2", "balloon_3"):
+        write_picture(tmp_path / "images" / f"{name}.jpg")
+        write_labels(tmp_path / "labels" / f"{name}.png", labels())
+    config = TrainingConfig(instances=(str(tmp_path),), only=("cat_*", "catf_*"))
+    used = [source.name for group in training_clips(config).stills for source in group]
+    assert used == [f"{tmp_path.name}/cat_1", f"{tmp_path.name}/catf_2"]
+    with pytest.raises(FileNotFoundError, match=r"no picture is called dog_\*"):
+        still_sources(tmp_path, only=["dog_*"])
 
 
 def test_annotations_without_pictures_are_no_training_data(tmp_path: Path) -> None:
