@@ -6,6 +6,7 @@ A graphics card may be available for minutes only. `pack` puts all that a run ne
 
 from __future__ import annotations
 
+import bisect
 import io
 import json
 import tarfile
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -26,10 +28,6 @@ from model.training.trainer import CHECKPOINT_FILE, Losses, Trainer, TrainingCon
 
 LIMIT = 60 * 2**20
 """Bytes of an archive at most, unless the caller says otherwise."""
-SHORT_SIDE = 384
-"""Pictures are packed no larger than this, in pixels."""
-QUALITIES = (90, 80, 70, 60, 50, 40, 30)
-"""WebP qualities that are tried, best first."""
 RESULT = "result.tar"
 
 _CONFIG, _START, _DATA = "config.json", "start.pt", "data"
@@ -40,20 +38,49 @@ _RESERVED_SHARE = 0.06
 """Of the time, for what is written at the end and for steps that take longer than measured."""
 
 
+_LARGEST_HEADER = 1600
+"""Bytes of a picture and its labels in a tar file besides their contents: headers, and room up to 512."""
+
+
+class Fidelity(NamedTuple):
+    """How pictures are packed. short_side: the largest, in pixels; quality: of WebP, 0 to 100."""
+
+    short_side: int
+    quality: int
+
+
+FIDELITIES = tuple(
+    Fidelity(*one)
+    for one in (
+        *((384, quality) for quality in (90, 80, 70, 60, 50)),
+        *((320, quality) for quality in (60, 50, 40)),
+        *((256, quality) for quality in (50, 40, 30)),
+    )
+)
+"""What is tried, best first; each takes less room than the one before."""
+
+
 class ArchiveTooLargeError(ValueError):
     """The data does not fit into an archive at any quality."""
 
 
 @dataclass(frozen=True)
 class Packed:
-    """What `pack` wrote. quality: of the WebP pictures, 0 to 100; size: of the archive in bytes."""
+    """What `pack` wrote: the number of pictures, their fidelity, and the size of the archive in bytes."""
 
     pictures: int
-    quality: int
+    fidelity: Fidelity
     size: int
 
 
-def pack(config: TrainingConfig, archive: Path, *, run: Path | None = None, limit: int = LIMIT) -> Packed:
+def pack(
+    config: TrainingConfig,
+    archive: Path,
+    *,
+    run: Path | None = None,
+    limit: int = LIMIT,
+    video_step: int = 1,
+) -> Packed:
     """Writes an archive with all that a run needs.
 
     Args:
@@ -61,6 +88,7 @@ def pack(config: TrainingConfig, archive: Path, *, run: Path | None = None, limi
         archive: file to write.
         run: a begun run that is to go on there; else the run begins from `config.start`.
         limit: bytes of the archive at most.
+        video_step: of videos only every so many-th frame is packed; skips count packed frames.
 
     Raises:
         ArchiveTooLargeError: if the data does not fit.
@@ -69,27 +97,40 @@ def pack(config: TrainingConfig, archive: Path, *, run: Path | None = None, limi
     """
     training_clips(config)  # refuses what cannot be trained on
     start = _start(config, run)
-    groups = _groups(config)
+    groups = _groups(config, video_step)
     sources = [(name, source) for name, group in groups for source in group]
     count = sum(source.count for _, source in sources)
     labels = sum(path.stat().st_size for _, source in sources for path in source.labels)
-    room = limit - len(start) - labels - 2048 * 2 * count
-    quality = _fitting_quality([path for _, source in sources for path in source.pictures], room)
-    if quality is None:
-        raise ArchiveTooLargeError(
-            f"The data of this run does not fit into {limit / 2**20:.0f} MiB, even at the lowest quality. "
-            "Leave a folder out, or allow a larger archive."
-        )
-    with tempfile.TemporaryDirectory(prefix=f".{archive.name}.", dir=archive.parent) as folder:
-        unfinished = Path(folder) / archive.name
-        with tarfile.open(unfinished, "w") as tar:
-            _add(tar, _CONFIG, json.dumps(_relocated(config, groups).to_dict(), indent=2).encode())
-            _add(tar, _START, start)
-            for name, source in sources:
-                for place, content in _files(name, source, quality):
-                    _add(tar, place, content)
-        unfinished.replace(archive)
-    return Packed(count, quality, archive.stat().st_size)
+    room = limit - len(start) - labels - _LARGEST_HEADER * count
+    first = _fitting([path for _, source in sources for path in source.pictures], room)
+    config = _relocated(config, groups)
+    for fidelity in FIDELITIES[first:]:
+        with tempfile.TemporaryDirectory(prefix=f".{archive.name}.", dir=archive.parent) as folder:
+            unfinished = Path(folder) / archive.name
+            _write_archive(unfinished, config, start, sources, fidelity)
+            size = unfinished.stat().st_size
+            if size <= limit:
+                unfinished.replace(archive)
+                return Packed(count, fidelity, size)
+    raise ArchiveTooLargeError(
+        f"The data of this run does not fit into {limit / 2**20:.0f} MiB, even at the lowest quality. "
+        "Leave a folder out, take fewer frames of videos (--video-step), or allow a larger archive."
+    )
+
+
+def _write_archive(
+    path: Path,
+    config: TrainingConfig,
+    start: bytes,
+    sources: Sequence[tuple[str, ClipSource]],
+    fidelity: Fidelity,
+) -> None:
+    with tarfile.open(path, "w") as tar:
+        _add(tar, _CONFIG, json.dumps(config.to_dict(), indent=2).encode())
+        _add(tar, _START, start)
+        for name, source in sources:
+            for place, content in _files(name, source, fidelity):
+                _add(tar, place, content)
 
 
 def is_packed(path: Path) -> bool:
@@ -206,12 +247,16 @@ def _start(config: TrainingConfig, run: Path | None) -> bytes:
     return stream.getvalue()
 
 
-def _groups(config: TrainingConfig) -> list[tuple[str, Sequence[ClipSource]]]:
+def _groups(config: TrainingConfig, video_step: int) -> list[tuple[str, Sequence[ClipSource]]]:
     """The sources by the folder that they get in the archive."""
     videos = [
         (
             f"{_DATA}/videos-{number}",
-            [one for one in davis_sources(Path(root)) if one.name not in config.leave_out],
+            [
+                replace(one, pictures=one.pictures[::video_step], labels=one.labels[::video_step])
+                for one in davis_sources(Path(root))
+                if one.name not in config.leave_out
+            ],
         )
         for number, root in enumerate(config.videos)
     ]
@@ -243,43 +288,46 @@ def _relocated(config: TrainingConfig, groups: Sequence[tuple[str, object]]) -> 
     )
 
 
-def _files(folder: str, source: ClipSource, quality: int) -> Iterator[tuple[str, bytes]]:
+def _files(folder: str, source: ClipSource, fidelity: Fidelity) -> Iterator[tuple[str, bytes]]:
     """Names and contents of a source's files in the archive."""
     for picture, labels in zip(source.pictures, source.labels, strict=True):
         if folder.startswith(f"{_DATA}/videos"):
             places = f"{PICTURE_FOLDER}/{source.name}", f"{ANNOTATION_FOLDER}/{source.name}"
         else:
             places = "images", labels.parent.name
-        content, marked = _encoded(picture, labels, quality)
+        content, marked = _encoded(picture, labels, fidelity)
         yield f"{folder}/{places[0]}/{picture.stem}.webp", content
         yield f"{folder}/{places[1]}/{labels.stem}.png", marked
 
 
-def _encoded(picture: Path, labels: Path | None, quality: int) -> tuple[bytes, bytes]:
-    """A picture as WebP and its labels as PNG, both no larger than `SHORT_SIDE`."""
+def _encoded(picture: Path, labels: Path | None, fidelity: Fidelity) -> tuple[bytes, bytes]:
+    """A picture as WebP and its labels as PNG, both no larger than the fidelity's short side."""
     stream, marked = io.BytesIO(), io.BytesIO()
     with Image.open(picture) as image:
-        size = _size(image.size)
-        image.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(stream, "WEBP", quality=quality)
+        size = _size(image.size, fidelity.short_side)
+        image.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(
+            stream, "WEBP", quality=fidelity.quality
+        )
     if labels is not None:
         with Image.open(labels) as image:
             image.resize(size, Image.Resampling.NEAREST).save(marked, "PNG", optimize=True)
     return stream.getvalue(), marked.getvalue()
 
 
-def _size(size: tuple[int, int]) -> tuple[int, int]:
-    share = min(1.0, SHORT_SIDE / min(size))
+def _size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
+    share = min(1.0, short_side / min(size))
     return max(1, round(size[0] * share)), max(1, round(size[1] * share))
 
 
-def _fitting_quality(pictures: Sequence[Path], room: int) -> int | None:
-    """The best quality at which all pictures take no more than `room` bytes, by a sample of them."""
-    sample = pictures[::_SAMPLED] or pictures
-    for quality in QUALITIES:
-        mean = sum(len(_encoded(path, None, quality)[0]) for path in sample) / len(sample)
-        if mean * len(pictures) * 1.03 < room:
-            return quality
-    return None
+def _fitting(pictures: Sequence[Path], room: int) -> int:
+    """The first of `FIDELITIES` at which all pictures take about `room` bytes, by a sample of them."""
+    sample = pictures[::_SAMPLED]
+
+    def fits(fidelity: Fidelity) -> bool:
+        mean = sum(len(_encoded(path, None, fidelity)[0]) for path in sample) / max(len(sample), 1)
+        return mean * len(pictures) < room
+
+    return bisect.bisect_left(FIDELITIES, True, key=fits)
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:

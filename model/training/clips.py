@@ -21,6 +21,10 @@ from model.data.pictures import PICTURE_SUFFIXES, Labels, Picture, read_labels, 
 from model.network.config import STRIDE
 from model.training import augment
 from model.training.augment import Generator
+from model.training.synthetic_clips import HELD_OUT, SceneOptions, synthetic_clip
+
+_SMALLEST = 64
+"""Pixels of each object that the first frame of a clip shows at least."""
 
 Meaning = Literal["objects", "parts", "instances"]
 """What labels mean. Of `objects`, every label is an object. `parts` are those of one whole (clothing tags):
@@ -90,6 +94,8 @@ class ClipOptions:
     frames: int = 3
     max_objects: int = 2
     still_share: float = 0.5
+    made_up_share: float = 0.0
+    """Share of clips that are made up (`model.training.synthetic_clips`); `still_share` is of the others."""
     max_skip: int = 10
     pastes: int = 1
     """The most objects put in front; each has `paste_chance`, if the one before was put."""
@@ -201,6 +207,8 @@ class ClipDataset:
 
     def _try_sample(self, rng: Generator) -> Clip | None:
         options = self.options
+        if options.made_up_share and rng.random() < options.made_up_share:
+            return self._made_up(rng)
         source = self._choose(rng)
         pictures, labels = self._draw(rng, source)
         for _ in range(options.pastes):
@@ -212,12 +220,30 @@ class ClipDataset:
             pictures = augment.flicker(pictures, labels == 0, rng)
         labels = _compact(labels, options.max_objects)
         objects = int(labels[0].max())
-        if objects == 0 or np.bincount(labels[0].ravel())[1:].min() < 64:
+        if objects == 0 or np.bincount(labels[0].ravel())[1:].min() < _SMALLEST:
             return None
         pictures = augment.colour_jitter(pictures, rng)
         if rng.random() < options.blur_chance:
             pictures = augment.motion_blur(pictures, rng)
         return Clip(pictures, labels, objects)
+
+    def _made_up(self, rng: Generator) -> Clip | None:
+        """A made-up clip. Its textures and some of its things come from the stills."""
+        options = self.options
+        height, width = options.shape
+        scene = SceneOptions(height, width, options.frames, options.max_objects)
+        files = [one for group in self.stills for one in group if isinstance(one, ClipSource)]
+        made = synthetic_clip(
+            int(rng.integers(HELD_OUT.start)),
+            scene,
+            pictures=[one.pictures[0] for one in files],
+            cut_outs=[(one.pictures[0], one.labels[0]) for one in files if one.meaning != "parts"],
+        )
+        labels = _compact(made.labels, options.max_objects)
+        objects = int(labels[0].max())
+        if np.bincount(labels[0].ravel())[1:].min() < _SMALLEST:
+            return None
+        return Clip(augment.colour_jitter(made.pictures, rng), labels, objects)
 
     def _choose(self, rng: Generator) -> Source:
         if not self.videos or (self.stills and rng.random() < self.options.still_share):

@@ -206,7 +206,7 @@ def training_clips(config: TrainingConfig) -> ClipDataset:
     videos = [source for source in found if source.name not in config.leave_out]
     stills = [still_sources(Path(root), only=config.only) for root in config.stills]
     stills += [still_sources(Path(root), instances=True, only=config.only) for root in config.instances]
-    if not videos and not any(stills):
+    if not videos and not any(stills) and config.clip.made_up_share < 1:
         raise ValueError("there is no training data: give a folder of videos or of stills")
     weights = config.still_weights or (1.0,) * len(stills)
     if len(weights) != len(stills):

@@ -181,6 +181,7 @@ def pack(
     config: Config = None,
     run: Annotated[Path | None, typer.Option("--run", help="A begun run that is to go on there.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="MiB of the archive at most.")] = 60,
+    video_step: Annotated[int, typer.Option(min=1, help="Every so many-th frame of videos alone.")] = 1,
     overwrite: Overwrite = False,
 ) -> None:
     """Packs data, start and configuration of a run for a machine with limited time."""
@@ -213,11 +214,13 @@ def pack(
     )
     check_single([archive], inputs, overwrite)
     try:
-        packed = pack_run(given, archive, run=run, limit=limit * 2**20)
+        packed = pack_run(given, archive, run=run, limit=limit * 2**20, video_step=video_step)
     except (ValueError, OSError) as error:
         raise SettingsError(f"The run cannot be packed: {error}") from error
     output.print(
-        f"{archive}: {packed.pictures} pictures at quality {packed.quality}, {packed.size / 2**20:.1f} MiB"
+        f"{archive}: {packed.pictures} pictures, short side {packed.fidelity.short_side} at most, "
+        f"quality {packed.fidelity.quality}, {packed.size / 2**20:.1f} MiB",
+        highlight=False,
     )
 
 

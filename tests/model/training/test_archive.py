@@ -14,7 +14,15 @@ from PIL import Image
 
 import model.training.archive as archive_room
 from model.data.pictures import write_labels
-from model.training.archive import LIMIT, ArchiveTooLargeError, collect, pack, train_for
+from model.training.archive import (
+    FIDELITIES,
+    LIMIT,
+    ArchiveTooLargeError,
+    collect,
+    pack,
+    packed_config,
+    train_for,
+)
 from model.training.clips import ClipOptions
 from model.training.recipe import export, read_config
 from model.training.trainer import TrainingConfig, saved_config
@@ -82,6 +90,27 @@ def test_a_packed_run_trains_in_its_time_and_its_weights_come_home(
         collect(result, tmp_path / "home")
     again = replace(brought, stills=config.stills, videos=config.videos, instances=config.instances)
     assert read_config("video", run=tmp_path / "home", stills=config.stills).steps == again.steps
+
+
+def test_an_archive_takes_the_best_fidelity_that_fits_and_fewer_frames_if_asked(
+    config: TrainingConfig, tmp_path: Path
+) -> None:
+    best = pack(config, tmp_path / "best.tar")
+    assert best.fidelity == FIDELITIES[0]
+    room = best.size - 12_000
+    smaller = pack(config, tmp_path / "smaller.tar", limit=room)
+    assert FIDELITIES.index(smaller.fidelity) > 0 and smaller.size <= room
+    thinned = pack(config, tmp_path / "thinned.tar", video_step=2)
+    assert thinned.pictures == best.pictures - 1
+    with tarfile.open(tmp_path / "thinned.tar") as tar:
+        frames = sorted(Path(name).stem for name in tar.getnames() if "bear" in name and "JPEG" in name)
+    assert frames == ["0", "2"]
+
+
+def test_a_run_of_made_up_clips_alone_travels_without_pictures(tmp_path: Path) -> None:
+    config = TrainingConfig(batch=1, clip=ClipOptions(size=32, frames=2, made_up_share=1))
+    assert pack(config, tmp_path / "away.tar").pictures == 0
+    assert packed_config(tmp_path / "away.tar").clip.made_up_share == 1
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_written(

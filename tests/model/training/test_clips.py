@@ -63,6 +63,22 @@ def test_of_a_folder_with_several_licences_only_named_pictures_are_used(tmp_path
         still_sources(tmp_path, only=["dog_*"])
 
 
+def test_made_up_clips_need_no_files_and_take_things_from_stills(tmp_path: Path) -> None:
+    options = ClipOptions(size=64, wide=1.5, frames=3, max_objects=3, made_up_share=1)
+    alone = training_clips(TrainingConfig(clip=options))
+    clips = [alone.sample(index) for index in range(4)]
+    assert all(clip.pictures.shape == (3, 64, 96, 3) and clip.objects >= 1 for clip in clips)
+    assert np.array_equal(clips[1].pictures, alone.sample(1).pictures)
+    write_picture(tmp_path / "images" / "cat_1.jpg")
+    write_labels(tmp_path / "labels" / "cat_1.png", labels())
+    mixed = training_clips(TrainingConfig(clip=options, instances=(str(tmp_path),)))
+    assert any(
+        not np.array_equal(mixed.sample(index).pictures, clip.pictures) for index, clip in enumerate(clips)
+    )
+    with pytest.raises(ValueError, match="there is no training data"):
+        training_clips(TrainingConfig(clip=ClipOptions(made_up_share=0.5)))
+
+
 def test_annotations_without_pictures_are_no_training_data(tmp_path: Path) -> None:
     write_labels(tmp_path / "Annotations" / "bear" / "1.png", labels())
     with pytest.raises(FileNotFoundError, match="no pictures of bear"):

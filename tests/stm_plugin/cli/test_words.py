@@ -37,6 +37,7 @@ def said_by(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytes
         (["shot", "status", "bad.ocio/x"], ("bad.ocio", "Not a directory")),
         (["propagate", "plate.#.png", "--key", f"1={LONG}.exr", "-o", "m.#.exr"], (LONG, "shorter")),
         (["weights", "convert", "bad.ocio", "out.safetensors"], ("bad.ocio", "get the file again")),
+        (["train", "clips", "made", "--seed", "9000500"], ("only measure", "--seed")),
         (["train", "video", "absent", "--from", "absent"], ("absent",)),
     ],
 )
