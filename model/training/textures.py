@@ -27,7 +27,7 @@ PHOTOGRAPHS = (
     "gravel.png",
     "retina.jpg",
 )
-"""Of scikit-image: CC0 or public domain, all of them (its README of the data says so)."""
+"""Of scikit-image: CC0 or public domain, all of them (the docstrings of `skimage.data` say so)."""
 
 
 @lru_cache(maxsize=1)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import skimage.data
 from PIL import Image
 
 from model.data.davis import find_sequences
@@ -20,6 +22,7 @@ from model.training.synthetic_clips import (
     write_clips,
     write_held_out,
 )
+from model.training.textures import PHOTOGRAPHS
 
 SMALL = SceneOptions(height=96, width=128, frames=4)
 
@@ -163,6 +166,13 @@ def test_held_out_clips_have_several_objects_and_are_no_training_clips(tmp_path:
     last.unlink()
     assert write_held_out(tmp_path, 3, SMALL) == names and last.exists()
     assert write_held_out(tmp_path, 2, SMALL) == names[:2]
+
+
+def test_every_photograph_of_textures_allows_commercial_use() -> None:
+    names = {Path(name).stem for name in PHOTOGRAPHS}
+    for name in names:
+        said = getattr(skimage.data, "cat" if name == "chelsea" else name).__doc__
+        assert re.search(r"CC0|public domain", said), name
 
 
 def test_clips_are_written_as_videos_to_train_on_and_made_once(tmp_path: Path) -> None:
