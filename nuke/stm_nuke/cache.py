@@ -230,6 +230,51 @@ def retire_mattes(cache: Path, view: str, frames: Iterable[int], keep: bool) -> 
     return fresh
 
 
+def take_mattes(source: Path, target: Path, view: str) -> None:
+    """Make the mattes of a view those of another cache; frames without one there are retired.
+
+    Raises:
+        CacheError: they cannot be linked or copied.
+    """
+    make(target)
+    found = matte_frames(source, view)
+    retire_mattes(target, view, matte_frames(target, view) - found, keep=False)
+    try:
+        for frame in found:
+            _replace_with_link(matte_path(source, view, frame), matte_path(target, view, frame))
+        _record_stale(target, view, stale_mattes(source, view) & found)
+        for name in (f"keys.{view}.txt", f"finish.{view}.txt"):
+            if (source / "mattes" / name).is_file():
+                copy_whole(source / "mattes" / name, target / "mattes" / name)
+    except OSError as error:
+        raise _refused(target, error) from error
+
+
+def take_results(source: Path, target: Path) -> None:
+    """Bring the shot stores of a copied cache up to those that they were copied from.
+
+    Raises:
+        CacheError: they cannot be linked or copied.
+    """
+    try:
+        for store in source.glob("*.stmshot"):
+            _copy_tree(store, target / store.name)
+            for path in store.rglob("*"):
+                if path.suffix in _SMALL_OR_GROWING and not path.name.startswith("."):
+                    copy_whole(path, target / path.relative_to(source))
+    except OSError as error:
+        raise _refused(target, error) from error
+
+
+def _replace_with_link(source: Path, target: Path) -> None:
+    if target.exists() and os.path.samefile(source, target):
+        return
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+    _link_or_copy(source, temporary)
+    with contextlib.suppress(FileNotFoundError):  # the source was deleted meanwhile
+        os.replace(temporary, target)
+
+
 def held_pattern(cache: Path) -> str:
     """The pattern of copies of mattes that are being corrected, for a Read."""
     return (cache / HELD / "matte.%V.%04d.exr").as_posix()

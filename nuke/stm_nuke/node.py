@@ -12,7 +12,19 @@ from pathlib import Path
 from typing import Any, cast
 
 import nuke
-from stm_nuke import cache, copies, fingerprint, group, knobs, layers, live, releases, scriptcolour, timeline
+from stm_nuke import (
+    cache,
+    copies,
+    fingerprint,
+    group,
+    knobs,
+    layers,
+    live,
+    releases,
+    scriptcolour,
+    tasks,
+    timeline,
+)
 from stm_nuke.errors import (
     CacheError,
     KeyframeError,
@@ -347,7 +359,7 @@ class StmNode:
                 )
             self._settle(cache.new_id(), self.cache)
         elif nuke.GUI and self._came_from_another_script():
-            self._settle(cache.new_id(), self.cache)
+            self._leave_cache_to_first_script()
         elif nuke.GUI:
             with unrecorded():
                 self.set(knobs.HOME, script_path() or _UNSAVED)
@@ -418,12 +430,18 @@ class StmNode:
             return  # farms save copies, which are not separate scripts
         chosen = self[knobs.CACHE_PLACE] == knobs.CHOSEN_FOLDER
         if self._came_from_another_script():
-            self._settle(cache.new_id(), self.cache)
+            self._leave_cache_to_first_script()
         elif str(self[knobs.HOME]) == _UNSAVED and not chosen:
             self._settle(self.id, self.cache)
         else:
             with unrecorded():
                 self.set(knobs.HOME, script)
+
+    def _leave_cache_to_first_script(self) -> None:
+        """The script was saved under another name. Work that is running for the node still belongs to it."""
+        before = self.id
+        self._settle(cache.new_id(), self.cache)
+        tasks.rename(before, self.id)
 
     def move_cache(self) -> Path:
         """Move the cache to the folder of the Settings tab."""
@@ -653,10 +671,11 @@ def find(name: str) -> StmNode:
 
 
 def find_by_id(node_id: str) -> StmNode:
-    """The node of this id. NoNodeError where it has been deleted."""
-    for node in find_all():
-        if node.id == node_id:
-            return node
+    """The node that has or had this id. NoNodeError where it has been deleted."""
+    by_id = {node.id: node for node in find_all()}
+    for one in (node_id, tasks.present_id(node_id)):
+        if one in by_id:
+            return by_id[one]
     raise NoNodeError("The STM node has been deleted.")
 
 

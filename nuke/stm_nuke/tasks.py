@@ -126,6 +126,8 @@ _KINDS: dict[str, type[StmNodeError]] = {
 """By the protocol's codes; all others are failures of the engine."""
 
 _running: dict[str, Task] = {}
+_renamed: dict[str, str] = {}
+"""Nodes that got another id while a task knew the old one: old id -> new id."""
 _lock = threading.RLock()  # a signal's handler may come in between
 
 
@@ -157,6 +159,24 @@ def start(task: Task, ended: Callable[[Task], None]) -> Task:
     else:
         run()
     return task
+
+
+def rename(old: str, new: str) -> None:
+    """A node has got another id: its running task is now that of the new id."""
+    with _lock:
+        _renamed.pop(new, None)
+        _renamed[old] = new
+        if old in _running:
+            task = _running[new] = _running.pop(old)
+            task.node_id = new
+
+
+def present_id(node_id: str) -> str:
+    """The id that the node has now; the same one if it was not renamed."""
+    with _lock:
+        while node_id in _renamed:
+            node_id = _renamed[node_id]
+        return node_id
 
 
 def stop_all() -> int:

@@ -32,7 +32,7 @@ from stm_nuke import (
     tasks,
     untouched,
 )
-from stm_nuke.errors import BusyError, KeyframeError, StmNodeError, UsageError
+from stm_nuke.errors import BusyError, KeyframeError, NoNodeError, StmNodeError, UsageError
 from stm_nuke.exr import Picture
 from stm_nuke.frames import Range, counted, frames_of, in_words, ranges_of
 from stm_nuke.keys import (
@@ -457,6 +457,12 @@ class _Work:
 
     def __call__(self, task: Task) -> None:
         task.report(self.title)
+        try:
+            self._try_again(task)
+        finally:
+            self._hand_over()
+
+    def _try_again(self, task: Task) -> None:
         for attempt in range(1, ENGINE_TRIES + 1):
             try:
                 self._try(task)
@@ -486,6 +492,30 @@ class _Work:
 
     def _do(self, opened: Session, status: Header, task: Task) -> None:
         """The actual work, after keys and objects are updated."""
+
+    def _hand_over(self) -> None:
+        """Give the mattes to the node where it has got another cache since the start.
+
+        That is so where the script was saved under another name, or the cache was moved. What the node's next
+        task finds in its copy of the shot store is complete, as that is copied at its start.
+        """
+        with contextlib.suppress(NoNodeError):  # deleted, or the script is closed
+            place = in_main(self._other_place)
+            if place is not None:
+                cache.take_mattes(self.snapshot.cache, place, self.snapshot.view)
+                if self.snapshot.is_live:
+                    cache.take_results(self.snapshot.cache, place)
+                in_main(self._remember_after)
+
+    def _other_place(self) -> Path | None:
+        """The node's cache, if it is another one and its mattes are to be made from the same keys."""
+        one, node = self.snapshot, find_by_id(self.snapshot.node_id)
+        if node.cache == one.cache or node.keys_in_range(one.view) != one.keys:
+            return None
+        return node.cache
+
+    def _remember_after(self) -> None:
+        """Record in the node what is known of the mattes that it has got."""
 
     def _retire(self, opened: Session, status: Mapping[str, Any]) -> None:
         """Retire mattes that differ from the engine's present result."""
@@ -539,6 +569,7 @@ class _PlateWork(_Work):
     def __init__(self, snapshot: Snapshot, fingerprint: str) -> None:
         super().__init__(snapshot)
         self.fingerprint = fingerprint
+        self.is_compared = False
 
     def _push(self, opened: Session, frames: Sequence[int], task: Task) -> list[int]:
         """Give plate frames to the engine; returns those with new content.
@@ -649,7 +680,17 @@ class _PlateWork(_Work):
             )
 
     def _remember_print(self) -> None:
+        """Record that the mattes in the shot's cache fit this state of the graph."""
+        self.is_compared = True
         node = find_by_id(self.snapshot.node_id)
+        if node.cache == self.snapshot.cache:
+            self._set_print(node)
+
+    def _remember_after(self) -> None:
+        if self.is_compared:
+            self._set_print(find_by_id(self.snapshot.node_id))
+
+    def _set_print(self, node: StmNode) -> None:
         with unrecorded():
             node.set(knobs.PLATE_FINGERPRINT, self.fingerprint)
 
@@ -884,7 +925,7 @@ def _show_status(snapshot: Snapshot, status: Header) -> None:
     first, last = snapshot.frames
     ready = cache.fresh_mattes(snapshot.cache, snapshot.view, range(first, last + 1))
     advice = status.get("advice") or _least_sure(snapshot, ready)
-    _advised[snapshot.node_id] = None if advice is None else int(advice["frame"])
+    _advised[node.id] = None if advice is None else int(advice["frame"])
     words = (
         str(status["text"])
         if snapshot.keys

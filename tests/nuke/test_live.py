@@ -389,6 +389,25 @@ def test_a_live_script_opens_live_in_a_new_process_and_renders(
         )
 
 
+def test_a_save_as_during_a_live_propagation_shows_its_mattes_in_the_new_version(
+    nuke: Any, node: Any, bundle: Path, tmp_path: Path
+) -> None:
+    from stm_nuke import tasks
+
+    nuke.GUI = True
+    switch(node, LIVE)
+    node.group["both"].execute()
+    nuke._host.pump(lambda: any(f"frame {FIRST + 1}" in one for one in nuke._host.progress))
+    first_cache = node.cache
+    nuke.scriptSaveAs(str(tmp_path / "shot_v002.nk"))
+    task = tasks.running(node.id)
+    assert task is not None and node.cache != first_cache
+    nuke._host.pump(lambda: task.wait(0))
+    idle(nuke)
+    assert task.error is None
+    assert len(alpha_of(nuke, node, tmp_path, "second")) == len(FRAMES)
+
+
 def test_a_pasted_live_node_shows_its_own_store(nuke: Any, node: Any, bundle: Path, tmp_path: Path) -> None:
     import stm_nuke
     from stm_nuke.node import find_all

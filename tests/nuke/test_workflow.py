@@ -726,6 +726,80 @@ def test_stop_and_cancel_keep_what_is_finished(nuke: Any, node: Any, how: str) -
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("moment", ["Reading the plate, 2", f"frame {FIRST + 2}", "Writing mattes"])
+def test_a_save_as_during_a_propagation_gives_its_mattes_to_the_new_version_too(
+    nuke: Any, node: Any, clip: Path, tmp_path: Path, moment: str
+) -> None:
+    """The artist edits the mask after it, and sees both versions as they should be."""
+    import stm_nuke
+    from stm_nuke import tasks
+
+    stm_nuke.set_key(node, FIRST)
+    nuke.GUI = True
+    first_id, first_cache = node.id, node.cache
+    node.group["both"].execute()
+    nuke._host.pump(lambda: any(moment in one for one in nuke._host.progress))
+    nuke.scriptSaveAs(str(tmp_path / "shot_v002.nk"))
+    assert node.id != first_id
+    assert tasks.running(node.id) is not None, "Stop finds the task"
+    assert run_to_end(nuke, node).error is None
+    assert ready(node) == set(FRAMES)
+    assert f"{COUNT} matte files of {COUNT} ready" in node["status"]
+    write = write_of(nuke, node, tmp_path / "render")
+    nuke.execute(write, FIRST, LAST, 1)
+
+    nuke.frame(LAST)
+    node.group["set_key"].execute()
+    run_to_end(nuke, node)
+    read = len(nuke._host.executed)
+    node.group["both"].execute()
+    assert run_to_end(nuke, node).error is None
+    assert len(nuke._host.executed) == read, "the new version has the plate of the old one"
+    np.testing.assert_array_equal(matte(node, LAST), mask(clip, LAST))
+    first_version = [pixels(first_cache / "mattes" / f"matte.main.{frame}.exr") for frame in FRAMES]
+    assert not np.array_equal(first_version[-1][..., 0], matte(node, LAST))
+
+
+@pytest.mark.slow
+def test_a_key_that_is_set_between_a_save_as_and_the_end_of_a_propagation_leaves_no_old_matte(
+    nuke: Any, node: Any, clip: Path, tmp_path: Path
+) -> None:
+    import stm_nuke
+
+    stm_nuke.set_key(node, FIRST)
+    nuke.GUI = True
+    node.group["both"].execute()
+    nuke._host.pump(lambda: any("Writing mattes" in one for one in nuke._host.progress))
+    nuke.scriptSaveAs(str(tmp_path / "shot_v002.nk"))
+    nuke.frame(LAST)
+    node.group["set_key"].execute()
+    assert run_to_end(nuke, node).error is None
+    assert LAST not in ready(node)
+    node.group["both"].execute()
+    assert run_to_end(nuke, node).error is None
+    assert ready(node) == set(FRAMES)
+    np.testing.assert_array_equal(matte(node, LAST), mask(clip, LAST))
+
+
+@pytest.mark.slow
+def test_a_cache_that_is_moved_during_a_propagation_gets_its_mattes(
+    nuke: Any, node: Any, tmp_path: Path
+) -> None:
+    import stm_nuke
+
+    stm_nuke.set_key(node, FIRST)
+    nuke.GUI = True
+    node.group["both"].execute()
+    nuke._host.pump(lambda: any(f"frame {FIRST + 2}" in one for one in nuke._host.progress))
+    node.set("cache_place", "chosen folder")
+    node.set("cache_folder", (tmp_path / "fast").as_posix())
+    node.move_cache()
+    assert run_to_end(nuke, node).error is None
+    assert node.cache.parent == tmp_path / "fast"
+    assert ready(node) == set(FRAMES)
+
+
+@pytest.mark.slow
 def test_an_engine_that_is_killed_in_mid_propagation_is_started_again_and_nothing_is_lost(
     nuke: Any, node: Any, kill_engine: Callable[[], None]
 ) -> None:
