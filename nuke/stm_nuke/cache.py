@@ -131,19 +131,28 @@ def complete(target: Path) -> None:
     Raises:
         CacheError: it cannot be written.
     """
-    note = target / _COPY_OF
-    try:
-        source = Path(note.read_text("utf-8"))
-    except OSError:
+    sources = _copied_from(target)
+    if not sources:
         return
-    if source != target and source.is_dir():
-        complete(source)
-        try:
+    if len(sources) > 1:
+        with contextlib.suppress(CacheError):  # it may be read-only
+            complete(sources[0])
+    try:
+        for source in sources:
             for store in source.glob("*.stmshot"):
                 _copy_tree(store, target / store.name)
-        except OSError as error:
-            raise _refused(target, error) from error
-    note.unlink(missing_ok=True)
+        (target / _COPY_OF).unlink(missing_ok=True)
+    except OSError as error:
+        raise _refused(target, error) from error
+
+
+def _copied_from(target: Path) -> list[Path]:
+    """The cache that this one was copied from if its shot stores were not, and that one's, and so on."""
+    found = [target]
+    with contextlib.suppress(OSError):
+        while (source := Path((found[-1] / _COPY_OF).read_text("utf-8"))) not in found:
+            found.append(source)
+    return found[1:]
 
 
 def _copy_tree(source: Path, target: Path) -> None:
@@ -171,6 +180,11 @@ def _link_or_copy(source: Path, target: Path) -> None:
 def matte_path(cache: Path, view: str, frame: int) -> Path:
     """The matte file of a frame, as Nuke writes `%04d`."""
     return cache / "mattes" / f"matte.{view}.{frame:04d}.exr"
+
+
+def matte_pattern(cache: Path, view: str) -> str:
+    """The matte files of a view, with `%04d` and forward slashes."""
+    return (cache / "mattes" / f"matte.{view}.%04d.exr").as_posix()
 
 
 def store_folder(cache: Path, view: str) -> Path:

@@ -24,6 +24,7 @@ from stm_nuke import batch, cache, callbacks, session, tasks
 from stm_nuke.errors import ScriptError, StmNodeError, Stopped, UsageError
 from stm_nuke.frames import Range, in_words, parse_range
 from stm_nuke.node import StmNode
+from stm_nuke.verbs import FARM_STM
 
 _MASK = re.compile(r"(-?\d+)=(.+)")
 STANDARD_OUTPUT = "-"
@@ -37,6 +38,7 @@ class Result:
         first, last: the requested frames; None if an error came before.
         ready: how many of them have a matte.
         mattes: a pattern of files, or a shot store.
+        bundle: the folder of the farm's bundle; the farm makes the mattes.
         error: the text of the error, or None.
     """
 
@@ -48,6 +50,7 @@ class Result:
     ready: int = 0
     mattes: str | None = None
     baked: str | None = None
+    bundle: str | None = None
     seconds: float = 0.0
     error: str | None = None
     exit_code: int = 0
@@ -122,6 +125,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--bake", metavar="FOLDER", help="copy the mattes there when they are done")
     parser.add_argument(
+        "--farm-bundle",
+        metavar="FOLDER",
+        nargs="?",
+        const="",
+        help="make no mattes: write a job bundle for a render farm; default: in the node's cache",
+    )
+    parser.add_argument(
+        "--stm", default=FARM_STM, metavar="COMMAND", help="the command stm on the farm's machines"
+    )
+    parser.add_argument(
         "--write", action="append", default=[], help="then render this Write; may be repeated"
     )
     parser.add_argument(
@@ -148,6 +161,8 @@ def _run(options: argparse.Namespace) -> int:
     masks = dict(_mask(text) for text in options.key)
     if (masks or options.key_from_input) and len(options.script) > 1:
         raise UsageError("--key needs one --script.")
+    if options.farm_bundle is not None and (options.bake or options.write):
+        raise UsageError("--farm-bundle makes no mattes, so there is nothing for --bake or --write.")
     results: list[Result] = []
     try:
         for script in options.script:
@@ -172,6 +187,7 @@ def _do_script(
         if (masks or options.key_from_input) and len(nodes) > 1:
             raise UsageError("--key needs one --node.")
         options.are_several = len(options.script) > 1 or len(nodes) > 1
+        options.are_bundles = sum(len(options.view or _views(node)) for node in nodes) > 1
         writes = [_write(name) for name in options.write]
         callbacks.put_effects_in()
         before = len(results)
@@ -256,6 +272,29 @@ def _do_node(
         batch.update_keys(node, view)
     if options.check_plate:
         batch.check_plate(node, view)
+    if options.farm_bundle is not None:
+        _write_bundle(node, view, frames, options, result)
+    else:
+        _propagate(node, view, frames, options, result)
+
+
+def _write_bundle(
+    node: StmNode, view: str, frames: Range | None, options: argparse.Namespace, result: Result
+) -> None:
+    folder = Path(options.farm_bundle) if options.farm_bundle else None
+    if folder is not None and (options.are_several or options.are_bundles):
+        folder = folder / Path(result.script).stem / f"{node.name}.{view}"
+    bundle = batch.farm_bundle(node, folder, frames, options.stm, view)
+    first, last = result.first, result.last = frames or node.frames
+    result.ready = len(cache.fresh_mattes(node.cache, view, range(first, last + 1)))
+    result.bundle = bundle.as_posix()
+    result.mattes = cache.matte_pattern(node.cache, view)
+    print(f"Farm bundle {result.bundle}", flush=True)
+
+
+def _propagate(
+    node: StmNode, view: str, frames: Range | None, options: argparse.Namespace, result: Result
+) -> None:
     ready = batch.propagate(node, frames, options.direction, view)
     first, last = frames or node.frames
     result.first, result.last, result.ready = first, last, len(ready)
@@ -263,7 +302,7 @@ def _do_node(
     if lacking:
         raise StmNodeError(f"{node.name} has no matte at {in_words(lacking)} after propagating.")
     place = cache.store_folder(node.cache, view) if node.is_live else node.cache / "mattes"
-    result.mattes = place.as_posix() if node.is_live else (place / f"matte.{view}.%04d.exr").as_posix()
+    result.mattes = place.as_posix() if node.is_live else cache.matte_pattern(node.cache, view)
     print(f"{node.name}: {len(ready)} mattes ready in {place}", flush=True)
     if options.bake:
         folder = Path(options.bake)

@@ -672,10 +672,11 @@ def find(name: str) -> StmNode:
 
 def find_by_id(node_id: str) -> StmNode:
     """The node that has or had this id. NoNodeError where it has been deleted."""
-    by_id = {node.id: node for node in find_all()}
+    nodes = find_all()
     for one in (node_id, tasks.present_id(node_id)):
-        if one in by_id:
-            return by_id[one]
+        for node in nodes:
+            if node.id == one:
+                return node
     raise NoNodeError("The STM node has been deleted.")
 
 

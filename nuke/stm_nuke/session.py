@@ -307,7 +307,7 @@ class Session:
         CacheError where a file does not exist afterwards.
         """
         folder, view = self.snapshot.cache, self.snapshot.view
-        pattern = str(cache.matte_path(folder, view, 0)).replace(".0000.", ".%04d.")
+        pattern = cache.matte_pattern(folder, view)
         objects = [one.name for one in self.snapshot.objects]
         for first, last in frames:
             known = self._shot.status((first, last))["objects"]

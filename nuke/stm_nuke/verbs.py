@@ -786,7 +786,7 @@ class _FarmBundle(_PlateWork):
         in_main(self._remember_print)
         task.report("Writing the bundle")
         store = cache.store_folder(self.snapshot.cache, self.snapshot.view)
-        mattes = str(cache.matte_path(self.snapshot.cache, self.snapshot.view, 0)).replace(".0000.", ".%04d.")
+        mattes = cache.matte_pattern(self.snapshot.cache, self.snapshot.view)
         self.words = farm.write_bundle(store, self.folder, mattes, self.frames, self.stm, task.stopped)
 
     def _report(self, status: Header) -> None:

@@ -184,3 +184,26 @@ def test_a_key_needs_one_script(nuke: Any, two_shots: list[str], capsys: pytest.
     scripts = [word for one in two_shots for word in ("--script", one)]
     assert batch_of(nuke, *scripts, "--key-from-input", "1001") == 2
     assert "--key needs one --script" in capsys.readouterr().err
+
+
+def test_the_bundles_of_several_nodes_have_a_folder_each(
+    nuke: Any, two_shots: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stm_nuke import batch
+
+    written = []
+
+    def farm_bundle(node: Any, out: Any, frames: Any, stm: str, view: str) -> Path:
+        written.append((node.name, out, stm, view))
+        return Path(out)
+
+    monkeypatch.setattr(batch, "farm_bundle", farm_bundle)
+    script, folder = two_shots[0], tmp_path / "jobs"
+    assert batch_of(nuke, "--script", script, "--farm-bundle", str(folder)) == 0
+    assert written == [
+        ("STM1", folder / "a" / "STM1.main", "stm", "main"),
+        ("STM2", folder / "a" / "STM2.main", "stm", "main"),
+    ]
+    written.clear()
+    assert batch_of(nuke, "--script", script, "--node", "STM1", "--farm-bundle", str(folder)) == 0
+    assert written == [("STM1", folder, "stm", "main")]

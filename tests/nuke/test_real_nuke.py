@@ -620,6 +620,34 @@ def test_a_copy_whose_source_is_gone_costs_time_and_nothing_else(tmp_path: Path)
     assert (second / "keys" / "a.exr").read_text() == "mask"
 
 
+def test_a_copy_of_a_copy_that_cannot_be_written_gets_the_shot_store_of_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An old version lies in an archive, and was itself a copy that nobody worked in."""
+    from stm_nuke import cache
+
+    first, archived, third = (tmp_path / f"STM_{number}" for number in range(3))
+    cache.make(first)
+    (first / "shot.main.stmshot").mkdir()
+    (first / "shot.main.stmshot" / "shot.json").write_text("{}")
+    cache.fork(first, archived)
+    cache.fork(archived, third)
+    copy_tree = cache._copy_tree
+
+    def read_only(source: Path, target: Path) -> None:
+        if archived in target.parents:
+            raise OSError(30, "Read-only file system")
+        copy_tree(source, target)
+
+    monkeypatch.setattr(cache, "_copy_tree", read_only)
+    cache.complete(third)
+    assert (third / "shot.main.stmshot" / "shot.json").is_file()
+    assert not (third / "copy_of.txt").exists()
+    assert (archived / "copy_of.txt").exists()
+    with pytest.raises(cache.CacheError, match="Read-only file system"):
+        cache.complete(archived)
+
+
 def test_pruning_empties_caches_that_no_script_names_and_never_removes_a_keyframe(
     nuke: Any, comp: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

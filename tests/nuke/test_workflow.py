@@ -1259,3 +1259,37 @@ def test_a_farms_bundle_that_cannot_be_written_says_why(nuke: Any, node: Any, tm
     node.group["matte_from"].setValue("live (OFX)")
     with pytest.raises(UsageError, match="a farm writes files"):
         stm_nuke.farm_bundle(node)
+
+
+@pytest.mark.slow
+def test_the_batch_script_writes_a_farms_bundle_in_the_place_of_mattes(
+    nuke: Any, node: Any, tmp_path: Path
+) -> None:
+    """Into a folder, or into the node's cache; what a farm makes of it is what the node reads."""
+    import json
+
+    import stm_nuke
+    from stm_nuke import cache, session
+
+    stm_nuke.set_key(node, FIRST)
+    nuke.scriptSave()
+    session.leave_engine()
+    words = ("--script", "shot.nk", f"--frames={FIRST}-{LAST - 1}", "--stm", "/tools/stm", "--json", "-")
+    done = Batch(tmp_path)(*words, "--farm-bundle", "job")
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads(done.stdout.splitlines()[-1])["results"]
+    assert (result["bundle"], result["ready"], result["error"]) == ("job", 0, None)
+    assert (result["first"], result["last"]) == (FIRST, LAST - 1)
+    assert result["mattes"] == cache.matte_pattern(node.cache, "main")
+    values = json.loads((tmp_path / "job" / "parameters.json").read_text("utf-8"))
+    assert (values["Stm"], values["Frames"]) == ("/tools/stm", f"{FIRST}-{LAST - 1}")
+    assert values["Mattes"] == result["mattes"]
+    assert ready(node) == set()
+
+    done = Batch(tmp_path)(*words, "--farm-bundle")
+    assert done.returncode == 0, done.stderr
+    assert (node.cache / "farm.main" / "template.yaml").is_file()
+    for other in (("--write", "Out"), ("--bake", "baked")):
+        done = Batch(tmp_path)(*words, "--farm-bundle", "other", *other)
+        assert done.returncode == 2
+        assert "--farm-bundle makes no mattes" in done.stderr
