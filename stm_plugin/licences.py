@@ -5,7 +5,14 @@ from __future__ import annotations
 import contextlib
 from typing import Final
 
-from model.weights_file import Manifest, WeightsFileError, read_manifest, shipped_weights
+from model.weights_file import (
+    PUBLISHED_LICENCE,
+    Manifest,
+    WeightsFileError,
+    find_weights,
+    read_manifest,
+    shipped_weights,
+)
 from stm_plugin.logs import log_folder
 
 NOTED: Final = "licences-noted.txt"
@@ -21,12 +28,22 @@ def note_of_licence(weights: str) -> str | None:
         weights: a shipped name or a file; one that cannot be read has no note, as its run names the error.
     """
     try:
-        manifest = read_manifest(weights)
+        manifest = _quick_manifest(weights)
     except WeightsFileError:
         return None
     if manifest.use != "non-commercial only" or not _is_first(manifest):
         return None
     return f"{manifest.name}: {manifest.licence}. {_others()}"
+
+
+def _quick_manifest(weights: str) -> Manifest:
+    """The manifest. Of a released `.pth` only what is known without reading its tensors, which takes seconds."""
+    path = find_weights(weights)
+    if path.suffix in (".pth", ".pt"):
+        return Manifest(
+            path.stem, "stm-r50", PUBLISHED_LICENCE, sha256=f"released:{path.name}".replace(" ", "_")
+        )
+    return read_manifest(path)
 
 
 def _others() -> str:

@@ -358,7 +358,7 @@ class NetworkSegmenter:
                 merged = soft_aggregate(alone[None])[0]  # (K + 1, h, w)
                 objects = merged[1:]
                 full = F.interpolate(merged[None], size, mode="bilinear", align_corners=False)[0]
-                result = np.array([0, *labels], dtype=np.uint8)[full.argmax(dim=0).cpu().numpy()]
+                result = np.array([0, *labels], dtype=np.uint8)[full.max(dim=0).indices.cpu().numpy()]
             if number in given:
                 entering, masks = _masks(given[number], size)
                 result = np.where(given[number] > 0, given[number], result)

@@ -22,15 +22,25 @@ from PIL import Image
 
 from model.data.davis import ANNOTATION_FOLDER, PICTURE_FOLDER
 from model.training.clips import ClipSource, davis_sources, still_sources
+from model.training.curves import LOG_FILE, write_curves
 from model.training.processes import agreed, is_first
 from model.training.recipe import initial_state, training_clips
-from model.training.trainer import CHECKPOINT_FILE, Losses, Trainer, TrainingConfig, continued_config
+from model.training.trainer import (
+    CHECKPOINT_FILE,
+    Losses,
+    Trainer,
+    TrainingConfig,
+    continued_config,
+    saved_config,
+)
 
 LIMIT = 60 * 2**20
 """Bytes of an archive at most, unless the caller says otherwise."""
 RESULT = "result.tar"
 
 _CONFIG, _START, _DATA = "config.json", "start.pt", "data"
+_CURVE_POINTS = 40
+"""Lines of the table of curves, about."""
 _SAMPLED = 25
 """Every so many pictures are encoded to find the quality."""
 _MEASURED_STEPS, _IGNORED_STEPS = 12, 4
@@ -221,7 +231,7 @@ def train_for(
 
 
 def collect(result: Path, run: Path) -> None:
-    """Unpacks a result into a run's folder. It can be exported, looked at, or gone on with from there.
+    """Unpacks a result into a run's folder and draws its curves. It can be exported or continued from there.
 
     Raises:
         FileExistsError: if the folder holds a run already.
@@ -233,6 +243,9 @@ def collect(result: Path, run: Path) -> None:
         if CHECKPOINT_FILE not in tar.getnames():
             raise ValueError(f"{result} is no result of a run: it holds no {CHECKPOINT_FILE}")
         tar.extractall(run, filter="data")
+    if (run / LOG_FILE).is_file():
+        config = saved_config(run)
+        write_curves(run, max(1, (config.steps if config else 0) // _CURVE_POINTS))
 
 
 def _start(config: TrainingConfig, run: Path | None) -> bytes:

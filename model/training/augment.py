@@ -6,6 +6,7 @@ Pictures are (H, W, 3) or (T, H, W, 3), labels (H, W) or (T, H, W), both uint8. 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import cv2
@@ -79,10 +80,20 @@ def thin_plate_offsets(
         offsets along x and y, both (H, W), in the same unit.
     """
     height, width = shape
+    # The spline is smooth: a coarse grid, enlarged, is exact enough and much cheaper.
+    coarse = max(height // 8, 4), max(width // 8, 4)
+    targets = rng.normal(0, strength, size=(points * points, 2))
+    offsets = (_thin_plate(coarse, points) @ targets).astype(np.float32).reshape(*coarse, 2)
+    fine = np.asarray(cv2.resize(offsets, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
+    return fine[..., 0], fine[..., 1]
+
+
+@lru_cache(maxsize=16)
+def _thin_plate(shape: tuple[int, int], points: int) -> npt.NDArray[np.float64]:
+    """(H * W, points * points): from the displacement of each control to that of each pixel."""
     axis = np.linspace(-1, 1, points)
     controls = np.stack(np.meshgrid(axis, axis, indexing="xy"), axis=-1).reshape(-1, 2)
     count = len(controls)
-    targets = rng.normal(0, strength, size=(count, 2))
 
     def kernel(distance_squared: np.ndarray) -> np.ndarray:
         return np.asarray(distance_squared * np.log(distance_squared + 1e-9))
@@ -90,16 +101,11 @@ def thin_plate_offsets(
     between = ((controls[:, None] - controls[None]) ** 2).sum(-1)
     affine = np.concatenate([np.ones((count, 1)), controls], axis=1)
     system = np.block([[kernel(between), affine], [affine.T, np.zeros((3, 3))]])
-    weights = np.linalg.solve(system, np.concatenate([targets, np.zeros((3, 2))]))
-    # The spline is smooth: a coarse grid, enlarged, is exact enough and much cheaper.
-    coarse = max(height // 8, 4), max(width // 8, 4)
-    ys, xs = np.meshgrid(*((2 * np.arange(n) + 1) / n - 1 for n in coarse), indexing="ij")
+    ys, xs = np.meshgrid(*((2 * np.arange(n) + 1) / n - 1 for n in shape), indexing="ij")
     grid = np.stack([xs, ys], axis=-1).reshape(-1, 2)
     distances = ((grid[:, None] - controls[None]) ** 2).sum(-1)
     basis = np.concatenate([kernel(distances), np.ones((len(grid), 1)), grid], axis=1)
-    offsets = (basis @ weights).astype(np.float32).reshape(*coarse, 2)
-    fine = np.asarray(cv2.resize(offsets, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
-    return fine[..., 0], fine[..., 1]
+    return np.asarray(basis @ np.linalg.inv(system)[:, :count])
 
 
 Way = Matrix | Maps

@@ -307,7 +307,7 @@ class ClipDataset:
         else:
             table = _chosen_labels(rng, first, source.meaning, options.max_objects)
             if table is not None:
-                loaded = {i: (one, table[labels]) for i, (one, labels) in loaded.items()}
+                loaded = {i: (one, _through(table, labels)) for i, (one, labels) in loaded.items()}
         frame = _FrameDraw(rng, options, loaded[indices[0]][1], still=still, fill=fill)
         return [loaded[i] for i in indices], [frame.way(step) for step in range(len(indices))]
 
@@ -365,18 +365,21 @@ def _placement(
         fill: as in `ClipDataset._frames`.
     """
     height, width = first.shape
-    where = np.argwhere(first)
+    where = np.flatnonzero(first)
     if not fill and len(where):
-        middle = where.mean(axis=0)
+        moments = cv2.moments(first.astype(np.uint8), binaryImage=True)
+        middle = np.array([moments["m10"], moments["m01"]]) / moments["m00"]
         rng.uniform(*options.scale)
-        extent = float(np.ptp(where, axis=0).max()) + 1
+        extent = float(max(cv2.boundingRect(first.astype(np.uint8))[2:]))
         cover = extent / rng.uniform(*options.paste_size)
-        centre = np.array([middle[1], middle[0]]) + rng.uniform(-0.4, 0.4, size=2) * cover
-        return centre, cover
+        return middle + rng.uniform(-0.4, 0.4, size=2) * cover, cover
     cover = rng.uniform(*options.scale) * min(height, width)
-    target = where[int(rng.integers(len(where)))] if len(where) else np.array([height / 2, width / 2])
+    target = np.array([width / 2, height / 2])
+    if len(where):
+        row, column = divmod(int(where[int(rng.integers(len(where)))]), width)
+        target = np.array([float(column), float(row)])
     # anywhere in the picture as long as that pixel of the object is inside the crop
-    centre = np.array([float(target[1]), float(target[0])]) + rng.uniform(-0.4, 0.4, size=2) * cover
+    centre = target + rng.uniform(-0.4, 0.4, size=2) * cover
     # keep most of the crop inside the picture, so that little of it is mirrored border
     sides = np.array([cover * options.wide, cover])
     low = np.minimum(sides * 0.45, np.array([width, height]) / 2)
@@ -451,4 +454,10 @@ def _compact(labels: Labels, max_objects: int) -> Labels:
     table = np.zeros(256, np.uint8)
     for number, label in enumerate(present, start=1):
         table[label] = number
-    return table[labels]
+    return _through(table, labels)
+
+
+def _through(table: npt.NDArray[np.uint8], labels: Labels) -> Labels:
+    """table (256,) at each of the labels, of any shape."""
+    flat = np.ascontiguousarray(labels).reshape(-1, labels.shape[-1])
+    return np.asarray(cv2.LUT(flat, table), np.uint8).reshape(labels.shape)

@@ -56,6 +56,14 @@ def test_where_nothing_can_be_kept_the_note_comes_each_time(
     assert note_of_licence("stm-lite") is not None
 
 
+def test_released_weights_are_noted_without_being_read(tmp_path: Path, logs: Path) -> None:
+    path = tmp_path / "STM_weights.pth"
+    path.write_bytes(b"tensors")
+    note = note_of_licence(str(path))
+    assert note is not None and "CC BY-NC-SA 4.0" in note
+    assert note_of_licence(str(path)) is None
+
+
 def test_other_weights_have_no_note(tmp_path: Path, logs: Path) -> None:
     path = tmp_path / "own.safetensors"
     network = SpaceTimeMemoryNetwork(network_config("stm-lite"))

@@ -86,6 +86,7 @@ def test_a_packed_run_trains_in_its_time_and_its_weights_come_home(
     export(tmp_path / "home", manifest, tmp_path / "brought.safetensors")
     assert load_network(tmp_path / "brought.safetensors")[1].name == "brought"
     assert (tmp_path / "home" / "log.csv").read_text().count("\n") == brought.steps + 1
+    assert (tmp_path / "home" / "curves.png").exists() and (tmp_path / "home" / "curves.csv").exists()
     with pytest.raises(FileExistsError, match="holds a run already"):
         collect(result, tmp_path / "home")
     again = replace(brought, stills=config.stills, videos=config.videos, instances=config.instances)
