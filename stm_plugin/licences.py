@@ -37,7 +37,7 @@ def note_of_licence(weights: str) -> str | None:
 
 
 def _quick_manifest(weights: str) -> Manifest:
-    """The manifest. Of a released `.pth` only what is known without reading its tensors, which takes seconds."""
+    """The manifest; of a released `.pth` what is known without reading its tensors, which takes seconds."""
     path = find_weights(weights)
     if path.suffix in (".pth", ".pt"):
         return Manifest(
