@@ -57,10 +57,10 @@ class Starter {
         start(found);
     }
 
-    // Whether the engine that was started last has ended badly. (Ended well: another engine was quicker.)
-    bool hasFailed(const Deadline& deadline) {
+    // How the engine that was started last has ended; nothing while it runs.
+    std::optional<int> exitCode(const Deadline& deadline) {
         const auto turn = deadline.lock(mutex_, "while another node starts it");
-        return child_ && child_->exitCode().value_or(0) != 0;
+        return child_ ? child_->exitCode() : std::nullopt;
     }
 
     static std::string lastWords() {
@@ -250,9 +250,11 @@ std::unique_ptr<Connection> Connection::open(const std::string& client, const De
         const auto givenUp = Clock::now() + engineStartLimit;
         while (Clock::now() < givenUp) {
             if (auto connection = openRunning(client, deadline)) return connection;
-            if (starter.hasFailed(deadline)) {
-                if (started) throw EngineError("internal", "The engine could not start. " + Starter::lastWords(), Json::object());
-                started = starter.ensureStarted(deadline);  // what was dying when we came is dead now
+            const std::optional<int> ended = starter.exitCode(deadline);
+            if (ended && !started) {
+                started = starter.ensureStarted(deadline);  // what was ending when we came has ended now
+            } else if (ended.value_or(0) != 0) {  // 0: another engine was quicker
+                throw EngineError("internal", "The engine could not start. " + Starter::lastWords(), Json::object());
             }
             deadline.sleep(pollInterval, "to start");
         }
@@ -290,10 +292,21 @@ Connection::Connection(platform::Socket socket, const std::string& client, const
     if (reply.header.contains("protocol")) {
         minor_ = std::min(protocolMinor, reply.header["protocol"].at(1).get<int>());
     }
-    setLocked(reply.header.value("locked", Json()));
+    learnSite(reply.header);
     if (reply.header.contains("map_folder") && reply.header["map_folder"].is_string()) {
         mapFolder_ = reply.header["map_folder"].get<std::string>();
         mapPrefix_ = reply.header.at("map_prefix").get<std::string>();
+    }
+}
+
+void Connection::learnSite(const Json& answer) {
+    const auto object = [&answer](const char* name, Json& into) {
+        if (const auto found = answer.find(name); found != answer.end() && found->is_object()) into = *found;
+    };
+    object("locked", site_.locked);
+    object("configured", site_.configured);
+    if (const auto found = answer.find("cache_folder"); found != answer.end()) {
+        site_.cacheFolder = found->is_string() ? found->get<std::string>() : std::string();
     }
 }
 

@@ -25,6 +25,13 @@ struct Reply {
     Bytes payload;
 };
 
+// What the configuration of the engine's site says (PROTOCOL.md, hello).
+struct Site {
+    Json locked = Json::object();      // settings that are locked: by name, the value and the reason
+    Json configured = Json::object();  // settings of new shots that it says: by name, the value
+    std::string cacheFolder;           // of shots without a chosen place; empty: it says none
+};
+
 // Pixels on their way to the engine: `fill` writes exactly `bytes` bytes, and checks for cancellation now and then.
 struct OutgoingPixels {
     std::size_t bytes = 0;
@@ -49,8 +56,10 @@ class Connection {
     // The lower one of both sides' minor versions: what may be asked for.
     int minor() const { return minor_; }
     // Settings that the configuration of the engine's site locks: by name, the value and the reason. They are not sent.
-    const Json& locked() const { return locked_; }
-    void setLocked(const Json& locked) { locked_ = locked.is_object() ? locked : Json::object(); }
+    const Json& locked() const { return site_.locked; }
+    const Site& site() const { return site_; }
+    // Takes over what an answer of the engine says of the configuration.
+    void learnSite(const Json& answer);
 
     // Sends a request and waits for its answer. Throws EngineError, ConnectionLost, Cancelled or DeadlinePassed. A request
     // that is given up is still carried out; its answer is dropped when it comes.
@@ -81,7 +90,7 @@ class Connection {
     std::string mapPrefix_;
     int mapCount_ = 0;
     int minor_ = 0;
-    Json locked_ = Json::object();
+    Site site_;
     std::unique_ptr<platform::MappedFile> outgoing_;
     std::unique_ptr<platform::MappedFile> incoming_;
     bool broken_ = false;

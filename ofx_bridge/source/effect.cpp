@@ -126,13 +126,13 @@ EffectInstance::EffectInstance(const Host& host, ofx::Effect effect)
     node_->effect = effect;
     node_->renderAgain = [this] { parameters_.bumpRevision(); };
     try {
-        const NodeShot own = nodeShot();
+        const NodeShot own = parameters_.nodeShot();
         if (!hasStore(own)) {
             parameters_.setStatus(noKeyText);
             return;
         }
         // The first node with this store is the original; one that is made later from the same values is a copy.
-        const bool isCopy = own.isOurs() && isAnothers(storeFolder(own.id), node_);
+        const bool isCopy = own.isOurs() && isAnothers(storeName(own.id), node_);
         if (isCopy) node_->pastedKeys = own.keys;
         parameters_.setStatus((own.keys.empty() ? "This node shows a shot store." : "Keys: " + inWords(asRanges(own.keys)) + ".") +
                               std::string(isCopy ? " This node is a copy: it shows the mattes of the other one until it is changed." : "") +
@@ -209,7 +209,7 @@ void EffectInstance::perform(const std::string& name, double time, unsigned stop
 
 void EffectInstance::setKey(Frame frame, Progress& progress) {
     progress.begin("STM: setting a key");
-    const NodeShot before = nodeShot();
+    const NodeShot before = parameters_.nodeShot();
     const ClipView& clip = maskSource();
     const Deadline soon(keyLimit(), [&progress] { return progress.stopped(); });
     if (takeKey(frame, clip, "STM: set key", before, progress, soon)) return;
@@ -219,14 +219,14 @@ void EffectInstance::setKey(Frame frame, Progress& progress) {
 
 void EffectInstance::setKeyFromFix(Frame frame, Progress& progress) {
     progress.begin("STM: setting a key from the fix");
-    takeKey(frame, fix_, setFromFix, nodeShot(), progress, progress.deadline());
+    takeKey(frame, fix_, setFromFix, parameters_.nodeShot(), progress, progress.deadline());
 }
 
 // The copies that show this node's store have not changed themselves, so that the host would keep their old pictures.
 void EffectInstance::renderCopiesAgain() const {
-    const NodeShot own = nodeShot();
+    const NodeShot own = parameters_.nodeShot();
     if (abandoned_ || !hasStore(own)) return;
-    for (const auto& copy : copiesThatShow(storeFolder(own.id), node_)) {
+    for (const auto& copy : copiesThatShow(storeName(own.id), node_)) {
         if (copy->renderAgain) copy->renderAgain();
     }
 }
@@ -256,7 +256,7 @@ bool EffectInstance::takeKey(Frame frame, const ClipView& clip, const char* step
     own.keys.insert(frame);
     own.painted.erase(frame);
     if (&clip == &fix_) own.painted.insert(frame);
-    save(before, own, step);
+    save(before, own, step, shot.spec().configured);
     showStatus(shot, own, deadline);
     return true;
 }
@@ -267,7 +267,7 @@ bool EffectInstance::keepForLater(Frame frame, const NodeShot& before, Progress&
     NodeShot own = before;
     if (own.id.empty()) own.id = platform::randomHex(shotIdBytes);
     if (before.id.empty() && namesStore()) return false;
-    if (isAnothers(storeFolder(own.id), node_)) return false;
+    if (isAnothers(storeName(own.id), node_)) return false;
     const ClipView& clip = maskSource();
     Box box;
     const Deadline deadline = progress.deadline();
@@ -290,14 +290,14 @@ bool EffectInstance::keepForLater(Frame frame, const NodeShot& before, Progress&
 void EffectInstance::deleteKey(Frame frame, Progress& progress) {
     progress.begin("STM: deleting a key");
     const Deadline deadline = progress.deadline();
-    const NodeShot before = nodeShot();
+    const NodeShot before = parameters_.nodeShot();
     NodeShot own = before;
     own.painted.erase(frame);
     if (own.keys.erase(frame) == 0) throw UserError("Frame " + std::to_string(frame) + " is no key.");
     if (own.id.empty()) own.id = platform::randomHex(shotIdBytes);
     const Shot shot = claimedShot(own, frame, deadline);
     if (shot.keys(deadline).count(frame) != 0) shot.removeKey(frame, deadline);
-    save(before, own, "STM: delete key");
+    save(before, own, "STM: delete key", shot.spec().configured);
     showStatus(shot, own, deadline);
 }
 
@@ -305,7 +305,7 @@ void EffectInstance::propagate(Frame frame, const std::string& button, Progress&
     if (!host_.hasTemporalAccess()) {
         throw UserError("This host shows the effect one frame at a time: render the frames in order from a key instead.");
     }
-    const NodeShot before = nodeShot();
+    const NodeShot before = parameters_.nodeShot();
     NodeShot own = before;
     if (own.keys.empty()) {
         const std::string store = parameters_.shotStore();
@@ -322,7 +322,7 @@ void EffectInstance::propagate(Frame frame, const std::string& button, Progress&
     const Deadline deadline = progress.deadline();
     if (own.id.empty()) own.id = platform::randomHex(shotIdBytes);  // the keys were typed
     const Shot shot = claimedShot(own, frame, deadline);
-    save(before, own, "STM: propagate");
+    save(before, own, "STM: propagate", shot.spec().configured);
     bringKeys(shot, own, own.keys, deadline);
     Range frames = shot.spec().plate.at("frames").get<Range>();
     std::string direction = "both";
@@ -421,22 +421,28 @@ void EffectInstance::runJob(const Shot& shot, const Range& frames, const std::st
 void EffectInstance::stopJobs() {
     requestStop();
     if (node_->pressed) return;  // the action that is under way sees the request and ends its job itself
-    const NodeShot own = nodeShot();
+    const NodeShot own = parameters_.nodeShot();
     if (!own.isOurs() || !hasStore(own)) return;
     const Deadline deadline(stopLimit, nullptr);
-    openShot(own, source_.frameRange() ? static_cast<Frame>(source_.frameRange()->first) : 0, false).cancelAll(deadline);
+    if (!node_->session.engineRuns(deadline)) return;
+    const auto range = source_.frameRange();
+    openShot(own, range ? static_cast<Frame>(range->first) : 0, false, deadline).cancelAll(deadline);
 }
 
 // Writes what an action has changed as one step of the host's undo. Two steps in a row touch different marks: a host that
 // joins steps over the same parameters would take back both at once.
-void EffectInstance::save(const NodeShot& before, const NodeShot& after, const char* step) const {
-    if (before.id == after.id && before.keys == after.keys && std::string(step) == "STM: propagate") return;
+void EffectInstance::save(const NodeShot& before, const NodeShot& after, const char* step, const Json& configured) const {
+    const bool isSame = before.id == after.id && before.keys == after.keys && before.isNew == after.isNew;
+    if (isSame && std::string(step) == "STM: propagate") return;
     const Parameters::Edit edit(parameters_, step);
     if (before.keys != after.keys) parameters_.setKeyFrames(after.keys);
+    if (configured.is_object()) parameters_.takeConfigured(configured);
+    NodeShot saved = after;
     std::set<Frame> painted;
     std::set_intersection(after.painted.begin(), after.painted.end(), after.keys.begin(), after.keys.end(),
                           std::inserter(painted, painted.end()));
-    parameters_.setState(after.id, after.keys, painted);
+    saved.painted = painted;
+    parameters_.setState(saved);
     parameters_.bumpRevision();
     parameters_.markStep();
     if (parameters_.shotId() != after.id) {
@@ -474,7 +480,7 @@ void EffectInstance::showStatus(const Shot& shot, const NodeShot& own, const Dea
 void EffectInstance::refreshStatus(double time, bool startEngine) const {
     if (node_->pressed || abandoned_) return;  // the running action reports
     try {
-        const NodeShot own = nodeShot();
+        const NodeShot own = parameters_.nodeShot();
         if (!hasStore(own)) {
             const std::string typed = own.keys.empty() ? noKeyText : "Keys: " + inWords(asRanges(own.keys)) + ". Propagate takes them.";
             return parameters_.setStatus(typed);
@@ -485,7 +491,7 @@ void EffectInstance::refreshStatus(double time, bool startEngine) const {
                                                           : "Keys: " + inWords(asRanges(own.keys)) +
                                                                 ". Press Update status to see what is done.");
         }
-        showStatus(openShot(own, frameAt(time), false), own, deadline);
+        showStatus(openShot(own, frameAt(time), false, deadline), own, deadline);
     } catch (const Reentered&) {
     } catch (const std::exception& error) {
         parameters_.setStatus(error.what());
@@ -578,21 +584,39 @@ PlateGeometry EffectInstance::geometry(Frame frame, const std::set<Frame>& keys,
     return found;
 }
 
-std::string EffectInstance::storeFolder(const std::string& shotId) const {
+std::string EffectInstance::chosenFolder() const {
     std::string folder = parameters_.shotStore();
     while (folder.size() > 1 && (folder.back() == '/' || folder.back() == '\\')) folder.pop_back();
     if (!folder.empty() && !isAbsolute(folder)) {
         throw UserError("The shot store must be a whole path: " + folder + ". (Where the host has shortened it in a saved project, "
                         "write it as file:///PATH.)");
     }
+    return folder;
+}
+
+// The store's path; without its folder where the artist has chosen none.
+std::string EffectInstance::storeName(const std::string& shotId) const {
+    const std::string folder = chosenFolder();
     if (endsWith(folder, storeSuffix)) return folder;
     if (shotId.empty()) {
         throw UserError(parameters_.keyFrames().empty()
                             ? "There is no key yet. Go to a frame with a mask and press Set key, or choose a shot store."
                             : "The masks of the key frames have not been taken yet: press a Propagate button.");
     }
-    if (folder.empty()) folder = platform::dataFolder() + "/shots";
     return folder + "/ofx-" + shotId + storeSuffix;
+}
+
+// A store that nobody places stays where it is: where the node has saved it, or in the user's folder. One that is not there
+// yet goes into the cache folder of the site's configuration, if that has one.
+std::string EffectInstance::storeFolder(const NodeShot& own, const Deadline& deadline) const {
+    const std::string name = storeName(own.id);
+    if (!chosenFolder().empty()) return name;
+    const std::string users = platform::dataFolder() + "/shots";
+    for (const std::string& place : {own.place, users}) {
+        if (!place.empty() && platform::exists(place + name + "/shot.json")) return place + name;
+    }
+    const std::string told = node_->session.site(deadline).cacheFolder;
+    return (told.empty() ? users : told) + name;
 }
 
 bool EffectInstance::namesStore() const {
@@ -610,11 +634,11 @@ std::string EffectInstance::colourSpace() const {
     return depth == ofx::value::depthByte || depth == ofx::value::depthShort ? displaySpace : "";
 }
 
-ShotSpec EffectInstance::describedShot(const NodeShot& own, Frame frame, bool anew) const {
+ShotSpec EffectInstance::describedShot(const NodeShot& own, Frame frame, bool anew, const Deadline& deadline) const {
     ShotSpec spec;
-    spec.folder = storeFolder(own.id);
+    const std::string name = storeName(own.id);
     spec.ours = own.isOurs();
-    spec.copied = spec.ours && isAnothers(spec.folder, node_);
+    spec.copied = spec.ours && isAnothers(name, node_);
     const PlateGeometry plate = geometry(frame, own.keys, anew);
     spec.guessedFrames = plate.guessedFrames;
     spec.displayTop = plate.display.y2;
@@ -629,30 +653,38 @@ ShotSpec EffectInstance::describedShot(const NodeShot& own, Frame frame, bool an
                   {"pixel_aspect", plate.pixelAspect}};
     if (const auto rate = source_.frameRate(); rate && *rate >= 1e-3 && *rate <= 1e6) spec.plate["fps"] = *rate;
     if (const std::string space = colourSpace(); !space.empty()) spec.plate["colour_space"] = space;
-    spec.settings = parameters_.settings(plate.pixelAspect, plate.display.y2);
+    if (spec.ours && own.isNew) spec.configured = node_->session.site(deadline).configured;
+    spec.settings = parameters_.settings(plate.pixelAspect, plate.display.y2, spec.configured);
+    spec.folder = storeFolder(own, deadline);
     return spec;
 }
 
-Shot EffectInstance::openShot(const NodeShot& own, Frame frame, bool anew) const {
+Shot EffectInstance::openShot(const NodeShot& own, Frame frame, bool anew, const Deadline& deadline) const {
     if (!source_.connected()) throw UserError("The input Source is not connected.");
-    ShotSpec spec = describedShot(own, frame, anew);
+    ShotSpec spec = describedShot(own, frame, anew, deadline);
     if (spec.ours && !spec.copied) platform::makeFolders(parentOf(spec.folder));
     return Shot(node_->session, std::move(spec));
 }
 
 Shot EffectInstance::claimedShot(NodeShot& own, Frame frame, const Deadline& deadline) {
-    const Shot shot = openShot(own, frame, true);
-    if (shot.claim(deadline)) return shot;
+    const Shot shot = openShot(own, frame, true, deadline);
+    const auto settled = [this, &own](const Shot& claimed) {  // what the node saves of its shot
+        own.isNew = false;
+        if (chosenFolder().empty()) own.place = parentOf(claimed.spec().folder);
+        return claimed;
+    };
+    if (shot.claim(deadline)) return settled(shot);
     if (namesStore()) {
         throw UserError("Another node uses the shot store " + parameters_.shotStore() + ". Give this node another one.");
     }
     own.id = platform::randomHex(shotIdBytes);  // this node is a copy: from now on it has a separate store
-    ShotSpec spec = openShot(own, frame, true).spec();
+    own.place.clear();
+    ShotSpec spec = openShot(own, frame, true, deadline).spec();
     spec.copyOf = shot.spec().folder;  // with all that is computed: what fits this node's plate, keys and settings is used
     const Shot fresh(node_->session, std::move(spec));
     if (!fresh.claim(deadline)) throw UserError("Another node uses the shot store of this node.");
     bringKeys(fresh, own, reachable(own.keys, frame), deadline);
-    return fresh;
+    return settled(fresh);
 }
 
 bool EffectInstance::isUneditedCopy(const NodeShot& own) const {

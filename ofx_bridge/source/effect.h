@@ -28,15 +28,6 @@ struct RenderRequest {
     bool fullSize() const { return scaleX == 1.0 && scaleY == 1.0; }
 };
 
-// Which store is the node's and which keys it wants, read once for an action.
-struct NodeShot {
-    std::string id;  // of the store that the node made; empty: none
-    std::set<Frame> keys;
-    std::set<Frame> painted;  // those whose mask is not that of the mask input: they were taken from the input Fix
-    // Whether this node may change the shot. A node without keys only shows the mattes of a shot store.
-    bool isOurs() const { return !id.empty() || !keys.empty(); }
-};
-
 class EffectInstance {
   public:
     EffectInstance(const Host& host, ofx::Effect effect);
@@ -80,21 +71,22 @@ class EffectInstance {
     void renderCopiesAgain() const;
     void stopJobs();
     void forget() const;  // what the node knows of this instance
-    void save(const NodeShot& before, const NodeShot& after, const char* step) const;
+    void save(const NodeShot& before, const NodeShot& after, const char* step, const Json& configured = nullptr) const;
     void showStatus(const Shot& shot, const NodeShot& own, const Deadline& deadline) const;
     void refreshStatus(double time, bool startEngine) const;
 
     // The shot
-    NodeShot nodeShot() const { return {parameters_.shotId(), parameters_.keyFrames(), parameters_.paintedKeys()}; }
     bool isUneditedCopy(const NodeShot& own) const;  // its keys are those with which it was pasted
-    ShotSpec describedShot(const NodeShot& own, Frame frame, bool anew) const;
+    ShotSpec describedShot(const NodeShot& own, Frame frame, bool anew, const Deadline& deadline) const;
     std::string colourSpace() const;
     PlateGeometry geometry(Frame frame, const std::set<Frame>& keys, bool anew) const;
     Range frameRange(Frame frame, const std::set<Frame>& keys, bool& guessed) const;
-    std::string storeFolder(const std::string& shotId) const;
+    std::string chosenFolder() const;  // what the artist wrote; throws UserError where it is no whole path
+    std::string storeName(const std::string& shotId) const;  // equal for the nodes with the same store
+    std::string storeFolder(const NodeShot& own, const Deadline& deadline) const;
     bool namesStore() const;  // the artist has chosen the store itself, and not a folder for it
     bool hasStore(const NodeShot& own) const { return !own.id.empty() || namesStore(); }
-    Shot openShot(const NodeShot& own, Frame frame, bool anew) const;
+    Shot openShot(const NodeShot& own, Frame frame, bool anew, const Deadline& deadline) const;
     // The shot, for changes. A copied node gets a separate store, and `own` its name.
     Shot claimedShot(NodeShot& own, Frame frame, const Deadline& deadline);
     std::set<Frame> reachable(const std::set<Frame>& frames, Frame current) const;  // by a host without temporal access

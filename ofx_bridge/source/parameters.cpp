@@ -395,33 +395,56 @@ std::string Parameters::shotId() const {
     return state.is_null() ? std::string() : state["shot"].get<std::string>();
 }
 
-std::set<Frame> Parameters::paintedKeys() const {
+NodeShot Parameters::nodeShot() const {
+    NodeShot found;
+    found.keys = keyFrames();
     const Json state = savedState();
-    std::set<Frame> found;
-    if (state.is_null() || !state.contains("painted") || !state["painted"].is_array()) return found;
+    if (state.is_null()) return found;
+    found.id = state["shot"].get<std::string>();
+    found.isNew = state.contains("new") && state["new"] == true;
+    if (state.contains("place") && state["place"].is_string()) found.place = state["place"].get<std::string>();
+    if (!state.contains("painted") || !state["painted"].is_array()) return found;
     for (const Json& frame : state["painted"]) {
-        if (frame.is_number_integer()) found.insert(frame.get<Frame>());
+        if (frame.is_number_integer()) found.painted.insert(frame.get<Frame>());
     }
     return found;
 }
 
-Json Parameters::settings(double pixelAspect, int displayTop) const {
+bool Parameters::isUntouched(const std::string& setting) const {
+    if (setting == "memory_rule") return integer(param::memoryRule, 3) == 3 && integer(param::memoryEvery, defaultEvery) == defaultEvery;
+    if (setting == "working_size") return integer(param::workingSize, defaultWorkingSize) == defaultWorkingSize;
+    if (setting == "finish.edges") return integer(param::edges, 0) == 0;
+    if (setting == "finish.width") return number(param::edgeWidth, 1.0) == 1.0;
+    return false;
+}
+
+void Parameters::takeConfigured(const Json& configured) const {
+    for (const auto& [setting, names] : lockables()) {
+        const auto found = configured.find(setting);
+        if (found != configured.end() && isUntouched(setting)) show(setting, *found);
+    }
+}
+
+Json Parameters::settings(double pixelAspect, int displayTop, const Json& configured) const {
     const int rule = std::clamp(integer(param::memoryRule, 3), 0, 3);
     Json settings{{"working_size", integer(param::workingSize, defaultWorkingSize)}};
     settings["memory_rule"] = rule < 3 ? std::string(simpleRules[static_cast<std::size_t>(rule)])
                                        : "every:" + std::to_string(integer(param::memoryEvery, defaultEvery));
-    const std::string edges = edgeKinds[static_cast<std::size_t>(std::clamp(integer(param::edges, 0), 0, 2))];
+    settings["finish.edges"] = edgeKinds[static_cast<std::size_t>(std::clamp(integer(param::edges, 0), 0, 2))];
     const double width = number(param::edgeWidth, 1.0);
-    settings["finish.edges"] = edges;
-    settings["finish.width"] = edges == edgeKinds.front() && width == width ? std::clamp(width, narrowest, widest) : 1.0;
+    settings["finish.width"] = width == width ? std::clamp(width, narrowest, widest) : 1.0;
     settings["region"] = nullptr;
     if (integer(param::useRegion, 0) != 0) {
         const auto [x, y] = pair(param::regionCorner);
-        const auto [width, height] = pair(param::regionSize);
-        const Box box = pixelBox({x, y, x + width, y + height}, pixelAspect);
+        const auto [regionWidth, regionHeight] = pair(param::regionSize);
+        const Box box = pixelBox({x, y, x + regionWidth, y + regionHeight}, pixelAspect);
         if (box.empty()) throw UserError("The region is empty: give it a size.");
         settings["region"] = toEngineWindow(box, displayTop);
     }
+    for (const auto& [setting, value] : configured.items()) {
+        if (settings.contains(setting) && isUntouched(setting)) settings[setting] = value;
+    }
+    if (settings["finish.edges"] != edgeKinds.front()) settings["finish.width"] = 1.0;  // it is the width of learned edges
     return settings;
 }
 
@@ -431,9 +454,11 @@ void Parameters::setKeyFrames(const std::set<Frame>& frames) const {
     set(param::keyFrames, text);
 }
 
-void Parameters::setState(const std::string& id, const std::set<Frame>& keys, const std::set<Frame>& painted) const {
-    Json state{{"version", stateVersion}, {"shot", id}, {"keys", keys}};
-    if (!painted.empty()) state["painted"] = painted;
+void Parameters::setState(const NodeShot& shot) const {
+    Json state{{"version", stateVersion}, {"shot", shot.id}, {"keys", shot.keys}};
+    if (!shot.painted.empty()) state["painted"] = shot.painted;
+    if (!shot.place.empty()) state["place"] = shot.place;
+    if (shot.isNew) state["new"] = true;
     set(param::state, state.dump());
 }
 
@@ -450,7 +475,7 @@ std::string Parameters::showLocks(const Json& locked) const {
         const bool isLocked = found != locked.end() && found->is_object();
         for (const char* name : names) enable(name, !isLocked);
         if (!isLocked) continue;
-        showLocked(setting, found->value("value", Json()));
+        show(setting, found->value("value", Json()));
         const Json text = found->value("text", Json());
         if (text.is_string()) reasons += "\n" + text.get<std::string>();
     }
@@ -458,7 +483,7 @@ std::string Parameters::showLocks(const Json& locked) const {
     return reasons;
 }
 
-void Parameters::showLocked(const std::string& setting, const Json& value) const {
+void Parameters::show(const std::string& setting, const Json& value) const {
     const auto choose = [this](const char* name, int index) {
         if (integer(name, index) != index) set(name, index);
     };

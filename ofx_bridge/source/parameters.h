@@ -66,6 +66,17 @@ struct MaskLayout {
     bool isLuminance = false;  // one object, in the luminance of the colours; its channel is the only one
 };
 
+// Which store is the node's and which keys it wants, read once for an action.
+struct NodeShot {
+    std::string id;  // of the store that the node made; empty: none
+    std::set<Frame> keys;
+    std::set<Frame> painted;  // those whose mask is not that of the mask input: they were taken from the input Fix
+    std::string place;        // the folder of its store, where the artist names none; empty: not known
+    bool isNew = true;        // settings that nobody chose are those of the site's configuration
+    // Whether this node may change the shot. A node without keys only shows the mattes of a shot store.
+    bool isOurs() const { return !id.empty() || !keys.empty(); }
+};
+
 // Reads and writes the parameters of an instance. A parameter that the host does not have reads as its default.
 class Parameters {
   public:
@@ -79,13 +90,14 @@ class Parameters {
     // Which channel of a mask with `components` channels belongs to which object; `hasAlpha`: its alpha is its own, and not
     // the host's filling. Throws UserError.
     MaskLayout maskLayout(int components, bool hasAlpha) const;
+    NodeShot nodeShot() const;  // throws UserError when what is saved cannot be read
     std::set<Frame> keyFrames() const;  // throws UserError when the text cannot be read
     std::string shotStore() const;
     std::string colourSpace() const;
     std::string shotId() const;  // from the saved state; empty when none has been made. Throws UserError.
-    std::set<Frame> paintedKeys() const;  // from the saved state: keys that were taken from the input Fix. Throws UserError.
-    // The engine's settings. The region is in canonical coordinates: it needs the plate's geometry.
-    Json settings(double pixelAspect, int displayTop) const;
+    // The engine's settings. The region is in canonical coordinates: it needs the plate's geometry. `configured`: by
+    // setting, what a site's configuration says where nobody has chosen a value.
+    Json settings(double pixelAspect, int displayTop, const Json& configured) const;
 
     // The same for all instances of a node, another for its copies; null when the host has none.
     const void* identity() const { return handle(param::state); }
@@ -104,7 +116,9 @@ class Parameters {
     void markStep() const;  // touches another parameter than the step before did: a host does not join the two
 
     void setKeyFrames(const std::set<Frame>& frames) const;
-    void setState(const std::string& id, const std::set<Frame>& keys, const std::set<Frame>& painted) const;
+    void setState(const NodeShot& shot) const;
+    // Shows what the site's configuration says in the parameters that nobody has touched.
+    void takeConfigured(const Json& configured) const;
     void setStatus(const std::string& text) const;
     void bumpRevision() const;  // makes the host render again what it has cached
     // Greys what the configuration of a site or a show locks, and shows the locked values. `locked` comes from the engine:
@@ -120,7 +134,8 @@ class Parameters {
     void set(const char* name, const std::string& text) const;
     void set(const char* name, int value) const;
     void set(const char* name, double value) const;
-    void showLocked(const std::string& setting, const Json& value) const;
+    bool isUntouched(const std::string& setting) const;  // its parameters are as the effect describes them; a region is the node's
+    void show(const std::string& setting, const Json& value) const;
     void enable(const char* name, bool isEnabled) const;
     ofx::Param handle(const char* name) const;
 

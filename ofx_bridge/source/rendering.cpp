@@ -78,12 +78,12 @@ void EffectInstance::render(const RenderRequest& request) {
     const Box window = intersection(request.window, output->view().box);
     if (window.empty()) return;
     deadline.check("for the host");
-    const NodeShot own = nodeShot();
+    const NodeShot own = parameters_.nodeShot();
     if (!source_.connected()) throw UserError("The input Source is not connected.");
     std::optional<Shot> shot;
     // Without any key there is nothing to ask the engine for: the artist sees the plate.
     const bool hasNothing = !hasStore(own) || (own.isOurs() && own.keys.empty());
-    if (!hasNothing || whenMissing(request) == MissingFrames::fail) shot = openShot(own, frame, false);
+    if (!hasNothing || whenMissing(request) == MissingFrames::fail) shot = openShot(own, frame, false, deadline);
     if (!shot && request.inWindow) Connection::startAhead(deadline);  // Set key is what comes next
     if (shot && own.isOurs()) bringKeys(*shot, own, reachable(neighbouringKeys(request.time), frame), deadline);
 

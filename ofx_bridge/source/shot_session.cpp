@@ -105,12 +105,21 @@ void ShotSession::healing(const std::function<void()>& work) {
     }
 }
 
+void ShotSession::ensureConnected(const Deadline& deadline) {
+    if (connection_) return;
+    opened_.clear();
+    connection_ = Connection::open(client_, deadline);
+    connected_ = true;
+}
+
+Site ShotSession::site(const Deadline& deadline) {
+    const Turn turn(*this, deadline);
+    healing([&] { ensureConnected(deadline); });
+    return connection_->site();
+}
+
 ShotSession::Opened& ShotSession::ensureOpen(const ShotSpec& spec, bool asOwner, const Deadline& deadline) {
-    if (!connection_) {
-        opened_.clear();
-        connection_ = Connection::open(client_, deadline);
-        connected_ = true;
-    }
+    ensureConnected(deadline);
     const bool isOurs = spec.ours && !spec.copied;
     if (isOurs && !platform::exists(spec.folder + "/shot.json")) asOwner = true;  // who makes a store owns it
     const auto found = opened_.find(spec.folder);
@@ -251,7 +260,7 @@ Json Shot::status(const std::optional<Range>& frames, const Deadline& deadline) 
     session_->withShot(spec_, deadline, [&](Connection& connection, const std::string& shot) {
         request["shot"] = shot;
         answer = connection.request(request, deadline).header;
-        if (answer.contains("locked")) connection.setLocked(answer["locked"]);
+        connection.learnSite(answer);
     });
     return answer;
 }

@@ -29,6 +29,7 @@ struct ShotSpec {
     Json plate;           // PROTOCOL.md, open_shot; only an owner sends it
     bool guessedFrames = false;  // the host has no range: frames of the store belong to it too
     Json settings;        // pushed when the store is ours
+    Json configured;      // what the site says of the settings of new shots, where the node is new
     int displayTop = 0;   // pixels, y up: where the engine's y is 0 in what is pushed
     int formatLeft = 0, formatBottom = 0;  // pixels, y up: the corner of the host's format
     bool operator==(const ShotSpec& other) const {
@@ -96,6 +97,8 @@ class ShotSession {
     // Cancels a job. Never waits for the engine: if it cannot be sent now, it is sent with the next request.
     void cancel(const std::string& job);
     bool isConnected() const { return connected_; }
+    // What the configuration of the engine's site says. Connects, and starts an engine where none runs.
+    Site site(const Deadline& deadline);
     // Connects if an engine runs; false when none does. Starts none.
     bool engineRuns(const Deadline& deadline);
     // The shot whose job is awaited stays open while this node uses others.
@@ -111,6 +114,7 @@ class ShotSession {
     };
 
     void healing(const std::function<void()>& work);
+    void ensureConnected(const Deadline& deadline);
     Opened& ensureOpen(const ShotSpec& spec, bool asOwner, const Deadline& deadline);
     void open(const ShotSpec& spec, bool asOwner, const Deadline& deadline);
     void bringSettings(const ShotSpec& spec, const Deadline& deadline);

@@ -23,7 +23,7 @@ def information_json(found: Information) -> dict[str, Any]:
 
 
 def configured_json() -> dict[str, Any]:
-    """What hello says of the configuration: the locked settings, and where caches belong.
+    """What hello says of the configuration: locked settings, those of new shots, and where caches belong.
 
     A configuration that cannot be used locks nothing here; opening a shot names the error.
     """
@@ -31,7 +31,11 @@ def configured_json() -> dict[str, Any]:
         layers = configuration()
     except ConfigurationError:
         layers = Configuration()
-    return {"locked": locked_json(layers), "cache_folder": layers["cache_folder"]}
+    return {
+        "locked": locked_json(layers),
+        "configured": layers.taken_over(),
+        "cache_folder": layers["cache_folder"],
+    }
 
 
 def locked_json(layers: Configuration) -> dict[str, Any]:

@@ -96,7 +96,7 @@ class SharedShot:
             "text": state_words(state.done, state.stale, state.missing),
             "advice": None if state.advice is None else {"frame": state.advice[0], "text": state.advice[1]},
             "jobs": list(jobs),
-            "locked": configured_json()["locked"],
+            **configured_json(),
         }
 
 

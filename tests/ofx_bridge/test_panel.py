@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,3 +96,96 @@ def test_locked_settings_are_grey_with_the_reason(
     finally:
         EngineHome(runtime, engine.home).end()
         shutil.rmtree(runtime, ignore_errors=True)
+
+
+@dataclass
+class Site:
+    """An engine of a site with its own configuration.
+
+    Attributes:
+        file: the configuration.
+        cache: its cache folder.
+    """
+
+    file: Path
+    cache: Path
+    runtime: Path
+
+
+@pytest.fixture
+def site(engine: EngineHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """A configuration with defaults that are not locked, and a cache folder; `engine` is not used."""
+    file, cache = tmp_path / "stm.toml", tmp_path / "fast"
+    file.write_text(
+        f'cache_folder = "{cache}"\nworking_size = {WIDTH}\nmemory_rule = "every:3"\n'
+        'finish.edges = "off"\nfinish.width = 2.0\n'
+    )
+    runtime = Path(tempfile.mkdtemp(prefix="stm-", dir="/tmp"))
+    monkeypatch.setenv("STM_CONFIG", str(file))
+    monkeypatch.setenv("STM_RUNTIME_DIR", str(runtime))
+    yield Site(file, cache, runtime)
+    EngineHome(runtime, engine.home).end()
+    shutil.rmtree(runtime, ignore_errors=True)
+
+
+def state_of(node: Effect) -> dict[str, Any]:
+    """What the node saves of its shot."""
+    state: dict[str, Any] = json.loads(node.value("state"))
+    return state
+
+
+def settings_of(store: Path) -> dict[str, Any]:
+    """The settings that a store holds."""
+    settings: dict[str, Any] = json.loads((store / "shot.json").read_text("utf-8"))["settings"]
+    return settings
+
+
+@pytest.mark.slow
+def test_a_new_node_keeps_its_store_where_the_site_says_and_takes_its_defaults(
+    host: OfxHost, site: Site, engine: EngineHome
+) -> None:
+    rig = make_rig(host)
+    node = rig.node
+    node.set("workingSize", 480)
+    names = ("workingSize", "memoryRule", "memoryEvery", "edges", "edgeWidth")
+    with nodes_of(host, node):
+        node.set("memoryEvery", 7)  # chosen: the site's default does not count
+        assert node.press("setKey", FIRST) == OK, node.persistent
+        assert [node.value(name) for name in names] == [WIDTH, 3, 7, OFF, 2.0]
+        store = site.cache / f"ofx-{state_of(node)['shot']}.stmshot"
+        assert state_of(node)["place"] == str(site.cache) and "new" not in state_of(node)
+        settings = settings_of(store)
+        assert (settings["working_size"], settings["memory_rule"]) == (WIDTH, "every:7")
+        assert (settings["finish"]["edges"], settings["finish"]["width"]) == ("off", 1.0)
+        assert node.press("propagateForward", FIRST) == OK, node.persistent
+        before = rendered(node, LAST)
+        saved = node.saved()
+    # What is there stays there, whatever the configuration says later.
+    site.file.write_text('cache_folder = "/nowhere"\nfinish.edges = "guided"\n')
+    EngineHome(site.runtime, engine.home).end()
+    again = host.create({"Source": rig.source, "Mask": rig.mask}, saved=saved)
+    with nodes_of(host, again):
+        np.testing.assert_array_equal(rendered(again, LAST), before)
+        assert again.value("edges") == OFF
+        assert [one.name for one in site.cache.iterdir()] == [store.name]
+
+
+@pytest.mark.slow
+def test_a_key_that_was_set_before_the_engine_was_there_gets_the_sites_place_and_defaults_too(
+    host: OfxHost, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = make_rig(host).node
+    node.set("workingSize", 480)
+    monkeypatch.setenv("STM_OFX_KEY_SECONDS", "0.01")
+    with nodes_of(host, node):
+        assert node.press("setKey", FIRST) == OK, node.persistent
+        assert "takes the mask of" in node.value("status") and state_of(node)["new"] is True
+        monkeypatch.setenv("STM_OFX_KEY_SECONDS", "300")
+        np.testing.assert_allclose(rendered(node, FIRST)[..., 3], disc(FIRST)[..., 0], atol=1e-3)
+        store = site.cache / f"ofx-{state_of(node)['shot']}.stmshot"
+        assert settings_of(store)["finish"]["edges"] == "off"
+        assert node.value("edges") == LEARNED  # a render changes no value
+        assert node.press("propagateForward", FIRST) == OK, node.persistent
+        assert (node.value("edges"), node.value("workingSize")) == (OFF, WIDTH)
+        assert settings_of(store)["finish"]["edges"] == "off"
+        assert state_of(node)["place"] == str(site.cache) and "new" not in state_of(node)

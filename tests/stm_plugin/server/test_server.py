@@ -132,11 +132,11 @@ def test_another_major_version_is_refused_with_the_engines_own(server: ServerPro
         assert ended_by_server(link)
 
 
-def test_hello_and_status_say_what_the_configuration_locks(
+def test_hello_and_status_say_what_the_configuration_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = tmp_path / "site.toml"
-    site.write_text("locked = ['memory_cap', 'log_level']\nmemory_cap = 7\ncache_folder = 'fast'\n")
+    site.write_text("locked = ['memory_cap', 'log_level']\nmemory_cap = 7\ncache_folder = 'fast'\ndevice = 'cpu'\n")
     monkeypatch.setenv("STM_CONFIG", str(site))
     with a_server("900") as server, server.raw() as link:
         hello = {"op": "hello", "protocol": [1, 3], "token": server.endpoint()["token"], "client": "raw"}
@@ -145,10 +145,12 @@ def test_hello_and_status_say_what_the_configuration_locks(
         text = f"The setting memory_cap is locked to 7 by {site}, line 1."
         assert said["locked"] == {"memory_cap": {"value": 7, "text": text}}
         assert (said["protocol"], said["cache_folder"]) == ([1, 3], str(tmp_path / "fast"))
+        assert said["configured"] == {"memory_cap": 7}  # the device is no setting that a shot takes over
         site.write_text("memory_cap = ")  # an error is named where a shot is opened, and ends no connection
         client = server.connect()
         shot = new_shot(client)
-        assert client.call({"op": "status", "shot": shot})[0]["locked"] == {}
+        now = client.call({"op": "status", "shot": shot})[0]
+        assert (now["locked"], now["configured"], now["cache_folder"]) == ({}, {}, None)
         site.write_text("locked = ['memory_cap']\nmemory_cap = 20\n")
         assert client.call({"op": "status", "shot": shot})[0]["locked"]["memory_cap"]["value"] == 20
         client.close()
