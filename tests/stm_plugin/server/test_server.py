@@ -136,7 +136,8 @@ def test_hello_and_status_say_what_the_configuration_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = tmp_path / "site.toml"
-    site.write_text("locked = ['memory_cap', 'log_level']\nmemory_cap = 7\ncache_folder = 'fast'\ndevice = 'cpu'\n")
+    locked = "locked = ['memory_cap', 'log_level']\nmemory_cap = 7\n"
+    site.write_text(f"{locked}cache_folder = 'fast'\ndevice = 'cpu'\n")
     monkeypatch.setenv("STM_CONFIG", str(site))
     with a_server("900") as server, server.raw() as link:
         hello = {"op": "hello", "protocol": [1, 3], "token": server.endpoint()["token"], "client": "raw"}
