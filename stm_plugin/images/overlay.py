@@ -44,7 +44,9 @@ DEFAULT_FPS = 24.0
 _TINT = 0.45
 _EDGE = 0.5  # matte value at the outline
 _AROUND = 8  # of the picture's height: the surroundings of an object
-_STANDS_OUT = 50.0  # CIE 1976 colour difference of a tint and its object
+_STANDS_OUT = 25.0  # difference of a tinted object from what it was, and from what is around it
+_LIGHTNESS = 0.5  # weight of a difference in lightness: shading has it too
+_COLOURFUL = 40.0  # chroma of an object on which a tint of the same hue does not stand out
 _LINE_PER_HEIGHT = 1 / 540  # of the picture's height for each pixel of the outline: two pixels in HD
 _JPEG_QUALITY = "jpeg:92"
 _GAP = 6
@@ -69,17 +71,17 @@ def object_colours(picture: FloatArray, mattes: Mapping[str, FloatArray]) -> tup
     Returns:
         R, G, B of each object in its order. An object without a pixel gets the next free colour.
     """
-    palette = _lab(np.asarray(OBJECT_COLOURS, np.float32)[None] / np.float32(255))[0]  # (N, 3)
     chosen: list[int] = []
     for matte in mattes.values():
-        left = [one for one in range(len(OBJECT_COLOURS)) if one not in chosen] or list(range(len(palette)))
+        left = [one for one in range(len(OBJECT_COLOURS)) if one not in chosen] or list(
+            range(len(OBJECT_COLOURS))
+        )
         inside = (matte >= _EDGE).astype(np.uint8)
         if inside.any():
             reach = max(3, picture.shape[0] // _AROUND)
             around = cv2.dilate(inside, np.ones((reach, reach), np.uint8)) > inside
-            seen = [picture[place].mean(axis=0) for place in (inside > 0, around) if place.any()]
-            beside = _lab(np.clip(np.asarray([seen], np.float32), 0, 1))[0]  # (2, 3): in it and around it
-            far = {one: float(np.linalg.norm(beside - palette[one], axis=1).min()) for one in left}
+            pixels, beside = (np.clip(picture[place], 0, 1) for place in (inside > 0, around))
+            far = {one: _standing_out(OBJECT_COLOURS[one], pixels, beside) for one in left}
             clear = [one for one in left if far[one] >= _STANDS_OUT]
             chosen.append(clear[0] if clear else max(left, key=lambda one: far[one]))
         else:
@@ -87,9 +89,34 @@ def object_colours(picture: FloatArray, mattes: Mapping[str, FloatArray]) -> tup
     return tuple(OBJECT_COLOURS[one] for one in chosen)
 
 
+def _standing_out(colour: Colour, pixels: FloatArray, around: FloatArray) -> float:
+    """How much an object stands out when it is tinted: from what it was, and from what is around it.
+
+    Args:
+        pixels: sRGB of the object (N, 3) in [0, 1].
+        around: those around it (M, 3).
+    """
+    before, after = _lab(pixels[None])[0], _lab(_tinted(pixels, colour, _TINT)[None])[0]  # (N, 3)
+    chroma = np.linalg.norm(before[:, 1:], axis=1)
+    own = _lab(np.asarray([[colour]], np.float32) / 255)[0, 0, 1:]
+    alike = (before[:, 1:] @ own) / (np.maximum(chroma, 1) * np.linalg.norm(own))  # cosine of the hues
+    kept = 1 - 0.5 * np.clip(alike, 0, 1) * np.minimum(1, chroma / _COLOURFUL)
+    least = float(np.percentile(kept * np.linalg.norm(after - before, axis=1), 25))
+    if not around.size:
+        return least
+    beside = _lab(around.mean(0)[None, None])[0, 0]
+    return min(least, float(np.linalg.norm(after.mean(0) - beside)))
+
+
+def _tinted(pixels: FloatArray, colour: Colour, share: FloatArray | float) -> FloatArray:
+    """Pixels (..., 3) with a share of a colour."""
+    return np.asarray(pixels + share * (np.asarray(colour, np.float32) / 255 - pixels), np.float32)
+
+
 def _lab(colours: FloatArray) -> FloatArray:
-    """CIE L*a*b* of sRGB colours, (1, N, 3)."""
-    return np.asarray(cv2.cvtColor(colours, cv2.COLOR_RGB2LAB), np.float32)
+    """CIE L*a*b* of sRGB colours, (1, N, 3), with less weight on lightness."""
+    found = cv2.cvtColor(np.asarray(colours, np.float32), cv2.COLOR_RGB2LAB)
+    return np.asarray(found * np.array([_LIGHTNESS, 1, 1], np.float32), np.float32)
 
 
 def overlay_picture(
@@ -110,8 +137,7 @@ def overlay_picture(
     for colour, matte in zip(drawn, mattes.values(), strict=True):
         if matte.shape != picture.shape[:2]:
             raise ValueError(f"a matte {matte.shape} does not fit the picture {picture.shape}")
-        share = (_TINT * np.clip(matte, 0.0, 1.0))[..., None]
-        tinted += share * (np.asarray(colour, np.float32) / 255 - tinted)
+        tinted = _tinted(tinted, colour, (_TINT * np.clip(matte, 0.0, 1.0))[..., None])
     result = np.ascontiguousarray(np.rint(tinted * 255), dtype=np.uint8)
     width = max(1, round(picture.shape[0] * _LINE_PER_HEIGHT))
     for colour, matte in zip(drawn, mattes.values(), strict=True):

@@ -63,6 +63,16 @@ def test_an_objects_colour_stands_out_from_it(picture: FloatArray) -> None:
     assert np.abs(shown[24, 16].astype(float) - 255 * picture[24, 16]).max() > 60
 
 
+def test_a_tint_of_the_objects_own_hue_is_not_taken(picture: FloatArray) -> None:
+    """An orange thing with highlights, in front of blue: yellow and red would hide on it."""
+    picture[:] = (0.25, 0.33, 0.5)
+    cup = disc(32)
+    picture[cup > 0] = (0.8, 0.3, 0.08)
+    picture[20:24, 28:36] = (0.98, 0.8, 0.55)
+    (colour,) = object_colours(picture, {"cup": cup})
+    assert colour in ((64, 224, 96), (224, 96, 255), (0, 224, 224))
+
+
 def test_a_soft_matte_gives_a_soft_tint(picture: FloatArray) -> None:
     ramp = np.tile(np.linspace(0, 0.45, 64, dtype=np.float32), (48, 1))
     red = overlay_picture(picture, {"a": ramp})[10, :, 0].astype(int)
