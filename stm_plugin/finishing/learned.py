@@ -1,10 +1,10 @@
 """Learned edges: a soft matte from a coarse probability, by the edge refiner (`model.network.edges`).
 
 The refiner reads the working picture around all uncertain pixels of this frame and of its neighbours. It
-returns alpha, and where alpha is soft. Where an edge is hard, the probability itself stays. Near a key, the
-key's mask has a part in alpha (`carried`). A guided filter with a small window then enlarges alpha to plate
-pixels along that band. Elsewhere the matte is exactly 0 or 1. All inputs are stored results, so any frame can
-be finished alone.
+returns alpha, and where alpha is soft. There alpha is carried along like colours (`matting`). Where an edge
+is hard, the probability itself stays. Near a key, the key's mask has a part in alpha (`carried`). A guided
+filter with a small window then enlarges alpha to plate pixels along that band. Elsewhere the matte is exactly
+0 or 1. All inputs are stored results, so any frame can be finished alone.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from model.network.edges import INPUTS, REACH, STRIDE
 from stm_plugin.finishing.band import NEARLY_SURE, Guide, dilated, steeper, unsure_pixels
 from stm_plugin.finishing.carried import CarriedKey
 from stm_plugin.finishing.guided import follow_plate, trust_at_working_size
+from stm_plugin.finishing.matting import matted
 from stm_plugin.images.working_picture import WorkingGeometry, inside_region, to_plate
 from stm_plugin.settings import FinishSettings
 from stm_plugin.windows import FloatArray
 
-VERSION = 2
+VERSION = 3
 """Enters the address of every learned matte; raise it when the same evidence leads to another matte."""
 
 _LOOKED_AT = 24
 """Working pixels around uncertain ones that may be soft, at a width of 1."""
-_WIDENING = 3.0
+_WIDENING = 4.0
 """Sigma, in working pixels, of the Gaussian that blurs soft edges for each 1 of width above 1."""
 _DETAIL_RADIUS = 4
 """Working pixels: the window in which alpha follows the plate's colours. Best of 1, 2 and 4 on generated
@@ -43,6 +44,11 @@ _TRUSTED = (0.65, 0.9)
 """The same for the trust in the wide filter, on narrow soft edges."""
 _HELD_BACK = 0.25
 """How much less part a hard key has where edges are soft."""
+
+_PRIOR = 0.03
+"""The weight of the refiner's alpha against what like colours have, where an edge is soft."""
+_FOLLOWED = (8, 24)
+"""Working pixels from the contour: up to the first that weight is least, from the second on alpha stays."""
 
 _NEAR = 8
 """A part is confirmed if a neighbouring frame has a part within this many working pixels."""
@@ -113,6 +119,7 @@ def alpha_at_working_size(
     found, soft = _refined(evidence, picture, box, refiner)
     trust = trust_at_working_size(own[box], picture[:, *box], settings)
     gate = _gate(soft, trust)
+    found = matted(picture[:, *box], found, _prior_weight(own[box], gate))
     alpha = own[box] + gate * (found - own[box])
     for key in evidence.carried:
         share = key.share[box] * (1 - gate * np.float32(_HELD_BACK * (1 - key.softness)))
@@ -120,7 +127,7 @@ def alpha_at_working_size(
     alpha = steeper(_as_wide(alpha, soft, settings.width), 1.0, min(NEARLY_SURE, settings.sure))
     result = np.round(own)
     np.copyto(result[box], alpha, where=zone[box] > 0)
-    return result
+    return without_specks(result, evidence)
 
 
 def _gate(soft: FloatArray, trust: FloatArray) -> FloatArray:
@@ -152,6 +159,15 @@ def _ramp(values: FloatArray, ends: tuple[float, float]) -> FloatArray:
     return np.asarray(share * share * (3 - 2 * share), np.float32)
 
 
+def _prior_weight(own: FloatArray, gate: FloatArray) -> FloatArray:
+    """The weight (h, w) in (0, 1] of the refiner's alpha in closed-form matting."""
+    contour = cv2.morphologyEx((own > 0.5).astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
+    away = cv2.distanceTransform(1 - contour, cv2.DIST_L2, 3)
+    near = np.float32(1) - _ramp(np.asarray(away, np.float32), _FOLLOWED)
+    weight: FloatArray = np.float32(_PRIOR) ** (gate * near)
+    return weight
+
+
 def confirmed(evidence: EdgeEvidence) -> FloatArray:
     """The probability (h, w) without islands and holes that both neighbouring frames lack.
 
@@ -159,18 +175,39 @@ def confirmed(evidence: EdgeEvidence) -> FloatArray:
     """
     result = evidence.probability
     for inside in (True, False):
-        here, *beside = (
-            ((one > 0.5) == inside).astype(np.uint8) for one in (result, evidence.before, evidence.after)
-        )
-        near = dilated(beside[0] | beside[1], _NEAR)
-        count, parts = cv2.connectedComponents(here)
-        alone = np.ones(count, bool)
-        alone[0] = False
-        alone[np.unique(parts[near > 0])] = False
-        if alone.any():
-            spots = dilated(alone[parts].astype(np.uint8), _RIM)
-            result = np.where(spots > 0, np.float32(not inside), result)
+        near = _near(inside, evidence.before, evidence.after)
+        alone = _apart((result > 0.5) == inside, near)
+        if alone is not None:
+            result = np.where(dilated(alone, _RIM) > 0, np.float32(not inside), result)
     return result
+
+
+def without_specks(alpha: FloatArray, evidence: EdgeEvidence) -> FloatArray:
+    """Alpha (h, w) without dents inside the object and traces outside it that are near no contour: neither of
+    this frame, nor of its neighbours, nor of a key."""
+    masks = (evidence.probability, evidence.before, evidence.after, *(key.mask for key in evidence.carried))
+    for inside in (True, False):
+        alone = _apart(alpha > 0 if inside else alpha < 1, _near(inside, *masks))
+        if alone is not None:
+            alpha = np.where(alone > 0, np.float32(not inside), alpha)
+    return alpha
+
+
+def _near(inside: bool, *masks: FloatArray) -> ByteArray:
+    """(h, w): 1 near what is inside, or outside, in any of the masks."""
+    found = np.zeros(masks[0].shape, np.uint8)
+    for mask in masks:
+        found |= ((mask > 0.5) == inside).view(np.uint8)
+    return dilated(found, _NEAR)
+
+
+def _apart(pixels: npt.NDArray[np.bool_], near: ByteArray) -> ByteArray | None:
+    """(h, w): 1 in the connected parts of some pixels that touch no `near` pixel; None if there is none."""
+    count, parts = cv2.connectedComponents(pixels.view(np.uint8))
+    alone = np.ones(count, np.uint8)
+    alone[0] = 0
+    alone[np.unique(parts[near > 0])] = 0
+    return alone[parts] if alone.any() else None
 
 
 def _refined(

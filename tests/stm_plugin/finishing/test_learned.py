@@ -8,6 +8,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from model.inference.edges import FastRefiner
 from model.weights_file import load_refiner
@@ -15,7 +16,7 @@ from stm_plugin.errors import SettingsError, WeightsError
 from stm_plugin.finishing.band import Guide
 from stm_plugin.finishing.carried import SHARES, CarriedKey
 from stm_plugin.finishing.guided import finish
-from stm_plugin.finishing.learned import EdgeEvidence, finish_learned
+from stm_plugin.finishing.learned import EdgeEvidence, finish_learned, without_specks
 from stm_plugin.images.working_picture import to_working, working_geometry
 from stm_plugin.planning.values import Direction, Request
 from stm_plugin.propagation.edge_evidence import EdgeEvidenceSource
@@ -131,6 +132,37 @@ def test_an_island_that_the_neighbours_do_not_have_goes(refiner: FastRefiner) ->
     cv2.circle(broken, (25, 30), 5, 1.0, -1)
     matte = finish_learned(evidence_of(broken, sound), guide_of(alpha), GEOMETRY, SETTINGS, refiner)
     assert matte[50:71, 40:61].max() < 0.25
+
+
+def test_a_dent_inside_and_a_trace_outside_that_are_near_no_contour_go() -> None:
+    sound = np.clip(hard(disc(3.0)) * 1.1 - 0.05, 0, 1)
+    alpha = sound.copy()
+    alpha[115:125, 155:165] = 0.7
+    alpha[10:14, 10:14] = 0.2
+    assert (without_specks(alpha, evidence_of(sound)) == sound).all(), "and the edge stays"
+    holed = sound.copy()
+    holed[118:122, 158:162] = 0
+    kept = without_specks(alpha, evidence_of(sound, beside=holed))
+    assert (kept[115:125, 155:165] == np.float32(0.7)).all(), "a neighbour has a hole there"
+
+
+def test_any_number_of_threads_gives_the_same_bits(refiner: FastRefiner) -> None:
+    """The whole finish: refiner, closed form, guided filters, the enlargement."""
+    alpha = disc(24.0)
+    carried = (CarriedKey(hard(disc(20.0)), np.full_like(hard(alpha), 0.5), 0.5),)
+    evidence = replace(evidence_of(hard(alpha), hard(disc(24.0, centre=(246, 183)))), carried=carried)
+    torch_threads, cv_threads = torch.get_num_threads(), cv2.getNumThreads()
+    found = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            cv2.setNumThreads(count)
+            found.append(finish_learned(evidence, guide_of(alpha), GEOMETRY, SETTINGS, refiner))
+    finally:
+        torch.set_num_threads(torch_threads)
+        cv2.setNumThreads(cv_threads)
+    assert np.count_nonzero((found[0] > 0) & (found[0] < 1)) > 5000
+    assert (found[0] == found[1]).all() and (found[0] == found[2]).all()
 
 
 def test_narrower_edges_have_fewer_soft_pixels_and_wider_ones_more(refiner: FastRefiner) -> None:
