@@ -57,6 +57,10 @@ _FOLLOWED = (8, 24)
 
 _NEAR = 8
 """A part is confirmed if a neighbouring frame has a part within this many working pixels."""
+_DENT_NEAR = 2
+"""The same for what is a little transparent inside an object."""
+_LEVELS = (0.25, 0.5, 0.75, 0.9, 1.0)
+"""Of alpha, up to which a dent is closed."""
 _RIM = 3
 """Working pixels around a removed part that are removed too: the network spreads an edge so far."""
 
@@ -190,22 +194,29 @@ def confirmed(evidence: EdgeEvidence) -> FloatArray:
 
 
 def without_specks(alpha: FloatArray, evidence: EdgeEvidence) -> FloatArray:
-    """Alpha (h, w) without dents inside the object and traces outside it that are near no contour: neither of
-    this frame, nor of its neighbours, nor of a key."""
+    """Alpha (h, w) without dents inside the object and traces outside it.
+
+    A dent is closed as far as no way leads out of it: up to the least alpha that has to be crossed to get to
+    what is outside, in this frame, in its neighbours or in a key. The same the other way round for a trace.
+    """
     masks = (evidence.probability, evidence.before, evidence.after, *(key.mask for key in evidence.carried))
-    for inside in (True, False):
-        alone = _apart(alpha > 0 if inside else alpha < 1, _near(inside, *masks))
+    dents, traces = _near(False, *masks, reach=_DENT_NEAR), _near(True, *masks)
+    for level in _LEVELS:
+        alone = _apart(alpha < level, dents)
         if alone is not None:
-            alpha = np.where(alone > 0, np.float32(not inside), alpha)
+            alpha = np.where(alone > 0, np.float32(level), alpha)
+        alone = _apart(alpha > 1 - level, traces)
+        if alone is not None:
+            alpha = np.where(alone > 0, np.float32(1 - level), alpha)
     return alpha
 
 
-def _near(inside: bool, *masks: FloatArray) -> ByteArray:
+def _near(inside: bool, *masks: FloatArray, reach: int = _NEAR) -> ByteArray:
     """(h, w): 1 near what is inside, or outside, in any of the masks."""
     found = np.zeros(masks[0].shape, np.uint8)
     for mask in masks:
         found |= ((mask > 0.5) == inside).view(np.uint8)
-    return dilated(found, _NEAR)
+    return dilated(found, reach)
 
 
 def _apart(pixels: npt.NDArray[np.bool_], near: ByteArray) -> ByteArray | None:

@@ -50,7 +50,8 @@ def matted(picture: FloatArray, prior: FloatArray, weight: FloatArray) -> FloatA
         return prior
     alpha = _solved(_Laplacian(np.stack([r, g, b])), known, tied, free.astype(np.float32))
     change = cv2.resize(alpha - known, (width, height), interpolation=cv2.INTER_LINEAR)
-    return np.clip(prior + change, 0, 1)  # what half the size cannot hold is the prior's
+    # What half the size cannot hold is the prior's.
+    return np.asarray(np.clip(prior + change, 0, 1), np.float32)
 
 
 class _Laplacian:

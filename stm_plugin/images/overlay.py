@@ -98,13 +98,13 @@ def _standing_out(colour: Colour, pixels: FloatArray, around: FloatArray) -> flo
     """
     before, after = _lab(pixels[None])[0], _lab(_tinted(pixels, colour, _TINT)[None])[0]  # (N, 3)
     chroma = np.linalg.norm(before[:, 1:], axis=1)
-    own = _lab(np.asarray([[colour]], np.float32) / 255)[0, 0, 1:]
+    own = _lab(np.asarray([[colour]], np.float32) / np.float32(255))[0, 0, 1:]
     alike = (before[:, 1:] @ own) / (np.maximum(chroma, 1) * np.linalg.norm(own))  # cosine of the hues
     kept = 1 - 0.5 * np.clip(alike, 0, 1) * np.minimum(1, chroma / _COLOURFUL)
     least = float(np.percentile(kept * np.linalg.norm(after - before, axis=1), 25))
     if not around.size:
         return least
-    beside = _lab(around.mean(0)[None, None])[0, 0]
+    beside = _lab(np.asarray(around.mean(0), np.float32)[None, None])[0, 0]
     return min(least, float(np.linalg.norm(after.mean(0) - beside)))
 
 
