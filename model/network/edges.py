@@ -93,18 +93,20 @@ class EdgeRefiner(nn.Module):
         assert self.predict.bias is not None
         nn.init.zeros_(self.predict.bias)
 
-    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, inputs: Tensor, filtered: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Refine a batch.
 
         Args:
             inputs: (B, INPUTS, h, w) in [0, 1]; h and w are multiples of STRIDE.
+            filtered: (B, len(FILTERS), h, w), the guided filters, where they are already computed.
 
         Returns:
             alpha (B, h, w), not yet clipped to [0, 1], and the softness (B, h, w) as a logit.
         """
         picture, own = inputs[:, :3].float(), inputs[:, 3].float()
-        filtered = [guided(picture, own, radius) for radius in FILTERS]
-        known = torch.cat([inputs, torch.stack(filtered, 1)], 1)  # (B, INPUTS + 2, h, w)
+        if filtered is None:
+            filtered = torch.stack([guided(picture, own, radius) for radius in FILTERS], 1)
+        known = torch.cat([inputs, filtered], 1)  # (B, INPUTS + 2, h, w)
         half = self.stem(F.pixel_unshuffle(known - 0.5, 2))  # (B, c, h/2, w/2)
         quarter = self.down_quarter(half)
         x = self.down_eighth(quarter)
@@ -113,7 +115,7 @@ class EdgeRefiner(nn.Module):
         x = self.at_quarter(torch.relu(quarter + _doubled(self.up_quarter(x))))
         x = self.at_half(torch.relu(half + _doubled(self.up_half(x))))
         change, soft, trust = F.pixel_shuffle(self.predict(x), 2).unbind(1)  # (B, 3, h, w)
-        return own + trust.sigmoid() * (filtered[0] - own) + change, soft
+        return own + trust.sigmoid() * (filtered[:, 0] - own) + change, soft
 
 
 def guided(picture: Tensor, values: Tensor, radius: int) -> Tensor:
@@ -132,12 +134,12 @@ def guided(picture: Tensor, values: Tensor, radius: int) -> Tensor:
         r, g, b = picture.unbind(1)
         products = (r * r, r * g, r * b, g * g, g * b, b * b, r * values, g * values, b * values)
         means = _window_means(F.avg_pool2d(torch.stack([r, g, b, values, *products], 1), 4), radius // 4)
-        slopes = _window_means(_fitted(means), radius // 4)  # (B, 4, h/4, w/4)
+        slopes = _window_means(fitted(means), radius // 4)  # (B, 4, h/4, w/4)
         slopes = F.interpolate(slopes, scale_factor=4, mode="bilinear", align_corners=False)
         return ((slopes[:, :3] * picture).sum(1) + slopes[:, 3]).clamp(0, 1)
 
 
-def _fitted(means: Tensor) -> Tensor:
+def fitted(means: Tensor) -> Tensor:
     """(B, 4, h, w): slopes and offset of the least squares, from the 13 means (B, 13, h, w)."""
     r, g, b, v = means[:, :4].unbind(1)
     rr, rg, rb = means[:, 4] - r * r + _FLAT, means[:, 5] - r * g, means[:, 6] - r * b

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from model.inference.edges import FastRefiner
 from model.network.edges import INPUTS, REACH, STRIDE
-from stm_plugin.finishing.band import NEARLY_SURE, Guide, dilated, steeper, unsure_pixels
+from stm_plugin.finishing.band import NEARLY_SURE, Guide, Tile, dilated, steeper, unsure_pixels
 from stm_plugin.finishing.carried import CarriedKey
 from stm_plugin.finishing.guided import follow_plate, trust_at_working_size
 from stm_plugin.finishing.matting import matted
@@ -65,6 +65,7 @@ _RIM = 3
 """Working pixels around a removed part that are removed too: the network spreads an edge so far."""
 
 ByteArray = npt.NDArray[np.uint8]
+WHOLE: Tile = (slice(None), slice(None))
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +137,8 @@ def alpha_at_working_size(
     alpha = steeper(_as_wide(alpha, soft, settings.width), 1.0, min(NEARLY_SURE, settings.sure))
     result = np.round(own)
     np.copyto(result[box], alpha, where=zone[box] > 0)
-    return without_specks(result, evidence)
+    result[box] = without_specks(result[box], evidence, box)
+    return result
 
 
 def _gate(soft: FloatArray, trust: FloatArray) -> FloatArray:
@@ -193,13 +195,14 @@ def confirmed(evidence: EdgeEvidence) -> FloatArray:
     return result
 
 
-def without_specks(alpha: FloatArray, evidence: EdgeEvidence) -> FloatArray:
-    """Alpha (h, w) without dents inside the object and traces outside it.
+def without_specks(alpha: FloatArray, evidence: EdgeEvidence, box: Tile = WHOLE) -> FloatArray:
+    """Alpha (h, w) of a box without dents inside the object and traces outside it.
 
     A dent is closed as far as no way leads out of it: up to the least alpha that has to be crossed to get to
     what is outside, in this frame, in its neighbours or in a key. The same the other way round for a trace.
     """
-    masks = (evidence.probability, evidence.before, evidence.after, *(key.mask for key in evidence.carried))
+    keys = (key.mask for key in evidence.carried)
+    masks = [one[box] for one in (evidence.probability, evidence.before, evidence.after, *keys)]
     dents, traces = _near(False, *masks, reach=_DENT_NEAR), _near(True, *masks)
     for level in _LEVELS:
         alone = _apart(alpha < level, dents)
@@ -224,12 +227,12 @@ def _apart(pixels: npt.NDArray[np.bool_], near: ByteArray) -> ByteArray | None:
     count, parts = cv2.connectedComponents(pixels.view(np.uint8))
     alone = np.ones(count, np.uint8)
     alone[0] = 0
-    alone[np.unique(parts[near > 0])] = 0
+    alone[parts[near > 0]] = 0
     return alone[parts] if alone.any() else None
 
 
 def _refined(
-    evidence: EdgeEvidence, picture: FloatArray, box: tuple[slice, slice], refiner: FastRefiner
+    evidence: EdgeEvidence, picture: FloatArray, box: Tile, refiner: FastRefiner
 ) -> tuple[FloatArray, FloatArray]:
     """Alpha and softness in a box, from the refiner."""
     masks = (evidence.probability, evidence.before, evidence.after, evidence.others)
@@ -244,7 +247,7 @@ def _refined(
     return alpha[:height, :width], soft[:height, :width]
 
 
-def _box(zone: ByteArray) -> tuple[slice, slice]:
+def _box(zone: ByteArray) -> Tile:
     """Rows and columns around a zone and the pixels that it depends on; they begin at multiples of STRIDE."""
     left, top, width, height = cv2.boundingRect(zone)
     y = max(0, top - REACH) // STRIDE * STRIDE

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from model.inference.edges import FastRefiner
-from model.network.edges import INPUTS, SOFTEST, EdgeRefiner, edge_config, guided, softness_of
+from model.inference.edges import FastRefiner, guided_by_boxes
+from model.network.edges import FILTERS, INPUTS, SOFTEST, EdgeRefiner, edge_config, guided, softness_of
 from model.training import edge_clips
 from model.training.edge_clips import FRAMES, WORKING_SIDE, make_clip
 from model.training.edge_losses import edge_loss
@@ -100,6 +100,15 @@ def test_the_filter_finds_alpha_that_follows_the_colours() -> None:
     assert (found - alpha).square().mean() < 0.35 * (coarse - alpha).square().mean()
     flat = guided(torch.full_like(picture, 0.5), alpha, 12)
     assert flat.std() < 0.5 * alpha.std(), "a picture without colours says nothing about where an edge is"
+
+
+@pytest.mark.parametrize("radius", FILTERS)
+def test_the_filter_by_running_sums_is_the_filter(radius: int) -> None:
+    rng = np.random.default_rng(radius)
+    picture = rng.random((3, 64, 104), np.float32)
+    values = np.clip(picture.mean(0) * 2 - 0.5, 0, 1).astype(np.float32)
+    expected = guided(torch.from_numpy(picture)[None], torch.from_numpy(values)[None], radius)[0]
+    assert np.allclose(guided_by_boxes(picture, values, radius), expected.numpy(), atol=1e-4)
 
 
 def test_an_untrained_refiner_is_halfway_between_the_probability_and_the_filter() -> None:
