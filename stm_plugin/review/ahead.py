@@ -1,4 +1,4 @@
-"""Small pictures made ahead: a thread makes them in order from the frame that is looked at."""
+"""Small pictures made ahead: threads make them in order from the frame that is looked at."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Final
 
 from stm_plugin.errors import StmError
 
+MOST_THREADS: Final = 4
+"""More do not help: a part of reading a file is done by one thread at a time."""
 _NICE: Final = 10
 _BUSY_SECONDS: Final = 0.5
 
@@ -17,32 +19,41 @@ _BUSY_SECONDS: Final = 0.5
 class MadeAhead:
     """Makes the small picture of every frame, the nearest to the frame that is looked at first.
 
-    The thread starts with the first `look_at`. On Linux it has a low priority.
+    The threads start with the first `look_at`. On Linux they have a low priority.
 
     Args:
         frames: returns all frames, ascending.
         make: makes a frame's picture and keeps it. A frame that raises an StmError is left out.
         is_busy: whether the machine is needed for something else; nothing is made meanwhile.
+        threads: how many; one for each processor core if None, at most MOST_THREADS.
     """
 
     def __init__(
-        self, frames: Callable[[], Sequence[int]], make: Callable[[int], object], is_busy: Callable[[], bool]
+        self,
+        frames: Callable[[], Sequence[int]],
+        make: Callable[[int], object],
+        is_busy: Callable[[], bool],
+        threads: int | None = None,
     ) -> None:
         self._frames, self._make, self._is_busy = frames, make, is_busy
         self._frame: int | None = None
+        self._begun: set[int] = set()
         self._done: set[int] = set()
-        self._wake = threading.Event()
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="pictures ahead", daemon=True)
-        self._mutex = threading.Lock()
+        self._ended = False
+        count = min(os.cpu_count() or 1, MOST_THREADS) if threads is None else threads
+        self._threads = tuple(
+            threading.Thread(target=self._run, name="pictures ahead", daemon=True) for _ in range(count)
+        )
+        self._changed = threading.Condition()
 
     def look_at(self, frame: int) -> None:
         """State which frame is looked at."""
-        with self._mutex:
-            self._frame = frame
-            if not self._thread.is_alive() and not self._ended.is_set():
-                self._thread.start()
-        self._wake.set()
+        with self._changed:
+            is_first, self._frame = self._frame is None, frame
+            if is_first and not self._ended:
+                for thread in self._threads:
+                    thread.start()
+            self._changed.notify_all()
 
     @property
     def left(self) -> int:
@@ -50,32 +61,39 @@ class MadeAhead:
         return len(set(self._frames()) - self._done)
 
     def close(self) -> None:
-        """Stop after the current frame."""
-        with self._mutex:
-            self._ended.set()
-            started = self._thread.is_alive()
-        self._wake.set()
-        if started:
-            self._thread.join()
+        """Stop after the current frames."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
 
     def _run(self) -> None:
         if hasattr(os, "setpriority"):
             with suppress(OSError):  # of this thread on Linux; elsewhere of no thread, which is an error
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
-        while not self._ended.is_set():
-            if self._is_busy():
-                self._ended.wait(_BUSY_SECONDS)
-                continue
-            self._wake.clear()
-            frame = self._next()
-            if frame is None:
-                self._wake.wait()
-                continue
+        while (frame := self._wait_for_next()) is not None:
             with suppress(StmError):  # the page states it when it asks for the frame
                 self._make(frame)
-            self._done.add(frame)
+            with self._changed:
+                self._done.add(frame)
+
+    def _wait_for_next(self) -> int | None:
+        """The next frame to make, when there is one; None at the end."""
+        with self._changed:
+            while not self._ended:
+                if self._is_busy():
+                    self._changed.wait(_BUSY_SECONDS)
+                    continue
+                frame = self._next()
+                if frame is not None:
+                    self._begun.add(frame)
+                    return frame
+                self._changed.wait()
+            return None
 
     def _next(self) -> int | None:
         centre = self._frame or 0
-        missing = set(self._frames()) - self._done
+        missing = set(self._frames()) - self._begun
         return min(missing, key=lambda one: (abs(one - centre), -one), default=None)

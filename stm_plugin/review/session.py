@@ -33,7 +33,7 @@ from stm_plugin.review.proxies import PictureCache, Size, encode_matte, encode_p
 from stm_plugin.review.start_mask import Hints, first_mask
 from stm_plugin.settings import flat_settings
 from stm_plugin.shot.shot import Shot
-from stm_plugin.windows import FloatArray, place
+from stm_plugin.windows import FloatArray, on_window, place
 
 CHOICES: Final = ("finish.edges", "finish.width", "foreground")
 """Settings that the page offers."""
@@ -239,7 +239,7 @@ class ReviewSession:
     def _display(self, frame: int) -> FloatArray:
         """(H, W, 3) sRGB in [0, 1] over the canvas."""
         window = self._shot.plate.header(frame).data_window
-        return place(self._shot.display(frame), window, self._shot.plate.canvas)
+        return on_window(self._shot.display(frame), window, self._shot.plate.canvas)
 
     # ---- changes, all by the engine ----
 

@@ -33,7 +33,14 @@ from stm_plugin.review.app import MOST_AT_ONCE, ReviewServer, make_server
 from stm_plugin.review.connections import ImpatientProtocol
 from stm_plugin.review.guard import MOST_BODY_BYTES
 from stm_plugin.review.opening import open_for_review
-from stm_plugin.review.proxies import PROXY_WIDTH, PictureCache, decode_mask, encode_matte, encode_picture
+from stm_plugin.review.proxies import (
+    PROXY_WIDTH,
+    PictureCache,
+    decode_mask,
+    encode_matte,
+    encode_picture,
+    sized,
+)
 from stm_plugin.review.session import ReviewSession
 from stm_plugin.review.start_mask import Hints, first_mask
 from stm_plugin.settings import Settings
@@ -362,7 +369,7 @@ def test_small_pictures_are_made_ahead_from_the_frame_that_is_looked_at() -> Non
         if frame == 6:
             raise PlateError("damaged")
 
-    ahead = MadeAhead(lambda: range(1, 11), make, busy.is_set)
+    ahead = MadeAhead(lambda: range(1, 11), make, busy.is_set, threads=1)
     ahead.look_at(7)
     time.sleep(0.1)
     assert made == []
@@ -373,6 +380,22 @@ def test_small_pictures_are_made_ahead_from_the_frame_that_is_looked_at() -> Non
     wait_until(lambda: ahead.left == 0)
     ahead.close()
     assert made == [7, 2, 3, 1, 4, 5, 6, 8, 9, 10]
+
+
+def test_several_small_pictures_are_made_at_once_and_each_one_once() -> None:
+    made: list[int] = []
+    both = threading.Barrier(2, timeout=20)
+
+    def make(frame: int) -> None:
+        made.append(frame)
+        if frame in (5, 6):  # the first two: each waits for the other
+            both.wait()
+
+    ahead = MadeAhead(lambda: range(1, 21), make, lambda: False, threads=2)
+    ahead.look_at(5)
+    wait_until(lambda: ahead.left == 0)
+    ahead.close()
+    assert set(made[:2]) == {5, 6} and sorted(made) == list(range(1, 21))
 
 
 def test_the_page_has_every_small_picture_made_ahead_and_each_only_once(
@@ -511,6 +534,14 @@ def test_pictures_are_small_ahead_and_whole_for_a_close_look() -> None:
         found = cv2.imdecode(data, cv2.IMREAD_COLOR)
         assert found is not None and found.shape[1] == width
         assert abs(int(found[-1, -1, 0]) - 128) <= 3
+
+
+def test_small_pictures_are_means_over_squares_of_any_plate() -> None:
+    for width, height, factor in ((4096, 4, 4), (2049, 5, 2), (1280, 3, 1), (2048, 1, 1)):
+        picture = np.random.default_rng(1).random((height, width, 3), np.float32)
+        rows, columns = height // factor, width // factor
+        squares = picture[: rows * factor, : columns * factor].reshape(rows, factor, columns, factor, 3)
+        np.testing.assert_allclose(sized(picture, "proxy"), squares.mean(axis=(1, 3)), atol=1e-6)
 
 
 def test_a_mattes_picture_loses_nothing_of_eight_bits() -> None:
