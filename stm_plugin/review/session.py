@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from stm_plugin.errors import PlateError, PropagationCancelled, SettingsError, StmError
+from stm_plugin.errors import ConfigurationError, PlateError, PropagationCancelled, SettingsError, StmError
 from stm_plugin.farm.writing import make_job, tasks_of, write_bundle
 from stm_plugin.files.lock import Holder
 from stm_plugin.images.overlay import OBJECT_COLOURS, Colour, object_colours
@@ -128,9 +128,18 @@ class ReviewSession:
                 "run": asdict(self._run),
                 "cryptomatte": shot.settings.cryptomatte,
                 "settings": {name: flat_settings(shot.settings)[name] for name in CHOICES},
+                "locked": self._locked(),
                 "bundle": str(self._bundle_folder()),
                 "exported": None if self._exported is None else self._exported[0],
             }
+
+    def _locked(self) -> dict[str, str]:
+        """Which of the page's settings the configuration locks, and the sentence that says who did."""
+        try:
+            locked = self._shot.configuration.locked
+        except ConfigurationError:  # the engine names it with the first change
+            return {}
+        return {name: locked[name].why_locked or "" for name in (*CHOICES, "cryptomatte") if name in locked}
 
     def _colours_of(self, names: tuple[str, ...]) -> tuple[Colour, ...]:
         """The colours of the objects, chosen for contrast on the first key and kept from then on."""

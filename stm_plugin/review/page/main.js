@@ -10,6 +10,8 @@ const by = (id) => document.getElementById(id);
 const SHOWN = new Set(["key", "done"]);
 const PAINTING = new Set(["brush", "eraser", "lasso", "polygon"]);
 const HINTING = new Set(["box", "inside", "outside"]);
+const LOCKABLE = { edges: "finish.edges", "edge-width": "finish.width", foreground: "foreground", ids: "cryptomatte" };
+const TITLES = Object.fromEntries(Object.keys(LOCKABLE).map((id) => [id, (by(id).closest("label") ?? by(id)).title]));
 const FLICKER_MS = 450;
 const NOTICE_MS = 30000;
 
@@ -140,8 +142,14 @@ function show() {
   by("edges").value = chosen["finish.edges"];
   by("edge-width").value = chosen["finish.width"];
   by("foreground").checked = chosen.foreground;
-  for (const id of ["edges", "foreground"]) by(id).disabled = held || run.running;
-  by("edge-width").disabled = held || run.running || chosen["finish.edges"] !== "learned";
+  const locked = state.locked;
+  for (const [id, name] of Object.entries(LOCKABLE)) {
+    by(id).disabled = held || run.running || name in locked;
+    (by(id).closest("label") ?? by(id)).title = locked[name] ?? TITLES[id];
+  }
+  by("edge-width").disabled ||= chosen["finish.edges"] !== "learned";
+  by("ids").disabled = "cryptomatte" in locked;
+  by("locked").textContent = Object.values(locked).join(" ");
   if (!idsChosen) by("ids").checked = state.cryptomatte;
   idsChosen = true;
   by("advice").textContent = [state.next ? `The next key would help most on ${state.next.text}.` : "", ...state.advice]
@@ -277,24 +285,33 @@ function play(next) {
 
 // ---- painting ----
 
-// The mask of this frame and object; begun with the present matte if there is none.
-async function ensureMask(from = "matte") {
-  if (mask && mask.frame === frame && mask.object === object) return mask;
-  if (mask && mask.changed && mask.frame !== frame) {
-    if (!window.confirm(`The mask painted on ${mask.frame} is not a key yet. Forget it?`)) throw new Error("Kept.");
-  }
-  const made = new Mask(frame, object, state.canvas[2], state.canvas[3]);
-  if (from === "matte" && SHOWN.has(state.states[frame])) {
-    made.context.drawImage((await api.matte(frame, object, "full")).bitmap, 0, 0);
+// What changes the mask waits for what came before it: quick hands paint while a matte is still being loaded.
+let painting = Promise.resolve();
+function queue(action) {
+  painting = painting.then(() => act(action));
+  return painting;
+}
+
+const mayForget = () => !mask || !mask.changed
+  || window.confirm(`The mask of ${mask.object} painted on ${mask.frame} is not a key yet. Forget it?`);
+
+// The mask of a frame and an object; begun with the present matte if there is none.
+async function ensureMask(where, from = "matte") {
+  if (mask && mask.frame === where.frame && mask.object === where.object) return mask;
+  if (!mayForget()) throw new Error("Kept.");
+  const made = new Mask(where.frame, where.object, state.canvas[2], state.canvas[3]);
+  if (from === "matte" && SHOWN.has(state.states[where.frame])) {
+    made.context.drawImage((await api.matte(where.frame, where.object, "full")).bitmap, 0, 0);
   }
   mask = made;
   return made;
 }
 
+const here = () => ({ frame, object });
 const edge = () => Number(by("soft").value);
 const brush = () => Number(by("size").value);
 
-async function beginDrag(event, point) {
+function beginDrag(event, point) {
   if (event.button === 1 || tool === "hand") {
     drag = { kind: "hand", at: [event.clientX, event.clientY] };
     return;
@@ -315,21 +332,32 @@ async function beginDrag(event, point) {
     polygon.push(point);
     return;
   }
-  drag = { kind: tool, points: [point], ready: false };
-  const mine = drag;
-  await act(async () => {
-    const made = await ensureMask();
-    made.start();
-    mine.mask = made;
-    mine.ready = true;
-  });
-  if (!mine.ready && drag === mine) drag = null;
+  const mine = { kind: tool, points: [point], where: here(), width: brush(), soft: edge(), erase: false };
+  const end = new Promise((resolve) => { mine.end = resolve; });
+  drag = mine;
   growDrag(mine, event);
+  queue(async () => {
+    try {
+      mine.mask = await ensureMask(mine.where);
+      mine.mask.start();
+      growDrag(mine);
+      await end;
+      if (mine.kind === "lasso" && mine.points.length > 2) {
+        mine.mask.preview(area(mine.points), { erase: mine.erase, soft: mine.soft });
+      }
+      mine.mask.finish();
+    } finally {
+      if (drag === mine) drag = null;
+      show();
+    }
+  });
 }
 
+// `event` says whether Alt takes away; without one it is as it was.
 function growDrag(mine, event) {
-  if (!mine || !mine.ready || mine.kind === "lasso") return;
-  mine.mask.preview(stroke(mine.points, brush()), { erase: mine.kind === "eraser" || event.altKey, soft: edge() });
+  if (event) mine.erase = mine.kind === "eraser" || event.altKey;
+  if (!mine.mask || mine.kind === "lasso") return;
+  mine.mask.preview(stroke(mine.points, mine.width), { erase: mine.erase, soft: mine.soft });
   draw();
 }
 
@@ -345,8 +373,9 @@ function moveDrag(event, point) {
     if (drag.kind === "box") {
       const [a, b] = [drag.points[0], point];
       hints.box = [Math.min(a[0], b[0]), Math.min(a[1], b[1]), Math.max(a[0], b[0]), Math.max(a[1], b[1])];
+    } else if (drag.end) {
+      growDrag(drag, event);
     }
-    growDrag(drag, event);
   }
   draw();
 }
@@ -355,39 +384,32 @@ function endDrag(event) {
   const mine = drag;
   drag = null;
   if (!mine) return;
-  const finish = () => {
-    if (mine.kind === "lasso" && mine.points.length > 2) {
-      mine.mask.preview(area(mine.points), { erase: event.altKey, soft: edge() });
-    }
-    if (mine.mask) mine.mask.finish();
-    show();
-  };
-  if (mine.ready) finish();
-  else if (PAINTING.has(mine.kind)) {
-    const wait = setInterval(() => { if (mine.ready) { clearInterval(wait); growDrag(mine, event); finish(); } }, 20);
-    setTimeout(() => clearInterval(wait), 5000);
-  } else show();
+  if (mine.end) {
+    growDrag(mine, event);
+    mine.end();
+  }
+  show();
 }
 
 function closePolygon(erase) {
-  const points = polygon;
+  const [points, where, soft] = [polygon, here(), edge()];
   polygon = [];
   if (points.length < 3) return draw();
-  return act(async () => {
-    const made = await ensureMask();
-    made.remember(() => made.preview(area(points), { erase, soft: edge() }));
+  return queue(async () => {
+    const made = await ensureMask(where);
+    made.remember(() => made.preview(area(points), { erase, soft }));
     show();
   });
 }
 
-const setKey = () => act(async () => {
+const setKey = () => queue(async () => {
   if (!mask || mask.frame !== frame) return;
   const given = mask;
   const empty = given.empty;
   if (empty && !window.confirm(`The mask is empty. Does ${given.object} not appear on ${given.frame}?`)) return;
   say("Setting the key ...");
   await api.setKey(given.frame, given.object, await given.blob(), given.canvas.width, given.canvas.height, empty);
-  if (mask === given) mask = null;
+  mask = null;
   hints = null;
   say(`Key ${given.frame} is set.`);
   await refresh();
@@ -396,30 +418,30 @@ const setKey = () => act(async () => {
 
 const removeKey = () => act(async () => {
   if (!isKey()) return;
-  await api.removeKey(frame);
-  say(`Key ${frame} is removed.`);
+  const removed = frame;
+  await api.removeKey(removed);
+  say(`Key ${removed} is removed.`);
   await refresh();
 });
 
-function discard() {
+const discard = () => queue(() => {
   if (mask && mask.frame === frame) mask = null;
   hints = null;
   polygon = [];
   show();
-}
-
-const fromNothing = () => act(async () => { (await ensureMask("nothing")).fill(null); show(); });
-const fromMatte = () => act(async () => {
-  const found = await api.matte(frame, object, "full");
-  (await ensureMask("nothing")).fill(found.bitmap);
-  show();
 });
-const fromHints = () => act(async () => {
+
+const fill = (where, bitmap) => ensureMask(where, "nothing").then((made) => { made.fill(bitmap); show(); });
+const fromNothing = () => queue(() => fill(here(), null));
+const fromMatte = () => queue(async () => {
+  const where = here();
+  await fill(where, (await api.matte(where.frame, where.object, "full")).bitmap);
+});
+const fromHints = () => queue(async () => {
+  const where = here();
   say("Searching the object ...");
-  const found = await api.startMask(frame, hints);
-  (await ensureMask("nothing")).fill(found);
+  await fill(where, await api.startMask(where.frame, hints));
   say("A first mask: correct it, then set the key.");
-  show();
 });
 
 // ---- events ----
@@ -456,9 +478,13 @@ function setTool(next) {
 
 function zoom(scale) { viewer.zoom(scale / (window.devicePixelRatio || 1)); draw(); }
 function fit() { viewer.fit(); draw(); }
-function resize(factor) { by("size").value = Math.round(brush() * factor + (factor > 1 ? 1 : -1)); draw(); }
-const undo = () => { if (mask && mask.frame === frame) mask.undo(); show(); };
-const redo = () => { if (mask && mask.frame === frame) mask.redo(); show(); };
+function resize(factor) { by("size").value = Math.round(brush() * factor + (factor > 1 ? 1 : -1)); showSizes(); }
+function showSizes() {
+  for (const id of ["size", "soft"]) by(`${id}-shown`).textContent = by(id).value;
+  draw();
+}
+const undo = () => queue(() => { if (mask && mask.frame === frame) mask.undo(); show(); });
+const redo = () => queue(() => { if (mask && mask.frame === frame) mask.redo(); show(); });
 const propagate = () => act(async () => { await api.propagate(); await refresh(); });
 const stop = () => act(api.stop);
 const goNext = () => { if (state.next) go(state.next.frame); };
@@ -486,7 +512,7 @@ const copyForNuke = () => act(async () => {
 });
 function newObject() {
   const name = window.prompt("The object's name:", `object${state.objects.length + 1}`);
-  if (!name || !name.trim()) return;
+  if (!name || !name.trim() || !mayForget()) return;
   object = name.trim();
   if (!names().includes(object)) state.objects.push({ name: object, colour: [64, 224, 96] });
   mask = new Mask(frame, object, state.canvas[2], state.canvas[3]);
@@ -497,6 +523,8 @@ function newObject() {
 const choose = (name, value) => act(async () => {
   try { await api.choose({ [name]: value }); } finally { await refresh(); }
 });
+for (const id of ["size", "soft"]) by(id).addEventListener("input", showSizes);
+showSizes();
 by("edges").addEventListener("change", () => { choose("finish.edges", by("edges").value); by("edges").blur(); });
 by("edge-width").addEventListener("change", () => choose("finish.width", Number(by("edge-width").value)));
 by("foreground").addEventListener("change", () => choose("foreground", by("foreground").checked));
@@ -554,6 +582,7 @@ stage.addEventListener("pointerdown", (event) => {
 });
 stage.addEventListener("pointermove", (event) => {
   pointer = at(event);
+  if (drag && !event.buttons) endDrag(event); // it was let go while a question was asked
   if (drag) moveDrag(event, pointer);
   else draw();
 });

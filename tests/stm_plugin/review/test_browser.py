@@ -261,15 +261,120 @@ def test_a_plate_opens_and_a_box_and_a_scribble_make_its_first_key(
     context.close()
 
 
-def test_a_killed_engine_is_said_and_nothing_is_lost(
-    browser: object, running: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    page = browser.new_page()  # type: ignore[attr-defined]
+def key_mask(running: Running, frame: int) -> np.ndarray:
+    """The mask of the one object of a key, float32 (h, w)."""
+    with Shot.open(running.shot) as shot:
+        key = next(one for one in shot.store.description().keys if one.frame == frame)
+        return shot.store.mask(next(iter(key.masks.values())).hash)[0]
+
+
+def with_a_key(running: Running) -> None:
+    """Give the shot a key on 1001: a rectangle in the middle."""
     with Shot.open(running.shot) as shot:
         canvas = shot.plate.canvas
         mask = np.zeros((canvas.height, canvas.width), np.float32)
         mask[canvas.height // 3 : -canvas.height // 3, canvas.width // 3 : -canvas.width // 3] = 1
         shot.add_key(1001, {"chair": mask})
+
+
+def drag(page: object, *places: tuple[float, float]) -> None:
+    """Draw with the mouse; places in parts of the picture's room."""
+    stage, mouse = page.locator("#view").bounding_box(), page.mouse  # type: ignore[attr-defined]
+    points = [(stage["x"] + stage["width"] * x, stage["y"] + stage["height"] * y) for x, y in places]
+    mouse.move(*points[0])
+    mouse.down()
+    for point in points[1:]:
+        mouse.move(*point, steps=4)
+    mouse.up()
+
+
+def test_a_polygon_and_an_eraser_make_a_mask_and_quick_hands_lose_nothing(
+    browser: object, running: Running
+) -> None:
+    with_a_key(running)
+    page = browser.new_page(viewport={"width": 1280, "height": 720})  # type: ignore[attr-defined]
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.goto(running.start())
+    expect(page.locator("#link")).to_have_text("connected", timeout=WAIT_MS)
+    stage = page.locator("#view").bounding_box()
+
+    # A polygon from nothing, with soft edges, and a bite out of it. Nothing is waited for.
+    page.keyboard.press("ArrowRight")
+    page.locator("#soft").fill("4")
+    page.locator("#size").fill("30")
+    page.keyboard.press("v")
+    for x, y in ((0.4, 0.3), (0.6, 0.3), (0.6, 0.7), (0.4, 0.7)):
+        page.mouse.click(stage["x"] + stage["width"] * x, stage["y"] + stage["height"] * y)
+    page.keyboard.press("Enter")
+    page.keyboard.press("e")
+    drag(page, (0.5, 0.5), (0.5, 0.51))
+    page.keyboard.press("Enter")
+    says(page, "Key 1002 is set")
+    mask = key_mask(running, 1002)
+    middle, side = (mask.shape[0] // 2, mask.shape[1] // 2), round(mask.shape[0] * 0.35)
+    assert mask[middle] == 0.0 and mask[side, middle[1]] == 1.0
+    assert mask[0, 0] == 0.0 and ((mask > 0.2) & (mask < 0.8)).sum() > 200, "edges are soft"
+
+    # Two quick strokes and Enter on a key, whose mask has to be loaded first: both are on it.
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("b")
+    before = key_mask(running, 1001)
+    corners = (0.1, 0.9)
+    for y in corners:
+        drag(page, (0.5, y), (0.52, y))
+    page.keyboard.press("Enter")
+    expect(page.locator("#run")).to_contain_text("Key 1001 is set", timeout=WAIT_MS)
+    after = key_mask(running, 1001)
+    assert all(after[round(after.shape[0] * y), after.shape[1] // 2] > 0.9 for y in corners)
+    assert np.abs(after - before)[middle] < 0.01
+
+    # Delete takes a key away.
+    page.keyboard.press("Delete")
+    says(page, "Key 1001 is removed")
+    with Shot.open(running.shot) as shot:
+        assert [key.frame for key in shot.keys] == [1002]
+    page.close()
+
+
+def test_stop_keeps_what_is_done_and_propagating_goes_on_from_there(
+    browser: object, running: Running
+) -> None:
+    with_a_key(running)
+    page = browser.new_page()  # type: ignore[attr-defined]
+    page.goto(running.start())
+    expect(page.locator("#link")).to_have_text("connected", timeout=WAIT_MS)
+    page.click("#propagate")
+    says(page, "Frame 1002")
+    page.click("#stop")
+    says(page, "Stopped")
+    with Shot.open(running.shot) as shot:
+        left = shot.status().network_frames
+    assert 0 < left < FRAMES - 1
+    expect(page.locator("#dirty")).to_contain_text(f"computes {left} frames")
+    page.click("#propagate")
+    says(page, f"{left} computed")
+    page.close()
+
+
+def test_locked_settings_are_grey_and_the_page_says_who_locked_them(
+    browser: object, running: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "studio.toml").write_text('locked = ["finish.edges"]\n[finish]\nedges = "learned"\n')
+    monkeypatch.setenv("STM_CONFIG", str(tmp_path / "studio.toml"))
+    page = browser.new_page()  # type: ignore[attr-defined]
+    page.goto(running.start())
+    expect(page.locator("#locked")).to_contain_text("studio.toml", timeout=WAIT_MS)
+    expect(page.locator("#edges")).to_be_disabled()
+    assert "locked to" in page.locator("#edges").get_attribute("title")
+    expect(page.locator("#foreground")).to_be_enabled()
+    page.close()
+
+
+def test_a_killed_engine_is_said_and_nothing_is_lost(
+    browser: object, running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = browser.new_page()  # type: ignore[attr-defined]
+    with_a_key(running)
     page.goto(running.start())
     expect(page.locator("#propagate")).to_be_enabled(timeout=WAIT_MS)
     expect(page.locator("#link")).to_have_text("connected", timeout=WAIT_MS)
