@@ -12,14 +12,14 @@ from stm_plugin.errors import StmError
 
 MOST_THREADS: Final = 4
 """More do not help: a part of reading a file is done by one thread at a time."""
-_NICE: Final = 10
 _BUSY_SECONDS: Final = 0.5
 
 
 class MadeAhead:
     """Makes the small picture of every frame, the nearest to the frame that is looked at first.
 
-    The threads start with the first `look_at`. On Linux they have a low priority.
+    The threads start with the first `look_at`. Their priority is the usual one: who asks for a frame that is
+    being made waits for them.
 
     Args:
         frames: returns all frames, ascending.
@@ -70,9 +70,6 @@ class MadeAhead:
                 thread.join()
 
     def _run(self) -> None:
-        if hasattr(os, "setpriority"):
-            with suppress(OSError):  # of this thread on Linux; elsewhere of no thread, which is an error
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         while (frame := self._wait_for_next()) is not None:
             with suppress(StmError):  # the page states it when it asks for the frame
                 self._make(frame)

@@ -100,7 +100,7 @@ class ReviewSession:
         """
         with self._mutex:
             status, shot = self._shot.status(), self._shot
-            canvas = shot.plate.canvas
+            canvas, display = shot.plate.canvas, shot.plate.display_window
             names = shot.objects or ("object",)
             return {
                 "name": shot.folder.stem,
@@ -108,6 +108,7 @@ class ReviewSession:
                 "frames": list(shot.plate.frames),
                 "missing": list(status.plate_missing),
                 "canvas": [canvas.x, canvas.y, canvas.width, canvas.height],
+                "display": [display.x, display.y, display.width, display.height],
                 "pixelAspect": shot.plate.pixel_aspect,
                 "fps": shot.plate.fps or 24.0,
                 "objects": [

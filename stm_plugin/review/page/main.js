@@ -1,7 +1,7 @@
 // The page: its state, its keys and buttons, and what they do.
 
 import * as api from "./api.js";
-import { Mask, area, stroke } from "./paint.js";
+import { Mask, area, stroke, trace } from "./paint.js";
 import { Pictures } from "./pictures.js";
 import { Timeline } from "./timeline.js";
 import { Viewer } from "./viewer.js";
@@ -202,6 +202,10 @@ function draw() {
 
 function paint() {
   if (!state) return;
+  if (drag && drag.grown && drag.mask && drag.kind !== "lasso") {
+    drag.mask.preview(stroke(drag.points, drag.width), drag);
+    drag.grown = false;
+  }
   const close = viewer.close && !speed;
   if (close) pictures.loadFull(frame, SHOWN.has(state.states[frame]) ? names() : []);
   const painted = mask && mask.frame === frame ? mask : null;
@@ -216,7 +220,7 @@ function paint() {
       active: one.name === object,
     };
   });
-  viewer.draw({ plate: pictures.plate(frame, close), layers, over: drawOver });
+  viewer.draw({ plate: pictures.plate(frame, close), layers, over: drawOver, isQuick: Boolean(drag) });
   by("zoom").textContent = `${Math.round(viewer.scale * 100)} %`;
   const failed = pictures.failed.get(`plate ${frame}`);
   const why = { stale: "This matte is stale: propagate.", missing: "No matte yet.", unreached: "No pass reaches this frame." };
@@ -226,6 +230,7 @@ function paint() {
 // Strokes under way, hints, the brush.
 function drawOver(context) {
   const thin = 1 / viewer.scale;
+  drawFormat(context, thin);
   context.lineWidth = 1.5 * thin;
   if (hints && hints.frame === frame) {
     context.strokeStyle = "#ffd000";
@@ -248,9 +253,21 @@ function drawOver(context) {
   }
 }
 
+// The edge of the format, where the plate has overscan.
+function drawFormat(context, thin) {
+  const [canvas, display] = [state.canvas, state.display];
+  if (String(canvas) === String(display)) return;
+  context.lineWidth = thin;
+  for (const [colour, dashes] of [["#000", []], ["#fff", [6 * thin, 6 * thin]]]) { // seen on bright and dark
+    context.strokeStyle = colour;
+    context.setLineDash(dashes);
+    context.strokeRect(display[0] - canvas[0], display[1] - canvas[1], display[2], display[3]);
+  }
+  context.setLineDash([]);
+}
+
 function line(context, points) {
-  context.beginPath();
-  points.forEach((point, index) => (index ? context.lineTo(...point) : context.moveTo(...point)));
+  trace(context, points);
   context.stroke();
 }
 
@@ -342,9 +359,8 @@ function beginDrag(event, point) {
       mine.mask.start();
       growDrag(mine);
       await end;
-      if (mine.kind === "lasso" && mine.points.length > 2) {
-        mine.mask.preview(area(mine.points), { erase: mine.erase, soft: mine.soft });
-      }
+      if (mine.kind !== "lasso") mine.mask.preview(stroke(mine.points, mine.width), mine);
+      else if (mine.points.length > 2) mine.mask.preview(area(mine.points), mine);
       mine.mask.finish();
     } finally {
       if (drag === mine) drag = null;
@@ -353,11 +369,10 @@ function beginDrag(event, point) {
   });
 }
 
-// `event` says whether Alt takes away; without one it is as it was.
+// `event` says whether Alt takes away; without one it is as it was. The stroke is drawn with the next picture.
 function growDrag(mine, event) {
   if (event) mine.erase = mine.kind === "eraser" || event.altKey;
-  if (!mine.mask || mine.kind === "lasso") return;
-  mine.mask.preview(stroke(mine.points, mine.width), { erase: mine.erase, soft: mine.soft });
+  mine.grown = true;
   draw();
 }
 
@@ -409,9 +424,11 @@ const setKey = () => queue(async () => {
   if (empty && !window.confirm(`The mask is empty. Does ${given.object} not appear on ${given.frame}?`)) return;
   say("Setting the key ...");
   await api.setKey(given.frame, given.object, await given.blob(), given.canvas.width, given.canvas.height, empty);
+  pictures.keep(given.frame, given.object, await createImageBitmap(given.canvas));
   mask = null;
   hints = null;
   say(`Key ${given.frame} is set.`);
+  show();
   await refresh();
   pictures.refresh(given.frame, names());
 });

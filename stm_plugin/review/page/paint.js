@@ -41,6 +41,7 @@ export class Mask {
     const context = this.before.getContext("2d");
     context.globalCompositeOperation = "copy";
     context.drawImage(this.canvas, 0, 0);
+    this.touched = null;
   }
 
   finish() {
@@ -57,13 +58,26 @@ export class Mask {
     return copy;
   }
 
-  // Show `shape(context)` over what was there at `start`; called again and again while a stroke grows.
+  // Show a shape over what was there at `start`; called again and again while a stroke grows. Only the
+  // rectangle round it is drawn: a 4K mask has many pixels.
   preview(shape, { erase, soft }) {
     const context = this.context;
-    context.globalCompositeOperation = "copy";
-    context.drawImage(this.before, 0, 0);
-    context.globalCompositeOperation = erase ? "destination-out" : "source-over";
+    const far = shape.reach + 3 * soft + 2;
+    const box = joined(this.touched, [
+      Math.max(0, Math.floor(least(shape.points, 0) - far)), Math.max(0, Math.floor(least(shape.points, 1) - far)),
+      Math.min(this.canvas.width, Math.ceil(most(shape.points, 0) + far)),
+      Math.min(this.canvas.height, Math.ceil(most(shape.points, 1) + far)),
+    ]);
+    this.touched = box;
+    const place = [box[0], box[1], box[2] - box[0], box[3] - box[1]];
+    if (place[2] <= 0 || place[3] <= 0) return; // outside of the picture
     context.save();
+    context.beginPath();
+    context.rect(...place);
+    context.clip();
+    context.globalCompositeOperation = "copy";
+    context.drawImage(this.before, ...place, ...place);
+    context.globalCompositeOperation = erase ? "destination-out" : "source-over";
     context.fillStyle = context.strokeStyle = "#fff";
     if (soft > 0) {
       context.shadowColor = "#fff";
@@ -71,9 +85,8 @@ export class Mask {
       context.shadowOffsetX = FAR;
       context.translate(-FAR, 0);
     }
-    shape(context);
+    shape.draw(context);
     context.restore();
-    context.globalCompositeOperation = "source-over";
   }
 
   undo() { this.swap(this.done, this.undone); }
@@ -102,19 +115,34 @@ export class Mask {
   }
 }
 
-export const stroke = (points, width) => (context) => {
-  context.lineCap = context.lineJoin = "round";
-  context.lineWidth = width;
-  context.beginPath();
-  context.moveTo(...points[0]);
-  for (const point of points.slice(1)) context.lineTo(...point);
-  if (points.length === 1) context.lineTo(points[0][0] + 0.01, points[0][1]);
-  context.stroke();
-};
+const least = (points, axis) => points.reduce((value, point) => Math.min(value, point[axis]), Infinity);
+const most = (points, axis) => points.reduce((value, point) => Math.max(value, point[axis]), -Infinity);
+const joined = (a, b) => (a ? [Math.min(a[0], b[0]), Math.min(a[1], b[1]), Math.max(a[2], b[2]), Math.max(a[3], b[3])] : b);
 
-export const area = (points) => (context) => {
+// Shapes: their points, how far they reach beyond them, and how they are drawn.
+export const stroke = (points, width) => ({
+  points,
+  reach: width / 2,
+  draw(context) {
+    context.lineCap = context.lineJoin = "round";
+    context.lineWidth = width;
+    trace(context, points);
+    if (points.length === 1) context.lineTo(points[0][0] + 0.01, points[0][1]);
+    context.stroke();
+  },
+});
+
+export const area = (points) => ({
+  points,
+  reach: 0,
+  draw(context) {
+    trace(context, points);
+    context.closePath();
+    context.fill();
+  },
+});
+
+export function trace(context, points) {
   context.beginPath();
   points.forEach((point, index) => (index ? context.lineTo(...point) : context.moveTo(...point)));
-  context.closePath();
-  context.fill();
-};
+}

@@ -4,6 +4,9 @@ import * as api from "./api.js";
 
 const AT_ONCE = 4;
 
+// The matte to compare a new one with: the last that was computed.
+const previous = (before) => (before ? (before.address === null ? before.old : before.bitmap) : null);
+
 export class Pictures {
   // onArrival: called whenever a picture has come.
   constructor(onArrival) {
@@ -58,7 +61,7 @@ export class Pictures {
       const found = await api.matte(frame, object, "proxy");
       const before = this.mattes.get(name);
       if (before && before.address === found.address) return;
-      this.mattes.set(name, { ...found, old: before ? before.bitmap : null });
+      this.mattes.set(name, { ...found, old: previous(before) });
       this.confidences.delete(name);
       if (this.full.frame === frame) {
         this.full.mattes.delete(object);
@@ -66,6 +69,13 @@ export class Pictures {
       }
     } catch { /* stale or missing: the timeline says so */ }
     this.onArrival();
+  }
+
+  // A mask that became a key is shown at once as the frame's matte, also where others of the frame are stale.
+  keep(frame, object, bitmap) {
+    const name = `${frame}/${object}`;
+    this.mattes.set(name, { bitmap, address: null, old: previous(this.mattes.get(name)) });
+    if (this.full.frame === frame) this.full.mattes.set(object, bitmap);
   }
 
   // A frame's matte was made: it is loaded when it is shown next.

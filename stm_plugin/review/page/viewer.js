@@ -55,7 +55,7 @@ export class Viewer {
 
   get close() { return this.scale * (window.devicePixelRatio || 1) > 0.6; }
 
-  // `look`: {plate, layers: [{bitmap, old, colour, confidence, active}], over: function(context)}
+  // `look`: {plate, layers: [{bitmap, old, colour, confidence, active}], over: function(context), isQuick}
   draw(look) {
     const ratio = window.devicePixelRatio || 1;
     const [width, height] = this.box;
@@ -68,12 +68,18 @@ export class Viewer {
     context.setTransform(1, 0, 0, 1, 0, 0);
     context.fillStyle = "#141414";
     context.fillRect(0, 0, this.canvas.width, this.canvas.height);
+    this.quality = look.isQuick ? "low" : "high";
+    this.place(context, ratio);
+    this[this.view](context, look);
+    if (look.over) look.over(context);
+  }
+
+  // Draw in the plate's pixels from now on.
+  place(context, ratio) {
     context.setTransform(
       ratio * this.scale * this.aspect, 0, 0, ratio * this.scale, ratio * this.offset[0], ratio * this.offset[1]);
     context.imageSmoothingEnabled = this.scale < SMOOTH_BELOW;
-    context.imageSmoothingQuality = "high";
-    this[this.view](context, look);
-    if (look.over) look.over(context);
+    context.imageSmoothingQuality = this.quality;
   }
 
   picture(context, bitmap) {
@@ -100,11 +106,7 @@ export class Viewer {
     else { context.fillStyle = back; context.fillRect(0, 0, ...this.size); }
     for (const layer of look.layers) {
       if (!layer.bitmap || !look.plate) continue;
-      const work = this.workspace(layer.bitmap);
-      work.drawImage(layer.bitmap, 0, 0, this.work.width, this.work.height);
-      work.globalCompositeOperation = "source-in";
-      work.drawImage(look.plate, 0, 0, this.work.width, this.work.height);
-      context.drawImage(this.work, 0, 0, ...this.size);
+      this.within(context, layer.bitmap, 1, (work) => work.drawImage(look.plate, 0, 0, ...this.size));
     }
   }
 
@@ -140,22 +142,28 @@ export class Viewer {
     for (const layer of look.layers) this.tint(context, this.flickerOld ? layer.old : layer.bitmap, layer.colour);
   }
 
-  workspace(like) {
-    this.work.width = like.width;
-    this.work.height = like.height;
-    return this.work.getContext("2d");
-  }
-
   tint(context, bitmap, colour) {
     if (!bitmap) return;
-    const work = this.workspace(bitmap);
-    work.fillStyle = `rgb(${colour.join(" ")})`;
-    work.fillRect(0, 0, this.work.width, this.work.height);
-    work.globalCompositeOperation = "destination-in";
-    work.drawImage(bitmap, 0, 0, this.work.width, this.work.height);
-    context.globalAlpha = TINT;
-    context.drawImage(this.work, 0, 0, ...this.size);
-    context.globalAlpha = 1;
+    this.within(context, bitmap, TINT, (work) => {
+      work.fillStyle = `rgb(${colour.join(" ")})`;
+      work.fillRect(0, 0, ...this.size);
+    });
+  }
+
+  // What `fill` draws, inside a matte; in the screen's pixels, of which there are fewer than the plate's.
+  within(context, matte, alpha, fill) {
+    this.work.width = this.canvas.width; // empties it, too
+    this.work.height = this.canvas.height;
+    const work = this.work.getContext("2d");
+    this.place(work, window.devicePixelRatio || 1);
+    work.drawImage(matte, 0, 0, ...this.size);
+    work.globalCompositeOperation = "source-in";
+    fill(work);
+    context.save();
+    context.setTransform(1, 0, 0, 1, 0, 0);
+    context.globalAlpha = alpha;
+    context.drawImage(this.work, 0, 0);
+    context.restore();
   }
 
   checker(context) {
