@@ -6,6 +6,7 @@ fitted at once: the first axis of arrays is T, the frames of the lifetime.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,19 +62,15 @@ def fitted(tracks: Array, tolerance: float) -> Fit:
     corners = corner_samples(tracks)
     samples = chosen_samples(tracks[picked], corners, tolerance * _SPATIAL_SHARE)
     is_corner = np.isin(samples, corners)
-    ends, ways_in, ways_out = _ends(tracks, samples, is_corner)
+    segments = _Segments(tracks, corners)
     values = np.zeros((frames, len(samples), 3, 2))
     place = np.zeros(tracks.shape[:2])
-    values[:, :, 0] = ends
-    for i in range(len(samples)):
-        j = (i + 1) % len(samples)
-        index = _between(samples, i, tracks.shape[1])
-        handles, position, _ = _segment(
-            tracks[:, index], ends[:, i], ends[:, j], ways_out[:, i], ways_in[:, j], is_corner[[i, j]]
-        )
+    for i, around in enumerate(_surroundings(samples)):
+        first, handles, position, _ = segments.fit(around)
+        values[:, i, 0] = first
         values[:, i, 2] = handles[:, 0]
-        values[:, j, 1] = handles[:, 1]
-        place[:, index[:-1]] = position[:, :-1]
+        values[:, (i + 1) % len(samples), 1] = handles[:, 1]
+        place[:, segments.between(around)[:-1]] = position[:, :-1]
     return Fit(samples, is_corner, values, place)
 
 
@@ -84,13 +81,13 @@ def chosen_samples(tracks: Array, corners: npt.NDArray[np.int64], tolerance: flo
     even = np.arange(_FEWEST_POINTS) * count // _FEWEST_POINTS
     samples = corners if len(corners) >= _FEWEST_POINTS else np.union1d(corners, even)
     samples = _without_near(samples, corners, count)
-    known: dict[tuple[int, ...], Array] = {}
+    segments = _Segments(tracks, corners)
     while len(samples) < min(MOST_POINTS, count // 4):
-        errors = _errors(tracks, samples, corners, known)
+        errors = segments.all_errors(samples)
         if np.all(np.percentile(errors, PERCENTILE, axis=1) <= tolerance):
             break
         samples = np.union1d(samples, [_worst(errors, samples, tolerance)])
-    return _pruned(tracks, samples, corners, tolerance, known)
+    return _pruned(segments, samples, tolerance)
 
 
 def _without_near(
@@ -111,29 +108,19 @@ def _worst(errors: Array, samples: npt.NDArray[np.int64], tolerance: float) -> i
     excess = np.maximum(errors - tolerance, 0).sum(axis=0)
     best, place = -1.0, 0
     for i in range(len(samples)):
-        inner = _between(samples, i, count)[2:-2]
+        inner = _between(int(samples[i]), int(samples[(i + 1) % len(samples)]), count)[2:-2]
         if len(inner) and excess[inner].sum() > best:
             best = float(excess[inner].sum())
             place = int(inner[np.argmax(excess[inner] * np.hanning(len(inner) + 2)[1:-1])])
     return place
 
 
-def _pruned(
-    tracks: Array,
-    samples: npt.NDArray[np.int64],
-    corners: npt.NDArray[np.int64],
-    tolerance: float,
-    known: dict[tuple[int, ...], Array],
-) -> npt.NDArray[np.int64]:
+def _pruned(segments: _Segments, samples: npt.NDArray[np.int64], tolerance: float) -> npt.NDArray[np.int64]:
     """The points without those that are not needed."""
     while len(samples) > _FEWEST_POINTS - 1:
         best: tuple[float, npt.NDArray[np.int64]] | None = None
-        for one in samples:
-            if one in corners:
-                continue
-            fewer = samples[samples != one]
-            errors = _errors(tracks, fewer, corners, known)
-            worst = float(np.percentile(errors, PERCENTILE, axis=1).max())
+        for fewer in segments.fewer(samples, tolerance):
+            worst = float(np.percentile(segments.all_errors(fewer), PERCENTILE, axis=1).max())
             if worst <= tolerance and (best is None or worst < best[0]):
                 best = (worst, fewer)
         if best is None:
@@ -142,59 +129,103 @@ def _pruned(
     return samples
 
 
-def _errors(
-    tracks: Array,
-    samples: npt.NDArray[np.int64],
-    corners: npt.NDArray[np.int64],
-    known: dict[tuple[int, ...], Array],
-) -> Array:
-    """(T, M) distance of each sample from the Beziers. Unchanged segments are not fitted again."""
-    result = np.zeros(tracks.shape[:2])
-    is_corner = np.isin(samples, corners)
-    ends, ways_in, ways_out = _ends(tracks, samples, is_corner)
-    for i in range(len(samples)):
-        j = (i + 1) % len(samples)
-        index = _between(samples, i, tracks.shape[1])
-        around = (samples[i - 1], samples[i], samples[j], samples[(j + 1) % len(samples)])
-        name = tuple(int(one) for one in around)
-        if name not in known:
-            known[name] = _segment(
-                tracks[:, index], ends[:, i], ends[:, j], ways_out[:, i], ways_in[:, j], is_corner[[i, j]]
-            )[2]
-        result[:, index] = known[name]
-    return result
+Around = tuple[int, int, int, int]
+"""A segment: its two ends in the middle, the points before and after it outside. Nothing else matters to its
+fit."""
 
 
-def _between(samples: npt.NDArray[np.int64], i: int, count: int) -> npt.NDArray[np.int64]:
-    """Samples of segment `i`, both ends included."""
-    first, last = int(samples[i]), int(samples[(i + 1) % len(samples)])
-    if last <= first:
-        last += count
-    return np.arange(first, last + 1) % count
+def _surroundings(samples: npt.NDArray[np.int64]) -> list[Around]:
+    """All segments of a closed line through samples, beginning with the one after the first sample."""
+    one, count = [int(sample) for sample in samples], len(samples)
+    return [(one[i - 1], one[i], one[(i + 1) % count], one[(i + 2) % count]) for i in range(count)]
 
 
-def _ends(
-    tracks: Array, samples: npt.NDArray[np.int64], corners: npt.NDArray[np.bool_]
-) -> tuple[Array, Array, Array]:
-    """(T, n, 2) points, and the unit directions of the curve before (pointing backward) and after each point.
+class _Segments:
+    """The Beziers between samples of a contour, each fitted once.
 
-    A direction is that of the line through the samples around a point; more samples where points are far
-    apart.
+    Args:
+        tracks: (T, M, 2).
+        corners: the samples that are corners.
     """
-    count = tracks.shape[1]
-    spacing = np.median(np.linalg.norm(np.diff(tracks, axis=1), axis=2))
-    least = int(np.clip(round(_TANGENT_REACH / max(float(spacing), 1e-6)), 1, max(1, count // 16)))
-    after = np.mod(np.roll(samples, -1) - samples - 1, count) + 1
-    nearest = np.minimum(after, np.roll(after, 1))
-    reach = np.maximum((nearest * _TANGENT_SHARE).astype(np.int64), least)
-    here = tracks[:, samples]
-    around = sum(tracks[:, (samples + shift) % count] for shift in (-1, 0, 1)) / 3
-    ends = np.where(corners[None, :, None], here, around)
-    through = np.zeros_like(here)
-    for step in range(1, int(reach.max()) + 1):
-        weight = np.where(step <= reach, step, 0)[None, :, None]
-        through += weight * (tracks[:, (samples + step) % count] - tracks[:, (samples - step) % count])
-    return ends, _unit(-through), _unit(through)
+
+    def __init__(self, tracks: Array, corners: npt.NDArray[np.int64]) -> None:
+        self._tracks, self._corners = tracks, {int(corner) for corner in corners}
+        self._count = tracks.shape[1]
+        spacing = float(np.median(np.linalg.norm(np.diff(tracks, axis=1), axis=2)))
+        self._least = int(np.clip(round(_TANGENT_REACH / max(spacing, 1e-6)), 1, max(1, self._count // 16)))
+        self._fits: dict[Around, tuple[Array, Array, Array, Array]] = {}
+        self._ends: dict[tuple[int, int], tuple[Array, Array]] = {}
+        self._bad: dict[tuple[Around, float], npt.NDArray[np.int64]] = {}
+
+    def between(self, around: Around) -> npt.NDArray[np.int64]:
+        """Samples of a segment, both ends included."""
+        return _between(around[1], around[2], self._count)
+
+    def fit(self, around: Around) -> tuple[Array, Array, Array, Array]:
+        """The first end (T, 2), and handles, places and distances as of `_segment`."""
+        if around not in self._fits:
+            before, one, two, after = around
+            free = np.array([one in self._corners, two in self._corners])
+            (first, out), (last, through) = self._end(before, one, two), self._end(one, two, after)
+            points = self._tracks[:, self.between(around)]
+            self._fits[around] = (first, *_segment(points, first, last, out, -through, free))
+        return self._fits[around]
+
+    def all_errors(self, samples: npt.NDArray[np.int64]) -> Array:
+        """(T, M) distance of each sample from the Beziers through `samples`."""
+        result = np.zeros(self._tracks.shape[:2])
+        for around in _surroundings(samples):
+            result[:, self.between(around)] = self.fit(around)[3]
+        return result
+
+    def fewer(self, samples: npt.NDArray[np.int64], tolerance: float) -> Iterator[npt.NDArray[np.int64]]:
+        """The samples without one that is no corner, for each that may be left out.
+
+        Of others more than the share of `PERCENTILE` would be outside the tolerance on a frame. That is
+        found by counts of a few segments.
+        """
+        most = self._count * (1 - PERCENTILE / 100) + 1
+        outside = sum(self._outside(around, tolerance) for around in _surroundings(samples))
+        for place, sample in enumerate(samples):
+            if int(sample) in self._corners:
+                continue
+            rest = np.delete(samples, place)
+            old, new = set(_surroundings(samples)), set(_surroundings(rest))
+            changed = outside - sum(self._outside(one, tolerance) for one in old - new)
+            changed = changed + sum(self._outside(one, tolerance) for one in new - old)
+            if np.max(changed) <= most:
+                yield rest
+
+    def _outside(self, around: Around, tolerance: float) -> npt.NDArray[np.int64]:
+        """(T,) how many samples of a segment, but its last, are outside the tolerance."""
+        if (around, tolerance) not in self._bad:
+            self._bad[around, tolerance] = np.count_nonzero(self.fit(around)[3][:, :-1] > tolerance, axis=1)
+        return self._bad[around, tolerance]
+
+    def _end(self, before: int, sample: int, after: int) -> tuple[Array, Array]:
+        """(T, 2) a point, and the unit direction of the curve after it.
+
+        The direction is that of the line through the samples around it; more samples where the next points
+        are far away.
+        """
+        nearest = min((after - sample - 1) % self._count, (sample - before - 1) % self._count) + 1
+        if (sample, nearest) not in self._ends:
+            count, tracks = self._count, self._tracks
+            steps = np.arange(1, max(int(nearest * _TANGENT_SHARE), self._least) + 1)
+            across = tracks[:, (sample + steps) % count] - tracks[:, (sample - steps) % count]
+            through = np.einsum("s,tsc->tc", steps.astype(np.float64), across)
+            near = (
+                tracks[:, [sample]]
+                if sample in self._corners
+                else tracks[:, np.arange(sample - 1, sample + 2) % count]
+            )
+            self._ends[sample, nearest] = near.mean(axis=1), _unit(through)
+        return self._ends[sample, nearest]
+
+
+def _between(first: int, last: int, count: int) -> npt.NDArray[np.int64]:
+    """Samples from one to another, both included."""
+    return np.arange(first, last + 1 + (count if last <= first else 0)) % count
 
 
 def _unit(vectors: Array) -> Array:
