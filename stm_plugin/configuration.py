@@ -173,7 +173,7 @@ class Configuration:
         """
         values = flat_settings(settings)
         for name, one in self.locked.items():
-            if name in values and values[name] != one.value:
+            if name in values and not _fits(name, values[name], one.value):
                 raise LockedError(
                     f"{one.why_locked} This shot has {shown(values[name])}.",
                     hint=f"`stm shot set SHOT {name}={shown(one.value)}` takes it over, and says what is "
@@ -215,7 +215,7 @@ class Configuration:
             one = self.values[name]
             if name in _MACHINE or one.value == taken_over.get(name, _DEFAULTS[name]):
                 continue
-            if one.value == values[name]:
+            if _fits(name, values[name], one.value):
                 continue
             said = f"is {shown(one.value)} by {one.place or 'default'}"
             sentences.append(
@@ -223,6 +223,12 @@ class Configuration:
                 f"(`stm shot set SHOT {name}={shown(one.value)}` takes it over)."
             )
         return sentences
+
+
+def _fits(name: str, kept: Any, said: Any) -> bool:
+    """Whether a shot's value is what a layer says. A precision of `auto` is any: the shot keeps what it
+    chose."""
+    return bool(kept == said) or (name == "precision" and said == "auto")
 
 
 def shown(value: Any) -> str:

@@ -19,7 +19,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast, get_args
 
 from stm_plugin.address import Ingredient, address_of
@@ -28,6 +28,7 @@ from stm_plugin.windows import Window
 
 Part = Literal["picture", "memory", "finish", "export", "identity", "machine"]
 Precision = Literal["float32", "bfloat16", "float16"]
+PrecisionChoice = Literal["auto", "float32", "bfloat16", "float16"]
 Edges = Literal["learned", "guided", "off"]
 Device = Literal["auto", "cuda", "mps", "cpu"]
 MaskMode = Literal["auto", "soft", "labels", "layers"]
@@ -134,9 +135,13 @@ class Settings:
             "picture", "the whole canvas; a smaller window puts all working pixels on the object"
         ),
     )
-    precision: Precision = field(
-        default="float32",
-        metadata=_about("picture", "exact and equal on every device; the others are faster where supported"),
+    precision: PrecisionChoice = field(
+        default="auto",
+        metadata=_about(
+            "picture",
+            "the fastest of this machine whose scores are those of float32; chosen when the shot is made, "
+            "and kept in it",
+        ),
     )
     weights: str = field(
         default="stm-lite", metadata=_about("identity", "ships with the plug-in and runs on a CPU")
@@ -197,7 +202,7 @@ class Settings:
             )
         _within("memory_cap", self.memory_cap, 1, 1000)
         _within("working_size", self.working_size, 16, 4320)
-        _one_of("precision", self.precision, get_args(Precision))
+        _one_of("precision", self.precision, get_args(PrecisionChoice))
         _one_of("device", self.device.split(":")[0], get_args(Device))
         if self.region is not None and (self.region.width < 1 or self.region.height < 1):
             raise SettingsError("The region is empty.", hint="Give a width and a height of at least 1 pixel.")
@@ -323,6 +328,15 @@ def changed_settings(settings: Settings, changes: Mapping[str, Any]) -> Settings
         else:
             values[name] = value
     return Settings.from_json(values)
+
+
+def as_kept(wanted: Settings, before: Settings) -> Settings:
+    """Settings that a shot is given later: a precision of `auto` leaves it the one that was chosen for it.
+
+    Args:
+        before: the shot's own.
+    """
+    return replace(wanted, precision=before.precision) if wanted.precision == "auto" else wanted
 
 
 def _values_of(settings: Settings, part: Part) -> dict[str, Any]:

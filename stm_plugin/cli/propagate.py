@@ -26,7 +26,7 @@ from stm_plugin.propagation.events import (
     PlateChanged,
 )
 from stm_plugin.propagation.events import Progress as StepDone
-from stm_plugin.settings import Edges, MaskMode, Precision, Settings, changed_settings, flat_settings
+from stm_plugin.settings import Edges, MaskMode, PrecisionChoice, Settings, changed_settings, flat_settings
 from stm_plugin.windows import Window
 
 if TYPE_CHECKING:  # heavy modules are imported in the functions: help must not wait for them
@@ -95,7 +95,10 @@ def propagate(
     region: Annotated[str | None, typer.Option(help="X,Y,WIDTH,HEIGHT in plate pixels (y down).")] = None,
     weights: Annotated[str | None, _configured("weights", "A shipped name or a file.")] = None,
     device: Annotated[str | None, _configured("device", "auto, cpu, cuda, cuda:N or mps.")] = None,
-    precision: Annotated[Precision | None, _configured("precision", "Of the convolutions.")] = None,
+    precision: Annotated[
+        PrecisionChoice | None,
+        _configured("precision", "Of the convolutions; auto is chosen when the shot is made, and kept."),
+    ] = None,
     adapt: Annotated[
         bool, typer.Option("--adapt", help="Adapt the network to the keys first (`stm adapt`).")
     ] = False,

@@ -142,8 +142,9 @@ def set_settings(
         if not settings:
             output.print(settings_table(opened.settings), highlight=False)
             return
-        before, after = opened.settings, parse_settings(opened.settings, settings)
-        opened.set_settings(after, wait=wait)
+        before = opened.settings
+        opened.set_settings(parse_settings(before, settings), wait=wait)
+        after = opened.settings
         found = opened.status()
         _print_dirty(found)
         if after == before:

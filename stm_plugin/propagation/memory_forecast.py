@@ -11,10 +11,12 @@ from pathlib import Path
 import psutil
 import torch
 
+from model.inference.fused import can_fuse
 from model.network.config import STRIDE, NetworkConfig
 from model.training.adapt import MOST_OBJECTS_PER_CLIP, AdaptOptions
 from stm_plugin.errors import DeviceError, speaks_of_memory
 from stm_plugin.propagation.workers import Workers
+from stm_plugin.settings import Precision, Settings
 
 _MEBIBYTE = 1 << 20
 _SPARE = 0.85
@@ -210,6 +212,46 @@ def pick_device(wanted: str = "auto") -> str:
         found = ", ".join(name for name, is_there in there.items() if is_there)
         raise DeviceError(f"The device {wanted} does not exist.", hint=f"Use auto, or one of: {found}.")
     return wanted
+
+
+def pick_precision(device: str, has_fast_bfloat16: bool) -> Precision:
+    """The precision of a new shot that leaves it to the machine.
+
+    The types whose convolutions are fast on a device, and whose scores are those of float32
+    (`docs/performance.md`).
+
+    Args:
+        device: a torch device name.
+        has_fast_bfloat16: whether the processor has AMX or AVX-512 for bfloat16.
+    """
+    if device.startswith("cuda"):
+        return "float16"
+    return "bfloat16" if device == "cpu" and has_fast_bfloat16 else "float32"
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether this processor has instructions for bfloat16 (AMX, AVX-512), and this torch uses them."""
+    if not can_fuse(torch.bfloat16):
+        return False
+    names = "_is_amx_tile_supported", "_is_avx512_bf16_supported"
+    return any(bool(getattr(torch.cpu, name, lambda: False)()) for name in names)
+
+
+def settled(settings: Settings) -> Settings:
+    """Settings of a new shot: where the precision is left to the machine, it is chosen.
+
+    A shot keeps what was chosen. So another machine, or a task on a farm, makes the same mattes of it. A
+    device that the settings name need not exist here.
+    """
+    return replace(settings, precision=precision_of(settings))
+
+
+def precision_of(settings: Settings) -> Precision:
+    """The precision of settings; where it is left to the machine, that of a new shot."""
+    if settings.precision != "auto":
+        return settings.precision
+    device = pick_device() if settings.device == "auto" else settings.device
+    return pick_precision(device, has_fast_bfloat16())
 
 
 def describe_device(device: str) -> str:

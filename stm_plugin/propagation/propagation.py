@@ -49,6 +49,8 @@ from stm_plugin.propagation.memory_forecast import (
     fit_memory,
     free_memory,
     pick_device,
+    precision_of,
+    settled,
 )
 from stm_plugin.propagation.networks import base_network, ready_network, weights_manifest
 from stm_plugin.propagation.results import Material, Results
@@ -78,7 +80,7 @@ class Propagation:
         warn: Callable[[str], None],
     ) -> None:
         self.description = description
-        self.store, self.plate, self.settings = store, plate, description.settings
+        self.store, self.plate, self.settings = store, plate, settled(description.settings)
         settings = self.settings
         self.geometry: WorkingGeometry = working_geometry(
             plate.canvas, plate.pixel_aspect, settings.working_size, settings.region
@@ -157,7 +159,7 @@ class Propagation:
             elif not loaded:
                 record = self.adapted()
                 file = None if record is None else adaptation_path(self.store.folder, record.id)
-                loaded.append(ready_network(settings.weights, device, settings.precision, file))
+                loaded.append(ready_network(settings.weights, device, precision_of(settings), file))
             return loaded[0]
 
         with self._mutex:
@@ -419,7 +421,7 @@ class Propagation:
             width=self.geometry.width,
             objects=max((len(one.objects) for one in plan.passes), default=1),
             memory_cap=self.settings.memory_cap,
-            precision=self.settings.precision,
+            precision=precision_of(self.settings),
             device=device,
             frames=len({step.frame for step in plan.compute_steps}),
             ram_budget=self.settings.ram_budget,

@@ -12,13 +12,13 @@ from model.weights_file import WeightsFileError, read_manifest, shipped_weights
 from stm_plugin.configuration import Value, configuration
 from stm_plugin.propagation.memory_forecast import describe_device, free_memory
 from stm_plugin.server.backend import Information
-from stm_plugin.settings import Device, Edges, Precision, SettingHelp, describe_settings
+from stm_plugin.settings import Device, Edges, PrecisionChoice, SettingHelp, describe_settings
 
 _SUGGESTED_RULES = ("every:5", "first+previous", "first", "previous")
 _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "device": get_args(Device),
     "finish.edges": get_args(Edges),
-    "precision": get_args(Precision),
+    "precision": get_args(PrecisionChoice),
     "memory_rule": _SUGGESTED_RULES,
 }
 

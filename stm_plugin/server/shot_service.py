@@ -49,7 +49,7 @@ from stm_plugin.server.backend import (
     ShotState,
 )
 from stm_plugin.server.information import information
-from stm_plugin.settings import Settings, changed_settings, flat_settings
+from stm_plugin.settings import Settings, as_kept, changed_settings, flat_settings
 from stm_plugin.shapes.formats import format_of
 from stm_plugin.shapes.options import ShapeFormat
 from stm_plugin.shot.export import MatteWriter
@@ -166,7 +166,7 @@ class EngineShot:
         wanted = changed_settings(self._shot.settings, settings)
         if plate is not None and plate.colour_space is not None:
             wanted = dataclasses.replace(wanted, colour_space=plate.colour_space)
-        return wanted
+        return as_kept(wanted, self._shot.settings)
 
     def plate_needed(self, frames: Range | None, digests: Mapping[int, str]) -> Frames:
         """Frames that a propagation of `frames` reads and that are missing, or have another digest."""

@@ -18,7 +18,7 @@ from stm_plugin.planning.quality import Advice, advise
 from stm_plugin.planning.values import Plan, Request, State
 from stm_plugin.propagation.events import Notice
 from stm_plugin.propagation.frame_finisher import FinishedFrame, FrameFinisher
-from stm_plugin.propagation.memory_forecast import MemoryFit
+from stm_plugin.propagation.memory_forecast import MemoryFit, settled
 from stm_plugin.propagation.networks import weights_manifest
 from stm_plugin.propagation.propagation import NetworkFactory, Propagation
 from stm_plugin.settings import Settings
@@ -261,8 +261,8 @@ class ShotReader:
             earlier.close()
 
     def _on_this_machine(self, description: ShotDescription) -> ShotDescription:
-        """The description with the machine's settings as the configuration has them."""
-        settings = self.configuration.on_this_machine(description.settings, description.chosen)
+        """The description with the machine's settings as the configuration has them, and settled."""
+        settings = settled(self.configuration.on_this_machine(description.settings, description.chosen))
         return description if settings == description.settings else replace(description, settings=settings)
 
     def _configuration_advice(self) -> list[str]:

@@ -25,9 +25,9 @@ from stm_plugin.planning.values import Request
 from stm_plugin.propagation import adaptation as adapting
 from stm_plugin.propagation.events import Notice
 from stm_plugin.propagation.frame_finisher import FinishedFrame as FinishedFrame
-from stm_plugin.propagation.memory_forecast import AdaptationForecast, MemoryFit, pick_device
+from stm_plugin.propagation.memory_forecast import AdaptationForecast, MemoryFit, pick_device, settled
 from stm_plugin.propagation.propagation import NetworkFactory as NetworkFactory
-from stm_plugin.settings import DEFAULT_ADAPT_SECONDS, Settings
+from stm_plugin.settings import DEFAULT_ADAPT_SECONDS, Settings, as_kept
 from stm_plugin.shapes.options import TOLERANCE
 from stm_plugin.shapes.values import ShapeSet
 from stm_plugin.shot.export import MatteWriter
@@ -69,7 +69,7 @@ class Shot(ShotReader):
         """Create a shot.
 
         Args:
-            settings: those of the configuration if None.
+            settings: those of the configuration if None. A precision of `auto` is chosen now, and kept.
 
         Raises:
             StoreError: there is one already, or the folder cannot be written.
@@ -80,6 +80,7 @@ class Shot(ShotReader):
         settings = settings or layers.settings()
         layers.check_change(layers.settings(), settings)
         check_licences(layers, settings, own_network=network is not None)
+        settings = settled(settings)
         wanted = ShotStore(with_suffix(folder))
         opened = open_plate(wanted, plate, settings) if plate.kind == "files" else None
         chosen = layers.machine_choices(settings)
@@ -162,9 +163,12 @@ class Shot(ShotReader):
     def set_settings(self, settings: Settings, *, wait: float | None = 0.0) -> None:
         """Change settings. Only results that depend on them become stale.
 
+        A precision of `auto` changes nothing: the shot keeps the one that was chosen when it was made.
+
         Raises:
             LockedError, LicenceError: the configuration forbids a value or the weights; nothing has changed.
         """
+        settings = as_kept(settings, self.settings)
         if settings == self.settings:
             return
         layers = self.configuration

@@ -391,6 +391,29 @@ def test_stm_config_prints_every_value_with_its_origin_and_locks(
     assert found["files"] == [str(site), str(show)]
 
 
+def test_a_precision_of_auto_is_chosen_when_a_shot_is_made_and_kept_also_under_a_lock(
+    layers: Layers, tmp_path: Path, make_plate: PlateMaker, stm: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast = "stm_plugin.propagation.memory_forecast.has_fast_bfloat16"
+    monkeypatch.setattr(fast, lambda: True)
+    plate = make_plate(frames=range(1001, 1003))
+    (site,) = layers("locked = ['precision']\ndevice = 'cpu'\nworking_size = 64")
+    mask = plate.replace(".####.exr", ".mask.1001.png")
+    words = ("propagate", plate, "--key", f"1001={mask}", "--out", tmp_path / "m.####.exr", "--json")
+    assert stm(*words).code == 0
+    kept = json.loads((tmp_path / "m.stmshot" / "shot.json").read_text())
+    assert kept["settings"]["precision"] == "bfloat16"
+    monkeypatch.setattr(fast, lambda: False)  # another machine
+    again = stm(*words)
+    assert again.code == 0 and json.loads(again.out)["computed"] == 0
+    assert "Nothing has changed" in stm("shot", "set", tmp_path / "m.stmshot", "precision=auto").out
+    with Shot.open(tmp_path / "m.stmshot") as shot:
+        assert shot.settings.precision == "bfloat16"
+        assert not any("precision" in one for one in shot.status().advice)
+        with pytest.raises(LockedError, match=f"precision is locked to auto by {site}, line 1"):
+            shot.set_settings(replace(shot.settings, precision="float32"))
+
+
 def test_the_command_line_cannot_change_a_locked_value_and_names_the_file(
     layers: Layers, tmp_path: Path, make_plate: PlateMaker, stm: Command
 ) -> None:
@@ -400,7 +423,7 @@ def test_the_command_line_cannot_change_a_locked_value_and_names_the_file(
     words = ("propagate", plate, "--key", f"1001={mask}", "--out", tmp_path / "out" / "m.####.exr")
     said = stm(*words, "--precision", "float16")
     assert said.code != 0
-    assert f"The setting precision is locked to float32 by {site}, line 1." in said.err.replace("\n", " ")
+    assert f"The setting precision is locked to auto by {site}, line 1." in said.err.replace("\n", " ")
     assert not (tmp_path / "out").exists()
 
 

@@ -28,9 +28,13 @@ from stm_plugin.propagation.memory_forecast import (
     fit_memory,
     free_memory,
     pick_device,
+    pick_precision,
+    precision_of,
     predict_adaptation_memory,
     predict_memory,
+    settled,
 )
+from stm_plugin.settings import Settings
 
 LITE = network_config("stm-lite")
 GIBIBYTE = 1 << 30
@@ -49,6 +53,29 @@ before = peak()
 adapt(network, [key], AdaptOptions(steps=1))
 print(peak() - before)
 """
+
+
+@pytest.mark.parametrize(
+    ("device", "has_fast_bfloat16", "chosen"),
+    [
+        ("cpu", True, "bfloat16"),
+        ("cpu", False, "float32"),
+        ("cuda", False, "float16"),
+        ("cuda:1", True, "float16"),
+        ("mps", True, "float32"),
+    ],
+)
+def test_auto_takes_the_fast_precision_of_the_device(
+    device: str, has_fast_bfloat16: bool, chosen: str
+) -> None:
+    assert pick_precision(device, has_fast_bfloat16) == chosen
+
+
+def test_only_auto_is_settled_and_a_named_device_need_not_exist_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stm_plugin.propagation.memory_forecast.has_fast_bfloat16", lambda: True)
+    assert settled(Settings(precision="float32", device="cuda")).precision == "float32"
+    assert settled(Settings(device="cuda:7")) == Settings(precision="float16", device="cuda:7")
+    assert precision_of(Settings(device="cpu")) == "bfloat16"
 
 
 def test_a_device_that_is_not_there_is_refused_in_words() -> None:
