@@ -44,7 +44,7 @@ from stm_plugin.images.working_picture import WorkingGeometry, to_plate, to_work
 from stm_plugin.planning.values import Request
 from stm_plugin.propagation.edge_evidence import EdgeEvidenceSource
 from stm_plugin.propagation.networks import ready_refiner
-from stm_plugin.settings import FinishSettings, Settings
+from stm_plugin.settings import FinishSettings, Precision, Settings
 from stm_plugin.shot.shot import Shot
 from stm_plugin.store.description import PlateDescription
 from stm_plugin.windows import FloatArray
@@ -91,11 +91,16 @@ def guided(shown: Shown) -> FloatArray:
     return finish(shown.evidence.probability, shown.guide, shown.geometry, FinishSettings(edges="guided"))
 
 
-def by_refiner(shown: Shown) -> FloatArray:
+def by_refiner(shown: Shown, precision: Precision = "float32") -> FloatArray:
     """The edge refiner as it ships."""
     settings = FinishSettings(edges="learned")
-    refiner = ready_refiner(settings.edge_weights, "cpu")
+    refiner = ready_refiner(settings.edge_weights, "cpu", precision)
     return finish_learned(shown.evidence, shown.guide, shown.geometry, settings, refiner)
+
+
+def by_refiner_in_bfloat16(shown: Shown) -> FloatArray:
+    """The edge refiner in a shot of that precision."""
+    return by_refiner(shown, "bfloat16")
 
 
 def refiner_with_true_mask(shown: Shown) -> FloatArray:
@@ -137,6 +142,7 @@ WAYS: dict[str, Way] = {
     "guided": guided,
     "guided before": guided_before,
     "learned": by_refiner,
+    "learned, bf16": by_refiner_in_bfloat16,
     "learned, true trimap": refiner_with_true_mask,
     "closed form": closed_form,
     "closed form, true trimap": closed_form_true_trimap,

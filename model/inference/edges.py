@@ -1,15 +1,27 @@
-"""The edge refiner ready to run on a device, in fp32: arrays in, arrays out."""
+"""The edge refiner ready to run on a device: arrays in, arrays out.
+
+On a CPU its convolutions include their additions and activations (`model.inference.fused`), and both guided
+filters share their window means (`model.inference.guided_filter`). The results equal those of the plain
+network up to rounding: sums have another order.
+"""
 
 from __future__ import annotations
 
-import cv2
+import copy
+
 import numpy as np
-import numpy.typing as npt
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from model.network.edges import FILTERS, EdgeRefiner, fitted
+from model.inference.fast_network import Precision
+from model.inference.fused import Activation, FusedConv2d, can_fuse
+from model.inference.guided_filter import FloatArray, filtered_by
+from model.network.edges import FILTERS, FLAT, INPUTS, EdgeRefiner
 
-FloatArray = npt.NDArray[np.float32]
+_PACKED_FOR = 256
+"""Side of the picture that weights are converted for. Always the same, so that no earlier picture changes a
+result."""
 
 
 class FastRefiner:
@@ -17,12 +29,18 @@ class FastRefiner:
 
     Args:
         device: a torch device name.
+        precision: type of the convolutions. The filters and alpha are fp32 always.
     """
 
-    def __init__(self, refiner: EdgeRefiner, device: str = "cpu") -> None:
+    def __init__(self, refiner: EdgeRefiner, device: str = "cpu", precision: Precision = "float32") -> None:
         self.device = torch.device(device)
-        prepared = refiner.eval().requires_grad_(False)
-        self._refiner: EdgeRefiner = prepared.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._dtype: torch.dtype = getattr(torch, precision)
+        prepared = copy.deepcopy(refiner).eval().requires_grad_(False)
+        self._fused: _FusedRefiner | None = None
+        if self.device.type == "cpu" and can_fuse(self._dtype):
+            self._fused = _FusedRefiner(prepared, self._dtype)
+        else:
+            self._refiner: EdgeRefiner = prepared.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.inference_mode()
     def refine(self, inputs: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -31,46 +49,84 @@ class FastRefiner:
         Args:
             inputs: (8, h, w), as for the network; h and w are multiples of its STRIDE.
         """
+        if self._fused is not None:
+            return self._fused.refine(inputs)
         batch = torch.from_numpy(inputs)[None].to(self.device)
         filtered = None
         if self.device.type == "cpu":
-            planes = [guided_by_boxes(inputs[:3], inputs[3], radius) for radius in FILTERS]
+            planes = filtered_by(inputs[:3], inputs[3], FILTERS, FLAT)
             filtered = torch.from_numpy(np.stack(planes))[None]
-        alpha, soft = self._refiner(batch.contiguous(memory_format=torch.channels_last), filtered)
-        return _array(alpha[0].clamp(0, 1)), _array(soft[0].sigmoid())
+        with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
+            alpha, soft = self._refiner(batch.contiguous(memory_format=torch.channels_last), filtered)
+        return _array(alpha[0].float().clamp(0, 1)), _array(soft[0].float().sigmoid())
 
 
-def guided_by_boxes(picture: FloatArray, values: FloatArray, radius: int) -> FloatArray:
-    """`model.network.edges.guided` of one picture, by running sums: on a CPU many times faster.
+class _FusedRefiner:
+    """The network of an `EdgeRefiner` on a CPU."""
 
-    Args:
-        picture: (3, h, w) in [0, 1]; values: (h, w) in [0, 1]; h and w are multiples of 4.
-        radius: of the square windows in pixels, a multiple of 4.
-    """
-    r, g, b = picture
-    height, width = values.shape
-    size, reach = (width // 4, height // 4), radius // 4
-    share = 1 / _sums(np.ones(size[::-1], np.float32), reach)
+    def __init__(self, refiner: EdgeRefiner, dtype: torch.dtype) -> None:
+        for module in refiner.modules():
+            if isinstance(module, nn.Conv2d):
+                module.to(dtype)
+        refiner = refiner.to(memory_format=torch.channels_last)
+        self._dtype = dtype
+        self._stem = [_packed(refiner.stem[0], 2, "relu"), _packed(refiner.stem[2], 2, "relu")]
+        down = refiner.down_quarter
+        self._down_quarter = [_packed(down[0], 2, "relu"), _packed(down[2], 4, "relu")]
+        self._down_eighth = _packed(refiner.down_eighth[0], 4, "relu")
+        self._blocks = [_block(block, 8) for block in refiner.blocks]
+        self._up_quarter, self._up_half = _packed(refiner.up_quarter, 8), _packed(refiner.up_half, 4)
+        self._at_quarter, self._at_half = _block(refiner.at_quarter, 4), _block(refiner.at_half, 2)
+        self._predict = _packed(refiner.predict, 2)
 
-    def mean(plane: FloatArray) -> FloatArray:
-        return _sums(np.asarray(plane, np.float32), reach) * share
+    def refine(self, inputs: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """As `FastRefiner.refine`."""
+        filtered = filtered_by(inputs[:3], inputs[3], FILTERS, FLAT)
+        known = np.empty((INPUTS + len(filtered), *inputs.shape[1:]), np.float32)
+        for plane, values in zip(known, (*inputs, *filtered), strict=True):
+            np.subtract(values, np.float32(0.5), out=plane)
+        pixels = torch.from_numpy(known)[None].to(self._dtype)
+        half = F.pixel_unshuffle(pixels, 2).contiguous(memory_format=torch.channels_last)  # (1, C, h/2, w/2)
+        for conv in self._stem:
+            half = conv(half)
+        quarter = half
+        for conv in self._down_quarter:
+            quarter = conv(quarter)
+        x = self._down_eighth(quarter)
+        for block in self._blocks:
+            x = _through(block, x)
+        x = _through(self._at_quarter, _doubled(self._up_quarter(x)).add_(quarter).relu_())
+        x = _through(self._at_half, _doubled(self._up_half(x)).add_(half).relu_())
+        change, soft, trust = F.pixel_shuffle(self._predict(x).float().contiguous(), 2)[0]  # (h, w) each
+        own = torch.from_numpy(inputs[3])
+        alpha = torch.addcmul(own, trust.sigmoid(), torch.from_numpy(filtered[0]) - own) + change
+        return _array(alpha.clamp_(0, 1)), _array(soft.sigmoid())
 
-    products = (r * r, r * g, r * b, g * g, g * b, b * b, r * values, g * values, b * values)
-    reduced = (cv2.resize(one, size, interpolation=cv2.INTER_AREA) for one in (r, g, b, values, *products))
-    means = np.stack([mean(np.asarray(one, np.float32)) for one in reduced])
-    slopes = fitted(torch.from_numpy(means)[None])[0].numpy()
-    wide = [cv2.resize(mean(one), (width, height), interpolation=cv2.INTER_LINEAR) for one in slopes]
-    result = wide[0] * r + wide[1] * g + wide[2] * b + wide[3]
-    return np.clip(np.asarray(result, np.float32), 0, 1)
+
+def _packed(conv: nn.Module, scale: int, activation: Activation | None = None) -> FusedConv2d:
+    """A convolution that works at 1/scale of the picture's size, ready for any size."""
+    assert isinstance(conv, nn.Conv2d)
+    made = FusedConv2d(conv, activation)
+    made.pack((1, conv.in_channels, _PACKED_FOR // scale, _PACKED_FOR // scale))
+    return made
 
 
-def _sums(plane: FloatArray, reach: int) -> FloatArray:
-    """Sums over square windows (h, w); nothing beyond the border."""
-    side = (2 * reach + 1, 2 * reach + 1)
-    sums = cv2.boxFilter(plane, cv2.CV_32F, side, normalize=False, borderType=cv2.BORDER_CONSTANT)
-    return np.asarray(sums, np.float32)
+def _block(block: nn.Module, scale: int) -> tuple[FusedConv2d, FusedConv2d]:
+    first, second = block.first, block.second
+    assert isinstance(first, nn.Module) and isinstance(second, nn.Module)
+    return _packed(first, scale, "relu"), _packed(second, scale, "relu")
 
 
-def _array(values: torch.Tensor) -> FloatArray:
+def _through(block: tuple[FusedConv2d, FusedConv2d], x: Tensor) -> Tensor:
+    result: Tensor = block[1](block[0](x), x)
+    return result
+
+
+def _doubled(x: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B, C, 2h, 2w), bilinear."""
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+def _array(values: Tensor) -> FloatArray:
     array: FloatArray = values.float().cpu().contiguous().numpy()
     return array

@@ -154,15 +154,23 @@ class FusedConv2d(nn.Module):
         )
         return result
 
-    def _convolution(self, x: Tensor) -> tuple[object, ...]:
-        geometry = self.padding, self.stride, self.dilation, self.groups
+    def pack(self, shape: Sequence[int]) -> None:
+        """Convert the weights for inputs of a shape, unless they are converted. Where shapes differ, the same
+        one must come first every time: the layout depends on it, and with it the last bits of results."""
         if not self._packed:
             with _packing:
                 if not self._packed:
                     reorder = torch.ops.mkldnn._reorder_convolution_weight
-                    self._weight = reorder(self._weight, *geometry, list(x.shape))
+                    self._weight = reorder(self._weight, *self._geometry, list(shape))
                     self._packed = True
-        return self._weight, self.bias, *geometry
+
+    @property
+    def _geometry(self) -> tuple[object, ...]:
+        return self.padding, self.stride, self.dilation, self.groups
+
+    def _convolution(self, x: Tensor) -> tuple[object, ...]:
+        self.pack(x.shape)
+        return self._weight, self.bias, *self._geometry
 
 
 def fused(conv: nn.Conv2d, activation: Activation | None = None) -> nn.Module:

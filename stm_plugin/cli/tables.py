@@ -20,7 +20,7 @@ MEANINGS: Mapping[str, str] = {
     "memory_cap": "stored frames besides the keys, at most",
     "working_size": "short side in pixels that the network sees",
     "region": "part of the plate that is propagated: X,Y,WIDTH,HEIGHT in plate pixels (y down), or none",
-    "precision": "of the convolutions: float32, bfloat16, float16; auto is chosen when the shot is made, and kept",
+    "precision": "of the convolutions: float32, bfloat16, float16; auto: chosen for a new shot, then kept",
     "weights": "a shipped name or a file",
     "adapt": "use the adaptation to the keys (stm adapt)",
     "colour_space": "of the plate; none finds it from the file",

@@ -28,10 +28,11 @@ class DamagedFileError(Exception):
         super().__init__(f"{path} is damaged")
 
 
-def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
+def write_atomically(path: Path, *parts: bytes, durable: bool = True) -> None:
     """Write a file atomically: a reader sees the old content or the new one, never a part.
 
     Args:
+        parts: the content, one behind the other.
         durable: wait until the data is on the disk (it survives a power cut).
 
     Raises:
@@ -42,7 +43,7 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
+            stream.writelines(parts)
             stream.flush()
             if durable:
                 os.fsync(stream.fileno())
@@ -76,9 +77,9 @@ def store_error(error: OSError, path: Path) -> StoreError:
     )
 
 
-def seal(body: bytes) -> bytes:
-    """`body` with its length and checksum in front."""
-    return _HEADER.pack(_MAGIC, len(body), hashlib.sha256(body).digest()) + body
+def _seal_of(body: bytes) -> bytes:
+    """What stands before the body of a sealed file: its length and checksum."""
+    return _HEADER.pack(_MAGIC, len(body), hashlib.sha256(body).digest())
 
 
 def unseal(data: bytes, path: Path) -> bytes:
@@ -98,7 +99,7 @@ def unseal(data: bytes, path: Path) -> bytes:
 
 def write_sealed(path: Path, body: bytes, *, durable: bool = True) -> None:
     """Write a sealed file atomically. StoreError as in `write_atomically`."""
-    write_atomically(path, seal(body), durable=durable)
+    write_atomically(path, _seal_of(body), body, durable=durable)  # no copy of the body
 
 
 def read_sealed(path: Path) -> bytes | None:

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from model.inference.guided_filter import fitted_slopes
 from stm_plugin.finishing.band import (
     NEARLY_SURE,
     Guide,
@@ -176,7 +177,7 @@ def trusted_model(
     coefficients = np.empty((4, places.size), np.float32)
     for start in range(0, places.size, _FITTED_AT_ONCE):
         some = slice(start, start + _FITTED_AT_ONCE)
-        coefficients[:, some] = _fitted([one[some] for one in means], epsilon)
+        coefficients[:, some] = fitted_slopes([one[some] for one in means], epsilon)
     on_band = np.zeros(band.shape, np.float32)  # for one after the other: off the band it stays 0
     model = np.stack([_mean_at(_put(one, places, on_band), radius, places) for one in coefficients])
 
@@ -192,25 +193,6 @@ def trusted_model(
     maps = np.zeros((4, *band.shape), np.float32)
     maps.reshape(4, -1)[:, places] = model
     return maps, _put(trust, places, on_band)
-
-
-def _fitted(means: list[FloatArray], epsilon: float) -> FloatArray:
-    """(4, N): slopes and offset of the least-squares fit, from the 13 means (N,)."""
-    r, g, b, value = means[:4]
-    # The symmetric covariance matrix of the guide, and the guide's covariance with the values
-    rr, rg, rb = means[4] - r * r + epsilon, means[5] - r * g, means[6] - r * b
-    gg, gb, bb = means[7] - g * g + epsilon, means[8] - g * b, means[9] - b * b + epsilon
-    rv, gv, bv = means[10] - r * value, means[11] - g * value, means[12] - b * value
-    # slope = inverse(covariance matrix) . covariance, by cofactors
-    i_rr, i_rg, i_rb = gg * bb - gb * gb, gb * rb - rg * bb, rg * gb - gg * rb
-    i_gg, i_gb, i_bb = rr * bb - rb * rb, rb * rg - rr * gb, rr * gg - rg * rg
-    scale = 1.0 / np.maximum(rr * i_rr + rg * i_rg + rb * i_rb, np.float32(epsilon**3))
-    fitted = np.empty((4, r.size), np.float32)
-    fitted[0] = (i_rr * rv + i_rg * gv + i_rb * bv) * scale
-    fitted[1] = (i_rg * rv + i_gg * gv + i_gb * bv) * scale
-    fitted[2] = (i_rb * rv + i_gb * gv + i_bb * bv) * scale
-    fitted[3] = value - fitted[0] * r - fitted[1] * g - fitted[2] * b
-    return fitted
 
 
 def _put(values: FloatArray, places: Places, picture: FloatArray) -> FloatArray:

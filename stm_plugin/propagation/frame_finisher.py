@@ -26,7 +26,7 @@ from stm_plugin.propagation.edge_evidence import EdgeEvidenceSource
 from stm_plugin.propagation.events import Event, FrameFinished, Notice
 from stm_plugin.propagation.finishing_queue import FinishingQueue
 from stm_plugin.propagation.frame_loader import LoadedFrame
-from stm_plugin.propagation.memory_forecast import device_errors, pick_device
+from stm_plugin.propagation.memory_forecast import device_errors, pick_device, precision_of
 from stm_plugin.propagation.networks import ready_refiner, refiner_manifest
 from stm_plugin.propagation.results import FrameResult, Results
 from stm_plugin.settings import Settings
@@ -262,7 +262,7 @@ class FrameFinisher:
         if settings.edges != "learned":
             return guided.finish(result.probabilities[name], guide, geometry, settings)
         device = pick_device(self._settings.device)
-        refiner = ready_refiner(settings.edge_weights, device)
+        refiner = ready_refiner(settings.edge_weights, device, precision_of(self._settings))
         with device_errors(device, result.frame):
             evidence = self._evidence.of(result, name)
             return learned.finish_learned(evidence, guide, geometry, settings, refiner)

@@ -79,7 +79,7 @@ def refiner_manifest(name: str) -> Manifest:
         raise _weights_error(name, error) from error
 
 
-def ready_refiner(name: str, device: str) -> FastRefiner:
+def ready_refiner(name: str, device: str, precision: Precision = "float32") -> FastRefiner:
     """The edge refiner of a weights file on a device.
 
     Raises:
@@ -89,7 +89,7 @@ def ready_refiner(name: str, device: str) -> FastRefiner:
     try:
         path = find_edges(name).resolve()
         with _loading:
-            return _refiner(str(path), path.stat().st_mtime_ns, device)
+            return _refiner(str(path), path.stat().st_mtime_ns, device, precision)
     except (WeightsFileError, OSError) as error:
         raise _weights_error(name, error) from error
 
@@ -126,11 +126,11 @@ def _refiner_manifest(path: str, changed: int) -> Manifest:
 
 
 @lru_cache(maxsize=_NETWORKS_HELD)
-def _refiner(path: str, changed: int, device: str) -> FastRefiner:
+def _refiner(path: str, changed: int, device: str, precision: Precision) -> FastRefiner:
     refiner, _ = load_refiner(path)
     exact_results(device)
     with device_errors(device):
-        return FastRefiner(refiner, device)
+        return FastRefiner(refiner, device, precision)
 
 
 @lru_cache(maxsize=_NETWORKS_HELD)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
+from model.inference.allocator import keep_freed_memory
 from model.network.config import NetworkConfig, network_config
 from model.network.memory import THINNING, MemoryRule
 from model.training.adapt import AdaptOptions
@@ -149,6 +150,7 @@ class Propagation:
 
     def context(self) -> PropagationContext:
         """What an execution uses. The network is loaded when it is first needed."""
+        keep_freed_memory()  # frames are as large as feature maps, also where the network is on a card
         settings = self.settings
         device = pick_device(settings.device)
         loaded: list[Network] = []

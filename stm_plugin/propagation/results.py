@@ -34,6 +34,9 @@ from stm_plugin.propagation.fusion import (
 from stm_plugin.store.store import ProbabilityArray, dequantise, quantise
 from stm_plugin.windows import FloatArray, on_window
 
+_KEY_MASKS_HELD = 16
+"""Masks of keys at working size, under a megabyte each."""
+
 
 @dataclass(frozen=True, eq=False)
 class FrameResult:
@@ -74,6 +77,7 @@ class Material:
         self._expected = dict(facts.plate)
         self.facts = replace(facts, plate=dict(facts.plate))
         self._keys = {key.frame: key for key in facts.keys}
+        self._key_masks: OrderedDict[str, ProbabilityArray] = OrderedDict()
         self._mutex = threading.RLock()
 
     def plate_hash(self, frame: int) -> str:
@@ -119,9 +123,21 @@ class Material:
 
     def key_probabilities(self, key: int, objects: tuple[str, ...]) -> FloatArray:
         """The masks of a key at working size: (K, h, w), rounded as stored probabilities are."""
-        geometry = self._context.geometry
-        masks = [to_working(self.mask(key, name), geometry.canvas, geometry) for name in objects]
-        return dequantise(quantise(np.stack(masks)))
+        return np.stack([dequantise(self._key_mask(key, name)) for name in objects])
+
+    def _key_mask(self, key: int, name: str) -> ProbabilityArray:
+        """One mask of a key at working size (h, w), rounded; held for the frames beside the key."""
+        hash_ = self._keys[key].masks[name].hash
+        with self._mutex:
+            found = self._key_masks.get(hash_)
+        if found is None:
+            geometry = self._context.geometry
+            found = quantise(to_working(self.mask(key, name), geometry.canvas, geometry))
+            with self._mutex:
+                self._key_masks[hash_] = found
+                while len(self._key_masks) > _KEY_MASKS_HELD:
+                    self._key_masks.popitem(last=False)
+        return found
 
     def _feature_key(self, kind: str, *ingredients: str) -> str:
         return address_of(kind, dict(self._context.features_base), *ingredients)

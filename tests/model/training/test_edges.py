@@ -9,8 +9,19 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from model.inference.edges import FastRefiner, guided_by_boxes
-from model.network.edges import FILTERS, INPUTS, SOFTEST, EdgeRefiner, edge_config, guided, softness_of
+from model.inference.edges import FastRefiner
+from model.inference.fast_network import Precision
+from model.inference.guided_filter import filtered_by
+from model.network.edges import (
+    FILTERS,
+    FLAT,
+    INPUTS,
+    SOFTEST,
+    EdgeRefiner,
+    edge_config,
+    guided,
+    softness_of,
+)
 from model.training import edge_clips
 from model.training.edge_clips import FRAMES, WORKING_SIDE, make_clip
 from model.training.edge_losses import edge_loss
@@ -108,7 +119,8 @@ def test_the_filter_by_running_sums_is_the_filter(radius: int) -> None:
     picture = rng.random((3, 64, 104), np.float32)
     values = np.clip(picture.mean(0) * 2 - 0.5, 0, 1).astype(np.float32)
     expected = guided(torch.from_numpy(picture)[None], torch.from_numpy(values)[None], radius)[0]
-    assert np.allclose(guided_by_boxes(picture, values, radius), expected.numpy(), atol=1e-4)
+    (found,) = filtered_by(picture, values, (radius,), FLAT)
+    assert np.allclose(found, expected.numpy(), atol=1e-4)
 
 
 def test_an_untrained_refiner_is_halfway_between_the_probability_and_the_filter() -> None:
@@ -120,10 +132,36 @@ def test_an_untrained_refiner_is_halfway_between_the_probability_and_the_filter(
     assert torch.allclose(alpha, (inputs[:, 3] + filtered) / 2, atol=1e-5) and (soft == 0).all()
 
 
-def test_the_refiner_gives_the_same_bits_whatever_the_number_of_threads() -> None:
+def trained_refiner() -> EdgeRefiner:
+    """A refiner that changes what it is given."""
     torch.manual_seed(3)
-    refiner = EdgeRefiner(edge_config("edges-lite"))
+    refiner = EdgeRefiner(edge_config("edges-lite")).eval()
     torch.nn.init.normal_(refiner.predict.weight, std=0.02)
+    return refiner
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.03)])
+def test_the_fast_refiner_gives_what_the_plain_one_gives(precision: Precision, tolerance: float) -> None:
+    refiner = trained_refiner()
+    inputs = np.random.default_rng(0).random((INPUTS, 120, 152), np.float32)
+    with torch.inference_mode():
+        alpha, soft = refiner(torch.from_numpy(inputs)[None])
+    found = FastRefiner(refiner, precision=precision).refine(inputs)
+    assert np.abs(found[0] - alpha[0].clamp(0, 1).numpy()).max() < tolerance
+    assert np.abs(found[1] - soft[0].sigmoid().numpy()).max() < tolerance
+
+
+def test_no_earlier_picture_changes_a_bit() -> None:
+    refiner, rng = trained_refiner(), np.random.default_rng(0)
+    small, large = (rng.random((INPUTS, side, 2 * side), np.float32) for side in (24, 200))
+    fresh, used = FastRefiner(refiner), FastRefiner(refiner)
+    used.refine(small)
+    for found, expected in zip(used.refine(large), fresh.refine(large), strict=True):
+        assert np.array_equal(found, expected)
+
+
+def test_the_refiner_gives_the_same_bits_whatever_the_number_of_threads() -> None:
+    refiner = trained_refiner()
     inputs = np.random.default_rng(0).random((INPUTS, 120, 152), np.float32)
     fast, threads = FastRefiner(refiner), torch.get_num_threads()
     found = []

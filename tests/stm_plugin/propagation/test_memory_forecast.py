@@ -74,7 +74,7 @@ def test_auto_takes_the_fast_precision_of_the_device(
 def test_only_auto_is_settled_and_a_named_device_need_not_exist_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stm_plugin.propagation.memory_forecast.has_fast_bfloat16", lambda: True)
     assert settled(Settings(precision="float32", device="cuda")).precision == "float32"
-    assert settled(Settings(device="cuda:7")) == Settings(precision="float16", device="cuda:7")
+    assert settled(Settings(device="cuda")) == Settings(precision="float16", device="cuda")
     assert precision_of(Settings(device="cpu")) == "bfloat16"
 
 
