@@ -6,7 +6,7 @@
 
 The tasks are those of the real plan. Each machine takes the next task of a step as soon as it is free, in the
 order of the bundle; a step begins when the one before it is done, as in the open job format. Times are those
-of `Times`; --measure takes them from runs of single tasks. A measured shot must be a copy: it is emptied.
+of `Times`; --measure takes them from the tasks that it runs. A measured shot must be a copy: it is emptied.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from queue import SimpleQueue
+from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -187,12 +188,12 @@ def table(times: Times, machines: Sequence[int]) -> None:
             print(f"{frames},{count},{len(parts.passes)},{minutes},{cost},{enough(parts, times)}")
 
 
-def measure(shot: Path, processes: int, chunk: int) -> None:
+def measure(shot: Path, processes: int, chunk: int, repeats: int) -> None:
     """Run a shot's tasks here, one at a time and `processes` at once, and compare with the simulation.
 
     Each process gets its share of the cores, and the same share when it runs alone: it stands for a machine.
-    The times come from the longest passes and the first chunks, alone and together; the jobs are run for
-    themselves.
+    Each job is simulated twice: from the first tasks of its own steps, which say how quick the machine is at
+    this moment, and from the medians of the other repeats.
     """
     from stm_plugin.farm.work import FarmShot
     from stm_plugin.planning.values import Request
@@ -201,25 +202,22 @@ def measure(shot: Path, processes: int, chunk: int) -> None:
         parts = parts_of(opened.propagation.plan(), chunk)
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(shot, Path(name), parts, _shares(processes))
-        bench.job(processes)  # the first runs read programs from the disk
-        found = [bench.passes_and_plan(count) for count in (1, processes)]
-        real = [bench.job(1)]
-        found = [
-            {**one, **bench.chunks_and_check(count)} for one, count in zip(found, (1, processes), strict=True)
-        ]
-        real.append(bench.job(processes))
-    alone, beside = (_times(one) for one in found)
-    for word, times in (("alone", alone), ("together", beside)):
-        each = (
-            f"{step} {start:.2f} s + {getattr(times, step):.3f} s" for step, start in times.starts.items()
-        )
-        print(f"{word}, start + each frame: {', '.join(each)}")
-    for count, seconds in zip((1, processes), real, strict=True):
-        said = [_makespan(step, count) for step in _steps(parts, alone, beside)]
-        off = f"{100 * (sum(said) / sum(seconds) - 1):+.0f} %"
-        print(f"{count} processes: {sum(seconds):.1f} s, simulated {sum(said):.1f} s, {off}", flush=True)
-        for step, one, other in zip(alone.starts, seconds, said, strict=True):
-            print(f"  {step}: {one:.1f} s, simulated {other:.1f} s")
+        bench.empty()
+        bench.run([bench.plan, bench.passes[-1]], 1)  # the first runs read programs from the disk
+        pairs: list[Pair] = []
+        own, others = [], []
+        for _ in range(repeats):
+            pairs.append((bench.job(1), bench.job(processes)))
+            own.append(_compare(parts, processes, pairs[-1], _first_times(pairs[-1], processes)))
+    for number, pair in enumerate(pairs):
+        rest = pairs[:number] + pairs[number + 1 :]
+        if rest:
+            others.append(_compare(parts, processes, pair, _median_times(rest), words="other repeats"))
+    for words, errors in (("its own first tasks", own), ("the other repeats", others)):
+        for place, count in enumerate((1, processes)):
+            if errors:
+                middle = median(one[place] for one in errors)
+                print(f"{count} processes, from {words}: median error {middle:+.0f} %")
 
 
 @dataclass(frozen=True)
@@ -231,13 +229,59 @@ class Taken:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Job:
+    """A job that was run: seconds of each step, and what its tasks took, by step."""
+
+    seconds: Mapping[str, float]
+    tasks: Mapping[str, Sequence[Taken]]
+
+
+Pair = tuple[Job, Job]
+"""The same job by one process and by several."""
+
+
+def _compare(
+    parts: Parts, processes: int, pair: Pair, times: tuple[Times, Times], words: str = "own first tasks"
+) -> list[float]:
+    """Print what a pair of jobs took and what the simulation says; returns the errors in percent."""
+    errors = []
+    for count, job in zip((1, processes), pair, strict=True):
+        said = [_makespan(step, count) for step in _steps(parts, *times)]
+        real = [job.seconds[step] for step in STEPS]
+        errors.append(100 * (sum(said) / sum(real) - 1))
+        rows = zip(STEPS, real, said, strict=True)
+        steps = ", ".join(f"{step} {one:.1f} ({other:.1f})" for step, one, other in rows)
+        total = f"{sum(real):.1f} s, by {words} {sum(said):.1f} s, {errors[-1]:+.0f} %"
+        print(f"{count} processes: {total}: {steps}", flush=True)
+    return errors
+
+
+def _first_times(pair: Pair, processes: int) -> tuple[Times, Times]:
+    """Times of the job by one process and by several, from the first tasks of each step.
+
+    The plan and the check are one task each, so theirs are those of the other job of the pair.
+    """
+    found = []
+    for job, other, count in ((*pair, 1), (pair[1], pair[0], processes)):
+        tasks = {step: job.tasks[step][:count] for step in ("step", "finish")}
+        found.append(_times({**tasks, **{step: other.tasks[step] for step in ("read", "check")}}))
+    return found[0], found[1]
+
+
+def _median_times(pairs: Sequence[Pair]) -> tuple[Times, Times]:
+    """The medians of all tasks of these jobs."""
+    found = []
+    for place in (0, 1):
+        tasks = {step: [one for pair in pairs for one in pair[place].tasks[step]] for step in STEPS}
+        found.append(_times(tasks))
+    return found[0], found[1]
+
+
 def _times(found: Mapping[str, Sequence[Taken]]) -> Times:
-    """The mean start of each step's tasks, and the mean time of its frames."""
-    starts = {step: sum(one.start for one in found[step]) / len(found[step]) for step in STEPS}
-    rates = {
-        step: sum(one.seconds for one in tasks) / sum(one.frames for one in tasks)
-        for step, tasks in found.items()
-    }
+    """The median start of each step's tasks, and the median time of its frames."""
+    starts = {step: median(one.start for one in found[step]) for step in STEPS}
+    rates = {step: median(one.seconds / one.frames for one in found[step]) for step in STEPS}
     return Times(**rates, starts=starts)
 
 
@@ -274,34 +318,18 @@ class Bench:
         """Remove all results."""
         shutil.rmtree(self.shot / "mattes", ignore_errors=True)
         (self.shot / "plate.jsonl").unlink(missing_ok=True)
-        self.empty_mattes()
-
-    def empty_mattes(self) -> None:
         for path in self.mattes.glob("*.exr"):
             path.unlink()
 
-    def job(self, processes: int) -> list[float]:
-        """Seconds of each step of a whole job, from nothing."""
+    def job(self, processes: int) -> Job:
+        """A whole job, from nothing."""
         self.empty()
-        seconds = []
-        for tasks in ([self.plan], self.passes, self.chunks, [self.check]):
+        seconds, taken = {}, {}
+        for step, tasks in zip(STEPS, ([self.plan], self.passes, self.chunks, [self.check]), strict=True):
             started = time.monotonic()
-            self.run(tasks, processes)
-            seconds.append(time.monotonic() - started)
-        return seconds
-
-    def passes_and_plan(self, count: int) -> dict[str, list[Taken]]:
-        """Times of the plan and of the longest passes, `count` of these at once."""
-        self.empty()
-        return {"read": self.run([self.plan], 1), "step": self.run(self.passes[:count], count)}
-
-    def chunks_and_check(self, count: int) -> dict[str, list[Taken]]:
-        """Times of the check and of the first chunks, `count` of these at once. All results must exist."""
-        found = {"check": self.run([self.check], 1)}
-        self.empty_mattes()
-        made = self.run(self.chunks[:count], count)
-        self.run(self.chunks, len(self.shares))
-        return {**found, "finish": made}
+            taken[step] = self.run(tasks, processes)
+            seconds[step] = time.monotonic() - started
+        return Job(seconds, taken)
 
     def run(self, tasks: Sequence[Words], processes: int) -> list[Taken]:
         """Run tasks, `processes` at once, each on its share of the cores."""
@@ -353,13 +381,14 @@ def main() -> None:
     parser.add_argument("--machines", type=int, default=16)
     parser.add_argument("--measure", type=Path, metavar="SHOT")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3, help="of each job that is measured")
     parser.add_argument("--chunk", type=int, default=DEFAULT_CHUNK)
     for name, value in list(vars(Times()).items())[:-1]:
         parser.add_argument(f"--{name}", type=float, default=value, help=f"seconds; {value}")
     given = parser.parse_args()
     times = Times(given.start, given.read, given.step, given.finish, given.check, given.transfer)
     if given.measure is not None:
-        measure(given.measure, given.processes, given.chunk)
+        measure(given.measure, given.processes, given.chunk, given.repeats)
     elif given.deadline is not None:
         keys = [int(one) for one in given.keys.split(",")]
         advise(given.frames, keys, given.deadline, given.machines, times)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from stm_plugin.planning.values import Request
 from stm_plugin.settings import Settings
 from stm_plugin.shot.shot import Shot
 from stm_plugin.store.description import PlateDescription
+from tests.nuke.comps import small_clip
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 FRAMES = range(1001, 1010)
@@ -35,11 +38,39 @@ def command(tmp_path: Path) -> Path:
     return made
 
 
-def make_shot(folder: Path, plate: str) -> None:
-    settings = Settings(working_size=64, colour_space="lin_rec709_scene", device="cpu")
-    with Shot.create(folder, PlateDescription("files", plate), settings) as shot:
+@dataclass(frozen=True)
+class Footage:
+    """A plate from 1001 on with a mask for each frame."""
+
+    plate: str
+    mask: str
+    colour_space: str
+
+
+@pytest.fixture(params=["a real clip", "a generated plate"])
+def footage(request: pytest.FixtureRequest, tmp_path: Path, make_plate: Callable[..., str]) -> Footage:
+    """Frames of the given clip `chair`, made small. Where there is none: a generated plate."""
+    if request.param == "a real clip":
+        clip = request.getfixturevalue("shared_data") / "clips" / "chair"
+        small_clip(clip, tmp_path, len(FRAMES), (160, 90))
+        plate, mask = str(tmp_path / "plate.####.png"), str(tmp_path / "mask.{}.png")
+        return Footage(plate, mask, "sRGB Encoded Rec.709 (sRGB)")
+    try:
+        request.getfixturevalue("shared_data")
+    except pytest.skip.Exception:
+        return generated(make_plate(frames=FRAMES, size=(128, 96)))
+    pytest.skip("the given clip is run")
+
+
+def generated(plate: str) -> Footage:
+    return Footage(plate, plate.replace("####.exr", "mask.{}.png"), "lin_rec709_scene")
+
+
+def make_shot(folder: Path, footage: Footage) -> None:
+    settings = Settings(working_size=64, colour_space=footage.colour_space, device="cpu")
+    with Shot.create(folder, PlateDescription("files", footage.plate), settings) as shot:
         for frame in KEYS:
-            mask = Path(plate).parent / f"plate.mask.{frame}.png"
+            mask = Path(footage.mask.format(frame))
             shot.add_key(frame, mask, reading=MaskReading(objects=["ball"]))
 
 
@@ -64,9 +95,10 @@ class OpenJd:
         return text
 
 
-def run(*words: object) -> None:
+def run(*words: object) -> str:
     done = subprocess.run([*map(str, words)], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def ended(process: subprocess.Popen[str]) -> str:
@@ -78,11 +110,10 @@ def ended(process: subprocess.Popen[str]) -> str:
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="the command of the test is a shell script")
 def test_a_bundle_runs_in_parallel_processes_with_one_killed_and_gives_the_bytes_of_one_machine(
-    tmp_path: Path, make_plate: Callable[..., str], command: Path
+    tmp_path: Path, footage: Footage, command: Path
 ) -> None:
-    plate = make_plate(frames=FRAMES, size=(128, 96))
-    make_shot(tmp_path / "single.stmshot", plate)
-    make_shot(tmp_path / "hero.stmshot", plate)
+    make_shot(tmp_path / "single.stmshot", footage)
+    make_shot(tmp_path / "hero.stmshot", footage)
     with Shot.open(tmp_path / "hero.stmshot") as shot:
         names = [f"{one.key}:{one.direction.value}" for one in shot.plan(Request()).passes]
 
@@ -101,8 +132,40 @@ def test_a_bundle_runs_in_parallel_processes_with_one_killed_and_gives_the_bytes
         ended(one)
     farm.run("finish")
     assert "9 frames, 0 wrong" in farm.run("check")
+    assert_same_mattes(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="the command of the test is a shell script")
+def test_the_printed_command_lines_give_the_bytes_of_one_machine_in_any_order_that_they_allow(
+    tmp_path: Path, footage: Footage, command: Path
+) -> None:
+    """Each line goes through a shell as it is printed; of those that may run, the last one runs first."""
+    make_shot(tmp_path / "hero.stmshot", footage)
+    shutil.copytree(tmp_path / "hero.stmshot", tmp_path / "single.stmshot")
+    run(command, "shot", "propagate", tmp_path / "single.stmshot")
+    run(command, "shot", "export", tmp_path / "single.stmshot", tmp_path / "single.####.exr")
+    words = ("--mattes", tmp_path / "hero.####.exr", "--chunk", 4, "--stm", command)
+    told = run(command, "farm", "commands", tmp_path / "hero.stmshot", *words)
+    lines = told.splitlines()
+    waiting: dict[str, tuple[set[str], str]] = {}
+    for head, line in zip(lines[::2], lines[1::2], strict=True):
+        name, _, after = head.removeprefix("# ").partition(", after ")
+        waiting[name] = (set(after.split(", ")) - {""}, line)
+    assert len(waiting) == 1 + 4 + 3 + 1, "plan, passes, chunks, check"
+    order: list[str] = []
+    while waiting:
+        name = [one for one, (after, _) in waiting.items() if after <= set(order)][-1]
+        done = subprocess.run(waiting.pop(name)[1], shell=True, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        order.append(name)
+    assert order[0] == "plan" and order[-1] == "check"
+    assert_same_mattes(tmp_path)
+
+
+def assert_same_mattes(folder: Path) -> None:
     for frame in FRAMES:
-        ours, theirs = (tmp_path / f"{name}.{frame}.exr" for name in ("hero", "single"))
+        ours, theirs = (folder / f"{name}.{frame}.exr" for name in ("hero", "single"))
         assert ours.read_bytes() == theirs.read_bytes(), frame
 
 
@@ -112,7 +175,7 @@ def test_path_mapping_finds_the_plate_that_machines_mount_elsewhere(
     tmp_path: Path, make_plate: Callable[..., str], command: Path
 ) -> None:
     plate = make_plate(frames=FRAMES, size=(128, 96))
-    make_shot(tmp_path / "hero.stmshot", plate)
+    make_shot(tmp_path / "hero.stmshot", generated(plate))
     bundle, elsewhere = tmp_path / "bundle", tmp_path / "elsewhere"
     run(command, "farm", "bundle", tmp_path / "hero.stmshot", "--out", bundle, "--stm", command)
     elsewhere.mkdir()
