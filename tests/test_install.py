@@ -654,6 +654,28 @@ def test_a_read_only_prefix_serves_two_other_users_at_once() -> None:
         assert sorted(path for path in made.prefix.rglob("*")) == before
 
 
+def test_a_shared_prefix_whose_python_others_cannot_run_says_so() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        made = Prefix(folder / "stm")
+        home = folder / "home"
+        for one in (made.root, home):
+            one.mkdir()
+        (home / "python3").write_text("")
+        (made.root / "python").symlink_to(home / "python3")
+        record = {"schema": 1, "python": str(made.root / "python")}
+        (made.root / "engine.json").write_text(json.dumps(record))
+        assert made.python is not None
+        assert doctor.closed_to_others(made) == "", "nobody else reaches the prefix"
+        folder.chmod(0o755)
+        assert doctor.closed_to_others(made) == ""
+        home.chmod(0o700)
+        said = doctor.closed_to_others(made)
+        assert f"its Python is {home.resolve() / 'python3'}, and {home.resolve()} is closed to them" in said
+        made.root.chmod(0o700)
+        assert doctor.closed_to_others(made) == ""
+
+
 # --- repairing ----------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import stat
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from stm_plugin.installation.hosts import host_parts, where_hosts_look
 from stm_plugin.installation.packages import broken_packages, site_packages
 from stm_plugin.installation.prefix import (
+    ON_WINDOWS,
     PRODUCT,
     SIDE_NAMES,
     SIDES,
@@ -78,6 +80,31 @@ def command_trouble(prefix: Prefix) -> str:
     return ""
 
 
+def closed_to_others(prefix: Prefix) -> str:
+    """Why other users cannot run an installation that they can reach; empty if they can.
+
+    So it is where an administrator installs for many users with a Python of the own home.
+    """
+    if ON_WINDOWS or prefix.python is None or _closed_folder(prefix.launcher) is not None:
+        return ""
+    python = prefix.python.resolve()
+    closed = _closed_folder(python)
+    if closed is None:
+        return ""
+    return (
+        f"Other users cannot run it: its Python is {python}, and {closed} is closed to them. For a shared "
+        "installation run install.py with a Python that all may run, such as /usr/bin/python3."
+    )
+
+
+def _closed_folder(path: Path) -> Path | None:
+    """The outermost folder above a file that others may not enter."""
+    for folder in reversed(path.parents):
+        if folder.is_dir() and not folder.stat().st_mode & stat.S_IXOTH:
+            return folder
+    return None
+
+
 def doctor(prefix: Prefix) -> int:
     """Print the state of every part and how to repair it; returns 0 if all are in order."""
     if not prefix.is_installation:
@@ -94,8 +121,9 @@ def doctor(prefix: Prefix) -> int:
     if not good:
         print(f"`{installer(prefix)} --repair` repairs it.")
         return 1
-    for line in where_hosts_look(prefix):
-        print(line)
+    for line in (*where_hosts_look(prefix), closed_to_others(prefix)):
+        if line:
+            print(line)
     return 0
 
 

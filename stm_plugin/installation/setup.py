@@ -6,7 +6,7 @@ import os
 import sys
 import time
 
-from stm_plugin.installation.doctor import doctor
+from stm_plugin.installation.doctor import closed_to_others, doctor
 from stm_plugin.installation.hosts import add_hosts, remove_hosts, where_hosts_look
 from stm_plugin.installation.ofx_effect import OfxEffect
 from stm_plugin.installation.prefix import PRODUCT, is_our_link, read_stamp, remove_tree, write_stamp
@@ -66,8 +66,9 @@ def print_where(at: Installation) -> None:
     print(f"The command is {shown}")
     if str(shown.parent) not in os.environ.get("PATH", "").split(os.pathsep):
         print(f"  {shown.parent} is not on PATH: add it there, or call the command by its full name.")
-    for line in where_hosts_look(at.prefix):
-        print(line, flush=True)
+    for line in (*where_hosts_look(at.prefix), closed_to_others(at.prefix)):
+        if line:
+            print(line, flush=True)
 
 
 def doctor_of_sources(at: Installation) -> int:
