@@ -240,11 +240,19 @@ def is_in_flipbook(write: nuke.Node) -> bool:
     return is_small and outer.name().startswith("Flipbook")
 
 
+def is_switched_off(node: StmNode) -> bool:
+    """Whether the artist has disabled the node on all frames, so that it passes the plate on."""
+    knob = node.group.knob("disable")
+    return knob is not None and bool(knob.value()) and not (knob.isAnimated() or knob.hasExpression())
+
+
 def what_is_wrong(node: StmNode, is_flipbook: bool = False) -> str:
     """Why this node must not be rendered now; empty where it may. A flipbook may show the overlay."""
     from stm_nuke import cache, live, verbs
     from stm_nuke.keys import format_keys
 
+    if is_switched_off(node):
+        return ""
     if node[knobs.OVERLAY] and not is_flipbook:
         return f"{node.name} shows its overlay. Switch it off to render."
     if node.shows_old and not is_flipbook:

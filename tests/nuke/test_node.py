@@ -79,6 +79,19 @@ def test_a_render_is_refused_while_the_overlay_is_on(nuke: Any, comp: Any, tmp_p
     np.testing.assert_allclose(seen[5, 5, 1], plate[5, 5, 1] * 0.75, rtol=1e-3)
 
 
+def test_a_node_that_is_disabled_passes_the_plate_on_and_is_in_no_renders_way(
+    nuke: Any, comp: Any, tmp_path: Path
+) -> None:
+    comp.group["overlay"].setValue(True)
+    comp.group["disable"].setValue(True)
+    nuke.execute(write_of(nuke, comp, tmp_path), 1001, 1001, 1)
+    plate = pixels(tmp_path / "plate.1001.exr")
+    np.testing.assert_array_equal(pixels(tmp_path / "out.1001.exr")[..., :3], plate[..., :3])
+    comp.group["disable"].setExpression("frame > 1002")
+    with pytest.raises(RuntimeError, match="STM1 shows its overlay"):
+        nuke.execute(write_of(nuke, comp, tmp_path), 1001, 1001, 1)
+
+
 def test_a_saved_script_renders_in_a_process_without_the_plug_in(
     nuke: Any, comp: Any, tmp_path: Path
 ) -> None:
