@@ -625,6 +625,7 @@ def test_a_copy_of_a_copy_that_cannot_be_written_gets_the_shot_store_of_the_firs
 ) -> None:
     """An old version lies in an archive, and was itself a copy that nobody worked in."""
     from stm_nuke import cache
+    from stm_nuke.errors import CacheError
 
     first, archived, third = (tmp_path / f"STM_{number}" for number in range(3))
     cache.make(first)
@@ -644,7 +645,7 @@ def test_a_copy_of_a_copy_that_cannot_be_written_gets_the_shot_store_of_the_firs
     assert (third / "shot.main.stmshot" / "shot.json").is_file()
     assert not (third / "copy_of.txt").exists()
     assert (archived / "copy_of.txt").exists()
-    with pytest.raises(cache.CacheError, match="Read-only file system"):
+    with pytest.raises(CacheError, match="Read-only file system"):
         cache.complete(archived)
 
 
