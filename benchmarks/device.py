@@ -1,12 +1,17 @@
-"""Times the network on one device, in every precision: a key, then frames with their growing memory.
+"""Times one device: the network in every precision, and the whole way from the plate's file to the matte's.
 
     python benchmarks/device.py                                # the best device there is
     python benchmarks/device.py --device cuda --frames 45
-    python benchmarks/device.py --networks stm-lite --sizes 480x854
+    python benchmarks/device.py --networks stm-lite --sizes 480x854 --plates
 
-Per row: the median time of a frame (query, read, decoder and memory encoder), the device's peak memory, and
-how far the probabilities lie from those of fp32 on the same device. The plate is synthetic and `stm-r50` has
-random weights; speed does not depend on what is learnt or seen.
+The whole way is that of `benchmarks/io.py`, a list for each plate: its parts, the propagation, and the
+forecast for 16 cores. The network and the edge refiner run on the device; decoding, colour, narrowing, the
+band of the edges and encoding on the processor.
+
+The network gets a key, then frames with their growing memory. Per row: the median time of a frame (query,
+read, decoder and memory encoder), the device's peak memory, and how far the probabilities lie from those of
+fp32 on the same device. The plate is synthetic and `stm-r50` has random weights; speed does not depend on
+what is learnt or seen.
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks import io as pipeline
 from benchmarks.network import key_masks, plate
 from model.inference.fast_network import FastNetwork, Precision
 from model.network.config import NETWORKS
@@ -75,6 +81,8 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=45)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS)[::-1])
     parser.add_argument("--sizes", nargs="+", default=["480x854", "1080x1920"], metavar="HEIGHTxWIDTH")
+    parser.add_argument("--plates", nargs="*", default=["2048x1080", "4096x2160"], metavar="WIDTHxHEIGHT")
+    parser.add_argument("--plate-frames", type=int, default=24)
     given = parser.parse_args()
     device = pick_device(given.device)
     exact_results(device)
@@ -97,6 +105,9 @@ def main() -> None:
                 print(
                     f"{name}  {size}  {precision}  {1000 * seconds:.1f} ms  {peak}  mean difference {off:.1e}"
                 )
+    for size in given.plates:
+        whole = ["--size", size, "--frames", str(given.plate_frames), "--rounds", "1"]
+        pipeline.main([*whole, "--device", device, "--precision", "auto"])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Where the time of a frame goes, from the plate's file to the matte's.
 
     python benchmarks/io.py                              # stm-lite, 2048x1080, ACEScg, zip, half float
-    python benchmarks/io.py --size 4096x2160 --precision bfloat16
+    python benchmarks/io.py --size 4096x2160 --precision bfloat16 --device cuda
     python benchmarks/io.py --toy                        # a network that costs nothing, on one core and two
     python benchmarks/io.py --correction --frames 24     # one key of three is replaced
 
@@ -11,6 +11,7 @@ The plate is made: photographs that scikit-image ships, composited in ACEScg wit
   thread on one frame, alone.
 - The *propagation* is `stm propagate` without its start: from a cold shot to written mattes, by the clock and
   in processor time of all threads, beside the network alone on the same pictures.
+  `benchmarks/device.py` prints the same for a device beside its network.
 - The *forecast* says how many frames a second a machine would give if nothing but these parts took its time:
   readers and finishers share all processors; the network takes as long as it does here.
 """
@@ -34,7 +35,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from model.inference.fast_network import PreparedQuery, Query
+from model.inference.fast_network import FastNetwork, PreparedQuery, Query
 from model.network.memory import MemoryBank, MemoryEntry, MemoryRule
 from stm_plugin.demo.plate import DemoPlate, PlateSettings, build_plate
 from stm_plugin.images.colour import ColourTransform, find_input_space, load_config
@@ -44,6 +45,7 @@ from stm_plugin.images.plate import Plate
 from stm_plugin.images.working_picture import to_working, working_geometry
 from stm_plugin.propagation.feature_cache import FeatureCache, as_halves
 from stm_plugin.propagation.frame_loader import FrameLoader
+from stm_plugin.propagation.memory_forecast import pick_device, precision_of
 from stm_plugin.propagation.networks import ready_network
 from stm_plugin.propagation.workers import processors
 from stm_plugin.settings import Settings
@@ -107,7 +109,7 @@ def finishing(made: DemoPlate, settings: Settings, repeats: int) -> dict[str, fl
             geometry = working_geometry(plate.canvas, plate.pixel_aspect, settings.working_size)
             picture = torch.rand(3, geometry.height, geometry.width)
             probabilities = torch.rand(1, geometry.height, geometry.width).round_()
-            network = ready_network(settings.weights, "cpu", settings.precision)
+            network = network_of(settings)
             query, entry = network.encode_query(picture), network.encode_memory(picture, probabilities)
             cache = FeatureCache(settings.ram_budget, Path(name) / "memory", settings.disk_budget)
             count = iter(range(1000))
@@ -145,17 +147,23 @@ def network_alone(made: DemoPlate, settings: Settings) -> tuple[float, float]:
     masks = read_mask(made.key, MaskPlace(window, plate.display_window, window))
     (mask,) = masks.objects.values()
     key = torch.from_numpy(to_working(mask, window, geometry))[None]
-    network = ready_network(settings.weights, "cpu", settings.precision)
+    network = network_of(settings)
     rule = MemoryRule.parse(settings.memory_rule)
-    network.encode_memory(pictures[0], key)  # warm
+    network.encode_memory(pictures[0], key).keys.cpu()  # warm, and waited for
     watch = Stopwatch()
     entry = network.encode_memory(pictures[0], key)
     bank = network.new_bank(rule, entry, capacity=settings.memory_cap)
     bank.write(0, entry)
     for step, picture in enumerate(pictures[1:], start=1):
         probabilities = network.segment(network.encode_query(picture), bank)[1:]
+        probabilities.cpu()  # as the store wants them; a card is waited for
         bank.write(step, network.encode_memory(picture, probabilities))
     return watch.read()
+
+
+def network_of(settings: Settings) -> FastNetwork:
+    """The network of some settings, on their device."""
+    return ready_network(settings.weights, pick_device(settings.device), precision_of(settings))
 
 
 class ToyNetwork:
@@ -226,15 +234,19 @@ def correction(made: DemoPlate, settings: Settings) -> dict[str, float]:
     }
 
 
-def forecast(report: dict[str, float], cores: int) -> dict[str, float]:
-    """Frames a second of a machine with so many processors, by the parts."""
+def forecast(report: dict[str, float], cores: int, card: float = CARD_SECONDS) -> dict[str, float]:
+    """Frames a second of a machine with so many processors, by the parts.
+
+    Args:
+        card: seconds of the network on a card.
+    """
     beside = sum(report[f"{part}, ms"] for part in BESIDE) / 1e3
     rest = (report["store, ms"]) / 1e3
     here = report["network alone by the clock, ms a frame"] / 1e3
     return {
         f"{cores} cores, a network that costs nothing": min(cores / (beside + rest), 1 / rest),
         f"{cores} cores, the network as here": min(cores / (beside + rest + here), 1 / (here + rest)),
-        f"{cores} cores, the network on a card": min(cores / (beside + rest), 1 / (CARD_SECONDS + rest)),
+        f"{cores} cores, the network on a card": min(cores / (beside + rest), 1 / (card + rest)),
     }
 
 
@@ -284,7 +296,9 @@ def measure(made: DemoPlate, settings: Settings, given: argparse.Namespace) -> d
         alone, together = (min(one[part][index] for one in rounds) for part in (0, 1))
         report[f"network alone {clock}, ms a frame"] = 1e3 * alone / frames
         report[f"propagation {clock}, ms a frame"] = 1e3 * together / frames
-    for name, value in forecast(report, LARGE_MACHINE).items():
+    here = report["network alone by the clock, ms a frame"] / 1e3
+    card = here if pick_device(settings.device).startswith("cuda") else CARD_SECONDS
+    for name, value in forecast(report, LARGE_MACHINE, card).items():
         report[f"{name}, frames/s"] = value
     return report
 
@@ -297,7 +311,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--frames", type=int, default=12, help="of the plate")
     parser.add_argument("--rounds", type=int, default=2, help="propagation and network in turn")
     parser.add_argument("--repeats", type=int, default=7, help="of each part")
-    parser.add_argument("--precision", default="float32", help="of the network")
+    parser.add_argument("--precision", default="float32", help="of the network and the edge refiner")
+    parser.add_argument("--device", default="cpu", help="of both")
     parser.add_argument("--toy", action="store_true", help="one core against two, without a network")
     parser.add_argument("--toy-child", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--correction", action="store_true", help="one key of three is replaced")
@@ -306,10 +321,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def print_report(report: dict[str, float]) -> None:
+    """A line for each figure."""
+    for name, value in report.items():
+        print(f"{name:56} {value:9.3g}")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the figures; `--json` writes them too."""
     given = parse(arguments)
-    settings = Settings(precision=given.precision)
+    settings = Settings(precision=given.precision, device=given.device)
     with tempfile.TemporaryDirectory() as temporary:
         given.plate = given.plate or Path(temporary)
         made = make_plate(given, given.plate)
@@ -321,8 +342,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             report = correction(made, settings) if given.correction else measure(made, settings, given)
     print(f"{given.size} ACEScg, zip, half; stm-lite {given.precision}, {processors()} processors")
-    for name, value in report.items():
-        print(f"{name:56} {value:9.3g}")
+    print_report(report)
     if given.json:
         given.json.write_text(json.dumps(report, indent=2) + "\n")
 

@@ -237,6 +237,21 @@ def has_fast_bfloat16() -> bool:
     return any(bool(getattr(torch.cpu, name, lambda: False)()) for name in names)
 
 
+def slowness(settings: Settings) -> str:
+    """What a person should know who computes a shot in float16, which was chosen on a graphics card, on a
+    processor without instructions for it: it takes many times as long. Empty for every other shot."""
+    if (
+        precision_of(settings) != "float16"
+        or pick_device(settings.device) != "cpu"
+        or can_fuse(torch.float16)
+    ):
+        return ""
+    return (
+        "float16 takes this processor many times as long as other precisions. A graphics card is quicker, "
+        "or `stm shot set SHOT precision=bfloat16`, which computes the shot anew."
+    )
+
+
 def settled(settings: Settings) -> Settings:
     """Settings of a new shot: where the precision is left to the machine, it is chosen.
 

@@ -25,7 +25,13 @@ from stm_plugin.planning.values import Request
 from stm_plugin.propagation import adaptation as adapting
 from stm_plugin.propagation.events import Notice
 from stm_plugin.propagation.frame_finisher import FinishedFrame as FinishedFrame
-from stm_plugin.propagation.memory_forecast import AdaptationForecast, MemoryFit, pick_device, settled
+from stm_plugin.propagation.memory_forecast import (
+    AdaptationForecast,
+    MemoryFit,
+    pick_device,
+    settled,
+    slowness,
+)
 from stm_plugin.propagation.propagation import NetworkFactory as NetworkFactory
 from stm_plugin.settings import DEFAULT_ADAPT_SECONDS, Settings, as_kept
 from stm_plugin.shapes.options import TOLERANCE
@@ -228,6 +234,8 @@ class Shot(ShotReader):
                 self._begin(writer, request, tally.on_event)
                 writer.tidy(self.plate.frames)
             fit = self._fit(request or Request(), tally.on_event)
+            if slow := slowness(self.settings):
+                tally.on_event(Notice(slow))
             self._run(request, tally.on_event, cancelled, writer)
         finally:
             self._on_event = silent

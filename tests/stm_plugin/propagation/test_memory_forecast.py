@@ -33,6 +33,7 @@ from stm_plugin.propagation.memory_forecast import (
     predict_adaptation_memory,
     predict_memory,
     settled,
+    slowness,
 )
 from stm_plugin.settings import Settings
 
@@ -76,6 +77,14 @@ def test_only_auto_is_settled_and_a_named_device_need_not_exist_here(monkeypatch
     assert settled(Settings(precision="float32", device="cuda")).precision == "float32"
     assert settled(Settings(device="cuda")) == Settings(precision="float16", device="cuda")
     assert precision_of(Settings(device="cpu")) == "bfloat16"
+
+
+def test_float16_on_a_processor_without_it_is_said_to_be_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stm_plugin.propagation.memory_forecast.can_fuse", lambda dtype: False)
+    assert "precision=bfloat16" in slowness(Settings(precision="float16", device="cpu"))
+    assert slowness(Settings(precision="bfloat16", device="cpu")) == ""
+    monkeypatch.setattr("stm_plugin.propagation.memory_forecast.can_fuse", lambda dtype: True)
+    assert slowness(Settings(precision="float16", device="cpu")) == ""
 
 
 def test_a_device_that_is_not_there_is_refused_in_words() -> None:
