@@ -42,7 +42,11 @@ PUBLISHED_DATA = ("stills (saliency and segmentation sets) and DAVIS-2017 / YouT
 Use = Literal["non-commercial only", "commercial use allowed", "see the licence"]
 """What a licence in words allows, in a few words."""
 
-_FORBIDS = re.compile(r"non-?\s?commercial|\bBY-NC\b|research use", re.IGNORECASE)
+_FORBIDS = re.compile(
+    r"non-?\s?commercial|\bBY-NC\b|research use|\b(?:no|not|not for|never for) commercial"
+    r"|commercial use (?:is )?(?:not|forbidden|prohibited)",
+    re.IGNORECASE,
+)
 _ALLOWS = re.compile(r"commercial use(?: is)? allowed|free for commercial use", re.IGNORECASE)
 
 

@@ -38,7 +38,9 @@ def export(
     run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
     out: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
     name: Annotated[str, typer.Option(help="Name shown to people.")],
-    licence: Annotated[str, typer.Option(help="Under which the weights may be used, in words.")],
+    licence: Annotated[
+        str, typer.Option(help="In words; `non-commercial` and `free for commercial use` are understood.")
+    ],
     data: Annotated[list[str], typer.Option(help="A training set with its licence. May be repeated.")],
     recipe: Annotated[str, typer.Option(help="How they were trained, in words.")] = "",
     overwrite: Overwrite = False,

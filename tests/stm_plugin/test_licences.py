@@ -28,7 +28,11 @@ def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("CC BY-NC-SA 4.0", "non-commercial only"),
         ("free for commercial use, like the project itself", "commercial use allowed"),
         ("not free for commercial use: research use only", "non-commercial only"),
+        ("Not for commercial use", "non-commercial only"),
+        ("commercial use is not allowed", "non-commercial only"),
+        ("Apache-2.0; commercial use is allowed", "commercial use allowed"),
         ("in house", "see the licence"),
+        ("", "see the licence"),
     ],
 )
 def test_the_words_of_a_licence_say_what_is_allowed(licence: str, use: str) -> None:

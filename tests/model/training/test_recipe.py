@@ -194,3 +194,24 @@ def test_a_run_from_imagenet_begins_with_the_packaged_trunk_in_both_encoders() -
         folded = state[f"{encoder}.trunk.blocks.10.depthwise.weight"]
         torch.testing.assert_close(folded, last * scale[:, None, None, None])
     torch.testing.assert_close(state["query_key_value.key.weight"], state["memory_key_value.key.weight"])
+
+
+RECIPES = sorted((Path(__file__).parents[3] / "docs" / "recipes").glob("*.toml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_of_the_documents_can_be_trained_on(recipe: Path, tmp_path: Path) -> None:
+    is_free = "free" in recipe.stem
+    folders = ["things"] if is_free else ["things", "photographs", "more"]
+    for folder in folders:
+        place = tmp_path / folder
+        write_sample(place / "images" / "cat_1.png", place / "labels" / "cat_1.png", 10)
+        write_sample(place / "images" / "balloon_1.png", place / "labels" / "balloon_1.png", 30)
+    things, *stills = (str(tmp_path / folder) for folder in folders)
+    config = read_config("video", recipe, stills=stills, instances=[things])
+    config = replace(config, leave_out=(), clip=replace(config.clip, size=64, frames=2))
+    clips = training_clips(config)
+    assert all(clips.sample(index).pictures.shape == (2, 64, 64, 3) for index in range(4))
+    used = {source.name for group in clips.stills for source in group}
+    assert ("things/balloon_1" in used) == (not is_free), "only the cats allow commercial use"
+    assert not is_free or (config.start == "imagenet" and not config.videos)

@@ -112,6 +112,25 @@ def test_a_thing_that_enters_touches_the_border_at_first_and_more_of_it_is_seen_
     assert at_the_border(replace(PLAIN, enter_chance=1)) > 0.8 > at_the_border(PLAIN)
 
 
+def test_look_alikes_change_places() -> None:
+    """Of two objects, how often the first ends nearer to where the second began than to its own beginning."""
+
+    def changed(chance: float) -> float:
+        options = replace(PLAIN, most_objects=2, look_alike_chance=chance)
+        results = []
+        for seed in range(60):
+            labels = synthetic_clip(seed, options).labels
+            first = [np.argwhere(labels[0] == label) for label in (1, 2)]
+            last = np.argwhere(labels[-1] == 1)
+            if all(len(places) > 30 for places in (*first, last)):
+                own, other = (np.linalg.norm(last.mean(0) - places.mean(0)) for places in first)
+                results.append(other < own)
+        assert len(results) > 8
+        return float(np.mean(results))
+
+    assert changed(1.0) > 0.4 > 0.2 > changed(0.0)
+
+
 def test_smoke_changes_the_picture_and_no_label() -> None:
     clear, smoky = (
         [synthetic_clip(seed, replace(PLAIN, smoke_chance=chance)) for seed in range(6)] for chance in (0, 1)
