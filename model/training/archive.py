@@ -52,6 +52,13 @@ _LARGEST_HEADER = 1600
 """Bytes of a picture and its labels in a tar file besides their contents: headers, and room up to 512."""
 
 
+class Steps(NamedTuple):
+    """Of videos every `video`-th frame is packed (skips count packed frames), of stills every `still`-th."""
+
+    video: int = 1
+    still: int = 1
+
+
 class Fidelity(NamedTuple):
     """How pictures are packed. short_side: the largest, in pixels; quality: of WebP, 0 to 100."""
 
@@ -89,7 +96,7 @@ def pack(
     *,
     run: Path | None = None,
     limit: int = LIMIT,
-    video_step: int = 1,
+    steps: Steps | None = None,
 ) -> Packed:
     """Writes an archive with all that a run needs.
 
@@ -98,7 +105,7 @@ def pack(
         archive: file to write.
         run: a begun run that is to go on there; else the run begins from `config.start`.
         limit: bytes of the archive at most.
-        video_step: of videos only every so many-th frame is packed; skips count packed frames.
+        steps: which part of the data is packed; all if None.
 
     Raises:
         ArchiveTooLargeError: if the data does not fit.
@@ -107,7 +114,7 @@ def pack(
     """
     training_clips(config)  # refuses what cannot be trained on
     start = _start(config, run)
-    groups = _groups(config, video_step)
+    groups = _groups(config, steps or Steps())
     sources = [(name, source) for name, group in groups for source in group]
     count = sum(source.count for _, source in sources)
     labels = sum(path.stat().st_size for _, source in sources for path in source.labels)
@@ -124,7 +131,7 @@ def pack(
                 return Packed(count, fidelity, size)
     raise ArchiveTooLargeError(
         f"The data of this run does not fit into {limit / 2**20:.0f} MiB, even at the lowest quality. "
-        "Leave a folder out, take fewer frames of videos (--video-step), or allow a larger archive."
+        "Leave a folder out, take fewer pictures (--video-step, --still-step), or allow a larger archive."
     )
 
 
@@ -256,17 +263,23 @@ def _start(config: TrainingConfig, run: Path | None) -> bytes:
     else:
         state = initial_state(config)
     stream = io.BytesIO()
-    torch.save(state, stream)
+    torch.save({name: _smallest(tensor) for name, tensor in state.items()}, stream)
     return stream.getvalue()
 
 
-def _groups(config: TrainingConfig, video_step: int) -> list[tuple[str, Sequence[ClipSource]]]:
+def _smallest(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values in half precision where nothing is lost, as in weights that shipped so."""
+    half = tensor.half()
+    return half if tensor.is_floating_point() and torch.equal(half.to(tensor.dtype), tensor) else tensor
+
+
+def _groups(config: TrainingConfig, steps: Steps) -> list[tuple[str, Sequence[ClipSource]]]:
     """The sources by the folder that they get in the archive."""
     videos = [
         (
             f"{_DATA}/videos-{number}",
             [
-                replace(one, pictures=one.pictures[::video_step], labels=one.labels[::video_step])
+                replace(one, pictures=one.pictures[:: steps.video], labels=one.labels[:: steps.video])
                 for one in davis_sources(Path(root))
                 if one.name not in config.leave_out
             ],
@@ -274,7 +287,7 @@ def _groups(config: TrainingConfig, video_step: int) -> list[tuple[str, Sequence
         for number, root in enumerate(config.videos)
     ]
     stills = [
-        (f"{_DATA}/stills-{number}", still_sources(Path(root), only=config.only))
+        (f"{_DATA}/stills-{number}", still_sources(Path(root), only=config.only)[:: steps.still])
         for number, root in enumerate(config.stills)
     ]
     instances = [
@@ -357,6 +370,7 @@ def _unpack(archive: Path, run: Path) -> tuple[TrainingConfig, dict[str, torch.T
         tar.extractall(run, filter="data")
     config = TrainingConfig.from_dict(json.loads((run / _CONFIG).read_text(encoding="utf-8")))
     state = torch.load(run / _START, map_location="cpu", weights_only=True)
+    state = {name: one.float() if one.is_floating_point() else one for name, one in state.items()}
 
     def here(folders: Sequence[str]) -> tuple[str, ...]:
         return tuple(str(run / folder) for folder in folders)

@@ -181,10 +181,12 @@ def pack(
     config: Config = None,
     run: Annotated[Path | None, typer.Option("--run", help="A begun run that is to go on there.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="MiB of the archive at most.")] = 60,
-    video_step: Annotated[int, typer.Option(min=1, help="Every so many-th frame of videos alone.")] = 1,
+    video_step: Annotated[int, typer.Option(min=1, help="Only every so many-th frame of videos.")] = 1,
+    still_step: Annotated[int, typer.Option(min=1, help="Only every so many-th picture of --stills.")] = 1,
     overwrite: Overwrite = False,
 ) -> None:
     """Packs data, start and configuration of a run for a machine with limited time."""
+    from model.training.archive import Steps
     from model.training.archive import pack as pack_run
     from model.training.recipe import read_config
     from stm_plugin.cli.console import output
@@ -214,7 +216,8 @@ def pack(
     )
     check_single([archive], inputs, overwrite)
     try:
-        packed = pack_run(given, archive, run=run, limit=limit * 2**20, video_step=video_step)
+        steps = Steps(video_step, still_step)
+        packed = pack_run(given, archive, run=run, limit=limit * 2**20, steps=steps)
     except (ValueError, OSError) as error:
         raise SettingsError(f"The run cannot be packed: {error}") from error
     output.print(

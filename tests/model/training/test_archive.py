@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import model.training.archive as archive_room
@@ -18,15 +19,16 @@ from model.training.archive import (
     FIDELITIES,
     LIMIT,
     ArchiveTooLargeError,
+    Steps,
     collect,
     pack,
     packed_config,
     train_for,
 )
 from model.training.clips import ClipOptions
-from model.training.recipe import export, read_config
+from model.training.recipe import export, initial_state, read_config
 from model.training.trainer import TrainingConfig, saved_config
-from model.weights_file import Manifest, load_network
+from model.weights_file import Manifest, find_weights, load_network
 
 SHAPE = (72, 96)
 
@@ -101,11 +103,20 @@ def test_an_archive_takes_the_best_fidelity_that_fits_and_fewer_frames_if_asked(
     room = best.size - 12_000
     smaller = pack(config, tmp_path / "smaller.tar", limit=room)
     assert FIDELITIES.index(smaller.fidelity) > 0 and smaller.size <= room
-    thinned = pack(config, tmp_path / "thinned.tar", video_step=2)
-    assert thinned.pictures == best.pictures - 1
+    thinned = pack(config, tmp_path / "thinned.tar", steps=Steps(video=2, still=2))
+    assert thinned.pictures == best.pictures - 1 - 1
     with tarfile.open(tmp_path / "thinned.tar") as tar:
         frames = sorted(Path(name).stem for name in tar.getnames() if "bear" in name and "JPEG" in name)
     assert frames == ["0", "2"]
+
+
+def test_weights_that_shipped_in_half_precision_travel_so_and_arrive_the_same(tmp_path: Path) -> None:
+    config = TrainingConfig(start="stm-lite", clip=ClipOptions(made_up_share=1))
+    size = pack(config, tmp_path / "away.tar").size
+    assert size < 1.1 * find_weights("stm-lite").stat().st_size
+    _, state = archive_room._unpack(tmp_path / "away.tar", tmp_path / "there")
+    for name, tensor in initial_state(config).items():
+        assert state[name].dtype == tensor.dtype and torch.equal(state[name], tensor), name
 
 
 def test_a_run_of_made_up_clips_alone_travels_without_pictures(tmp_path: Path) -> None:
