@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -315,6 +316,11 @@ class _Indexed(Dataset[Clip]):
         return self.clips.with_options(max_skip=max_skip_at(self.config, step)).sample(index)
 
 
+def _with_one_thread(worker: int) -> None:
+    """Of a process that builds samples: OpenCV would start as many threads in each as there are cores."""
+    cv2.setNumThreads(1)
+
+
 def computes_bf16(device: torch.device) -> bool:
     """Whether a device has instructions for bfloat16.
 
@@ -465,6 +471,7 @@ class Trainer:
             collate_fn=_as_bytes,
             num_workers=self.workers,
             prefetch_factor=ahead,
+            worker_init_fn=_with_one_thread,
             pin_memory=self.device.type == "cuda",
         )
         return (_from_bytes(batch, self.device) for batch in loader)
