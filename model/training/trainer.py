@@ -316,11 +316,6 @@ class _Indexed(Dataset[Clip]):
         return self.clips.with_options(max_skip=max_skip_at(self.config, step)).sample(index)
 
 
-def _with_one_thread(worker: int) -> None:
-    """Of a process that builds samples: OpenCV would start as many threads in each as there are cores."""
-    cv2.setNumThreads(1)
-
-
 def computes_bf16(device: torch.device) -> bool:
     """Whether a device has instructions for bfloat16.
 
@@ -465,13 +460,16 @@ class Trainer:
     def _batches(self) -> Iterator[Batch]:
         data = _Indexed(self.clips, self.config, self.step, self.rank, self.processes)
         ahead = 4 if self.workers else None
+        if (
+            self.workers
+        ):  # they begin with this value; else each would have as many threads as there are cores
+            cv2.setNumThreads(1)
         loader = DataLoader(
             data,
             data.share,
             collate_fn=_as_bytes,
             num_workers=self.workers,
             prefetch_factor=ahead,
-            worker_init_fn=_with_one_thread,
             pin_memory=self.device.type == "cuda",
         )
         return (_from_bytes(batch, self.device) for batch in loader)
