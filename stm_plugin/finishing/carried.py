@@ -24,7 +24,7 @@ REACH = len(SHARES)
 _AGREED, _DOUBTED = 0.5, 1.5
 """Working pixels between where a pixel comes from and where it comes back to: trusted in full up to the
 first, not at all from the second on."""
-_HARD, _SOFT = 0.1, 0.25
+HARD, _SOFT = 0.1, 0.25
 """`model.network.edges.softness_of` of a key that counts as hard, and of one that counts as soft."""
 
 _LEAST = 16
@@ -83,7 +83,7 @@ def carry(mask: FloatArray, motion: Motion, distance: int, softness: float) -> C
     """
     moved = cv2.remap(mask, motion.across, motion.down, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     share = motion.agreement * np.float32(SHARES[distance - 1])
-    told = min(1.0, max(0.0, (softness - _HARD) / (_SOFT - _HARD)))
+    told = min(1.0, max(0.0, (softness - HARD) / (_SOFT - HARD)))
     return CarriedKey(np.asarray(moved, np.float32), np.asarray(share, np.float32), told)
 
 

@@ -1,26 +1,36 @@
 """The inputs of the edge refiner for a frame, all from stored results.
 
-The frame before is taken from the forward pass, the frame after from the backward pass. A pass depends on all
-frames between its key and its frame. So neither adds an ingredient to those of the frame's own probability,
-and addresses and dirty ranges do not change.
+The frame before is taken from the forward pass that has most part in this frame, the frame after from such a
+backward pass. A pass depends on all frames between its key and its frame. So neither adds an ingredient to
+those of the frame's own probability, and addresses and dirty ranges do not change.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from model.network.edges import softness_of
-from stm_plugin.finishing.carried import REACH, CarriedKey, Motion, carry, motion_between
+from stm_plugin.finishing.carried import HARD, REACH, CarriedKey, Motion, carry, motion_between
 from stm_plugin.finishing.learned import EdgeEvidence
 from stm_plugin.planning.plan import position_in
 from stm_plugin.planning.values import Direction
 from stm_plugin.propagation.results import FrameResult, Results
 from stm_plugin.windows import FloatArray
+
+
+def softness_of_keys(softness: Sequence[float]) -> float:
+    """The softness of an object by that of several keys (`model.network.edges.softness_of`).
+
+    The least of the soft ones. Motion blur, or something blurred in front of the object, makes a key softer
+    than the other frames are. A mask that is drawn hard says nothing where another is soft.
+    """
+    soft = [one for one in softness if one > HARD]
+    return min(soft) if soft else max(softness, default=0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,15 +50,15 @@ class EdgeEvidenceSource:
         """The evidence for one of the objects that `result` has a probability of."""
         probability = result.probabilities[name]
         source = self.results.plan.by_frame[result.frame].sources[name]
-        before = self._beside(source.forward, Direction.FORWARD, result.frame, name)
-        after = self._beside(source.backward, Direction.BACKWARD, result.frame, name)
+        before = self._beside(result, name, Direction.FORWARD)
+        after = self._beside(result, name, Direction.BACKWARD)
         keys = [key for key in (source.forward, source.backward) if key is not None]
         return EdgeEvidence(
             probability=probability,
-            before=probability if before is None else before,
-            after=probability if after is None else after,
+            before=before,
+            after=after,
             others=self._others(result, name),
-            key_softness=max((self._key_softness(key, name) for key in keys), default=0.0),
+            key_softness=softness_of_keys([self._key_softness(one.key, name) for one in source.candidates]),
             carried=self._carried(result.frame, name, keys),
         )
 
@@ -72,16 +82,31 @@ class EdgeEvidenceSource:
             self._motions[key, frame] = found
         return found
 
-    def _beside(self, key: int | None, direction: Direction, frame: int, name: str) -> FloatArray | None:
-        """(h, w): the object on the frame that the pass from a key reached just before this one."""
-        if key is None:
-            return None
-        (passed,) = (one for one in self.results.plan.passes if one.name == (key, direction))
-        position = position_in(passed, frame)
+    def _beside(self, result: FrameResult, name: str, direction: Direction) -> FloatArray:
+        """(h, w): the object on the frame that the passes in a direction reached just before this one.
+
+        As far as they have little part in this frame, it is the probability of this frame instead: what they
+        found beside it is not what the matte is made of.
+        """
+        probability = result.probabilities[name]
+        candidates = zip(
+            self.results.plan.by_frame[result.frame].sources[name].candidates,
+            result.shares[name],
+            strict=True,
+        )
+        shares = {one.name: share for one, share in candidates if one.direction is direction}
+        if not shares:
+            return probability
+        most = max(shares, key=lambda one: shares[one])
+        (passed,) = (one for one in self.results.plan.passes if one.name == most)
+        position = position_in(passed, result.frame)
         if position == 0:
-            return self._key_mask(key, name)
-        beside: FloatArray = self.results.pass_result(passed, position - 1)[passed.objects.index(name)]
-        return beside
+            beside = self._key_mask(passed.key, name)
+        else:
+            beside = self.results.pass_result(passed, position - 1)[passed.objects.index(name)]
+        part = np.float32(min(1.0, 2.0 * sum(shares.values())))
+        mixed: FloatArray = probability + part * (beside - probability)
+        return mixed
 
     def _others(self, result: FrameResult, name: str) -> FloatArray:
         """(h, w): all other objects of the frame together."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from stm_plugin.windows import FloatArray
 
-VERSION = 4
+VERSION = 5
 """Enters the address of every matte; raise it when the same passes are fused to another result
 (and `planning.plan.FUSION_RULE` with it)."""
 
@@ -20,6 +20,15 @@ _LEAST_TRUST = 0.1
 fits, the distance still decides."""
 _FRAMES_TO_LOSE_TRUST = 5
 """Frames from its own key over which the trust in a pass may fall from 1: so no matte pops."""
+_UNTOLD = 4
+"""How fast the weight of a pass falls, where it finds less than another, with what its key does not show."""
+_SUREST = 0.018
+"""Probabilities nearer to 0 or 1 than this count alike: log-odds of 4. So a change of weights shows at most
+twice as fast as in a mean of probabilities."""
+_ALIKE = 0.01
+"""Passes that differ by less on a pixel have the same mean in probabilities and in log-odds."""
+_BESIDE, _FRAMES_TO_DECIDE = 3, 5
+"""Frames from a key in which probabilities are averaged, and over which log-odds take their place."""
 _MAYBE = 0.05
 """Probability above which an object may be on a pixel."""
 
@@ -63,8 +72,10 @@ def fuse(passes: Sequence[PassAtFrame]) -> FloatArray:
     The weight of a pass is its distance share (`distance_shares`), times its trust squared, times its
     confidence in the pixel. Its trust (`trust`) depends on how well it fits the other keys that it met, how
     much of the object its own key shows, how much of the object it finds beside the other passes, and its
-    mean confidence in the object. Where all passes agree, their value is the result. Beside a key, the pass
-    of that key has nearly all the weight.
+    mean confidence in the object. Where a pass finds less than another, it may be because its own key does
+    not show that part (`said_of_less`): there it has less weight. Where all passes agree, their value is the
+    result. Beside a key, the pass of that key has nearly all the weight. Farther away the mean is one of
+    log-odds: where sure passes differ, the one with more weight decides, instead of a grey that none found.
 
     Args:
         passes: at least one.
@@ -79,14 +90,53 @@ def blend(passes: Sequence[PassAtFrame], said: Sequence[float]) -> FloatArray:
     """`fuse` with the result of `weights`: (h, w) in [0, 1]."""
     if len(passes) == 1:
         return passes[0].probability
-    total = np.zeros_like(passes[0].probability)
-    fused = np.zeros_like(total)
-    for one, weight_of in zip(passes, said, strict=True):
-        weight = np.float32(weight_of) * confidence(one.probability)
-        total += weight
-        fused += weight * one.probability
-    result: FloatArray = fused / total
-    return np.clip(result, 0.0, 1.0)
+    probabilities = np.stack([one.probability for one in passes])  # (passes, h, w)
+    least, most = probabilities.min(axis=0), probabilities.max(axis=0)
+    weight = np.stack([confidence(one) for one in probabilities])
+    heard = said_of_less(passes, said)
+    for plane, one, of_all, of_less in zip(weight, probabilities, said, heard, strict=True):
+        plane *= np.float32(of_all) + np.float32(of_less - of_all) * (most - one)
+    weight /= weight.sum(axis=0)
+    fused: FloatArray = (weight * probabilities).sum(axis=0)
+    decided = np.float32(_decided(passes))
+    differ = most - least > _ALIKE
+    if decided > 0.0 and differ.any():
+        by_odds = _mean_of_odds(probabilities[:, differ], weight[:, differ])
+        fused[differ] += decided * (by_odds - fused[differ])
+    return np.clip(fused, least, most)
+
+
+def _mean_of_odds(probabilities: FloatArray, weight: FloatArray) -> FloatArray:
+    """The weighted mean of log-odds as a probability: (passes, n) and weights of sum 1 -> (n,)."""
+    limited = np.clip(probabilities, _SUREST, 1 - _SUREST)
+    # What the limit takes away is added again, so that a pass with all the weight is the result.
+    rest = (weight * (probabilities - limited)).sum(axis=0)
+    odds = (weight * np.log(limited / (1 - limited))).sum(axis=0)
+    result: FloatArray = 1 / (1 + np.exp(-odds)) + rest
+    return result
+
+
+def said_of_less(passes: Sequence[PassAtFrame], said: Sequence[float]) -> list[float]:
+    """The weight of each pass where it finds less of the object than another pass.
+
+    A pass takes for background what its own key does not show. So it counts how much its key shows, beside
+    the key that shows most. Near its own key no weight falls faster than the least trust does.
+    """
+    claimed = max(area_of(one.probability) for one in passes)
+    shown = [_visible(one, claimed) for one in passes]
+    shares = distance_shares([one.distance for one in passes])
+    result = []
+    for one, share, visible, weight in zip(passes, shares, shown, said, strict=True):
+        told = (visible / max(shown)) ** (_UNTOLD * _along(one.distance))
+        least = share * _LEAST_TRUST ** (2 * _along(one.distance))
+        result.append(min(weight, max(weight * told, least)))
+    return result
+
+
+def _decided(passes: Sequence[PassAtFrame]) -> float:
+    """How far log-odds are averaged instead of probabilities, in [0, 1]: not at all beside a key."""
+    nearest = min(abs(one.distance) for one in passes)
+    return min(1.0, max(0, nearest - _BESIDE) / _FRAMES_TO_DECIDE)
 
 
 def weights(passes: Sequence[PassAtFrame]) -> list[float]:
@@ -116,12 +166,21 @@ def trust(one: PassAtFrame, claimed: float, held: float = 0.0) -> float:
             pass that grows may have leaked. A pass that finds less has probably lost a part of the object.
     """
     area = area_of(one.probability)
-    visible = min(1.0, max(one.key_area, 1.0) / max(claimed, 1.0))
+    visible = _visible(one, claimed)
     holds = min(1.0, max(area, 1.0) / max(held, 1.0))
     whole = mean_confidence(one.probability) ** 2
-    distance = abs(one.distance)
-    earned = max(_LEAST_TRUST, visible * holds * whole * arrival_trust(distance, one.arrivals))
-    return float(earned ** min(1.0, distance / _FRAMES_TO_LOSE_TRUST))
+    earned = max(_LEAST_TRUST, visible * holds * whole * arrival_trust(abs(one.distance), one.arrivals))
+    return float(earned ** _along(one.distance))
+
+
+def _visible(one: PassAtFrame, claimed: float) -> float:
+    """The share of an object of the area `claimed` that the pass's own key shows, at most 1."""
+    return min(1.0, max(one.key_area, 1.0) / max(claimed, 1.0))
+
+
+def _along(distance: int) -> float:
+    """How far the trust in a pass may have fallen at a distance from its key, in [0, 1]."""
+    return min(1.0, abs(distance) / _FRAMES_TO_LOSE_TRUST)
 
 
 def arrival_trust(distance: int, arrivals: Sequence[Arrival]) -> float:

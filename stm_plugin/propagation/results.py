@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -47,6 +47,7 @@ class FrameResult:
         probabilities: the other objects: (h, w) at working size, in [0, 1].
         agreement: of the two passes with the greatest weights, of the object with the least agreement; None
             without.
+        shares: of each object's passes in its probability, in the order of its candidates; their sum is 1.
     """
 
     frame: int
@@ -54,6 +55,7 @@ class FrameResult:
     masks: Mapping[str, FloatArray]
     probabilities: Mapping[str, FloatArray]
     agreement: float | None = None
+    shares: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def confidence(self) -> float:
@@ -211,6 +213,7 @@ class Results(Material):
         """One fused frame. All results that it needs must be in the store."""
         masks: dict[str, FloatArray] = {}
         fused: dict[str, FloatArray] = {}
+        shares: dict[str, tuple[float, ...]] = {}
         agreed: list[float] = []
         for name, source in self.plan.by_frame[frame].sources.items():
             if source.key is not None:
@@ -222,11 +225,12 @@ class Results(Material):
                 fused[name] = np.zeros((geometry.height, geometry.width), np.float32)
                 continue
             said = weights(passes)
+            shares[name] = tuple(one / sum(said) for one in said)
             fused[name] = blend(passes, said)
             if len(passes) > 1:
                 first, second = most_trusted(passes, said)
                 agreed.append(agreement(first.probability, second.probability))
-        return FrameResult(frame, self.address(frame), masks, fused, min(agreed, default=None))
+        return FrameResult(frame, self.address(frame), masks, fused, min(agreed, default=None), shares)
 
     def is_computed(self, result: Result) -> bool:
         """Whether the store has a result of the network."""
