@@ -924,7 +924,8 @@ def _show_status(snapshot: Snapshot, status: Header) -> None:
     node = find_by_id(snapshot.node_id)
     first, last = snapshot.frames
     ready = cache.fresh_mattes(snapshot.cache, snapshot.view, range(first, last + 1))
-    advice = status.get("advice") or _least_sure(snapshot, ready)
+    no_advice = str(status.get("no_advice", ""))
+    advice = status.get("advice") or (None if no_advice else _least_sure(snapshot, ready))
     _advised[node.id] = None if advice is None else int(advice["frame"])
     words = (
         str(status["text"])
@@ -934,6 +935,8 @@ def _show_status(snapshot: Snapshot, status: Header) -> None:
     if advice is not None:
         words += f". Next key: {advice['text']}"
     words += "."
+    if no_advice and snapshot.keys:
+        words += f" {no_advice}"
     if not snapshot.is_live:
         words += f" {counted(len(ready), 'matte file')} of {last - first + 1} ready."
     show_text(node, words)

@@ -185,8 +185,8 @@ def status(shot: Folder, as_json: AsJson = False) -> None:
             output.print(sentence, highlight=False, markup=False)
         if found.next_key is not None:
             output.print(f"The next key would help most on {found.next_key.text}.", highlight=False)
-        elif found.count(State.DONE) and not found.dirty:
-            output.print("No further key is expected to help.", highlight=False)
+        elif found.no_advice:
+            output.print(found.no_advice, highlight=False)
 
 
 @app.command()

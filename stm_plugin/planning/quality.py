@@ -96,6 +96,16 @@ def advise(qualities: Mapping[int, Quality], keys: Collection[int]) -> Advice | 
     return Advice(chosen, f"{chosen}, {reason}{also}")
 
 
+def no_advice(advice: Advice | None, finished: bool) -> str:
+    """The sentence for people that no further key is expected to help; empty unless that is so.
+
+    Args:
+        advice: of `advise`.
+        finished: whether some frames are finished and none is stale or missing.
+    """
+    return "No further key is expected to help." if finished and advice is None else ""
+
+
 def hidden_keys(areas: Mapping[int, Mapping[str, float]]) -> list[tuple[int, str, float]]:
     """Keys that show little of an object compared with the key that shows most of it: frame, object, share.
 

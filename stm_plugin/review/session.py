@@ -124,6 +124,7 @@ class ReviewSession:
                 "next": None
                 if status.next_key is None
                 else {"frame": status.next_key.frame, "text": status.next_key.text},
+                "noAdvice": status.no_advice,
                 "heldBy": self._words_of(status.holder),
                 "engine": self._engine_state,
                 "run": asdict(self._run),

@@ -83,6 +83,8 @@ class ShotState:
     plate_missing: Frames
     reasons: tuple[Reason, ...]
     advice: tuple[int, str] | None = None
+    no_advice: str = ""
+    """The sentence that no further key is expected to help; empty unless that is so."""
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,7 @@ class SharedShot:
             "reasons": reasons_json(state.reasons),
             "text": state_words(state.done, state.stale, state.missing),
             "advice": None if state.advice is None else {"frame": state.advice[0], "text": state.advice[1]},
+            "no_advice": state.no_advice,
             "jobs": list(jobs),
             **configured_json(),
         }

@@ -22,7 +22,7 @@ from stm_plugin.errors import KeyframeError, MatteError, PlateError, Propagation
 from stm_plugin.files.journal import Journal
 from stm_plugin.images.host_plate import HostPlate
 from stm_plugin.planning.plan import frames_in_range
-from stm_plugin.planning.quality import Advice
+from stm_plugin.planning.quality import Advice, no_advice
 from stm_plugin.planning.values import DirtyRange, Plan, State
 from stm_plugin.planning.values import Request as PlanRange
 from stm_plugin.propagation.events import Event, FrameFinished, Notice, PlateChanged
@@ -326,6 +326,7 @@ class EngineShot:
             plate_missing=[frame for frame in plate_missing if frame in within],
             reasons=reasons,
             advice=None if advice is None else (advice.frame, advice.text),
+            no_advice=no_advice(advice, finished=State.DONE in states.values() and not dirty),
         )
 
     def forecast(self, frames: Range | None, direction: Direction) -> Forecast:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from stm_plugin.files.lock import Holder
-from stm_plugin.planning.quality import Advice, Quality
+from stm_plugin.planning.quality import Advice, Quality, no_advice
 from stm_plugin.planning.values import DirtyRange, State
 from stm_plugin.propagation.events import Event, FrameComputed, Notice
 from stm_plugin.store.description import AdaptationRecord
@@ -72,6 +72,11 @@ class ShotStatus:
 
     def count(self, state: State) -> int:
         return Counter(self.states.values())[state]
+
+    @property
+    def no_advice(self) -> str:
+        """The sentence that no further key is expected to help; empty unless that is so."""
+        return no_advice(self.next_key, finished=self.count(State.DONE) > 0 and not self.dirty)
 
 
 @dataclass(frozen=True)

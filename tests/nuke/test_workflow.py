@@ -438,6 +438,22 @@ def test_the_advice_of_the_engine_is_followed(nuke: Any, node: Any, monkeypatch:
     assert nuke.frame() == FIRST + 4
 
 
+def test_the_status_says_that_no_key_is_expected_to_help(
+    nuke: Any, node: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stm_nuke.session import Session
+
+    told = {"advice": None, "no_advice": "No further key is expected to help."}
+    status = Session.status
+    monkeypatch.setattr(Session, "status", lambda self: {**status(self), **told})
+    nuke.GUI = True
+    nuke.frame(FIRST)
+    node.group["set_key"].execute()
+    run_to_end(nuke, node)
+    assert told["no_advice"] in node["status"]
+    assert "Next key" not in node["status"]
+
+
 def test_without_advice_of_the_engine_the_frame_that_is_advised_is_the_least_sure_one(
     nuke: Any, node: Any, without_advice: None
 ) -> None:

@@ -152,7 +152,7 @@ function show() {
   by("locked").textContent = Object.values(locked).join(" ");
   if (!idsChosen) by("ids").checked = state.cryptomatte;
   idsChosen = true;
-  by("advice").textContent = [state.next ? `The next key would help most on ${state.next.text}.` : "", ...state.advice]
+  by("advice").textContent = [state.next ? `The next key would help most on ${state.next.text}.` : state.noAdvice, ...state.advice]
     .filter(Boolean).join(" ");
   by("go-next").disabled = !state.next;
   const dirtyMask = mask !== null && mask.frame === frame;

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stm_plugin.planning.quality import Quality, adapting_may_help, advise, agreement, hidden_keys
+from stm_plugin.planning.quality import Quality, adapting_may_help, advise, agreement, hidden_keys, no_advice
 from stm_plugin.propagation.fusion import mean_confidence
 
 
@@ -86,3 +86,11 @@ def test_passes_agree_as_far_as_they_share_the_object() -> None:
     assert mean_confidence(left) == 1.0
     assert mean_confidence(np.full((4, 4), 0.6, np.float32)) == pytest.approx(0.2)
     assert mean_confidence(np.zeros((4, 4), np.float32)) == 1.0
+
+
+def test_that_no_key_helps_is_said_only_where_all_is_finished_and_sure() -> None:
+    sure = qualities(dict.fromkeys(range(2, 9), (0.999, 0.999)))
+    assert no_advice(advise(sure, {1}), finished=True) == "No further key is expected to help."
+    assert no_advice(advise(sure, {1}), finished=False) == ""
+    unsure = qualities(dict.fromkeys(range(2, 9), (0.7, 0.6)))
+    assert no_advice(advise(unsure, {1}), finished=True) == ""
