@@ -3,6 +3,7 @@
     python benchmarks/edges.py ../shared/data/soft
     python benchmarks/edges.py ../shared/data/soft --clips furball_C --methods off guided "true cut" --times
     python benchmarks/edges.py ../shared/data/soft --clips furball_B --methods learned --keys
+    python benchmarks/edges.py ../shared/data/soft --split
 
 A folder holds clips as `NAME/plate/*` with `NAME/alpha/*` (for `furball_A`, `_B` and `_C`: `furball/alpha`).
 The network gets one key, the true alpha of the first frame cut at a half, and propagates it; that frame is
@@ -16,6 +17,12 @@ Measured inside the band, the pixels within 10 of one whose true alpha is neithe
 - dtSSD x 100: root of the mean square of the error's change from frame to frame;
 - SAD: sum of |p - g| / 1000;
 - soft: pixels with 0.02 < p < 0.98 over those of the truth.
+
+`--split` prints instead where the error of learned edges comes from, as parts of its MSE:
+
+- lost: where the network's mask, cut at a half, is wrong over a square of 8 plate pixels or more;
+- enlarging: the error of the true alpha that is reduced to the working size and enlarged as the product does;
+- rest: the error of alpha at working size, along the edge.
 
 `--keys` prints instead how much of a key's softness is carried on: the soft pixels of a hard key, of a
 blurred one and of the true alpha as key, and of the frames after it.
@@ -39,7 +46,7 @@ import numpy.typing as npt
 
 from stm_plugin.finishing.band import Guide
 from stm_plugin.finishing.guided import finish
-from stm_plugin.finishing.learned import EdgeEvidence, finish_learned
+from stm_plugin.finishing.learned import EdgeEvidence, enlarged_along_plate, finish_learned
 from stm_plugin.images.working_picture import WorkingGeometry, to_plate, to_working
 from stm_plugin.planning.values import Request
 from stm_plugin.propagation.edge_evidence import EdgeEvidenceSource
@@ -52,6 +59,8 @@ from stm_plugin.windows import FloatArray
 BAND = 10
 GRADIENT_SIGMA = 1.4
 KEY_BLUR = 3.0
+LOST = 8
+"""Plate pixels: a mistake of the network that holds a square of this side is a lost part."""
 AFTER_A_KEY = 4
 """How many frames after a key its softness is looked for."""
 OWN_TRIMAP = 0.05
@@ -289,6 +298,29 @@ def soft_pixels(values: FloatArray) -> int:
     return int(np.count_nonzero((values > 0.02) & (values < 0.98)))
 
 
+def split_of(shown: Shown) -> tuple[float, float, float]:
+    """MSE x 1000 of learned edges in the band: lost by the network, lost by enlarging, and the rest."""
+    truth, window, geometry = shown.truth, shown.guide.window, shown.geometry
+    band = band_of(truth)
+    errors = 1000 * np.square(by_refiner(shown) - truth)
+    wrong = (to_plate(shown.evidence.probability, window, geometry) > 0.5) != (truth > 0.5)
+    lost = cv2.morphologyEx(wrong.astype(np.uint8), cv2.MORPH_OPEN, np.ones((LOST, LOST), np.uint8)) > 0
+    best = enlarged_along_plate(to_working(truth, window, geometry), shown.guide, geometry, FinishSettings())
+    enlarging = float(1000 * np.square(best - truth)[band].mean())
+    by_network = float(errors[band & lost].sum() / max(1, np.count_nonzero(band)))
+    return by_network, enlarging, float(errors[band].mean()) - by_network - enlarging
+
+
+def print_split(name: str, shown: list[Shown]) -> None:
+    """The parts of the error of learned edges."""
+    lost, enlarging, rest = (statistics.mean(each) for each in zip(*map(split_of, shown), strict=True))
+    total = lost + enlarging + rest
+    print(
+        f"{name:14} MSE {total:6.1f}: lost {lost:5.1f}, enlarging {enlarging:5.1f}, rest {rest:5.1f}",
+        flush=True,
+    )
+
+
 def print_carried_softness(name: str, clip: tuple[Path, Path], ways: list[str]) -> None:
     """The soft pixels of a key and of the frames after it, for each kind of key."""
     for kind, key_of in KEYS.items():
@@ -343,6 +375,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--frames", type=int, help="score the first N frames only")
     parser.add_argument("--times", action="store_true", help="and the time of a 2K frame of each clip")
+    parser.add_argument("--split", action="store_true", help="where the error of learned edges comes from")
     parser.add_argument("--keys", action="store_true", help="how much of a key's softness is carried on")
     options = parser.parse_args()
     clips = clips_of(options.folder)
@@ -350,13 +383,21 @@ def main() -> None:
         for name in options.clips or clips:
             print_carried_softness(name, clips[name], options.methods)
         return
-    print(f"{'clip':14} {'way':26} {'MSE':>6} {'Grad':>7} {'dtSSD':>6} {'SAD':>7} {'soft':>6}   2K ms")
+    if options.split:
+        for name in options.clips or clips:
+            print_split(name, list(shown_frames(*clips[name]))[: options.frames])
+        return
+    print(f"{'clip':14} {'way':26} {'MSE':>6} {'Grad':>7} {'dtSSD':>6} {'SAD':>7} {'soft':>6}   2K ms soft %")
     for name in options.clips or clips:
         frames = list(shown_frames(*clips[name]))[: options.frames]
         truths = [one.truth for one in frames]
         for way in options.methods:
             measured = scores([WAYS[way](one) for one in frames], truths)
-            spent = f"{milliseconds(WAYS[way], enlarged(frames[0])):7.0f}" if options.times else ""
+            spent = ""
+            if options.times:
+                big = enlarged(frames[0])
+                share = 100 * soft_pixels(WAYS[way](big)) / big.truth.size
+                spent = f"{milliseconds(WAYS[way], big):7.0f} {share:6.1f}"
             print(f"{name:14} {way:26} {measured} {spent}", flush=True)
 
 

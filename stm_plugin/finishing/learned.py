@@ -101,6 +101,13 @@ def finish_learned(
         float32 (H, W) in [0, 1]: exactly 0 or 1 where no edge is soft, 0 outside the region.
     """
     alpha = alpha_at_working_size(evidence, guide.working, settings, refiner)
+    return enlarged_along_plate(alpha, guide, geometry, settings)
+
+
+def enlarged_along_plate(
+    alpha: FloatArray, guide: Guide, geometry: WorkingGeometry, settings: FinishSettings
+) -> FloatArray:
+    """Alpha (h, w) at working size, enlarged to (H, W) along the edges of the plate."""
     if not unsure_pixels(alpha).any():
         return inside_region(to_plate(alpha, guide.window, geometry), guide.window, geometry)
     following = replace(settings, radius=_DETAIL_RADIUS, sure=min(NEARLY_SURE, settings.sure), sharpness=1.0)
