@@ -59,8 +59,8 @@ _NEAR = 8
 """A part is confirmed if a neighbouring frame has a part within this many working pixels."""
 _DENT_NEAR = 2
 """The same for what is a little transparent inside an object."""
-_LEVELS = (0.25, 0.5, 0.75, 0.9, 1.0)
-"""Of alpha, up to which a dent is closed."""
+_LEVELS = {0.25: 0.25, 0.5: 0.5, 0.75: 1.0, 0.9: 1.0, 1.0: 1.0}
+"""Alpha of a rim, and of what is within it afterwards: whole within a rim that is nearly so."""
 _RIM = 3
 """Working pixels around a removed part that are removed too: the network spreads an edge so far."""
 
@@ -205,19 +205,19 @@ def confirmed(evidence: EdgeEvidence) -> FloatArray:
 def without_specks(alpha: FloatArray, evidence: EdgeEvidence, box: Tile = WHOLE) -> FloatArray:
     """Alpha (h, w) of a box without dents inside the object and traces outside it.
 
-    A dent is closed as far as no way leads out of it: up to the least alpha that has to be crossed to get to
-    what is outside, in this frame, in its neighbours or in a key. The same the other way round for a trace.
+    A dent has a rim: the least alpha that has to be crossed on the way from it to what is outside, in this
+    frame, in its neighbours or in a key. It is filled up to that. The same the other way round for a trace.
     """
     keys = (key.mask for key in evidence.carried)
     masks = [one[box] for one in (evidence.probability, evidence.before, evidence.after, *keys)]
     dents, traces = _near(False, *masks, reach=_DENT_NEAR), _near(True, *masks)
-    for level in _LEVELS:
-        alone = _apart(alpha < level, dents)
+    for rim, filled in _LEVELS.items():
+        alone = _apart(alpha < rim, dents)
         if alone is not None:
-            alpha = np.where(alone > 0, np.float32(level), alpha)
-        alone = _apart(alpha > 1 - level, traces)
+            alpha = np.where(alone > 0, np.float32(filled), alpha)
+        alone = _apart(alpha > 1 - rim, traces)
         if alone is not None:
-            alpha = np.where(alone > 0, np.float32(1 - level), alpha)
+            alpha = np.where(alone > 0, np.float32(1 - filled), alpha)
     return alpha
 
 

@@ -146,6 +146,18 @@ def test_a_dent_inside_and_a_trace_outside_that_are_near_no_contour_go() -> None
     assert (kept[115:125, 155:165] == np.float32(0.7)).all(), "a neighbour has a hole there"
 
 
+def test_a_dent_beside_the_edge_is_filled_up_to_its_rim() -> None:
+    sound = np.zeros((GEOMETRY.height, GEOMETRY.width), np.float32)
+    sound[60:180, 100:220] = 1
+    alpha = sound.copy()
+    alpha[100:120, 100:104] = 0.8  # the rim, at the edge
+    alpha[100:120, 104:112] = 0.1
+    alpha[140:150, 100:112] = 0.4  # a notch: open to the outside
+    cleaned = without_specks(alpha, evidence_of(sound))
+    assert (cleaned[100:120, 104:112] == 1).all() and (cleaned[100:120, 100:104] == np.float32(0.8)).all()
+    assert (cleaned[140:150, 100:112] == np.float32(0.4)).all()
+
+
 def test_any_number_of_threads_gives_the_same_bits(refiner: FastRefiner) -> None:
     """The whole finish: refiner, closed form, guided filters, the enlargement."""
     alpha = disc(24.0)
