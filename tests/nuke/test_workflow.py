@@ -816,6 +816,78 @@ def test_a_cache_that_is_moved_during_a_propagation_gets_its_mattes(
 
 
 @pytest.mark.slow
+def test_a_script_that_is_saved_for_the_first_time_during_a_propagation_gets_its_mattes(
+    nuke: Any, engine: Path, clip: Path, tmp_path: Path
+) -> None:
+    import stm_nuke.callbacks
+
+    stm_nuke.callbacks.install()
+    nuke.GUI = True
+    made = stm_comp(nuke, clip, COUNT)
+    nuke.frame(FIRST)
+    made.group["set_key"].execute()
+    run_to_end(nuke, made)
+    made.group["both"].execute()
+    nuke._host.pump(lambda: any(f"frame {FIRST + 2}" in one for one in nuke._host.progress))
+    before = made.cache
+    nuke.scriptSaveAs(str(tmp_path / "first.nk"))
+    assert made.cache != before
+    assert run_to_end(nuke, made).error is None
+    assert ready(made) == set(FRAMES)
+
+
+@pytest.mark.slow
+def test_a_node_inside_two_groups_works_as_any_other(
+    nuke: Any, engine: Path, clip: Path, tmp_path: Path
+) -> None:
+    """Key, propagation, correction and render; what changes outside both groups is seen."""
+    import stm_nuke.callbacks
+    from stm_nuke import verbs
+
+    stm_nuke.callbacks.install()
+    plate = read_node(nuke, (clip / "plate.%04d.png").as_posix(), FRAMES)
+    grade = nuke.nodes.Grade()
+    grade.setInput(0, plate)
+    sources = [grade, read_node(nuke, (clip / "mask.%04d.png").as_posix(), FRAMES, raw=True)]
+    outer, inside_outer = group_with_inputs(nuke)
+    with outer:
+        inner, inside_inner = group_with_inputs(nuke)
+        nuke.nodes.Output().setInput(0, inner)
+        with inner:
+            made = stm_nuke.create(*inside_inner)
+            nuke.nodes.Output().setInput(0, made.group)
+    for group, above in ((outer, sources), (inner, inside_outer)):
+        for number, source in enumerate(above):
+            group.setInput(number, source)
+    assert made.take_range_from_input() == (FIRST, LAST)
+    made.set("objects", "chair = rgba.red")
+    made.set("working_size", 112)
+    nuke.scriptSave(str(tmp_path / "shot.nk"))
+    stm_nuke.set_key(made, FIRST)
+    assert stm_nuke.propagate(made) == list(FRAMES)
+    assert verbs.correct(made, FIRST + 2, "main").parent() is inner
+    write = write_of(nuke, made, tmp_path / "render")
+    write.setInput(0, outer)
+    nuke.execute(write, FIRST, LAST, 1)
+    rendered = pixels(tmp_path / "render" / f"out.{LAST}.exr")[..., 3]
+    np.testing.assert_array_equal(rendered, matte(made, LAST))
+    nuke.GUI = True
+    grade["multiply"].setValue(0.5)
+    with pytest.raises(RuntimeError, match="have changed since its mattes were made"):
+        nuke.execute(write, FIRST, LAST, 1)
+
+
+def group_with_inputs(nuke: Any) -> tuple[Any, list[Any]]:
+    """A group in the current one, with two Input nodes."""
+    made = nuke.nodes.Group()
+    with made:
+        inputs = [nuke.nodes.Input() for _ in range(2)]
+        for number, one in enumerate(inputs):
+            one["number"].setValue(number)
+    return made, inputs
+
+
+@pytest.mark.slow
 def test_an_engine_that_is_killed_in_mid_propagation_is_started_again_and_nothing_is_lost(
     nuke: Any, node: Any, kill_engine: Callable[[], None]
 ) -> None:
