@@ -36,7 +36,9 @@ class Case:
     precision: str = "float32"
     objects: int = 1
     architecture: str = "stm-lite"
-    writes: bool = True
+    foreground: bool = False
+    frames: int = 0
+    """Of the plate; 0 for as many as `--frames` says."""
 
 
 CASES = (
@@ -50,6 +52,9 @@ CASES = (
     Case("4K-fp32-3", 4096, 2160, objects=3),
     Case("4K-bf16-1", 4096, 2160, "bfloat16"),
     Case("480p-fp32-1-r50", 854, 480, architecture="stm-r50"),
+    Case("480p-fp32-1-99", 854, 480, frames=99),
+    Case("2K-fp32-1-fg", 2048, 1080, foreground=True),
+    Case("4K-bf16-1-fg", 4096, 2160, "bfloat16", foreground=True),
 )
 
 
@@ -100,7 +105,12 @@ def run(case: Case, folder: Path, weights: str) -> None:
     from stm_plugin.shot.shot import Shot
     from stm_plugin.store.description import PlateDescription
 
-    settings = Settings(weights=weights, precision=case.precision, device="cpu")  # type: ignore[arg-type]
+    settings = Settings(
+        weights=weights,
+        precision=case.precision,  # type: ignore[arg-type]
+        device="cpu",
+        foreground=case.foreground,
+    )
     plate = PlateDescription("files", str(folder / "plate.####.exr"))
     ys, xs = np.mgrid[: case.height, : case.width]
     disc = (xs - case.width * 0.3) ** 2 + (ys - case.height / 2) ** 2 < (case.height / 5) ** 2
@@ -117,7 +127,8 @@ def run(case: Case, folder: Path, weights: str) -> None:
         writer = MatteWriter(str(folder / "matte" / "matte.####.exr"), shot.plate)
         shot.propagate(Request(), writer=writer)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-    print(json.dumps({"forecast": forecast.total, "peak": peak}))
+    parts = {"bank": forecast.bank, "working": forecast.working, "features": forecast.features}
+    print(json.dumps({"forecast": forecast.total, "peak": peak, **parts, "fixed": forecast.fixed}))
 
 
 def measure(case: Case, frames: int) -> dict[str, int]:
@@ -144,7 +155,7 @@ def main() -> None:
     by_name = {one.name: one for one in CASES}
     if given.prepare:
         folder, case = Path(given.prepare[0]), by_name[given.prepare[1]]
-        make_plate(folder, case, given.frames)
+        make_plate(folder, case, case.frames or given.frames)
         print(random_weights(folder, case.architecture))
         return
     if given.child:

@@ -212,9 +212,10 @@ def load_config(path: str | Path | None = None) -> ColourConfig:
         if not location.startswith("ocio://"):
             location = str(Path(location).expanduser())
         config = ocio.Config.CreateFromFile(location)
-    except ocio.Exception as error:
+    except (ocio.Exception, UnicodeError) as error:  # OCIO's own text may hold bytes of the file
+        why = "it is no text" if isinstance(error, UnicodeError) else _first_line(error)
         raise ColourError(
-            f"The colour config ({source}) cannot be used: {_first_line(error)}.",
+            f"The colour config ({source}) cannot be used: {why}.",
             path=location,
             hint="Restore the file, or leave it out to use the built-in config.",
         ) from error

@@ -9,6 +9,7 @@ import numpy as np
 
 from stm_plugin.configuration import Configuration
 from stm_plugin.errors import KeyframeError, MaskError, PlateError
+from stm_plugin.images.colour import ColourTransform, find_input_space, load_config
 from stm_plugin.images.host_plate import HostPlate
 from stm_plugin.images.mask import MaskPlace, MaskReading, check_object_names, out_of_range, read_mask
 from stm_plugin.images.movie_notes import keep_index, recall_index
@@ -38,6 +39,26 @@ def check_licences(layers: Configuration, settings: Settings, *, own_network: bo
     if settings.finish.edges == "learned":
         edges = refiner_manifest(settings.finish.edge_weights)
         layers.check_licence(edges.name, edges.licence)
+
+
+def check_settings(plate: PlateSource, settings: Settings, *, own_network: bool = False) -> None:
+    """Check that the colours of a plate can be converted, and that the weights exist.
+
+    Args:
+        own_network: whether the caller gave a network, instead of the settings' weights.
+
+    Raises:
+        ColourError: the config or the colour space cannot be used.
+        WeightsError: the weights cannot be used.
+    """
+    if not own_network:
+        weights_manifest(settings.weights)
+    missing = set(plate.missing)
+    first = next((frame for frame in plate.frames if frame not in missing), None)
+    if first is not None:
+        config = load_config(settings.ocio_config)
+        space = find_input_space(plate.header(first), config, settings.colour_space)
+        ColourTransform(config, space.name)
 
 
 def open_plate(store: ShotStore, plate: PlateDescription, settings: Settings) -> PlateSource:

@@ -38,7 +38,7 @@ from stm_plugin.shapes.options import TOLERANCE
 from stm_plugin.shapes.values import ShapeSet
 from stm_plugin.shot.export import MatteWriter
 from stm_plugin.shot.inputs import inputs_of, record_source
-from stm_plugin.shot.opening import check_licences, keep_movie, masks_of_key, open_plate
+from stm_plugin.shot.opening import check_licences, check_settings, keep_movie, masks_of_key, open_plate
 from stm_plugin.shot.reader import ShotReader
 from stm_plugin.shot.shapes import make_shapes
 from stm_plugin.shot.values import Cancelled as Cancelled
@@ -80,6 +80,7 @@ class Shot(ShotReader):
         Raises:
             StoreError: there is one already, or the folder cannot be written.
             PlateError: the plate cannot be opened.
+            ColourError, WeightsError: its colours cannot be converted, or the weights cannot be used.
             LockedError, LicenceError: the configuration forbids a setting or the weights.
         """
         layers = configuration()
@@ -89,6 +90,8 @@ class Shot(ShotReader):
         settings = settled(settings)
         wanted = ShotStore(with_suffix(folder))
         opened = open_plate(wanted, plate, settings) if plate.kind == "files" else None
+        if opened is not None:
+            check_settings(opened, settings, own_network=network is not None)
         chosen = layers.machine_choices(settings)
         description = ShotDescription(plate, settings, configured=layers.taken_over(), chosen=chosen)
         store = ShotStore.create(folder, description)
@@ -172,7 +175,9 @@ class Shot(ShotReader):
         A precision of `auto` changes nothing: the shot keeps the one that was chosen when it was made.
 
         Raises:
-            LockedError, LicenceError: the configuration forbids a value or the weights; nothing has changed.
+            LockedError, LicenceError: the configuration forbids a value or the weights.
+            ColourError, WeightsError: the colours cannot be converted, or the weights cannot be used.
+            Nothing has changed then.
         """
         settings = as_kept(settings, self.settings)
         if settings == self.settings:
@@ -185,6 +190,8 @@ class Shot(ShotReader):
             if settings.adapt:
                 adapting.check_adaptation(description.adaptation, self._base_manifest(settings))
             opened = open_plate(self.store, description.plate, settings)
+            if _checked(settings) != _checked(self.settings):
+                check_settings(opened, settings, own_network=self._network is not None)
             chosen = layers.machine_choices(settings)
             self._save(replace(description, settings=settings, chosen=chosen))
             self.plate = opened
@@ -405,3 +412,8 @@ class Shot(ShotReader):
     def _save(self, description: ShotDescription) -> None:
         self.store.save(description)
         self._description = description
+
+
+def _checked(settings: Settings) -> tuple[object, ...]:
+    """The settings that `check_settings` looks at."""
+    return settings.weights, settings.ocio_config, settings.colour_space

@@ -157,6 +157,8 @@ class ShotStore:
         path = self.folder / "shot.json"
         try:
             values = json.loads(path.read_text("utf-8"))
+            if not isinstance(values, dict):
+                raise ValueError("it has no named fields")
             schema = values["schema"]
         except FileNotFoundError as error:
             raise StoreError(
@@ -425,6 +427,10 @@ def _first_fault(error: Exception) -> str:
         return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
     if isinstance(error, KeyError):
         return f"the field {error.args[0]} is missing"
+    if isinstance(error, TypeError):
+        return "a field holds something of another kind"
+    if isinstance(error, json.JSONDecodeError):
+        return f"it is not complete JSON (line {error.lineno}, column {error.colno})"
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 

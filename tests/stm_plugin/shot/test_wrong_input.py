@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy as np
 import OpenImageIO as oiio
 import pytest
 
-from stm_plugin.errors import MaskError, MatteError, PlateError, SettingsError
+from stm_plugin.errors import MaskError, MatteError, PlateError, SettingsError, StmError
 from stm_plugin.images import movie as movies
 from stm_plugin.images.mask import AS_FOUND, MaskPlace, MaskReading, read_mask
 from stm_plugin.images.movie import index_movie, is_damage
@@ -325,3 +326,36 @@ def test_after_a_surprise_every_frame_is_looked_at_again(
     known = shot.store.plate_index.load()
     hashes = {frame: known[frame]["hash"] for frame in FRAMES}
     assert hashes[1002] == hashes[1001] == hashes[1005]
+
+
+# ---- settings ----
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"colour_space": "nope"}, "no colour space 'nope'"),
+        ({"ocio_config": "absent.ocio"}, "does not exist"),
+        ({"ocio_config": "random.ocio"}, "cannot be used"),
+        ({"weights": "nope"}, "no such weights"),
+    ],
+)
+def test_a_shot_with_a_setting_that_cannot_be_used_is_not_made_and_a_made_one_keeps_its_own(
+    values: dict[str, str],
+    words: str,
+    make_plate: PlateMaker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("random.ocio").write_bytes(random.randbytes(3000))
+    plate = PlateDescription("files", make_plate(FRAMES))
+    with pytest.raises(StmError, match=words):
+        Shot.create(tmp_path / "new.stmshot", plate, Settings(**values))  # type: ignore[arg-type]
+    assert not (tmp_path / "new.stmshot").exists()
+    with Shot.create(tmp_path / "new.stmshot", plate) as shot:
+        before = shot.settings
+        with pytest.raises(StmError, match=words):
+            shot.set_settings(replace(before, **values))  # type: ignore[arg-type]
+        shot.refresh()
+        assert shot.settings == before

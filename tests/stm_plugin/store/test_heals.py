@@ -147,6 +147,7 @@ def test_a_description_that_is_no_description_is_refused_in_words(store: ShotSto
     with pytest.raises(StoreError, match="cannot be read") as told:
         store.description()
     assert told.value.hint
+    assert not [word for word in ("subscript", "indices", "NoneType", "char ") if word in str(told.value)]
 
 
 def test_a_changed_character_of_the_description_is_never_taken_for_a_setting(store: ShotStore) -> None:
