@@ -19,6 +19,7 @@ import OpenEXR
 import OpenImageIO as oiio
 
 from stm_plugin.errors import PlateError, SettingsError, memory_errors
+from stm_plugin.images.quiet import no_prints
 from stm_plugin.windows import FloatArray, PixelArray, Window
 
 _LEAST_ASPECT = 0.05
@@ -224,7 +225,7 @@ def _read_plain_exr(image: oiio.ImageInput, header: PictureHeader, path: Path) -
     # Too little memory is found here: OpenEXR would print lines of its own.
     np.empty((spec.height, spec.width, len(names)), np.float16)
     try:
-        with OpenEXR.File(str(path)) as file:
+        with no_prints(), OpenEXR.File(str(path)) as file:  # it prints a line about a damaged part
             pixels = file.channels()["".join(names)].pixels
     except (RuntimeError, OSError, KeyError, ValueError, TypeError):  # damaged: it has no part then
         return None

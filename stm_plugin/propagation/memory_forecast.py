@@ -26,18 +26,23 @@ _LEAST_CAP = 4
 _SCALES = (1.0, 0.75, 0.5)
 """Working sizes to try, as parts of the requested one, when even the smallest cap does not fit."""
 
-# Measured peaks of one call at 480x864 above the memory before it, in float32 values per padded pixel, on the
-# CPU: a part that does not depend on the objects, and a part for each. Half types take a little more than
+# Measured peaks of one call at 480x864 above the memory before it, in float32 values per padded pixel: a part that does not depend on the objects, and a part for each. Half types take a little more than
 # half.
 _VALUES_PER_PIXEL = {"efficientnet_lite0": (30.0, 58.0), "resnet50": (60.0, 95.0)}
 _WORKING_BYTES = {"float32": 4.0, "bfloat16": 2.4, "float16": 2.4}
+_CPU_WORKING_BYTES = {
+    ("efficientnet_lite0", "float32"): (400.0, 153.0),
+    ("efficientnet_lite0", "bfloat16"): (40.0, 223.0),
+    ("efficientnet_lite0", "float16"): (40.0, 223.0),
+}
+"""Bytes per padded pixel of whole runs on the CPU, where these were measured (benchmarks/memory.py)."""
 _WEIGHTS_BYTES = {"efficientnet_lite0": 20 * _MEBIBYTE, "resnet50": 260 * _MEBIBYTE}
 _WINOGRAD_BYTES = {"efficientnet_lite0": 130 * _MEBIBYTE, "resnet50": 680 * _MEBIBYTE}
 """In float32 on the CPU: the transformed weights of `model.inference.winograd`, and transforming them."""
 _WINOGRAD_VALUES_PER_PIXEL = {"efficientnet_lite0": 0.0, "resnet50": 180.0}
 """The working memory of its wide convolutions, which does not depend on the objects."""
 _PROGRAM_BYTES = {"cuda": 600 * _MEBIBYTE, "mps": 400 * _MEBIBYTE, "cpu": 780 * _MEBIBYTE}
-_HEAP_GAPS = 100 * _MEBIBYTE
+_HEAP_GAPS = 47 * _MEBIBYTE
 """Gaps of the heap until freed memory is returned to the system (`Execution`)."""
 _EVICTION_GAPS = 0.2
 """Of the budget for features: what is lost in gaps at most, once features leave a full cache (99 frames)."""
@@ -48,14 +53,14 @@ _CACHED_BYTES = 2
 _AREA_BYTES = 8
 _PLATE_FRAME_BYTES = 12
 """Per pixel: three float32, the most that a plate has."""
-_FINISHING_BYTES = (9, 5)
+_FINISHING_BYTES = (7, 12)
 """Per plate pixel, and more for each object: what decoding, colour and finishing take beside the frames held,
 in each pair of a reader and a finisher.
 Measured with benchmarks/memory.py; a refiner of edges at plate resolution adds its own here."""
 _REFINER_BYTES = 280
 """Bytes per working pixel that the edge refiner works in, where an object fills the picture."""
-_FOREGROUND_BYTES = 100
-"""Bytes per plate pixel while the colours of the foreground are solved."""
+_FOREGROUND_BYTES = 68
+"""Bytes per plate pixel while the colours of the foreground are solved, in each such pair."""
 
 # Adapting: measured peaks of its steps beyond what was there before, and a sixth to spare (on the CPU, crops
 # of 128 to 384, one and two clips, one to three objects). In float32 values per pixel of all clips of a step,
@@ -295,9 +300,9 @@ def predict_memory(run: MemoryRequest) -> Forecast:
     per_position = 4 * config.key_channels + value_bytes * config.value_channels
     per_entry = run.objects * (positions * per_position + _AREA_BYTES)
     slots = run.memory_cap + run.further_keys + 3  # the key, the previous frame, and a new one
-    once, per_object = _VALUES_PER_PIXEL[config.trunk]
     pixels = positions * STRIDE * STRIDE
     on_cpu = run.device == "cpu"
+    once, per_object = _working_bytes(config.trunk, run.precision, on_cpu)
     fixed = _PROGRAM_BYTES[run.device.split(":")[0]] + _WEIGHTS_BYTES[config.trunk]
     if on_cpu:
         finishing = _FINISHING_BYTES[0] + _FINISHING_BYTES[1] * run.objects
@@ -308,13 +313,22 @@ def predict_memory(run: MemoryRequest) -> Forecast:
         fixed += _HEAP_GAPS
         if run.precision == "float32":
             fixed += _WINOGRAD_BYTES[config.trunk]
-            once += _WINOGRAD_VALUES_PER_PIXEL[config.trunk]
+            once += _WORKING_BYTES["float32"] * _WINOGRAD_VALUES_PER_PIXEL[config.trunk]
     return Forecast(
         bank=slots * per_entry,
-        working=round(pixels * _WORKING_BYTES[run.precision] * (once + per_object * run.objects)),
+        working=round(pixels * (once + per_object * run.objects)),
         features=_cached_bytes(run) if on_cpu else 0,
         fixed=fixed,
     )
+
+
+def _working_bytes(trunk: str, precision: str, on_cpu: bool) -> tuple[float, float]:
+    """What one call takes per padded pixel: a part that does not depend on the objects, and one for each."""
+    measured = _CPU_WORKING_BYTES.get((trunk, precision)) if on_cpu else None
+    if measured is not None:
+        return measured
+    once, per_object = _VALUES_PER_PIXEL[trunk]
+    return _WORKING_BYTES[precision] * once, _WORKING_BYTES[precision] * per_object
 
 
 def fit_memory(wanted: MemoryRequest, available: int) -> MemoryFit:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -19,6 +21,7 @@ from stm_plugin.images import picture_file
 from stm_plugin.images.movie import rational_rate
 from stm_plugin.images.picture_file import open_image, read_stored, reason_of
 from stm_plugin.images.plate import Plate, PlateFrame
+from stm_plugin.images.quiet import no_prints
 from stm_plugin.windows import FloatArray, Window, place
 from tests.conftest import write_image
 
@@ -210,7 +213,7 @@ def test_a_plain_exr_read_by_openexr_is_the_one_that_openimageio_reads(
 
 
 def test_a_plain_exr_that_is_damaged_in_the_middle_is_a_named_error(
-    tmp_path: Path, rng: np.random.Generator
+    tmp_path: Path, rng: np.random.Generator, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "p.1.exr"
     half_exr(path, rng, "zip")
@@ -221,6 +224,21 @@ def test_a_plain_exr_that_is_damaged_in_the_middle_is_a_named_error(
     with pytest.raises(PlateError, match="truncated or damaged") as told:
         plate.read(1)
     assert told.value.frame == 1 and str(path) in str(told.value)
+    assert capsys.readouterr().out == "", "what a command prints is the command's alone"
+
+
+def test_what_a_library_prints_is_dropped_in_its_thread_only(capsys: pytest.CaptureFixture[str]) -> None:
+    before = sys.stdout
+    with no_prints():
+        print("of the library")
+        other = threading.Thread(target=print, args=("of another thread",))
+        other.start()
+        other.join()
+        with no_prints():
+            print("of the library")
+    print("after it")
+    assert sys.stdout is before
+    assert capsys.readouterr().out == "of another thread\nafter it\n"
 
 
 def test_a_file_of_something_else_is_a_named_error(tmp_path: Path) -> None:
