@@ -26,8 +26,8 @@ _LEAST_CAP = 4
 _SCALES = (1.0, 0.75, 0.5)
 """Working sizes to try, as parts of the requested one, when even the smallest cap does not fit."""
 
-# Measured peaks of one call at 480x864 above the memory before it, in float32 values per padded pixel: a part that does not depend on the objects, and a part for each. Half types take a little more than
-# half.
+# Measured peaks of one call at 480x864 above the memory before it, in float32 values per padded pixel: a part
+# that does not depend on the objects, and a part for each. Half types take a little more than half.
 _VALUES_PER_PIXEL = {"efficientnet_lite0": (30.0, 58.0), "resnet50": (60.0, 95.0)}
 _WORKING_BYTES = {"float32": 4.0, "bfloat16": 2.4, "float16": 2.4}
 _CPU_WORKING_BYTES = {
