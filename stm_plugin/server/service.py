@@ -120,6 +120,7 @@ class Service:
         self._handles = itertools.count(1)
         self._tidying: set[asyncio.Task[None]] = set()
         self._worked_at: float | None = None
+        self._has_ended = False
 
     # ---- housekeeping
 
@@ -155,6 +156,8 @@ class Service:
 
     async def leave(self, client: Client) -> None:
         """After the end of a connection, close its shots, cancel its jobs, remove its files."""
+        if self._has_ended:
+            return  # the shots are closed, and the folder of all files is removed
         for shot in list(self._shots.values()):
             if client in shot.users:
                 await self._leave_shot(client, shot)
@@ -173,6 +176,7 @@ class Service:
         for shot in list(self._shots.values()):
             if not self._working_jobs(shot):
                 await self._close(shot)
+        self._has_ended = True
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def tidy(self) -> None:

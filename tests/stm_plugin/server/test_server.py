@@ -755,6 +755,7 @@ def test_an_ordered_end_removes_the_traces_and_stops_jobs(how: str) -> None:
             server.processes[0].send_signal(getattr(signal, how))
         assert server.processes[0].wait(30) == 0
         assert sorted(os.listdir(server.folder)) == ["engine.lock", "engine.log"]
+        assert "Traceback" not in (server.folder / "engine.log").read_text(), "a client was still connected"
         assert client._map_folder is not None
         assert not Path(client._map_folder).exists()
         with pytest.raises(EngineGoneError):
