@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stm_plugin.cli.console import output, progress_bar
+from stm_plugin.cli.console import counted, output, progress_bar
 from stm_plugin.cli.propagate import parse_range
 from stm_plugin.planning.values import Request
 from stm_plugin.shapes.options import LEAST_AREA, TOLERANCE, ShapeFormat
@@ -27,13 +27,14 @@ def shapes(
 ) -> None:
     """Turn the mattes into splines that an artist can edit."""
     from stm_plugin.shapes.formats import format_of
-    from stm_plugin.shot.shapes import make_shapes, write_shapes
+    from stm_plugin.shot.shapes import check_shape_files, make_shapes, write_shapes
     from stm_plugin.shot.shot import Shot
     from stm_plugin.store.store import with_suffix
 
     chosen = format_of(out, form)
     first, last = parse_range(frames) or (None, None)
     with Shot.open(with_suffix(shot)) as opened, progress_bar() as bar:
+        check_shape_files(opened, Request(first, last), out, chosen, overwrite=overwrite)
         task = bar.add_task("shapes", total=None)
         made = make_shapes(
             opened,
@@ -52,5 +53,6 @@ def describe_shapes(made: ShapeSet) -> str:
     """One sentence with the numbers of shapes, points and keys, and of omitted parts."""
     points = sum(len(shape.points) for shape in made.shapes)
     keys = sum(shape.keys for shape in made.shapes)
-    left = f", {made.left_out} parts below {LEAST_AREA:g} pixels left out" if made.left_out else ""
-    return f"{len(made.shapes)} shapes, {points} points, {keys} keys{left}"
+    parts = counted(made.left_out, "part")
+    left = f", {parts} below {LEAST_AREA:g} pixels left out" if made.left_out else ""
+    return f"{counted(len(made.shapes), 'shape')}, {counted(points, 'point')}, {counted(keys, 'key')}{left}"

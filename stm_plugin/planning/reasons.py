@@ -35,7 +35,7 @@ def frame_plan(
         history: what each frame was last finished from.
     """
     if not reached:
-        return FramePlan(frame, sources, None, State.UNREACHED, "no pass in this direction reaches it")
+        return FramePlan(frame, sources, None, State.UNREACHED, "no key reaches that far in this direction")
     before = history.get(frame)
     is_key = all(source.key is not None for source in sources.values())
     if is_key and (before is None or before.address == address):

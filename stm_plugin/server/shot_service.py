@@ -53,7 +53,7 @@ from stm_plugin.settings import Settings, as_kept, changed_settings, flat_settin
 from stm_plugin.shapes.formats import format_of
 from stm_plugin.shapes.options import ShapeFormat
 from stm_plugin.shot.export import MatteWriter
-from stm_plugin.shot.shapes import make_shapes, write_shapes
+from stm_plugin.shot.shapes import check_shape_files, make_shapes, write_shapes
 from stm_plugin.shot.shot import FinishedFrame, Shot
 from stm_plugin.store.copying import copy_store
 from stm_plugin.store.description import PlateDescription, ShotDescription, ShotObject
@@ -409,15 +409,18 @@ class EngineShot:
 
     def shapes(self, order: ShapesOrder, report: Report, cancelled: Cancelled) -> None:
         """Write the mattes as splines."""
+        request = _plan_range(order.frames)
+        form = format_of(order.file, cast(ShapeFormat, order.format))
+        check_shape_files(self._shot, request, order.file, form)
         made = make_shapes(
             self._shot,
-            _plan_range(order.frames),
+            request,
             objects=order.objects or None,
             tolerance=order.tolerance,
             on_progress=lambda done, count: report(Progress(done, count, None, None, ())),
             cancelled=cancelled,
         )
-        write_shapes(self._shot, made, order.file, format_of(order.file, cast(ShapeFormat, order.format)))
+        write_shapes(self._shot, made, order.file, form)
 
     # ---- mattes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from stm_plugin.errors import MatteError
@@ -26,6 +27,14 @@ def format_of(out: str | Path, wanted: ShapeFormat | None = None) -> ShapeFormat
             hint="Name it .nk, .py (Natron), .json or .####.svg, or give --format.",
         )
     return SUFFIXES[suffix]
+
+
+def paths_of(frames: Iterable[int], out: str | Path, form: ShapeFormat) -> list[Path]:
+    """The files that the shapes of these frames are written to."""
+    if form == "svg":
+        sequence = output_sequence(out, default_name="shapes.####.svg")
+        return [sequence.path(frame) for frame in frames]
+    return [Path(out)]
 
 
 def files_of(shapes: ShapeSet, out: str | Path, form: ShapeFormat) -> dict[Path, str]:

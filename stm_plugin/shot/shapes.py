@@ -9,12 +9,14 @@ from pathlib import Path
 from stm_plugin.errors import MatteError, PropagationCancelled, SettingsError
 from stm_plugin.files.outputs import WrittenList, check_outputs
 from stm_plugin.files.whole import write_atomically
+from stm_plugin.planning.plan import frames_in_range
 from stm_plugin.planning.values import Request
-from stm_plugin.shapes.formats import files_of
+from stm_plugin.shapes.formats import files_of, paths_of
 from stm_plugin.shapes.making import ShapeMaker
 from stm_plugin.shapes.options import TOLERANCE, ShapeFormat
 from stm_plugin.shapes.values import ShapeSet
 from stm_plugin.shot.inputs import inputs_of
+from stm_plugin.shot.opening import check_frames
 from stm_plugin.shot.reader import ShotReader
 from stm_plugin.windows import FloatArray
 
@@ -40,6 +42,7 @@ def make_shapes(
         cancelled: is called before every frame.
 
     Raises:
+        PlateError: the plate lacks a frame of the range.
         SettingsError: an object is not in the shot, or the tolerance cannot be used.
         MatteError: a frame is not done (the text names it; nothing was computed), the mattes are empty on all
             frames, or an object is in too many pieces.
@@ -48,11 +51,13 @@ def make_shapes(
     shot.check_allowed()
     names = _known(objects, shot.objects)
     maker = ShapeMaker(tolerance)
+    if request is not None:
+        check_frames(shot.plate, (request.first, request.last))
     plan = shot.plan(request)
     for one in plan.frames:
         if not one.is_done:
             raise MatteError(
-                f"The frame is not done, so it has no shapes: {one.why}",
+                f"The frame is not done, so it has no shapes: {one.why}.",
                 frame=one.frame,
                 hint="Run `stm shot propagate` first, or choose other frames with --frames.",
             )
@@ -64,6 +69,13 @@ def make_shapes(
         maker.add(one.frame, mattes, finished.plate_frame.data_window, shot.display(one.frame))
         on_progress(index + 1, len(plan.frames))
     return maker.finish(shot.plate.display_window, shot.plate.pixel_aspect, on_shape=on_progress)
+
+
+def check_shape_files(
+    shot: ShotReader, request: Request, out: str | Path, form: ShapeFormat, *, overwrite: bool = False
+) -> None:
+    """Check the files that `write_shapes` would write, before the work. OutputError as there."""
+    _check_files(shot, paths_of(frames_in_range(tuple(shot.plate.frames), request), out, form), overwrite)
 
 
 def write_shapes(
@@ -82,15 +94,7 @@ def write_shapes(
         StoreError: the disk is full, or the folder cannot be written.
     """
     files = files_of(shapes, out, form)
-    inputs = inputs_of(shot.plate, shot.settings, shot.folder)
-    ours = {path for folder, paths in _by_folder(files) for path in WrittenList(folder).has(paths)}
-    check_outputs(
-        [(None, path) for path in files],
-        inputs.given,
-        given_rows=inputs.rows,
-        overwrite=overwrite,
-        is_ours=lambda frame, path: path in ours,
-    )
+    _check_files(shot, files, overwrite)
     for folder, paths in _by_folder(files):
         folder.mkdir(parents=True, exist_ok=True)
         made = WrittenList(folder)
@@ -99,6 +103,19 @@ def write_shapes(
             write_atomically(path, files[path].encode("utf-8"), durable=False)
         made.finish(paths)
     return tuple(files)
+
+
+def _check_files(shot: ShotReader, files: Iterable[Path], overwrite: bool) -> None:
+    paths = list(files)
+    inputs = inputs_of(shot.plate, shot.settings, shot.folder)
+    ours = {path for folder, some in _by_folder(paths) for path in WrittenList(folder).has(some)}
+    check_outputs(
+        [(None, path) for path in paths],
+        inputs.given,
+        given_rows=inputs.rows,
+        overwrite=overwrite,
+        is_ours=lambda frame, path: path in ours,
+    )
 
 
 def _by_folder(paths: Iterable[Path]) -> list[tuple[Path, list[Path]]]:

@@ -302,7 +302,7 @@ def test_an_object_with_an_empty_mask_is_absent_and_starts_no_pass() -> None:
 def test_a_one_way_run_names_the_frames_that_it_cannot_reach() -> None:
     plan = make_plan(facts(key(1010, o1="a")), Request(directions="forward"))
     assert plan.words().splitlines()[0] == (
-        "frames 1001-1009 cannot be computed: no pass in this direction reaches it"
+        "frames 1001-1009 cannot be computed: no key reaches that far in this direction"
     )
     assert computed(plan) == run_of(1010, FORWARD, range(1011, 1031))
 

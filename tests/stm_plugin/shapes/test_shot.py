@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from stm_plugin.cli import main
-from stm_plugin.errors import MatteError, OutputError, SettingsError
+from stm_plugin.errors import MatteError, OutputError, PlateError, SettingsError
+from stm_plugin.exit_codes import ExitCode
 from stm_plugin.images.mask import MaskReading
 from stm_plugin.planning.values import Request
 from stm_plugin.settings import Settings
@@ -62,7 +63,7 @@ def test_shapes_of_a_shot_are_its_mattes_in_plate_pixels(shot: Shot) -> None:
 
 
 def test_a_frame_that_is_not_done_is_named_before_anything_is_computed(shot: Shot) -> None:
-    with pytest.raises(MatteError, match=r"frame 1004: The frame is not done.*stm shot propagate"):
+    with pytest.raises(MatteError, match=r"frame 1004: The frame is not done[^.]*\. Run `stm shot propagate"):
         shot.shapes()
 
 
@@ -85,6 +86,18 @@ def test_shapes_are_never_written_over_the_plate_or_a_strangers_file(shot: Shot,
     assert stranger.read_text().startswith("Roto {")
 
 
+def test_frames_that_the_plate_lacks_and_files_that_stay_are_named_before_the_work(
+    shot: Shot, folder: Path, tmp_path: Path, stm: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(PlateError, match="does not have the frames 990-1000"):
+        shot.shapes(Request(990, DONE.last))
+    (tmp_path / "plate.1001.nk").hardlink_to(tmp_path / "plate.1001.exr")
+    monkeypatch.setattr("stm_plugin.shot.shapes.make_shapes", None)
+    for words in (["--overwrite"], []):
+        code, said = stm("shot", "shapes", folder, "--out", tmp_path / "plate.1001.nk", *words)
+        assert code == ExitCode.STORE and "overwrite the plate" in said
+
+
 @pytest.fixture
 def stm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     def run(*words: object) -> tuple[int, str]:
@@ -103,7 +116,7 @@ def test_the_command_writes_every_format(folder: Path, tmp_path: Path, stm: Comm
     for name in ("hero.nk", "hero.py", "hero.json", "hero.####.svg"):
         code, said = stm("shot", "shapes", folder, "--out", tmp_path / name, "--frames", "1001-1003")
         assert code == 0, said
-        assert "1 shapes" in said
+        assert "1 shape, " in said
     text = (tmp_path / "hero.nk").read_text()
     with Shot.open(folder) as shot:
         display = shot.plate.display_window
