@@ -32,7 +32,7 @@ def no_prints() -> Iterator[None]:
     with _lock:
         _calling.append(threading.get_ident())
         if sys.stdout is not None and not isinstance(sys.stdout, _Sieve):
-            sys.stdout = _Sieve(sys.stdout)  # type: ignore[assignment]
+            sys.stdout = _Sieve(sys.stdout)
     try:
         yield
     finally:
