@@ -39,6 +39,7 @@ from stm_plugin.propagation.events import (
     Progress,
 )
 from stm_plugin.propagation.memory_forecast import predict_memory
+from stm_plugin.server.shot_service import EngineShot
 from stm_plugin.settings import Settings
 from stm_plugin.shot.shot import Shot
 from stm_plugin.store.description import PlateDescription
@@ -49,6 +50,23 @@ from tests.stm_plugin.small_network import WORKING_SIZE, CountingNetwork
 SETTINGS = Settings(working_size=WORKING_SIZE, memory_rule="every:3", colour_space="lin_rec709_scene")
 FRAMES = range(1001, 1013)
 MakePlate = Callable[..., str]
+
+
+def test_a_shot_keeps_its_precision_whatever_machine_opens_it_or_asks_for_auto(
+    make_plate: MakePlate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast = "stm_plugin.propagation.memory_forecast.has_fast_bfloat16"
+    monkeypatch.setattr(fast, lambda: True)
+    plate = PlateDescription("files", make_plate(frames=FRAMES))
+    Shot.create(tmp_path / "shot", plate, replace(SETTINGS, device="cpu")).close()
+    monkeypatch.setattr(fast, lambda: False)
+    with Shot.open(tmp_path / "shot") as shot:
+        assert shot.settings.precision == "bfloat16"
+        served = EngineShot(shot)
+        assert not served.differs(None, {"precision": "auto"})
+        shot.set_settings(replace(shot.settings, precision="float32"))
+        served.set_settings({"precision": "auto"})
+        assert served.settings()["precision"] == "float32"
 
 
 def mask(columns: slice, size: tuple[int, int] = (48, 64)) -> FloatArray:
