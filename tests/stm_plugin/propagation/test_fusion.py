@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -52,6 +52,7 @@ def test_the_result_lies_between_the_passes_and_does_not_depend_on_the_direction
     assert np.allclose(fused, blend(backward, forward, right, left), atol=1e-6)
 
 
+@settings(deadline=None)  # up to 200 fusions, and the machine may be busy
 @given(length=st.integers(2, 200))
 def test_no_step_is_larger_than_the_span_allows(length: int) -> None:
     ones, zeros = np.zeros((2, 1), np.float32), np.zeros((2, 1), np.float32)
@@ -62,6 +63,7 @@ def test_no_step_is_larger_than_the_span_allows(length: int) -> None:
     assert np.abs(np.diff(row)).max() <= (1.5 if beside_keys else 3.1) / length + 1e-6
 
 
+@settings(deadline=None)  # up to 200 fusions, and the machine may be busy
 @given(length=st.integers(12, 200), similarity=st.floats(0, 1), key_area=st.floats(0, 12))
 def test_no_step_is_large_however_little_a_pass_is_trusted(
     length: int, similarity: float, key_area: float
