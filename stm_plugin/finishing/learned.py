@@ -25,9 +25,11 @@ from stm_plugin.images.working_picture import WorkingGeometry, inside_region, to
 from stm_plugin.settings import FinishSettings
 from stm_plugin.windows import FloatArray
 
-VERSION = 5
+VERSION = 6
 """Enters the address of every learned matte; raise it when the same evidence leads to another matte."""
 
+_USUAL_SIZE = 480
+"""Short side of the working picture for which the distances below are stated. They grow with a larger one."""
 _LOOKED_AT = 24
 """Working pixels around uncertain ones that may be soft, at a width of 1."""
 _WIDENING = 4.0
@@ -110,7 +112,8 @@ def enlarged_along_plate(
     """Alpha (h, w) at working size, enlarged to (H, W) along the edges of the plate."""
     if not unsure_pixels(alpha).any():
         return inside_region(to_plate(alpha, guide.window, geometry), guide.window, geometry)
-    following = replace(settings, radius=_DETAIL_RADIUS, sure=min(NEARLY_SURE, settings.sure), sharpness=1.0)
+    radius = round(_DETAIL_RADIUS * _larger(alpha))
+    following = replace(settings, radius=radius, sure=min(NEARLY_SURE, settings.sure), sharpness=1.0)
     return follow_plate(alpha, guide, geometry, following)
 
 
@@ -131,12 +134,13 @@ def alpha_at_working_size(
         unsure |= unsure_pixels(steeper(key.mask.copy(), 1.0, settings.sure))
     if not unsure.any():
         return own
-    zone = dilated(unsure, round(_LOOKED_AT * max(1.0, settings.width)))
+    larger = _larger(own)
+    zone = dilated(unsure, round(_LOOKED_AT * max(1.0, settings.width) * larger))
     box = _box(zone)
     found, soft = _refined(evidence, picture, box, refiner)
     trust = trust_at_working_size(own[box], picture[:, *box], settings)
-    gate = _gate(soft, trust)
-    found = matted(picture[:, *box], found, _prior_weight(own[box], gate))
+    gate = _gate(soft, trust, larger)
+    found = matted(picture[:, *box], found, _prior_weight(own[box], gate, larger))
     alpha = own[box] + gate * (found - own[box])
     for key in evidence.carried:
         share = key.share[box] * (1 - gate * np.float32(_HELD_BACK * (1 - key.softness)))
@@ -148,7 +152,12 @@ def alpha_at_working_size(
     return result
 
 
-def _gate(soft: FloatArray, trust: FloatArray) -> FloatArray:
+def _larger(working: FloatArray) -> float:
+    """How much larger than usual a working picture (h, w) is; 1 for smaller ones."""
+    return max(1.0, float(min(working.shape)) / _USUAL_SIZE)
+
+
+def _gate(soft: FloatArray, trust: FloatArray, larger: float) -> FloatArray:
     """How far (h, w) alpha follows what was found, instead of the probability.
 
     Not at all on a hard edge: there a line of a few pixels is soft. A wide one counts by itself; a narrow one
@@ -157,17 +166,17 @@ def _gate(soft: FloatArray, trust: FloatArray) -> FloatArray:
     Args:
         trust: in the wide filter.
     """
-    wide = _ramp(_opened(soft, _WIDE), _WIDE_SOFT)
-    narrow = _ramp(_opened(soft, _NARROW), _NARROW_SOFT)
+    wide = _ramp(_opened(soft, _WIDE, larger), _WIDE_SOFT)
+    narrow = _ramp(_opened(soft, _NARROW, larger), _NARROW_SOFT)
     narrow *= _ramp(trust, _TRUSTED)
     return np.maximum(wide, narrow)
 
 
-def _opened(soft: FloatArray, side: int) -> FloatArray:
+def _opened(soft: FloatArray, side: int, larger: float) -> FloatArray:
     """The softness (h, w) without what is narrower than a square, spread over `_FADE`."""
     least = cv2.erode(soft, np.ones((side, side), np.uint8), borderType=cv2.BORDER_REPLICATE)
     held = cv2.dilate(least, np.ones((side + _COARSER, side + _COARSER), np.uint8))[::_COARSER, ::_COARSER]
-    reach, height, width = _FADE // _COARSER, *soft.shape
+    reach, height, width = round(_FADE * larger) // _COARSER, *soft.shape
     spread = cv2.dilate(held, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8))
     spread = cv2.GaussianBlur(spread, (0, 0), reach)
     return np.asarray(cv2.resize(spread, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
@@ -179,11 +188,11 @@ def _ramp(values: FloatArray, ends: tuple[float, float]) -> FloatArray:
     return np.asarray(share * share * (3 - 2 * share), np.float32)
 
 
-def _prior_weight(own: FloatArray, gate: FloatArray) -> FloatArray:
+def _prior_weight(own: FloatArray, gate: FloatArray, larger: float) -> FloatArray:
     """The weight (h, w) in (0, 1] of the refiner's alpha in closed-form matting."""
     contour = cv2.morphologyEx((own > 0.5).astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
     away = cv2.distanceTransform(1 - contour, cv2.DIST_L2, 3)
-    near = np.float32(1) - _ramp(np.asarray(away, np.float32), _FOLLOWED)
+    near = np.float32(1) - _ramp(np.asarray(away / larger, np.float32), _FOLLOWED)
     weight: FloatArray = np.float32(_PRIOR) ** (gate * near)
     return weight
 

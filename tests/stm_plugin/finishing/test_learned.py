@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import cast
 
 import cv2
 import numpy as np
@@ -16,7 +17,7 @@ from stm_plugin.errors import SettingsError, WeightsError
 from stm_plugin.finishing.band import Guide
 from stm_plugin.finishing.carried import SHARES, CarriedKey
 from stm_plugin.finishing.guided import finish
-from stm_plugin.finishing.learned import EdgeEvidence, finish_learned, without_specks
+from stm_plugin.finishing.learned import EdgeEvidence, alpha_at_working_size, finish_learned, without_specks
 from stm_plugin.images.working_picture import to_working, working_geometry
 from stm_plugin.planning.values import Direction, Request
 from stm_plugin.propagation.edge_evidence import EdgeEvidenceSource
@@ -185,6 +186,23 @@ def test_narrower_edges_have_fewer_soft_pixels_and_wider_ones_more(refiner: Fast
         matte = finish_learned(evidence_of(hard(alpha)), guide_of(alpha), GEOMETRY, settings, refiner)
         counts.append(np.count_nonzero((matte > 0.02) & (matte < 0.98)))
     assert counts == sorted(counts) and counts[0] < 0.6 * counts[2] < 0.95 * 0.6 * counts[3]
+
+
+@pytest.mark.parametrize(("side", "reach"), [(240, 24), (480, 24), (960, 48)])
+def test_the_band_grows_with_the_working_size(side: int, reach: int) -> None:
+    """In a working picture of twice the usual size a soft edge is twice as wide in its pixels."""
+
+    class EverythingSoft:
+        def refine(self, inputs: FloatArray) -> tuple[FloatArray, FloatArray]:
+            return np.full(inputs.shape[1:], 0.5, np.float32), np.ones(inputs.shape[1:], np.float32)
+
+    probability = np.zeros((side, side), np.float32)
+    probability[:, side // 2 :] = 1
+    picture = np.full((3, side, side), 0.5, np.float32)
+    refiner = cast(FastRefiner, EverythingSoft())
+    alpha = alpha_at_working_size(evidence_of(probability), picture, SETTINGS, refiner)
+    soft = np.count_nonzero((alpha[side // 2] > 0) & (alpha[side // 2] < 1))
+    assert 2 * reach <= soft <= 2 * reach + 2
 
 
 def test_the_matte_follows_the_data_window(refiner: FastRefiner) -> None:
