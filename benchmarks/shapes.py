@@ -11,7 +11,7 @@ clips with `plate/` and `alpha/`. Annotations stand for mattes. Prints for each 
 - jitter: the second difference of a point over time along the contour's normal, over that of the raw
   contour at the
   same place
-- seconds a frame on one core, without reading files
+- seconds of processor time a frame, without reading files
 """
 
 from __future__ import annotations
@@ -111,12 +111,12 @@ def read(pairs: list[tuple[Path, Path]]) -> list[Frame]:
 def measure(frames: list[Frame], tolerance: float) -> Score:
     """Shapes of a sequence, and how good they are."""
     window = Window(0, 0, frames[0].picture.shape[1], frames[0].picture.shape[0])
-    begin = time.perf_counter()
+    begin = time.process_time()
     maker = ShapeMaker(tolerance)
     for frame in frames:
         maker.add(frame.number, frame.mattes, window, frame.picture)
     made = maker.finish(window)
-    seconds = (time.perf_counter() - begin) / len(frames)
+    seconds = (time.process_time() - begin) / len(frames)
     region, boundary = [], []
     for frame in frames:
         for name, matte in frame.mattes.items():

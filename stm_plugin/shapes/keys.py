@@ -43,8 +43,9 @@ def keyed(fit: Fit, feather: Array, tracks: Array, tolerance: float) -> list[Key
     """
     values = np.concatenate([fit.values, feather[:, :, None]], axis=2).reshape(len(tracks), -1, 8)
     weights = [_weights(values[:, i], tolerance) for i in range(values.shape[1])]
-    for share in _STARTS:
-        keys = [_sparse(values[:, i], weights[i], tolerance * share) for i in range(values.shape[1])]
+    keys = [_best(values[:, i], np.unique([0, len(values) - 1])) for i in range(values.shape[1])]
+    for share in _STARTS:  # a smaller share has the keys of the larger one, and more
+        keys = [_sparse(values[:, i], weights[i], tolerance * share, one) for i, one in enumerate(keys)]
         wrong = _wrong(keys, fit, tracks, tolerance)
         if wrong.any(axis=1).mean() <= _MOST_WRONG:
             break
@@ -61,8 +62,21 @@ def keyed(fit: Fit, feather: Array, tracks: Array, tolerance: float) -> list[Key
 
 def interpolated(key: Keyed, frames: int) -> Array:
     """(T, 8) values of a point on every frame."""
+    return _hats(key.frames, frames) @ key.values
+
+
+def _hats(keys: npt.NDArray[np.int64], frames: int) -> Array:
+    """(T, K) how much each key counts on each frame; every row sums to 1."""
     times = np.arange(frames)
-    return np.stack([np.interp(times, key.frames, column) for column in key.values.T], axis=1)
+    hats = np.zeros((frames, len(keys)))
+    if len(keys) == 1:
+        hats[:] = 1
+        return hats
+    before = np.clip(np.searchsorted(keys, times, side="right") - 1, 0, len(keys) - 2)
+    share = np.clip((times - keys[before]) / (keys[before + 1] - keys[before]), 0, 1)
+    hats[times, before] = 1 - share
+    hats[times, before + 1] = share
+    return hats
 
 
 def _weights(values: Array, tolerance: float) -> Array:
@@ -80,24 +94,22 @@ def _weights(values: Array, tolerance: float) -> Array:
     return rows
 
 
-def _sparse(values: Array, weights: Array, limit: float) -> Keyed:
-    """The fewest keys that keep every measure below `limit`, with the best values for the frames around
-    them."""
-    last = len(values) - 1
-    frames = [0, last] if last else [0]
+def _sparse(values: Array, weights: Array, limit: float, key: Keyed) -> Keyed:
+    """`key` with the fewest frames more that keep every measure below `limit`, and with the best values for
+    the frames around them."""
+    frames = [int(frame) for frame in key.frames]
     while True:
-        key = _best(values, np.array(frames, dtype=np.int64))
-        off = np.abs(np.einsum("tij,tj->ti", weights, interpolated(key, len(values)) - values)).max(axis=1)
-        if len(frames) > last or off.max() <= limit:
+        off = np.abs(weights @ (interpolated(key, len(values)) - values)[..., None])[..., 0].max(axis=1)
+        if len(frames) == len(values) or off.max() <= limit:
             return key
         off[frames] = -1.0  # a key that is wrong to suit its neighbours: these get keys, too
-        worst = int(np.argmax(off))
-        frames = sorted({*frames, worst})
+        frames = sorted({*frames, int(np.argmax(off))})
+        key = _best(values, np.array(frames, dtype=np.int64))
 
 
 def _best(values: Array, frames: npt.NDArray[np.int64]) -> Keyed:
     """Values at the keys so that interpolation between them fits all frames (least squares)."""
-    hats = np.stack([np.interp(np.arange(len(values)), frames, row) for row in np.eye(len(frames))], axis=1)
+    hats = _hats(frames, len(values))
     ridge = 1e-6 * np.eye(len(frames))
     best = np.linalg.solve(hats.T @ hats + ridge, hats.T @ values + ridge @ values[frames])
     return Keyed(frames, np.asarray(best, dtype=np.float64))
