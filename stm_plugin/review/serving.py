@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import webbrowser
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from stm_plugin.errors import SettingsError
@@ -16,7 +17,7 @@ def serve_review(
     *,
     port: int = 0,
     browser: bool = True,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = partial(print, flush=True),
 ) -> None:
     """Serve the page of a shot until Ctrl-C.
 
