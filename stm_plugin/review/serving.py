@@ -7,8 +7,12 @@ import webbrowser
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 from stm_plugin.errors import SettingsError
+
+_say_at_once: Final = partial(print, flush=True)
+"""Also into a file or a pipe: the page serves until it is ended."""
 
 
 def serve_review(
@@ -17,7 +21,7 @@ def serve_review(
     *,
     port: int = 0,
     browser: bool = True,
-    say: Callable[[str], None] = partial(print, flush=True),
+    say: Callable[[str], None] = _say_at_once,
 ) -> None:
     """Serve the page of a shot until Ctrl-C.
 

@@ -16,12 +16,11 @@ _ALONG = 0.2
 """Weight of an error along the contour, relative to one across it: the curve hardly changes."""
 _HANDLE = 0.4
 """Weight of a handle's error, relative to its point's: the curve follows a handle by at most 4/9."""
-_STARTS = (1.0, 0.8, 0.6, 0.45)
-"""Shares of the tolerance that a point alone may use; the largest that keeps most frames within it is
-taken."""
-_MOST_WRONG = 0.1
-"""Share of the frames on which keys may be added afterwards."""
-_ROUNDS = 40
+_TIGHTER = 0.85
+"""What the points may be off on a frame that is outside the tolerance, relative to the round before."""
+_ROUNDS = 12
+_NO_WORSE = 1.1
+"""Where one frame's Beziers are outside the tolerance, keys may make that worse by this factor."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,22 +41,25 @@ def keyed(fit: Fit, feather: Array, tracks: Array, tolerance: float) -> list[Key
         tolerance: of the 95th percentile of the distances along the contour, in pixels.
     """
     values = np.concatenate([fit.values, feather[:, :, None]], axis=2).reshape(len(tracks), -1, 8)
-    weights = [_weights(values[:, i], tolerance) for i in range(values.shape[1])]
-    keys = [_best(values[:, i], np.unique([0, len(values) - 1])) for i in range(values.shape[1])]
-    for share in _STARTS:  # a smaller share has the keys of the larger one, and more
-        keys = [_sparse(values[:, i], weights[i], tolerance * share, one) for i, one in enumerate(keys)]
-        wrong = _wrong(keys, fit, tracks, tolerance)
-        if wrong.any(axis=1).mean() <= _MOST_WRONG:
-            break
+    count = values.shape[1]
+    weights = [_weights(values[:, i], tolerance) for i in range(count)]
+    keys = [_best(values[:, i], np.unique([0, len(values) - 1])) for i in range(count)]
+    goal = np.maximum(tolerance, _NO_WORSE * _off(values, fit, tracks))
+    limit = np.full(len(values), tolerance)
     for _ in range(_ROUNDS):
-        if not wrong.any():
+        keys = [_sparse(values[:, i], weights[i], limit, one) for i, one in enumerate(keys)]
+        shown = np.stack([interpolated(key, len(values)) for key in keys], axis=1)
+        outside = _off(shown, fit, tracks) > goal
+        if not outside.any():
             break
-        keys = [
-            _with_frames(values[:, i], one, np.flatnonzero(wrong[:, i])) if wrong[:, i].any() else one
-            for i, one in enumerate(keys)
-        ]
-        wrong = _wrong(keys, fit, tracks, tolerance)
+        limit[outside] *= _TIGHTER
     return keys
+
+
+def _off(values: Array, fit: Fit, tracks: Array) -> Array:
+    """(T,) how far the shape that the values (T, n, 8) make is off its contour."""
+    off: Array = np.percentile(keyed_distances(values, fit, tracks), PERCENTILE, axis=1)
+    return off
 
 
 def interpolated(key: Keyed, frames: int) -> Array:
@@ -94,13 +96,15 @@ def _weights(values: Array, tolerance: float) -> Array:
     return rows
 
 
-def _sparse(values: Array, weights: Array, limit: float, key: Keyed) -> Keyed:
-    """`key` with the fewest frames more that keep every measure below `limit`, and with the best values for
+def _sparse(values: Array, weights: Array, limit: Array, key: Keyed) -> Keyed:
+    """`key` with few frames more that keep every measure below `limit` (T,), and with the best values for
     the frames around them."""
     frames = [int(frame) for frame in key.frames]
     while True:
-        off = np.abs(weights @ (interpolated(key, len(values)) - values)[..., None])[..., 0].max(axis=1)
-        if len(frames) == len(values) or off.max() <= limit:
+        off = (
+            np.abs(weights @ (interpolated(key, len(values)) - values)[..., None])[..., 0].max(axis=1) / limit
+        )
+        if len(frames) == len(values) or off.max() <= 1:
             return key
         off[frames] = -1.0  # a key that is wrong to suit its neighbours: these get keys, too
         frames = sorted({*frames, int(np.argmax(off))})
@@ -113,42 +117,6 @@ def _best(values: Array, frames: npt.NDArray[np.int64]) -> Keyed:
     ridge = 1e-6 * np.eye(len(frames))
     best = np.linalg.solve(hats.T @ hats + ridge, hats.T @ values + ridge @ values[frames])
     return Keyed(frames, np.asarray(best, dtype=np.float64))
-
-
-def _with_frames(values: Array, key: Keyed, frames: npt.NDArray[np.int64]) -> Keyed:
-    """With exact keys on more frames (at most one in each gap between keys)."""
-    added: list[int] = []
-    gaps = np.searchsorted(key.frames, frames, side="left")
-    for gap in np.unique(gaps):
-        here = frames[gaps == gap]
-        added.append(int(here[len(here) // 2]))
-    exact = {int(frame): values[frame] for frame in added}
-    known = {int(frame): row for frame, row in zip(key.frames, key.values, strict=True)}
-    both = {**known, **exact}
-    order = sorted(both)
-    return Keyed(np.array(order, dtype=np.int64), np.stack([both[frame] for frame in order]))
-
-
-def _wrong(keys: list[Keyed], fit: Fit, tracks: Array, tolerance: float) -> npt.NDArray[np.bool_]:
-    """(T, n): points beside which the keyed shape is off the contour, on frames outside the tolerance."""
-    frames, count = tracks.shape[:2]
-    values = np.stack([interpolated(key, frames) for key in keys], axis=1)  # (T, n, 8)
-    distance = keyed_distances(values, fit, tracks)
-    bad = np.percentile(distance, PERCENTILE, axis=1) > tolerance
-    wrong = np.zeros((frames, len(keys)), dtype=bool)
-    samples = fit.samples
-    for i in range(len(samples)):
-        j = (i + 1) % len(samples)
-        end = int(samples[j]) if samples[j] > samples[i] else int(samples[j]) + count
-        index = np.arange(int(samples[i]), end) % count
-        off = bad & (distance[:, index].max(axis=1) > tolerance)
-        wrong[:, i] |= off
-        wrong[:, j] |= off
-    flat = fit.values.reshape(frames, -1, 6)
-    for i, key in enumerate(keys):  # a point with an exact key on a frame cannot be improved there
-        exact = np.abs(key.values[:, :6] - flat[key.frames, i]).max(axis=1) < 1e-9
-        wrong[key.frames[exact], i] = False
-    return wrong
 
 
 def keyed_distances(values: Array, fit: Fit, tracks: Array) -> Array:

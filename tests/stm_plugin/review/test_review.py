@@ -580,6 +580,28 @@ def test_a_box_round_the_object_gives_a_first_mask() -> None:
             first_mask(picture, nothing)
 
 
+def test_the_address_is_said_at_once_into_a_pipe_too(
+    make_plate: PlateMaker, tmp_path: Path, engine: ServerProcess
+) -> None:
+    code = (
+        "import sys; from stm_plugin.review import serving; serving.serve_review(sys.argv[1], browser=False)"
+    )
+    serving = subprocess.Popen(
+        [sys.executable, "-c", code, make_plate(frames=FRAMES)],
+        cwd=REPOSITORY,
+        env={**os.environ, "STM_RUNTIME_DIR": str(engine.folder), "XDG_CACHE_HOME": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert serving.stdout is not None
+        lines = [serving.stdout.readline() for _ in range(2)]
+        assert lines[0].strip().endswith(".stmshot") and "?token=" in lines[1]
+    finally:
+        serving.send_signal(signal.SIGINT)
+        serving.communicate(timeout=30)
+
+
 def test_a_plate_gets_a_shot_beside_it_and_finds_it_again(make_plate: PlateMaker, tmp_path: Path) -> None:
     pattern = make_plate(frames=FRAMES)
     with contextlib.closing(open_for_review(pattern)) as made:
