@@ -224,7 +224,8 @@ function paint() {
   by("zoom").textContent = `${Math.round(viewer.scale * 100)} %`;
   const failed = pictures.failed.get(`plate ${frame}`);
   const why = { stale: "This matte is stale: propagate.", missing: "No matte yet.", unreached: "No pass reaches this frame." };
-  by("note").textContent = failed ?? (painted ? "Painted, not a key yet." : why[state.states[frame]] ?? "");
+  const waits = SHOWN.has(state.states[frame]) && layers.some((one) => !one.bitmap) ? "Loading the matte ..." : "";
+  by("note").textContent = failed ?? (painted ? "Painted, not a key yet." : why[state.states[frame]] ?? waits);
 }
 
 // Strokes under way, hints, the brush.
