@@ -274,6 +274,7 @@ bool EffectInstance::keepForLater(Frame frame, const NodeShot& before, Progress&
     const std::optional<Image> image = maskAt(clip, frame, box, deadline);
     if (!image) throw UserError(noMaskText(clip, frame));
     const MaskLayout layout = parameters_.maskLayout(image->view().components, clip.hasAlpha());
+    requireMaskInAlpha(clip, frame, *image, box, layout, deadline.checkFor("for the mask"));
     std::string channels = layout.isLuminance ? "RGB" : "";
     for (const MaskChannel& one : layout.channels) channels += layout.isLuminance ? "" : one.channel;
     if (isAllZero(image->view(), box, channels, deadline.checkFor("for the mask"))) {
@@ -752,6 +753,16 @@ std::optional<Image> EffectInstance::maskAt(const ClipView& clip, Frame frame, B
     return image;
 }
 
+// Hosts fill in an alpha that is not there. A source with such an alpha would make the whole picture the key.
+void EffectInstance::requireMaskInAlpha(const ClipView& clip, Frame frame, const Image& image, const Box& box,
+                                        const MaskLayout& layout, const Check& check) const {
+    const bool isAlpha = layout.channels.size() == 1 && layout.channels.front().channel == "A";
+    if (&clip != &source_ || !isAlpha) return;
+    if (!layout.isLuminance && !isOpaque(image.view(), box, check)) return;
+    throw UserError("The source has no mask in its alpha at frame " + std::to_string(frame) +
+                    ": it is opaque everywhere, or the host has dropped it.");
+}
+
 // Pushes the mask of `clip` at `frame` if its digest differs from `known`, the engine's. False when the host has no
 // mask there.
 bool EffectInstance::bringKey(const Shot& shot, Frame frame, const ClipView& clip, const std::optional<std::string>& known,
@@ -767,6 +778,7 @@ bool EffectInstance::bringKey(const Shot& shot, Frame frame, const ClipView& cli
     const std::string digest = (&clip == &fix_ ? paintedDigest : "") +
                                digestOf(image->view(), box, about + engineFormat(image->view().depth), check);
     if (known == digest) return true;
+    requireMaskInAlpha(clip, frame, *image, box, layout, check);
     if (!shot.claim(deadline)) throw CopyDiffers("mask on frame " + std::to_string(frame));
     const Matte luminance = layout.isLuminance ? luminanceOf(image->view(), box, check) : Matte{};
     const PixelView view = layout.isLuminance ? viewOf(luminance) : image->view();

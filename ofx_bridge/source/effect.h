@@ -97,6 +97,8 @@ class EffectInstance {
     bool bringKey(const Shot& shot, Frame frame, const ClipView& clip, const std::optional<std::string>& known,
                   const Deadline& deadline) const;
     std::optional<Image> maskAt(const ClipView& clip, Frame frame, Box& box, const Deadline& deadline) const;
+    void requireMaskInAlpha(const ClipView& clip, Frame frame, const Image& image, const Box& box, const MaskLayout& layout,
+                            const Check& check) const;
     std::set<Frame> neighbouringKeys(double time) const;
     void pushIfNeeded(const Shot& shot, Frame frame, const Image& image, bool mustBeThere, const Deadline& deadline);
     bool pushFrom(const Shot& shot, Frame frame, const Deadline& deadline);

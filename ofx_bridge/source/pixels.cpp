@@ -359,6 +359,17 @@ bool isAllZero(const PixelView& view, const Box& box, const std::string& channel
     return true;
 }
 
+bool isOpaque(const PixelView& view, const Box& box, const Check& check) {
+    CancelCheck cancelCheck(check);
+    std::vector<Rgba> row(static_cast<std::size_t>(box.width()));
+    for (int y = box.y1; y < box.y2; ++y) {
+        readRow(view, box.x1, y, box.width(), row.data());
+        if (std::any_of(row.begin(), row.end(), [](const Rgba& pixel) { return pixel.a < 1.0F; })) return false;
+        cancelCheck.worked(row.size() * sizeof(Rgba));
+    }
+    return true;
+}
+
 void markRow(const Box& frame, int x, int y, int count, Rgba* pixels) {
     if (frame.empty()) return;
     const int width = borderOf(frame);

@@ -90,6 +90,9 @@ void packRows(const PixelView& view, const Box& box, std::uint8_t* into, const C
 // Whether nothing in `box` is above 0 in these channels, letters of "RGBA".
 bool isAllZero(const PixelView& view, const Box& box, const std::string& channels, const Check& check);
 
+// Whether the alpha is 1 everywhere in `box`.
+bool isOpaque(const PixelView& view, const Box& box, const Check& check);
+
 // Stripes along the border of `frame` and outside of it, in all channels: the mark of a picture that is not the matte of its
 // frame.
 void markRow(const Box& frame, int x, int y, int count, Rgba* pixels);

@@ -577,6 +577,22 @@ def test_masks_can_come_in_the_sources_alpha(host: OfxHost, engine: EngineHome) 
         np.testing.assert_array_equal(alpha_of(node, FIRST), disc(FIRST)[..., 0])
 
 
+@pytest.mark.parametrize("components", [RGBA, RGB])
+@pytest.mark.parametrize("depth", [BYTE, SHORT, FLOAT])
+def test_an_alpha_that_the_host_has_filled_in_is_no_mask(
+    host: OfxHost, engine: EngineHome, depth: str, components: str
+) -> None:
+    clip = Clip(picture, frames=(FIRST, LAST), size=(WIDTH, HEIGHT), depth=depth, components=components)
+    node = host.create({"Source": clip})
+    node.set("maskFrom", 1)
+    with nodes_of(host, node):
+        assert node.press("setKey", FIRST) != OK
+        assert node.persistent is not None and "no mask in its alpha" in node.persistent
+        node.set("keyFrames", f"{FIRST}")
+        assert node.press("propagateBoth", FIRST) != OK
+        assert "no mask in its alpha" in node.persistent
+
+
 @pytest.mark.parametrize(
     ("parameter", "value", "words"),
     [
