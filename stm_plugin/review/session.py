@@ -19,7 +19,14 @@ from typing import Any, Final
 
 import numpy as np
 
-from stm_plugin.errors import ConfigurationError, PlateError, PropagationCancelled, SettingsError, StmError
+from stm_plugin.errors import (
+    ConfigurationError,
+    OutputError,
+    PlateError,
+    PropagationCancelled,
+    SettingsError,
+    StmError,
+)
 from stm_plugin.farm.writing import make_job, tasks_of, write_bundle
 from stm_plugin.files.lock import Holder
 from stm_plugin.images.overlay import OBJECT_COLOURS, Colour, object_colours
@@ -313,6 +320,8 @@ class ReviewSession:
         Raises:
             StmError: a file must not be replaced, or a frame is not done.
         """
+        if not out.strip():
+            raise OutputError("The mattes have no name.", hint="Write one, such as /folder/matte.####.exr.")
         sequence, frames = output_sequence(Path(out).expanduser().absolute()), self._shot.plate.frames
         order = {"pattern": str(sequence), "cryptomatte": cryptomatte, "overwrite": overwrite}
 

@@ -247,6 +247,12 @@ def test_the_plate_is_never_written_over(page: Page, tmp_path: Path) -> None:
     assert (tmp_path / "plate.1001.exr").read_bytes() == before
 
 
+def test_an_export_without_a_name_is_refused_in_words(page: Page) -> None:
+    page.enter()
+    answer, body = page.ask("POST", "/api/export", json.dumps({"out": " "}).encode())
+    assert answer.status == 422 and "no name" in json.loads(body)["error"]
+
+
 def test_export_writes_layers_and_cryptomatte_as_the_command_line_does(page: Page, tmp_path: Path) -> None:
     page.enter()
     page.paint(1001)
