@@ -42,7 +42,7 @@ _WINOGRAD_BYTES = {"efficientnet_lite0": 130 * _MEBIBYTE, "resnet50": 680 * _MEB
 _WINOGRAD_VALUES_PER_PIXEL = {"efficientnet_lite0": 0.0, "resnet50": 180.0}
 """The working memory of its wide convolutions, which does not depend on the objects."""
 _PROGRAM_BYTES = {"cuda": 600 * _MEBIBYTE, "mps": 400 * _MEBIBYTE, "cpu": 780 * _MEBIBYTE}
-_HEAP_GAPS = 47 * _MEBIBYTE
+_HEAP_GAPS = 100 * _MEBIBYTE
 """Gaps of the heap until freed memory is returned to the system (`Execution`)."""
 _EVICTION_GAPS = 0.2
 """Of the budget for features: what is lost in gaps at most, once features leave a full cache (99 frames)."""
