@@ -44,9 +44,9 @@ _WINOGRAD_VALUES_PER_PIXEL = {"efficientnet_lite0": 0.0, "resnet50": 180.0}
 _PROGRAM_BYTES = {"cuda": 600 * _MEBIBYTE, "mps": 400 * _MEBIBYTE, "cpu": 780 * _MEBIBYTE}
 _HEAP_GAPS = 100 * _MEBIBYTE
 """Gaps of the heap until freed memory is returned to the system (`Execution`)."""
-_EVICTION_GAPS = 0.2
+_EVICTION_GAPS = 0.35
 """Of the budget for features: what is lost in gaps at most, once features leave a full cache (99 frames)."""
-_EVICTED_GAPS = 0.25
+_EVICTED_GAPS = 0.35
 """Of the features that leave it: how fast these gaps arise."""
 _VALUE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _CACHED_BYTES = 2
