@@ -25,7 +25,7 @@ from stm_plugin.images.working_picture import WorkingGeometry, inside_region, to
 from stm_plugin.settings import FinishSettings
 from stm_plugin.windows import FloatArray
 
-VERSION = 6
+VERSION = 7
 """Enters the address of every learned matte; raise it when the same evidence leads to another matte."""
 
 _USUAL_SIZE = 480

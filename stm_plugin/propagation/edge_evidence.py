@@ -23,14 +23,25 @@ from stm_plugin.propagation.results import FrameResult, Results
 from stm_plugin.windows import FloatArray
 
 
-def softness_of_keys(softness: Sequence[float]) -> float:
-    """The softness of an object by that of several keys (`model.network.edges.softness_of`).
+def softness_of_keys(softness: Sequence[float], shares: Sequence[float]) -> float:
+    """The softness of an object on a frame by that of its keys (`model.network.edges.softness_of`).
 
-    The least of the soft ones. Motion blur, or something blurred in front of the object, makes a key softer
-    than the other frames are. A mask that is drawn hard says nothing where another is soft.
+    It is the mean over the passes that reach the frame, so it follows an object whose motion blur changes.
+    Something in front of an object, which hides a part of it, has soft edges of its own: a key on which much
+    is hidden counts little. A mask that is drawn hard says nothing where another is soft.
+
+    Args:
+        softness: that of each pass's key.
+        shares: how much each pass is heard on the frame (`FrameResult.shares`).
+
+    Returns:
+        0 without passes.
     """
-    soft = [one for one in softness if one > HARD]
-    return min(soft) if soft else max(softness, default=0.0)
+    soft = [(one, share) for one, share in zip(softness, shares, strict=True) if one > HARD]
+    heard = sum(share for _, share in soft)
+    if heard <= 0.0:
+        return max(softness, default=0.0)
+    return sum(one * share for one, share in soft) / heard
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +69,9 @@ class EdgeEvidenceSource:
             before=before,
             after=after,
             others=self._others(result, name),
-            key_softness=softness_of_keys([self._key_softness(one.key, name) for one in source.candidates]),
+            key_softness=softness_of_keys(
+                [self._key_softness(one.key, name) for one in source.candidates], result.shares.get(name, ())
+            ),
             carried=self._carried(result.frame, name, keys),
         )
 

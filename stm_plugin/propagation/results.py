@@ -28,6 +28,7 @@ from stm_plugin.propagation.fusion import (
     blend,
     mean_confidence,
     most_trusted,
+    said_of_less,
     similarity,
     weights,
 )
@@ -47,7 +48,8 @@ class FrameResult:
         probabilities: the other objects: (h, w) at working size, in [0, 1].
         agreement: of the two passes with the greatest weights, of the object with the least agreement; None
             without.
-        shares: of each object's passes in its probability, in the order of its candidates; their sum is 1.
+        shares: how much each pass of an object is heard where the passes differ (`fusion.said_of_less`),
+            in the order of its candidates; their sum is 1.
     """
 
     frame: int
@@ -225,7 +227,8 @@ class Results(Material):
                 fused[name] = np.zeros((geometry.height, geometry.width), np.float32)
                 continue
             said = weights(passes)
-            shares[name] = tuple(one / sum(said) for one in said)
+            heard = said_of_less(passes, said)
+            shares[name] = tuple(one / sum(heard) for one in heard)
             fused[name] = blend(passes, said)
             if len(passes) > 1:
                 first, second = most_trusted(passes, said)
