@@ -1,7 +1,7 @@
 """The demo: mattes of a plate whose true matte is known, with scores.
 
-It works as an artist would: a key on the first frame, mattes, a correction key on the worst frame, mattes
-again. The scores are measured on the written files.
+It works as an artist would: a key on the first frame, mattes, a correction key where the shot's status
+advises one, mattes again. The scores are measured on the written files.
 
     python -m stm_plugin.demo --out DIR
 """
@@ -44,7 +44,7 @@ from stm_plugin.propagation.events import Event, PlanMade, Progress
 from stm_plugin.review.serving import serve_review
 from stm_plugin.settings import Settings
 from stm_plugin.shot.propagate import RunOptions, propagate
-from stm_plugin.shot.shot import NetworkFactory
+from stm_plugin.shot.shot import NetworkFactory, Shot
 from stm_plugin.windows import FloatArray
 
 OBJECT = "cup"
@@ -79,6 +79,8 @@ class Round:
     network_frames: int
     seconds: float
     scores: tuple[FrameScore, ...]
+    advised: int | None = None
+    """The frame of the next key, by the shot's status after the round."""
 
     def means(self, without: Collection[int]) -> tuple[float, float]:
         """Mean J and mean error, leaving out some frames (the keys, so that rounds can be compared)."""
@@ -87,7 +89,7 @@ class Round:
 
     @property
     def worst(self) -> FrameScore:
-        """The frame that an artist would correct first."""
+        """The frame with the lowest J."""
         return min((score for score in self.scores if not score.is_key), key=lambda score: score.region)
 
 
@@ -98,7 +100,9 @@ def run_demo(
     console: Console | None = None,
     network: NetworkFactory | None = None,
 ) -> tuple[Round, Round]:
-    """Build the plate, make its mattes from one key, correct the worst frame, and make them again.
+    """Build the plate, make its mattes from one key, correct the advised frame, and make them again.
+
+    If the status advises no frame, the worst one is corrected.
 
     Args:
         out: the folder of all files; those of an earlier demo are replaced.
@@ -128,9 +132,12 @@ def run_demo(
     keys = {frames[0]: built.key}
     console.print(f"One key on {frames[0]}")
     one = job.run(keys, out / "one_key")
-    worst = one.worst
-    keys[worst.frame] = frame_path(built.truth, worst.frame)
-    console.print(f"A correction key on {worst.frame}, the worst frame (J {worst.region:.3f})")
+    if one.advised is None:
+        frame, why = one.worst.frame, f"the worst frame (J {one.worst.region:.3f})"
+    else:
+        frame, why = one.advised, "which `stm shot status` advises"
+    keys[frame] = frame_path(built.truth, frame)
+    console.print(f"A correction key on {frame}, {why}", highlight=False)
     two = job.run(keys, out / "two_keys")
     scores = out / "scores.csv"
     _write_scores(scores, one, two)
@@ -198,6 +205,8 @@ class Job:
                 reading=MaskReading(objects=[OBJECT]),
                 run=RunOptions(self.shot, on_event=show, network=self.network),
             ).propagation
+        with Shot.open(self.shot, network=self.network) as shot:
+            next_key = shot.status().next_key
         result = Round(
             keys=tuple(keys),
             mattes=pattern,
@@ -205,6 +214,7 @@ class Job:
             network_frames=summary.computed,
             seconds=summary.seconds,
             scores=tuple(_score(self.built, pattern, frame, frame in keys) for frame in self.built.frames),
+            advised=None if next_key is None else next_key.frame,
         )
         _draw_sheet(self.built, result)
         return result

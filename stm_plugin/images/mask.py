@@ -88,6 +88,8 @@ class MaskReading:
 
 
 AS_FOUND = MaskReading()
+UNNAMED = "object1"
+"""The name of the one object of a mask that names none."""
 
 
 @dataclass(frozen=True)
@@ -219,7 +221,7 @@ def _named(found: _ByLabel, names: Sequence[str] | None, reader: _Reader) -> dic
                 f"The mask holds one soft object, but {len(names)} names are given: {', '.join(names)}.",
                 hint="Give one name, or a label image.",
             )
-        return {names[0] if names else "object1": found[_SOFT]}
+        return {names[0] if names else UNNAMED: found[_SOFT]}
     if names is None:
         return {f"object{label}": found[label] for label in sorted(found)}
     if any(label > len(names) for label in found):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,14 @@ from stm_plugin.configuration import Configuration
 from stm_plugin.errors import KeyframeError, MaskError, PlateError
 from stm_plugin.images.colour import ColourTransform, find_input_space, load_config
 from stm_plugin.images.host_plate import HostPlate
-from stm_plugin.images.mask import MaskPlace, MaskReading, check_object_names, out_of_range, read_mask
+from stm_plugin.images.mask import (
+    UNNAMED,
+    MaskPlace,
+    MaskReading,
+    check_object_names,
+    out_of_range,
+    read_mask,
+)
 from stm_plugin.images.movie_notes import keep_index, recall_index
 from stm_plugin.images.plate import Plate, PlateSource
 from stm_plugin.propagation.networks import refiner_manifest, weights_manifest
@@ -155,6 +162,29 @@ def masks_of_key(
         return masks_of_arrays(mask, window or canvas, canvas, frame=frame, allow_empty=allow_empty), None
     path = Path(mask)
     return masks_of_file(path, plate, reading, frame=frame, allow_empty=allow_empty), path
+
+
+def with_the_shots_name(
+    masks: dict[str, FloatArray], objects: Sequence[str], reading: MaskReading, frame: int, path: Path
+) -> dict[str, FloatArray]:
+    """The masks of a file; one object without a name is the one object of the shot.
+
+    Args:
+        objects: those of the shot.
+
+    Raises:
+        MaskError: the shot has several objects, and neither the file nor `reading` says which it is.
+    """
+    if list(masks) != [UNNAMED] or reading.objects or not objects or UNNAMED in objects:
+        return masks
+    if len(objects) > 1:
+        raise MaskError(
+            f"The mask does not say which object it is. The shot has {', '.join(objects)}.",
+            frame=frame,
+            path=path,
+            hint="Name it: --object NAME. A new name makes a new object.",
+        )
+    return {objects[0]: masks[UNNAMED]}
 
 
 def masks_of_arrays(

@@ -38,7 +38,14 @@ from stm_plugin.shapes.options import TOLERANCE
 from stm_plugin.shapes.values import ShapeSet
 from stm_plugin.shot.export import MatteWriter
 from stm_plugin.shot.inputs import inputs_of, record_source
-from stm_plugin.shot.opening import check_licences, check_settings, keep_movie, masks_of_key, open_plate
+from stm_plugin.shot.opening import (
+    check_licences,
+    check_settings,
+    keep_movie,
+    masks_of_key,
+    open_plate,
+    with_the_shots_name,
+)
 from stm_plugin.shot.reader import ShotReader
 from stm_plugin.shot.shapes import make_shapes
 from stm_plugin.shot.values import Cancelled as Cancelled
@@ -124,7 +131,8 @@ class Shot(ShotReader):
 
         Args:
             mask: an image file, or arrays by object name, float32 (h, w) in [0, 1] over `window` (the canvas
-                if None). An empty mask means that the object is not in this frame.
+                if None). An empty mask means that the object is not in this frame. A file with one object
+                that names none is taken for the one object of the shot.
             reading: how a mask file is understood.
             allow_empty: whether all masks may be empty.
             replace_all: forget objects that the key had before and that are not in `mask`.
@@ -132,10 +140,13 @@ class Shot(ShotReader):
 
         Raises:
             KeyframeError: the plate has no such frame.
-            MaskError: the mask cannot be used, or there would be too many objects.
+            MaskError: the mask cannot be used, does not say which of several objects it is, or there would be
+                too many objects.
             StoreBusyError, StoreError: the shot is held, or cannot be written.
         """
         masks, original = masks_of_key(mask, self.plate, frame, window, reading, allow_empty)
+        if original is not None:
+            masks = with_the_shots_name(masks, self.objects, reading, frame, original)
         with self._writing(wait) as description, concerning(frame):
             before = {name for key in self.keys if key.frame == frame for name in key.objects}
             description = editing.with_objects(description, masks, frame)

@@ -20,6 +20,7 @@ import pytest
 from tests.conftest import PlateMaker
 from tests.hosts.ofx_fixtures import effect_binary
 from tests.nuke.comps import FRAMES, read_node
+from tests.stm_plugin.server_process import wait_for
 
 __all__ = ["effect_binary"]
 
@@ -92,11 +93,9 @@ def runtime_folder() -> Iterator[Path]:
     troubles = []
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("STM_RUNTIME_DIR", str(folder))
-        link = launch.try_to_connect(folder)
-        if link is not None:
-            link.close()
-            if refused := _tell_to_end():
-                troubles.append(f"The engine was not told to end: {refused}")
+        answer = _tell_to_end()
+        if not wait_for(lambda: _nobody_answers(folder), ENGINE_END_SECONDS):
+            troubles.append(f"An engine still runs. It was told to end: {answer}")
     for process in launch._started:
         try:
             process.wait(ENGINE_END_SECONDS)
@@ -110,19 +109,30 @@ def runtime_folder() -> Iterator[Path]:
     assert not troubles, "\n".join([*troubles, f"The end of {folder / launch.LOG_NAME}:", log])
 
 
+def _nobody_answers(folder: Path) -> bool:
+    """Whether no engine takes connections in a runtime folder. A killed one leaves its files."""
+    from stm_nuke import launch
+
+    link = launch.try_to_connect(folder)
+    if link is None:
+        return True
+    link.close()
+    return False
+
+
 def _tell_to_end() -> str:
-    """Tell the engine of the runtime folder to end; what it answered where it refused."""
+    """Tell the engine of the runtime folder to end; what came back."""
     from stm_nuke.client import Engine
     from stm_nuke.wire import EngineError
 
     engine = Engine("test", may_start=False)
     try:
         engine.call({"op": "shutdown"}, seconds=ENGINE_END_SECONDS)
-    except EngineError as error:
+    except EngineError as error:  # it may be ending, or have ended, already
         return f"{error.code}: {error}"
     finally:
         engine.close()
-    return ""
+    return "yes"
 
 
 def _describe(pid: int, folder: Path) -> str:

@@ -75,10 +75,12 @@ def test_the_mattes_follow_the_cup(shown: Shown) -> None:
         assert region > 0.75 and error < 0.3
 
 
-def test_the_correction_goes_to_the_worst_frame_and_its_cost_is_said(shown: Shown) -> None:
-    worst = min(shown.one.scores, key=lambda score: score.region)
-    assert shown.two.keys == (1001, worst.frame)
-    assert f"the mask on {worst.frame} was added" in shown.text
+def test_the_correction_goes_where_the_status_advises_and_its_cost_is_said(shown: Shown) -> None:
+    advised = shown.one.advised
+    assert advised is not None and advised != 1001
+    assert shown.two.keys == (1001, advised)
+    assert f"A correction key on {advised}, which `stm shot status` advises" in shown.text
+    assert f"the mask on {advised} was added" in shown.text
     assert shown.one.network_frames == 7
     assert shown.two.network_frames == 7, "the two passes of the new key; the pass of the first key is kept"
 

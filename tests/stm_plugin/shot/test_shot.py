@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from torch import Tensor
@@ -27,6 +28,7 @@ from stm_plugin.errors import (
     StoreBusyError,
     StoreFullError,
 )
+from stm_plugin.images.mask import MaskReading
 from stm_plugin.planning.values import Request, State
 from stm_plugin.propagation.events import (
     DamageFound,
@@ -284,6 +286,24 @@ def test_a_key_can_be_given_object_by_object(desk: Desk) -> None:
     assert [key.objects for key in desk.shot.keys] == [("chair", "cup")]
     desk.shot.remove_key(1001, ["cup"])
     assert [key.objects for key in desk.shot.keys] == [("chair",)]
+
+
+def test_a_mask_file_that_names_no_object_is_of_the_one_object_of_the_shot(
+    desk: Desk, tmp_path: Path
+) -> None:
+    path = tmp_path / "mask.png"
+    cv2.imwrite(str(path), np.where(MIDDLE > 0.5, 255, 0).astype(np.uint8))
+    desk.shot.add_key(1001, {"cup": LEFT})
+    assert desk.shot.add_key(1005, path).objects == ("cup",)
+    assert desk.shot.objects == ("cup",)
+    desk.shot.add_key(1001, {"plate": RIGHT}, replace_all=False)
+    with pytest.raises(
+        MaskError, match=r"does not say which object it is\. The shot has cup, plate"
+    ) as raised:
+        desk.shot.add_key(1009, path)
+    assert (raised.value.frame, raised.value.path) == (1009, str(path))
+    assert "--object NAME" in str(raised.value.hint)
+    assert desk.shot.add_key(1009, path, reading=MaskReading(("spoon",))).objects == ("spoon",)
 
 
 def test_a_mask_with_a_window_of_its_own_lands_on_the_canvas(desk: Desk) -> None:
