@@ -32,16 +32,16 @@ def softness_of_keys(softness: Sequence[float], shares: Sequence[float]) -> floa
 
     Args:
         softness: that of each pass's key.
-        shares: how much each pass is heard on the frame (`FrameResult.shares`).
+        shares: the weight of each pass on the frame (`FrameResult.shares`).
 
     Returns:
         0 without passes.
     """
     soft = [(one, share) for one, share in zip(softness, shares, strict=True) if one > HARD]
-    heard = sum(share for _, share in soft)
-    if heard <= 0.0:
+    weight = sum(share for _, share in soft)
+    if weight <= 0.0:
         return max(softness, default=0.0)
-    return sum(one * share for one, share in soft) / heard
+    return sum(one * share for one, share in soft) / weight
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ _LEAST_TRUST = 0.1
 fits, the distance still decides."""
 _FRAMES_TO_LOSE_TRUST = 5
 """Frames from its own key over which the trust in a pass may fall from 1: so no matte pops."""
-_UNTOLD = 4
+_HIDDEN_POWER = 4
 """How fast the weight of a pass falls, where it finds less than another, with what its key does not show."""
 _SUREST = 0.018
 """Probabilities nearer to 0 or 1 than this count alike: log-odds of 4. So a change of weights shows at most
@@ -73,9 +73,9 @@ def fuse(passes: Sequence[PassAtFrame]) -> FloatArray:
     confidence in the pixel. Its trust (`trust`) depends on how well it fits the other keys that it met, how
     much of the object its own key shows, how much of the object it finds beside the other passes, and its
     mean confidence in the object. Where a pass finds less than another, it may be because its own key does
-    not show that part (`said_of_less`): there it has less weight. Where all passes agree, their value is the
-    result. Beside a key, the pass of that key has nearly all the weight. Farther away the mean is one of
-    log-odds: where sure passes differ, the one with more weight decides, instead of a grey that none found.
+    not show that part: there it has less weight (`weights_where_less`). Where all passes agree, their value
+    is the result. Beside a key, the pass of that key has nearly all the weight. Farther away the mean is one
+    of log-odds: where sure passes differ, the one with more weight decides, not a grey that none found.
 
     Args:
         passes: at least one.
@@ -86,16 +86,16 @@ def fuse(passes: Sequence[PassAtFrame]) -> FloatArray:
     return blend(passes, weights(passes))
 
 
-def blend(passes: Sequence[PassAtFrame], said: Sequence[float]) -> FloatArray:
+def blend(passes: Sequence[PassAtFrame], of_passes: Sequence[float]) -> FloatArray:
     """`fuse` with the result of `weights`: (h, w) in [0, 1]."""
     if len(passes) == 1:
         return passes[0].probability
     probabilities = np.stack([one.probability for one in passes])  # (passes, h, w)
     least, most = probabilities.min(axis=0), probabilities.max(axis=0)
     weight = np.stack([confidence(one) for one in probabilities])
-    heard = said_of_less(passes, said)
-    for plane, one, of_all, of_less in zip(weight, probabilities, said, heard, strict=True):
-        plane *= np.float32(of_all) + np.float32(of_less - of_all) * (most - one)
+    lowered = weights_where_less(passes, of_passes)
+    for plane, one, full, low in zip(weight, probabilities, of_passes, lowered, strict=True):
+        plane *= np.float32(full) + np.float32(low - full) * (most - one)
     weight /= weight.sum(axis=0)
     fused: FloatArray = (weight * probabilities).sum(axis=0)
     decided = np.float32(_decided(passes))
@@ -116,7 +116,7 @@ def _mean_of_odds(probabilities: FloatArray, weight: FloatArray) -> FloatArray:
     return result
 
 
-def said_of_less(passes: Sequence[PassAtFrame], said: Sequence[float]) -> list[float]:
+def weights_where_less(passes: Sequence[PassAtFrame], of_passes: Sequence[float]) -> list[float]:
     """The weight of each pass where it finds less of the object than another pass.
 
     A pass takes for background what its own key does not show. So it counts how much its key shows, beside
@@ -126,10 +126,10 @@ def said_of_less(passes: Sequence[PassAtFrame], said: Sequence[float]) -> list[f
     shown = [_visible(one, claimed) for one in passes]
     shares = distance_shares([one.distance for one in passes])
     result = []
-    for one, share, visible, weight in zip(passes, shares, shown, said, strict=True):
-        told = (visible / max(shown)) ** (_UNTOLD * _along(one.distance))
+    for one, share, visible, weight in zip(passes, shares, shown, of_passes, strict=True):
+        lowered = (visible / max(shown)) ** (_HIDDEN_POWER * _along(one.distance))
         least = share * _LEAST_TRUST ** (2 * _along(one.distance))
-        result.append(min(weight, max(weight * told, least)))
+        result.append(min(weight, max(weight * lowered, least)))
     return result
 
 
@@ -149,9 +149,11 @@ def weights(passes: Sequence[PassAtFrame]) -> list[float]:
     return [share * trust(one, max(areas), held) ** 2 for one, share in zip(passes, shares, strict=True)]
 
 
-def most_trusted(passes: Sequence[PassAtFrame], said: Sequence[float]) -> tuple[PassAtFrame, PassAtFrame]:
+def most_trusted(
+    passes: Sequence[PassAtFrame], of_passes: Sequence[float]
+) -> tuple[PassAtFrame, PassAtFrame]:
     """The two of several passes with the greatest `weights` on a frame."""
-    first, second = sorted(range(len(passes)), key=lambda place: -said[place])[:2]
+    first, second = sorted(range(len(passes)), key=lambda place: -of_passes[place])[:2]
     return passes[first], passes[second]
 
 

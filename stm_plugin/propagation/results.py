@@ -28,9 +28,9 @@ from stm_plugin.propagation.fusion import (
     blend,
     mean_confidence,
     most_trusted,
-    said_of_less,
     similarity,
     weights,
+    weights_where_less,
 )
 from stm_plugin.store.store import ProbabilityArray, dequantise, quantise
 from stm_plugin.windows import FloatArray, on_window
@@ -48,8 +48,8 @@ class FrameResult:
         probabilities: the other objects: (h, w) at working size, in [0, 1].
         agreement: of the two passes with the greatest weights, of the object with the least agreement; None
             without.
-        shares: how much each pass of an object is heard where the passes differ (`fusion.said_of_less`),
-            in the order of its candidates; their sum is 1.
+        shares: the weights of an object's passes where they differ (`fusion.weights_where_less`), in the
+            order of its candidates; their sum is 1.
     """
 
     frame: int
@@ -226,12 +226,12 @@ class Results(Material):
                 geometry = self._context.geometry
                 fused[name] = np.zeros((geometry.height, geometry.width), np.float32)
                 continue
-            said = weights(passes)
-            heard = said_of_less(passes, said)
-            shares[name] = tuple(one / sum(heard) for one in heard)
-            fused[name] = blend(passes, said)
+            of_passes = weights(passes)
+            lowered = weights_where_less(passes, of_passes)
+            shares[name] = tuple(one / sum(lowered) for one in lowered)
+            fused[name] = blend(passes, of_passes)
             if len(passes) > 1:
-                first, second = most_trusted(passes, said)
+                first, second = most_trusted(passes, of_passes)
                 agreed.append(agreement(first.probability, second.probability))
         return FrameResult(frame, self.address(frame), masks, fused, min(agreed, default=None), shares)
 

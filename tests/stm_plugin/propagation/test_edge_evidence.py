@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stm_plugin.propagation.edge_evidence import softness_of_keys
-from stm_plugin.propagation.fusion import PassAtFrame, said_of_less, weights
+from stm_plugin.propagation.fusion import PassAtFrame, weights, weights_where_less
 from stm_plugin.windows import FloatArray
 
 
@@ -17,15 +17,15 @@ def area(pixels: int) -> FloatArray:
     return plane.reshape(20, 20)
 
 
-def test_the_softness_of_a_frame_follows_the_keys_whose_passes_are_heard_there() -> None:
+def test_the_softness_of_a_frame_follows_the_keys_whose_passes_count_there() -> None:
     assert softness_of_keys([0.2, 1.0], [0.5, 0.5]) == pytest.approx(0.6)
     assert softness_of_keys([0.2, 1.0], [0.9, 0.1]) == pytest.approx(0.28)
 
 
 def test_a_key_that_is_mostly_hidden_does_not_soften_the_frames_of_one_that_shows_all() -> None:
     passes = [PassAtFrame(area(200), 10, 200.0), PassAtFrame(area(60), -10, 60.0)]
-    heard = said_of_less(passes, weights(passes))
-    assert softness_of_keys([0.3, 0.9], heard) == pytest.approx(0.3, abs=0.01)
+    lowered = weights_where_less(passes, weights(passes))
+    assert softness_of_keys([0.3, 0.9], lowered) == pytest.approx(0.3, abs=0.01)
 
 
 def test_a_mask_that_is_drawn_hard_does_not_harden_the_frames_of_a_soft_one() -> None:

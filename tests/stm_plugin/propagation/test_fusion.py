@@ -14,11 +14,11 @@ from stm_plugin.propagation.fusion import (
     distance_shares,
     distance_weight,
     fuse,
-    said_of_less,
     share_pixels,
     similarity,
     trust,
     weights,
+    weights_where_less,
 )
 from stm_plugin.propagation.fusion import blend as blend_of
 from stm_plugin.windows import FloatArray
@@ -167,10 +167,10 @@ def test_a_key_that_hides_a_part_has_little_say_where_its_pass_finds_less() -> N
     whole, part = np.ones((4, 4), np.float32), np.zeros((4, 4), np.float32)
     part[:3] = 1.0  # a quarter was behind a pole on its key
     near, far = PassAtFrame(part, -6, 12.0), PassAtFrame(whole, 12, 16.0)
-    said = weights([near, far])
-    less = said_of_less([near, far], said)
-    assert less[0] < 0.5 * said[0]
-    assert less[1] == said[1], "the key that shows most loses nothing"
+    full = weights([near, far])
+    less = weights_where_less([near, far], full)
+    assert less[0] < 0.5 * full[0]
+    assert less[1] == full[1], "the key that shows most loses nothing"
     assert fuse([near, far])[3].min() > 0.5
 
 
