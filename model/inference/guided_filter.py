@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
+Array = npt.NDArray[Any]
 
 _COARSER = 4
 """How much smaller the picture is in which `filtered_by` fits its models."""
@@ -27,16 +29,33 @@ def fitted_slopes(means: Sequence[FloatArray] | FloatArray, epsilon: float) -> F
     rr, rg, rb = means[4] - r * r + epsilon, means[5] - r * g, means[6] - r * b
     gg, gb, bb = means[7] - g * g + epsilon, means[8] - g * b, means[9] - b * b + epsilon
     rv, gv, bv = means[10] - r * value, means[11] - g * value, means[12] - b * value
-    # slope = inverse(covariance matrix) . covariance, by cofactors
-    i_rr, i_rg, i_rb = gg * bb - gb * gb, gb * rb - rg * bb, rg * gb - gg * rb
-    i_gg, i_gb, i_bb = rr * bb - rb * rb, rb * rg - rr * gb, rr * gg - rg * rg
-    scale = 1.0 / np.maximum(rr * i_rr + rg * i_rg + rb * i_rb, np.float32(epsilon**3))
+    # slope = inverse(covariance matrix) . covariance
+    (i_rr, i_rg, i_rb, i_gg, i_gb, i_bb), scale = inverse_of((rr, rg, rb, gg, gb, bb), np.float32(epsilon**3))
     fitted = np.empty((4, *r.shape), np.float32)
     fitted[0] = (i_rr * rv + i_rg * gv + i_rb * bv) * scale
     fitted[1] = (i_rg * rv + i_gg * gv + i_gb * bv) * scale
     fitted[2] = (i_rb * rv + i_gb * gv + i_bb * bv) * scale
     fitted[3] = value - fitted[0] * r - fitted[1] * g - fitted[2] * b
     return fitted
+
+
+def inverse_of(
+    matrix: Sequence[Array], least: np.floating | float
+) -> tuple[tuple[Array, Array, Array, Array, Array, Array], Array]:
+    """The inverses of symmetric 3 x 3 matrices, by cofactors.
+
+    Args:
+        matrix: rr, rg, rb, gg, gb and bb of each, (...).
+        least: of the determinant, so that no division is by 0.
+
+    Returns:
+        The cofactors in the same order, and the factor (...) that makes them the inverse.
+    """
+    rr, rg, rb, gg, gb, bb = matrix
+    i_rr, i_rg, i_rb = gg * bb - gb * gb, gb * rb - rg * bb, rg * gb - gg * rb
+    i_gg, i_gb, i_bb = rr * bb - rb * rb, rb * rg - rr * gb, rr * gg - rg * rg
+    scale = 1.0 / np.maximum(rr * i_rr + rg * i_rg + rb * i_rb, least)
+    return (i_rr, i_rg, i_rb, i_gg, i_gb, i_bb), scale
 
 
 def filtered_by(

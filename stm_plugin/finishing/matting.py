@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from model.inference.guided_filter import inverse_of
 from stm_plugin.windows import FloatArray
 
 HALF = 2
@@ -66,14 +67,11 @@ class _Laplacian:
         rb = _sums(r * b) * share - mr * mb
         gg, gb = _sums(g * g) * share - mg * mg + _FLAT, _sums(g * b) * share - mg * mb
         bb = _sums(b * b) * share - mb * mb + _FLAT
-        # the inverse of the covariance matrix, by cofactors
-        i_rr, i_rg, i_rb = gg * bb - gb * gb, gb * rb - rg * bb, rg * gb - gg * rb
-        i_gg, i_gb, i_bb = rr * bb - rb * rb, rb * rg - rr * gb, rr * gg - rg * rg
-        scale = 1 / np.maximum(rr * i_rr + rg * i_rg + rb * i_rb, _FLAT**3)
+        inverse, scale = inverse_of((rr, rg, rb, gg, gb, bb), _FLAT**3)  # of the covariance matrix
         self._picture = list(picture)
         self._means = [one.astype(np.float32) for one in (mr, mg, mb)]
         self._share = share.astype(np.float32)
-        self._inverse = [(one * scale).astype(np.float32) for one in (i_rr, i_rg, i_rb, i_gg, i_gb, i_bb)]
+        self._inverse = [(one * scale).astype(np.float32) for one in inverse]
 
     def times(self, values: FloatArray) -> FloatArray:
         """Its product with a picture (h, w)."""
