@@ -18,6 +18,7 @@ import numpy.typing as npt
 import OpenImageIO as oiio
 
 from stm_plugin.errors import MatteError, MatteFullError
+from stm_plugin.images.exr_pixels import add_pixels, is_plain_exr
 from stm_plugin.images.picture_file import open_image, reason_of
 
 _NAME_LENGTH = 200
@@ -44,7 +45,7 @@ def write_image(
     Raises:
         MatteError: the disk is full, or the folder cannot be written. No partial file is left.
     """
-    temporary = path.with_name(f".{path.stem[:_NAME_LENGTH]}.{uuid.uuid4().hex[:12]}.part{path.suffix}")
+    temporary = path.with_name(f".{path.stem[:_NAME_LENGTH]}.{uuid.uuid4().hex[:12]}{_part(path)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
@@ -99,6 +100,11 @@ def remove_quietly(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def _part(path: Path) -> str:
+    """How the names of temporary files end."""
+    return f".part{path.suffix}"
+
+
 def _write_whole(path: Path, spec: oiio.ImageSpec, pixels: npt.NDArray[Any]) -> None:
     """Write one file and check it. OSError where it is not whole, with the system's reason."""
     try:
@@ -115,11 +121,21 @@ def _write(path: Path, spec: oiio.ImageSpec, pixels: npt.NDArray[Any]) -> None:
     # Opening the file here gives a clear reason (a missing folder, no permission); the library's is vague.
     with open(path, "xb"):
         pass
+    if is_plain_exr(path, spec, pixels):
+        _write_by(path, spec, None)
+        beside = path.with_name(f"{path.name.removesuffix(_part(path))}.pixels{_part(path)}")
+        if add_pixels(path, beside, spec, pixels):
+            return
+    _write_by(path, spec, pixels)
+
+
+def _write_by(path: Path, spec: oiio.ImageSpec, pixels: npt.NDArray[Any] | None) -> None:
+    """Write one file through OpenImageIO; its header alone without pixels."""
     output = oiio.ImageOutput.create(str(path))
     if output is None:
         raise OSError(reason_of(oiio.geterror()))
     opened = output.open(str(path), spec)
-    written = opened and output.write_image(pixels)
+    written = opened and (pixels is None or output.write_image(pixels))
     problem = output.geterror()
     closed = output.close()
     if not (opened and written and closed):
