@@ -1,8 +1,8 @@
 """The pixels of an EXR file, compressed by OpenEXR itself behind a header that OpenImageIO wrote.
 
-OpenImageIO knows how every kind of metadata is written, but takes two to three times as long for the pixels as
-OpenEXR does, whatever the compression. Pixels in a file do not depend on its header. So both libraries do what
-they are good at, and the two parts become one file.
+OpenImageIO knows how every kind of metadata is written, but takes longer for the pixels than OpenEXR does,
+whatever the compression. Pixels in a file do not depend on its header. So both libraries do what they are
+good at, and the two parts become one file.
 """
 
 from __future__ import annotations
