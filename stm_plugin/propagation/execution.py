@@ -21,6 +21,7 @@ from stm_plugin.propagation.events import Event, FrameComputed, Progress
 from stm_plugin.propagation.memory_forecast import device_errors
 from stm_plugin.propagation.queries_ahead import QueriesAhead
 from stm_plugin.propagation.results import Results
+from stm_plugin.propagation.storing import Storing
 from stm_plugin.store.store import quantise
 from stm_plugin.windows import FloatArray
 
@@ -65,7 +66,8 @@ class Execution:
             DamagedFileError: a stored result is damaged; remove it and make a new plan.
             StmError: for any other cause, which its text names.
         """
-        with self._queries:
+        threads = self._context.loader.workers.storers
+        with Storing(threads) as storing, self.results.stored_by(storing), self._queries:
             self._walk()
 
     def _walk(self) -> None:
@@ -106,9 +108,7 @@ class Execution:
             probabilities = context.network().segment(query, bank)[1:]  # (K, h, w), without the background
         computed = probabilities.float().cpu().numpy()
         check_finite(computed, step.frame, context.weights)
-        stored = quantise(computed)
-        context.cache.make_room_for(lambda: context.store.put_probabilities(address, stored))
-        results.remember(address, stored)
+        results.put(address, step.frame, quantise(computed))
         self._computed += 1
         if self._computed % _STEPS_TO_A_RELEASE == 0:
             release_freed_memory()

@@ -12,8 +12,8 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from stm_plugin.errors import DiskFullError, StoreError
 from stm_plugin.files.whole import SEAL_BYTES, DamagedFileError, read_sealed, write_sealed
+from stm_plugin.propagation.storing import Storing
 
 _OWN_MEMORY_FROM = 1 << 17
 """Bytes from which an entry gets a separate block. With smaller blocks a system's limit on their number may
@@ -106,16 +107,30 @@ class DiskCache:
 
     def put(self, key: str, body: bytes) -> None:
         """Keep bytes. StoreError where the disk is full or cannot be written."""
+        if self.make_room(key, body):
+            self.write(key, body)
+            self.count(key, body)
+
+    def make_room(self, key: str, body: bytes) -> bool:
+        """Delete what was used longest ago, until there is room; False where the budget is too small."""
         size = len(body) + SEAL_BYTES
         if size > self.budget:
-            return
+            return False
         sizes = self._known()
         self._forget(key)
         while sizes and self.bytes + size > self.budget:
             self.drop(next(iter(sizes)))
+        return True
+
+    def write(self, key: str, body: bytes) -> None:
+        """Write the file of an entry; may be called while others are read. StoreError as in `put`."""
         write_sealed(self._path(key), body, durable=False)
-        sizes[key] = size
-        self.bytes += size
+
+    def count(self, key: str, body: bytes) -> None:
+        """Add an entry whose file is written."""
+        self._forget(key)
+        self._known()[key] = len(body) + SEAL_BYTES
+        self.bytes += len(body) + SEAL_BYTES
 
     def has(self, key: str) -> bool:
         """Whether the entry existed when the folder was last read."""
@@ -186,6 +201,16 @@ class FeatureCache:
         self.warn = warn
         self._disk_takes_more = True
         self._mutex = threading.RLock()
+        self._storing: Storing | None = None
+
+    @contextmanager
+    def written_by(self, storing: Storing) -> Iterator[None]:
+        """Write files in its threads."""
+        self._storing = storing
+        try:
+            yield
+        finally:
+            self._storing = None
 
     def get(self, key: str) -> Tensors | None:
         """The tensors that were put, bit for bit, on the CPU; or None."""
@@ -210,10 +235,26 @@ class FeatureCache:
             self.ram.put(key, kept)
             if not on_disk or self.disk is None or not self._disk_takes_more or self.disk.has(key):
                 return
-            try:
-                self.disk.put(key, _to_bytes(kept))
-            except StoreError as error:
+            disk, storing = self.disk, self._storing
+        if storing is None:
+            self._write(disk, key, kept)
+        else:
+            storing.submit(lambda: self._write(disk, key, kept))
+
+    def _write(self, disk: DiskCache, key: str, kept: Tensors) -> None:
+        """Write an entry to disk. Entries can be read meanwhile."""
+        body = _to_bytes(kept)
+        with self._mutex:
+            if not self._disk_takes_more or not disk.make_room(key, body):
+                return
+        try:
+            disk.write(key, body)
+        except StoreError as error:
+            with self._mutex:
                 self._leave_disk(str(error))
+            return
+        with self._mutex:
+            disk.count(key, body)
 
     def limit_ram(self, budget: int) -> None:
         """Change the budget of the RAM layer; entries that no longer fit are deleted."""

@@ -324,6 +324,7 @@ class FrameOutput:
     def _work(self, frame: int) -> Quality | None:
         """Write a frame; returns its quality, unless that is recorded already."""
         results = self._finisher.results
+        results.wait_until_stored(frame)
         quality = None if self._writer is None else self._finisher.write(frame, self._writer)
         before = self._qualities.get(frame)
         is_known = before is not None and before.address == results.address(frame)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -14,7 +16,7 @@ from torch import Tensor
 from model.inference.fast_network import QUERY_LAYOUT, Query
 from model.network.memory import MemoryEntry
 from stm_plugin.address import address_of
-from stm_plugin.errors import StoreError
+from stm_plugin.errors import StoreError, concerning
 from stm_plugin.images.working_picture import to_working
 from stm_plugin.planning.plan import Result, chain, frame_address, pass_root, position_in
 from stm_plugin.planning.quality import Quality, agreement
@@ -32,6 +34,7 @@ from stm_plugin.propagation.fusion import (
     weights,
     weights_where_less,
 )
+from stm_plugin.propagation.storing import Storing
 from stm_plugin.store.store import ProbabilityArray, dequantise, quantise
 from stm_plugin.windows import FloatArray, on_window
 
@@ -167,6 +170,8 @@ class Results(Material):
         self._arrivals: dict[tuple[PassName, int, str], Arrival] = {}
         self._areas: dict[tuple[int, str], float] = {}
         self._recent: OrderedDict[str, ProbabilityArray] = OrderedDict()
+        self._storing: Storing | None = None
+        self._unstored: dict[str, Future[None]] = {}
 
     # ---- passes ----
 
@@ -185,13 +190,57 @@ class Results(Material):
                 addresses.append(following)
             return addresses[position + 1]
 
-    def remember(self, address: str, stored: ProbabilityArray) -> None:
-        """Keep the result of a new frame, so that memory and matte need not read it from disk."""
+    @contextmanager
+    def stored_by(self, storing: Storing) -> Iterator[None]:
+        """Store new results and features in its threads. At the end all are stored, or the first error of it
+        is raised."""
+        self._storing = storing
+        try:
+            with self._context.cache.written_by(storing):
+                yield
+                self._wait_for(*self._unstored)
+        finally:
+            self._storing = None
+
+    def put(self, address: str, frame: int, stored: ProbabilityArray) -> None:
+        """Keep the result of a new frame: in the store, and here, so that memory and matte need not read it
+        from disk.
+
+        Raises:
+            StoreError: of this result, or of an earlier one whose storing has failed meanwhile.
+        """
+
+        def store() -> None:
+            with concerning(frame):
+                self._context.cache.make_room_for(
+                    lambda: self._context.store.put_probabilities(address, stored)
+                )
+
+        storing = self._storing
         with self._mutex:
             self._recent[address] = stored
-            # that which is remembered next, and those of the frames that wait for their matte or are at it
-            while len(self._recent) > 2 + self._context.loader.workers.frames_waiting:
+            # that which is remembered next, those of the frames that wait for their matte or are at it, and
+            # those that are not on disk
+            waiting = self._context.loader.workers.frames_waiting + (storing.most if storing else 0)
+            while len(self._recent) > 2 + waiting:
                 self._recent.popitem(last=False)
+        if storing is None:
+            store()
+            return
+        self._wait_for(*[one for one, future in self._unstored.items() if future.done()])
+        future = storing.submit(store)
+        with self._mutex:
+            self._unstored[address] = future
+
+    def _wait_for(self, *addresses: str) -> None:
+        """Wait until results are stored. Raises the error of storing them."""
+        for address in addresses:
+            with self._mutex:
+                future = self._unstored.get(address)
+            if future is not None:
+                future.result()
+                with self._mutex:
+                    self._unstored.pop(address, None)
 
     def pass_result(self, passed: Pass, position: int) -> FloatArray:
         """The result of a pass on its frame at `position`: (K, h, w)."""
@@ -236,8 +285,16 @@ class Results(Material):
         return FrameResult(frame, self.address(frame), masks, fused, min(agreed, default=None), shares)
 
     def is_computed(self, result: Result) -> bool:
-        """Whether the store has a result of the network."""
-        return self._context.store.has(self._address_at(result))
+        """Whether the store has a result of the network; waits for one that is being stored."""
+        address = self._address_at(result)
+        self._wait_for(address)
+        return self._context.store.has(address)
+
+    def wait_until_stored(self, frame: int) -> None:
+        """Wait until all results that a frame needs and that were computed are stored. Raises the error of
+        storing them."""
+        for source in self.plan.by_frame[frame].sources.values():
+            self._wait_for(*[self._address_at(result) for result in source.needs(frame)])
 
     def address(self, frame: int) -> str:
         """The address of a fused frame."""

@@ -1,4 +1,4 @@
-"""How many threads read frames before the network and finish them behind it."""
+"""How many threads read frames before the network, and finish and store them behind it."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ class Workers:
 
     readers: int = 1
     finishers: int = 1
+
+    @property
+    def storers(self) -> int:
+        """Threads that store what the network found: one for four finishers keeps up with them."""
+        return max(1, self.finishers // 4)
 
     @property
     def frames_waiting(self) -> int:
