@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from stm_plugin.finishing.whole_frame import DeviceGuide
 from stm_plugin.images.working_picture import WorkingGeometry, to_working_points
 from stm_plugin.windows import FloatArray, Window, slices_of
 
@@ -35,11 +36,13 @@ class Guide:
         working: (3, h, w), the working picture.
         colours: gives the plate's colours (n, m, 3) in rows and columns of `window`.
         window: the frame's data window.
+        on_device: the same frame where a graphics card filters; None on a processor.
     """
 
     working: FloatArray
     colours: Callable[[slice, slice], FloatArray]
     window: Window
+    on_device: DeviceGuide | None = None
 
 
 def steeper(values: FloatArray, sharpness: float, sure: float | FloatArray) -> FloatArray:

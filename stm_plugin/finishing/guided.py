@@ -30,6 +30,7 @@ from stm_plugin.finishing.band import (
     unsure_pixels,
     working_points,
 )
+from stm_plugin.finishing.whole_frame import FilterShape, follow_plate_on
 from stm_plugin.images.working_picture import WorkingGeometry, inside_region, to_plate
 from stm_plugin.settings import FinishSettings
 from stm_plugin.windows import FloatArray
@@ -81,6 +82,8 @@ def follow_plate(
         clean: in [0, 1]; exactly 0 or 1 where it is certain.
         settings: their radius, epsilon, sharpness and sure are used.
     """
+    if guide.on_device is not None and guide.window == geometry.region:
+        return follow_plate_on(clean, guide.working, guide.on_device, _filter_shape(settings))
     matte = to_plate(clean, guide.window, geometry)
     unsure = unsure_pixels(clean)
     if unsure.any():
@@ -106,6 +109,20 @@ def follow_plate(
             sure = np.clip(values[5], settings.sure, max(_MOST_SURE, settings.sure))
             part[:] = steeper(part, settings.sharpness, sure)
     return inside_region(matte, guide.window, geometry)
+
+
+def _filter_shape(settings: FinishSettings) -> FilterShape:
+    """What a graphics card must know to do as `follow_plate` does."""
+    return FilterShape(
+        radius=settings.radius,
+        reach=_REACH * settings.radius + 1,
+        epsilon=settings.epsilon,
+        least_detail=_LEAST_DETAIL,
+        sharpness=settings.sharpness,
+        sure=settings.sure,
+        per_pixel=_SURE_PER_PIXEL,
+        most_sure=_MOST_SURE,
+    )
 
 
 def trust_at_working_size(clean: FloatArray, picture: FloatArray, settings: FinishSettings) -> FloatArray:

@@ -35,6 +35,7 @@ import OpenImageIO as oiio
 import PyOpenColorIO as ocio
 
 from stm_plugin.errors import ColourError
+from stm_plugin.images.colour_tables import ColourTables, curve_and_matrix
 from stm_plugin.images.half_float import to_float, to_half
 from stm_plugin.images.movie import is_movie
 from stm_plugin.images.plate import FrameHeader, PlateFrame
@@ -375,6 +376,23 @@ class ColourTransform:
                 else:
                     cv2.LUT(to_half(block).view(np.uint16), _DISPLAY_TABLE, dst=result[rows])
         return result
+
+    def tables(self) -> ColourTables | None:
+        """The same conversion as tables and a matrix, for a graphics card: it differs by less than 1/1024.
+
+        None where OpenColorIO's processor is no curve for each channel with a matrix behind it.
+        """
+        shown = None if self.display_referred else _DISPLAY_TABLE[0]
+        if self._matrix is not None or self._cpu is None:
+            return ColourTables(_HALF_TABLE[0], True, self._matrix, shown)
+        found = curve_and_matrix(self._converted, _HALF_TABLE[0], self._shown)
+        return None if found is None else ColourTables(found[0], False, found[1], shown)
+
+    def _shown(self, block: FloatArray) -> FloatArray:
+        """What is displayed of converted values (h, w, 3), in [0, 1]."""
+        if self.display_referred:
+            return np.clip(block, 0.0, 1.0)
+        return np.asarray(cv2.LUT(to_half(block).view(np.uint16), _DISPLAY_TABLE), dtype=np.float32)
 
     def to_linear(self, pixels: PixelArray) -> FloatArray:
         """A picture (h, w, 3) of the input space in linear light, finite float32, with primaries of its own.

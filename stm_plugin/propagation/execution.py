@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from model.inference.allocator import release_freed_memory
+from model.inference.device_copies import begin_download
 from model.network.memory import MemoryBank
 from stm_plugin.errors import PropagationCancelled, WeightsError, concerning
 from stm_plugin.planning.values import ComputeStep, Direction, FinishStep, Pass, Plan
@@ -102,11 +103,15 @@ class Execution:
                 context.loader.read_ahead(frame)
         with device_errors(str(context.network().device), step.frame):
             query = self._queries.take(step.frame)
-            if upcoming and context.network().device.type == "cpu":
+            on_card = context.network().device.type == "cuda"
+            if upcoming and not on_card:
                 self._queries.begin(upcoming[0])
             bank = self._bank(step.passed, step.position + 1)
             probabilities = context.network().segment(query, bank)[1:]  # (K, h, w), without the background
-        computed = probabilities.float().cpu().numpy()
+            copied = begin_download(probabilities.float())
+            if upcoming and on_card:  # the card has work while this thread waits and stores
+                self._queries.begin_here(upcoming[0])
+            computed = copied().numpy()
         check_finite(computed, step.frame, context.weights)
         results.put(address, step.frame, quantise(computed))
         self._computed += 1

@@ -21,6 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from model.inference.device_copies import own_stream
 from stm_plugin.errors import DiskFullError, StoreError
 from stm_plugin.files.whole import SEAL_BYTES, DamagedFileError, read_sealed, write_sealed
 from stm_plugin.propagation.storing import Storing
@@ -229,13 +230,29 @@ class FeatureCache:
             return self.ram.has(key) or (self.disk is not None and self.disk.has(key))
 
     def put(self, key: str, value: Mapping[str, Tensor], *, on_disk: bool = True) -> None:
-        """Keep tensors; those of another device are copied to the CPU."""
-        kept = _in_own_memory({name: tensor.detach() for name, tensor in value.items()})
+        """Keep tensors; those of another device are copied to the CPU, and can be read when that is done."""
+        value = {name: tensor.detach() for name, tensor in value.items()}
+        card = next((one.device for one in value.values() if one.device.type == "cuda"), None)
+        if card is None or self._storing is None:
+            self._keep(key, _in_own_memory(value), on_disk, self._storing)
+            return
+        ready = torch.cuda.current_stream(card).record_event()
+
+        def copy_and_keep() -> None:
+            with own_stream(card):
+                torch.cuda.current_stream(card).wait_event(ready)
+                kept = _in_own_memory(value)
+            self._keep(key, kept, on_disk, None)
+
+        self._storing.submit(copy_and_keep)
+
+    def _keep(self, key: str, kept: Tensors, on_disk: bool, storing: Storing | None) -> None:
+        """`put` of what lies in the cache's memory; the disk's part by `storing`, here if None."""
         with self._mutex:
             self.ram.put(key, kept)
             if not on_disk or self.disk is None or not self._disk_takes_more or self.disk.has(key):
                 return
-            disk, storing = self.disk, self._storing
+            disk = self.disk
         if storing is None:
             self._write(disk, key, kept)
         else:

@@ -247,7 +247,7 @@ class FrameFinisher:
         guide: Guide | None = None  # one for all objects
         for name, probability in result.probabilities.items():
             if probability.any():
-                guide = guide or Guide(loaded.guide(), loaded.display_at, window)
+                guide = guide or Guide(loaded.guide(), loaded.display_at, window, loaded.device_guide())
                 finished[name] = self._finished(result, name, guide)
             else:
                 finished[name] = np.zeros((window.height, window.width), np.float32)

@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from stm_plugin.errors import PlateError, memory_errors
+from stm_plugin.finishing.whole_frame import DeviceGuide
+from stm_plugin.images.device_pictures import DevicePictures
 from stm_plugin.images.half_float import convert, to_float
 from stm_plugin.images.plate import CONTENT_HASH, Plate, PlateFrame, PlateSource
 from stm_plugin.images.working_picture import WorkingGeometry, to_working
@@ -50,6 +52,8 @@ class LoadedFrame:
     signature: str | None
     transform: Transform
     geometry: WorkingGeometry
+    pictures: DevicePictures | None = None
+    """Makes the working picture on a graphics card."""
 
     @cached_property
     def picture(self) -> PictureArray:
@@ -59,6 +63,10 @@ class LoadedFrame:
         as in the pictures that the network was trained on.
         """
         frame = self.plate_frame
+        if self.pictures is not None:
+            made = self.pictures.working(frame.pixels, frame.data_window)
+            if made is not None:
+                return made
         small = to_working(frame.pixels, frame.data_window, self.geometry, self.transform.to_display)
         picture = np.empty((3, *small.shape[:2]), np.float16)
         for plane, values in zip(picture, cv2.split(small), strict=True):
@@ -68,6 +76,13 @@ class LoadedFrame:
     def guide(self) -> FloatArray:
         """(3, h, w): the working picture as float32."""
         return to_float(self.picture)
+
+    def device_guide(self) -> DeviceGuide | None:
+        """The frame for finishing on a graphics card; None where it is finished on a processor."""
+        pixels = self.plate_frame.pixels
+        if self.pictures is None or not self.pictures.takes(pixels):
+            return None
+        return DeviceGuide(self.pictures, pixels)
 
     def display(self) -> FloatArray:
         """(H, W, 3) over the data window, display-referred sRGB in [0, 1]."""
@@ -84,6 +99,7 @@ class FrameLoader:
     Args:
         noticed: is told of every frame that is read.
         workers: how many threads (`readers`), and how many frames are held.
+        pictures: makes working pictures on a graphics card; None: the processor does.
     """
 
     def __init__(
@@ -93,9 +109,11 @@ class FrameLoader:
         geometry: WorkingGeometry,
         noticed: Callable[[LoadedFrame], None] = lambda loaded: None,
         workers: Workers | None = None,
+        pictures: DevicePictures | None = None,
     ) -> None:
         self.plate, self.transform, self.geometry = plate, transform, geometry
         self.workers = workers or Workers()
+        self._pictures = pictures
         self._noticed = noticed
         self._held: OrderedDict[int, LoadedFrame] = OrderedDict()
         self._coming: dict[int, Future[LoadedFrame]] = {}
@@ -144,7 +162,7 @@ class FrameLoader:
         signature = signature_of(self.plate, frame)
         plate_frame = self.plate.read(frame)
         hash_ = plate_frame.content_hash()
-        return LoadedFrame(plate_frame, hash_, signature, self.transform, self.geometry)
+        return LoadedFrame(plate_frame, hash_, signature, self.transform, self.geometry, self._pictures)
 
     def _read_whole(self, frame: int) -> LoadedFrame:
         loaded = self._read(frame)

@@ -19,6 +19,7 @@ from model.weights_file import Manifest
 from stm_plugin.errors import MatteError, PlateError, SettingsError, StmError, StoreError
 from stm_plugin.files.whole import DamagedFileError
 from stm_plugin.images.colour import ColourTransform, find_input_space, load_config
+from stm_plugin.images.device_pictures import DevicePictures, pictures_on
 from stm_plugin.images.matte import MetadataValue
 from stm_plugin.images.plate import MOST_PIXEL_BYTES, Plate, PlateSource, held_pixel_bytes
 from stm_plugin.images.working_picture import WorkingGeometry, working_geometry
@@ -132,9 +133,14 @@ class Propagation:
         with self._mutex:
             if self._loader is None:
                 self._loader = FrameLoader(
-                    self.plate, self.colour, self.geometry, self._record, self._workers
+                    self.plate, self.colour, self.geometry, self._record, self._workers, self._pictures()
                 )
             return self._loader
+
+    def _pictures(self) -> DevicePictures | None:
+        """Pictures on the network's card; None where it runs on a processor."""
+        device = pick_device(self.settings.device)
+        return pictures_on(self.colour.tables(), self.geometry, device) if device.startswith("cuda") else None
 
     def manifest(self) -> Manifest | None:
         """The manifest of the weights; None for a given network."""

@@ -3,7 +3,8 @@
 Of a frame's time the query takes a good third, and it depends on the picture alone. On a CPU it is computed
 in a separate thread, and the processors are divided between both. Two calls side by side with half of the
 processors each take less time than one after the other with all: threads of one call wait for each other at
-every layer. A graphics card gets its work in one queue, so there nothing is computed ahead.
+every layer. A graphics card gets its work in one queue: there the next query is put behind the results of
+this frame, so that the card has work while they are stored.
 """
 
 from __future__ import annotations
@@ -50,6 +51,16 @@ class QueriesAhead:
             )
             torch.set_num_threads(self._threads - ahead)
         self._coming = frame, self._pool.submit(self._compute, frame)
+
+    def begin_here(self, frame: int) -> None:
+        """Begin with a frame of a graphics card's in this thread, which does not wait for the card. The
+        errors come out of `take`."""
+        coming: Future[Query] = Future()
+        try:
+            coming.set_result(self._compute(frame))
+        except BaseException as error:
+            coming.set_exception(error)
+        self._coming = frame, coming
 
     def take(self, frame: int) -> Query:
         """The query of a frame. What was begun for another one is forgotten."""

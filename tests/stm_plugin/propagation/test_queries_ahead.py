@@ -1,0 +1,37 @@
+"""Queries that are computed ahead are those of the frame that is asked for, and their errors are not lost."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from model.inference.device_copies import begin_download, own_stream, uploaded
+from stm_plugin.propagation.queries_ahead import QueriesAhead
+
+
+def test_a_query_that_was_begun_here_is_not_computed_again() -> None:
+    asked: list[int] = []
+    with QueriesAhead(lambda frame: asked.append(frame) or frame) as queries:  # type: ignore[func-returns-value, arg-type, return-value]
+        queries.begin_here(1002)
+        assert asked == [1002]
+        assert queries.take(1002) == 1002 and asked == [1002]
+        queries.begin_here(1003)
+        assert queries.take(1009) == 1009 and asked == [1002, 1003, 1009]
+
+
+def test_its_error_comes_when_the_frame_is_asked_for() -> None:
+    def broken(frame: int) -> None:
+        raise KeyError(frame)
+
+    with QueriesAhead(broken) as queries:  # type: ignore[arg-type]
+        queries.begin_here(1002)
+        with pytest.raises(KeyError):
+            queries.take(1002)
+
+
+def test_on_a_processor_nothing_is_copied_to_and_fro() -> None:
+    values = torch.rand(3, 4).numpy()
+    with own_stream(torch.device("cpu")):
+        tensor = uploaded(values, torch.device("cpu"))
+    assert tensor.data_ptr() == values.ctypes.data
+    assert begin_download(tensor)().data_ptr() == tensor.data_ptr()
