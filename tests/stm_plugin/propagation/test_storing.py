@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,15 @@ from stm_plugin.propagation.storing import Storing
 from stm_plugin.propagation.workers import Workers
 
 
+def wait_for(gate: threading.Event) -> None:
+    assert gate.wait(60)
+
+
 def test_all_pieces_are_done_at_the_end_even_after_an_error() -> None:
     done: list[int] = []
     with pytest.raises(KeyError), Storing(2) as storing:
         for number in range(3):
-            storing.submit(lambda number=number: done.append(number))
+            storing.submit(partial(done.append, number))
         raise KeyError("of the caller")
     assert sorted(done) == [0, 1, 2]
 
@@ -25,7 +30,7 @@ def test_all_pieces_are_done_at_the_end_even_after_an_error() -> None:
 def test_no_more_pieces_wait_than_are_allowed() -> None:
     gate, entered = threading.Event(), threading.Event()
     with Storing(1) as storing:
-        futures = [storing.submit(lambda: gate.wait() and None) for _ in range(storing.most)]
+        futures = [storing.submit(partial(wait_for, gate)) for _ in range(storing.most)]
 
         def one_more() -> None:
             storing.submit(lambda: None)
@@ -45,7 +50,7 @@ def test_features_are_readable_at_once_and_on_disk_at_the_end(tmp_path: Path) ->
     value = {"key": torch.arange(200_000, dtype=torch.float32)}
     cache = FeatureCache(1 << 24, tmp_path, 1 << 24)
     with Storing(1) as storing, cache.written_by(storing):
-        storing.submit(lambda: gate.wait() and None)  # what is behind it must wait
+        storing.submit(partial(wait_for, gate))  # what is behind it must wait
         cache.put("x", value)
         found = cache.get("x")
         assert found is not None and torch.equal(found["key"], value["key"])
