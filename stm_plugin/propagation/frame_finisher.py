@@ -123,6 +123,9 @@ class FrameFinisher:
 
     def _picture(self, frame: int) -> FloatArray:
         """(3, h, w): the working picture of a frame, as the plan has it."""
+        cached = self.results.cached_picture(frame)
+        if cached is not None:
+            return cached
         loaded = self._context.loader.load(frame)
         if self.results.plate_hash(frame) != loaded.hash:
             raise PlateMovedOn(frame)
@@ -247,7 +250,9 @@ class FrameFinisher:
         guide: Guide | None = None  # one for all objects
         for name, probability in result.probabilities.items():
             if probability.any():
-                guide = guide or Guide(loaded.guide(), loaded.display_at, window, loaded.device_guide())
+                guide = guide or Guide(
+                    self._picture(result.frame), loaded.display_at, window, loaded.device_guide()
+                )
                 finished[name] = self._finished(result, name, guide)
             else:
                 finished[name] = np.zeros((window.height, window.width), np.float32)

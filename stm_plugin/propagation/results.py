@@ -123,6 +123,13 @@ class Material:
             self._context.cache.put(key, state)
         return state["picture"].float()
 
+    def cached_picture(self, frame: int) -> FloatArray | None:
+        """The working picture (3, h, w) of a frame as the plan has it, where it is cached; the plate is not
+        read."""
+        hash_ = self.facts.plate.get(frame)
+        state = None if hash_ is None else self._context.cache.get(self._feature_key("picture", hash_))
+        return None if state is None else np.asarray(state["picture"].float().numpy())
+
     def mask(self, key: int, name: str) -> FloatArray:
         """An object's mask on a key, (H, W) over the canvas. MaskError where it is gone or damaged."""
         mask, window = self._context.store.mask_of_key(key, self._keys[key].masks[name].hash)
