@@ -27,10 +27,10 @@ def no_environment_config(monkeypatch: pytest.MonkeyPatch) -> None:
 def plate(kind: type, seed: int = 3) -> PixelArray:
     """(170, 230, 3) from -0.2 to 1.2, and a few values that are none, negative or far above 1."""
     random = np.random.default_rng(seed)
-    pixels = random.uniform(-0.2, 1.2, (WINDOW.height, WINDOW.width, 3)).astype(kind)
+    pixels: PixelArray = random.uniform(-0.2, 1.2, (WINDOW.height, WINDOW.width, 3)).astype(kind)
     pixels[3, 5] = (np.nan, np.inf, -np.inf)
     pixels[60:70, 80:90] = 900
-    return np.asarray(pixels)
+    return pixels
 
 
 def pictures(space: str, geometry: WorkingGeometry) -> tuple[ColourTransform, DevicePictures]:

@@ -6,24 +6,35 @@ import pytest
 import torch
 
 from model.inference.device_copies import begin_download, own_stream, uploaded
+from model.inference.fast_network import PreparedQuery, Query
 from stm_plugin.propagation.queries_ahead import QueriesAhead
+
+
+def query(frame: int) -> Query:
+    nothing = torch.zeros(1, 1, 1, 1)
+    return Query(PreparedQuery(nothing, nothing, nothing, nothing), frame, 1)
 
 
 def test_a_query_that_was_begun_here_is_not_computed_again() -> None:
     asked: list[int] = []
-    with QueriesAhead(lambda frame: asked.append(frame) or frame) as queries:  # type: ignore[func-returns-value, arg-type, return-value]
+
+    def compute(frame: int) -> Query:
+        asked.append(frame)
+        return query(frame)
+
+    with QueriesAhead(compute) as queries:
         queries.begin_here(1002)
         assert asked == [1002]
-        assert queries.take(1002) == 1002 and asked == [1002]
+        assert queries.take(1002).height == 1002 and asked == [1002]
         queries.begin_here(1003)
-        assert queries.take(1009) == 1009 and asked == [1002, 1003, 1009]
+        assert queries.take(1009).height == 1009 and asked == [1002, 1003, 1009]
 
 
 def test_its_error_comes_when_the_frame_is_asked_for() -> None:
-    def broken(frame: int) -> None:
+    def broken(frame: int) -> Query:
         raise KeyError(frame)
 
-    with QueriesAhead(broken) as queries:  # type: ignore[arg-type]
+    with QueriesAhead(broken) as queries:
         queries.begin_here(1002)
         with pytest.raises(KeyError):
             queries.take(1002)
