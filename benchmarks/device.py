@@ -5,8 +5,8 @@
     python benchmarks/device.py --networks stm-lite --sizes 480x854 --plates
 
 The whole way is that of `benchmarks/io.py`, a list for each plate: its parts, the propagation, and the
-forecast for 16 cores. The network and the edge refiner run on the device; decoding, colour, narrowing, the
-band of the edges and encoding on the processor.
+forecast for 16 cores. On a CUDA device colour, narrowing, network, edge refiner and the filter along the
+plate's edges run on the device; decoding, hashes, the rest of finishing, storing and encoding do not.
 
 The network gets a key, then frames with their growing memory. Per row: the median time of a frame (query,
 read, decoder and memory encoder), the device's peak memory, and how far the probabilities lie from those of
