@@ -51,8 +51,8 @@ class DeviceGuide:
     pixels: PixelArray
 
 
-_ROWS = 512
-"""Plate rows that are enlarged together: half a gigabyte of maps at 4K."""
+_ROWS = 128
+"""Plate rows that are enlarged together: some 50 MB of maps at 4K."""
 _STRAIGHT, _SLANTED = 0.955, 1.3693
 """Lengths of a step in OpenCV's distance transform with a mask of 3 x 3."""
 

@@ -15,8 +15,8 @@ from stm_plugin.images.colour_tables import ColourTables
 from stm_plugin.images.working_picture import WorkingGeometry
 from stm_plugin.windows import PixelArray, Window, slices_of
 
-_BLOCK_ELEMENTS = 1 << 24
-"""Values that are converted together: look-ups need eight bytes for each."""
+_BLOCK_ELEMENTS = 1 << 22
+"""Values that are converted together: a look-up needs twelve bytes for each."""
 _HALF_MAX = 65504.0
 _HUGE = 1e30
 
@@ -45,11 +45,19 @@ class DevicePictures:
     def working(self, pixels: PixelArray, window: Window) -> npt.NDArray[np.float16] | None:
         """The working picture (3, h, w) in half floats of a frame's pixels (H, W, 3) over `window`.
 
-        None where it is not made here: the colours are not, or the plate is enlarged.
+        None where it is not made here: the colours are not, the plate is enlarged, or the device is full.
         """
         region, geometry = self._geometry.region, self._geometry
         if not self.takes(pixels) or geometry.width > region.width or geometry.height > region.height:
             return None
+        try:
+            return self._narrowed(pixels, window)
+        except torch.OutOfMemoryError:
+            return None
+
+    def _narrowed(self, pixels: PixelArray, window: Window) -> npt.NDArray[np.float16]:
+        """`working` where it is made here."""
+        region, geometry = self._geometry.region, self._geometry
         with torch.inference_mode(), own_stream(self.device):
             seen = region.intersection(window)
             narrow = torch.zeros(geometry.height, region.width * 3, device=self.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from stm_plugin.images.colour import ColourTransform, load_config
 from stm_plugin.images.device_pictures import DevicePictures, pictures_on
@@ -95,9 +96,18 @@ def test_a_plate_that_is_enlarged_is_left_to_the_processor() -> None:
     assert made.working(np.zeros((40, 60, 3), np.float16), geometry.canvas) is None
 
 
-def test_frames_take_their_working_picture_from_the_card_that_they_are_given(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_full_card_leaves_the_picture_to_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    geometry = working_geometry(WINDOW, 1.0, 90)
+    _, made = pictures("ACEScg", geometry)
+
+    def full(pixels: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(made, "to_display", full)
+    assert made.working(plate(np.float16), WINDOW) is None
+
+
+def test_frames_take_their_working_picture_from_the_card_that_they_are_given() -> None:
     geometry = working_geometry(WINDOW, 1.0, 90)
     transform, made = pictures("ACEScg", geometry)
     frame = _Frame(plate(np.float16))
