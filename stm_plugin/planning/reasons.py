@@ -70,8 +70,11 @@ def _reason(
         return "it is made from other keys than before"
     path = _path(facts, frame, used)
     plates = [one for one in path if one in history and history[one].plate != facts.plate.get(one)]
-    if plates:
-        return f"the plate changed on {_list(plates)}"
+    changed = [one for one in plates if one in facts.plate]
+    if changed:
+        return f"the plate changed on {_list(changed)}"
+    if plates:  # pixels are compared when it is read again
+        return f"the plate's file was touched on {_list(plates)}, and was not read again yet"
     return "a result that it depends on is missing or has changed"
 
 

@@ -14,6 +14,7 @@ from model.network.memory import MemoryBank, MemoryEntry, MemoryRule
 from stm_plugin.images.working_picture import WorkingGeometry
 from stm_plugin.propagation.feature_cache import FeatureCache
 from stm_plugin.propagation.frame_loader import FrameLoader
+from stm_plugin.propagation.resident_limit import ResidentLimit
 from stm_plugin.store.store import ShotStore
 
 
@@ -50,6 +51,7 @@ class PropagationContext:
         network: returns the network, which is loaded when it is first needed.
         features_base: what the features of a frame depend on besides its pixels.
         weights: their name in the settings, for error texts.
+        resident_limit: keeps the run's memory at its forecast; None where none was made.
     """
 
     store: ShotStore
@@ -61,3 +63,10 @@ class PropagationContext:
     memory_cap: int
     features_base: Mapping[str, str]
     weights: str = ""
+    resident_limit: ResidentLimit | None = None
+
+    def hold_memory(self) -> None:
+        """Return freed memory to the system if the run is near its forecast. To be called after each frame's
+        work."""
+        if self.resident_limit is not None:
+            self.resident_limit.hold()

@@ -30,8 +30,8 @@ _STEPS_FOR_ESTIMATE = 12
 _STEPS_AHEAD = 3
 """Steps that are looked at for each reader: some finish frames that are computed."""
 _STEPS_TO_A_RELEASE = 10
-"""Computed frames after which freed memory is returned to the system. Without it the gaps of the heap grow by
-3 to 6 MB a frame at 480p. Getting memory again takes a hundredth of a frame's time."""
+"""Computed frames after which freed memory is returned to the system, where no forecast bounds it. Without it
+the gaps of the heap grow by 3 to 6 MB a frame at 480p. Getting memory again takes a hundredth of a frame's time."""
 
 
 class Execution:
@@ -115,7 +115,8 @@ class Execution:
         check_finite(computed, step.frame, context.weights)
         results.put(address, step.frame, quantise(computed))
         self._computed += 1
-        if self._computed % _STEPS_TO_A_RELEASE == 0:
+        context.hold_memory()
+        if context.resident_limit is None and self._computed % _STEPS_TO_A_RELEASE == 0:
             release_freed_memory()
         return False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -91,6 +92,7 @@ class FrameFinisher:
         self.results = results
         self._context, self._description, self._metadata = context, description, metadata
         self._evidence = EdgeEvidenceSource(results, self._picture)
+        self._solving = threading.BoundedSemaphore(context.loader.workers.foregrounds)
 
     @property
     def _settings(self) -> Settings:
@@ -118,8 +120,12 @@ class FrameFinisher:
             is_key=not result.probabilities,
             quality=result.quality,
             confidence_map=self._confidence_of_all(result, loaded) if self._settings.confidence else None,
-            foreground=_foreground(loaded, mattes) if self._settings.foreground else None,
+            foreground=self._solved(loaded, mattes) if self._settings.foreground else None,
         )
+
+    def _solved(self, loaded: LoadedFrame, mattes: Mapping[str, FloatArray]) -> FloatArray:
+        with self._solving:
+            return _foreground(loaded, mattes)
 
     def _picture(self, frame: int) -> FloatArray:
         """(3, h, w): the working picture of a frame, as the plan has it."""
@@ -142,7 +148,7 @@ class FrameFinisher:
         loaded = self._context.loader.load(finished.frame)
         if not mattes:
             return np.zeros_like(loaded.plate_frame.pixels)
-        return _foreground(loaded, mattes)
+        return self._solved(loaded, mattes)
 
     def confidence(self, frame: int) -> dict[str, FloatArray]:
         """The network's confidence in each pixel: by object name, float32 (h, w) over the data window.
@@ -331,6 +337,7 @@ class FrameOutput:
         results = self._finisher.results
         results.wait_until_stored(frame)
         quality = None if self._writer is None else self._finisher.write(frame, self._writer)
+        self._context.hold_memory()
         before = self._qualities.get(frame)
         is_known = before is not None and before.address == results.address(frame)
         if not is_known or results.plan.by_frame[frame].is_key:

@@ -42,8 +42,10 @@ _WINOGRAD_BYTES = {"efficientnet_lite0": 130 * _MEBIBYTE, "resnet50": 680 * _MEB
 _WINOGRAD_VALUES_PER_PIXEL = {"efficientnet_lite0": 0.0, "resnet50": 180.0}
 """The working memory of its wide convolutions, which does not depend on the objects."""
 _PROGRAM_BYTES = {"cuda": 600 * _MEBIBYTE, "mps": 400 * _MEBIBYTE, "cpu": 780 * _MEBIBYTE}
+_LATER_BYTES = 30 * _MEBIBYTE
+"""Of libraries that are loaded during a run."""
 _HEAP_GAPS = 100 * _MEBIBYTE
-"""Gaps of the heap until freed memory is returned to the system (`Execution`)."""
+"""Gaps of the heap. They would grow beyond it, but freed memory is returned before (`ResidentLimit`)."""
 _EVICTION_GAPS = 0.35
 """Of the budget for features: what is lost in gaps at most, once features leave a full cache (99 frames)."""
 _EVICTED_GAPS = 0.35
@@ -60,7 +62,8 @@ Measured with benchmarks/memory.py; a refiner of edges at plate resolution adds 
 _REFINER_BYTES = 280
 """Bytes per working pixel that the edge refiner works in, where an object fills the picture."""
 _FOREGROUND_BYTES = 68
-"""Bytes per plate pixel while the colours of the foreground are solved, in each such pair."""
+"""Bytes per plate pixel while the colours of the foreground are solved, of each frame at once
+(`Workers.foregrounds`)."""
 
 # Adapting: measured peaks of its steps beyond what was there before, and a sixth to spare (on the CPU, crops
 # of 128 to 384, one and two clips, one to three objects). In float32 values per pixel of all clips of a step,
@@ -85,6 +88,7 @@ class MemoryRequest:
         learned_edges, foreground: whether finishing uses the edge refiner, and solves the foreground.
         plate_pixel_bytes: of one pixel of it, as it is held.
         workers: readers, and as many finishers.
+        program_bytes: of the process before the run, if they were measured; 0: what they usually are.
     """
 
     config: NetworkConfig
@@ -102,6 +106,7 @@ class MemoryRequest:
     foreground: bool = False
     plate_pixel_bytes: int = _PLATE_FRAME_BYTES
     workers: int = 1
+    program_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -303,12 +308,16 @@ def predict_memory(run: MemoryRequest) -> Forecast:
     pixels = positions * STRIDE * STRIDE
     on_cpu = run.device == "cpu"
     once, per_object = _working_bytes(config.trunk, run.precision, on_cpu)
-    fixed = _PROGRAM_BYTES[run.device.split(":")[0]] + _WEIGHTS_BYTES[config.trunk]
+    program = (
+        run.program_bytes + _LATER_BYTES if run.program_bytes else _PROGRAM_BYTES[run.device.split(":")[0]]
+    )
+    fixed = program + _WEIGHTS_BYTES[config.trunk]
     if on_cpu:
         finishing = _FINISHING_BYTES[0] + _FINISHING_BYTES[1] * run.objects
-        finishing += _FOREGROUND_BYTES if run.foreground else 0
-        held = Workers(run.workers, run.workers).frames_held * run.plate_pixel_bytes
-        fixed += (held + finishing * run.workers) * run.plate_pixels
+        workers = Workers(run.workers, run.workers)
+        held = workers.frames_held * run.plate_pixel_bytes + finishing * run.workers
+        held += _FOREGROUND_BYTES * workers.foregrounds if run.foreground else 0
+        fixed += held * run.plate_pixels
         fixed += _REFINER_BYTES * run.height * run.width * run.workers if run.learned_edges else 0
         fixed += _HEAP_GAPS
         if run.precision == "float32":

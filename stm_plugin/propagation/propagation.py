@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import lru_cache
+from typing import Any
 
 from model.inference.allocator import keep_freed_memory
 from model.network.config import NetworkConfig, network_config
@@ -52,9 +54,11 @@ from stm_plugin.propagation.memory_forecast import (
     free_memory,
     pick_device,
     precision_of,
+    predict_memory,
     settled,
 )
 from stm_plugin.propagation.networks import base_network, ready_network, weights_manifest
+from stm_plugin.propagation.resident_limit import ResidentLimit, resident_memory
 from stm_plugin.propagation.results import Material, Results
 from stm_plugin.propagation.workers import Workers, most_workers
 from stm_plugin.settings import Settings, shown_settings
@@ -96,8 +100,12 @@ class Propagation:
         self._cache: FeatureCache | None = None
         self._ram_budget = settings.ram_budget
         self._workers = Workers()
+        self._resident_limit: ResidentLimit | None = None
         self._mask_areas: dict[str, float] = {}  # by the mask's hash
         self._recorded: dict[int, int] = {}  # by frame: the recorded hash
+        self._read: dict[
+            int, dict[str, Any]
+        ] = {}  # by frame: as in the store's index, but read without its lock
 
     def close(self) -> None:
         """End the threads and release the memory."""
@@ -184,6 +192,7 @@ class Propagation:
                 memory_cap=settings.memory_cap,
                 features_base=self._features_base(),
                 weights=settings.weights,
+                resident_limit=self._resident_limit,
             )
 
     # ---- plans and their execution ----
@@ -191,6 +200,18 @@ class Propagation:
     def plan(self, request: Request | None = None) -> Plan:
         """The plan of a propagation. KeyframeError where there is no key."""
         return make_plan(self.facts(), request or Request(), self.store.has, self.store.history())
+
+    def finished_plan(self, request: Request | None = None) -> Plan:
+        """The plan of a range that should be done. Frames whose file was touched are read again: a new link,
+        other rights or a restored copy leave their pixels as they were."""
+        plan = self.plan(request)
+        if all(one.is_done for one in plan.frames):
+            return plan
+        known = self._known_plate()
+        touched = [frame for frame in self.store.plate_index.load() if frame not in known]
+        for frame in sorted({*touched} & {*self.plate.frames} - {*self.plate.missing}):
+            self.plate_hash(frame)
+        return self.plan(request)
 
     def finisher(self, plan: Plan) -> FrameFinisher:
         """The finisher of a plan's frames."""
@@ -438,6 +459,7 @@ class Propagation:
             foreground=self.settings.foreground,
             plate_pixel_bytes=self._pixel_bytes(),
             workers=workers or most_workers(),
+            program_bytes=_program_bytes() if device == "cpu" else 0,
         )
         return fit_memory(run, free_memory(device) + self._ram_held())
 
@@ -467,6 +489,8 @@ class Propagation:
         self.limit_ram(run.ram_budget)
         workers = Workers(run.workers, run.workers)
         with self._mutex:
+            on_cpu = run.device == "cpu"  # else the forecast is of another memory
+            self._resident_limit = ResidentLimit(predict_memory(run).total) if on_cpu else None
             if self._loader is not None and self._loader.workers != workers:
                 self._loader.close()
                 self._loader = None
@@ -534,16 +558,18 @@ class Propagation:
     def _known_plate(self) -> dict[int, str]:
         """Content hashes of the frames that have not changed since they were last read."""
         frames, known = set(self.plate.frames), {}
-        for frame, entry in self.store.plate_index.load().items():
+        with self._mutex:
+            entries = [*self.store.plate_index.load().items(), *self._read.items()]
+        for frame, entry in entries:
             if frame in frames and entry["signature"] == signature_of(self.plate, frame):
                 known[frame] = entry["hash"]
         return known
 
     def plate_hash(self, frame: int) -> str | None:
         """The content hash of a plate frame, which is read if necessary. None where it cannot be read."""
-        entry = self.store.plate_index.load().get(frame)
-        if entry is not None and entry["signature"] == signature_of(self.plate, frame):
-            return str(entry["hash"])
+        for entry in (self.store.plate_index.load().get(frame), self._read.get(frame)):
+            if entry is not None and entry["signature"] == signature_of(self.plate, frame):
+                return str(entry["hash"])
         try:
             return self.frames.load(frame).hash
         except PlateError:
@@ -553,14 +579,26 @@ class Propagation:
         """Forget all signatures, as one did not match its frame's content: every frame is read again."""
         with self._mutex:
             self._recorded.clear()
+            self._read.clear()
             self.frames.forget()
         self.store.forget_plate()
 
     def _record(self, loaded: LoadedFrame) -> None:
         """Record the hash of a frame that was read, so that the next plan need not read it."""
         frame, recorded = loaded.plate_frame.frame, hash((loaded.signature, loaded.hash))
-        if self._recorded.get(frame) != recorded and self.store.lock.held:
+        entry = {"frame": frame, "signature": loaded.signature, "hash": loaded.hash}
+        if not self.store.lock.held:
+            with self._mutex:
+                self._read[frame] = entry
+        elif self._recorded.get(frame) != recorded:
             self._recorded[frame] = recorded
-            entry = {"frame": frame, "signature": loaded.signature, "hash": loaded.hash}
+            with self._mutex:
+                self._read.pop(frame, None)
             with suppress(StoreError):  # then it is read the next time
                 self.store.plate_index.append(entry)
+
+
+@lru_cache(maxsize=1)
+def _program_bytes() -> int:
+    """The resident memory of this process before its first run: interpreter and libraries."""
+    return resident_memory()

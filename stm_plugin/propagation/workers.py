@@ -32,6 +32,12 @@ class Workers:
         return self.finishers + 1
 
     @property
+    def foregrounds(self) -> int:
+        """Frames whose foreground is solved at once, at most: it takes more memory than all other finishing.
+        Half of the finishers, as the others have work beside it."""
+        return max(1, self.finishers // 2)
+
+    @property
     def frames_held(self) -> int:
         """Plate frames in memory: read ahead, at the network, with finishers, and those that wait."""
         return self.readers + 2 + self.frames_waiting

@@ -121,6 +121,10 @@ class ShotReader:
         """The plan of a propagation. KeyframeError where there is no key."""
         return self._working.plan(request)
 
+    def finished_plan(self, request: Request | None = None) -> Plan:
+        """The plan of a range that should be done: frames whose file was touched since are read again."""
+        return self._working.finished_plan(request)
+
     def status(self, request: Request | None = None) -> ShotStatus:
         """The state of every frame, and why. Without keys every frame is missing."""
         self.refresh()

@@ -53,7 +53,7 @@ def make_shapes(
     maker = ShapeMaker(tolerance)
     if request is not None:
         check_frames(shot.plate, (request.first, request.last))
-    plan = shot.plan(request)
+    plan = shot.finished_plan(request)
     for one in plan.frames:
         if not one.is_done:
             raise MatteError(

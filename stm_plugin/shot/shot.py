@@ -314,7 +314,7 @@ class Shot(ShotReader):
             MatteError: a frame is not done; the text names it, and nothing was written.
         """
         self.check_allowed()
-        plan = self.plan(request)
+        plan = self.finished_plan(request)
         self._working.check_done(plan)
         self._begin(writer, request, on_event)
         self._working.export(plan, writer, on_event, cancelled)

@@ -16,7 +16,7 @@ import numpy as np
 import OpenImageIO as oiio
 import pytest
 
-from stm_plugin.errors import MaskError, MatteError, PlateError, SettingsError, StmError
+from stm_plugin.errors import MaskError, MatteError, OutputError, PlateError, SettingsError, StmError
 from stm_plugin.images import movie as movies
 from stm_plugin.images.mask import AS_FOUND, MaskPlace, MaskReading, read_mask
 from stm_plugin.images.movie import index_movie, is_damage
@@ -25,6 +25,7 @@ from stm_plugin.images.plate import Plate
 from stm_plugin.images.sequence import output_sequence, parse_sequence
 from stm_plugin.propagation.events import Event, PlateChanged
 from stm_plugin.settings import Settings
+from stm_plugin.shot.export import MatteWriter
 from stm_plugin.shot.opening import check_frames, masks_of_arrays
 from stm_plugin.shot.shot import Shot
 from stm_plugin.store.description import PlateDescription
@@ -303,6 +304,20 @@ def test_a_frame_that_was_edited_in_place_with_its_time_restored_is_noticed(
         stream.truncate()
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert shot.status().network_frames > 0
+
+
+def test_a_hard_link_changes_no_plate_and_is_no_output(shot: Shot, tmp_path: Path) -> None:
+    before = tmp_path.joinpath("plate.1003.exr").read_bytes()
+    linked = tmp_path / "linked.1003.exr"
+    os.link(tmp_path / "plate.1003.exr", linked)
+    why = shot.plan().words()
+    assert "touched on 1003" in why and "changed" not in why
+    with pytest.raises(OutputError, match=r"would overwrite the plate.*plate\.1003"):
+        shot.export(MatteWriter(str(tmp_path / "linked.####.exr"), shot.plate, overwrite=True))
+    shot.export(MatteWriter(str(tmp_path / "out" / "m.####.exr"), shot.plate))
+    assert shot.status().network_frames == 0
+    assert linked.read_bytes() == before
+    assert len(list((tmp_path / "out").glob("m.*.exr"))) == len(FRAMES)
 
 
 def test_after_a_surprise_every_frame_is_looked_at_again(
