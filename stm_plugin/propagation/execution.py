@@ -31,7 +31,8 @@ _STEPS_AHEAD = 3
 """Steps that are looked at for each reader: some finish frames that are computed."""
 _STEPS_TO_A_RELEASE = 10
 """Computed frames after which freed memory is returned to the system, where no forecast bounds it. Without it
-the gaps of the heap grow by 3 to 6 MB a frame at 480p. Getting memory again takes a hundredth of a frame's time."""
+the gaps of the heap grow by 3 to 6 MB a frame at 480p. Getting memory again takes a hundredth of a frame's
+time."""
 
 
 class Execution:
