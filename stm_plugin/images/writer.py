@@ -22,6 +22,7 @@ from stm_plugin.images.exr_pixels import add_pixels, is_plain_exr
 from stm_plugin.images.picture_file import open_image, reason_of
 
 _NAME_LENGTH = 200
+_JPEG = frozenset({".jpg", ".jpeg"})
 _PROBE_BYTES = 1 << 16
 """Bytes of the probe; more than the free rest of the last block on a full disk."""
 
@@ -126,15 +127,49 @@ def _write(path: Path, spec: oiio.ImageSpec, pixels: npt.NDArray[Any]) -> None:
         beside = path.with_name(f"{path.name.removesuffix(_part(path))}.pixels{_part(path)}")
         if add_pixels(path, beside, spec, pixels):
             return
-    _write_by(path, spec, pixels)
+    if path.suffix.lower() in _JPEG:
+        _write_jpeg(path, spec, pixels)
+    else:
+        _write_by(path, spec, pixels)
 
 
-def _write_by(path: Path, spec: oiio.ImageSpec, pixels: npt.NDArray[Any] | None) -> None:
-    """Write one file through OpenImageIO; its header alone without pixels."""
+def _write_jpeg(path: Path, spec: oiio.ImageSpec, pixels: npt.NDArray[Any]) -> None:
+    """Write a JPEG. On a full disk its library ends the process, so it writes into memory, or, where files in
+    memory do not exist, after as much as the file can need was written."""
+    if not hasattr(os, "memfd_create"):
+        _reserve(path, pixels.nbytes + _PROBE_BYTES)
+        _write_by(path, spec, pixels)
+        return
+    descriptor = os.memfd_create(path.name[:_NAME_LENGTH])
+    with open(descriptor, "rb") as memory:
+        _write_by(path, spec, pixels, name=f"/proc/self/fd/{descriptor}")
+        content = memory.read()
+    with path.open("wb") as stream:
+        stream.write(content)
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Write this many bytes into a file and empty it. OSError where the disk has no room for them."""
+    with path.open("wb") as stream:
+        for start in range(0, size, _PROBE_BYTES):
+            stream.write(bytes(min(_PROBE_BYTES, size - start)))
+        stream.flush()
+        os.fsync(stream.fileno())
+        stream.truncate(0)
+
+
+def _write_by(
+    path: Path, spec: oiio.ImageSpec, pixels: npt.NDArray[Any] | None, *, name: str | None = None
+) -> None:
+    """Write one file through OpenImageIO, of the kind that `path` says; its header alone without pixels.
+
+    Args:
+        name: of the file that is written, if it is not `path`.
+    """
     output = oiio.ImageOutput.create(str(path))
     if output is None:
         raise OSError(reason_of(oiio.geterror()))
-    opened = output.open(str(path), spec)
+    opened = output.open(name or str(path), spec)
     written = opened and (pixels is None or output.write_image(pixels))
     problem = output.geterror()
     closed = output.close()

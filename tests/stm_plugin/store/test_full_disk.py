@@ -51,3 +51,32 @@ def test_a_disk_that_fills_up_anywhere_costs_nothing_but_time(
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["stopped"] == told["tries"] - 1 > 10, "only the last disk had room for everything"
+
+
+PICTURE_ON_A_FULL_DISK = """
+import os, subprocess, sys
+from pathlib import Path
+import numpy as np
+from stm_plugin.errors import MatteFullError
+from stm_plugin.images.overlay import write_picture
+disk, kind, in_memory = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "True"
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], check=True)
+if not in_memory and hasattr(os, "memfd_create"):
+    del os.memfd_create
+noise = np.random.default_rng(0).integers(0, 255, (300, 400, 3)).astype(np.uint8)
+try:
+    write_picture(disk / f"x.{kind}", noise, frame=7)
+except MatteFullError as error:
+    print(error, os.listdir(disk))
+"""
+
+
+@pytest.mark.parametrize(("kind", "in_memory"), [("png", True), ("jpg", True), ("jpg", False)])
+def test_a_picture_on_a_full_disk_is_an_error_and_not_the_end_of_the_process(
+    kind: str, in_memory: bool, small_disk: list[str], tmp_path: Path
+) -> None:
+    words = [sys.executable, "-c", PICTURE_ON_A_FULL_DISK, str(tmp_path), kind, str(in_memory)]
+    done = subprocess.run([*small_disk, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"x.{kind}: The disk is full" in done.stdout and "frame 7" in done.stdout
+    assert done.stdout.rstrip().endswith("[]"), "no partial file"
