@@ -16,10 +16,10 @@ Pure: no network, no files.
    every pass of the object ends there. So a frame costs four runs of the network where all keys show the
    object alike, and eight at most, for any number of keys.
 3. A frame is fused, for each object, from all passes that reach it (its *candidates*). If there are several,
-   the weight of a pass depends also on how well its result fits the keys that it met, up to the first one
-   that is not before the frame. The pass did not use their masks, so the fit measures how good it is. So a
-   frame depends on at most the four nearest keys on either side and on no others. Where both neighbours have
-   an empty mask the object is absent.
+   the weight of a pass depends also on how well, and where in the picture, its result fits the keys that it
+   met, up to the first one that is not before the frame. The pass did not use their masks, so the fit
+   measures how good it is. So a frame depends on at most the four nearest keys on either side and on no
+   others. Where both neighbours have an empty mask the object is absent.
 4. The result of a pass on a frame depends on the weights, the settings of the parts `picture` and `memory`,
    the colour transform and the canvas; on its own key (plate pixels and all masks of that key); and on the
    plate pixels of every frame from the key up to it. The address of a pass on a frame is the hash chain of
@@ -67,7 +67,7 @@ FARTHEST = 4
 """The same, with the keys that show less of the object: the bound of a frame's cost."""
 SHOWS_AS_MUCH = 0.9
 """Share of the object's area on the pass's own key: a key that shows less is not counted."""
-FUSION_RULE = 5
+FUSION_RULE = 6
 """Enters the address of frames that are fused from several passes; raise it with `fusion.VERSION`."""
 
 Result = tuple[int, Direction, int]

@@ -1,39 +1,47 @@
-"""The fusion of all passes that reach a frame: the weight of each pass."""
+"""The fusion of all passes that reach a frame: which pass counts how much, and where in the picture.
+
+A pass is right on its own key. On every other key that it meets its result can be compared with the true
+mask, place by place. Where it was right there, it counts beside that key as if it had started from it; where
+it was wrong, it does not. So a key's own pass does not rule beside its key on what that key hides: passes
+that know more and were right on that key count as much. A pass that finds less of the object than another
+one, that finds more than its own key shows, or that fits the keys badly counts less.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 from stm_plugin.windows import FloatArray
 
-VERSION = 5
+VERSION = 6
 """Enters the address of every matte; raise it when the same passes are fused to another result
 (and `planning.plan.FUSION_RULE` with it)."""
 
 _LEAST_CONFIDENCE = 0.2
 """Confidence of a probability of 0.5. Not 0: beside a key its soft edge must outweigh the other passes."""
+_DISTANCE_POWER, _TRUST_POWER = 2, 3
+"""How fast the weight of a pass falls with the distance, and with the trust in it. By distance alone no
+weight changes by more than 2 / n a frame, in a span of n frames."""
 _LEAST_TRUST = 0.1
 """Trust in a pass that met a key with no overlap. Not 0: weights must change gradually, and where no pass
 fits, the distance still decides."""
-_FRAMES_TO_LOSE_TRUST = 5
-"""Frames from its own key over which the trust in a pass may fall from 1: so no matte pops."""
-_HIDDEN_POWER = 4
-"""How fast the weight of a pass falls, where it finds less than another, with what its key does not show."""
-_SUREST = 0.018
-"""Probabilities nearer to 0 or 1 than this count alike: log-odds of 4. So a change of weights shows at most
-twice as fast as in a mean of probabilities."""
-_ALIKE = 0.01
-"""Passes that differ by less on a pixel have the same mean in probabilities and in log-odds."""
-_BESIDE, _FRAMES_TO_DECIDE = 3, 5
-"""Frames from a key in which probabilities are averaged, and over which log-odds take their place."""
+_FRAMES_TO_LOSE_TRUST = 8
+"""Frames from its own key over which the trust in a pass falls to what it has earned, where no other pass was
+right on that key: so no matte pops."""
+_PLACES = 60
+"""Places across the short side of the picture: the grid on which weights are computed."""
+_WRONG_FROM, _WRONG_AT = 0.05, 0.35
+"""Mean error around a place up to which a pass counts as right there, and from which as wrong: a contour that
+is off by a pixel is right."""
 _MAYBE = 0.05
 """Probability above which an object may be on a pixel."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Arrival:
     """How well a pass fits another key, whose mask it did not use.
 
@@ -42,11 +50,14 @@ class Arrival:
         similarity: J of the pass and the true mask, in [0, 1].
         visible: the object's area there over that on the pass's own key, at most 1. Where little of the
             object is visible, a good pass fits badly too, so such an arrival counts little.
+        wrong: on the grid of places, 0 where the pass is right and 1 where it is wrong (`wrong_places`).
+            None: wrong everywhere.
     """
 
     distance: int
     similarity: float
     visible: float = 1.0
+    wrong: FloatArray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,124 +76,99 @@ class PassAtFrame:
     key_area: float
     arrivals: tuple[Arrival, ...] = ()
 
+    def from_frame(self, arrival: Arrival) -> int:
+        """Signed frames from the fused frame to the key of an arrival."""
+        direction = 1 if self.distance > 0 else -1
+        return direction * arrival.distance - self.distance
 
-def fuse(passes: Sequence[PassAtFrame]) -> FloatArray:
-    """One object's probability on one frame from all passes that reach it.
 
-    The weight of a pass is its distance share (`distance_shares`), times its trust squared, times its
-    confidence in the pixel. Its trust (`trust`) depends on how well it fits the other keys that it met, how
-    much of the object its own key shows, how much of the object it finds beside the other passes, and its
-    mean confidence in the object. Where a pass finds less than another, it may be because its own key does
-    not show that part: there it has less weight (`weights_where_less`). Where all passes agree, their value
-    is the result. Beside a key, the pass of that key has nearly all the weight. Farther away the mean is one
-    of log-odds: where sure passes differ, the one with more weight decides, not a grey that none found.
+@dataclass(frozen=True, eq=False)
+class Fusion:
+    """One object on one frame.
+
+    Attributes:
+        probability: (h, w) in [0, 1].
+        shares: the part of each pass where the object may be; their sum is 1.
+    """
+
+    probability: FloatArray
+    shares: tuple[float, ...]
+
+    def most_trusted(self) -> tuple[int, int]:
+        """The places, among the passes, of the two with the greatest shares. There must be two."""
+        first, second = sorted(range(len(self.shares)), key=lambda place: -self.shares[place])[:2]
+        return first, second
+
+
+def fuse(passes: Sequence[PassAtFrame]) -> Fusion:
+    """One object on one frame from all passes that reach it: their mean, weighted pixel by pixel.
+
+    The weight of a pass falls with its distance (`effective_distance`), and grows with the trust in it
+    (`earned_trust`) and with its confidence in the pixel. Where all passes agree, their value is the result.
 
     Args:
         passes: at least one.
-
-    Returns:
-        (h, w) in [0, 1].
     """
-    return blend(passes, weights(passes))
-
-
-def blend(passes: Sequence[PassAtFrame], of_passes: Sequence[float]) -> FloatArray:
-    """`fuse` with the result of `weights`: (h, w) in [0, 1]."""
     if len(passes) == 1:
-        return passes[0].probability
-    probabilities = np.stack([one.probability for one in passes])  # (passes, h, w)
-    least, most = probabilities.min(axis=0), probabilities.max(axis=0)
-    weight = np.stack([confidence(one) for one in probabilities])
-    lowered = weights_where_less(passes, of_passes)
-    for plane, one, full, low in zip(weight, probabilities, of_passes, lowered, strict=True):
-        plane *= np.float32(full) + np.float32(low - full) * (most - one)
-    weight /= weight.sum(axis=0)
-    fused: FloatArray = (weight * probabilities).sum(axis=0)
-    decided = np.float32(_decided(passes))
-    differ = most - least > _ALIKE
-    if decided > 0.0 and differ.any():
-        by_odds = _mean_of_odds(probabilities[:, differ], weight[:, differ])
-        fused[differ] += decided * (by_odds - fused[differ])
-    return np.clip(fused, least, most)
+        return Fusion(passes[0].probability, (1.0,))
+    height, width = passes[0].probability.shape
+    found = np.stack([_on_grid(one.probability) for one in passes])  # (passes, rows, columns)
+    weights = place_weights(passes)
+    total = np.zeros((height, width), np.float32)
+    fused = np.zeros((height, width), np.float32)
+    weight, by_place = np.empty_like(total), np.empty_like(total)  # for every pass: fresh memory costs time
+    for one, plane in zip(passes, weights, strict=True):
+        cv2.resize(plane, (width, height), dst=by_place, interpolation=cv2.INTER_LINEAR)
+        confidence(one.probability, weight)
+        weight *= by_place
+        total += weight
+        weight *= one.probability
+        fused += weight
+    fused /= total
+    np.minimum(fused, np.float32(1), out=fused)
+    return Fusion(fused, _shares(found, weights))
 
 
-def _mean_of_odds(probabilities: FloatArray, weight: FloatArray) -> FloatArray:
-    """The weighted mean of log-odds as a probability: (passes, n) and weights of sum 1 -> (n,)."""
-    limited = np.clip(probabilities, _SUREST, 1 - _SUREST)
-    # What the limit takes away is added again, so that a pass with all the weight is the result.
-    rest = (weight * (probabilities - limited)).sum(axis=0)
-    odds = (weight * np.log(limited / (1 - limited))).sum(axis=0)
-    result: FloatArray = 1 / (1 + np.exp(-odds)) + rest
-    return result
-
-
-def weights_where_less(passes: Sequence[PassAtFrame], of_passes: Sequence[float]) -> list[float]:
-    """The weight of each pass where it finds less of the object than another pass.
-
-    A pass takes for background what its own key does not show. So it counts how much its key shows, beside
-    the key that shows most. Near its own key no weight falls faster than the least trust does.
-    """
-    claimed = max(area_of(one.probability) for one in passes)
-    shown = [_visible(one, claimed) for one in passes]
-    shares = distance_shares([one.distance for one in passes])
-    result = []
-    for one, share, visible, weight in zip(passes, shares, shown, of_passes, strict=True):
-        lowered = (visible / max(shown)) ** (_HIDDEN_POWER * _along(one.distance))
-        least = share * _LEAST_TRUST ** (2 * _along(one.distance))
-        result.append(min(weight, max(weight * lowered, least)))
-    return result
-
-
-def _decided(passes: Sequence[PassAtFrame]) -> float:
-    """How far log-odds are averaged instead of probabilities, in [0, 1]: not at all beside a key."""
-    nearest = min(abs(one.distance) for one in passes)
-    return min(1.0, max(0, nearest - _BESIDE) / _FRAMES_TO_DECIDE)
-
-
-def weights(passes: Sequence[PassAtFrame]) -> list[float]:
-    """The weight of each pass on a frame: its distance share times its trust squared."""
-    if len(passes) == 1:
-        return [1.0]
+def place_weights(passes: Sequence[PassAtFrame]) -> FloatArray:
+    """The weight of each pass on the grid of places: (passes, rows, columns), all of a place of sum 1."""
+    weights = np.empty((len(passes), *grid_of(passes[0].probability.shape)), np.float32)
     areas = [area_of(one.probability) for one in passes]
-    held = max(min(area, one.key_area) for area, one in zip(areas, passes, strict=True))
-    shares = distance_shares([one.distance for one in passes])
-    return [share * trust(one, max(areas), held) ** 2 for one, share in zip(passes, shares, strict=True)]
+    held = max(min(area, one.key_area) for one, area in zip(passes, areas, strict=True))
+    for plane, one, area in zip(weights, passes, areas, strict=True):
+        trust = earned_trust(one, area, held) ** (_TRUST_POWER * _along(one, passes))
+        plane[...] = effective_distance(one) ** -_DISTANCE_POWER * trust
+    weights /= weights.sum(axis=0)
+    return weights
 
 
-def most_trusted(
-    passes: Sequence[PassAtFrame], of_passes: Sequence[float]
-) -> tuple[PassAtFrame, PassAtFrame]:
-    """The two of several passes with the greatest `weights` on a frame."""
-    first, second = sorted(range(len(passes)), key=lambda place: -of_passes[place])[:2]
-    return passes[first], passes[second]
+def effective_distance(one: PassAtFrame) -> FloatArray | np.float32:
+    """Frames from the nearest key on which a pass is right, at least 1; by place where it met other keys.
+
+    On its own key a pass is right. On a key that it met, it counts as if it had started there where it was
+    right, and where it was wrong, as far away as that key is from its own.
+    """
+    nearest: FloatArray | np.float32 = np.float32(abs(one.distance))
+    for arrival in one.arrivals:
+        if arrival.wrong is not None:
+            away = np.float32(max(1, abs(one.from_frame(arrival))))
+            nearest = np.minimum(nearest, away + np.float32(arrival.distance) * arrival.wrong)
+    return nearest
 
 
-def trust(one: PassAtFrame, claimed: float, held: float = 0.0) -> float:
+def earned_trust(one: PassAtFrame, area: float, held: float) -> float:
     """The trust in a pass, in [`_LEAST_TRUST`, 1].
 
+    It is the product of three shares. How well the pass fits the keys that it met. How much of the object it
+    finds: one that finds less than another has probably lost a part, or its own key does not show that part.
+    How much of what it finds its own key shows: what has grown may have leaked.
+
     Args:
-        claimed: the largest area in pixels that any pass finds on this frame. If a pass's own key shows only
-            a part of it, the rest was background on that key. A small whole object far away does not count as
-            hidden, because it is small on this frame too.
-        held: the largest area that any pass finds here, each limited to the area on its own key, because a
-            pass that grows may have leaked. A pass that finds less has probably lost a part of the object.
+        area: pixels of the object that it finds on this frame.
+        held: the largest area that any pass finds here, each limited to the area on its own key.
     """
-    area = area_of(one.probability)
-    visible = _visible(one, claimed)
     holds = min(1.0, max(area, 1.0) / max(held, 1.0))
-    whole = mean_confidence(one.probability) ** 2
-    earned = max(_LEAST_TRUST, visible * holds * whole * arrival_trust(abs(one.distance), one.arrivals))
-    return float(earned ** _along(one.distance))
-
-
-def _visible(one: PassAtFrame, claimed: float) -> float:
-    """The share of an object of the area `claimed` that the pass's own key shows, at most 1."""
-    return min(1.0, max(one.key_area, 1.0) / max(claimed, 1.0))
-
-
-def _along(distance: int) -> float:
-    """How far the trust in a pass may have fallen at a distance from its key, in [0, 1]."""
-    return min(1.0, abs(distance) / _FRAMES_TO_LOSE_TRUST)
+    shown = min(1.0, max(one.key_area, 1.0) / max(area, 1.0))
+    return max(_LEAST_TRUST, holds * shown * arrival_trust(abs(one.distance), one.arrivals))
 
 
 def arrival_trust(distance: int, arrivals: Sequence[Arrival]) -> float:
@@ -200,36 +186,65 @@ def arrival_trust(distance: int, arrivals: Sequence[Arrival]) -> float:
     return level
 
 
-def distance_shares(distances: Sequence[int]) -> list[float]:
-    """The weight of each pass by distance alone, 0 to 1.
+def _along(one: PassAtFrame, passes: Sequence[PassAtFrame]) -> FloatArray | np.float32:
+    """How much the trust in a pass counts, in [0, 1]; by place where other passes met its key.
 
-    Between two keys the sides share by `distance_weight`. On one side, the pass of a farther key counts for
-    less by how much farther its key is: little beside the nearer key, half as far behind it as the keys are
-    apart.
+    Beside its own key a pass is believed, whatever it has earned, so that the matte leaves the key's mask
+    gradually. Where another pass was right on that key, this one is not needed for that.
+    """
+    along = np.float32(min(1.0, abs(one.distance) / _FRAMES_TO_LOSE_TRUST))
+    wrong: FloatArray | np.float32 = np.float32(1)
+    for found in _wrong_on_key_of(one, passes):
+        wrong = np.minimum(wrong, found)
+    return np.float32(1) - (np.float32(1) - along) * wrong
+
+
+def _wrong_on_key_of(one: PassAtFrame, passes: Sequence[PassAtFrame]) -> Iterator[FloatArray]:
+    """Where other passes were wrong on the key of a pass."""
+    for other in passes:
+        for arrival in other.arrivals:
+            if arrival.wrong is not None and other.from_frame(arrival) == -one.distance:
+                yield arrival.wrong
+
+
+def _shares(found: FloatArray, weights: FloatArray) -> tuple[float, ...]:
+    """The mean weight of each pass over the places where the object may be; their sum is 1."""
+    maybe = found.max(axis=0) > _MAYBE
+    chosen = weights[:, maybe] if maybe.any() else weights.reshape(len(weights), -1)
+    return tuple(float(share) for share in chosen.mean(axis=1, dtype=np.float64))
+
+
+def wrong_places(probability: FloatArray, truth: FloatArray) -> FloatArray:
+    """Where a pass is wrong on a key, on the grid of places.
 
     Args:
-        distances: signed frames from the keys, positive for forward passes.
+        probability, truth: the pass and the key's mask, (h, w) in [0, 1].
+
+    Returns:
+        (rows, columns): 0 where the mean error of the places around is small, 1 where it is large.
     """
-    left = [distance for distance in distances if distance > 0]
-    right = [-distance for distance in distances if distance < 0]
-    weight = distance_weight(min(left), min(right)) if left and right else 1.0
-    return [
-        (1.0 - weight if right else 1.0) * _beside(min(left), distance)
-        if distance > 0
-        else weight * _beside(min(right), -distance)
-        for distance in distances
-    ]
+    errors = cv2.blur(_on_grid(np.abs(probability - truth)), (3, 3))
+    scaled = (errors - np.float32(_WRONG_FROM)) / np.float32(_WRONG_AT - _WRONG_FROM)
+    wrong: FloatArray = np.clip(scaled, np.float32(0), np.float32(1))
+    return wrong
 
 
-def _beside(nearest: int, distance: int) -> float:
-    """The share of a pass within its side: 1 for the nearest key, less for farther ones, little beside the
-    nearest key."""
-    return nearest / distance
+def grid_of(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns of the grid of places for a picture (h, w)."""
+    size = max(1, round(min(shape[:2]) / _PLACES))
+    return max(1, round(shape[0] / size)), max(1, round(shape[1] / size))
+
+
+def _on_grid(values: FloatArray) -> FloatArray:
+    """(h, w) as means over the places."""
+    rows, columns = grid_of(values.shape)
+    means = cv2.resize(values, (columns, rows), interpolation=cv2.INTER_AREA)
+    return np.asarray(means, np.float32)
 
 
 def area_of(probability: FloatArray) -> float:
     """Area of the object in pixels."""
-    return float((probability > np.float32(0.5)).sum())
+    return float(np.count_nonzero(probability > np.float32(0.5)))
 
 
 def similarity(probability: FloatArray, truth: FloatArray) -> float:
@@ -239,17 +254,16 @@ def similarity(probability: FloatArray, truth: FloatArray) -> float:
     return float((one & other).sum()) / either if either else 1.0
 
 
-def distance_weight(from_left: int, from_right: int) -> float:
-    """The weight of the backward pass by distance: 0 at the left key, 1 at the right, with slope 0 at
-    both."""
-    place = from_left / (from_left + from_right)
-    return place * place * (3.0 - 2.0 * place)
+def confidence(probability: FloatArray, result: FloatArray | None = None) -> FloatArray:
+    """The confidence of a pass, (h, w): least at 0.5, 1 at 0 and 1.
 
-
-def confidence(probability: FloatArray) -> FloatArray:
-    """The confidence of a pass, (h, w): least at 0.5, 1 at 0 and 1."""
-    sure: FloatArray = np.abs(np.float32(2.0) * probability - np.float32(1.0))
-    return np.maximum(sure, np.float32(_LEAST_CONFIDENCE))
+    Args:
+        result: is filled and returned, if it is given.
+    """
+    sure: FloatArray = np.multiply(probability, np.float32(2), out=result)
+    np.subtract(sure, np.float32(1), out=sure)
+    np.abs(sure, out=sure)
+    return np.maximum(sure, np.float32(_LEAST_CONFIDENCE), out=sure)
 
 
 def mean_confidence(probability: FloatArray) -> float:

@@ -27,12 +27,10 @@ from stm_plugin.propagation.fusion import (
     Arrival,
     PassAtFrame,
     area_of,
-    blend,
+    fuse,
     mean_confidence,
-    most_trusted,
     similarity,
-    weights,
-    weights_where_less,
+    wrong_places,
 )
 from stm_plugin.propagation.storing import Storing
 from stm_plugin.store.store import ProbabilityArray, dequantise, quantise
@@ -51,8 +49,7 @@ class FrameResult:
         probabilities: the other objects: (h, w) at working size, in [0, 1].
         agreement: of the two passes with the greatest weights, of the object with the least agreement; None
             without.
-        shares: the weights of an object's passes where they differ (`fusion.weights_where_less`), in the
-            order of its candidates; their sum is 1.
+        shares: the part of each of an object's passes (`fusion.Fusion`), in the order of its candidates.
     """
 
     frame: int
@@ -282,13 +279,11 @@ class Results(Material):
                 geometry = self._context.geometry
                 fused[name] = np.zeros((geometry.height, geometry.width), np.float32)
                 continue
-            of_passes = weights(passes)
-            lowered = weights_where_less(passes, of_passes)
-            shares[name] = tuple(one / sum(lowered) for one in lowered)
-            fused[name] = blend(passes, of_passes)
+            fusion = fuse(passes)
+            fused[name], shares[name] = fusion.probability, fusion.shares
             if len(passes) > 1:
-                first, second = most_trusted(passes, of_passes)
-                agreed.append(agreement(first.probability, second.probability))
+                first, second = (passes[place].probability for place in fusion.most_trusted())
+                agreed.append(agreement(first, second))
         return FrameResult(frame, self.address(frame), masks, fused, min(agreed, default=None), shares)
 
     def is_computed(self, result: Result) -> bool:
@@ -329,8 +324,9 @@ class Results(Material):
         if found is None:
             own, there = self._key_area(pass_name[0], name), self._key_area(met, name)
             truth = self.key_probabilities(met, (name,))[0]
-            score = similarity(self._object_result(pass_name, met, name), truth)
-            found = Arrival(abs(met - pass_name[0]), score, min(1.0, there / max(own, 1.0)))
+            result = self._object_result(pass_name, met, name)
+            score, visible = similarity(result, truth), min(1.0, there / max(own, 1.0))
+            found = Arrival(abs(met - pass_name[0]), score, visible, wrong_places(result, truth))
             self._arrivals[pass_name, met, name] = found
         return found
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stm_plugin.propagation.edge_evidence import softness_of_keys
-from stm_plugin.propagation.fusion import PassAtFrame, weights, weights_where_less
+from stm_plugin.propagation.fusion import PassAtFrame, fuse
 from stm_plugin.windows import FloatArray
 
 
@@ -24,8 +24,7 @@ def test_the_softness_of_a_frame_follows_the_keys_whose_passes_count_there() -> 
 
 def test_a_key_that_is_mostly_hidden_does_not_soften_the_frames_of_one_that_shows_all() -> None:
     passes = [PassAtFrame(area(200), 10, 200.0), PassAtFrame(area(60), -10, 60.0)]
-    lowered = weights_where_less(passes, weights(passes))
-    assert softness_of_keys([0.3, 0.9], lowered) == pytest.approx(0.3, abs=0.01)
+    assert softness_of_keys([0.3, 0.9], fuse(passes).shares) == pytest.approx(0.3, abs=0.02)
 
 
 def test_a_mask_that_is_drawn_hard_does_not_harden_the_frames_of_a_soft_one() -> None:

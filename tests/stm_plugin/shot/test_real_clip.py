@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from model.network.memory import MemoryRule
-from stm_plugin.propagation.fusion import distance_weight
 from stm_plugin.propagation.networks import ready_network
 from stm_plugin.settings import FinishSettings, Settings
 from stm_plugin.shot.shot import Shot
@@ -107,14 +106,14 @@ def test_the_blend_adds_no_step_of_its_own(runs: dict[str, dict[int, FloatArray]
         step = np.abs(both[frame + 1] - both[frame]).mean()
         passes = [np.abs(one[frame + 1] - one[frame]).mean() for one in (forward, backward)]
         apart = max(np.abs(forward[one] - backward[one]).mean() for one in (frame, frame + 1))
-        assert step <= max(passes) + 2 * (1.5 / length) * apart
+        assert step <= max(passes) + 2 * (2 / length) * apart
 
 
 def test_beside_a_key_its_own_pass_rules(runs: dict[str, dict[int, FloatArray]]) -> None:
-    weight = distance_weight(1, LAST - FIRST - 1)
     for frame, own, other in ((FIRST + 1, "forward", "backward"), (LAST - 1, "backward", "forward")):
         apart = np.abs(runs[own][frame] - runs[other][frame]).mean()
-        assert np.abs(runs["both"][frame] - runs[own][frame]).mean() <= 5 * weight * apart
+        moved = np.abs(runs["both"][frame] - runs[own][frame]).mean()
+        assert moved <= 0.5 * apart, "where the other pass was right on the key, it counts as much, not more"
 
 
 def test_nothing_pops_at_a_third_key(
