@@ -15,7 +15,8 @@ The plate is made: photographs that scikit-image ships, composited in ACEScg wit
 - What is *in no part* is the processor time of the propagation less that of its parts and of the network
   alone.
 - The *forecast* says how many frames a second a machine would give if nothing but these parts took its time:
-  readers, finishers and storers share all processors; a frame is kept in the network's thread.
+  readers, finishers and storers share all processors; a frame is kept in the network's thread, on a card by
+  the storers.
 """
 
 from __future__ import annotations
@@ -258,14 +259,16 @@ def forecast(report: dict[str, float], cores: int, card: float = CARD_SECONDS) -
         card: seconds of the network on a card.
     """
     all_parts = sum(report[f"{part}, ms"] for part in (*BESIDE, "keep", "store")) / 1e3
-    keep, store = report["keep, ms"] / 1e3, report["store, ms"] / 1e3
+    keep, store = report["keep, ms"] / 1e3, max(report["store, ms"], 1e-3) / 1e3
     network = report["network alone of the processor, ms a frame"] / 1e3
     here = report["network alone by the clock, ms a frame"] / 1e3
-    storing = Workers(cores, cores).storers / max(store, 1e-9)
+    storers = Workers(cores, cores).storers
     return {
-        f"{cores} cores, a network that costs nothing": min(cores / all_parts, storing, 1 / keep),
-        f"{cores} cores, the network as here": min(cores / (all_parts + network), storing, 1 / (here + keep)),
-        f"{cores} cores, the network on a card": min(cores / all_parts, storing, 1 / (card + keep)),
+        f"{cores} cores, a network that costs nothing": min(cores / all_parts, storers / store, 1 / keep),
+        f"{cores} cores, the network as here": min(
+            cores / (all_parts + network), storers / store, 1 / (here + keep)
+        ),
+        f"{cores} cores, the network on a card": min(cores / all_parts, storers / (keep + store), 1 / card),
     }
 
 
