@@ -69,3 +69,21 @@ def test_output_that_cannot_be_written_is_an_error_in_words(repository: Path) ->
 
 def test_text_that_is_no_text_is_printable() -> None:
     assert printable(os.fsdecode(b"m\xff.png")) == "m\\xff.png"
+
+
+@pytest.mark.parametrize("variable", ["LD_LIBRARY_PATH", None])
+def test_a_library_that_cannot_be_loaded_is_told_in_words(
+    repository: Path, tmp_path: Path, variable: str | None
+) -> None:
+    """As where LD_LIBRARY_PATH of the caller leads to another library."""
+    (tmp_path / "typer.py").write_text("raise ImportError('libz.so.1: cannot load')")
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith(("LD_", "DYLD_"))},
+        "PYTHONPATH": os.pathsep.join((str(tmp_path), str(repository))),
+        **({variable: str(tmp_path)} if variable else {}),
+    }
+    command = [sys.executable, "-m", "stm_plugin", "info"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("Error:") == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "libz.so.1" in done.stderr and (variable or "--repair") in done.stderr
