@@ -350,9 +350,14 @@ class OverlayWriter:
         video = cv2.VideoWriter(str(self._part), codec, self._fps, size)
         if not video.isOpened():
             video.release()
-            remove_quietly(self._part)
+            try:
+                probe_disk(self._part)
+            except OSError as error:
+                raise image_error(error, frame, movie) from error
+            finally:
+                remove_quietly(self._part)
             raise MatteError(
-                "The movie cannot be written: its folder is not writable, or OpenCV has no encoder for it.",
+                "The movie cannot be written: OpenCV has no encoder for it.",
                 frame=frame,
                 path=movie,
                 hint="Write a sequence instead, such as overlay.####.jpg.",
