@@ -30,14 +30,22 @@ class FastRefiner:
     Args:
         device: a torch device name.
         precision: type of the convolutions. The filters and alpha are fp32 always.
+        fused: whether a CPU uses its own faster convolutions where it has them.
     """
 
-    def __init__(self, refiner: EdgeRefiner, device: str = "cpu", precision: Precision = "float32") -> None:
+    def __init__(
+        self,
+        refiner: EdgeRefiner,
+        device: str = "cpu",
+        precision: Precision = "float32",
+        *,
+        fused: bool = True,
+    ) -> None:
         self.device = torch.device(device)
         self._dtype: torch.dtype = getattr(torch, precision)
         prepared = copy.deepcopy(refiner).eval().requires_grad_(False)
         self._fused: _FusedRefiner | None = None
-        if self.device.type == "cpu" and can_fuse(self._dtype):
+        if fused and self.device.type == "cpu" and can_fuse(self._dtype):
             self._fused = _FusedRefiner(prepared, self._dtype)
         else:
             self._refiner: EdgeRefiner = prepared.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -47,18 +55,27 @@ class FastRefiner:
         """Alpha and how likely each pixel is soft, both (h, w) in [0, 1].
 
         Args:
-            inputs: (8, h, w), as for the network; h and w are multiples of its STRIDE.
+            inputs: (INPUTS, h, w), as for the network; h and w are multiples of its STRIDE.
         """
         if self._fused is not None:
             return self._fused.refine(inputs)
-        batch = torch.from_numpy(inputs)[None].to(self.device)
         filtered = None
         if self.device.type == "cpu":
             planes = filtered_by(inputs[:3], inputs[3], FILTERS, FLAT)
-            filtered = torch.from_numpy(np.stack(planes))[None]
+            filtered = torch.from_numpy(np.stack(planes))
+        alpha, soft = self.refine_on_device(torch.from_numpy(inputs).to(self.device), filtered)
+        return _array(alpha), _array(soft)
+
+    def refine_on_device(self, inputs: Tensor, filtered: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As `refine`, from the device to the device; not for fused convolutions.
+
+        Args:
+            filtered: (len(FILTERS), h, w), the guided filters, where they are already computed.
+        """
+        batch = inputs[None].contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
-            alpha, soft = self._refiner(batch.contiguous(memory_format=torch.channels_last), filtered)
-        return _array(alpha[0].float().clamp(0, 1)), _array(soft[0].float().sigmoid())
+            alpha, soft = self._refiner(batch, None if filtered is None else filtered[None])
+        return alpha[0].float().clamp(0, 1), soft[0].float().sigmoid()
 
 
 class _FusedRefiner:

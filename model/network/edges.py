@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-INPUTS = 8
+INPUTS = 9
 """R, G, B; probability of the frame, of the frames before and after, of the other objects; softness of the
-keys."""
+keys; how likely the colour is the object's (`model.inference.colour_likelihood`)."""
 REACH = 16
 """Working pixels of margin around what is refined; what lies farther away hardly counts."""
 FILTERS = (32, 12)
@@ -134,21 +134,26 @@ def guided(picture: Tensor, values: Tensor, radius: int) -> Tensor:
         r, g, b = picture.unbind(1)
         products = (r * r, r * g, r * b, g * g, g * b, b * b, r * values, g * values, b * values)
         means = _window_means(F.avg_pool2d(torch.stack([r, g, b, values, *products], 1), 4), radius // 4)
-        slopes = _window_means(_fitted(means), radius // 4)  # (B, 4, h/4, w/4)
+        slopes = _window_means(fitted_slopes(means), radius // 4)  # (B, 4, h/4, w/4)
         slopes = F.interpolate(slopes, scale_factor=4, mode="bilinear", align_corners=False)
         return ((slopes[:, :3] * picture).sum(1) + slopes[:, 3]).clamp(0, 1)
 
 
-def _fitted(means: Tensor) -> Tensor:
-    """(B, 4, h, w): slopes and offset of the least squares, from the 13 means (B, 13, h, w)."""
+def fitted_slopes(means: Tensor, flat: float = FLAT) -> Tensor:
+    """(B, 4, h, w): slopes and offset of the least squares, from the 13 means (B, 13, h, w).
+
+    Args:
+        means: as for `model.inference.guided_filter.fitted_slopes`.
+        flat: variance of the colours below which a window counts as flat.
+    """
     r, g, b, v = means[:, :4].unbind(1)
-    rr, rg, rb = means[:, 4] - r * r + FLAT, means[:, 5] - r * g, means[:, 6] - r * b
-    gg, gb, bb = means[:, 7] - g * g + FLAT, means[:, 8] - g * b, means[:, 9] - b * b + FLAT
+    rr, rg, rb = means[:, 4] - r * r + flat, means[:, 5] - r * g, means[:, 6] - r * b
+    gg, gb, bb = means[:, 7] - g * g + flat, means[:, 8] - g * b, means[:, 9] - b * b + flat
     rv, gv, bv = means[:, 10] - r * v, means[:, 11] - g * v, means[:, 12] - b * v
     # slope = inverse(covariance matrix) . covariance, by cofactors
     i_rr, i_rg, i_rb = gg * bb - gb * gb, gb * rb - rg * bb, rg * gb - gg * rb
     i_gg, i_gb, i_bb = rr * bb - rb * rb, rb * rg - rr * gb, rr * gg - rg * rg
-    scale = 1 / (rr * i_rr + rg * i_rg + rb * i_rb).clamp_min(FLAT**3)
+    scale = 1 / (rr * i_rr + rg * i_rg + rb * i_rb).clamp_min(flat**3)
     slopes = (
         (i_rr * rv + i_rg * gv + i_rb * bv) * scale,
         (i_rg * rv + i_gg * gv + i_gb * bv) * scale,

@@ -12,7 +12,7 @@ is hard, and not known along its outline. A clip depends on its seed only.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -68,14 +68,17 @@ class _Layer:
     colour: FloatArray
 
 
-def make_clip(seed: int, pictures: Sequence[Path] = ()) -> EdgeClip:
+def make_clip(
+    seed: int, pictures: Sequence[Path] = (), shares: Mapping[str, float] | None = None
+) -> EdgeClip:
     """One clip.
 
     Args:
         pictures: more pictures for textures and backgrounds.
+        shares: how often each kind is made; by default as `kind_of` has it.
     """
     rng = np.random.default_rng(seed)
-    kind = _kind(rng)
+    kind = _kind(rng, shares)
     textures = _Textures(rng, pictures)
     if kind == PHOTOGRAPH:
         found = _labelled(rng, pictures)
@@ -85,13 +88,13 @@ def make_clip(seed: int, pictures: Sequence[Path] = ()) -> EdgeClip:
     layers = [_KINDS[kind](rng, textures)]
     if rng.random() < 0.25:  # another object behind it
         layers.append((_assembly if rng.random() < 0.4 else _solid)(rng, textures))
-    speed = rng.uniform(0, 10) if kind != "motion blur" else rng.uniform(15, 170)
-    blur = kind == "motion blur" or (kind != "defocus" and rng.random() < 0.15)
+    speed = rng.uniform(*_SPEEDS.get(kind, _USUAL_SPEEDS))
+    blur = kind in _SPEEDS or (kind != "defocus" and rng.random() < 0.15)
     moves = [_Motion(rng, speed if index == 0 else rng.uniform(0, 8)) for index in range(len(layers))]
     scale = float(rng.choice(_SCALES, p=_SCALE_SHARES))
     side = round(WORKING_SIDE * scale)
     lens = _Lens(rng, kind)
-    background = _Background(rng, textures, side)
+    background = _Background(rng, textures, side, again=_AGAIN.get(kind, 0.25))
     camera = _Camera(rng)
     plates, alphas = [], []
     for frame in range(FRAMES):
@@ -143,13 +146,14 @@ def _photographed(rng: np.random.Generator, picture: ByteArray, mask: ByteArray)
     return EdgeClip(np.stack(plates), np.stack(alphas), PHOTOGRAPH, 1.0)
 
 
-def kind_of(seed: int) -> str:
+def kind_of(seed: int, shares: Mapping[str, float] | None = None) -> str:
     """The kind of object in the clip of a seed."""
-    return _kind(np.random.default_rng(seed))
+    return _kind(np.random.default_rng(seed), shares)
 
 
-def _kind(rng: np.random.Generator) -> str:
-    return str(rng.choice(list(_KINDS), p=_SHARES))
+def _kind(rng: np.random.Generator, shares: Mapping[str, float] | None) -> str:
+    chosen = shares or SHARES
+    return str(rng.choice(list(chosen), p=list(chosen.values())))
 
 
 # ---- objects ---------------------------------------------------------------------------------
@@ -182,6 +186,28 @@ def _fur(rng: np.random.Generator, textures: _Textures) -> _Layer:
     bare: FloatArray = np.float32(1) - drawn.astype(np.float32) / np.float32(255)
     alpha = np.float32(1) - (np.float32(1) - alpha) * bare
     return _Layer(alpha, textures.colour() * (shade.astype(np.float32) / np.float32(127))[..., None])
+
+
+def _dense_fur(rng: np.random.Generator, textures: _Textures) -> _Layer:
+    """Thousands of strands thinner than a pixel: none is opaque, and many on each other are."""
+    outline = _outline(rng, rough=rng.choice([0.03, 0.15]))
+    length, count = rng.uniform(15, 110), int(10 ** rng.uniform(3.4, 4.2))
+    middle, layers = outline.mean(0), 10
+    bare: FloatArray = np.float32(1) - _filled(outline, soft=rng.uniform(0, 0.1 * length))
+    shade = np.full(bare.shape, 1, np.float32)
+    for _ in range(layers):
+        strands = _strands(rng, outline, count // layers, length)
+        size = rng.uniform(0.3, 0.97)
+        strands += _strands(
+            rng, ((outline - middle) * size + middle).astype(np.float32), count // 3 // layers, length
+        )
+        drawn = np.zeros(bare.shape, np.uint8)
+        strength = int(rng.uniform(40, 200))
+        cv2.polylines(drawn, strands, False, strength, 1, cv2.LINE_AA, shift=3)
+        covered = drawn.astype(np.float32) / np.float32(255)
+        bare = bare * (np.float32(1) - covered)
+        shade += covered * (np.float32(rng.uniform(0.4, 1.6)) - shade)
+    return _Layer(np.float32(1) - bare, textures.colour() * shade[..., None])
 
 
 def _strands(
@@ -360,8 +386,40 @@ _KINDS: dict[str, _Maker] = {
     "gauze": _gauze,
     "assembly": _assembly,
     PHOTOGRAPH: _assembly,
+    "dense fur": _dense_fur,
+    "slow blur": _solid,
 }
-_SHARES = (0.24, 0.03, 0.08, 0.1, 0.05, 0.1, 0.03, 0.22, 0.15)
+SHARES: Mapping[str, float] = {
+    "fur": 0.24,
+    "wires": 0.03,
+    "solid": 0.08,
+    "defocus": 0.1,
+    "half defocus": 0.05,
+    "motion blur": 0.1,
+    "gauze": 0.03,
+    "assembly": 0.22,
+    PHOTOGRAPH: 0.15,
+}
+"""How often each kind is made."""
+SOFTER: Mapping[str, float] = {
+    "dense fur": 0.3,
+    "fur": 0.1,
+    "wires": 0.02,
+    "solid": 0.04,
+    "defocus": 0.1,
+    "half defocus": 0.04,
+    "motion blur": 0.1,
+    "slow blur": 0.06,
+    "gauze": 0.02,
+    "assembly": 0.12,
+    PHOTOGRAPH: 0.1,
+}
+"""The same for the last part of a training: more of what is soft."""
+_USUAL_SPEEDS = (0, 10)
+_SPEEDS = {"motion blur": (15, 170), "slow blur": (4, 45)}
+"""Canvas pixels a frame of what is blurred by its motion."""
+_AGAIN = {"dense fur": 0.5}
+"""How often the background is another part of the object's photograph."""
 
 
 def _outline(
@@ -478,9 +536,10 @@ class _Lens:
 class _Background:
     """The background, at plate size, in linear light: sharp or out of focus, still or moving."""
 
-    def __init__(self, rng: np.random.Generator, textures: _Textures, side: int) -> None:
+    def __init__(self, rng: np.random.Generator, textures: _Textures, side: int, again: float) -> None:
+        """Args: again: how often it is another part of the object's photograph."""
         self._side = side
-        picture = textures.picture(side + 64, again=0.25)
+        picture = textures.picture(side + 64, again=again)
         for _ in range(int(rng.integers(0, 3)) if rng.random() < 0.5 else 0):  # what else stands there
             layer = (_assembly if rng.random() < 0.5 else _solid)(rng, textures)
             shown = np.dstack([layer.colour, layer.alpha]).astype(np.float32)

@@ -8,7 +8,7 @@ frame's mask, hard or soft, and propagates it through the clip.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,15 +47,23 @@ class PooledClip:
 
 
 def fill_pool(
-    folder: Path, seeds: Sequence[int], network: FastNetwork, pictures: Sequence[Path] = ()
+    folder: Path,
+    seeds: Sequence[int],
+    network: FastNetwork,
+    pictures: Sequence[Path] = (),
+    shares: Mapping[str, float] | None = None,
 ) -> Iterator[Path]:
-    """Makes the missing clips of these seeds; yields each one when it is written."""
+    """Makes the missing clips of these seeds; yields each one when it is written.
+
+    Args:
+        pictures, shares: as for `make_clip`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
         path = pool_file(folder, seed)
         if path.exists():
             continue
-        clip = make_clip(seed, pictures)
+        clip = make_clip(seed, pictures, shares)
         soft = bool(np.random.default_rng([seed, 1]).random() < _SOFT_KEYS)
         coarse = coarse_masks(clip, network, soft_key=soft)
         stored = np.round(coarse * 65535).astype(np.uint16)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from model.inference.fast_network import FastNetwork
+from model.training.edge_clips import SHARES
 from model.training.edge_pool import fill_pool, pool_file
 from model.training.edge_trainer import EdgeTrainer, EdgeTraining
 from model.weights_file import Manifest, load_network, load_refiner, save_network
@@ -26,11 +27,13 @@ class EdgeMaterial:
         clips: how many clips the pool holds.
         pictures: folders with more pictures for textures and backgrounds.
         weights: the network that makes the coarse masks.
+        shares: how often each kind of clip is made (`model.training.edge_clips.SHARES`).
     """
 
     clips: int
     pictures: Sequence[Path] = ()
     weights: str = "stm-lite"
+    shares: Mapping[str, float] = field(default_factory=lambda: SHARES)
 
 
 def train_edges(
@@ -67,7 +70,7 @@ def train_edges(
     made = [pool_file(pool, seed) for seed in seeds]
     if not all(file.exists() for file in made):
         network = FastNetwork(load_network(material.weights)[0])
-        for _ in fill_pool(pool, seeds, network, found):
+        for _ in fill_pool(pool, seeds, network, found, material.shares):
             on_clip(len(list(pool.glob("*.npz"))))
     trainer = EdgeTrainer(folder, options, lambda: made)
     if start is not None:
@@ -76,7 +79,7 @@ def train_edges(
     stated = Manifest(
         manifest.name, options.architecture, manifest.licence, manifest.data, manifest.recipe, manifest.scores
     )
-    return save_network(trainer.refiner, stated, folder / WEIGHTS)
+    return save_network(trainer.mean, stated, folder / WEIGHTS)
 
 
 def pictures_in(folder: Path) -> list[Path]:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from model.inference.colour_likelihood import colours_of, likelihood
 from model.network.edges import softness_of
 from model.training.edge_clips import FRAMES, PHOTOGRAPH, WORKING_SIDE
 from model.training.edge_pool import PooledClip, at_working_size, read_pooled
@@ -37,7 +38,7 @@ class EdgeSample:
     """Two neighbouring frames of a clip, (2, ...).
 
     Attributes:
-        inputs: (2, 8, c, c), for the refiner.
+        inputs: (2, INPUTS, c, c), for the refiner.
         alpha: (2, c, c), at working size.
         known: (2, c, c): 1 where alpha is known, 0 elsewhere.
     """
@@ -50,7 +51,8 @@ class EdgeSample:
 def make_sample(pool: Sequence[Path], seed: int, index: int) -> EdgeSample:
     """The sample of an index; the same for the same pool and seed."""
     rng = np.random.default_rng([seed, index])
-    clip = _clip(str(pool[int(rng.integers(len(pool)))]))
+    path = pool[int(rng.integers(len(pool)))]
+    clip = _clip(str(path))
     first = int(rng.integers(1, FRAMES - 1))
     y, x = _corner(clip, first, rng)
     coarse = _worsened(clip.coarse, first, rng)[..., y : y + CROP, x : x + CROP]
@@ -65,7 +67,8 @@ def make_sample(pool: Sequence[Path], seed: int, index: int) -> EdgeSample:
         alpha = clip.alpha[frame].astype(np.float32) / np.float32(255)
         masks = _masks(coarse, frame, rng)
         constant = np.full((1, CROP, CROP), softness, np.float32)
-        inputs.append(_turned(np.concatenate([plate.transpose(2, 0, 1), masks, constant]), turn))
+        colours = _likelihoods(str(path))[frame][None, *part]
+        inputs.append(_turned(np.concatenate([plate.transpose(2, 0, 1), masks, constant, colours]), turn))
         alphas.append(_turned(alpha[part], turn))
         known.append(_turned(_known(clip, alpha)[part], turn))
     return EdgeSample(*(torch.from_numpy(np.stack(one)) for one in (inputs, alphas, known)))
@@ -87,6 +90,20 @@ def _clip(path: str) -> PooledClip:
     clip = read_pooled(Path(path))
     plate, alpha = (_reduced(one) for one in (clip.plate, clip.alpha))
     return replace(clip, plate=plate, alpha=alpha)
+
+
+@lru_cache(maxsize=_CLIPS_HELD)
+def _likelihoods(path: str) -> npt.NDArray[np.float16]:
+    """(F, h, w): how likely each colour is the object's, by the key and the frame's own coarse mask."""
+    clip = _clip(path)
+    pictures = [one.transpose(2, 0, 1).astype(np.float32) / np.float32(255) for one in clip.plate]
+    colours = [
+        colours_of(picture, masks[0].astype(np.float32) / np.float32(65535))
+        for picture, masks in zip(pictures, clip.coarse, strict=True)
+    ]
+    return np.stack(
+        [likelihood(picture, own, colours[:1]) for picture, own in zip(pictures, colours, strict=True)]
+    ).astype(np.float16)
 
 
 def _reduced(frames: ByteArray) -> ByteArray:

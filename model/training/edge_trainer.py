@@ -6,6 +6,7 @@ one that was not stopped.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from model.inference.fused import can_fuse
 from model.network.edges import EdgeRefiner, edge_config
 from model.training.edge_losses import edge_loss
 from model.training.edge_samples import CROP, EdgeSample, make_sample
@@ -31,6 +33,7 @@ class EdgeTraining:
     Args:
         batch: pairs of frames a step.
         rate: highest learning rate; it rises over `warmup` steps, then falls as a cosine.
+        kept: how much of the mean weights a step keeps; those are what is trained.
     """
 
     architecture: str = "edges-lite"
@@ -41,6 +44,7 @@ class EdgeTraining:
     weight_decay: float = 1e-4
     seed: int = 0
     save_every: int = 200
+    kept: float = 0.998
 
 
 class EdgeTrainer:
@@ -55,6 +59,7 @@ class EdgeTrainer:
             self.refiner.parameters(), lr=options.rate, weight_decay=options.weight_decay, betas=(0.9, 0.98)
         )
         self.step = 0
+        self.mean = copy.deepcopy(self.refiner).requires_grad_(False)
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / CHECKPOINT).exists():
             self._restore(folder / CHECKPOINT)
@@ -62,7 +67,8 @@ class EdgeTrainer:
     def start_from(self, refiner: EdgeRefiner) -> None:
         """Take the weights of another refiner. Does nothing after the first step."""
         if self.step == 0:
-            self.refiner.load_state_dict(refiner.state_dict())
+            for one in (self.refiner, self.mean):
+                one.load_state_dict(refiner.state_dict())
 
     def run(
         self,
@@ -94,6 +100,7 @@ class EdgeTrainer:
         """Write the checkpoint."""
         state = {
             "refiner": self.refiner.state_dict(),
+            "mean": self.mean.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "step": self.step,
             "options": asdict(self.options),
@@ -113,11 +120,16 @@ class EdgeTrainer:
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.refiner.parameters(), 1.0)
         self.optimiser.step()
+        kept = min(options.kept, (self.step + 1) / (self.step + 10))  # the first steps are soon forgotten
+        with torch.no_grad():
+            for mean, weight in zip(self.mean.parameters(), self.refiner.parameters(), strict=True):
+                mean.lerp_(weight, 1 - kept)
         return {"loss": float(loss.detach()), **parts}
 
     def _restore(self, path: Path) -> None:
         state = torch.load(path, weights_only=True)
         self.refiner.load_state_dict(state["refiner"])
+        self.mean.load_state_dict(state["mean"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.step = int(state["step"])
 
@@ -136,8 +148,8 @@ def rate_at(step: int, options: EdgeTraining) -> float:
 
 def training_loss(refiner: EdgeRefiner, samples: Sequence[EdgeSample]) -> tuple[Tensor, dict[str, float]]:
     """The loss of some samples, and its parts."""
-    inputs = torch.cat([one.inputs for one in samples])  # (2 B, 8, c, c)
-    with torch.autocast("cpu", torch.bfloat16):
+    inputs = torch.cat([one.inputs for one in samples])  # (2 B, INPUTS, c, c)
+    with torch.autocast("cpu", torch.bfloat16, enabled=can_fuse(torch.bfloat16)):  # else far slower
         alpha, soft = refiner(inputs.contiguous(memory_format=torch.channels_last))
     shape = (len(samples), 2, CROP, CROP)
     truth, known = (

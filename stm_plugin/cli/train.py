@@ -284,11 +284,14 @@ def edges(
     start: Annotated[
         str | None, typer.Option("--from", help="edges-lite or a file; random weights if not given.")
     ] = None,
+    rate: Annotated[float, typer.Option(help="Highest learning rate; less to go on from weights.")] = 1e-3,
+    softer: Annotated[bool, typer.Option(help="More fur and blur, as for the last part of a run.")] = False,
     seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
     name: Annotated[str, typer.Option(help="Name shown to people.")] = "edges",
     licence: Annotated[str, typer.Option(help="Under which the weights may be used.")] = "in house",
 ) -> None:
     """The edge refiner: makes clips with exactly known alpha, and trains on them."""
+    from model.training.edge_clips import SHARES, SOFTER
     from model.training.edge_recipe import WEIGHTS, EdgeMaterial, train_edges
     from model.training.edge_trainer import EdgeTraining
     from model.weights_file import Manifest, WeightsFileError
@@ -303,9 +306,9 @@ def edges(
         try:
             written = train_edges(
                 run,
-                EdgeTraining(steps=steps, seed=seed),
+                EdgeTraining(steps=steps, rate=rate, seed=seed),
                 manifest,
-                EdgeMaterial(clips, pictures or (), weights),
+                EdgeMaterial(clips, pictures or (), weights, SOFTER if softer else SHARES),
                 start=start,
                 on_clip=lambda number: bar.update(making, completed=number),
                 on_step=lambda step, parts: bar.update(

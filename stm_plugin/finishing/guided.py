@@ -39,20 +39,20 @@ VERSION = 3
 """Enters the address of every matte; raise it when the same probabilities give another matte."""
 
 
-_LEAST_DETAIL = 1e-4
+LEAST_DETAIL = 1e-4
 """Squared detail of the probability in a window: below this the window has no edge to explain."""
 
 
-_SURE_PER_PIXEL = 0.04
+SURE_PER_PIXEL = 0.04
 """How much the range that becomes 0 or 1 grows for each working pixel of distance from uncertain ones."""
-_MOST_SURE = 0.3
-_REACH = 2
+MOST_SURE = 0.3
+REACH = 2
 """Radii that a refined pixel looks far: its model, and the model's average."""
 _FITTED_AT_ONCE = 1 << 13
 """Working pixels: what is computed of them stays in the processor's cache."""
 _MAPS = 6
 """What is looked up for each plate pixel: three slopes, offset, trust, distance from unsure pixels."""
-_COARSER = 4
+COARSER = 4
 """How much smaller the picture is in which the trust alone is found."""
 
 
@@ -87,7 +87,7 @@ def follow_plate(
     matte = to_plate(clean, guide.window, geometry)
     unsure = unsure_pixels(clean)
     if unsure.any():
-        reach = _REACH * settings.radius + 1
+        reach = REACH * settings.radius + 1
         box = box_around(unsure, reach + 4 * settings.radius)  # windows, means, detail, the trust in it
         band = dilated(unsure, reach + settings.radius)[box]
         maps = np.empty((_MAPS, *band.shape), np.float32)
@@ -96,7 +96,7 @@ def follow_plate(
         )
         maps[:4], maps[4] = model, trust
         maps[5] = cv2.distanceTransform(1 - unsure[box], cv2.DIST_L2, 3)
-        maps[5] *= np.float32(_SURE_PER_PIXEL)
+        maps[5] *= np.float32(SURE_PER_PIXEL)
         # Elsewhere nothing would change: there is no trust, and the matte is 0 or 1.
         soft = (trust > 0) | (clean[box] > 0) & (clean[box] < 1) | (unsure[box] > 0)
         changing = dilated(soft.view(np.uint8), 1) & dilated(unsure, reach)[box]
@@ -106,7 +106,7 @@ def follow_plate(
             part = matte[tile]
             values = enlarged(maps, x[tile[1]], y[tile[0]])
             _refine(part, values, guide, tile)
-            sure = np.clip(values[5], settings.sure, max(_MOST_SURE, settings.sure))
+            sure = np.clip(values[5], settings.sure, max(MOST_SURE, settings.sure))
             part[:] = steeper(part, settings.sharpness, sure)
     return inside_region(matte, guide.window, geometry)
 
@@ -134,9 +134,9 @@ def trust_at_working_size(clean: FloatArray, picture: FloatArray, settings: Fini
         settings: radius and epsilon count.
     """
     height, width = clean.shape
-    size = (max(1, width // _COARSER), max(1, height // _COARSER))
+    size = (max(1, width // COARSER), max(1, height // COARSER))
     r, g, b, values = (cv2.resize(one, size, interpolation=cv2.INTER_AREA) for one in (*picture, clean))
-    band, radius = np.ones(values.shape, np.uint8), max(1, settings.radius // _COARSER)
+    band, radius = np.ones(values.shape, np.uint8), max(1, settings.radius // COARSER)
     _, trust = trusted_model(
         np.stack([r, g, b]), np.asarray(values, np.float32), band, radius, settings.epsilon
     )
@@ -204,7 +204,7 @@ def trusted_model(
     unexplained = _mean_at(_put(errors, places, on_band), radius, places)
     blurred = _mean(_mean(values, radius), radius)
     detail = _mean_at(np.square(np.subtract(blurred, values, out=product), out=product), radius, places)
-    share = 1.0 - unexplained / np.maximum(detail, np.float32(_LEAST_DETAIL))
+    share = 1.0 - unexplained / np.maximum(detail, np.float32(LEAST_DETAIL))
     trust = np.where(detail > 0, np.clip(share, 0.0, 1.0), np.float32(0.0))
     model *= trust
     maps = np.zeros((4, *band.shape), np.float32)

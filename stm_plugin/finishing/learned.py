@@ -9,12 +9,14 @@ filter with a small window then enlarges alpha to plate pixels along that band. 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from model.inference.colour_likelihood import colours_of, likelihood
 from model.inference.edges import FastRefiner
 from model.network.edges import INPUTS, REACH, STRIDE
 from stm_plugin.finishing.band import NEARLY_SURE, Guide, Tile, dilated, steeper, unsure_pixels
@@ -25,34 +27,34 @@ from stm_plugin.images.working_picture import WorkingGeometry, inside_region, to
 from stm_plugin.settings import FinishSettings
 from stm_plugin.windows import FloatArray
 
-VERSION = 7
+VERSION = 8
 """Enters the address of every learned matte; raise it when the same evidence leads to another matte."""
 
 _USUAL_SIZE = 480
 """Short side of the working picture for which the distances below are stated. They grow with a larger one."""
 _LOOKED_AT = 24
 """Working pixels around uncertain ones that may be soft, at a width of 1."""
-_WIDENING = 4.0
+WIDENING = 4.0
 """Sigma, in working pixels, of the Gaussian that blurs soft edges for each 1 of width above 1."""
 _DETAIL_RADIUS = 4
 """Working pixels: the window in which alpha follows the plate's colours. Best of 1, 2 and 4 on generated
 clips that were not trained on."""
 
-_WIDE, _NARROW = 9, 5
+WIDE, NARROW = 9, 5
 """Working pixels: the squares that wide and narrow soft edges hold."""
-_FADE = 48
+FADE = 48
 """Working pixels around them that count as soft too, and over which that fades: an object is rarely soft in
 few places only. Best of 2 to 48 on generated clips that were not trained on; hard edges lose nothing."""
-_COARSER = 4
+COARSER = 4
 """How much smaller the picture is in which softness is spread."""
-_WIDE_SOFT, _NARROW_SOFT = (0.6, 0.85), (0.2, 0.8)
+WIDE_SOFT, NARROW_SOFT = (0.6, 0.85), (0.2, 0.8)
 """Softness at which alpha begins to follow what was found, and follows it in full."""
-_TRUSTED = (0.65, 0.9)
+TRUSTED = (0.65, 0.9)
 """The same for the trust in the wide filter, on narrow soft edges."""
-_HELD_BACK = 0.25
+HELD_BACK = 0.25
 """How much less part a hard key has where edges are soft."""
 
-_PRIOR = 0.03
+PRIOR = 0.03
 """The weight of the refiner's alpha against what like colours have, where an edge is soft."""
 _FOLLOWED = (8, 24)
 """Working pixels from the contour: up to the first that weight is least, from the second on alpha stays."""
@@ -80,6 +82,7 @@ class EdgeEvidence:
         others: of all other objects together.
         key_softness: softness of the keys that it is made from (`model.network.edges.softness_of`).
         carried: the masks of the keys near it, the nearest one last.
+        key_colours: of the keys that it is made from (`model.inference.colour_likelihood.colours_of`).
     """
 
     probability: FloatArray
@@ -88,6 +91,7 @@ class EdgeEvidence:
     others: FloatArray
     key_softness: float
     carried: tuple[CarriedKey, ...] = ()
+    key_colours: tuple[FloatArray, ...] = ()
 
 
 def finish_learned(
@@ -112,18 +116,49 @@ def enlarged_along_plate(
     """Alpha (h, w) at working size, enlarged to (H, W) along the edges of the plate."""
     if not unsure_pixels(alpha).any():
         return inside_region(to_plate(alpha, guide.window, geometry), guide.window, geometry)
-    radius = round(_DETAIL_RADIUS * _larger(alpha))
-    following = replace(settings, radius=radius, sure=min(NEARLY_SURE, settings.sure), sharpness=1.0)
-    return follow_plate(alpha, guide, geometry, following)
+    return follow_plate(alpha, guide, geometry, following_of(alpha, settings))
+
+
+def following_of(alpha: FloatArray, settings: FinishSettings) -> FinishSettings:
+    """The settings with which alpha (h, w) follows the plate."""
+    radius = round(_DETAIL_RADIUS * larger_than_usual(alpha))
+    return replace(settings, radius=radius, sure=min(NEARLY_SURE, settings.sure), sharpness=1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class EdgeBox:
+    """What alpha is found from, in the part of the working picture around all uncertain pixels.
+
+    Attributes:
+        evidence: of the whole picture.
+        own: (h, w), the frame's probability in the box; exactly 0 or 1 where it is certain.
+        picture: (3, h, w), the working picture in the box.
+        box: its rows and columns.
+        larger: how much larger than usual the working picture is.
+    """
+
+    evidence: EdgeEvidence
+    own: FloatArray
+    picture: FloatArray
+    box: Tile
+    larger: float
+
+
+AlphaInBox = Callable[[EdgeBox, FinishSettings, FastRefiner], FloatArray]
 
 
 def alpha_at_working_size(
-    evidence: EdgeEvidence, picture: FloatArray, settings: FinishSettings, refiner: FastRefiner
+    evidence: EdgeEvidence,
+    picture: FloatArray,
+    settings: FinishSettings,
+    refiner: FastRefiner,
+    alpha_in_box: AlphaInBox | None = None,
 ) -> FloatArray:
     """Alpha (h, w) in [0, 1], exactly 0 or 1 where no edge is soft.
 
     Args:
         picture: (3, h, w), the working picture.
+        alpha_in_box: finds alpha; by default on the CPU.
     """
     evidence = replace(evidence, probability=confirmed(evidence))
     own, before, after = (
@@ -134,25 +169,32 @@ def alpha_at_working_size(
         unsure |= unsure_pixels(steeper(key.mask.copy(), 1.0, settings.sure))
     if not unsure.any():
         return own
-    larger = _larger(own)
+    larger = larger_than_usual(own)
     zone = dilated(unsure, round(_LOOKED_AT * max(1.0, settings.width) * larger))
     box = _box(zone)
-    found, soft = _refined(evidence, picture, box, refiner)
-    trust = trust_at_working_size(own[box], picture[:, *box], settings)
-    gate = _gate(soft, trust, larger)
-    found = matted(picture[:, *box], found, _prior_weight(own[box], gate, larger))
-    alpha = own[box] + gate * (found - own[box])
-    for key in evidence.carried:
-        share = key.share[box] * (1 - gate * np.float32(_HELD_BACK * (1 - key.softness)))
-        alpha += share * (key.mask[box] - alpha)
-    alpha = steeper(_as_wide(alpha, soft, settings.width), 1.0, min(NEARLY_SURE, settings.sure))
+    part = EdgeBox(evidence, own[box], picture[:, *box], box, larger)
+    alpha = (alpha_in_box or _alpha_in_box)(part, settings, refiner)
     result = np.round(own)
     np.copyto(result[box], alpha, where=zone[box] > 0)
     result[box] = without_specks(result[box], evidence, box)
     return result
 
 
-def _larger(working: FloatArray) -> float:
+def _alpha_in_box(part: EdgeBox, settings: FinishSettings, refiner: FastRefiner) -> FloatArray:
+    """Alpha (h, w) in the box."""
+    height, width = part.own.shape
+    alpha, soft = (one[:height, :width] for one in refiner.refine(inputs_of(part)))
+    trust = trust_at_working_size(part.own, part.picture, settings)
+    gate = _gate(soft, trust, part.larger)
+    weight: FloatArray = np.float32(PRIOR) ** (gate * near_contour(part.own, part.larger))
+    alpha = part.own + gate * (matted(part.picture, alpha, weight) - part.own)
+    for key in part.evidence.carried:
+        share = key.share[part.box] * (1 - gate * np.float32(HELD_BACK * (1 - key.softness)))
+        alpha += share * (key.mask[part.box] - alpha)
+    return steeper(_as_wide(alpha, soft, settings.width), 1.0, min(NEARLY_SURE, settings.sure))
+
+
+def larger_than_usual(working: FloatArray) -> float:
     """How much larger than usual a working picture (h, w) is; 1 for smaller ones."""
     return max(1.0, float(min(working.shape)) / _USUAL_SIZE)
 
@@ -166,17 +208,17 @@ def _gate(soft: FloatArray, trust: FloatArray, larger: float) -> FloatArray:
     Args:
         trust: in the wide filter.
     """
-    wide = _ramp(_opened(soft, _WIDE, larger), _WIDE_SOFT)
-    narrow = _ramp(_opened(soft, _NARROW, larger), _NARROW_SOFT)
-    narrow *= _ramp(trust, _TRUSTED)
+    wide = _ramp(_opened(soft, WIDE, larger), WIDE_SOFT)
+    narrow = _ramp(_opened(soft, NARROW, larger), NARROW_SOFT)
+    narrow *= _ramp(trust, TRUSTED)
     return np.maximum(wide, narrow)
 
 
 def _opened(soft: FloatArray, side: int, larger: float) -> FloatArray:
-    """The softness (h, w) without what is narrower than a square, spread over `_FADE`."""
+    """The softness (h, w) without what is narrower than a square, spread over `FADE`."""
     least = cv2.erode(soft, np.ones((side, side), np.uint8), borderType=cv2.BORDER_REPLICATE)
-    held = cv2.dilate(least, np.ones((side + _COARSER, side + _COARSER), np.uint8))[::_COARSER, ::_COARSER]
-    reach, height, width = round(_FADE * larger) // _COARSER, *soft.shape
+    held = cv2.dilate(least, np.ones((side + COARSER, side + COARSER), np.uint8))[::COARSER, ::COARSER]
+    reach, height, width = round(FADE * larger) // COARSER, *soft.shape
     spread = cv2.dilate(held, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8))
     spread = cv2.GaussianBlur(spread, (0, 0), reach)
     return np.asarray(cv2.resize(spread, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
@@ -188,13 +230,12 @@ def _ramp(values: FloatArray, ends: tuple[float, float]) -> FloatArray:
     return np.asarray(share * share * (3 - 2 * share), np.float32)
 
 
-def _prior_weight(own: FloatArray, gate: FloatArray, larger: float) -> FloatArray:
-    """The weight (h, w) in (0, 1] of the refiner's alpha in closed-form matting."""
+def near_contour(own: FloatArray, larger: float) -> FloatArray:
+    """(h, w): 1 near the contour, where alpha follows the colours, and 0 where the refiner's alpha stays."""
     contour = cv2.morphologyEx((own > 0.5).astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
     away = cv2.distanceTransform(1 - contour, cv2.DIST_L2, 3)
-    near = np.float32(1) - _ramp(np.asarray(away / larger, np.float32), _FOLLOWED)
-    weight: FloatArray = np.float32(_PRIOR) ** (gate * near)
-    return weight
+    near: FloatArray = np.float32(1) - _ramp(np.asarray(away / larger, np.float32), _FOLLOWED)
+    return near
 
 
 def confirmed(evidence: EdgeEvidence) -> FloatArray:
@@ -247,20 +288,19 @@ def _apart(pixels: npt.NDArray[np.bool_], near: ByteArray) -> ByteArray | None:
     return alone[parts] if alone.any() else None
 
 
-def _refined(
-    evidence: EdgeEvidence, picture: FloatArray, box: Tile, refiner: FastRefiner
-) -> tuple[FloatArray, FloatArray]:
-    """Alpha and softness in a box, from the refiner."""
+def inputs_of(part: EdgeBox) -> FloatArray:
+    """(INPUTS, h, w) for the refiner; h and w are rounded up to multiples of STRIDE."""
+    evidence = part.evidence
     masks = (evidence.probability, evidence.before, evidence.after, evidence.others)
-    height, width = evidence.probability[box].shape
+    height, width = part.own.shape
     inputs = np.empty((INPUTS, height, width), np.float32)
-    inputs[:3] = picture[:, *box]
+    inputs[:3] = part.picture
     for plane, mask in zip(inputs[3:7], masks, strict=True):
-        plane[:] = mask[box]
+        plane[:] = mask[part.box]
     inputs[7] = evidence.key_softness
-    padded = np.pad(inputs, ((0, 0), (0, -height % STRIDE), (0, -width % STRIDE)), mode="edge")
-    alpha, soft = refiner.refine(padded)
-    return alpha[:height, :width], soft[:height, :width]
+    own = colours_of(inputs[:3], inputs[3], part.larger)
+    inputs[8] = likelihood(inputs[:3], own, evidence.key_colours)
+    return np.pad(inputs, ((0, 0), (0, -height % STRIDE), (0, -width % STRIDE)), mode="edge")
 
 
 def _box(zone: ByteArray) -> Tile:
@@ -278,6 +318,6 @@ def _as_wide(alpha: FloatArray, soft: FloatArray, width: float) -> FloatArray:
     if width < 1:
         return steeper(alpha.copy(), 1.0 / width, 0.0)
     if width > 1:
-        blurred = cv2.GaussianBlur(alpha, (0, 0), _WIDENING * (width - 1.0))
+        blurred = cv2.GaussianBlur(alpha, (0, 0), WIDENING * (width - 1.0))
         return np.asarray(alpha + soft * (np.asarray(blurred, np.float32) - alpha), np.float32)
     return alpha

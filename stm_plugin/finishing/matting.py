@@ -24,9 +24,9 @@ HALF = 2
 """How much smaller than the working picture the one is in which alpha is solved."""
 _RADIUS = 1
 """Pixels of that picture: its windows are 3 x 3."""
-_FLAT = 1e-5
+FLAT = 1e-5
 """Variance of the colours below which a window counts as flat."""
-_STEPS = 10
+STEPS = 10
 """More change nothing that could be measured."""
 
 Doubles = npt.NDArray[np.float64]
@@ -63,11 +63,11 @@ class _Laplacian:
         self.count = _sums(np.ones_like(picture[0]))
         share = 1 / self.count.astype(np.float64)
         mr, mg, mb = (_sums(one) * share for one in colours)
-        rr, rg = _sums(r * r) * share - mr * mr + _FLAT, _sums(r * g) * share - mr * mg
+        rr, rg = _sums(r * r) * share - mr * mr + FLAT, _sums(r * g) * share - mr * mg
         rb = _sums(r * b) * share - mr * mb
-        gg, gb = _sums(g * g) * share - mg * mg + _FLAT, _sums(g * b) * share - mg * mb
-        bb = _sums(b * b) * share - mb * mb + _FLAT
-        inverse, scale = inverse_of((rr, rg, rb, gg, gb, bb), _FLAT**3)  # of the covariance matrix
+        gg, gb = _sums(g * g) * share - mg * mg + FLAT, _sums(g * b) * share - mg * mb
+        bb = _sums(b * b) * share - mb * mb + FLAT
+        inverse, scale = inverse_of((rr, rg, rb, gg, gb, bb), FLAT**3)  # of the covariance matrix
         self._picture = list(picture)
         self._means = [one.astype(np.float32) for one in (mr, mg, mb)]
         self._share = share.astype(np.float32)
@@ -107,7 +107,7 @@ def _solved(laplacian: _Laplacian, prior: FloatArray, weight: FloatArray, free: 
     rest = -free * laplacian.times(alpha)
     ahead = scale * rest
     size = _dot(rest, ahead)
-    for _ in range(_STEPS):
+    for _ in range(STEPS):
         if size < 1e-12:
             break
         product = free * (laplacian.times(ahead) + tie * ahead)

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from model.inference.colour_likelihood import colours_of
 from model.network.edges import softness_of
 from stm_plugin.finishing.carried import HARD, REACH, CarriedKey, Motion, carry, motion_between
-from stm_plugin.finishing.learned import EdgeEvidence
+from stm_plugin.finishing.learned import EdgeEvidence, larger_than_usual
 from stm_plugin.planning.plan import position_in
 from stm_plugin.planning.values import Direction
 from stm_plugin.propagation.results import FrameResult, Results
@@ -55,6 +56,7 @@ class EdgeEvidenceSource:
     results: Results
     picture: Callable[[int], FloatArray]
     _softness: dict[tuple[int, str], float] = field(default_factory=dict)
+    _colours: dict[tuple[int, str], FloatArray] = field(default_factory=dict)
     _motions: dict[tuple[int, int], Motion] = field(default_factory=dict)
 
     def of(self, result: FrameResult, name: str) -> EdgeEvidence:
@@ -73,6 +75,7 @@ class EdgeEvidenceSource:
                 [self._key_softness(one.key, name) for one in source.candidates], result.shares.get(name, ())
             ),
             carried=self._carried(result.frame, name, keys),
+            key_colours=tuple(self._key_colours(key, name) for key in keys),
         )
 
     def _carried(self, frame: int, name: str, keys: list[int]) -> tuple[CarriedKey, ...]:
@@ -134,6 +137,12 @@ class EdgeEvidenceSource:
     def _key_mask(self, key: int, name: str) -> FloatArray:
         mask: FloatArray = self.results.key_probabilities(key, (name,))[0]
         return mask
+
+    def _key_colours(self, key: int, name: str) -> FloatArray:
+        if (key, name) not in self._colours:
+            picture, mask = self.picture(key), self._key_mask(key, name)
+            self._colours[key, name] = colours_of(picture, mask, larger_than_usual(mask))
+        return self._colours[key, name]
 
     def _key_softness(self, key: int, name: str) -> float:
         if (key, name) not in self._softness:

@@ -12,7 +12,7 @@ import numpy as np
 
 from stm_plugin.address import address_of
 from stm_plugin.errors import MatteError, concerning
-from stm_plugin.finishing import foreground, guided, learned
+from stm_plugin.finishing import foreground, guided, learned, on_device
 from stm_plugin.finishing.band import Guide
 from stm_plugin.images.matte import MetadataValue, union_matte
 from stm_plugin.images.plate import PlateFrame
@@ -276,7 +276,8 @@ class FrameFinisher:
         refiner = ready_refiner(settings.edge_weights, device, precision_of(self._settings))
         with device_errors(device, result.frame):
             evidence = self._evidence.of(result, name)
-            return learned.finish_learned(evidence, guide, geometry, settings, refiner)
+            finish = learned.finish_learned if refiner.device.type == "cpu" else on_device.finish_on_device
+            return finish(evidence, guide, geometry, settings, refiner)
 
 
 def _foreground(loaded: LoadedFrame, mattes: Mapping[str, FloatArray]) -> FloatArray:

@@ -54,7 +54,7 @@ def test_the_laplacian_is_that_of_the_paper() -> None:
             colours = picture[:, *window].reshape(3, -1).astype(np.float64)
             one = values[window].reshape(-1).astype(np.float64)
             centred = colours - colours.mean(1, keepdims=True)
-            covariance = centred @ centred.T / one.size + matting._FLAT * np.eye(3)
+            covariance = centred @ centred.T / one.size + matting.FLAT * np.eye(3)
             slopes = np.linalg.solve(covariance, centred @ (one - one.mean()) / one.size)
             fitted = one.mean() + slopes @ centred
             expected[window] += (one - fitted).reshape(expected[window].shape)
