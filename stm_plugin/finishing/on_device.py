@@ -232,7 +232,7 @@ class _Laplacian:
         rr, rg, rb = means[3] - mr * mr + matting.FLAT, means[4] - mr * mg, means[5] - mr * mb
         gg, gb = means[6] - mg * mg + matting.FLAT, means[7] - mg * mb
         bb = means[8] - mb * mb + matting.FLAT
-        matrix = torch.stack([rr, rg, rb, rg, gg, gb, rb, gb, bb], -1).unflatten(-1, (3, 3))
+        matrix = torch.stack([rr, rg, rb, rg, gg, gb, rb, gb, bb], -1).view(*picture.shape[1:], 3, 3)
         self._inverse = torch.linalg.inv(matrix).float()  # (h, w, 3, 3)
         self._picture, self._means = double.float(), means[:3].float()
 
@@ -338,7 +338,7 @@ def _area_shares(length: int, target: int) -> FloatArray:
     edges = np.arange(target + 1) * (length / target)
     pixels = np.arange(length)
     covered = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
-    return (np.clip(covered, 0, None) * (target / length)).astype(np.float32)
+    return np.asarray(np.clip(covered, 0, None) * (target / length), np.float32)
 
 
 def _sent(array: np.ndarray, device: torch.device) -> Tensor:
