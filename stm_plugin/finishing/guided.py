@@ -115,13 +115,13 @@ def _filter_shape(settings: FinishSettings) -> FilterShape:
     """What a graphics card must know to do as `follow_plate` does."""
     return FilterShape(
         radius=settings.radius,
-        reach=_REACH * settings.radius + 1,
+        reach=REACH * settings.radius + 1,
         epsilon=settings.epsilon,
-        least_detail=_LEAST_DETAIL,
+        least_detail=LEAST_DETAIL,
         sharpness=settings.sharpness,
         sure=settings.sure,
-        per_pixel=_SURE_PER_PIXEL,
-        most_sure=_MOST_SURE,
+        per_pixel=SURE_PER_PIXEL,
+        most_sure=MOST_SURE,
     )
 
 

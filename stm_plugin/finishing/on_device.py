@@ -45,8 +45,9 @@ def finish_on_device(
         refiner: on the device; without fused convolutions if that is the CPU.
     """
     alpha = learned.alpha_at_working_size(evidence, guide.working, settings, refiner, alpha_in_box)
-    if not unsure_pixels(alpha).any():
-        return inside_region(to_plate(alpha, guide.window, geometry), guide.window, geometry)
+    on_card = guide.on_device is not None and guide.window == geometry.region
+    if on_card or not unsure_pixels(alpha).any():
+        return learned.enlarged_along_plate(alpha, guide, geometry, settings)
     return follow_plate(alpha, guide, geometry, learned.following_of(alpha, settings), refiner.device)
 
 
