@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import torch
 
+from model.inference.colour_likelihood import colours_of
 from model.inference.edges import FastRefiner
 from model.inference.fast_network import FastNetwork
 from model.network.edges import softness_of
@@ -61,7 +62,9 @@ def row_of(seed: int, network: FastNetwork, refiner: FastRefiner) -> ByteArray:
     guide = Guide(working, lambda rows, columns: display[rows, columns], window)
     own = coarse[FRAME, 0]
     softness = softness_of(torch.from_numpy(coarse[0, 0]))
-    evidence = EdgeEvidence(own, coarse[FRAME - 1, 0], own, coarse[FRAME, 1:].sum(0), softness)
+    first = np.ascontiguousarray(at_working_size(clip.plate[0]).transpose(2, 0, 1))
+    others, colours = coarse[FRAME, 1:].sum(0), (colours_of(first, coarse[0, 0]),)
+    evidence = EdgeEvidence(own, coarse[FRAME - 1, 0], own, others, softness, key_colours=colours)
     alpha: FloatArray = clip.alpha[FRAME, 0].astype(np.float32) / np.float32(255)
     mattes = (
         finish(own, guide, geometry, FinishSettings(edges="guided", radius=2, sharpness=2.0)),
