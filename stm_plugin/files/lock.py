@@ -172,7 +172,7 @@ class StoreLock:
             raise StoreError(
                 f"The folder cannot be locked: {error.strerror or error}.",
                 path=self._path.parent,
-                hint="Its file system has no locks. Put the shot on another one with --shot.",
+                hint="Its file system has no locks. Put the shot on another one.",
             ) from error
 
 

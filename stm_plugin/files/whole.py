@@ -68,12 +68,12 @@ def store_error(error: OSError, path: Path) -> StoreError:
         return StoreError(
             "The folder cannot be written.",
             path=path,
-            hint="Change its permissions, or put the shot in a folder of your own with --shot.",
+            hint="Change its permissions, or choose another folder.",
         )
     return StoreError(
         f"The file cannot be used: {error.strerror or error}.",
         path=path,
-        hint="Look at the folder and its disk, or put the shot in a folder of your own with --shot.",
+        hint="Look at the folder and its disk, or choose another folder.",
     )
 
 
