@@ -40,6 +40,19 @@ def colours_of(picture: FloatArray, mask: FloatArray, larger: float = 1.0) -> Fl
         mask: (h, w) in [0, 1].
         larger: how much larger than usual the working picture is.
     """
+    return _counted(_bins(picture), mask, larger)
+
+
+def likelihood_of(
+    picture: FloatArray, mask: FloatArray, keys: Sequence[FloatArray], larger: float = 1.0
+) -> FloatArray:
+    """`likelihood` with `colours_of` the same picture, faster."""
+    bins = _bins(picture)
+    return _table(_counted(bins, mask, larger), keys)[bins]
+
+
+def _counted(bins: npt.NDArray[np.int32], mask: FloatArray, larger: float) -> FloatArray:
+    """`colours_of` the bins (h, w) of a picture."""
     inside = (mask > 0.5).view(np.uint8)
     near, inner, outer = (
         np.ones((2 * round(one * larger) + 1,) * 2, np.uint8) for one in (_NEAR, _SURE_INSIDE, _SURE_OUTSIDE)
@@ -49,10 +62,10 @@ def colours_of(picture: FloatArray, mask: FloatArray, larger: float = 1.0) -> Fl
     around = np.asarray(cv2.dilate(inside, near)) > cv2.dilate(inside, outer)
     shares = np.zeros((2, BINS**3), np.float32)
     for share, counted in zip(shares, (own, around), strict=True):
-        y, x = np.nonzero(counted)
-        if y.size:
-            found = np.bincount(_bins(picture[:, y, x]), minlength=BINS**3)
-            share[:] = found.astype(np.float32) / np.float32(y.size)
+        some = bins[counted]
+        if some.size:
+            found = np.bincount(some, minlength=BINS**3)
+            share[:] = found.astype(np.float32) / np.float32(some.size)
     return shares
 
 
@@ -64,12 +77,16 @@ def likelihood(picture: FloatArray, own: FloatArray, keys: Sequence[FloatArray])
         own: `colours_of` this frame.
         keys: `colours_of` the keys; together they count as much as the frame.
     """
+    return _table(own, keys)[_bins(picture)]
+
+
+def _table(own: FloatArray, keys: Sequence[FloatArray]) -> FloatArray:
+    """(BINS ** 3,): the likelihood of each colour."""
     shares = own.copy()
     for one in keys:
         shares += one / np.float32(len(keys))
     inside, outside = (_spread(one) + np.float32(_UNKNOWN) for one in shares)
-    table = np.asarray(inside / (inside + outside), np.float32)
-    return table[_bins(picture)]
+    return np.asarray(inside / (inside + outside), np.float32)
 
 
 def _bins(picture: FloatArray) -> npt.NDArray[np.int32]:

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from model.inference.colour_likelihood import colours_of, likelihood
+from model.inference.colour_likelihood import likelihood_of
 from model.inference.edges import FastRefiner
 from model.network.edges import INPUTS, REACH, STRIDE
 from stm_plugin.finishing.band import NEARLY_SURE, Guide, Tile, dilated, steeper, unsure_pixels
@@ -298,8 +298,7 @@ def inputs_of(part: EdgeBox) -> FloatArray:
     for plane, mask in zip(inputs[3:7], masks, strict=True):
         plane[:] = mask[part.box]
     inputs[7] = evidence.key_softness
-    own = colours_of(inputs[:3], inputs[3], part.larger)
-    inputs[8] = likelihood(inputs[:3], own, evidence.key_colours)
+    inputs[8] = likelihood_of(part.picture, inputs[3], evidence.key_colours, part.larger)
     return np.pad(inputs, ((0, 0), (0, -height % STRIDE), (0, -width % STRIDE)), mode="edge")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from model.inference.colour_likelihood import BINS, colours_of, likelihood
+from model.inference.colour_likelihood import BINS, colours_of, likelihood, likelihood_of
 from model.inference.guided_filter import FloatArray
 
 RED, GREEN, BLUE = np.eye(3, dtype=np.float32) * np.float32(0.8)
@@ -55,6 +55,15 @@ def test_pixels_beside_the_contour_and_far_from_it_are_not_counted() -> None:
     assert inside[green] == 0
     assert 0 < outside[green] < 0.1
     assert abs(inside.sum() - 1) < 1e-5 and abs(outside.sum() - 1) < 1e-5
+
+
+def test_in_one_step_it_is_the_same() -> None:
+    rng = np.random.default_rng(0)
+    picture = np.clip(scene(RED, BLUE) + rng.normal(0, 0.2, (3, 120, 120)), 0, 1).astype(np.float32)
+    keys = (colours_of(scene(RED, GREEN), square()),)
+    expected = likelihood(picture, colours_of(picture, square()), keys)
+    assert (likelihood_of(picture, square(), keys) == expected).all()
+    assert expected.std() > 0.1
 
 
 def test_an_empty_object_tells_nothing() -> None:
