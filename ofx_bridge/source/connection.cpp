@@ -189,7 +189,7 @@ std::optional<Endpoint> endpoint() {
         if (found.isUnix) {
             found.path = about.at("path").get<std::string>();
         } else {
-            const auto port = about.at("port").get<std::int64_t>();
+            const std::int64_t port = wholeNumber(about.at("port"));
             if (port < 1 || port > lastPort) return std::nullopt;
             found.port = static_cast<int>(port);
         }
@@ -290,7 +290,7 @@ Connection::Connection(platform::Socket socket, const std::string& client, const
     }
     requireThisVersion(reply.header.value("engine", unknownVersion));
     if (reply.header.contains("protocol")) {
-        minor_ = std::min(protocolMinor, reply.header["protocol"].at(1).get<int>());
+        minor_ = static_cast<int>(std::clamp<std::int64_t>(wholeNumber(reply.header["protocol"].at(1)), 0, protocolMinor));
     }
     learnSite(reply.header);
     if (reply.header.contains("map_folder") && reply.header["map_folder"].is_string()) {

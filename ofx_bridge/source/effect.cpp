@@ -18,6 +18,7 @@ constexpr Frame longestRange = 1000000;
 constexpr double frameLimit = 1e9;
 constexpr double frameSlack = 1e-6;
 constexpr std::size_t shotIdBytes = 8;
+constexpr std::size_t mostSteps = 1000;  // that an undo can take back
 constexpr const char* displaySpace = "srgb_rec709_scene";
 constexpr const char* storeSuffix = ".stmshot";
 constexpr const char* paintedDigest = "fix-";  // how the digest of a key begins that is not the mask input's
@@ -45,6 +46,18 @@ bool isFullSize(const Image& image) { return image.scaleX() == 1.0 && image.scal
 
 Box united(const Box& a, const Box& b) {
     return {std::min(a.x1, b.x1), std::min(a.y1, b.y1), std::max(a.x2, b.x2), std::max(a.y2, b.y2)};
+}
+
+// The engine counts each pass over a frame, and its finishing.
+std::string progressText(const JobState& state) {
+    const std::string count = std::to_string(state.done) + " of " + std::to_string(state.total);
+    std::string text = "Computing: step " + count + ".";
+    if (state.secondsLeft && *state.secondsLeft >= 1.0 && *state.secondsLeft < 1e7) {
+        text += " About " + std::to_string(static_cast<std::int64_t>(*state.secondsLeft)) + " s left.";
+    }
+    std::string more = state.text;
+    if (endsWith(more, ", " + count)) more.erase(more.size() - count.size() - 2);  // it is said above
+    return more.empty() ? text : text + "\n" + more;
 }
 
 std::vector<Range> asRanges(const std::set<Frame>& frames) {
@@ -124,6 +137,7 @@ EffectInstance::EffectInstance(const Host& host, ofx::Effect effect)
     if (!isNew) return;  // another instance of an existing node, perhaps on a render thread
     isFirst_ = true;
     node_->effect = effect;
+    node_->step = parameters_.step();
     node_->renderAgain = [this] { parameters_.bumpRevision(); };
     try {
         const NodeShot own = parameters_.nodeShot();
@@ -155,7 +169,7 @@ EffectInstance::~EffectInstance() {
 void EffectInstance::abandon() {
     abandoned_ = true;
     forget();
-    requestStop();
+    if (isFirst_) requestStop();  // one that was made for a render leaves the node at its work
 }
 
 // ---- buttons
@@ -247,15 +261,15 @@ bool EffectInstance::takeKey(Frame frame, const ClipView& clip, const char* step
     const Deadline deadline = progress.deadline();
     const auto engineKeys = shot.keys(deadline);
     if (!before.isOurs()) {  // a store that somebody else began: its keys become this node's
-        for (const auto& [known, digest] : engineKeys) own.keys.insert(known);
+        for (const auto& [known, masks] : engineKeys) own.keys.insert(known);
     }
     if (!pushFrom(shot, frame, deadline)) throw UserError("The source has no image at frame " + std::to_string(frame) + ".");
     const auto known = engineKeys.find(frame);
-    const auto digest = known == engineKeys.end() ? std::nullopt : std::make_optional(known->second);
+    const auto digest = known == engineKeys.end() ? std::nullopt : std::make_optional(known->second.digest);
     if (!bringKey(shot, frame, clip, digest, deadline)) throw UserError(noMaskText(clip, frame));
     own.keys.insert(frame);
     own.painted.erase(frame);
-    if (&clip == &fix_) own.painted.insert(frame);
+    if (&clip == &fix_) own.painted[frame] = shot.keys(deadline)[frame];
     save(before, own, step, shot.spec().configured);
     showStatus(shot, own, deadline);
     return true;
@@ -402,11 +416,7 @@ void EffectInstance::runJob(const Shot& shot, const Range& frames, const std::st
             progress.set(static_cast<double>(state.done) / static_cast<double>(total));
             if (seen != state.version) {
                 seen = state.version;
-                std::string text = "Computing: " + std::to_string(state.done) + " of " + std::to_string(state.total) + " frames.";
-                if (state.secondsLeft && *state.secondsLeft >= 1.0 && *state.secondsLeft < 1e7) {
-                    text += " About " + std::to_string(static_cast<std::int64_t>(*state.secondsLeft)) + " s left.";
-                }
-                parameters_.setStatus(text + (state.text.empty() ? "" : "\n" + state.text));
+                parameters_.setStatus(progressText(state));
             }
             // Waiting here and not at the engine lets renders of this node through.
             deadline.sleep(pollInterval, "to compute");
@@ -426,30 +436,49 @@ void EffectInstance::stopJobs() {
     if (!own.isOurs() || !hasStore(own)) return;
     const Deadline deadline(stopLimit, nullptr);
     if (!node_->session.engineRuns(deadline)) return;
-    const auto range = source_.frameRange();
-    openShot(own, range ? static_cast<Frame>(range->first) : 0, false, deadline).cancelAll(deadline);
+    bool guessed = false;
+    openShot(own, frameRange(0, own.keys, guessed).first, false, deadline).cancelAll(deadline);
 }
 
-// Writes what an action has changed as one step of the host's undo. Two steps in a row touch different marks: a host that
-// joins steps over the same parameters would take back both at once.
+// Writes what an action has changed as one step of the host's undo. Natron ends the step with the first value, and may join
+// two steps: there the effect itself undoes (`takeStep`). The first value is the step's number, which Natron keeps.
 void EffectInstance::save(const NodeShot& before, const NodeShot& after, const char* step, const Json& configured) const {
     const bool isSame = before.id == after.id && before.keys == after.keys && before.isNew == after.isNew;
     if (isSame && std::string(step) == "STM: propagate") return;
     const Parameters::Edit edit(parameters_, step);
+    const int number = parameters_.markStep();
     if (before.keys != after.keys) parameters_.setKeyFrames(after.keys);
     if (configured.is_object()) parameters_.takeConfigured(configured);
     NodeShot saved = after;
-    std::set<Frame> painted;
-    std::set_intersection(after.painted.begin(), after.painted.end(), after.keys.begin(), after.keys.end(),
-                          std::inserter(painted, painted.end()));
-    saved.painted = painted;
+    for (auto one = saved.painted.begin(); one != saved.painted.end();) {
+        one = saved.keys.count(one->first) != 0 ? std::next(one) : saved.painted.erase(one);
+    }
     parameters_.setState(saved);
     parameters_.bumpRevision();
-    parameters_.markStep();
     if (parameters_.shotId() != after.id) {
         throw UserError("This node's values are linked to those of another one and cannot be changed here. Work on the other node, "
                         "or unlink this one.");
     }
+    node_->steps.erase(node_->steps.lower_bound(number), node_->steps.end());  // what was undone is forgotten
+    if (node_->steps.size() == mostSteps) node_->steps.erase(node_->steps.begin());
+    node_->steps[number] = {before, saved};
+    node_->step = number;
+    parameters_.offerUndo(step, number);
+}
+
+// The host has undone or redone steps: takes over the values of step `now`.
+void EffectInstance::takeStep(int now) const {
+    if (node_->pressed || abandoned_ || now == node_->step) return;
+    const bool isBack = now < node_->step;
+    const auto found = isBack ? node_->steps.upper_bound(now) : node_->steps.find(now);
+    if (found == node_->steps.end() || (isBack && node_->steps.count(node_->step) == 0)) return;
+    node_->step = now;
+    parameters_.showStep(now);
+    const NodeShot& values = isBack ? found->second.before : found->second.after;
+    parameters_.setKeyFrames(values.keys);
+    parameters_.setState(values);
+    parameters_.bumpRevision();
+    renderCopiesAgain();
 }
 
 void EffectInstance::showStatus(const Shot& shot, const NodeShot& own, const Deadline& deadline) const {
@@ -459,12 +488,17 @@ void EffectInstance::showStatus(const Shot& shot, const NodeShot& own, const Dea
         const std::string why = reason.value("text", "");
         if (!why.empty()) text += "\n" + inWords(rangesOf(reason.at("frames"))) + ": " + why;
     }
-    if (const Json stale = status.value("stale", Json::array()); !stale.empty()) {
-        const MissingFrames shown = parameters_.missingInWindow();
-        if (shown == MissingFrames::oldMatte) text += "\nThe window shows OLD mattes on " + inWords(rangesOf(stale)) + ".";
-    }
     std::set<Frame> taken;
-    for (const Json& frame : status.value("keys", Json::array())) taken.insert(frame.get<Frame>());
+    for (const Json& frame : status.value("keys", Json::array())) taken.insert(wholeNumber(frame));
+    std::set<Frame> old;  // on a key the mask is shown
+    for (const auto& [first, last] : rangesOf(status.value("stale", Json::array()))) {
+        for (Frame frame = first; frame <= last; ++frame) {
+            if (taken.count(frame) == 0) old.insert(frame);
+        }
+    }
+    if (!old.empty() && parameters_.missingInWindow() == MissingFrames::oldMatte) {
+        text += "\nThe window shows OLD mattes on " + inWords(asRanges(old)) + ".";
+    }
     if (own.isOurs() && taken != own.keys) {
         std::set<Frame> more;
         std::set<Frame> fewer;
@@ -501,7 +535,10 @@ void EffectInstance::refreshStatus(double time, bool startEngine) const {
 }
 
 void EffectInstance::valueChanged(const std::string& name, double time) {
-    const bool counts = std::any_of(std::begin(shotValues), std::end(shotValues), [&name](const char* one) { return name == one; });
+    const bool isStep = name == param::evenStep || name == param::oddStep || name == param::undoState;
+    if (name == param::undoState) takeStep(node_->step + (parameters_.isRedo() ? 1 : -1));
+    if (isStep && name != param::undoState) takeStep(parameters_.step());
+    const bool counts = isStep || std::any_of(std::begin(shotValues), std::end(shotValues), [&name](const char* one) { return name == one; });
     if (counts) refreshStatus(time, false);
 }
 
@@ -703,6 +740,7 @@ std::set<Frame> EffectInstance::reachable(const std::set<Frame>& frames, Frame c
 std::set<Frame> EffectInstance::neighbouringKeys(double time) const {
     const std::set<Frame> keys = parameters_.keyFrames();
     std::set<Frame> found;
+    if (!(std::fabs(time) <= frameLimit)) return found;
     const auto after = keys.lower_bound(static_cast<Frame>(std::ceil(time)));
     if (after != keys.end()) found.insert(*after);
     if (after != keys.begin() && (after == keys.end() || static_cast<double>(*after) > time)) found.insert(*std::prev(after));
@@ -715,7 +753,7 @@ void EffectInstance::bringKeys(const Shot& shot, const NodeShot& own, const std:
     const auto known = shot.keys(deadline);
     // A copy that was not edited shows the original, also after the original gets new keys.
     const bool follows = shot.spec().copied && isUneditedCopy(own);
-    for (const auto& [frame, digest] : known) {
+    for (const auto& [frame, masks] : known) {
         if (own.keys.count(frame) != 0 || follows) continue;
         if (!shot.claim(deadline)) throw CopyDiffers("keys");
         shot.removeKey(frame, deadline);
@@ -724,14 +762,24 @@ void EffectInstance::bringKeys(const Shot& shot, const NodeShot& own, const std:
         const auto there = known.find(frame);
         const bool isThere = there != known.end();
         if ((isThere || !host_.hasTemporalAccess()) && compared.count(frame) == 0) continue;
-        if (own.painted.count(frame) != 0) {
-            if (isThere) continue;
-            throw UserError("The key on frame " + std::to_string(frame) + " was painted, and the shot store has lost it. Go there "
-                            "and press Set key from fix, Set key or Delete key.");
+        const auto painted = own.painted.find(frame);
+        if (painted != own.painted.end()) {
+            if (!follows) bringPainted(shot, frame, painted->second, isThere ? &there->second : nullptr, deadline);
+            continue;
         }
-        if (follows && (!isThere || there->second.rfind(paintedDigest, 0) == 0)) continue;
-        bringKey(shot, frame, maskSource(), isThere ? std::make_optional(there->second) : std::nullopt, deadline);
+        if (follows && (!isThere || there->second.digest.rfind(paintedDigest, 0) == 0)) continue;
+        bringKey(shot, frame, maskSource(), isThere ? std::make_optional(there->second.digest) : std::nullopt, deadline);
     }
+}
+
+// The mask of a painted key is in the store only. After an undo it is perhaps no key there, or another one is in its place.
+void EffectInstance::bringPainted(const Shot& shot, Frame frame, const KeyMasks& wanted, const KeyMasks* there,
+                                  const Deadline& deadline) const {
+    if (there != nullptr && (wanted.contents.empty() || wanted.contents == there->contents)) return;
+    if (!shot.claim(deadline)) throw CopyDiffers("keys");
+    if (shot.restoreKey(frame, wanted, deadline)) return;
+    throw UserError("The key on frame " + std::to_string(frame) + " was painted, and the shot store has lost it. Go there "
+                    "and press Set key from fix, Set key or Delete key.");
 }
 
 // The mask picture at `frame` and what of it counts. Nothing when the host has none there, or a proxy, which tells nothing.

@@ -72,6 +72,7 @@ class EffectInstance {
     void stopJobs();
     void forget() const;  // what the node knows of this instance
     void save(const NodeShot& before, const NodeShot& after, const char* step, const Json& configured = nullptr) const;
+    void takeStep(int now) const;
     void showStatus(const Shot& shot, const NodeShot& own, const Deadline& deadline) const;
     void refreshStatus(double time, bool startEngine) const;
 
@@ -94,6 +95,7 @@ class EffectInstance {
 
     // Keys and plate
     void bringKeys(const Shot& shot, const NodeShot& own, const std::set<Frame>& compared, const Deadline& deadline) const;
+    void bringPainted(const Shot& shot, Frame frame, const KeyMasks& wanted, const KeyMasks* there, const Deadline& deadline) const;
     bool bringKey(const Shot& shot, Frame frame, const ClipView& clip, const std::optional<std::string>& known,
                   const Deadline& deadline) const;
     std::optional<Image> maskAt(const ClipView& clip, Frame frame, Box& box, const Deadline& deadline) const;

@@ -11,6 +11,7 @@ namespace {
 
 constexpr double roundingSlack = 1e-4;  // of a pixel: hosts compute regions in floating point
 constexpr double coordinateLimit = 1 << 20;
+constexpr int imageLimit = 1 << 20;
 
 // The formats of messages are printf's; Natron mishandles arguments, so the text itself is the format.
 std::string asFormat(const std::string& text) {
@@ -158,8 +159,13 @@ Image::Image(const Host& host, ofx::PropertySet image, const char* clip) : host_
         view_.components = componentsOf(about.text(ofx::prop::components).value_or(""), clip);
         const auto bound = [&about](int index) { return about.integer(ofx::prop::imageBounds, index).value_or(0); };
         view_.box = {bound(0), bound(1), bound(2), bound(3)};
+        const auto isFar = [](int side) { return side < -imageLimit || side > imageLimit; };
+        const Box& box = view_.box;
+        if (isFar(box.x1) || isFar(box.y1) || isFar(box.x2) || isFar(box.y2) || box.x2 < box.x1 || box.y2 < box.y1) {
+            throw UserError(std::string("The host gives impossible bounds for the clip ") + clip + ".");
+        }
         view_.rowBytes = about.integer(ofx::prop::imageRowBytes).value_or(0);
-        const auto row = static_cast<std::ptrdiff_t>(view_.pixelBytes()) * std::max(0, view_.box.width());
+        const auto row = static_cast<std::ptrdiff_t>(view_.pixelBytes()) * view_.box.width();
         if (view_.box.height() > 1 && std::abs(view_.rowBytes) < row) {
             throw UserError(std::string("The host gives impossible row bytes for the clip ") + clip + ".");
         }
@@ -253,12 +259,11 @@ std::optional<Image> ClipView::image(double time, const ofx::RectD* region) cons
 }
 
 Box pixelBox(const ofx::RectD& region, double pixelAspect) {
-    const auto down = [](double value) {
-        return static_cast<int>(std::floor(std::clamp(value, -coordinateLimit, coordinateLimit) + roundingSlack));
+    const auto bounded = [](double value) {  // no number is 0
+        return value == value ? std::clamp(value, -coordinateLimit, coordinateLimit) : 0.0;
     };
-    const auto up = [](double value) {
-        return static_cast<int>(std::ceil(std::clamp(value, -coordinateLimit, coordinateLimit) - roundingSlack));
-    };
+    const auto down = [&bounded](double value) { return static_cast<int>(std::floor(bounded(value) + roundingSlack)); };
+    const auto up = [&bounded](double value) { return static_cast<int>(std::ceil(bounded(value) - roundingSlack)); };
     return {down(region.x1 / pixelAspect), down(region.y1), up(region.x2 / pixelAspect), up(region.y2)};
 }
 

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -11,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "parameters.h"
 #include "pixels.h"
 #include "shot_session.h"
 
@@ -26,6 +28,12 @@ struct PlateGeometry {
     double pixelAspect = 1.0;
 };
 
+// What one of the node's buttons has changed. A host that undoes it takes back the number of the step, and perhaps no more.
+struct Step {
+    NodeShot before;
+    NodeShot after;
+};
+
 struct Node {
     explicit Node(const std::string& client) : session(client, platform::randomHex(16)) {}
 
@@ -36,6 +44,8 @@ struct Node {
     std::optional<std::set<Frame>> pastedKeys;  // of a node that was made as a copy of another one; set when it is made
     std::atomic<ofx::Effect> effect{nullptr};  // the instance that the host's window knows: clones for renders know less
     std::function<void()> renderAgain;  // has the host forget what it has cached of the node; for the host's main thread
+    std::map<int, Step> steps;  // by number, of this session: an undo reaches no farther. For the host's main thread
+    int step = 0;               // whose values the node has
     std::mutex geometryMutex;
     std::optional<PlateGeometry> geometry;  // at the last check
 };

@@ -118,10 +118,11 @@ class Describer {
         described.set(ofx::prop::paramAnimates, 0);
     }
 
-    void toggle(const char* name, const char* label, const char* hint, const char* parent) const {
+    Properties toggle(const char* name, const char* label, const char* hint, const char* parent) const {
         const Properties described = define(ofx::value::paramBoolean, name, label, hint, parent);
         described.set(ofx::prop::paramDefault, 0);
         described.set(ofx::prop::paramAnimates, 0);
+        return described;
     }
 
     void point(const char* name, const char* label, const char* hint, const char* parent, double otherwise,
@@ -195,6 +196,18 @@ bool isObjectName(const std::string& name) {
     };
     return !name.empty() && name.size() <= maxNameLength && isLetter(name.front()) &&
            std::all_of(name.begin(), name.end(), isRest);
+}
+
+KeyMasks savedMasks(const Json& saved) {
+    KeyMasks masks;
+    if (!saved.is_object()) return masks;
+    const Json digest = saved.value("digest", Json());
+    if (digest.is_string()) masks.digest = digest.get<std::string>();
+    const Json contents = saved.value("objects", Json::object());
+    for (const auto& [name, content] : contents.items()) {
+        if (content.is_string()) masks.contents[name] = content.get<std::string>();
+    }
+    return masks;
 }
 
 Frame frameNamed(const std::string& text) {
@@ -312,6 +325,12 @@ void describeParameters(const Host& host, ofx::Effect effect, bool hasMaskClip) 
         mark.set(ofx::prop::paramEnabled, 0);
         mark.set(ofx::prop::paramEvaluateOnChange, 0);
     }
+    // Natron makes an undo step when the text is set, and changes the state when the step is undone (false) or redone (true).
+    for (const Properties& one : {add.text(param::undoText, "Undo text", "", ""), add.toggle(param::undoState, "Undo state", "", "")}) {
+        one.set(ofx::prop::paramSecret, 1);
+        one.set(ofx::prop::paramPersistent, 0);
+        one.set(ofx::prop::paramEvaluateOnChange, 0);
+    }
     add.integer(param::revision, "Revision", "", "", 0, 0, lastRevision, shownRevisions).set(ofx::prop::paramSecret, 1);
 }
 
@@ -376,7 +395,7 @@ Json Parameters::savedState() const {
     if (saved.empty()) return nullptr;
     try {
         const Json state = parseHeader(saved.data(), saved.size());
-        if (state.at("version").get<int>() > stateVersion) {
+        if (wholeNumber(state.at("version")) > stateVersion) {
             throw UserError("This node was saved by a newer version of the effect. Update the plug-in.");
         }
         const std::string id = state.at("shot").get<std::string>();
@@ -404,8 +423,11 @@ NodeShot Parameters::nodeShot() const {
     found.isNew = state.contains("new") && state["new"] == true;
     if (state.contains("place") && state["place"].is_string()) found.place = state["place"].get<std::string>();
     if (!state.contains("painted") || !state["painted"].is_array()) return found;
+    const Json masks = state.value("masks", Json::object());
     for (const Json& frame : state["painted"]) {
-        if (frame.is_number_integer()) found.painted.insert(frame.get<Frame>());
+        if (!frame.is_number_integer()) continue;
+        const auto saved = masks.find(std::to_string(frame.get<Frame>()));
+        found.painted[frame.get<Frame>()] = saved == masks.end() ? KeyMasks{} : savedMasks(*saved);
     }
     return found;
 }
@@ -455,8 +477,13 @@ void Parameters::setKeyFrames(const std::set<Frame>& frames) const {
 }
 
 void Parameters::setState(const NodeShot& shot) const {
+    if (shot.id.empty()) return set(param::state, std::string());
     Json state{{"version", stateVersion}, {"shot", shot.id}, {"keys", shot.keys}};
-    if (!shot.painted.empty()) state["painted"] = shot.painted;
+    for (const auto& [frame, masks] : shot.painted) {
+        state["painted"].push_back(frame);
+        if (masks.contents.empty()) continue;
+        state["masks"][std::to_string(frame)] = {{"digest", masks.digest}, {"objects", masks.contents}};
+    }
     if (!shot.place.empty()) state["place"] = shot.place;
     if (shot.isNew) state["new"] = true;
     set(param::state, state.dump());
@@ -491,7 +518,7 @@ void Parameters::show(const std::string& setting, const Json& value) const {
         return static_cast<int>(std::find(words.begin(), words.end(), value) - words.begin());
     };
     if (setting == "region") return choose(param::useRegion, value.is_null() ? 0 : 1);
-    if (setting == "working_size" && value.is_number_integer()) return choose(param::workingSize, std::clamp(value.get<int>(), 16, maxWorkingSize));
+    if (setting == "working_size" && value.is_number_integer()) return choose(param::workingSize, static_cast<int>(std::clamp<std::int64_t>(wholeNumber(value), 16, maxWorkingSize)));
     if (setting == "finish.width" && value.is_number()) {
         const double width = std::clamp(value.get<double>(), narrowest, widest);
         if (number(param::edgeWidth, 1.0) != width) set(param::edgeWidth, width);
@@ -520,11 +547,24 @@ Parameters::Edit::~Edit() {
     if (parameters_.set_ != nullptr) parameters_.host_->parameters().editEnd(parameters_.set_);
 }
 
-void Parameters::markStep() const {
-    const int even = integer(param::evenStep, 0);
-    const int odd = integer(param::oddStep, 0);
-    set(even <= odd ? param::evenStep : param::oddStep, (std::max(even, odd) + 1) % lastRevision);
+int Parameters::markStep() const {
+    const int number = step() + 1;
+    set(number % 2 == 0 ? param::evenStep : param::oddStep, number);
+    return number;
 }
+
+void Parameters::showStep(int number) const {
+    set(param::evenStep, number - number % 2);
+    set(param::oddStep, std::max(0, number % 2 == 0 ? number - 1 : number));
+}
+
+void Parameters::offerUndo(const char* words, int number) const {
+    set(param::undoText, std::string(words) + " (" + std::to_string(number) + ")");
+}
+
+bool Parameters::isRedo() const { return integer(param::undoState, 0) != 0; }
+
+int Parameters::step() const { return std::max(integer(param::evenStep, 0), integer(param::oddStep, 0)); }
 
 ofx::Param Parameters::handle(const char* name) const {
     ofx::Param found = nullptr;

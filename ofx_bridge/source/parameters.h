@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <set>
 #include <string>
 #include <vector>
@@ -50,6 +51,8 @@ inline constexpr const char* state = "state";
 inline constexpr const char* revision = "revision";
 inline constexpr const char* evenStep = "evenStep";
 inline constexpr const char* oddStep = "oddStep";
+inline constexpr const char* undoText = "NatronOfxParamUndoRedoText";    // names of Natron's: its undo of what an effect does
+inline constexpr const char* undoState = "NatronOfxParamUndoRedoState";
 }  // namespace param
 
 // New entries come last: saved scripts keep numbers.
@@ -70,7 +73,9 @@ struct MaskLayout {
 struct NodeShot {
     std::string id;  // of the store that the node made; empty: none
     std::set<Frame> keys;
-    std::set<Frame> painted;  // those whose mask is not that of the mask input: they were taken from the input Fix
+    // Keys whose masks are not those of the mask input: they were taken from the input Fix. An undo needs their contents;
+    // an older version of the effect saved none.
+    std::map<Frame, KeyMasks> painted;
     std::string place;        // the folder of its store, where the artist names none; empty: not known
     bool isNew = true;        // settings that nobody chose are those of the site's configuration
     // Whether this node may change the shot. A node without keys only shows the mattes of a shot store.
@@ -113,7 +118,13 @@ class Parameters {
       private:
         const Parameters& parameters_;
     };
-    void markStep() const;  // touches another parameter than the step before did: a host does not join the two
+    // Counts a step of the node, in another parameter than the step before: a host does not join the two. Returns its number.
+    int markStep() const;
+    int step() const;  // the last one; less after an undo
+    void showStep(int number) const;
+    // Has a host that asks the effect to undo (Natron) make a step of it, in these words.
+    void offerUndo(const char* words, int number) const;
+    bool isRedo() const;  // what such a host asks for
 
     void setKeyFrames(const std::set<Frame>& frames) const;
     void setState(const NodeShot& shot) const;

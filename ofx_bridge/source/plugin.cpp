@@ -9,6 +9,8 @@
 namespace stm {
 namespace {
 
+constexpr double mostScale = 1024.0;  // of a render, and the reciprocal of the least one
+
 // Never destroyed: nothing of ours may be left to run when the process exits, perhaps after the host has closed us.
 Host* theHost = nullptr;
 
@@ -172,7 +174,10 @@ void render(ofx::Effect effect, const Properties& in) {
     request.window = {side(0), side(1), side(2), side(3)};
     request.inOrder = in.integer(ofx::prop::sequentialRenderStatus).value_or(0) != 0 || !host().hasTemporalAccess();
     request.inWindow = in.integer(ofx::prop::interactiveRenderStatus).value_or(0) != 0 && host().hasTemporalAccess();
-    if (!(request.scaleX > 0.0 && request.scaleY > 0.0)) throw UserError("The host asks for a render at an impossible scale.");
+    const auto isPossible = [](double scale) { return scale >= 1.0 / mostScale && scale <= mostScale; };
+    if (!isPossible(request.scaleX) || !isPossible(request.scaleY)) {
+        throw UserError("The host asks for a render at an impossible scale.");
+    }
     host().clearError(effect);
     instanceOf(effect)->render(request);
 }

@@ -72,6 +72,18 @@ Json parseHeader(const char* text, std::size_t bytes) {
     }
 }
 
+std::int64_t wholeNumber(const Json& value) {
+    if (!value.is_number_integer()) throw FramingError("A whole number was expected.");
+    return value.get<std::int64_t>();
+}
+
+std::vector<std::int64_t> wholeNumbers(const Json& values) {
+    std::vector<std::int64_t> found;
+    if (!values.is_array()) throw FramingError("A list of whole numbers was expected.");
+    for (const Json& value : values) found.push_back(wholeNumber(value));
+    return found;
+}
+
 Bytes encoded(Kind kind, std::uint32_t id, const Json& header, std::uint64_t payloadBytes) {
     std::string text;
     try {

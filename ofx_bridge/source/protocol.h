@@ -17,7 +17,8 @@ using Json = nlohmann::json;
 using Bytes = std::vector<std::uint8_t>;
 
 inline constexpr int protocolMajor = 1;
-inline constexpr int protocolMinor = 3;
+inline constexpr int protocolMinor = 4;
+inline constexpr int minorWithRestoring = 4;  // restore_key
 inline constexpr int minorWithForeground = 3;
 inline constexpr int minorWithLayers = 2;  // get_matte has `layer`, open_shot has `copy_of`
 inline constexpr std::size_t prefixBytes = 24;
@@ -41,6 +42,10 @@ struct FramingError : std::runtime_error {
 // Strict JSON: one object, UTF-8 without a mark, no repeated names, at most 16 deep, whole numbers within 2^53, all
 // finite. Throws FramingError.
 Json parseHeader(const char* text, std::size_t bytes);
+
+// A whole number of a header. Throws FramingError for anything else: converting a huge number with a fraction is undefined.
+std::int64_t wholeNumber(const Json& value);
+std::vector<std::int64_t> wholeNumbers(const Json& values);
 
 // The prefix and the header of a message whose payload of `payloadBytes` follows.
 Bytes encoded(Kind kind, std::uint32_t id, const Json& header, std::uint64_t payloadBytes);

@@ -7,11 +7,21 @@ namespace stm {
 
 namespace {
 
+constexpr Frame mostFrames = 10000000;  // of all ranges of an answer
 constexpr int attempts = 3;
 constexpr int guesses = 2;
+constexpr const char* unexpectedForm = "The engine's answer has an unexpected form.";
 constexpr int shortWait = 50;  // milliseconds that the engine may keep a request
 constexpr Milliseconds sendingLimit{100};
 const char* const channelLetters[] = {"R", "G", "B", "A"};
+
+Range rangeOf(const Json& range) { return {wholeNumber(range.at(0)), wholeNumber(range.at(1))}; }
+
+EngineWindow windowOf(const Json& window) {
+    const std::vector<std::int64_t> sides = wholeNumbers(window);
+    if (sides.size() != EngineWindow{}.size()) throw FramingError("A window has four numbers.");
+    return {sides[0], sides[1], sides[2], sides[3]};
+}
 
 Json asJson(const Range& range) { return Json::array({range.first, range.second}); }
 
@@ -21,7 +31,9 @@ auto reading(const Work& work) -> decltype(work()) {
     try {
         return work();
     } catch (const Json::exception&) {
-        throw ConnectionLost("The engine's answer has an unexpected form.");
+        throw ConnectionLost(unexpectedForm);
+    } catch (const FramingError&) {
+        throw ConnectionLost(unexpectedForm);
     }
 }
 
@@ -29,7 +41,12 @@ auto reading(const Work& work) -> decltype(work()) {
 
 std::vector<Range> rangesOf(const Json& ranges) {
     std::vector<Range> found;
-    for (const Json& range : ranges) found.emplace_back(range.at(0).get<Frame>(), range.at(1).get<Frame>());
+    Frame frames = 0;
+    for (const Json& range : ranges) {
+        found.push_back(rangeOf(range));
+        frames += std::max<Frame>(0, found.back().second - found.back().first + 1);
+        if (frames > mostFrames) throw ConnectionLost("The engine's answer names more frames than any shot has.");
+    }
     return found;
 }
 
@@ -65,7 +82,9 @@ ShotSession::ShotSession(std::string client, std::string owner) : client_(std::m
 void ShotSession::withShot(const ShotSpec& spec, const Deadline& deadline, const Work& work) {
     const Turn turn(*this, deadline);
     healing([&] {
-        const std::string shot = ensureOpen(spec, owned_ == spec.folder, deadline).shot;
+        // A store that was this node's may be another's by now.
+        const bool isOwner = spec.ours && !spec.copied && owned_ == spec.folder;
+        const std::string shot = ensureOpen(spec, isOwner, deadline).shot;
         sendCancels(deadline);
         work(*connection_, shot);
     });
@@ -162,7 +181,7 @@ void ShotSession::open(const ShotSpec& spec, bool asOwner, const Deadline& deadl
     opened.frames = guessed;
     reading([&] {
         opened.shot = answer.at("shot").get<std::string>();
-        if (answer.contains("status") && answer["status"].contains("frames")) opened.frames = answer["status"]["frames"].get<Range>();
+        if (answer.contains("status") && answer["status"].contains("frames")) opened.frames = rangeOf(answer["status"]["frames"]);
     });
     if (asOwner) owned_ = spec.folder;
     opened_[spec.folder] = std::move(opened);
@@ -265,13 +284,16 @@ Json Shot::status(const std::optional<Range>& frames, const Deadline& deadline) 
     return answer;
 }
 
-std::map<Frame, std::string> Shot::keys(const Deadline& deadline) const {
+std::map<Frame, KeyMasks> Shot::keys(const Deadline& deadline) const {
     const Json answer = call({{"op", "list_keys"}}, deadline);
     return reading([&answer] {
-        std::map<Frame, std::string> keys;
+        std::map<Frame, KeyMasks> keys;
         for (const Json& key : answer.at("keys")) {
-            const bool told = key.contains("digest") && key["digest"].is_string();
-            keys[key.at("frame").get<Frame>()] = told ? key["digest"].get<std::string>() : std::string();
+            KeyMasks& masks = keys[wholeNumber(key.at("frame"))];
+            if (key.contains("digest") && key["digest"].is_string()) masks.digest = key["digest"].get<std::string>();
+            for (const Json& one : key.value("objects", Json::array())) {
+                masks.contents[one.at("name").get<std::string>()] = one.at("content").get<std::string>();
+            }
         }
         return keys;
     });
@@ -325,6 +347,25 @@ void Shot::removeKey(Frame frame, const Deadline& deadline) const {
     call({{"op", "remove_key"}, {"frame", frame}, {"interrupt", true}}, deadline);
 }
 
+bool Shot::restoreKey(Frame frame, const KeyMasks& masks, const Deadline& deadline) const {
+    Json objects = Json::array();
+    for (const auto& [name, content] : masks.contents) objects.push_back({{"name", name}, {"content", content}});
+    Json request{{"op", "restore_key"}, {"frame", frame}, {"objects", objects}, {"interrupt", true}};
+    if (!masks.digest.empty()) request["digest"] = masks.digest;
+    bool isPossible = !masks.contents.empty();
+    try {
+        session_->withShot(spec_, deadline, [&](Connection& connection, const std::string& shot) {
+            isPossible = isPossible && connection.minor() >= minorWithRestoring;
+            request["shot"] = shot;
+            if (isPossible) connection.request(request, deadline);
+        });
+    } catch (const EngineError& error) {
+        if (error.code != "mask") throw;
+        return false;
+    }
+    return isPossible;
+}
+
 Json Shot::plan(const Range& frames, const std::string& direction, const Deadline& deadline) const {
     return call({{"op", "plan"}, {"frames", asJson(frames)}, {"direction", direction}}, deadline);
 }
@@ -341,8 +382,8 @@ JobState Shot::job(const std::string& job, const std::optional<std::int64_t>& se
         if (seen) request.update({{"wait_ms", shortWait}, {"seen", *seen}});
         const Json answer = connection.request(request, deadline).header;
         found = reading([&answer] {
-            JobState state{answer.at("state").get<std::string>(), answer.at("version").get<std::int64_t>(),
-                           answer.at("done").get<std::int64_t>(), answer.at("total").get<std::int64_t>(),
+            JobState state{answer.at("state").get<std::string>(), wholeNumber(answer.at("version")),
+                           wholeNumber(answer.at("done")),           wholeNumber(answer.at("total")),
                            answer.value("text", ""),              {},
                            std::nullopt};
             if (answer.contains("seconds_left") && answer["seconds_left"].is_number()) {
@@ -407,7 +448,7 @@ Matte Shot::matte(Frame frame, const Box& box, const MatteChoice& choice, bool s
             }
             const bool fits = reading([&] {
                 const Json& image = answer.at("image");
-                display = answer.at("display_window").get<EngineWindow>();
+                display = windowOf(answer.at("display_window"));
                 return image.at("format") == "float" && image.at("channels").size() == planes &&
                        image.at("data_window") == Json(window) && answer.at("frame") == frame;
             });

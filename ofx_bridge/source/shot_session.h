@@ -63,6 +63,12 @@ struct MaskChannel {
     std::string channel;
 };
 
+// The masks of a key by what the store calls them. A store keeps those of keys that were removed or replaced.
+struct KeyMasks {
+    std::map<std::string, std::string> contents;  // object -> content
+    std::string digest;  // of the picture that they came from, perhaps empty
+};
+
 enum class MatteLayer { matte, confidence, foreground };  // the last: the matte with the colours of what it shows
 
 // Which matte of a frame is asked for.
@@ -145,7 +151,7 @@ class Shot {
     const ShotSpec& spec() const { return spec_; }
     bool claim(const Deadline& deadline) const { return session_->claim(spec_, deadline); }
     Json status(const std::optional<Range>& frames, const Deadline& deadline) const;
-    std::map<Frame, std::string> keys(const Deadline& deadline) const;  // frame -> digest, perhaps empty
+    std::map<Frame, KeyMasks> keys(const Deadline& deadline) const;
     std::vector<Range> plateNeeded(const Range& frames, const std::map<Frame, std::string>& digests,
                                    const Deadline& deadline) const;
     // Returns whether mattes became stale.
@@ -153,6 +159,8 @@ class Shot {
     void pushKey(Frame frame, const PushedImage& mask, const std::vector<MaskChannel>& channels,
                  const Deadline& deadline) const;
     void removeKey(Frame frame, const Deadline& deadline) const;
+    // Makes a key of masks that the store has kept. False when it has not, or the engine is too old for it.
+    bool restoreKey(Frame frame, const KeyMasks& masks, const Deadline& deadline) const;
     Json plan(const Range& frames, const std::string& direction, const Deadline& deadline) const;
     std::string propagate(const Range& frames, const std::string& direction, const Deadline& deadline) const;
     // The state of a job; waits a moment for a newer one than `seen` where that is given.

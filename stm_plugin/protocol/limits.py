@@ -6,7 +6,7 @@ import struct
 from collections.abc import Mapping
 from typing import Final, Literal
 
-VERSION: Final = (1, 3)
+VERSION: Final = (1, 4)
 MAGIC: Final = b"STM\x01"
 PREFIX: Final = struct.Struct("<4sB3sIIQ")
 """Magic, kind, three zero bytes, request id, header length, payload length."""

@@ -163,6 +163,7 @@ ObjectName = Annotated[
 ]
 ChannelName = Annotated[str, _matching(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}", "a channel name")]
 Digest = Annotated[str, _matching(r"[\x21-\x7e]{1,128}", "1 to 128 visible ASCII characters")]
+Content = Annotated[str, _matching(r"[0-9a-f]{64}", "64 hex digits")]
 Handle = Annotated[str, _matching(r"[a-z][0-9]{1,12}", "a handle that the engine gave")]
 Token = Annotated[str, _matching(r"[0-9a-f]{64}", "64 hex digits")]
 MappedName = Annotated[str, _matching(r"[A-Za-z0-9_-]{1,64}", "a file name")]

@@ -22,6 +22,7 @@ from stm_plugin.protocol.limits import (
 from stm_plugin.protocol.models import (
     AsList,
     ChannelName,
+    Content,
     Digest,
     Digests,
     Frame,
@@ -244,6 +245,30 @@ class RemoveKey(ShotRequest):
     interrupt: bool = False
 
 
+class KeptMask(Model):
+    """One object's mask that the store has, as `list_keys` named its content."""
+
+    name: ObjectName
+    content: Content
+
+
+class RestoreKey(ShotRequest):
+    """Make a key of masks that the store has kept."""
+
+    op: ClassVar[str] = "restore_key"
+    frame: Frame
+    objects: Annotated[tuple[KeptMask, ...], AsList, Field(max_length=MAX_OBJECTS)]
+    digest: Digest | None = None
+    interrupt: bool = False
+
+    @model_validator(mode="after")
+    def _check_objects(self) -> Self:
+        names = [one.name for one in self.objects]
+        if not names or len(set(names)) != len(names):
+            raise ValueError("must name each object once")
+        return self
+
+
 class GetSettings(ShotRequest):
     """All settings of a shot."""
 
@@ -361,6 +386,7 @@ REQUESTS: Final[Mapping[str, type[Request]]] = {
         PushKey,
         ListKeys,
         RemoveKey,
+        RestoreKey,
         GetSettings,
         SetSettings,
         SetObjects,

@@ -205,6 +205,9 @@ class ShotBackend(Protocol):
     def remove_key(self, frame: int) -> Change:
         """Remove a key."""
 
+    def restore_key(self, frame: int, masks: Mapping[str, str], digest: str | None) -> Change:
+        """Make a key of masks that the store has kept: object name -> content."""
+
     def settings(self) -> dict[str, Any]:
         """All settings as plain values."""
 

@@ -234,10 +234,8 @@ class Service:
                 answer = await self._push_key(client, shot, request, data)
             case p.ListKeys():
                 answer = {"keys": keys_json(await self.in_thread(backend.keys))}
-            case p.RemoveKey():
-                change = await self._edit(shot, request.interrupt, partial(backend.remove_key, request.frame))
-                answer = {"frame": request.frame, "dirty": ranges_of(change.dirty)}
-                answer["keys"] = keys_json(await self.in_thread(backend.keys))
+            case p.RemoveKey() | p.RestoreKey():
+                answer = await self._change_key(shot, request)
             case p.GetSettings():
                 answer = {"settings": await self.in_thread(backend.settings)}
             case p.SetSettings():
@@ -444,6 +442,18 @@ class Service:
         return {
             "frame": request.frame,
             "changed": change.changed,
+            "dirty": ranges_of(change.dirty),
+            "keys": keys_json(await self.in_thread(shot.backend.keys)),
+        }
+
+    async def _change_key(self, shot: SharedShot, request: p.RemoveKey | p.RestoreKey) -> dict[str, Any]:
+        work = partial(shot.backend.remove_key, request.frame)
+        if isinstance(request, p.RestoreKey):
+            masks = {one.name: one.content for one in request.objects}
+            work = partial(shot.backend.restore_key, request.frame, masks, request.digest)
+        change = await self._edit(shot, request.interrupt, work)
+        return {
+            "frame": request.frame,
             "dirty": ranges_of(change.dirty),
             "keys": keys_json(await self.in_thread(shot.backend.keys)),
         }

@@ -230,11 +230,19 @@ class EngineShot:
             )
 
         change = self._edit(add)
-        if pushed.digest is not None:
-            content = self._key_contents().get(pushed.frame, {})
-            entry = {"frame": pushed.frame, "digest": pushed.digest, "key": _key_content(content)}
-            self._key_digests.append(entry)
+        self._record_digest(pushed.frame, pushed.digest)
         return change
+
+    def restore_key(self, frame: int, masks: Mapping[str, str], digest: str | None) -> Change:
+        """Make a key of masks that the store has kept: object name -> content."""
+        change = self._edit(lambda: self._shot.restore_key(frame, masks))
+        self._record_digest(frame, digest)
+        return change
+
+    def _record_digest(self, frame: int, digest: str | None) -> None:
+        if digest is not None:
+            content = self._key_contents().get(frame, {})
+            self._key_digests.append({"frame": frame, "digest": digest, "key": _key_content(content)})
 
     def keys(self) -> tuple[KeyState, ...]:
         """All keys, ascending."""

@@ -39,6 +39,7 @@ from stm_plugin.shapes.values import ShapeSet
 from stm_plugin.shot.export import MatteWriter
 from stm_plugin.shot.inputs import inputs_of, record_source
 from stm_plugin.shot.opening import (
+    check_key_frame,
     check_licences,
     check_settings,
     keep_movie,
@@ -161,6 +162,27 @@ class Shot(ShotReader):
         others = tuple(name for name in self.objects if name in before - set(masks))
         key = next(one for one in self.keys if one.frame == frame)
         return replace(key, dropped=others) if replace_all else replace(key, kept=others)
+
+    def restore_key(self, frame: int, masks: Mapping[str, str], *, wait: float | None = 0.0) -> None:
+        """Make a key of masks that the store has kept. A key that there is on the frame is replaced.
+
+        Args:
+            masks: by object name, the content of each mask (`KeyMask.hash`).
+            wait: as for `add_key`.
+
+        Raises:
+            KeyframeError: the plate has no such frame.
+            MaskError: the store has no such mask, or it is damaged; or there would be too many objects.
+            StoreBusyError, StoreError: the shot is held, or cannot be written.
+        """
+        check_key_frame(self.plate, frame)
+        with self._writing(wait) as description, concerning(frame):
+            description = editing.with_objects(description, masks, frame)
+            kept = {
+                editing.id_of(description, name): self.store.kept_mask(frame, hash_)
+                for name, hash_ in masks.items()
+            }
+            self._save(editing.with_key(description, frame, kept, (), replace_all=True))
 
     def remove_key(
         self, frame: int, objects: Sequence[str] | None = None, *, wait: float | None = 0.0

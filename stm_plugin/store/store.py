@@ -208,7 +208,11 @@ class ShotStore:
         path = self._mask_path(hash_)
         if not _is_whole(path):  # giving a damaged mask again repairs it
             write_sealed(path, _pack(mask=np.ascontiguousarray(mask), window=np.array(place, np.int64)))
-        return KeyMask(hash_, empty=not bool(mask.any()), area=float(mask.sum(dtype=np.float64)))
+        return _key_mask(hash_, mask)
+
+    def kept_mask(self, frame: int, hash_: str) -> KeyMask:
+        """A mask that `put_mask` stored, for a key on `frame`. MaskError where it is gone or damaged."""
+        return _key_mask(hash_, self.mask_of_key(frame, hash_)[0])
 
     def mask(self, hash_: str) -> tuple[FloatArray, Window]:
         """The mask that `put_mask` stored.
@@ -358,6 +362,10 @@ class ShotStore:
 
     def _result_paths(self) -> Iterator[Path]:
         return (self.folder / "mattes").glob("??/*.prob")
+
+
+def _key_mask(hash_: str, mask: FloatArray) -> KeyMask:
+    return KeyMask(hash_, empty=not bool(mask.any()), area=float(mask.sum(dtype=np.float64)))
 
 
 def with_suffix(folder: str | Path) -> Path:

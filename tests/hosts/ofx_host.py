@@ -46,6 +46,7 @@ RENDER = "OfxImageEffectActionRender"
 GENERAL, FILTER = "OfxImageEffectContextGeneral", "OfxImageEffectContextFilter"
 RGBA, RGB, ALPHA = "OfxImageComponentRGBA", "OfxImageComponentRGB", "OfxImageComponentAlpha"
 BYTE, SHORT, HALF, FLOAT = "OfxBitDepthByte", "OfxBitDepthShort", "OfxBitDepthHalf", "OfxBitDepthFloat"
+UNDO_TEXT, UNDO_STATE = "NatronOfxParamUndoRedoText", "NatronOfxParamUndoRedoState"
 PREMULTIPLIED, UNPREMULTIPLIED = "OfxImageAlphaPremultiplied", "OfxImageAlphaUnPremultiplied"
 
 COMPONENT_COUNTS = {RGBA: 4, RGB: 3, ALPHA: 1}
@@ -294,6 +295,7 @@ class HostOptions:
     one_channel_of_masks: bool = False
     fills_alpha: bool = False
     panel_was_open: bool = True  # without, brackets of changes make no undo step
+    effect_undoes: bool = True  # as Natron does it: the effect sets a text, and is asked to undo by a state
 
 
 class _Pixels:
@@ -680,6 +682,7 @@ class Effect:
         self.described_clips: dict[str, dict[str, list[Any]]] = {}
         self.bracket: dict[str, Any] | None = None  # values before what is being changed as one step
         self.undo_steps: list[dict[str, Any]] = []
+        self.redo_steps: list[dict[str, Any]] = []
         self.context = ""
         self.params: dict[str, Param] = {}
         self.clips: dict[str, ClipState] = {}
@@ -740,9 +743,21 @@ class Effect:
 
     def undo(self) -> None:
         """Undo the last step as a host does: its parameters get their old values, with change actions."""
-        for name, value in self.undo_steps.pop().items():
+        self.redo_steps.append(self._take_values(self.undo_steps.pop()))
+
+    def redo(self) -> None:
+        """Do again what was undone last."""
+        self.undo_steps.append(self._take_values(self.redo_steps.pop()))
+
+    def _take_values(self, step: dict[str, Any]) -> dict[str, Any]:
+        """Set the values of a step; returns those that were there."""
+        before = {name: self.params[name].value for name in step}
+        if UNDO_STATE in step:  # the effect does it
+            before = {UNDO_STATE: not step[UNDO_STATE]}
+        for name, value in step.items():
             self.params[name].value = value
             self.changed(name, 1.0, "OfxChangePluginEdited")
+        return before
 
     def value(self, name: str) -> Any:
         """A parameter's value."""
@@ -1202,7 +1217,15 @@ def _parameter_suite(host: OfxHost) -> Structure:
             return
         owner = param.owner
         is_secret = param.properties.values.get("OfxParamPropSecret", [0]) == [1]
-        if owner is not None and owner.bracket is not None and not is_secret:  # Natron undoes what is shown
+        if owner is not None and host.options.effect_undoes:
+            if param.name == UNDO_TEXT and host.options.panel_was_open:
+                owner.undo_steps.append({UNDO_STATE: False})
+                owner.redo_steps.clear()
+        elif owner is not None and owner.bracket is not None and not is_secret:
+            if not owner.bracket and owner.undo_steps and param.name in owner.undo_steps[-1]:
+                owner.bracket = (
+                    owner.undo_steps.pop()
+                )  # the first value decides whether a step joins the last one
             owner.bracket.setdefault(param.name, param.value)
         if param.type == "OfxParamTypeString":
             param.value = _text(ctypes.cast(first or 0, c_char_p).value)
@@ -1227,11 +1250,9 @@ def _parameter_suite(host: OfxHost) -> Structure:
             host.violation("the end of a bracket that was not begun")
             return
         step, effect.bracket = effect.bracket, None
-        if not host.options.panel_was_open or not step:
-            return
-        last = effect.undo_steps[-1] if effect.undo_steps else {}
-        if last.keys() != step.keys():  # two in a row over the same parameters become one
+        if host.options.panel_was_open and step:
             effect.undo_steps.append(step)
+            effect.redo_steps.clear()
 
     # The values are variadic in C. By the calling conventions of Linux integers and pointers come like
     # ordinary arguments, so that ordinary callbacks receive them. A number has its own registers.

@@ -11,7 +11,11 @@ import pytest
 
 from tests.hosts.ofx_fixtures import load_build
 
-SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
+SANITIZE = (
+    "-fsanitize=address,undefined,float-cast-overflow",
+    "-fno-sanitize-recover=all",
+    "-fno-omit-frame-pointer",
+)
 
 
 def sanitizing_compiler() -> str:

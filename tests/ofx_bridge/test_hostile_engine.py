@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,32 @@ def black_hole(number: int, header: dict[str, Any]) -> bytes:
     return message(REPLY, number, {"frame": header.get("frame", 0), "image": image}, b"\0" * 4)
 
 
+def absurd(operation: str, field: str, value: object) -> Conversation:
+    """A good engine whose answer to one operation has a number that makes no sense."""
+    good = BusyEngine(keys=(FIRST,))
+
+    def talk(link: socket.socket, number: int, header: dict[str, Any]) -> None:
+        if header["op"] == operation:
+            link.sendall(message(REPLY, number, {**WHOLE.get(operation, {}), field: value}))
+        else:
+            good(link, number, header)
+
+    return talk
+
+
+ABSURD: dict[str, Conversation] = {
+    "a frame of a key": absurd("list_keys", "keys", [{"frame": 1e300}]),
+    "a range of the shot": absurd("open_shot", "status", {"frames": [-1e300, 1e300]}),
+    "the window of a matte": absurd("get_matte", "display_window", [1e300, 0, 1e300, 9]),
+}
+ENDLESS: dict[str, Conversation] = {
+    "a plan of frames": absurd("plan", "plate_needed", [[0, 1 << 52]]),
+    "a plan of huge numbers": absurd("plan", "plate_needed", [[-1e300, 1e300]]),
+    "the version of a job": absurd("job", "version", 1e300),
+    "the frames of a state": absurd("status", "stale", [[0, 1 << 52]]),
+}
+
+
 SCRIPTS: dict[str, Conversation] = {
     "hangs up": hang_up,
     "half a message": half_a_message,
@@ -107,6 +134,34 @@ def test_a_hostile_engine_gives_a_failed_render_in_words(
         assert rig.node.persistent
         assert (image.memory == 0xCD).all()
         assert "open_shot" in engine.asked
+
+
+@pytest.mark.parametrize("script", ABSURD.values(), ids=ABSURD.keys())
+def test_hostile_numbers_of_an_engine_give_a_failed_render_in_words(
+    host: OfxHost, scripted: Callable[..., ScriptedEngine], script: Conversation, tmp_path: Path
+) -> None:
+    scripted(script)
+    rig = rig_with_a_key(host, tmp_path)
+    with nodes_of(host, rig.node):
+        assert rig.node.render(FIRST)[0] != OK
+        assert rig.node.persistent
+
+
+@pytest.mark.parametrize("script", ENDLESS.values(), ids=ENDLESS.keys())
+def test_hostile_numbers_of_an_engine_end_a_propagation_in_words(
+    host: OfxHost, scripted: Callable[..., ScriptedEngine], script: Conversation, tmp_path: Path
+) -> None:
+    scripted(script)
+    rig = rig_with_a_key(host, tmp_path)
+    rig.node.set("missingFrames", 1)
+    with nodes_of(host, rig.node):
+        began = time.monotonic()
+        if script is ENDLESS["the frames of a state"]:
+            assert rig.node.render(FIRST + 1)[0] != OK
+        else:
+            assert rig.node.press("propagateForward", FIRST) != OK
+        assert rig.node.persistent and "json" not in rig.node.persistent
+        assert time.monotonic() - began < 20.0, "it does not count to the end"
 
 
 def test_a_mute_hostile_engine_does_not_hold_up_an_abort(

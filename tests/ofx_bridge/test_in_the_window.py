@@ -259,6 +259,26 @@ def test_a_render_in_a_second_instance_knows_the_format_of_the_project(
         clone.destroy()
 
 
+@pytest.mark.parametrize("button", ["setKey", "deleteKey", "propagateForward"])
+def test_the_end_of_a_second_instance_does_not_stop_the_nodes_work(
+    host: OfxHost, engine: EngineHome, button: str
+) -> None:
+    """Natron destroys the instances of its renders when a value changes, also in the middle of an action."""
+    rig = keyed(host)
+    with nodes_of(host, rig.node):
+        clone = host.render_clone(rig.node)
+
+        def progress(part: float) -> int:
+            if clone.alive:
+                clone.destroy()
+            return OK
+
+        rig.node.progress_answer = progress
+        assert rig.node.press(button, FIRST) == OK, rig.node.persistent
+        assert not clone.alive
+        assert "Stopped" not in rig.node.value("status")
+
+
 def test_stop_reaches_a_propagation_whatever_instance_it_is_pressed_on(
     host: OfxHost, scripted: Scripted, tmp_path: Path
 ) -> None:
@@ -278,6 +298,28 @@ def test_stop_reaches_a_propagation_whatever_instance_it_is_pressed_on(
     with nodes_of(host, rig.node, clone):
         assert rig.node.press("propagateForward", FIRST) == OK, rig.node.persistent
         assert pressed == [OK] and rig.node.value("status").startswith("Stopped")
+
+
+def test_a_node_that_has_lost_its_store_to_another_never_opens_it_as_the_owner(
+    host: OfxHost, engine: EngineHome, tmp_path: Path
+) -> None:
+    """A node leaves its store, a copy takes it over, and the node comes back: it is the copy now."""
+    rig = keyed(host)
+    node, copy = rig.node, pasted(rig)
+    longer = Clip(picture, frames=(FIRST, LAST + 5), size=(WIDTH, HEIGHT))
+    with nodes_of(host, node, copy):
+        store = store_of(engine, node)
+        node.set("shotStore", str(tmp_path))
+        assert node.render(FIRST)[0] == OK, node.persistent
+        assert copy.press("setKey", FIRST) == OK, copy.persistent
+        assert store_of(engine, copy) == store, "the copy has taken it over"
+        before = contents(store)
+        node.set("shotStore", "")
+        node.clips["Source"].source = longer
+        node.clips["Source"].properties.set("OfxImageEffectPropFrameRange", FIRST, LAST + 5)
+        node.render(FIRST)
+        node.press("updateStatus", FIRST)
+        assert contents(store) == before, "its range is the copy's to change"
 
 
 # ---- masks
@@ -372,7 +414,7 @@ def test_a_second_key_leaves_the_old_mattes_in_the_window_and_fails_a_render(
         never_looked_at = alpha_of(rig.node, FIRST + 3, in_window=True)
         assert overlap(never_looked_at, disc(FIRST + 3)[..., 0]) > 0.5, "the matte of the first propagation"
         assert (never_looked_at != plate[..., 3]).any()
-        assert f"OLD mattes on {FIRST + 1}-{LAST}" in rig.node.value("status")
+        assert f"OLD mattes on {FIRST + 1}-{LAST - 1}." in rig.node.value("status"), "the key shows its mask"
         assert rig.node.render(LAST - 1)[0] == FAILED
 
 
@@ -556,7 +598,10 @@ def test_the_status_counts_frames_while_it_runs_and_reading_has_a_bar_of_its_own
     with nodes_of(host, rig.node):
         assert rig.node.press("propagateForward", FIRST) == OK
         assert any(text.startswith("Reading the plate: 3 of 7") for text in said)
-        assert any(re.match(r"Computing: \d+ of \d+ frames", text) for text in said)
+        steps = [re.match(r"Computing: step (\d+) of (\d+)\.", text) for text in said]
+        counted = [(int(step[1]), int(step[2])) for step in steps if step]
+        assert counted and counted == sorted(counted) and all(done <= last for done, last in counted)
+        assert not any(text.count(" of ") > 1 for text in said), "it counts once"
         computing = [part for label, part in bars if "computing" in label]
         assert computing[0] < 0.3, "the bar of the network begins at its beginning"
 
@@ -591,19 +636,59 @@ def test_typed_keys_are_keys_and_clearing_removes_them(host: OfxHost, engine: En
         np.testing.assert_array_equal(node.render(FIRST, in_window=True)[1].picture(), picture(FIRST))
 
 
-def test_set_key_and_delete_key_are_one_undo_step_each(host: OfxHost, engine: EngineHome) -> None:
+@pytest.mark.parametrize("effect_undoes", [True, False])
+def test_set_key_and_delete_key_are_one_undo_step_each(
+    host: OfxHost, engine: EngineHome, effect_undoes: bool
+) -> None:
+    host.options.effect_undoes = effect_undoes
     rig = make_rig(host)
     node = rig.node
     with nodes_of(host, node):
-        for frame in (FIRST, FIRST + 3, LAST):
-            assert node.press("setKey", frame) == OK
-        assert node.press("deleteKey", FIRST + 3) == OK
+        seen = [("", "")]
+        for button, frame in (
+            ("setKey", FIRST),
+            ("setKey", FIRST + 3),
+            ("setKey", LAST),
+            ("deleteKey", FIRST + 3),
+        ):
+            assert node.press(button, frame) == OK
+            seen.append((node.value("keyFrames"), node.value("state")))
         assert len(node.undo_steps) == 4
-        for keys in (f"{FIRST}, {FIRST + 3}, {LAST}", f"{FIRST}, {FIRST + 3}", f"{FIRST}", ""):
+        for keys, state in reversed(seen[:-1]):
+            revision = node.value("revision")
             node.undo()
-            assert node.value("keyFrames") == keys
-        assert node.value("state") == ""
+            assert (node.value("keyFrames"), node.value("state")) == (keys, state)
+            assert node.value("revision") != revision, "the host renders again"
         assert "no key" in node.value("status")
+        for keys, state in seen[1:]:
+            node.redo()
+            assert (node.value("keyFrames"), node.value("state")) == (keys, state)
+
+
+def test_an_undo_keeps_what_was_typed_before_the_step(host: OfxHost, engine: EngineHome) -> None:
+    node = keyed(host).node
+    with nodes_of(host, node):
+        node.set("keyFrames", f"{FIRST}, {LAST}")
+        assert node.press("setKey", FIRST + 3) == OK
+        node.undo()
+        assert node.value("keyFrames") == f"{FIRST}, {LAST}"
+        assert node.press("deleteKey", LAST) == OK, "a new step after an undo"
+        assert len(node.undo_steps) == 2 and node.value("keyFrames") == f"{FIRST}"
+        node.undo()
+        assert node.value("keyFrames") == f"{FIRST}, {LAST}"
+
+
+def test_an_undo_of_a_loaded_node_changes_nothing_that_it_does_not_know(
+    host: OfxHost, engine: EngineHome
+) -> None:
+    """Steps are of a session; the marks of a loaded node are numbers only."""
+    rig = keyed(host)
+    saved = rig.node.saved()
+    rig.node.destroy()
+    node = host.create({"Source": rig.source, "Mask": rig.mask}, saved=saved)
+    with nodes_of(host, node):
+        node.set("evenStep", 0)
+        assert node.value("keyFrames") == str(FIRST) and node.value("state") == saved["state"]
 
 
 def test_after_an_undo_the_engine_has_the_keys_of_the_node(host: OfxHost, engine: EngineHome) -> None:
@@ -679,6 +764,50 @@ def test_an_undo_of_a_painted_key_brings_the_mask_back(host: OfxHost, engine: En
         np.testing.assert_array_equal(alpha_of(node, FIRST), painted(FIRST)[..., 0])
         node.undo()
         np.testing.assert_array_equal(alpha_of(node, FIRST), disc(FIRST)[..., 0])
+
+
+def other_paint(frame: int) -> FloatArray:
+    """The matte after a person has painted on another part of it."""
+    corrected = disc(frame).copy()
+    corrected[-6:, -6:] = 0.5
+    return corrected
+
+
+@pytest.mark.parametrize("button", ["deleteKey", "setKey", "setKeyFromFix"])
+def test_an_undo_brings_a_painted_key_back_whatever_came_after_it(
+    host: OfxHost, engine: EngineHome, button: str
+) -> None:
+    """The paint node may be gone by then: the mask comes from the store."""
+    node = rig_with_paint(host).node
+    fix = node.clips["Fix"].source
+    assert fix is not None
+    with nodes_of(host, node):
+        assert node.press("setKeyFromFix", LAST) == OK, node.persistent
+        fix.read = other_paint
+        assert node.press(button, LAST) == OK, node.persistent
+        expected = {"setKey": disc(LAST), "setKeyFromFix": other_paint(LAST)}.get(button)
+        if expected is not None:
+            np.testing.assert_array_equal(alpha_of(node, LAST), expected[..., 0])
+        node.undo()
+        np.testing.assert_array_equal(alpha_of(node, LAST), painted(LAST)[..., 0])
+        assert node.press("propagateBoth", FIRST) == OK, node.persistent
+        np.testing.assert_array_equal(alpha_of(node, LAST), painted(LAST)[..., 0])
+        node.redo()
+        if expected is not None:
+            np.testing.assert_array_equal(alpha_of(node, LAST), expected[..., 0])
+        else:
+            assert node.value("keyFrames") == str(FIRST)
+
+
+def test_a_fork_takes_the_painted_keys_with_it(host: OfxHost, engine: EngineHome) -> None:
+    rig = rig_with_paint(host)
+    assert rig.node.press("setKeyFromFix", LAST) == OK, rig.node.persistent
+    copy = pasted(rig)
+    with nodes_of(host, rig.node, copy):
+        assert rig.node.press("deleteKey", LAST) == OK, rig.node.persistent
+        assert copy.press("propagateForward", FIRST) == OK, copy.persistent
+        assert copy.value("state") != rig.node.value("state")
+        np.testing.assert_array_equal(alpha_of(copy, LAST), painted(LAST)[..., 0])
 
 
 def test_a_painted_key_that_the_store_has_lost_is_never_replaced_in_silence(

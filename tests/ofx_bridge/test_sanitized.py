@@ -52,7 +52,8 @@ def test_the_effects_tests_pass_with_sanitizers(tmp_path: Path) -> None:
     command += ["-p", "tests.hosts.ofx_scripted_engine"]
     command += ["-p", "no:cacheprovider", "-k", CHOSEN]
     command += [
-        f"tests/ofx_bridge/{name}.py" for name in ("test_effect", "test_hostile_engine", "test_stopping")
+        f"tests/ofx_bridge/{name}.py"
+        for name in ("test_effect", "test_hostile_engine", "test_hostile_host", "test_stopping")
     ]
     done = subprocess.run(
         command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from stm_plugin.errors import KeyframeError, PropagationCancelled, StmError
+from stm_plugin.errors import KeyframeError, MaskError, PropagationCancelled, StmError
 from stm_plugin.protocol import Direction, MatteLayer, PlateFiles, PushedGeometry, Range
 from stm_plugin.server.backend import (
     Cancelled,
@@ -49,6 +49,7 @@ class ToyShot:
         self.objects = list(objects)
         self.pushed: dict[int, PushedFrame] = {}
         self.masks: dict[int, PushedMasks] = {}
+        self.kept: dict[int, PushedMasks] = {}  # as a store keeps the masks of keys that were removed
         self.done: dict[int, int] = {}
         self.values: dict[str, Any] = {"speed": 1}
         self.computing = threading.Lock()
@@ -90,7 +91,7 @@ class ToyShot:
         return Change(changed, [pushed.frame] if changed else [], f"{float(np.nansum(pushed.pixels)):.3f}")
 
     def push_key(self, pushed: PushedMasks) -> Change:
-        self.masks[pushed.frame] = pushed
+        self.masks[pushed.frame] = self.kept[pushed.frame] = pushed
         self.objects += [name for name in pushed.masks if name not in self.objects]
         self.done.clear()
         return Change(True, list(self.range))
@@ -105,6 +106,13 @@ class ToyShot:
         if frame not in self.masks:
             raise KeyframeError("There is no key here.", frame=frame)
         del self.masks[frame]
+        self.done.clear()
+        return Change(True, list(self.range))
+
+    def restore_key(self, frame: int, masks: Mapping[str, str], digest: str | None) -> Change:
+        if frame not in self.kept or set(masks.values()) != {"0" * 64}:
+            raise MaskError("The mask of a key is gone.", frame=frame)
+        self.masks[frame] = self.kept[frame]
         self.done.clear()
         return Change(True, list(self.range))
 

@@ -140,12 +140,12 @@ def test_hello_and_status_say_what_the_configuration_says(
     site.write_text(f"{locked}cache_folder = 'fast'\ndevice = 'cpu'\n")
     monkeypatch.setenv("STM_CONFIG", str(site))
     with a_server("900") as server, server.raw() as link:
-        hello = {"op": "hello", "protocol": [1, 3], "token": server.endpoint()["token"], "client": "raw"}
+        hello = {"op": "hello", "protocol": [1, 4], "token": server.endpoint()["token"], "client": "raw"}
         link.sendall(request(1, {**hello, "pid": 0}))
         said = receive(link).header
         text = f"The setting memory_cap is locked to 7 by {site}, line 1."
         assert said["locked"] == {"memory_cap": {"value": 7, "text": text}}
-        assert (said["protocol"], said["cache_folder"]) == ([1, 3], str(tmp_path / "fast"))
+        assert (said["protocol"], said["cache_folder"]) == ([1, 4], str(tmp_path / "fast"))
         assert said["configured"] == {"memory_cap": 7}  # the device is no setting that a shot takes over
         site.write_text("memory_cap = ")  # an error is named where a shot is opened, and ends no connection
         client = server.connect()
@@ -533,6 +533,20 @@ def test_a_new_shot_begins_with_what_another_has_and_leaves_it_alone(client: Con
     gone = {**asked, "folder": "/toy/third.stmshot", "copy_of": "/toy/nowhere.stmshot"}
     assert client.call(gone)[0]["status"]["keys"] == []
     assert code_of(client, {**gone, "folder": "/toy/fourth.stmshot", "copy_of": "toy"}) == "bad_request"
+
+
+def test_a_removed_key_is_restored_by_the_content_of_its_masks(client: Connection) -> None:
+    opened = client.call({"op": "open_shot", **opening("/toy/kept.stmshot"), "owner": "STM1"})[0]
+    shot = opened["shot"]
+    push(client, shot)
+    (key,) = client.call({"op": "list_keys", "shot": shot})[0]["keys"]
+    asked = {"op": "restore_key", "shot": shot, "frame": 1001, "objects": key["objects"]}
+    client.call({"op": "remove_key", "shot": shot, "frame": 1001})
+    assert client.call(asked)[0]["keys"] == [key]
+    unknown = [{**one, "content": "1" * 64} for one in key["objects"]]
+    assert code_of(client, {**asked, "objects": unknown}) == "mask"
+    for wrong in ([], key["objects"] * 2, [{"name": "a", "content": "../../shot"}]):
+        assert code_of(client, {**asked, "objects": wrong}) == "bad_request"
 
 
 @over_unix

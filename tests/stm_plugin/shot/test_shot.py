@@ -142,6 +142,24 @@ def test_a_finished_shot_costs_nothing(desk: Desk) -> None:
     assert desk.shot.status().network_frames == 0
 
 
+def test_a_removed_key_is_restored_from_the_masks_of_the_store_and_costs_nothing(desk: Desk) -> None:
+    desk.shot.add_key(1001, {"chair": LEFT})
+    desk.shot.add_key(1012, {"chair": MIDDLE})
+    desk.run()
+    before = desk.mattes()
+    (kept,) = next(key for key in desk.shot.store.description().keys if key.frame == 1012).masks.values()
+    desk.shot.remove_key(1012)
+    desk.shot.restore_key(1012, {"chair": kept.hash})
+    assert [key.frame for key in desk.shot.keys] == [1001, 1012]
+    assert not desk.run()
+    for frame, matte in desk.mattes().items():
+        np.testing.assert_array_equal(matte, before[frame])
+    with pytest.raises(MaskError, match="gone"):
+        desk.shot.restore_key(1012, {"chair": "0" * 64})
+    with pytest.raises(KeyframeError):
+        desk.shot.restore_key(5, {"chair": kept.hash})
+
+
 def test_a_changed_key_of_many_costs_its_own_two_passes(desk: Desk) -> None:
     for frame in (1001, 1004, 1008, 1012):
         desk.shot.add_key(frame, {"chair": LEFT})
