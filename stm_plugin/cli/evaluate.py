@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from model.evaluation.protocol import TABLE_5_RULES, WORKING_SHORT_SIDE, EvaluationProtocol
 from model.weights_file import DEFAULT_WEIGHTS
 from stm_plugin.cli.console import errors, output, progress_bar
-from stm_plugin.cli.guard import Overwrite, given_of
+from stm_plugin.cli.guard import Overwrite, folders_of, given_of
 from stm_plugin.files.outputs import Given, listed_outputs
 from stm_plugin.settings import Precision
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # heavy modules are imported in the functions: help must not 
 
 DEFAULT_COMMAND = "scores"
 _SCORES = ("global.csv", "per_sequence.csv", "per_object.csv", "per_frame.csv")
+_DATA = "the data set"
 
 
 class DefaultCommandGroup(TyperGroup):
@@ -119,7 +120,7 @@ def scores(
     if backward:
         found = [sequence.backward for sequence in found]
     found = [sequence.stepped(step) for sequence in found]
-    with _outputs(out, found, overwrite, results=results, files=_SCORES):
+    with _outputs(out, folder, found, overwrite, results=results, files=_SCORES):
         segmenter = None
         if results is None:
             engine = _engine(weights, device, precision, previous_frame_cap, key_weight, shrink_guard)
@@ -154,7 +155,7 @@ def submission(
 
     found = _find(folder, sequences, split)
     frames = submission_frames(meta) if meta else None
-    with _outputs(out, found, overwrite), _progress() as progress:
+    with _outputs(out, folder, found, overwrite), _progress() as progress:
         segmenter = _segmenter(weights, device, precision, rule, short_side)
         written = write_submission(found, segmenter, out, frames=frames, progress=progress)
     output.print(f"written: {written} label pictures of {len(found)} sequences to {out}", highlight=False)
@@ -189,7 +190,7 @@ def table1(
 
     groups = category_groups(meta, training_meta)
     found = _find(folder, sequences, split)
-    with _outputs(out, found, overwrite, results=results, files=(*_SCORES, TABLE_FILE)):
+    with _outputs(out, folder, found, overwrite, results=results, files=(*_SCORES, TABLE_FILE)):
         segmenter = None if results else _segmenter(weights, device, precision, rule, short_side)
         measured = _measure(found, "youtube-vos", segmenter, results, out)
         parts = by_group(measured, groups)
@@ -225,7 +226,7 @@ def table4(
 
     named = dict(_named(text) for text in weights)
     found = _find(folder, sequences, split)
-    with _outputs(out, found, overwrite, rows=tuple(named)), _progress() as progress:
+    with _outputs(out, folder, found, overwrite, rows=tuple(named)), _progress() as progress:
         engines = {
             name: _engine(file, device, precision, previous_frame_cap, key_weight, shrink_guard)
             for name, file in named.items()
@@ -258,7 +259,7 @@ def table5(
 
     found = _find(folder, sequences, split)
     chosen = tuple(rules or TABLE_5_RULES)
-    with _outputs(out, found, overwrite, rows=chosen), _progress() as progress:
+    with _outputs(out, folder, found, overwrite, rows=chosen), _progress() as progress:
         comparison = compare_memory_rules(
             found,
             _engine(weights, device, precision, previous_frame_cap, key_weight, shrink_guard),
@@ -302,7 +303,8 @@ def figure5(
     video = find_sequences(folder, [sequence] if sequence else [])[0]
     name = video.frames[len(video.frames) // 2] if frame is None else _frame_name(video, frame)
     table = out.with_suffix(".csv")
-    with listed_outputs(out.parent, [out, table], given_of([video]), overwrite), _progress() as progress:
+    given, folders = given_of([video]), folders_of(_DATA, folder)
+    with listed_outputs(out.parent, [out, table], given, overwrite, folders), _progress() as progress:
         segmenter = _segmenter(weights, device, precision, rule, short_side)
         read = capture(video, segmenter, name, object_label, progress=progress)
         if read.query.mask.any():
@@ -354,6 +356,7 @@ def _find(folder: Path, names: Sequence[str] | None, split: Path | None) -> list
 
 def _outputs(
     out: Path | None,
+    dataset: Path,
     found: Sequence[VideoSequence],
     overwrite: bool,
     *,
@@ -381,7 +384,7 @@ def _outputs(
     given = given_of(found)
     if results is not None:
         given += [Given("a result that is measured", path) for path in results.rglob("*.png")]
-    return listed_outputs(out, list(dict.fromkeys(paths)), given, overwrite)
+    return listed_outputs(out, list(dict.fromkeys(paths)), given, overwrite, folders_of(_DATA, dataset))
 
 
 def _engine(

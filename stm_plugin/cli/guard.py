@@ -28,14 +28,21 @@ Wait = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that STM did not make.")]
 
 
-def check_single(files: Iterable[Path], given: Iterable[Given], overwrite: bool) -> None:
+def check_single(
+    files: Iterable[Path], given: Iterable[Given], overwrite: bool, folders: Iterable[Given] = ()
+) -> None:
     """Check outputs that are valuable even if STM made them: replacing any of them needs `--overwrite`.
 
     Raises:
-        OutputError: one exists already, or is an input.
+        OutputError: one exists already, is an input, or lies inside one of the `folders`, which hold inputs.
     """
     wanted = [(None, path) for path in files]
-    check_outputs(wanted, given, overwrite=overwrite, is_ours=lambda _, path: False)
+    check_outputs(wanted, given, folders=folders, overwrite=overwrite, is_ours=lambda _, path: False)
+
+
+def folders_of(what: str, *paths: Path | str) -> list[Given]:
+    """Folders of inputs. A run or results that STM made are not among them: they may get further files."""
+    return [Given(what, Path(path)) for path in paths]
 
 
 def given_of(sequences: Iterable[VideoSequence], *others: tuple[str, Path | None]) -> list[Given]:

@@ -146,10 +146,13 @@ def set_settings(
         opened.set_settings(parse_settings(before, settings), wait=wait)
         after = opened.settings
         found = opened.status()
+        if after == before:
+            waiting = "No setting has changed. What waits to be computed, as before:"
+            output.print(waiting if found.dirty else "Nothing has changed.", highlight=False)
         _print_dirty(found)
         if after == before:
-            output.print("Nothing has changed.")
-        elif not found.dirty and after.finish != before.finish:
+            return
+        if not found.dirty and after.finish != before.finish:
             output.print("The mattes are finished anew when they are written; nothing is propagated again.")
         elif not found.dirty:
             output.print("Nothing has to be computed again.")

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stm_plugin.cli.console import errors, progress_bar
-from stm_plugin.cli.guard import Overwrite, check_single, given_of
+from stm_plugin.cli.guard import Overwrite, check_single, folders_of, given_of
+from stm_plugin.files.outputs import check_folder
 
 if TYPE_CHECKING:  # heavy modules are imported in the functions: help must not wait for them
     from model.data.davis import VideoSequence
@@ -56,6 +57,7 @@ EvaluateOn = Annotated[
 ]
 
 EVALUATE_EVERY = 250
+_DATA = "the training data"
 
 
 @app.command()
@@ -151,6 +153,7 @@ def clips(
             f"The seeds {HELD_OUT.start} to {HELD_OUT.stop - 1} are of clips that only measure: "
             "choose another --seed."
         )
+    check_folder(folder, folders_of("the pictures", *(pictures or ()), *(cut_outs or ())))
     found = [path for root in pictures or () for path in sorted(root.iterdir())]
     found = [path for path in found if path.suffix.lower() in PICTURE_SUFFIXES]
     cuts = [
@@ -214,7 +217,7 @@ def pack(
         ("a file of the begun run", run),
         ("the weights of the start", Path(given.start)),
     )
-    check_single([archive], inputs, overwrite)
+    check_single([archive], inputs, overwrite, folders_of(_DATA, *folders))
     try:
         steps = Steps(video_step, still_step)
         packed = pack_run(given, archive, run=run, limit=limit * 2**20, steps=steps)
@@ -298,6 +301,7 @@ def edges(
     from stm_plugin.cli.console import output
     from stm_plugin.errors import SettingsError
 
+    check_folder(run, folders_of("the pictures", *(pictures or ())))
     data = ("composites with exactly known alpha (model/training/edge_clips.py)", *map(str, pictures or ()))
     manifest = Manifest(name, "", licence, data, f"{clips} clips, {steps} steps, masks by {weights}")
     with progress_bar("steps") as bar:
@@ -337,6 +341,7 @@ def _run(
 
     with joined_processes(device) as here:
         config = continued_config(folder, config)
+        check_folder(folder, folders_of(_DATA, *config.videos, *config.stills, *config.instances))
         held_out: Sequence[VideoSequence] = (
             find_sequences(evaluate_on) if evaluate_on is not None else held_out_videos(config)
         )

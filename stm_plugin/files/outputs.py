@@ -1,10 +1,11 @@
 """The guard of outputs: every command asks it before it writes the first byte.
 
-Three kinds of output are refused, also under another name (links, `..`, letter case):
+Four kinds of output are refused, also under another name (links, `..`, letter case):
 
 1. an output that is an input: a plate frame, a movie, a key's mask, weights, a colour configuration;
-2. an output inside a shot store;
-3. a file that this product did not make, unless `--overwrite` is given.
+2. an output inside a folder of inputs: a data set, training data;
+3. an output inside a shot store;
+4. a file that this product did not make, unless `--overwrite` is given.
 
 A row of files (`matte.####.exr`) also has one owner at a time (`Ownership`). `place_of` reads the
 disk; `refusal` decides and reads nothing.
@@ -101,6 +102,7 @@ def check_outputs(
     *,
     row: Row | None = None,
     given_rows: Sequence[tuple[str, Row]] = (),
+    folders: Iterable[Given] = (),
     overwrite: bool = False,
     is_ours: Callable[[FrameOrNone, Path], bool],
 ) -> None:
@@ -111,6 +113,7 @@ def check_outputs(
         given: the files that must never be written.
         row: the pattern of the outputs; every frame that it could take is checked against `given`.
         given_rows: patterns of inputs ("the plate"): the outputs must not have the same pattern.
+        folders: folders of inputs ("the data set"): no output may lie inside one.
         overwrite: whether files that this product did not make may be replaced.
         is_ours: whether this product made the file of a frame, and it was not changed since.
 
@@ -125,9 +128,24 @@ def check_outputs(
         [(one, place_of(one.path)) for one in given],
         row=row,
         given_rows=given_rows,
+        folders=[(one, _folder_id(one.path)) for one in folders],
         overwrite=overwrite,
         is_ours=is_ours,
     )
+    if found is not None:
+        raise found.error()
+
+
+def check_folder(folder: Path, folders: Iterable[Given]) -> None:
+    """Ask whether new files may be made in a folder.
+
+    Args:
+        folders: folders of inputs. It must not be one of them, nor lie inside one.
+
+    Raises:
+        OutputError: it does. Both folders are named.
+    """
+    found = _inside(_folder_id(folder), folder, [(one, _folder_id(one.path)) for one in folders])
     if found is not None:
         raise found.error()
 
@@ -139,6 +157,7 @@ def refusal(
     *,
     row: Row | None = None,
     given_rows: Sequence[tuple[str, Row]] = (),
+    folders: Sequence[tuple[Given, str]] = (),
     overwrite: bool = False,
     is_ours: Callable[[FrameOrNone, Path], bool],
 ) -> Refusal | None:
@@ -148,6 +167,7 @@ def refusal(
         wanted: the files that will be written, by frame.
         siblings: the existing files with a name of the row.
         given: the inputs, with their places.
+        folders: the folders of inputs, with their real folders (`_folder_id`).
     """
     by_file = {place.file: one for one, place in given if place.file is not None}
     by_name = {(place.folder, place.name): one for one, place in given}
@@ -164,6 +184,10 @@ def refusal(
             same = (_folded(row.head), _folded(row.tail)) == (_folded(other.head), _folded(other.tail))
             if same and folder == _folder_id(other.folder):
                 return _overwrites(Given(what, Path(str(other))), Path(str(row)), None)
+    for frame, place in wanted:
+        inside = _inside(place.folder, place.path, folders, frame)
+        if inside is not None:
+            return inside
     return _in_a_store(wanted) or _foreign(wanted, overwrite, is_ours)
 
 
@@ -195,6 +219,16 @@ def files_of(row: Row) -> list[Path]:
 
 def _overwrites(hit: Given, path: Path, frame: FrameOrNone) -> Refusal:
     return Refusal(f"This output would overwrite {hit.what}: {hit.path}.", path, _OTHER_NAME, frame)
+
+
+def _inside(
+    folder: str, path: Path, folders: Sequence[tuple[Given, str]], frame: FrameOrNone = None
+) -> Refusal | None:
+    for one, outer in folders:
+        if f"{folder}/".startswith(f"{outer.rstrip('/')}/"):
+            what = f"This output would lie inside {one.what}: {one.path}."
+            return Refusal(what, path, _OTHER_NAME, frame)
+    return None
 
 
 def _in_a_store(wanted: Sequence[tuple[FrameOrNone, Place]]) -> Refusal | None:
@@ -408,7 +442,11 @@ class WrittenList:
 
 @contextmanager
 def listed_outputs(
-    folder: Path | None, files: Collection[Path], given: Iterable[Given], overwrite: bool
+    folder: Path | None,
+    files: Collection[Path],
+    given: Iterable[Given],
+    overwrite: bool,
+    folders: Iterable[Given] = (),
 ) -> Iterator[None]:
     """Write files into a folder, and record in it that STM made them.
 
@@ -416,9 +454,10 @@ def listed_outputs(
         folder: nothing is written where it is None.
         files: all that may be written.
         given: what must never be written.
+        folders: folders of inputs; no file may lie inside one.
 
     Raises:
-        OutputError: a file is an input, or not made by STM; nothing was written.
+        OutputError: a file is an input, inside a folder of inputs, or not made by STM; nothing was written.
     """
     if folder is None:
         yield
@@ -426,7 +465,7 @@ def listed_outputs(
     listed = WrittenList(folder)
     ours = listed.has(path for path in files if path.is_file())
     wanted = [(None, path) for path in files]
-    check_outputs(wanted, given, overwrite=overwrite, is_ours=lambda _, path: path in ours)
+    check_outputs(wanted, given, folders=folders, overwrite=overwrite, is_ours=lambda _, path: path in ours)
     listed.begin(files)
     try:
         yield

@@ -18,7 +18,8 @@ import numpy.typing as npt
 import OpenEXR
 import OpenImageIO as oiio
 
-from stm_plugin.errors import PlateError, SettingsError, memory_errors
+from stm_plugin.errors import PlateError, memory_errors
+from stm_plugin.files.names import check_text
 from stm_plugin.images.quiet import no_prints
 from stm_plugin.windows import FloatArray, PixelArray, Window
 
@@ -92,13 +93,7 @@ def open_image(path: Path) -> oiio.ImageInput | None:
     Raises:
         SettingsError: the file's name is not UTF-8, which OpenImageIO cannot open.
     """
-    try:
-        str(path).encode("utf-8")
-    except UnicodeEncodeError as error:
-        name = str(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        raise SettingsError(
-            "The file's name is not valid text (UTF-8).", path=name, hint="Rename the file or its folder."
-        ) from error
+    check_text(path)
     config = oiio.ImageSpec()
     config.attribute("oiio:UnassociatedAlpha", 1)
     return oiio.ImageInput.open(str(path), config)

@@ -29,6 +29,7 @@ from fileseq.exceptions import FileSeqException
 from fileseq.frameset import FrameSet
 
 from stm_plugin.errors import MatteError, PlateError, StmError
+from stm_plugin.files.names import check_text
 from stm_plugin.images.movie import index_movie, is_movie
 
 FrameRange = str | tuple[int, int]
@@ -158,11 +159,13 @@ def parse_sequence(
         movie_first_frame: the number of the first frame of a movie, or of a still without a number.
 
     Raises:
-        PlateError: nothing on disk fits, a folder holds several sequences, or frame numbers are negative.
+        PlateError: nothing on disk fits, a folder holds several sequences, frame numbers are negative, or the
+            name is not UTF-8.
     """
     written = str(text)
     if not written.strip():
         raise PlateError("The plate is empty.", hint="Give a sequence such as plate.####.exr.")
+    check_text(written, "plate", error=PlateError)
     if movie_first_frame < 0:
         raise PlateError(_NEGATIVE, frame=movie_first_frame, hint=_NEGATIVE_HINT)
     path = Path(_with_view(written, view, PlateError)).expanduser()
@@ -205,11 +208,7 @@ def output_sequence(
     written = str(text)
     if not written.strip():
         raise MatteError("The output is empty.", hint="Give a sequence such as matte.####.exr.")
-    try:
-        written.encode("utf-8")
-    except UnicodeEncodeError as error:  # OpenImageIO cannot write it
-        what = "The output's name is not valid text (UTF-8)."
-        raise MatteError(what, path=written, hint="Give the output another name or folder.") from error
+    check_text(written, "output", "Give the output another name or folder.", MatteError)
     path = Path(_with_view(written, view, MatteError)).expanduser()
     if is_movie(path):
         return FrameSequence(text=written, frames=(), movie=path, folder=path.parent)

@@ -37,6 +37,7 @@ from stm_plugin.address import address_of
 from stm_plugin.errors import MaskError, SettingsError, StoreError
 from stm_plugin.files.journal import Journal
 from stm_plugin.files.lock import StoreLock
+from stm_plugin.files.names import check_text
 from stm_plugin.files.whole import (
     DamagedFileError,
     looks_whole,
@@ -111,9 +112,10 @@ class ShotStore:
         """Make a new store.
 
         Raises:
-            StoreError: the folder exists already, or cannot be written.
+            StoreError: the folder exists already, cannot be written, or its name is not UTF-8.
         """
         path = with_suffix(folder)
+        check_text(path, "shot", "Give the shot another name or folder.", StoreError)
         if (path / "shot.json").exists():
             raise StoreError(
                 "There is a shot here already.", path=path, hint="Open it, or choose another name."

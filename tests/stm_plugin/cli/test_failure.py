@@ -56,6 +56,25 @@ def test_a_name_that_is_not_utf_8_is_told_in_words(
         assert said.count("Error:") == 1 and "Traceback" not in said, said
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not take such names")
+def test_a_shot_is_not_made_for_a_name_that_is_not_utf_8(
+    tmp_path: Path, make_plate: PlateMaker, stm: Command
+) -> None:
+    plate = make_plate(frames=range(1001, 1003))
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/p\xff"))
+    odd.mkdir()
+    for path in tmp_path.glob("plate.1*"):
+        os.link(path, odd / path.name)
+    for shot, source, whose in (
+        (odd / "a", plate, "shot"),
+        (tmp_path / "a", odd / "plate.####.exr", "plate"),
+    ):
+        said = stm("shot", "new", shot, source)
+        assert said.code in (ExitCode.STORE, ExitCode.PLATE), said
+        assert f"The {whose}'s name is not valid text (UTF-8)" in said.err.replace("\n", " "), said
+        assert not list(tmp_path.rglob("*.stmshot"))
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_output_that_cannot_be_written_is_an_error_in_words(repository: Path) -> None:
     full = os.open("/dev/full", os.O_WRONLY)

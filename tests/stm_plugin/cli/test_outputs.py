@@ -132,9 +132,8 @@ def test_an_export_over_foreign_renders_is_refused(desk: Desk) -> None:
     assert desk.stm(*words, "--overwrite").code == 0
 
 
-def test_eval_never_replaces_the_data_set_nor_foreign_tables(tmp_path: Path, stm: Command) -> None:
+def small_data_set(data: Path) -> Path:
     rng = np.random.default_rng(1)
-    data = tmp_path / "data"
     for kind in ("JPEGImages", "Annotations"):
         (data / kind / "one").mkdir(parents=True)
     for frame in range(4):
@@ -143,6 +142,35 @@ def test_eval_never_replaces_the_data_set_nor_foreign_tables(tmp_path: Path, stm
         labels[8:24, 10:26] = 255
         assert cv2.imwrite(str(data / "JPEGImages" / "one" / f"{frame:05d}.jpg"), picture)
         assert cv2.imwrite(str(data / "Annotations" / "one" / f"{frame:05d}.png"), labels)
+    return data
+
+
+@pytest.mark.parametrize("inside", ["data/scores", "data/Annotations/new", "link/a/b", "Data", "x/../data/s"])
+def test_no_folder_is_made_inside_a_data_set(tmp_path: Path, stm: Command, inside: str) -> None:
+    data = small_data_set(tmp_path / "data")
+    (tmp_path / "link").symlink_to(data / "JPEGImages")
+    desk, out = Desk(tmp_path, "", stm), tmp_path / inside
+    folders = sorted(tmp_path.rglob("*"))
+    for words in (
+        ("eval", data, "--out", out),
+        ("eval", "submission", data, out),
+        ("eval", "table5", data, "--out", out),
+        ("eval", "figure5", data, "--out", out / "f.png"),
+        ("train", "pack", out / "away.tar", "--videos", data),
+        ("train", "video", out, "--videos", data, "--steps", 1),
+        ("train", "clips", out, "--count", 1, "--pictures", data),
+        ("train", "edges", out, "--pictures", data, "--steps", 1),
+    ):
+        again = () if words[1] in ("video", "clips", "edges") else ("--overwrite",)
+        desk.refused(lambda: stm(*words, *again), "inside", inside.split("/")[-1], str(data))  # noqa: B023
+    assert sorted(tmp_path.rglob("*")) == folders
+    beside = tmp_path / "data-scores"
+    assert stm("eval", data, "--short-side", 32, "--out", beside).code == 0
+    assert (beside / "global.csv").is_file()
+
+
+def test_eval_never_replaces_the_data_set_nor_foreign_tables(tmp_path: Path, stm: Command) -> None:
+    data = small_data_set(tmp_path / "data")
     desk = Desk(tmp_path, "", stm)
     words = ("eval", data, "--short-side", 32, "--out")
     desk.refused(lambda: stm(*words, data / "Annotations", "--overwrite"), "an annotation", "00000.png")

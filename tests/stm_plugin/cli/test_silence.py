@@ -83,6 +83,9 @@ def test_a_setting_that_makes_nothing_stale_says_so(
     assert "finished anew when they are written" in stm("shot", "set", shot, "finish.radius=8").out
     assert "Nothing has to be computed again" in stm("shot", "set", shot, "device=cpu").out
     assert "memory_cap changed from 20 to 7" in stm("shot", "set", shot, "memory_cap=7").out
+    said = stm("shot", "set", shot, "memory_cap=7").out
+    assert said.startswith("No setting has changed. What waits to be computed, as before:\nframe"), said
+    assert "Nothing has changed" not in said and "memory_cap changed from 20 to 7" in said
 
 
 def test_what_is_on_disk_is_never_nothing_point_nothing() -> None:

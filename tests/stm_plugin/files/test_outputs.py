@@ -313,3 +313,7 @@ def test_the_decision_needs_no_disk(tmp_path: Path) -> None:
     found = refusal([(1, output)], [], [(Given("the mask", mask.path), mask)], is_ours=nothing_is_ours)
     assert found is not None and str(mask.path) in found.what and found.path == output.path
     assert refusal([(1, output)], [], [], is_ours=nothing_is_ours) is None
+    data = Given("the data set", tmp_path)
+    for folder, is_inside in ((output.folder, True), ("/", True), (f"{output.folder}-2", False)):
+        found = refusal([(1, output)], [], [], folders=[(data, folder)], is_ours=nothing_is_ours)
+        assert (found is not None) == is_inside, folder
