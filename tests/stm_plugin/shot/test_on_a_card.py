@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from benchmarks.io import ToyNetwork
 from stm_plugin.demo.plate import DemoPlate, PlateSettings, build_plate
 from stm_plugin.finishing import guided
+from stm_plugin.finishing.whole_frame import follow_plate_on
 from stm_plugin.images.device_pictures import DevicePictures, pictures_on
 from stm_plugin.propagation.propagation import Propagation
 from stm_plugin.settings import FinishSettings, Settings
@@ -39,7 +41,7 @@ def mattes(made: DemoPlate, folder: Path, settings: Settings) -> list[FloatArray
 
 @pytest.mark.parametrize("edges", ["guided", "learned"])
 def test_mattes_are_those_of_the_processor(
-    made: DemoPlate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edges: str
+    made: DemoPlate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edges: Literal["guided", "learned"]
 ) -> None:
     settings = Settings(
         working_size=120, precision="float32", device="cpu", finish=FinishSettings(edges=edges)
@@ -52,9 +54,8 @@ def test_mattes_are_those_of_the_processor(
 
     def counted(*of: object) -> FloatArray:
         filtered.append(1)
-        return whole_frame(*of)  # type: ignore[arg-type]
+        return follow_plate_on(*of)  # type: ignore[arg-type]
 
-    whole_frame = guided.follow_plate_on
     monkeypatch.setattr(Propagation, "_pictures", pictures)
     monkeypatch.setattr(guided, "follow_plate_on", counted)
     mine = mattes(made, tmp_path / "card", settings)
