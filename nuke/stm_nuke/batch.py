@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Callable, Union
 
 import nuke
-from stm_nuke import cache, knobs, node, verbs
+from stm_nuke import cache, fingerprint, knobs, node, untouched, verbs
 from stm_nuke.errors import CacheError, UsageError
 from stm_nuke.frames import Range, in_words, whole
 from stm_nuke.node import StmNode
@@ -118,7 +118,7 @@ def bake(which: NodeOrName, folder: str | Path, frames: Range | None = None, vie
 
     Raises:
         CacheError: a frame has no fresh matte, the folder cannot be written, or a file in it was not
-            made by STM; then nothing is written.
+            made by STM or is read by a node above; then nothing is written.
     """
     found = _node(which)
     shown = view or found.view()
@@ -130,8 +130,17 @@ def bake(which: NodeOrName, folder: str | Path, frames: Range | None = None, vie
     if lacking:
         raise CacheError(f"{found.name} has no fresh matte at {in_words(lacking)}.", hint="Propagate first.")
     sources = {frame: cache.matte_path(found.cache, shown, frame) for frame in range(first, last + 1)}
+    inputs = _reads_above(found)
     for frame, source in sources.items():
-        cache.check_replaceable(Path(folder) / source.name, frame)
+        target = Path(folder) / source.name
+        for read in inputs:
+            if untouched.may_read(read, target, shown):
+                raise CacheError(
+                    f"{target} would replace a file of {read.fullName()}, which the node reads.",
+                    frame=frame,
+                    hint="Choose another folder.",
+                )
+        cache.check_replaceable(target, frame)
     for source in sources.values():
         cache.copy_whole(source, Path(folder) / source.name)
     return Path(folder) / f"matte.{shown}.%04d.exr"
@@ -155,6 +164,13 @@ def farm_bundle(
     folder = None if out is None else Path(out)
     _waited(lambda ended: verbs.farm_bundle(found, shown, folder, wanted, stm, ended))
     return folder or found.cache / f"farm.{shown}"
+
+
+def _reads_above(found: StmNode) -> list[nuke.Node]:
+    """The Reads that the node's inputs are made from."""
+    inputs = [found.group.input(number) for number in range(found.group.inputs())]
+    above = [one for top in inputs if top is not None for one in (top, *fingerprint.depends_on(top))]
+    return [one for one in above if one.Class() == "Read"]
 
 
 def _node(which: NodeOrName) -> StmNode:

@@ -105,6 +105,17 @@ def source_of(plate: nuke.Node | None, view: str) -> Source | None:
     )
 
 
+def may_read(read: nuke.Node, path: Path, view: str) -> bool:
+    """Whether a Read has this file in its sequence, at whatever frame it is. For the main thread."""
+    text = str(read["file"].value() or "")
+    text = str(nuke.filenameFilter(text) or text)  # type: ignore[no-untyped-call]
+    pattern = Path(text.replace("%V", view).replace("%v", view[:1]))
+    name = "-?[0-9]+".join(re.escape(part) for part in _NUMBER.split(pattern.name))
+    if os.path.realpath(pattern.parent) == os.path.realpath(path.parent):
+        return re.fullmatch(name, path.name, re.IGNORECASE) is not None
+    return False
+
+
 def _above_dots(node: nuke.Node | None) -> nuke.Node | None:
     """The first node above that may change the picture, outside of Groups too."""
     while node is not None and node.Class() in ("Dot", "Input"):

@@ -166,6 +166,9 @@ class ShotStore:
             raise StoreError(
                 "There is no shot here.", path=self.folder, hint="Make one with `stm shot new`."
             ) from error
+        except PermissionError as error:
+            what, hint = "The shot may not be read.", "Ask its owner for permissions to read and write it."
+            raise StoreError(what, path=path, hint=hint) from error
         except OSError as error:
             raise store_error(error, path) from error
         except (ValueError, KeyError, TypeError, RecursionError) as error:

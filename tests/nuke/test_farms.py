@@ -12,6 +12,32 @@ import pytest
 
 from tests.nuke.comps import FRAMES, make_mattes, write_of
 
+# ---- a bake
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_bake_never_replaces_what_the_node_reads(nuke: Any, comp: Any, tmp_path: Path, number: int) -> None:
+    import stm_nuke
+
+    make_mattes(comp, FRAMES)
+    (tmp_path / "link").symlink_to(tmp_path / "roto")
+    stm_nuke.bake(comp, tmp_path / "roto")
+    baked = {path: path.read_bytes() for path in (tmp_path / "roto").iterdir()}
+    assert len(baked) == len(FRAMES)
+    make_mattes(comp, FRAMES, 0.25)
+    read = nuke.nodes.Read(file=(tmp_path / "roto" / "matte.%V.%04d.exr").as_posix(), first=1, last=2)
+    grade = nuke.nodes.Dot()
+    grade.setInput(0, read)
+    comp.group.setInput(number, grade)
+    make_mattes(comp, FRAMES, 0.25)
+    for folder in ("roto", "link", "other/../roto"):
+        with pytest.raises(stm_nuke.StmNodeError, match=f"would replace a file of {read.fullName()}"):
+            stm_nuke.bake(comp, tmp_path / folder)
+    assert baked == {path: path.read_bytes() for path in (tmp_path / "roto").iterdir()}
+    stm_nuke.bake(comp, tmp_path / "elsewhere")
+    assert len(list((tmp_path / "elsewhere").iterdir())) == len(FRAMES)
+
+
 # ---- submitters
 
 

@@ -354,3 +354,15 @@ def test_clearing_the_memory_and_unneeded_results_keeps_the_rest(store: ShotStor
     assert store.size().memory == 0
     assert store.remove_results_except({"aa" * 32}) == 1
     assert store.has("aa" * 32) and not store.has("bb" * 32)
+
+
+def test_a_shot_that_may_not_be_read_is_not_said_to_be_unwritable(
+    store: ShotStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(path: Path, *args: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", closed)
+    with pytest.raises(StoreError, match="may not be read") as refused:
+        store.description()
+    assert str(refused.value.path) == str(store.folder / "shot.json")
