@@ -125,7 +125,9 @@ ofx::Status instanceChanged(ofx::Effect effect, const Properties& in) {
 
 ofx::Status clipPreferences(ofx::Effect effect, const Properties& out) {
     const Output output = instanceOf(effect)->output();
-    const bool isPremultiplied = output == Output::matteOnly || output == Output::premultiplied;
+    // A matte or a confidence in every channel is white, premultiplied.
+    const bool isPremultiplied =
+        output == Output::matteOnly || output == Output::confidence || output == Output::premultiplied;
     const bool isGeneral = propertiesOf(host(), effect).text(ofx::prop::context) == ofx::value::contextGeneral;
     out.set(ofx::prop::frameVarying, 1);
     out.set(ofx::prop::preMultiplication, isPremultiplied ? ofx::value::preMultiplied : ofx::value::unPreMultiplied);

@@ -856,6 +856,18 @@ def test_premultiplying_is_a_choice(host: OfxHost, engine: EngineHome) -> None:
         assert rig.node.clip_preferences()[name] == "OfxImageAlphaUnPremultiplied"
 
 
+@pytest.mark.parametrize("output", [1, 4])
+def test_a_matte_in_every_channel_is_called_premultiplied(
+    host: OfxHost, engine: EngineHome, output: int
+) -> None:
+    """Else a Write that premultiplies would square the colours of the file."""
+    rig = keyed(host)
+    with nodes_of(host, rig.node):
+        rig.node.set("output", output)
+        told = rig.node.clip_preferences()["OfxImageEffectPropPreMultiplication"]
+        assert told == "OfxImageAlphaPremultiplied"
+
+
 def test_confidence_can_be_put_out(host: OfxHost, engine: EngineHome) -> None:
     rig = keyed(host)
     with nodes_of(host, rig.node):
