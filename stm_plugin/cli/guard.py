@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stm_plugin.errors import OutputError
 from stm_plugin.files.lock import check_wait
 from stm_plugin.files.outputs import Given, check_outputs
 
@@ -38,6 +39,16 @@ def check_single(
     """
     wanted = [(None, path) for path in files]
     check_outputs(wanted, given, folders=folders, overwrite=overwrite, is_ours=lambda _, path: False)
+
+
+def check_new(folder: Path) -> None:
+    """Check that a folder does not exist or is empty, so that what is unpacked there replaces nothing.
+
+    Raises:
+        OutputError: it holds files.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        raise OutputError("The folder is not empty.", path=folder, hint="Give a new folder.")
 
 
 def folders_of(what: str, *paths: Path | str) -> list[Given]:

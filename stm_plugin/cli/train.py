@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stm_plugin.cli.console import errors, progress_bar
-from stm_plugin.cli.guard import Overwrite, check_single, folders_of, given_of
+from stm_plugin.cli.guard import Overwrite, check_new, check_single, folders_of, given_of
 from stm_plugin.files.outputs import check_folder
 
 if TYPE_CHECKING:  # heavy modules are imported in the functions: help must not wait for them
@@ -251,6 +252,8 @@ def timed(
                 highlight=False,
             )
 
+    if "RANK" not in os.environ:  # processes that train together unpack into one folder
+        check_new(run)
     try:
         result = train_for(archive, run, minutes, device=device, workers=workers, progress=progress)
     except (ValueError, OSError) as error:
@@ -267,6 +270,7 @@ def collect(
     from model.training.archive import collect as collect_run
     from stm_plugin.errors import SettingsError
 
+    check_new(run)
     try:
         collect_run(result, run)
     except (ValueError, OSError) as error:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -220,6 +221,19 @@ def test_a_packed_run_never_replaces_its_training_data_nor_a_foreign_file(
         said = stm("train", "pack", target, "--stills", tmp_path / "stills", *words)
         assert said.code == ExitCode.STORE and target.name in said.err
     assert picture.read_bytes() == before and foreign.read_bytes() == b"of the artist"
+
+
+def test_nothing_is_unpacked_over_the_files_of_a_folder(tmp_path: Path, stm: Command) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "config.json").write_text("mine")
+    packed = tmp_path / "away.tar"
+    with tarfile.open(packed, "w") as tar:
+        for name in ("config.json", "start.pt", "checkpoint.pt"):
+            tar.add(folder / "config.json", name)
+    desk = Desk(tmp_path, "", stm)
+    for words in (("timed", packed, folder, "--minutes", 1, "--device", "cpu"), ("collect", packed, folder)):
+        desk.refused(lambda: stm("train", *words), "not empty", str(folder))  # noqa: B023
 
 
 def test_a_key_that_was_added_by_hand_stays_when_the_command_is_repeated(desk: Desk) -> None:
