@@ -202,6 +202,9 @@ class FeatureCache:
         self.warn = warn
         self._disk_takes_more = True
         self._mutex = threading.RLock()
+        self._written = threading.Condition(self._mutex)
+        self._being_written = 0
+        self._given_back = 0
         self._storing: Storing | None = None
 
     @contextmanager
@@ -264,14 +267,21 @@ class FeatureCache:
         with self._mutex:
             if not self._disk_takes_more or not disk.make_room(key, body):
                 return
+            self._being_written += 1
+        wrote, why = False, ""
         try:
             disk.write(key, body)
+            wrote = True
         except StoreError as error:
+            why = str(error)
+        finally:
             with self._mutex:
-                self._leave_disk(str(error))
-            return
-        with self._mutex:
-            disk.count(key, body)
+                if wrote:
+                    disk.count(key, body)
+                else:
+                    self._leave_disk(why)
+                self._being_written -= 1
+                self._written.notify_all()
 
     def limit_ram(self, budget: int) -> None:
         """Change the budget of the RAM layer; entries that no longer fit are deleted."""
@@ -284,20 +294,24 @@ class FeatureCache:
         Raises:
             DiskFullError: the disk layer is empty, or deleting it was not enough.
         """
+        given_back = self._given_back
         try:
             return work()
         except DiskFullError as error:
-            if not self._give_disk_back(error):
+            if not self._give_disk_back(error, given_back):
                 raise
         return work()
 
-    def _give_disk_back(self, error: DiskFullError) -> bool:
+    def _give_disk_back(self, error: DiskFullError, before: int) -> bool:
+        """Delete the disk layer, what is being written too; whether that gave room since `before`."""
         with self._mutex:
             if self.disk is None or not _on_one_disk(self.disk.folder, Path(error.path or "")):
                 return False
-            freed = self.disk.clear()
             self._leave_disk(f"{error.path}: The disk is full; cached features were deleted.")
-            return freed > 0
+            self._written.wait_for(lambda: not self._being_written)
+            if self.disk.clear():
+                self._given_back += 1
+            return self._given_back > before
 
     def _leave_disk(self, why: str) -> None:
         if self._disk_takes_more:

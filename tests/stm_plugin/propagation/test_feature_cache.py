@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -149,6 +151,59 @@ def test_features_do_not_give_way_twice_or_to_another_disk(tmp_path: Path) -> No
     with pytest.raises(StoreFullError):
         cache.make_room_for(lambda: full(tmp_path / "result"))
     assert len(tried) == 1 + 2 + 1
+
+
+def test_features_that_are_being_written_give_way_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A result fails on a disk that another thread is filling with features."""
+    (tmp_path / "memory").mkdir()
+    cache = FeatureCache(0, tmp_path / "memory", 10_000)
+    begun, go_on = threading.Event(), threading.Event()
+    write = DiskCache.write
+
+    def slowly(self: DiskCache, key: str, body: bytes) -> None:
+        begun.set()
+        assert go_on.wait(10)
+        write(self, key, body)
+
+    monkeypatch.setattr(DiskCache, "write", slowly)
+    tried: list[int] = []
+
+    def keep() -> str:
+        tried.append(len(list(tmp_path.glob("memory/*.cache"))))
+        if len(tried) == 1:
+            threading.Timer(0.2, go_on.set).start()
+            raise StoreFullError("The disk is full.", path=tmp_path / "result")
+        return "kept"
+
+    with ThreadPoolExecutor(1) as pool:
+        written = pool.submit(cache.put, "x", tensors(1))
+        assert begun.wait(10)
+        assert cache.make_room_for(keep) == "kept"
+        written.result()
+    assert tried == [0, 0] and not list(tmp_path.glob("memory/*.cache"))
+
+
+def test_two_results_that_fail_at_once_are_both_tried_again(tmp_path: Path) -> None:
+    cache = FeatureCache(0, tmp_path / "memory", 10_000)
+    cache.put("x", tensors(1))
+    both = threading.Barrier(2, timeout=10)
+
+    def result(name: str) -> str:
+        tried: list[str] = []
+
+        def keep() -> str:
+            tried.append(name)
+            if len(tried) == 1:
+                both.wait()
+                raise StoreFullError("The disk is full.", path=tmp_path / name)
+            return name
+
+        return cache.make_room_for(keep)
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(result, ("one", "two"))) == ["one", "two"]
 
 
 @pytest.mark.parametrize("count", [10, 100_000])
