@@ -74,7 +74,7 @@ def _reason(
     if changed:
         return f"the plate changed on {_list(changed)}"
     if plates:  # pixels are compared when it is read again
-        return f"the plate's file was touched on {_list(plates)}, and was not read again yet"
+        return f"the plate was touched on {_list(plates)}, and was not read again yet"
     return "a result that it depends on is missing or has changed"
 
 

@@ -279,9 +279,16 @@ def test_the_frame_before_comes_from_the_left_and_the_frame_after_from_the_right
     forward, backward = passes[1001, Direction.FORWARD], passes[1009, Direction.BACKWARD]
     name = forward.objects[0]
 
-    middle = source.of(results.frame_result(1005), name)
-    assert (middle.before == results.pass_result(forward, 2)[0]).all()
-    assert (middle.after == results.pass_result(backward, 2)[0]).all()
+    result = results.frame_result(1005)
+    middle = source.of(result, name)
+    own = result.probabilities[name]
+    for beside, one, share in zip(
+        (middle.before, middle.after), (forward, backward), result.shares[name], strict=True
+    ):
+        part = min(1.0, 2 * share)  # as far as the pass has part in the frame
+        assert part > 0.5, "both count"
+        expected = own + part * (results.pass_result(one, 2)[0] - own)
+        np.testing.assert_allclose(beside, expected, atol=1e-5)
     assert not middle.carried, "no key within reach"
     first = source.of(results.frame_result(1002), name)
     (carried,) = first.carried

@@ -140,7 +140,7 @@ def test_a_shot_of_pushed_frames_waits_for_its_plate_and_knows_what_changed(
         assert shot.propagate().computed == 3
         shot.plate.push(1003, pixels(rng, FORMAT), FORMAT)
         assert str(shot.status().dirty[0]) == (
-            "frames 1003-1004 will be recomputed: the plate changed on 1003"
+            "frames 1003-1004 will be recomputed: the plate was touched on 1003, and was not read again yet"
         )
         assert shot.propagate().computed == 2
         assert shot.matte(1004).mattes["chair"].shape == (30, 40)

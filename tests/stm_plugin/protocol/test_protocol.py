@@ -127,6 +127,8 @@ def example_of(op: str) -> dict[str, Any]:
         "push_key": {**shot, "frame": 1, "objects": [{"name": "hero", "channel": "R"}], "image": image,
                      "digest": "d", "replace": True, "allow_empty": True, "interrupt": False},
         "list_keys": shot,
+        "restore_key": {**shot, "frame": 1, "objects": [{"name": "hero", "content": "a" * 64}], "digest": "d",
+                        "interrupt": True},
         "remove_key": {**shot, "frame": 1, "interrupt": True},
         "get_settings": shot,
         "set_settings": {**shot, "settings": {}, "interrupt": True},
