@@ -202,7 +202,7 @@ class Results(Material):
         try:
             with self._context.cache.written_by(storing):
                 yield
-                self._wait_for(*self._unstored)
+                self._wait_for(*self._being_stored())
         finally:
             self._storing = None
 
@@ -231,10 +231,15 @@ class Results(Material):
         if storing is None:
             store()
             return
-        self._wait_for(*[one for one, future in self._unstored.items() if future.done()])
+        self._wait_for(*[one for one, future in self._being_stored().items() if future.done()])
         future = storing.submit(store)
         with self._mutex:
             self._unstored[address] = future
+
+    def _being_stored(self) -> dict[str, Future[None]]:
+        """A copy: finishing takes entries away in other threads."""
+        with self._mutex:
+            return dict(self._unstored)
 
     def _wait_for(self, *addresses: str) -> None:
         """Wait until results are stored. Raises the error of storing them."""

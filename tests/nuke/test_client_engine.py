@@ -246,7 +246,7 @@ def test_a_killed_engine_is_started_again_and_goes_on_to_the_same_bytes(
         push_key(shot, clip, frame)
     everything = shot.plan()["compute"]
     computed = []
-    for kill_at in (6, 12):  # the last few results may not be stored yet
+    for kill_at in (6, 12):  # the last two results may not be stored yet
 
         def kill(state: dict[str, Any], kill_at: int = kill_at) -> None:
             if state["done"] >= kill_at and state["state"] == "running":
