@@ -1,8 +1,8 @@
-"""Learned edges on a card: the refiner, closed form and the enlargement stay there, in three transfers.
+"""Learned edges on a CUDA card: the refiner and closed form.
 
 The functions equal those of `learned`, `matting` and `guided` up to rounding; each names the one it stands
-for. What looks for connected parts stays on the CPU, at working size. The plate's pixels of the band go to
-the card in one batch.
+for. What looks for connected parts stays on the CPU, at working size. `whole_frame` enlarges the result. Sums
+are in double precision, which Apple's cards do not have: there `learned` finishes.
 """
 
 from __future__ import annotations
@@ -16,18 +16,9 @@ from torch.nn import functional as F
 from model.inference.edges import FastRefiner
 from model.network.edges import fitted_slopes
 from stm_plugin.finishing import guided, learned, matting
-from stm_plugin.finishing.band import (
-    NEARLY_SURE,
-    Guide,
-    Tile,
-    box_around,
-    dilated,
-    plate_tiles,
-    unsure_pixels,
-    working_points,
-)
+from stm_plugin.finishing.band import NEARLY_SURE, Guide
 from stm_plugin.finishing.learned import EdgeBox, EdgeEvidence
-from stm_plugin.images.working_picture import WorkingGeometry, inside_region, to_plate
+from stm_plugin.images.working_picture import WorkingGeometry
 from stm_plugin.settings import FinishSettings
 from stm_plugin.windows import FloatArray
 
@@ -45,10 +36,7 @@ def finish_on_device(
         refiner: on the device; without fused convolutions if that is the CPU.
     """
     alpha = learned.alpha_at_working_size(evidence, guide.working, settings, refiner, alpha_in_box)
-    on_card = guide.on_device is not None and guide.window == geometry.region
-    if on_card or not unsure_pixels(alpha).any():
-        return learned.enlarged_along_plate(alpha, guide, geometry, settings)
-    return follow_plate(alpha, guide, geometry, learned.following_of(alpha, settings), refiner.device)
+    return learned.enlarged_along_plate(alpha, guide, geometry, settings)
 
 
 @torch.inference_mode()
@@ -73,80 +61,6 @@ def alpha_in_box(part: EdgeBox, settings: FinishSettings, refiner: FastRefiner) 
         blurred = _gaussian(alpha, learned.WIDENING * (settings.width - 1.0))
         alpha = alpha + soft * (blurred - alpha)
     return _received(_steeper(alpha, 1.0, min(NEARLY_SURE, settings.sure)))
-
-
-@torch.inference_mode()
-def follow_plate(
-    clean: FloatArray,
-    guide: Guide,
-    geometry: WorkingGeometry,
-    settings: FinishSettings,
-    device: torch.device,
-) -> FloatArray:
-    """`guided.follow_plate`: values (h, w) at working size, enlarged to (H, W) along the plate's edges."""
-    matte = to_plate(clean, guide.window, geometry)
-    unsure = unsure_pixels(clean)
-    reach = guided.REACH * settings.radius + 1
-    box = box_around(unsure, reach + 4 * settings.radius)
-    band = dilated(unsure, reach + settings.radius)[box]
-    values = _sent(clean[box], device)
-    away = cv2.distanceTransform(1 - unsure[box], cv2.DIST_L2, 3) * np.float32(guided.SURE_PER_PIXEL)
-    model, trust = _trusted_model(
-        _sent(guide.working[:, *box], device), values, _sent(band, device) > 0, settings
-    )
-    trusted = (trust > 0).cpu().numpy()
-    soft = trusted | (clean[box] > 0) & (clean[box] < 1) | (unsure[box] > 0)
-    changing = dilated(soft.view(np.uint8), 1) & dilated(unsure, reach)[box]
-    tiles = list(plate_tiles(changing, box, guide.window, geometry))
-    if tiles:
-        x, y = working_points(guide.window, geometry)
-        points = (x - np.float32(box[1].start), y - np.float32(box[0].start))
-        pixels = _pixels_of(tiles, points, guide, matte)
-        maps = torch.cat([model, trust[None], _sent(away, device)[None]])
-        found = _received(_followed(_sent(pixels, device), maps, settings))
-        _put(found, tiles, matte)
-    return inside_region(matte, guide.window, geometry)
-
-
-def _pixels_of(
-    tiles: list[Tile], points: tuple[FloatArray, FloatArray], guide: Guide, matte: FloatArray
-) -> FloatArray:
-    """(6, N): x and y in the box, r, g, b, and the plain enlargement, of all pixels of some tiles."""
-    count = sum(matte[tile].size for tile in tiles)
-    pixels, start = np.empty((6, count), np.float32), 0
-    for tile in tiles:
-        height, width = matte[tile].shape
-        here = pixels[:, start : start + height * width].reshape(6, height, width)
-        here[0] = points[0][tile[1]]
-        here[1] = points[1][tile[0]][:, None]
-        here[2:5] = np.moveaxis(guide.colours(*tile), -1, 0)
-        here[5] = matte[tile]
-        start += height * width
-    return pixels
-
-
-def _put(found: FloatArray, tiles: list[Tile], matte: FloatArray) -> None:
-    """Writes values (N,) into the tiles of a matte, in place."""
-    start = 0
-    for tile in tiles:
-        part = matte[tile]
-        part[:] = found[start : start + part.size].reshape(part.shape)
-        start += part.size
-
-
-def _followed(pixels: Tensor, maps: Tensor, settings: FinishSettings) -> Tensor:
-    """(N,): `guided._refine` and the steepness, of pixels (6, N) by maps (6, h, w)."""
-    height, width = maps.shape[1:]
-    x, y = pixels[0].clamp(0, width - 1), pixels[1].clamp(0, height - 1)
-    left, top = x.long(), y.long()
-    right, bottom = (left + 1).clamp_max(width - 1), (top + 1).clamp_max(height - 1)
-    across, down = x - left, y - top
-    upper = torch.lerp(maps[:, top, left], maps[:, top, right], across)
-    lower = torch.lerp(maps[:, bottom, left], maps[:, bottom, right], across)
-    values = torch.lerp(upper, lower, down)  # (6, N)
-    result = pixels[5] * (1 - values[4]) + values[3] + (values[:3] * pixels[2:5]).sum(0)
-    sure = values[5].clamp(settings.sure, max(guided.MOST_SURE, settings.sure))
-    return _steeper(result, settings.sharpness, sure)
 
 
 def _steeper(values: Tensor, sharpness: float, sure: float | Tensor) -> Tensor:

@@ -276,7 +276,8 @@ class FrameFinisher:
         refiner = ready_refiner(settings.edge_weights, device, precision_of(self._settings))
         with device_errors(device, result.frame):
             evidence = self._evidence.of(result, name)
-            finish = learned.finish_learned if refiner.device.type == "cpu" else on_device.finish_on_device
+            on_card = refiner.device.type == "cuda"
+            finish = on_device.finish_on_device if on_card else learned.finish_learned
             return finish(evidence, guide, geometry, settings, refiner)
 
 

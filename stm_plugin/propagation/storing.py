@@ -10,8 +10,7 @@ from types import TracebackType
 
 class Storing:
     """Does work on files in separate threads, a bounded number of pieces at a time. Use it in a `with`
-    statement: at its end all pieces are done. A process that is killed loses the pieces that are not: they are
-    computed again.
+    statement: at its end all pieces are done. What a killed process had not stored is computed again.
 
     Args:
         threads: how many.
