@@ -280,6 +280,7 @@ class FeatureCache:
                     disk.count(key, body)
                 else:
                     self._leave_disk(why)
+                    self._given_back += 1  # what was written of it is gone: a result may fit now
                 self._being_written -= 1
                 self._written.notify_all()
 

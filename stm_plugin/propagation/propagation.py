@@ -110,9 +110,9 @@ class Propagation:
     def close(self) -> None:
         """End the threads and release the memory."""
         with self._mutex:
-            if self._loader is not None:
-                self._loader.close()
-            self._loader = self._cache = None
+            loader, self._loader, self._cache = self._loader, None, None
+        if loader is not None:
+            loader.close()  # without the lock: its threads record what they read under it
 
     # ---- the parts ----
 
@@ -491,10 +491,14 @@ class Propagation:
         with self._mutex:
             on_cpu = run.device == "cpu"  # else the forecast is of another memory
             self._resident_limit = ResidentLimit(predict_memory(run).total) if on_cpu else None
-            if self._loader is not None and self._loader.workers != workers:
-                self._loader.close()
+            loader = self._loader
+            if loader is not None and loader.workers != workers:
                 self._loader = None
+            else:
+                loader = None
             self._workers = workers
+        if loader is not None:
+            loader.close()  # without the lock, as in `close`
 
     def limit_ram(self, budget: int) -> None:
         """Keep cached features within this many bytes."""

@@ -185,6 +185,30 @@ def test_features_that_are_being_written_give_way_too(
     assert tried == [0, 0] and not list(tmp_path.glob("memory/*.cache"))
 
 
+def test_a_feature_that_did_not_fit_leaves_its_room_to_a_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The half of a feature filled the disk; it is gone before the result asks for room."""
+    (tmp_path / "memory").mkdir()
+    cache = FeatureCache(0, tmp_path / "memory", 10_000)
+
+    def half(self: DiskCache, key: str, body: bytes) -> None:
+        raise StoreFullError("The disk is full.", path=self.folder / key)
+
+    monkeypatch.setattr(DiskCache, "write", half)
+    tried: list[int] = []
+
+    def keep() -> str:
+        tried.append(len(tried))
+        if len(tried) == 1:
+            cache.put("x", tensors(1))
+            raise StoreFullError("The disk is full.", path=tmp_path / "result")
+        return "kept"
+
+    assert cache.make_room_for(keep) == "kept"
+    assert tried == [0, 1]
+
+
 def test_two_results_that_fail_at_once_are_both_tried_again(tmp_path: Path) -> None:
     cache = FeatureCache(0, tmp_path / "memory", 10_000)
     cache.put("x", tensors(1))
