@@ -63,9 +63,15 @@ def _reason(
     changed = [key for key in used if key in before.keys and before.keys[key] != used[key]]
     added = [key for key in used if key not in before.keys]
     removed = [key for key in before.keys if key not in now]
-    for keys, what in ((changed, "changed"), (removed, "was removed"), (added, "was added")):
+    for keys, one, several in (
+        (changed, "changed", "changed"),
+        (removed, "was removed", "were removed"),
+        (added, "was added", "were added"),
+    ):
+        if len(keys) == 1:
+            return f"the mask on {keys[0]} {one}"
         if keys:
-            return f"the mask on {_list(keys)} {what}"
+            return f"the masks on {_list(keys)} {several}"
     if set(before.keys) != set(used):
         return "it is made from other keys than before"
     path = _path(facts, frame, used)

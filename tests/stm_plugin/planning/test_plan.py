@@ -129,6 +129,8 @@ def test_a_changed_mask_is_told_in_words() -> None:
     ]
     more = facts(key(1001, o1="a"), key(1011, o1="a"), key(1020, o1="a"), key(1029, o1="a"))
     assert "frames 1001-1010 will be recomputed: the mask on 1001 was added" in store.plan(more).words()
+    two = facts(*more.keys, key(1003, o1="a"))
+    assert "the masks on 1001, 1003 were added" in store.plan(two).words()
     heavier = facts(key(1011, o1="a"), key(1020, o1="a"), key(1029, o1="a"), weights="new")
     said = str(store.plan(heavier).dirty[0])
     assert said == "frames 1001-1010 will be recomputed: the weights changed from w to new"
