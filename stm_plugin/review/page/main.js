@@ -625,6 +625,7 @@ setInterval(() => {
 
 let linked = false;
 function showLink() {
+  if (linked && !state) return; // nothing can be done yet: "connecting" stands there
   const engine = state ? state.engine : "starting";
   const words = { ready: "connected", starting: "the engine is starting" };
   by("link").textContent = linked ? words[engine] ?? engine : "not connected: trying again";
