@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
@@ -14,6 +15,10 @@ _LONG_MOVIE = 20_000_000
 
 output = Console()
 errors = Console(stderr=True)
+
+
+class Stopped(typer.Exit):
+    """Ctrl-C ended the command, and it has said what is kept."""
 
 
 def printable(text: str) -> str:

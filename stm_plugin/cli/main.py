@@ -26,12 +26,13 @@ from stm_plugin.cli import (
     train,
     weights,
 )
-from stm_plugin.cli.console import errors, printable
+from stm_plugin.cli.console import Stopped, errors, printable
 from stm_plugin.errors import StmError, WeightsError, as_stm_error
 from stm_plugin.exit_codes import ExitCode
 
 DEBUG_VARIABLE = "STM_DEBUG"
 """If it is set, errors are shown with their traceback."""
+STOPPED = "Stopped. What was finished is kept. The same command continues from here."
 
 app = typer.Typer(
     name="stm",
@@ -62,7 +63,12 @@ def main() -> None:
     try:
         app()
     except SystemExit as ended:
+        if ended.code == ExitCode.INTERRUPTED and not isinstance(ended.__context__, Stopped):
+            _say(STOPPED)
         sys.exit(_flushed(ended.code))
+    except KeyboardInterrupt:  # outside of every command
+        _say(STOPPED)
+        sys.exit(int(ExitCode.INTERRUPTED))
     except Exception as error:
         if os.environ.get(DEBUG_VARIABLE):
             raise

@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 from stm_plugin.cli.as_json import print_json, propagate_json
-from stm_plugin.cli.console import counted, errors, output, progress_bar, tell_of_movie
+from stm_plugin.cli.console import Stopped, counted, errors, output, progress_bar, tell_of_movie
 from stm_plugin.cli.guard import Overwrite, Wait
 from stm_plugin.errors import KeyframeError, SettingsError
 from stm_plugin.exit_codes import ExitCode
@@ -221,7 +221,7 @@ class EventPrinter:
                 "and so are all earlier ones. The same command continues from here.",
                 highlight=False,
             )
-            raise typer.Exit(int(ExitCode.INTERRUPTED)) from error
+            raise Stopped(int(ExitCode.INTERRUPTED)) from error
 
     def check_reached(self) -> None:
         """Raise an error for frames that no pass reaches, when everything else is done.

@@ -220,7 +220,7 @@ class FarmShot:
 
             try:
                 results = self.propagation.finisher(replace(plan, steps=steps)).results
-                Execution(self.propagation.context(), results, on_event, _never, _nothing).run()
+                Execution(self.propagation.context(plan), results, on_event, _never, _nothing).run()
             except DamagedFileError as damaged:
                 damaged.path.unlink(missing_ok=True)
                 continue
@@ -259,6 +259,7 @@ class FarmShot:
             if isinstance(error.__cause__, DamagedFileError):
                 error.hint = "Run its passes again (`stm farm pass`): it will be computed anew."
             raise
+        writer.check_there()
         return sum(one.written for one in writer.written)
 
     def check(self, out: str, report: Report = no_report) -> CheckReport:

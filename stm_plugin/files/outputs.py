@@ -322,8 +322,12 @@ class Ownership:
         self._check_owner(owner, overwrite)
         return owner
 
-    def check(self, frame: int) -> None:
-        """To be called before each file is written. OutputError if another shot owns the row by now."""
+    def check(self, frame: int) -> Path | None:
+        """To be called before each file is written; returns the owner, as `owner` does.
+
+        Raises:
+            OutputError: another shot owns the row by now.
+        """
         owner = self.owner()
         if owner is not None and not _same_folder(owner, self._shot):
             raise OutputError(
@@ -332,6 +336,7 @@ class Ownership:
                 path=str(self._row),
                 hint=_OTHER_NAME,
             )
+        return owner
 
     def owner(self) -> Path | None:
         """The shot that writes the row; None where it is not known."""

@@ -9,7 +9,7 @@ How a file is understood (`mode="auto"`); the first rule that fits counts:
    grey, the colours are the mask (a black and white picture saved with an opaque alpha).
 3. **Label image**: one channel of integers (or R, G and B alike) in a lossless file, no value above 63: a
    value is an object, 0 is background. No useful soft mask stays below a quarter of its
-      range everywhere.
+      range everywhere. In an EXR integers are always labels.
 4. **Luminance** of R, G and B, or the one channel: soft. Integers: 255 (65535) is 1.
 
 Objects of labels are named `object1`, `object2` ... by label value, so that they are the same on every key.
@@ -33,6 +33,9 @@ from stm_plugin.errors import MaskError, memory_errors
 from stm_plugin.images.movie import is_movie
 from stm_plugin.images.picture_file import (
     CONFIDENCE_LAYER,
+    LAB_HINT,
+    has_lab_colours,
+    is_exr,
     open_image,
     read_channels,
     reason_of,
@@ -53,12 +56,17 @@ MAX_OBJECTS = 64
 
 _OVERSHOOT = 0.5
 """How far values of sharpening filters and keyers may lie outside [0, 1]."""
+_LEAST_VISIBLE = 1.5 / 255
 _LONGEST_NAME = 200
 _RANGE_HINT = "Divide it by its white (255, perhaps), or name the channel that holds the mask."
 
 _LUMINANCE = np.array([0.2126, 0.7152, 0.0722], dtype=np.float32)
 _ALPHA_NAMES = ("a", "alpha")
 _LOSSY = frozenset({".jpg", ".jpeg", ".webp", ".jp2", ".j2c"})
+_LABEL_TYPES = {"uint8": 1, "uint16": 2, "uint": 4}
+"""By OpenImageIO's name: bytes of a value."""
+_EXACT_LABELS = 1 << 24
+"""Float32, in which pictures are read, tells all smaller whole numbers apart."""
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_START = 26  # bytes up to the colour type
 _PNG_GREY, _PNG_PALETTE = 0, 3
@@ -160,7 +168,21 @@ def read_mask(
             hint="Draw the object, or name the channel that holds it. If the object is not in this frame: an "
             "empty mask is allowed beside other keys (`stm shot key add SHOT FRAME MASK --allow-empty`).",
         )
+    for mask in placed.values():
+        _check_visible(mask, source, frame, Path(path))
     return MaskImage(objects=placed, path=Path(path), source=source)
+
+
+def _check_visible(mask: FloatArray, source: str, frame: int | None, path: Path) -> None:
+    """MaskError where a mask is not empty, but nowhere more than one step of 8 bits: it has another scale."""
+    most = float(mask.max(initial=0.0))
+    if 0 < most < _LEAST_VISIBLE:
+        raise MaskError(
+            f"The mask is almost empty: no value is above {most:.2g} (read from {source}).",
+            frame=frame,
+            path=path,
+            hint="Multiply it by its white (255, perhaps), or name the channel that holds the mask.",
+        )
 
 
 def out_of_range(mask: FloatArray) -> str | None:
@@ -255,6 +277,8 @@ class _Reader:
             image.close()
         if any(spec.deep or spec.depth > 1 for spec in self.specs):
             raise self.error("Deep and volume images are not masks.", hint="Flatten it first.")
+        if has_lab_colours(self.specs[0]):
+            raise self.error("The mask holds L*a*b* colours.", hint=LAB_HINT)
 
     def error(self, what: str, *, hint: str | None = None) -> MaskError:
         return MaskError(what, frame=self.frame, path=self.path, hint=hint)
@@ -459,7 +483,7 @@ class _Reader:
         """Values (h, w) of a lossless file with one channel of integers, as they were before any scaling."""
         spec = self.spec
         kind = str(spec.format)
-        if kind not in ("uint8", "uint16") or self.path.suffix.lower() in _LOSSY:
+        if kind not in _LABEL_TYPES or self.path.suffix.lower() in _LOSSY:
             return None
         names = self._channel_indices(self.subimage)
         if any(name in names for name in _ALPHA_NAMES) and len(names) > 1:
@@ -468,16 +492,23 @@ class _Reader:
         stored = self._stored(channels)
         if np.ptp(stored, axis=2).max(initial=0.0) > 0:
             return None
-        levels = (1 << (_png_bits(self.path) or 8 * np.dtype(kind).itemsize)) - 1
+        levels = (1 << (_png_bits(self.path) or 8 * _LABEL_TYPES[kind])) - 1
         return np.rint(stored[..., 0] * levels).astype(np.int64)
 
     def _are_labels(self, values: Labels) -> bool:
+        if is_exr(self.path):  # an EXR's whole numbers are identifiers; soft masks are floats there
+            return int(values.max(initial=0)) > 0
         levels = 1 << (_png_bits(self.path) or 8)
         return 0 < int(values.max(initial=0)) <= min(MAX_LABEL, max(1, levels - 2))
 
     def _split(self, labels: Labels) -> _ByLabel:
         """Label -> hard mask (h, w), for every label but 0."""
         values = [int(value) for value in np.unique(labels) if value != 0]
+        if values and values[-1] >= _EXACT_LABELS:
+            raise self.error(
+                f"The mask has the label {values[-1]}, but labels go up to {_EXACT_LABELS - 1}.",
+                hint="Give each object a small number, or one file.",
+            )
         if len(values) > MAX_OBJECTS:
             raise self.error(
                 f"The mask has {len(values)} labels; more than {MAX_OBJECTS} are a photograph, not objects.",

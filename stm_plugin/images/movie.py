@@ -50,7 +50,7 @@ _HARMLESS = re.compile(
 )
 """Complaints about the order of frames, which stand in files that show as they should."""
 _GAP = 1.5
-"""Of the usual time between frames: more is a frame that is not there, where the movie promises one more."""
+"""Of the usual time between frames: more is another rate, or a missing frame, where one is promised."""
 
 ByteArray = npt.NDArray[np.uint8]
 
@@ -76,6 +76,13 @@ class MovieIndex:
     def count(self) -> int:
         """How many frames the movie holds."""
         return len(self.times)
+
+    @property
+    def is_even(self) -> bool:
+        """Whether the frames come at a constant rate."""
+        steps = [after - before for before, after in pairwise(self.times)]
+        usual = median(steps) if steps else 0.0
+        return all(usual / _GAP < step < usual * _GAP for step in steps)
 
 
 def is_movie(path: str | Path) -> bool:

@@ -21,11 +21,13 @@ import OpenImageIO as oiio
 from stm_plugin.errors import PlateError, memory_errors
 from stm_plugin.files.names import check_text
 from stm_plugin.images.quiet import no_prints
-from stm_plugin.windows import FloatArray, PixelArray, Window
+from stm_plugin.windows import FloatArray, PixelArray, Window, union_of
 
 _LEAST_ASPECT = 0.05
 """A pixel aspect below this, above its inverse, or NaN (an unset DPX field) is ignored."""
 _MAX_SIDE = 65536
+_MAX_PIXELS = 1 << 29
+"""Of a canvas: four times those of a picture of 16,384 x 8,192."""
 _RED_GREEN_BLUE = (("r", "red"), ("g", "green"), ("b", "blue"))
 _GREY = ("y", "l", "luminance", "grey", "gray")
 _ALPHA = ("a", "alpha")
@@ -34,6 +36,9 @@ _PROBE_STEP = 64
 _UNKNOWN_KIND = "could not find a format reader"
 _MAIN_PARTS = ("rgba", "rgb", "beauty", "main")
 _PLAIN_CHANNELS = (("R", "G", "B"), ("R", "G", "B", "A"))
+_TIFF_LAB = (8, 9, 10)
+_LAB = "The picture holds L*a*b* colours."
+LAB_HINT = "Write it again as RGB."
 _EXACT_COMPRESSIONS = ("none", "rle", "zip", "zips", "piz")
 _STORED_TYPES = {"half": oiio.HALF, "uint8": oiio.UINT8, "uint16": oiio.UINT16}
 
@@ -257,6 +262,9 @@ def _header_of(
         )
     if not (0 < data.width <= _MAX_SIDE and 0 < data.height <= _MAX_SIDE):
         raise PlateError(f"The data window {data} cannot be used.", frame=frame, path=path)
+    check_canvas(union_of([display, data]), frame, path)
+    if has_lab_colours(spec):
+        raise PlateError(_LAB, frame=frame, path=path, hint=LAB_HINT)
     aspect = spec.get_float_attribute("PixelAspectRatio", 1.0)
     return PictureHeader(
         subimage=chosen.subimage,
@@ -268,6 +276,33 @@ def _header_of(
         has_views=any(layer.view for layer in layers_of(specs)),
         is_alone=len(specs) == 1,
     )
+
+
+def check_canvas(canvas: Window, frame: int, path: Path) -> None:
+    """Check the size of a canvas, which every mask and matte has.
+
+    Raises:
+        PlateError: it cannot be used; a damaged header, or a data window far away from the display window.
+    """
+    width, height = canvas.width, canvas.height
+    if width > _MAX_SIDE or height > _MAX_SIDE or width * height > _MAX_PIXELS:
+        raise PlateError(
+            f"The display window and the data window together are {width}x{height} pixels, which cannot be "
+            "used.",
+            frame=frame,
+            path=path,
+            hint="Look at the windows in the file's header, crop the picture, or render it again.",
+        )
+
+
+def is_exr(path: Path) -> bool:
+    """Whether a file's name is that of an EXR."""
+    return path.suffix.lower() in (".exr", ".sxr")
+
+
+def has_lab_colours(spec: oiio.ImageSpec) -> bool:
+    """Whether a TIFF holds CIE L*a*b* values, which OpenImageIO returns as if they were red, green, blue."""
+    return spec.get_int_attribute("tiff:PhotometricInterpretation", -1) in _TIFF_LAB
 
 
 def _hint_for(path: Path) -> str:

@@ -22,6 +22,7 @@ from stm_plugin.errors import PlateError, memory_errors
 from stm_plugin.images.movie import MovieReader, rational_rate
 from stm_plugin.images.picture_file import (
     PictureHeader,
+    check_canvas,
     normalised,
     opened_picture,
     read_header,
@@ -189,6 +190,16 @@ class Plate:
         """The frames of the range that have no file. Reading one is a PlateError."""
         return self.sequence.missing
 
+    @property
+    def remark(self) -> str:
+        """What people should know of the plate, in a sentence; empty for most."""
+        if self._movie is None or self._movie.index.is_even:
+            return ""
+        return (
+            "The frames of the movie do not come at a constant rate. They are counted one by one; a program "
+            "that counts them by time may give them other numbers. An image sequence has no such doubt."
+        )
+
     @classmethod
     def open(
         cls,
@@ -238,10 +249,12 @@ class Plate:
             _check_format(
                 header, first.display_window, first.pixel_aspect, frame, sequence.files[frame], present[0]
             )
+        canvas = union_of([first.display_window, *(header.data_window for header in headers)])
+        check_canvas(canvas, present[0], sequence.files[present[0]])
         return cls(
             sequence=sequence,
             display_window=first.display_window,
-            canvas=union_of([first.display_window, *(header.data_window for header in headers)]),
+            canvas=canvas,
             pixel_aspect=first.pixel_aspect,
             fps=_fps_of(first.spec),
             layer=layer,

@@ -47,21 +47,26 @@ def weights_manifest(name: str) -> Manifest:
 
 
 def ready_network(
-    name: str, device: str, precision: Precision, adaptation: Path | None = None
+    name: str, device: str, precision: Precision, adaptation: Path | None = None, expects: str = ""
 ) -> FastNetwork:
     """The network of a weights file on a device.
 
     Args:
         adaptation: file of an adaptation to a shot (`stm_plugin.propagation.adaptation`).
+        expects: the identity of the weights (`Manifest.id`) if a plan was made with them.
 
     Raises:
-        WeightsError: a file does not exist or cannot be used.
+        WeightsError: a file does not exist or cannot be used, or holds other weights than expected.
         DeviceError: the device does not take it.
     """
     try:
         path = find_weights(name).resolve()
         with _loading:
-            return _network(str(path), path.stat().st_mtime_ns, device, precision, adaptation)
+            changed = path.stat().st_mtime_ns
+            network, id_ = _network(str(path), changed, device, precision, adaptation)
+        if path.stat().st_mtime_ns != changed or (expects and expects != id_):
+            raise changed_weights(path)
+        return network
     except (WeightsFileError, OSError) as error:
         raise _weights_error(name, error) from error
 
@@ -136,8 +141,9 @@ def _refiner(path: str, changed: int, device: str, precision: Precision) -> Fast
 @lru_cache(maxsize=_NETWORKS_HELD)
 def _network(
     path: str, changed: int, device: str, precision: Precision, adaptation: Path | None
-) -> FastNetwork:
-    network, _ = load_network(path)
+) -> tuple[FastNetwork, str]:
+    """The network, and the identity of its weights."""
+    network, manifest = load_network(path)
     if adaptation is not None:
         try:
             network = with_adaptation(network, read_adaptation(adaptation))
@@ -149,7 +155,16 @@ def _network(
             ) from error
     exact_results(device)
     with device_errors(device):
-        return FastNetwork(network, device=device, precision=precision)
+        return FastNetwork(network, device=device, precision=precision), manifest.id
+
+
+def changed_weights(path: str | Path) -> WeightsError:
+    """The error where a weights file was replaced after a plan was made with it."""
+    return WeightsError(
+        "The file of the weights was replaced during the run.",
+        path=path,
+        hint="Run again: the frames are computed with the weights that are there then.",
+    )
 
 
 def _weights_error(name: str, error: Exception) -> WeightsError:

@@ -57,7 +57,7 @@ from stm_plugin.propagation.memory_forecast import (
     predict_memory,
     settled,
 )
-from stm_plugin.propagation.networks import base_network, ready_network, weights_manifest
+from stm_plugin.propagation.networks import base_network, changed_weights, ready_network, weights_manifest
 from stm_plugin.propagation.resident_limit import ResidentLimit, resident_memory
 from stm_plugin.propagation.results import Material, Results
 from stm_plugin.propagation.workers import Workers, most_workers
@@ -162,11 +162,19 @@ class Propagation:
         """
         return check_adaptation(self._adaptation, self.manifest()) if self.settings.adapt else None
 
-    def context(self) -> PropagationContext:
-        """What an execution uses. The network is loaded when it is first needed."""
+    def context(self, plan: Plan | None = None) -> PropagationContext:
+        """What an execution uses. The network is loaded when it is first needed.
+
+        Raises:
+            WeightsError: the weights are not those of the plan.
+        """
         keep_freed_memory()  # frames are as large as feature maps, also where the network is on a card
         settings = self.settings
         device = pick_device(settings.device)
+        manifest, features_base = self.manifest(), self._features_base()
+        planned = {} if plan is None else plan.facts.base
+        if planned and planned["weights"] != features_base["weights"]:
+            raise changed_weights(settings.weights)
         loaded: list[Network] = []
 
         def network() -> Network:
@@ -175,7 +183,8 @@ class Propagation:
             elif not loaded:
                 record = self.adapted()
                 file = None if record is None else adaptation_path(self.store.folder, record.id)
-                loaded.append(ready_network(settings.weights, device, precision_of(settings), file))
+                expects = "" if manifest is None else manifest.id
+                loaded.append(ready_network(settings.weights, device, precision_of(settings), file, expects))
             return loaded[0]
 
         with self._mutex:
@@ -190,7 +199,7 @@ class Propagation:
                 geometry=self.geometry,
                 rule=MemoryRule.parse(settings.memory_rule),
                 memory_cap=settings.memory_cap,
-                features_base=self._features_base(),
+                features_base=features_base,
                 weights=settings.weights,
                 resident_limit=self._resident_limit,
             )
@@ -215,7 +224,7 @@ class Propagation:
 
     def finisher(self, plan: Plan) -> FrameFinisher:
         """The finisher of a plan's frames."""
-        context = self.context()
+        context = self.context(plan)
         return FrameFinisher(context, Results(context, plan), self.description, self._metadata())
 
     def run(
@@ -237,12 +246,15 @@ class Propagation:
             StmError: for any other cause, which its text names; finished frames are kept.
         """
         self._check_plate(plan)
+        self._recorded = {
+            frame: self._recorded[frame] for frame in self._recorded if frame in plan.facts.plate
+        }
         signatures = self._signatures(plan)
         on_event(PlanMade(plan))
         finisher = self.finisher(plan)
         try:
-            with FrameOutput(self.context(), finisher, writer, on_event) as output:
-                Execution(self.context(), finisher.results, on_event, cancelled, output.submit).run()
+            with FrameOutput(self.context(plan), finisher, writer, on_event) as output:
+                Execution(self.context(plan), finisher.results, on_event, cancelled, output.submit).run()
                 output.finish()
         except PlateMovedOn as moved:
             self.distrust()
@@ -595,11 +607,11 @@ class Propagation:
             with self._mutex:
                 self._read[frame] = entry
         elif self._recorded.get(frame) != recorded:
-            self._recorded[frame] = recorded
-            with self._mutex:
-                self._read.pop(frame, None)
             with suppress(StoreError):  # then it is read the next time
                 self.store.plate_index.append(entry)
+                self._recorded[frame] = recorded
+            with self._mutex:
+                self._read.pop(frame, None)
 
 
 @lru_cache(maxsize=1)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stm_plugin.errors import StoreError
+from stm_plugin.errors import MatteError, StoreError
 from stm_plugin.files.journal import Journal
 from stm_plugin.files.outputs import Ownership, Row, check_outputs
 from stm_plugin.images.matte import ADDRESS_ATTRIBUTE, MetadataValue, channels_beside, check_kind, write_matte
@@ -157,8 +157,8 @@ class MatteWriter:
     def write(self, finished: FinishedFrame, address: str, metadata: Mapping[str, MetadataValue]) -> None:
         """Write one frame. MatteError or StoreError where it cannot be written, OutputError where it must not
         be."""
-        if self._owner is not None:
-            self._owner.check(finished.frame)
+        if self._owner is not None and self._owner.check(finished.frame) is None:
+            self._check_last(finished.frame)
         path = self.sequence.path(finished.frame)
         write_matte(
             path,
@@ -171,6 +171,27 @@ class MatteWriter:
         )
         self._note(_note_of(path, address))
         self._written[finished.frame] = True
+
+    def check_there(self) -> None:
+        """To be called at the end: check that every file is still there. MatteError where one is not."""
+        for one in self.written:
+            if not one.path.is_file():
+                raise _gone(one.frame, one.path)
+
+    def _check_last(self, frame: int) -> None:
+        """MatteError where the file that was written last is gone: the rest would go to another place."""
+        last = next(reversed(self._written), None)
+        if last is not None and not self.sequence.path(last).is_file():
+            raise _gone(frame, self.sequence.path(last))
+
+
+def _gone(frame: int, path: Path) -> MatteError:
+    return MatteError(
+        "A matte of this run is no longer there: it or its folder was removed or renamed, or its disk left.",
+        frame=frame,
+        path=path,
+        hint="Look at the folder and its disk, and run the same command again: what is computed is kept.",
+    )
 
 
 def _note_of(path: Path, address: str) -> dict[str, Any] | None:

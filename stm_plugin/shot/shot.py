@@ -20,6 +20,7 @@ from stm_plugin.configuration import configuration
 from stm_plugin.errors import DeviceError, LockedError, PlateError, concerning
 from stm_plugin.images.mask import AS_FOUND, check_object_names
 from stm_plugin.images.mask import MaskReading as MaskReading
+from stm_plugin.images.plate import Plate
 from stm_plugin.planning.plan import frames_in_range
 from stm_plugin.planning.values import Request
 from stm_plugin.propagation import adaptation as adapting
@@ -276,7 +277,11 @@ class Shot(ShotReader):
             fit = self._fit(request or Request(), tally.on_event)
             if slow := slowness(self.settings):
                 tally.on_event(Notice(slow))
+            if isinstance(self.plate, Plate) and self.plate.remark:
+                tally.on_event(Notice(self.plate.remark))
             self._run(request, tally.on_event, cancelled, writer)
+            if writer is not None:
+                writer.check_there()
         finally:
             self._on_event = silent
             self.store.lock.release()
@@ -333,13 +338,14 @@ class Shot(ShotReader):
         """Write the mattes of a finished range.
 
         Raises:
-            MatteError: a frame is not done; the text names it, and nothing was written.
+            MatteError: a frame is not done, and nothing was written; or a file was removed meanwhile.
         """
         self.check_allowed()
         plan = self.finished_plan(request)
         self._working.check_done(plan)
         self._begin(writer, request, on_event)
         self._working.export(plan, writer, on_event, cancelled)
+        writer.check_there()
 
     def shapes(
         self,

@@ -58,6 +58,8 @@ FULL_SCALE = 65535
 """The stored value of a probability of 1. Sixteen bits are finer than the half floats of a matte."""
 
 _NUMBER = (int, float)
+_ADDRESS = "address"
+"""Of a result, in its file. Stores of before this was kept have none."""
 _COMPRESSION = 1  # zlib's fastest: most pixels are exactly 0 or 1
 
 ProbabilityArray = npt.NDArray[np.uint16]
@@ -231,6 +233,8 @@ class ShotStore:
         if body is None:
             raise StoreError("The mask of a key is gone.", path=path, hint="Give the key's mask again.")
         arrays = _unpack(body)
+        if address_of("mask", mask_hash(arrays["mask"]), arrays["window"].tolist()) != hash_:
+            raise DamagedFileError(path)  # a file of another mask, under this name
         x, y, width, height = (int(one) for one in arrays["window"])
         return arrays["mask"].astype(np.float32, copy=False), Window(x, y, width, height)
 
@@ -273,8 +277,18 @@ class ShotStore:
         return looks_whole(self._result_path(address))
 
     def put_probabilities(self, address: str, probabilities: ProbabilityArray) -> None:
-        """Keep the result of a pass on a frame: uint16 (K, h, w), `FULL_SCALE` for 1."""
-        write_sealed(self._result_path(address), _pack(probabilities=probabilities))
+        """Keep the result of a pass on a frame: uint16 (K, h, w), `FULL_SCALE` for 1.
+
+        Raises:
+            StoreError: the disk does not take it, or the shot is gone.
+        """
+        if not self.exists:  # else its folder would be made anew, on another disk perhaps
+            raise StoreError(
+                "The shot is gone: its folder was removed or renamed, or its disk is no longer there.",
+                path=self.folder,
+                hint="Bring it back and run again: what it holds is not computed again.",
+            )
+        write_sealed(self._result_path(address), _pack(address, probabilities=probabilities))
 
     def probabilities(self, address: str) -> ProbabilityArray | None:
         """The result that `put_probabilities` stored, or None.
@@ -282,8 +296,14 @@ class ShotStore:
         Raises:
             DamagedFileError: it is truncated or altered.
         """
-        body = read_sealed(self._result_path(address))
-        return None if body is None else _unpack(body)["probabilities"]
+        path = self._result_path(address)
+        body = read_sealed(path)
+        if body is None:
+            return None
+        arrays = _unpack(body)
+        if _ADDRESS in arrays and bytes(arrays[_ADDRESS]).decode() != address:
+            raise DamagedFileError(path)  # a file of another result, under this name
+        return arrays["probabilities"]
 
     def history(self) -> dict[int, FrameRecord]:
         """The record of each frame's last finish."""
@@ -412,7 +432,10 @@ def _is_whole(path: Path) -> bool:
         return False
 
 
-def _pack(**arrays: npt.NDArray[Any]) -> bytes:
+def _pack(address: str = "", **arrays: npt.NDArray[Any]) -> bytes:
+    """Arrays as the body of a file, with the address that it must be found under, if it has one."""
+    if address:
+        arrays[_ADDRESS] = np.frombuffer(address.encode(), np.uint8)
     return zlib.compress(save_arrays(arrays), _COMPRESSION)
 
 

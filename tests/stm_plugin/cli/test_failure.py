@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -106,3 +109,39 @@ def test_a_library_that_cannot_be_loaded_is_told_in_words(
     assert done.returncode == 1
     assert done.stderr.count("Error:") == 1 and "Traceback" not in done.stderr, done.stderr
     assert "libz.so.1" in done.stderr and (variable or "--repair") in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="signals of a terminal")
+def test_ctrl_c_at_any_moment_and_more_than_once_prints_no_traceback(
+    repository: Path, tmp_path: Path, make_plate: PlateMaker
+) -> None:
+    plate = make_plate(frames=range(1001, 1041))
+    key = f"1001={tmp_path / 'plate.mask.1001.png'}"
+    words = ("propagate", plate, "--key", key, "-o", str(tmp_path / "o.####.exr"), "--working-size", "48")
+    program = [sys.executable, "-m", "stm_plugin", *words]
+    said = []
+    for seconds in (0.1, 0.4, 0.8, 1.6, 3.2, 3.3, 3.4):
+        shutil.rmtree(tmp_path / "o.stmshot", ignore_errors=True)
+        run = subprocess.Popen(program, cwd=repository, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        time.sleep(seconds)
+        for pause in (0.02, 0.05, 0.2, 0.5):
+            run.send_signal(signal.SIGINT)
+            time.sleep(pause)
+        text = run.communicate(timeout=60)[1].decode()
+        assert "Traceback" not in text and "KeyboardInterrupt" not in text, text
+        assert run.returncode in (-signal.SIGINT, ExitCode.INTERRUPTED, 0), text
+        said.append(text)
+    assert not list(tmp_path.glob("*.part.exr"))
+
+
+def test_a_command_that_ctrl_c_ends_says_so(
+    monkeypatch: pytest.MonkeyPatch, stm: Command, tmp_path: Path
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("stm_plugin.store.store.ShotStore.open", interrupted)
+    said = stm("shot", "status", tmp_path / "a")
+    assert said.code == ExitCode.INTERRUPTED
+    assert said.err.startswith("Stopped. What was finished is kept."), said.err

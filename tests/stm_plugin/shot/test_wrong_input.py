@@ -13,8 +13,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import OpenEXR
 import OpenImageIO as oiio
 import pytest
+from PIL import Image
 
 from stm_plugin.errors import MaskError, MatteError, OutputError, PlateError, SettingsError, StmError
 from stm_plugin.images import movie as movies
@@ -78,6 +80,41 @@ def test_a_float_mask_of_another_scale_is_refused(tmp_path: Path, most: float) -
         masks_of_arrays({"chair": square(most)}, CANVAS, CANVAS, frame=1001, allow_empty=False)
 
 
+def exr_of_integers(path: Path, values: FloatArray) -> Path:
+    channel = OpenEXR.Channel(values.astype(np.uint32))
+    header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
+    with OpenEXR.File(header, {"Y": channel}) as file:
+        file.write(str(path))
+    return path
+
+
+def test_identifiers_in_an_exr_are_labels_whatever_their_value(tmp_path: Path) -> None:
+    """They were read as parts of 4,294,967,295: an object that nobody sees."""
+    for label in (1, 7, 200, (1 << 24) - 1):
+        found = read(exr_of_integers(tmp_path / "ids.exr", square(label)))
+        assert np.array_equal(found[f"object{label}"], square())
+    with pytest.raises(
+        MaskError, match=r"frame 1001, .*ids\.exr: The mask has the label 1\d+, but labels go up to"
+    ):
+        read(exr_of_integers(tmp_path / "ids.exr", square(1 << 24)))
+
+
+@pytest.mark.parametrize("most", [1 / 255, 1e-9])
+def test_a_mask_that_nobody_can_see_is_refused(tmp_path: Path, most: float) -> None:
+    path = write_image(tmp_path / "m.exr", square(most)[..., None], "float", channels=("A",))
+    with pytest.raises(MaskError, match=r"frame 1001, .*m\.exr: The mask is almost empty: no value is above"):
+        read(path)
+
+
+def test_a_picture_with_lab_colours_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "lab.1.tif"
+    Image.fromarray(np.full((48, 64, 3), 99, np.uint8), "LAB").save(path)
+    with pytest.raises(MaskError, match=r"lab\.1\.tif: The mask holds L\*a\*b"):
+        read(path)
+    with pytest.raises(PlateError, match=r"frame 1, .*lab\.1\.tif: The picture holds L\*a\*b"):
+        Plate.open(path)
+
+
 def test_a_mask_that_overshoots_a_little_is_clamped(tmp_path: Path) -> None:
     path = write_image(tmp_path / "m.exr", square(1.25)[..., None], "float", channels=("A",))
     assert read(path)["object1"].max() == 1
@@ -128,6 +165,28 @@ def test_a_damaged_key_mask_is_named_with_its_frame_its_file_and_what_mends_it(
 
 
 # ---- plates ----
+
+
+@pytest.mark.parametrize(
+    ("origin", "display"),
+    [((0, 0), (0, 0, 1_000_000, 1_000_000)), ((0, 0), (0, 0, 60_000, 60_000)), ((900_000, 0), (0, 0, 8, 8))],
+)
+def test_windows_that_no_memory_holds_are_refused(
+    tmp_path: Path, origin: tuple[int, int], display: tuple[int, int, int, int]
+) -> None:
+    """A damaged header, or a picture that was moved far away."""
+    path = tmp_path / "p.1.exr"
+    write_exr(path, np.zeros((8, 8, 3), np.float32), origin=origin, display=display)
+    with pytest.raises(PlateError, match=r"frame 1, .*p\.1\.exr: .*which cannot be used.*header"):
+        Plate.open(path)
+
+
+def test_data_windows_that_are_far_from_each_other_are_refused(tmp_path: Path) -> None:
+    for frame, place in ((1, -40_000), (2, 40_000)):
+        path = tmp_path / f"p.{frame}.exr"
+        write_exr(path, np.zeros((8, 8, 3), np.float32), origin=(place, 0), display=(0, 0, 8, 8))
+    with pytest.raises(PlateError, match=r"80008x8 pixels, which cannot be used"):
+        Plate.open(tmp_path / "p.#.exr")
 
 
 def test_a_view_that_the_plate_does_not_have_is_refused(make_plate: PlateMaker, tmp_path: Path) -> None:
@@ -225,6 +284,21 @@ def test_a_frame_that_is_lost_in_the_middle_of_a_movie_is_named(
     monkeypatch.setattr(movies, "_walked", lambda path, threads: walked)
     with pytest.raises(PlateError, match="states 12 frames but holds 11: frame 5 is missing"):
         index_movie(path)
+
+
+def test_a_movie_whose_frames_come_unevenly_is_said_to_be_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its frames are counted one by one; a host that counts them by time gives them other numbers."""
+    path = movie(tmp_path / "a.mp4")
+    assert Plate.open(path).remark == ""
+    walked = movies._walked(path, threads=1)
+    walked["times"][6:] = [time + 200.0 for time in walked["times"][6:]]
+    monkeypatch.setattr(movies, "_walked", lambda path, threads: walked)
+    os.utime(path, ns=(1, 1))
+    plate = Plate.open(path)
+    assert plate.frames == tuple(range(1, 13))
+    assert "do not come at a constant rate" in plate.remark
 
 
 @pytest.mark.skipif(os.name != "posix", reason="elsewhere FFmpeg tells no levels")
