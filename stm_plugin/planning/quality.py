@@ -58,10 +58,16 @@ class Advice:
     text: str
 
 
-def agreement(forward: FloatArray, backward: FloatArray) -> float:
-    """The soft share of the object that both passes find; 1 where neither finds any."""
-    either = float(np.maximum(forward, backward).sum())
-    return float(np.minimum(forward, backward).sum()) / either if either > 1.0 else 1.0
+def agreement(one: FloatArray, other: FloatArray, counts: float = 1.0) -> float:
+    """The soft share of the object that both passes find; 1 where neither finds any.
+
+    Args:
+        one, other: (h, w) in [0, 1].
+        counts: how far a difference counts, in [0, 1] (`fusion.known_alike`).
+    """
+    either = float(np.maximum(one, other).sum())
+    found = float(np.minimum(one, other).sum()) / either if either > 1.0 else 1.0
+    return 1.0 - counts * (1.0 - found)
 
 
 def advise(qualities: Mapping[int, Quality], keys: Collection[int]) -> Advice | None:

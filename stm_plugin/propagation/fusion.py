@@ -242,6 +242,17 @@ def _on_grid(values: FloatArray) -> FloatArray:
     return np.asarray(means, np.float32)
 
 
+def known_alike(one: PassAtFrame, other: PassAtFrame) -> float:
+    """How much of the object that a pass finds the key of the other one shows, in [0, 1]; the lesser of both.
+
+    Where it is little, one of them comes from a key on which the object is mostly hidden: that they differ is
+    no doubt.
+    """
+    ways = ((one, other), (other, one))
+    areas = ((key.key_area, min(area_of(found.probability), found.key_area)) for key, found in ways)
+    return min(1.0, *(shown / max(found, 1.0) for shown, found in areas))
+
+
 def area_of(probability: FloatArray) -> float:
     """Area of the object in pixels."""
     return float(np.count_nonzero(probability > np.float32(0.5)))

@@ -28,6 +28,7 @@ from stm_plugin.propagation.fusion import (
     PassAtFrame,
     area_of,
     fuse,
+    known_alike,
     mean_confidence,
     similarity,
     wrong_places,
@@ -48,7 +49,7 @@ class FrameResult:
         masks: objects whose mask is given here: (H, W) over the canvas, unchanged.
         probabilities: the other objects: (h, w) at working size, in [0, 1].
         agreement: of the two passes with the greatest weights, of the object with the least agreement; None
-            without.
+            without. A difference counts as far as the keys of both show the object.
         shares: the part of each of an object's passes (`fusion.Fusion`), in the order of its candidates.
     """
 
@@ -287,8 +288,9 @@ class Results(Material):
             fusion = fuse(passes)
             fused[name], shares[name] = fusion.probability, fusion.shares
             if len(passes) > 1:
-                first, second = (passes[place].probability for place in fusion.most_trusted())
-                agreed.append(agreement(first, second))
+                first, second = (passes[place] for place in fusion.most_trusted())
+                counts = known_alike(first, second)
+                agreed.append(agreement(first.probability, second.probability, counts))
         return FrameResult(frame, self.address(frame), masks, fused, min(agreed, default=None), shares)
 
     def is_computed(self, result: Result) -> bool:

@@ -82,6 +82,7 @@ def test_passes_agree_as_far_as_they_share_the_object() -> None:
     assert agreement(left, right) == 1.0, "both see nothing"
     left[:, :6], right[:, 2:] = 1, 1
     assert agreement(left, right) == pytest.approx(0.5)
+    assert agreement(left, right, counts=0.2) == pytest.approx(0.9), "a pass of a hidden key says little"
     assert agreement(left, left) == 1.0
     assert mean_confidence(left) == 1.0
     assert mean_confidence(np.full((4, 4), 0.6, np.float32)) == pytest.approx(0.2)

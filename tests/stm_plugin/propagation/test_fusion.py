@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from stm_plugin.planning.quality import agreement
 from stm_plugin.propagation.fusion import (
     Arrival,
     Fusion,
@@ -15,6 +16,7 @@ from stm_plugin.propagation.fusion import (
     effective_distance,
     fuse,
     grid_of,
+    known_alike,
     share_pixels,
     similarity,
     wrong_places,
@@ -235,3 +237,15 @@ def test_a_contour_that_is_off_by_a_pixel_is_right() -> None:
 
 def test_the_two_passes_with_the_greatest_shares_are_named() -> None:
     assert Fusion(WHOLE, (0.2, 0.5, 0.3)).most_trusted() == (1, 2)
+
+
+def test_a_pass_from_a_key_that_shows_little_is_no_doubt_of_the_other_one() -> None:
+    whole, part = plane(np.s_[10:50, 5:35]), plane(np.s_[10:12, 5:35])
+    own, hidden = float(whole.sum()), float(part.sum())
+    knows, sees_little = PassAtFrame(whole, 9, own), PassAtFrame(part, -3, hidden)
+    for counts in (known_alike(knows, sees_little), known_alike(sees_little, knows)):
+        assert agreement(whole, part) < 0.1 and agreement(whole, part, counts) > 0.9
+    elsewhere = PassAtFrame(plane(np.s_[10:50, 45:75]), -3, own)
+    assert known_alike(knows, elsewhere) == 1.0, "two whole objects in two places are a doubt"
+    lost = PassAtFrame(part, -3, own)
+    assert known_alike(knows, lost) == 1.0, "and so is an object that one of them does not find"
