@@ -13,6 +13,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -157,7 +158,7 @@ def is_packed(path: Path) -> bool:
 
 def packed_config(archive: Path) -> TrainingConfig:
     """The configuration in an archive from `pack`."""
-    with tarfile.open(archive) as tar:
+    with _opened(archive) as tar:
         stream = tar.extractfile(_CONFIG)
         if stream is None:
             raise ValueError(f"{archive} is no packed run: its {_CONFIG} is no file")
@@ -242,14 +243,11 @@ def collect(result: Path, run: Path) -> None:
 
     Raises:
         FileExistsError: if the folder holds a run already.
-        ValueError: if the file is no result.
+        ValueError: if the file is no result, or is damaged; nothing is left in the folder.
     """
     if (run / CHECKPOINT_FILE).exists():
         raise FileExistsError(f"{run} holds a run already; give a new folder")
-    with tarfile.open(result) as tar:
-        if CHECKPOINT_FILE not in tar.getnames():
-            raise ValueError(f"{result} is no result of a run: it holds no {CHECKPOINT_FILE}")
-        tar.extractall(run, filter="data")
+    _extract(result, run, {CHECKPOINT_FILE}, f"no result of a run: it holds no {CHECKPOINT_FILE}")
     if (run / LOG_FILE).is_file():
         config = saved_config(run)
         write_curves(run, max(1, (config.steps if config else 0) // _CURVE_POINTS))
@@ -362,12 +360,32 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     tar.addfile(member, io.BytesIO(content))
 
 
-def _unpack(archive: Path, run: Path) -> tuple[TrainingConfig, dict[str, torch.Tensor]]:
+@contextmanager
+def _opened(archive: Path) -> Iterator[tarfile.TarFile]:
+    """An archive. ValueError where it cannot be read, or would write outside of a run's folder."""
+    try:
+        with tarfile.open(archive) as tar:
+            yield tar
+    except (tarfile.TarError, EOFError) as error:
+        fault = str(error).splitlines()[0].rstrip(":")
+        raise ValueError(f"{archive} is damaged, or was made by another program ({fault}); copy it again") from error
+
+
+def _extract(archive: Path, run: Path, needed: set[str], fault: str) -> None:
+    """Puts all files of an archive into a folder, or none. ValueError, with the fault, where needed ones are
+    missing."""
     run.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(archive) as tar:
-        if {_CONFIG, _START} - set(tar.getnames()):
-            raise ValueError(f"{archive} is no packed run: it holds no {_CONFIG} and {_START}")
-        tar.extractall(run, filter="data")
+    with tempfile.TemporaryDirectory(prefix=".stm-", dir=run) as folder:
+        with _opened(archive) as tar:
+            if needed - {one.name for one in tar if one.isfile()}:
+                raise ValueError(f"{archive} is {fault}")
+            tar.extractall(folder, filter="data")
+        for path in Path(folder).iterdir():
+            path.replace(run / path.name)
+
+
+def _unpack(archive: Path, run: Path) -> tuple[TrainingConfig, dict[str, torch.Tensor]]:
+    _extract(archive, run, {_CONFIG, _START}, f"no packed run: it holds no {_CONFIG} and {_START}")
     config = TrainingConfig.from_dict(json.loads((run / _CONFIG).read_text(encoding="utf-8")))
     state = torch.load(run / _START, map_location="cpu", weights_only=True)
     state = {name: one.float() if one.is_floating_point() else one for name, one in state.items()}

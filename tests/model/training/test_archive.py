@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import tarfile
 from dataclasses import replace
@@ -143,3 +144,36 @@ def test_too_short_a_time_and_foreign_files_are_refused(config: TrainingConfig, 
         train_for(tmp_path / "foreign.tar", tmp_path / "elsewhere", minutes=1)
     with pytest.raises(ValueError, match="is no result of a run"):
         collect(tmp_path / "foreign.tar", tmp_path / "home")
+
+
+def tar_of(path: Path, *members: tuple[str, bytes | str]) -> Path:
+    """A tar file of files (their bytes) and links (where they lead)."""
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            if isinstance(content, str):
+                member.type, member.linkname = tarfile.SYMTYPE, content
+                tar.addfile(member)
+            else:
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+@pytest.mark.parametrize("fault", ["outside", "link", "linked", "cut off", "no tar", "empty"])
+def test_a_damaged_or_hostile_result_leaves_nothing_and_is_told_in_words(tmp_path: Path, fault: str) -> None:
+    whole, result = ("checkpoint.pt", b"x" * 2000), tmp_path / "result.tar"
+    if fault == "outside":
+        tar_of(result, whole, ("../evil", b"e"))
+    elif fault == "link":
+        tar_of(result, whole, ("a", "/etc"), ("a/evil", b"e"))
+    elif fault == "linked":
+        tar_of(result, ("checkpoint.pt", "/etc/passwd"))
+    elif fault == "cut off":
+        result.write_bytes(tar_of(result, whole).read_bytes()[:1000])
+    else:
+        result.write_bytes(b"junk" * 1000 if fault == "no tar" else b"")
+    with pytest.raises(ValueError, match=r"result\.tar is (damaged|no result)"):
+        collect(result, tmp_path / "run")
+    assert not list((tmp_path / "run").iterdir())
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["result.tar", "run"]
