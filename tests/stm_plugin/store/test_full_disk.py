@@ -88,3 +88,21 @@ def test_a_picture_on_a_full_disk_is_an_error_and_not_the_end_of_the_process(
     assert done.returncode == 0, done.stderr
     assert f"x.{kind}: The disk is full" in done.stdout and "frame 7" in done.stdout
     assert done.stdout.rstrip().endswith("[]"), "no partial file"
+
+
+@pytest.mark.slow
+def test_the_review_page_goes_on_while_the_disk_is_full(
+    small_disk: list[str], tmp_path: Path, make_plate: MakePlate
+) -> None:
+    """A helper process works on the page as a person does."""
+    root = Path(__file__).resolve().parents[3]
+    helper = root / "tests" / "stm_plugin" / "review" / "full_disk.py"
+    done = subprocess.run(
+        [*small_disk, sys.executable, str(helper), make_plate(), str(tmp_path / "disk")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'nuke'}", "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
