@@ -368,7 +368,9 @@ def _opened(archive: Path) -> Iterator[tarfile.TarFile]:
             yield tar
     except (tarfile.TarError, EOFError) as error:
         fault = str(error).splitlines()[0].rstrip(":")
-        raise ValueError(f"{archive} is damaged, or was made by another program ({fault}); copy it again") from error
+        raise ValueError(
+            f"{archive} is damaged, or was made by another program ({fault}); copy it again"
+        ) from error
 
 
 def _extract(archive: Path, run: Path, needed: set[str], fault: str) -> None:

@@ -84,6 +84,7 @@ class MemoryRequest:
         memory_cap: stored frames beside keys.
         further_keys: other keys in every pass's memory.
         frames: that the network reads; their features are kept within `ram_budget` bytes.
+        frames_at_most: of the plate that can be at work at once; None for a long run.
         plate_pixels: of one plate frame.
         learned_edges, foreground: whether finishing uses the edge refiner, and solves the foreground.
         plate_pixel_bytes: of one pixel of it, as it is held.
@@ -100,6 +101,7 @@ class MemoryRequest:
     precision: str = "float32"
     device: str = "cpu"
     frames: int = 0
+    frames_at_most: int | None = None
     ram_budget: int = 0
     plate_pixels: int = 0
     learned_edges: bool = False
@@ -315,10 +317,12 @@ def predict_memory(run: MemoryRequest) -> Forecast:
     if on_cpu:
         finishing = _FINISHING_BYTES[0] + _FINISHING_BYTES[1] * run.objects
         workers = Workers(run.workers, run.workers)
-        held = workers.frames_held * run.plate_pixel_bytes + finishing * run.workers
-        held += _FOREGROUND_BYTES * workers.foregrounds if run.foreground else 0
+        most = workers.frames_held if run.frames_at_most is None else run.frames_at_most
+        pairs = min(run.workers, most)
+        held = min(workers.frames_held, most) * run.plate_pixel_bytes + finishing * pairs
+        held += _FOREGROUND_BYTES * min(workers.foregrounds, most) if run.foreground else 0
         fixed += held * run.plate_pixels
-        fixed += _REFINER_BYTES * run.height * run.width * run.workers if run.learned_edges else 0
+        fixed += _REFINER_BYTES * run.height * run.width * pairs if run.learned_edges else 0
         fixed += _HEAP_GAPS
         if run.precision == "float32":
             fixed += _WINOGRAD_BYTES[config.trunk]

@@ -465,6 +465,7 @@ class Propagation:
             precision=precision_of(self.settings),
             device=device,
             frames=len({step.frame for step in plan.compute_steps}),
+            frames_at_most=len({step.frame for step in plan.steps}),
             ram_budget=self.settings.ram_budget,
             plate_pixels=self.plate.canvas.width * self.plate.canvas.height,
             learned_edges=self.settings.finish.edges == "learned",

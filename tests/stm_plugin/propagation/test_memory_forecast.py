@@ -211,3 +211,14 @@ def test_what_finishing_takes_besides_is_counted() -> None:
     least = predict_memory(plain).total
     assert predict_memory(learned).total - least > 200 * 480 * 854
     assert predict_memory(foreground).total - least > 60 * 2048 * 1080
+
+
+def test_a_run_of_few_frames_is_not_said_to_hold_many() -> None:
+    """Three frames of 4K: 41 % were stated that nothing took."""
+    long = MemoryRequest(
+        LITE, 128, 240, objects=1, memory_cap=20, plate_pixels=4096 * 2160, workers=4, learned_edges=True
+    )
+    totals = [predict_memory(replace(long, frames_at_most=most)).total for most in (1, 3, 11, 1000)]
+    assert totals == sorted(totals) and totals[0] < totals[1] < totals[2]
+    assert totals[2] == totals[3] == predict_memory(long).total
+    assert predict_memory(long).total - totals[1] > 8 * long.plate_pixel_bytes * long.plate_pixels
