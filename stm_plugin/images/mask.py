@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,7 @@ _ALPHA_NAMES = ("a", "alpha")
 _LOSSY = frozenset({".jpg", ".jpeg", ".webp", ".jp2", ".j2c"})
 _LABEL_TYPES = {"uint8": 1, "uint16": 2, "uint": 4}
 """By OpenImageIO's name: bytes of a value."""
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # its size is that of the plate
 _EXACT_LABELS = 1 << 24
 """Float32, in which pictures are read, tells all smaller whole numbers apart."""
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -157,6 +159,8 @@ def read_mask(
     check_object_names(reading.objects or (), frame=frame, path=Path(path))
     with memory_errors(path, frame):
         reader = _Reader(Path(path), frame)
+        if len(reader.specs) == 1:
+            reader.target(place)  # before a picture of another size fills the memory
         named, source = _read_named(reader, reading)
         target = reader.target(place)
         placed = {name: place_on(mask, target, place.canvas) for name, mask in named.items()}
@@ -474,6 +478,10 @@ class _Reader:
                     return None
                 colours = np.asarray(picture.getpalette("RGB"), dtype=np.int64).reshape(-1, 3)
                 indices: Labels = np.asarray(picture, dtype=np.int64)
+        except Image.DecompressionBombError as error:
+            raise self.error(
+                "A mask with a palette must not be so large.", hint="Save it as a grey picture of labels."
+            ) from error
         except (OSError, SyntaxError, ValueError) as error:
             raise self.error(f"The mask is truncated or damaged: {error}.", hint="Save it again.") from error
         only_greys = bool((np.ptp(colours, axis=1) == 0).all())

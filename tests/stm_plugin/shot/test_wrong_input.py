@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import random
 import re
+import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -104,6 +106,28 @@ def test_a_mask_that_nobody_can_see_is_refused(tmp_path: Path, most: float) -> N
     path = write_image(tmp_path / "m.exr", square(most)[..., None], "float", channels=("A",))
     with pytest.raises(MaskError, match=r"frame 1001, .*m\.exr: The mask is almost empty: no value is above"):
         read(path)
+
+
+@pytest.mark.parametrize(("width", "height", "colours"), [(20000, 10000, 3), (20000, 10000, 0)])
+def test_a_mask_of_another_size_is_refused_before_its_pixels_fill_the_memory(
+    tmp_path: Path, width: int, height: int, colours: int
+) -> None:
+    """A few bytes may state any size."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, colours, 0, 0, 0))
+    palette = chunk(b"PLTE", bytes([0, 0, 0, 255, 0, 0])) if colours else b""
+    body = chunk(b"IDAT", zlib.compress(bytes(9))) + chunk(b"IEND", b"")
+    path = tmp_path / "m.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + palette + body)
+    with pytest.raises(MaskError, match=rf"m\.png: The mask is {width}x{height}, but the plate"):
+        read(path)
+    if colours:
+        whole = Window(0, 0, width, height)
+        with pytest.raises(MaskError, match="palette must not be so large"):
+            read_mask(path, MaskPlace(whole, whole))
 
 
 def test_a_picture_with_lab_colours_is_refused(tmp_path: Path) -> None:
