@@ -46,6 +46,8 @@ _LATER_BYTES = 30 * _MEBIBYTE
 """Of libraries that are loaded during a run."""
 _HEAP_GAPS = 100 * _MEBIBYTE
 """Gaps of the heap. They would grow beyond it, but freed memory is returned before (`ResidentLimit`)."""
+_FRAMES_TO_GAPS = 12
+"""After so many frames these gaps are there; fewer frames leave fewer."""
 _EVICTION_GAPS = 0.35
 """Of the budget for features: what is lost in gaps at most, once features leave a full cache (99 frames)."""
 _EVICTED_GAPS = 0.35
@@ -84,7 +86,8 @@ class MemoryRequest:
         memory_cap: stored frames beside keys.
         further_keys: other keys in every pass's memory.
         frames: that the network reads; their features are kept within `ram_budget` bytes.
-        frames_at_most: of the plate that can be at work at once; None for a long run.
+        frames_at_most: of the plate, in the whole run; None for a long one. For a run of few frames the
+            forecast is an upper bound: less of what can be at work at once meets.
         plate_pixels: of one plate frame.
         learned_edges, foreground: whether finishing uses the edge refiner, and solves the foreground.
         plate_pixel_bytes: of one pixel of it, as it is held.
@@ -317,13 +320,13 @@ def predict_memory(run: MemoryRequest) -> Forecast:
     if on_cpu:
         finishing = _FINISHING_BYTES[0] + _FINISHING_BYTES[1] * run.objects
         workers = Workers(run.workers, run.workers)
-        most = workers.frames_held if run.frames_at_most is None else run.frames_at_most
+        most = sys.maxsize if run.frames_at_most is None else run.frames_at_most
         pairs = min(run.workers, most)
         held = min(workers.frames_held, most) * run.plate_pixel_bytes + finishing * pairs
         held += _FOREGROUND_BYTES * min(workers.foregrounds, most) if run.foreground else 0
         fixed += held * run.plate_pixels
         fixed += _REFINER_BYTES * run.height * run.width * pairs if run.learned_edges else 0
-        fixed += _HEAP_GAPS
+        fixed += _HEAP_GAPS if most >= _FRAMES_TO_GAPS else _HEAP_GAPS * most // _FRAMES_TO_GAPS
         if run.precision == "float32":
             fixed += _WINOGRAD_BYTES[config.trunk]
             once += _WORKING_BYTES["float32"] * _WINOGRAD_VALUES_PER_PIXEL[config.trunk]
