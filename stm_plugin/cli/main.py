@@ -64,10 +64,10 @@ def main() -> None:
         app()
     except SystemExit as ended:
         if ended.code == ExitCode.INTERRUPTED and not isinstance(ended.__context__, Stopped):
-            _say(STOPPED)
+            errors.print(STOPPED, highlight=False)
         sys.exit(_flushed(ended.code))
     except KeyboardInterrupt:  # outside of every command
-        _say(STOPPED)
+        errors.print(STOPPED, highlight=False)
         sys.exit(int(ExitCode.INTERRUPTED))
     except Exception as error:
         if os.environ.get(DEBUG_VARIABLE):
