@@ -8,6 +8,7 @@ network up to rounding: sums have another order.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 from model.inference.fast_network import Precision
 from model.inference.fused import Activation, FusedConv2d, can_fuse
 from model.inference.guided_filter import FloatArray, filtered_by
-from model.network.edges import FILTERS, FLAT, INPUTS, EdgeRefiner
+from model.network.edges import FILTERS, FLAT, EdgeRefiner
 
 _PACKED_FOR = 256
 """Side of the picture that weights are converted for. Always the same, so that no earlier picture changes a
@@ -99,11 +100,7 @@ class _FusedRefiner:
     def refine(self, inputs: FloatArray) -> tuple[FloatArray, FloatArray]:
         """As `FastRefiner.refine`."""
         filtered = filtered_by(inputs[:3], inputs[3], FILTERS, FLAT)
-        known = np.empty((INPUTS + len(filtered), *inputs.shape[1:]), np.float32)
-        for plane, values in zip(known, (*inputs, *filtered), strict=True):
-            np.subtract(values, np.float32(0.5), out=plane)
-        pixels = torch.from_numpy(known)[None].to(self._dtype)
-        half = F.pixel_unshuffle(pixels, 2).contiguous(memory_format=torch.channels_last)  # (1, C, h/2, w/2)
+        half = self._halved((*inputs, *filtered))
         for conv in self._stem:
             half = conv(half)
         quarter = half
@@ -114,10 +111,39 @@ class _FusedRefiner:
             x = _through(block, x)
         x = _through(self._at_quarter, _doubled(self._up_quarter(x)).add_(quarter).relu_())
         x = _through(self._at_half, _doubled(self._up_half(x)).add_(half).relu_())
-        change, soft, trust = F.pixel_shuffle(self._predict(x).float().contiguous(), 2)[0]  # (h, w) each
+        change, soft, trust = _unfolded(self._predict(x))  # (h, w) each
         own = torch.from_numpy(inputs[3])
         alpha = torch.addcmul(own, trust.sigmoid(), torch.from_numpy(filtered[0]) - own) + change
         return _array(alpha.clamp_(0, 1)), _array(soft.sigmoid())
+
+
+    def _halved(self, planes: Sequence[FloatArray]) -> Tensor:
+        """`F.pixel_unshuffle` of some pictures (h, w) less one half: (1, 4 * C, h/2, w/2), channels last.
+
+        Two neighbours in a row are moved as one number: then it is the transposition of a matrix.
+        """
+        height, width = planes[0].shape
+        known = np.empty((len(planes), 2, height // 2, width), np.float32)  # even rows, then odd ones
+        for lines, plane in zip(known, planes, strict=True):
+            np.subtract(plane.reshape(-1, 2, width).swapaxes(0, 1), np.float32(0.5), out=lines)
+        pairs = torch.from_numpy(known).to(self._dtype).view(_pair_of(self._dtype)).view(2 * len(planes), -1)
+        folded = pairs.new_empty(pairs.shape[1], pairs.shape[0]).copy_(pairs.t()).view(self._dtype)
+        return folded.view(1, height // 2, width // 2, -1).permute(0, 3, 1, 2)
+
+
+def _unfolded(x: Tensor) -> Tensor:
+    """`F.pixel_shuffle` of (1, 4 * C, h/2, w/2), channels last: (C, h, w) in fp32."""
+    count, height, width = x.shape[1] // 4, 2 * x.shape[2], 2 * x.shape[3]
+    pairs = x.permute(0, 2, 3, 1).reshape(-1, 4 * count).view(_pair_of(x.dtype))  # (N, 2 * C)
+    lines = pairs.new_empty(pairs.shape[1], pairs.shape[0]).copy_(pairs.t()).view(x.dtype)
+    result = torch.empty(count, height // 2, 2, width)
+    result.transpose(1, 2).copy_(lines.view(count, 2, height // 2, width))
+    return result.view(count, height, width)
+
+
+def _pair_of(dtype: torch.dtype) -> torch.dtype:
+    """An integer of the size of two numbers of a type."""
+    return torch.int64 if dtype == torch.float32 else torch.int32
 
 
 def _packed(conv: nn.Module, scale: int, activation: Activation | None = None) -> FusedConv2d:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from model.inference.colour_likelihood import likelihood_of
 from model.inference.edges import FastRefiner
 from model.network.edges import INPUTS, REACH, STRIDE
-from stm_plugin.finishing.band import NEARLY_SURE, Guide, Tile, dilated, steeper, unsure_pixels
+from stm_plugin.finishing.band import NEARLY_SURE, Guide, Tile, box_around, dilated, steeper, unsure_pixels
 from stm_plugin.finishing.carried import CarriedKey
 from stm_plugin.finishing.guided import follow_plate, trust_at_working_size
 from stm_plugin.finishing.matting import matted
@@ -281,11 +281,20 @@ def _near(inside: bool, *masks: FloatArray, reach: int = _NEAR) -> ByteArray:
 
 def _apart(pixels: npt.NDArray[np.bool_], near: ByteArray) -> ByteArray | None:
     """(h, w): 1 in the connected parts of some pixels that touch no `near` pixel; None if there is none."""
-    count, parts = cv2.connectedComponents(pixels.view(np.uint8))
+    chosen = pixels.view(np.uint8)
+    far = np.where(near > 0, np.uint8(0), chosen)
+    if not far.any():
+        return None
+    box = box_around(far, 1)  # a part that leaves it has a near pixel in it
+    count, parts = cv2.connectedComponents(np.ascontiguousarray(chosen[box]))
     alone = np.ones(count, np.uint8)
     alone[0] = 0
-    alone[parts[near > 0]] = 0
-    return alone[parts] if alone.any() else None
+    alone[parts[near[box] > 0]] = 0
+    if not alone.any():
+        return None
+    found = np.zeros(pixels.shape, np.uint8)
+    found[box] = alone[parts]
+    return found
 
 
 def inputs_of(part: EdgeBox) -> FloatArray:
