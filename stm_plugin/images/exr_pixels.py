@@ -2,12 +2,14 @@
 
 OpenImageIO knows how every kind of metadata is written, but takes longer for the pixels than OpenEXR does,
 whatever the compression. Pixels in a file do not depend on its header. So both libraries do what they are
-good at, and the two parts become one file.
+good at, and the two parts become one file. Most of a matte is 0: lines of zeros are compressed once, and
+written wherever they occur.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,11 @@ _LINES = {"zip": 16, "zips": 1}
 _COMPRESSIONS = {"zip": OpenEXR.ZIP_COMPRESSION, "zips": OpenEXR.ZIPS_COMPRESSION}
 _USUAL_LEVEL = "4"
 """Of OpenEXR's zip."""
+_PLACE, _LINE = struct.Struct("<Q"), struct.Struct("<i")
+"""Where a block is in the file; the number of its first line."""
+_BLOCK = struct.Struct("<ii")
+"""Before a block: its first line, and its length in bytes."""
+_LENGTH_BYTES = 4
 _VERSION_BYTES = 8
 """Bytes before the first attribute: the magic number and the version."""
 
@@ -56,20 +63,19 @@ def add_pixels(path: Path, beside: Path, spec: oiio.ImageSpec, pixels: npt.NDArr
         OSError: the disk is full, or the file is cut off.
     """
     compression = spec.get_string_attribute("compression").partition(":")[0]
-    left, top = spec.x, spec.y
-    right, bottom = left + spec.width - 1, top + spec.height - 1
+    lines = _LINES[compression]
+    kept, places = _without_repeated_zeros(pixels, lines)
     header = {
         "compression": _COMPRESSIONS[compression],
         "type": OpenEXR.scanlineimage,
-        "dataWindow": (np.array([left, top], np.int32), np.array([right, bottom], np.int32)),
+        "dataWindow": (np.zeros(2, np.int32), np.array([spec.width - 1, len(kept) - 1], np.int32)),
     }
-    channels = {
-        name: np.ascontiguousarray(pixels[..., index]) for index, name in enumerate(spec.channelnames)
-    }
+    channels = {name: np.ascontiguousarray(kept[..., index]) for index, name in enumerate(spec.channelnames)}
     try:
         with no_prints(), OpenEXR.File(header, channels) as file:
             file.write(str(beside))
-        _join(path, beside, -(-spec.height // _LINES[compression]))
+        blocks = _blocks_of(beside, -(-len(kept) // lines))
+        _join(path, [blocks[place] for place in places], spec.y, lines)
     except (RuntimeError, ValueError, TypeError):
         return False
     finally:
@@ -77,17 +83,63 @@ def add_pixels(path: Path, beside: Path, spec: oiio.ImageSpec, pixels: npt.NDArr
     return True
 
 
-def _join(path: Path, beside: Path, blocks: int) -> None:
-    """Give `path` the pixels of the file `beside`: its table of places, moved by the difference of both
-    headers, and its blocks."""
-    began, other = path.read_bytes(), beside.read_bytes()
-    end, start = _end_of_header(began), _end_of_header(other)
-    table = struct.Struct(f"<{blocks}Q")
-    if len(other) < start + table.size:
+def _without_repeated_zeros(pixels: npt.NDArray[Any], lines: int) -> tuple[npt.NDArray[Any], list[int]]:
+    """The pixels (h, w, C) without blocks of zeros behind the first such block, and for each block which of
+    the kept ones it equals. The last block, which may be shorter, is kept always."""
+    starts = range(0, len(pixels), lines)
+    bits = pixels.view(np.uint16)
+    kept: list[int] = []
+    places: list[int] = []
+    zeros: int | None = None
+    for start in starts:
+        is_zero = start != starts[-1] and not bits[start : start + lines].max()
+        if is_zero and zeros is not None:
+            places.append(zeros)
+            continue
+        if is_zero:
+            zeros = len(kept)
+        places.append(len(kept))
+        kept.append(start)
+    if len(kept) == len(starts):
+        return pixels, places
+    return np.concatenate([pixels[start : start + lines] for start in kept]), places
+
+
+def _blocks_of(path: Path, count: int) -> list[memoryview]:
+    """The compressed blocks of an EXR file with one part, from the top: each with its length before it.
+
+    Raises:
+        OSError: the file was cut off.
+    """
+    data = path.read_bytes()
+    start = _end_of_header(data)
+    if len(data) < start + _PLACE.size * count:
         raise OSError("it was not written as a whole")
-    places = [place + end - start for place in table.unpack_from(other, start)]
+    blocks = []
+    for (place,) in _PLACE.iter_unpack(data[start : start + _PLACE.size * count]):
+        if place == 0 or place + _BLOCK.size > len(data):
+            raise OSError("it was not written as a whole")
+        _, length = _BLOCK.unpack_from(data, place)
+        end = place + _BLOCK.size + length
+        if end > len(data):
+            raise OSError("it was not written as a whole")
+        blocks.append(memoryview(data)[place + _BLOCK.size - _LENGTH_BYTES : end])
+    return blocks
+
+
+def _join(path: Path, blocks: Sequence[memoryview], top: int, lines: int) -> None:
+    """Give `path`, which is a header alone, its pixels: the table of the blocks' places, and the blocks, each
+    behind the number of its first line."""
+    began = path.read_bytes()
+    header = began[: _end_of_header(began)]
+    place = len(header) + _PLACE.size * len(blocks)
+    table, parts = [], []
+    for number, block in enumerate(blocks):
+        table.append(_PLACE.pack(place))
+        parts += [_LINE.pack(top + number * lines), block]
+        place += _LINE.size + len(block)
     with path.open("wb") as stream:
-        stream.writelines((began[:end], table.pack(*places), memoryview(other)[start + table.size :]))
+        stream.writelines((header, *table, *parts))
 
 
 def _end_of_header(data: bytes) -> int:
