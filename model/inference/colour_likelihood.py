@@ -26,6 +26,8 @@ _SPREAD = 1.75
 _UNKNOWN = 1e-5
 """Added to both shares: a colour that neither side has says nothing."""
 
+Bins = npt.NDArray[np.uint16]
+
 _axis = np.arange(-4, 5)
 _KERNEL: FloatArray = np.exp(-np.square(_axis) / (2 * _SPREAD**2)).astype(np.float32)
 _KERNEL /= _KERNEL.sum()
@@ -48,10 +50,10 @@ def likelihood_of(
 ) -> FloatArray:
     """`likelihood` with `colours_of` the same picture, faster."""
     bins = _bins(picture)
-    return _table(_counted(bins, mask, larger), keys)[bins]
+    return _looked_up(_table(_counted(bins, mask, larger), keys), bins)
 
 
-def _counted(bins: npt.NDArray[np.int32], mask: FloatArray, larger: float) -> FloatArray:
+def _counted(bins: Bins, mask: FloatArray, larger: float) -> FloatArray:
     """`colours_of` the bins (h, w) of a picture."""
     inside = (mask > 0.5).view(np.uint8)
     near, inner, outer = (
@@ -77,7 +79,7 @@ def likelihood(picture: FloatArray, own: FloatArray, keys: Sequence[FloatArray])
         own: `colours_of` this frame.
         keys: `colours_of` the keys; together they count as much as the frame.
     """
-    return _table(own, keys)[_bins(picture)]
+    return _looked_up(_table(own, keys), _bins(picture))
 
 
 def _table(own: FloatArray, keys: Sequence[FloatArray]) -> FloatArray:
@@ -89,11 +91,18 @@ def _table(own: FloatArray, keys: Sequence[FloatArray]) -> FloatArray:
     return np.asarray(inside / (inside + outside), np.float32)
 
 
-def _bins(picture: FloatArray) -> npt.NDArray[np.int32]:
-    """(...): the bin of each colour (3, ...)."""
-    r, g, b = np.clip(picture * np.float32(BINS), 0, BINS - 1).astype(np.int32)
-    bins: npt.NDArray[np.int32] = (r * BINS + g) * BINS + b
+def _bins(picture: FloatArray) -> Bins:
+    """(h, w): the bin of each colour (3, h, w)."""
+    r, g, b = np.clip(picture * np.float32(BINS), 0, BINS - 1).astype(np.uint16)
+    bins: Bins = (r * np.uint16(BINS) + g) * np.uint16(BINS) + b
     return bins
+
+
+def _looked_up(table: FloatArray, bins: Bins) -> FloatArray:
+    """(h, w): the value of each bin in a table (BINS ** 3,)."""
+    whole = np.zeros((1, 1 << 16), np.float32)  # the size that OpenCV takes
+    whole[0, : table.size] = table
+    return np.asarray(cv2.LUT(bins, whole), np.float32)
 
 
 def _spread(shares: FloatArray) -> FloatArray:

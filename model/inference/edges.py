@@ -116,7 +116,6 @@ class _FusedRefiner:
         alpha = torch.addcmul(own, trust.sigmoid(), torch.from_numpy(filtered[0]) - own) + change
         return _array(alpha.clamp_(0, 1)), _array(soft.sigmoid())
 
-
     def _halved(self, planes: Sequence[FloatArray]) -> Tensor:
         """`F.pixel_unshuffle` of some pictures (h, w) less one half: (1, 4 * C, h/2, w/2), channels last.
 

@@ -302,13 +302,16 @@ def inputs_of(part: EdgeBox) -> FloatArray:
     evidence = part.evidence
     masks = (evidence.probability, evidence.before, evidence.after, evidence.others)
     height, width = part.own.shape
-    inputs = np.empty((INPUTS, height, width), np.float32)
-    inputs[:3] = part.picture
-    for plane, mask in zip(inputs[3:7], masks, strict=True):
+    inputs = np.empty((INPUTS, height + -height % STRIDE, width + -width % STRIDE), np.float32)
+    inside = inputs[:, :height, :width]
+    inside[:3] = part.picture
+    for plane, mask in zip(inside[3:7], masks, strict=True):
         plane[:] = mask[part.box]
-    inputs[7] = evidence.key_softness
-    inputs[8] = likelihood_of(part.picture, inputs[3], evidence.key_colours, part.larger)
-    return np.pad(inputs, ((0, 0), (0, -height % STRIDE), (0, -width % STRIDE)), mode="edge")
+    inside[7] = evidence.key_softness
+    inside[8] = likelihood_of(part.picture, inside[3], evidence.key_colours, part.larger)
+    inputs[:, :height, width:] = inputs[:, :height, width - 1 : width]
+    inputs[:, height:] = inputs[:, height - 1 : height]
+    return inputs
 
 
 def _box(zone: ByteArray) -> Tile:
