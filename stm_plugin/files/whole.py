@@ -7,6 +7,7 @@ import hashlib
 import os
 import struct
 import uuid
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,7 +29,10 @@ class DamagedFileError(Exception):
         super().__init__(f"{path} is damaged")
 
 
-def write_atomically(path: Path, *parts: bytes, durable: bool = True) -> None:
+Bytes = bytes | memoryview
+
+
+def write_atomically(path: Path, *parts: Bytes, durable: bool = True) -> None:
     """Write a file atomically: a reader sees the old content or the new one, never a part.
 
     Args:
@@ -77,9 +81,12 @@ def store_error(error: OSError, path: Path) -> StoreError:
     )
 
 
-def _seal_of(body: bytes) -> bytes:
+def _seal_of(parts: Sequence[Bytes]) -> bytes:
     """What stands before the body of a sealed file: its length and checksum."""
-    return _HEADER.pack(_MAGIC, len(body), hashlib.sha256(body).digest())
+    checksum = hashlib.sha256()
+    for part in parts:
+        checksum.update(part)
+    return _HEADER.pack(_MAGIC, sum(len(part) for part in parts), checksum.digest())
 
 
 def unseal(data: bytes, path: Path) -> bytes:
@@ -97,9 +104,10 @@ def unseal(data: bytes, path: Path) -> bytes:
     return body
 
 
-def write_sealed(path: Path, body: bytes, *, durable: bool = True) -> None:
-    """Write a sealed file atomically. StoreError as in `write_atomically`."""
-    write_atomically(path, _seal_of(body), body, durable=durable)  # no copy of the body
+def write_sealed(path: Path, *body: Bytes, durable: bool = True) -> None:
+    """Write a sealed file atomically; the parts of its body are not copied. StoreError as in
+    `write_atomically`."""
+    write_atomically(path, _seal_of(body), *body, durable=durable)
 
 
 def read_sealed(path: Path) -> bytes | None:

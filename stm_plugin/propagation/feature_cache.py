@@ -7,12 +7,14 @@ ones.
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
+import struct
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
@@ -23,7 +25,7 @@ from torch import Tensor
 
 from model.inference.device_copies import own_stream
 from stm_plugin.errors import DiskFullError, StoreError
-from stm_plugin.files.whole import SEAL_BYTES, DamagedFileError, read_sealed, write_sealed
+from stm_plugin.files.whole import SEAL_BYTES, Bytes, DamagedFileError, read_sealed, write_sealed
 from stm_plugin.propagation.storing import Storing
 
 _OWN_MEMORY_FROM = 1 << 17
@@ -34,6 +36,17 @@ _LARGE_PAGES_FROM = 1 << 22
 _ALIGNMENT = 64
 _LAST = "|channels last"
 """Suffix of a tensor's name in a file: it is stored as (n, h, w, C) and stands for (n, C, h, w)."""
+
+_TYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.uint8: "U8",
+}
+"""As safetensors names them."""
+_HEADER_ALIGNMENT = 8
 
 _SINGLE = "|single"
 """Behind the name of a tensor of half floats that stands for one of float32."""
@@ -106,15 +119,16 @@ class DiskCache:
             self._touch(key, path)
         return body
 
-    def put(self, key: str, body: bytes) -> None:
+    def put(self, key: str, *body: Bytes) -> None:
         """Keep bytes. StoreError where the disk is full or cannot be written."""
-        if self.make_room(key, body):
+        size = SEAL_BYTES + sum(len(part) for part in body)
+        if self.make_room(key, size):
             self.write(key, body)
-            self.count(key, body)
+            self.count(key, size)
 
-    def make_room(self, key: str, body: bytes) -> bool:
-        """Delete what was used longest ago, until there is room; False where the budget is too small."""
-        size = len(body) + SEAL_BYTES
+    def make_room(self, key: str, size: int) -> bool:
+        """Delete what was used longest ago, until a file of a size has room; False where the budget is too
+        small."""
         if size > self.budget:
             return False
         sizes = self._known()
@@ -123,15 +137,15 @@ class DiskCache:
             self.drop(next(iter(sizes)))
         return True
 
-    def write(self, key: str, body: bytes) -> None:
+    def write(self, key: str, body: Sequence[Bytes]) -> None:
         """Write the file of an entry; may be called while others are read. StoreError as in `put`."""
-        write_sealed(self._path(key), body, durable=False)
+        write_sealed(self._path(key), *body, durable=False)
 
-    def count(self, key: str, body: bytes) -> None:
+    def count(self, key: str, size: int) -> None:
         """Add an entry whose file is written."""
         self._forget(key)
-        self._known()[key] = len(body) + SEAL_BYTES
-        self.bytes += len(body) + SEAL_BYTES
+        self._known()[key] = size
+        self.bytes += size
 
     def has(self, key: str) -> bool:
         """Whether the entry existed when the folder was last read."""
@@ -263,9 +277,10 @@ class FeatureCache:
 
     def _write(self, disk: DiskCache, key: str, kept: Tensors) -> None:
         """Write an entry to disk. Entries can be read meanwhile."""
-        body = _to_bytes(kept)
+        body = _as_file(kept)
+        size = SEAL_BYTES + sum(len(part) for part in body)
         with self._mutex:
-            if not self._disk_takes_more or not disk.make_room(key, body):
+            if not self._disk_takes_more or not disk.make_room(key, size):
                 return
             self._being_written += 1
         wrote, why = False, ""
@@ -277,7 +292,7 @@ class FeatureCache:
         finally:
             with self._mutex:
                 if wrote:
-                    disk.count(key, body)
+                    disk.count(key, size)
                 else:
                     self._leave_disk(why)
                     self._given_back += 1  # what was written of it is gone: a result may fit now
@@ -400,15 +415,22 @@ def _has_channels_last(tensor: Tensor) -> bool:
     return tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
 
 
-def _to_bytes(value: Tensors) -> bytes:
-    """Tensors as a file. The names of tensors with channels last end in `_LAST`."""
-    flat = {}
+def _as_file(value: Tensors) -> list[Bytes]:
+    """Tensors as the parts of a safetensors file; those of the tensors are their own memory. The names of
+    tensors with channels last end in `_LAST`."""
+    places: dict[str, dict[str, object]] = {}
+    parts: list[Bytes] = []
+    end = 0
     for name, tensor in value.items():
         if _has_channels_last(tensor):
-            flat[name + _LAST] = tensor.permute(0, 2, 3, 1)
-        else:
-            flat[name] = tensor
-    return safetensors.torch.save(flat)
+            name, tensor = name + _LAST, tensor.permute(0, 2, 3, 1)
+        start, end = end, end + tensor.nbytes
+        shape = list(tensor.shape)
+        places[name] = {"dtype": _TYPES[tensor.dtype], "shape": shape, "data_offsets": [start, end]}
+        parts.append(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    header = json.dumps(places, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % _HEADER_ALIGNMENT)
+    return [struct.pack("<Q", len(header)), header, *parts]
 
 
 def _from_bytes(body: bytes) -> Tensors:
