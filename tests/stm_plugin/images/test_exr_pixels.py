@@ -38,6 +38,7 @@ def soft_disc(width: int, height: int, channels: int) -> np.ndarray:
         ((67, 35), ("A",), (0, 0)),
         ((64, 48), ("A", "cup.a", "B.x"), (-5, 7)),
         ((3, 1), ("rgba.A",), (100, -9)),
+        ((40, 200), ("A",), (3, -20)),  # several blocks of zeros
     ],
 )
 def test_the_file_is_the_one_that_openimageio_writes_byte_for_byte(
@@ -71,13 +72,13 @@ def test_what_openexr_would_write_otherwise_is_left_to_openimageio(tmp_path: Pat
 def test_a_file_of_pixels_that_was_cut_off_is_an_error_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = exr_pixels._join
+    whole = exr_pixels._blocks_of
 
-    def cut(path: Path, beside: Path, blocks: int) -> None:
+    def cut(beside: Path, blocks: int) -> list[memoryview]:
         beside.write_bytes(beside.read_bytes()[:-20])
-        whole(path, beside, blocks)
+        return whole(beside, blocks)
 
-    monkeypatch.setattr(exr_pixels, "_join", cut)
+    monkeypatch.setattr(exr_pixels, "_blocks_of", cut)
     with pytest.raises(Exception, match="not written as a whole"):
         write_image(tmp_path / "a.exr", spec_of(67, 35, ("A",)), soft_disc(67, 35, 1), frame=1, durable=False)
     assert not list(tmp_path.iterdir())
