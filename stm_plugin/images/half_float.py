@@ -11,7 +11,7 @@ FloatArray = npt.NDArray[np.float32]
 HalfArray = npt.NDArray[np.float16]
 
 _BLOCK_VALUES = 32_000
-"""Converted together: little enough for the cache, and for torch to stay in this thread."""
+"""Converted together where torch would use further threads: so few that it stays in this one."""
 
 
 def to_half(values: FloatArray) -> HalfArray:
@@ -40,5 +40,8 @@ def convert(values: npt.NDArray[Any], result: npt.NDArray[Any]) -> None:
 
     source = torch.from_numpy(values if values.flags.writeable else values.copy()).view(-1)
     target = torch.from_numpy(result).view(-1)
+    if torch.get_num_threads() == 1:
+        target.copy_(source)
+        return
     for start in range(0, source.numel(), _BLOCK_VALUES):
         target[start : start + _BLOCK_VALUES].copy_(source[start : start + _BLOCK_VALUES])

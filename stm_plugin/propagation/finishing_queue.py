@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Generic, TypeVar
 
 from stm_plugin.errors import PlateError, StmError
-from stm_plugin.propagation.workers import Workers
+from stm_plugin.propagation.workers import Workers, begin_worker
 
 ONE = Workers()
 T = TypeVar("T")
@@ -32,7 +32,9 @@ class FinishingQueue(Generic[T]):
         self, work: Callable[[int], T], then: Callable[[int, T], None], workers: Workers = ONE
     ) -> None:
         self._work, self._then, self._most = work, then, workers.frames_waiting
-        self._pool = ThreadPoolExecutor(workers.finishers, thread_name_prefix="stm-finish")
+        self._pool = ThreadPoolExecutor(
+            workers.finishers, thread_name_prefix="stm-finish", initializer=begin_worker
+        )
         self._waiting: deque[tuple[int, Future[T]]] = deque()
 
     def submit(self, frame: int) -> None:

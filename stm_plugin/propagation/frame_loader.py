@@ -21,7 +21,7 @@ from stm_plugin.images.device_pictures import DevicePictures
 from stm_plugin.images.half_float import convert, to_float
 from stm_plugin.images.plate import CONTENT_HASH, Plate, PlateFrame, PlateSource
 from stm_plugin.images.working_picture import WorkingGeometry, to_working
-from stm_plugin.propagation.workers import Workers
+from stm_plugin.propagation.workers import Workers, begin_worker
 from stm_plugin.windows import FloatArray, PixelArray
 
 PictureArray = npt.NDArray[np.float16]
@@ -118,7 +118,9 @@ class FrameLoader:
         self._held: OrderedDict[int, LoadedFrame] = OrderedDict()
         self._coming: dict[int, Future[LoadedFrame]] = {}
         self._mutex = threading.RLock()
-        self._pool = ThreadPoolExecutor(self.workers.readers, thread_name_prefix="stm-read")
+        self._pool = ThreadPoolExecutor(
+            self.workers.readers, thread_name_prefix="stm-read", initializer=begin_worker
+        )
 
     def load(self, frame: int) -> LoadedFrame:
         """One frame in its present state. PlateError where it cannot be read."""

@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 
 from model.inference.fast_network import Query
+from model.inference.threads import use_threads
 
 
 class QueriesAhead:
@@ -37,7 +38,7 @@ class QueriesAhead:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool, self._coming = None, None
-            torch.set_num_threads(self._threads)
+            use_threads(self._threads)
 
     def begin(self, frame: int) -> None:
         """Begin with a frame of the CPU's that will be asked for next. Its errors come out of `take`. Nothing
@@ -47,9 +48,9 @@ class QueriesAhead:
         if self._pool is None:
             ahead = self._threads // 2
             self._pool = ThreadPoolExecutor(
-                1, thread_name_prefix="stm-query", initializer=torch.set_num_threads, initargs=(ahead,)
+                1, thread_name_prefix="stm-query", initializer=use_threads, initargs=(ahead,)
             )
-            torch.set_num_threads(self._threads - ahead)
+            use_threads(self._threads - ahead)
         self._coming = frame, self._pool.submit(self._compute, frame)
 
     def begin_here(self, frame: int) -> None:

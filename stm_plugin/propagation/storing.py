@@ -7,6 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
+from stm_plugin.propagation.workers import begin_worker
+
 
 class Storing:
     """Does work on files in separate threads, a bounded number of pieces at a time. Use it in a `with`
@@ -20,7 +22,7 @@ class Storing:
         self.most = 2 * threads
         """Pieces that wait or are worked on, at most."""
         self._room = threading.BoundedSemaphore(self.most)
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="stm-store")
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="stm-store", initializer=begin_worker)
 
     def submit(self, work: Callable[[], None]) -> Future[None]:
         """Take a piece of work; waits while there are too many. Its error is in the result."""

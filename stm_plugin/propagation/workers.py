@@ -43,6 +43,14 @@ class Workers:
         return self.readers + 2 + self.frames_waiting
 
 
+def begin_worker() -> None:
+    """To be called first in a thread of a pool: torch computes in that thread alone, as there are as many
+    threads as processors."""
+    from model.inference.threads import use_threads  # with torch, which a plan does not need
+
+    use_threads(1)
+
+
 def processors() -> int:
     """Processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
