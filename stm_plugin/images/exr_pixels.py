@@ -133,7 +133,8 @@ def _join(path: Path, blocks: Sequence[memoryview], top: int, lines: int) -> Non
     began = path.read_bytes()
     header = began[: _end_of_header(began)]
     place = len(header) + _PLACE.size * len(blocks)
-    table, parts = [], []
+    table: list[bytes] = []
+    parts: list[bytes | memoryview] = []
     for number, block in enumerate(blocks):
         table.append(_PLACE.pack(place))
         parts += [_LINE.pack(top + number * lines), block]
