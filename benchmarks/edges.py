@@ -216,12 +216,29 @@ def shown_frames(
         key_of: makes the key from the true alpha.
     """
     truths = [cv2.imread(str(one), cv2.IMREAD_GRAYSCALE) / np.float32(255) for one in sorted(alpha.iterdir())]
+    yield from shown_of(plate, truths, key_of)
+
+
+def shown_of(
+    plate: Path,
+    truths: list[FloatArray],
+    key_of: Callable[[FloatArray], FloatArray] = hard,
+    place: int = 0,
+) -> Iterator[Shown]:
+    """All frames of a plate but the key, propagated from it.
+
+    Args:
+        truths: of all frames.
+        key_of: makes the key from the truth.
+        place: of the key in the plate, from 0.
+    """
     with tempfile.TemporaryDirectory() as folder:
         shot = Shot.create(Path(folder) / "clip", PlateDescription("files", str(plate)), Settings())
-        first, *others = shot.plate.frames
-        shot.add_key(first, {"object": key_of(truths[0])})
+        others = list(shot.plate.frames)
+        key = others.pop(place)
+        shot.add_key(key, {"object": key_of(truths[place])})
         shot.propagate()
-        yield from _shown(shot, others, truths[1:])
+        yield from _shown(shot, others, truths[:place] + truths[place + 1 :])
         shot.close()
 
 
