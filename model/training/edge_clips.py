@@ -1,12 +1,12 @@
 """Clips with exactly known alpha, for the training of the edge refiner (`model.network.edges`).
 
-A clip is an object that moves in front of a background: fur and hair, wires, solid shapes with hard edges,
-objects of many parts, shapes out of focus (everywhere, or along a part of their
-outline), shapes behind an open shutter, gauze and smoke. Everything is composited in linear light and encoded
-as sRGB, with grain or without, as JPEG or not. Textures come from noise, from patterns, from scikit-image's
-photographs (CC0 or public domain) and, if given, from a folder of pictures. Where a folder `labels` beside
-that of the pictures says which pixels are an object, clips also show the photographs themselves: their alpha
-is hard, and not known along its outline. A clip depends on its seed only.
+A clip is an object that moves in front of a background: fur, hair and pelts, wires, solid shapes with hard
+edges, objects of many parts, shapes out of focus (everywhere, or along a part of their outline), shapes
+behind an open shutter, gauze and smoke. Everything is composited in linear light and encoded as sRGB, with
+grain or without, as JPEG or not. Textures come from noise, from patterns, from scikit-image's photographs
+(CC0 or public domain) and, if given, from a folder of pictures. Where a folder `labels` beside that of the
+pictures says which pixels are an object, clips also show the photographs themselves: their alpha is hard,
+and not known along its outline. A clip depends on its seed only.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from model.training.edge_pelt import pelt
 from model.training.textures import PHOTOGRAPHS, ByteArray, FloatArray, noise, photographs, read_bytes
 
 PHOTOGRAPH = "photograph"
@@ -210,6 +211,14 @@ def _dense_fur(rng: np.random.Generator, textures: _Textures) -> _Layer:
     return _Layer(np.float32(1) - bare, textures.colour() * shade[..., None])
 
 
+def _pelt(rng: np.random.Generator, textures: _Textures) -> _Layer:
+    """A body that consists of strands; often of about the colours that are behind it."""
+    outline = _outline(rng, rough=rng.choice([0.03, 0.15, 0.3]))
+    body = _filled(outline, soft=rng.uniform(0, 4))
+    base = textures.colour() if rng.random() < 0.3 else textures.smooth()
+    return _Layer(*pelt(rng, outline, body, base))
+
+
 def _strands(
     rng: np.random.Generator, outline: FloatArray, count: int, length: float
 ) -> list[npt.NDArray[np.int32]]:
@@ -388,6 +397,7 @@ _KINDS: dict[str, _Maker] = {
     PHOTOGRAPH: _assembly,
     "dense fur": _dense_fur,
     "slow blur": _solid,
+    "pelt": _pelt,
 }
 SHARES: Mapping[str, float] = {
     "fur": 0.24,
@@ -402,23 +412,24 @@ SHARES: Mapping[str, float] = {
 }
 """How often each kind is made."""
 SOFTER: Mapping[str, float] = {
-    "dense fur": 0.3,
-    "fur": 0.1,
+    "pelt": 0.28,
+    "dense fur": 0.1,
+    "fur": 0.06,
     "wires": 0.02,
     "solid": 0.04,
     "defocus": 0.1,
     "half defocus": 0.04,
-    "motion blur": 0.1,
-    "slow blur": 0.06,
+    "motion blur": 0.09,
+    "slow blur": 0.05,
     "gauze": 0.02,
-    "assembly": 0.12,
+    "assembly": 0.1,
     PHOTOGRAPH: 0.1,
 }
 """The same for the last part of a training: more of what is soft."""
 _USUAL_SPEEDS = (0, 10)
 _SPEEDS = {"motion blur": (15, 170), "slow blur": (4, 45)}
 """Canvas pixels a frame of what is blurred by its motion."""
-_AGAIN = {"dense fur": 0.5}
+_AGAIN = {"dense fur": 0.5, "pelt": 0.5}
 """How often the background is another part of the object's photograph."""
 
 
@@ -616,6 +627,13 @@ class _Textures:
                 edge = cv2.GaussianBlur(part.astype(np.float32), (0, 0), 1.0)[..., None]
                 colour = np.asarray(colour * (1 - edge) + self._one_colour() * edge, np.float32)
         return colour
+
+    def smooth(self) -> FloatArray:
+        """(S, S, 3) for a pelt: the colours of a photograph without its details."""
+        picture = cv2.resize(self.picture(_CANVAS), (48, 48), interpolation=cv2.INTER_AREA)
+        blurred = cv2.GaussianBlur(picture, (0, 0), self._rng.uniform(1, 12))
+        blurred = cv2.resize(blurred, (_CANVAS, _CANVAS), interpolation=cv2.INTER_LINEAR)
+        return np.asarray(blurred * self._rng.uniform(0.7, 1.5), np.float32)
 
     def _one_colour(self) -> FloatArray:
         if self._rng.random() < 0.3:  # nearly plain

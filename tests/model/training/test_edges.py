@@ -31,7 +31,7 @@ from model.training.edge_samples import CROP, make_sample
 from model.training.edge_trainer import EdgeTrainer, EdgeTraining, rate_at
 from model.weights_file import Manifest, WeightsFileError, load_refiner, save_network
 
-NEWER = ("dense fur", "slow blur")
+NEWER = ("dense fur", "pelt", "slow blur")
 
 
 def clip_of_kind(kind: str) -> edge_clips.EdgeClip:
