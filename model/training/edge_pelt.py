@@ -63,7 +63,7 @@ def pelt(
     side = body.shape[0]
     angle = rng.uniform(0, 2 * np.pi)
     habit = _Habit(
-        length=rng.uniform(25, 170),
+        length=rng.uniform(30, 230),
         lean=rng.uniform(0, 0.9) * np.array([np.cos(angle), np.sin(angle)]),
         locks=int(10 ** rng.uniform(1.6, 2.8)),
         gathered=rng.uniform(0, 0.85),

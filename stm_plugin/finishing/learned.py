@@ -27,7 +27,7 @@ from stm_plugin.images.working_picture import WorkingGeometry, inside_region, to
 from stm_plugin.settings import FinishSettings
 from stm_plugin.windows import FloatArray
 
-VERSION = 8
+VERSION = 9
 """Enters the address of every learned matte; raise it when the same evidence leads to another matte."""
 
 _USUAL_SIZE = 480
@@ -51,16 +51,18 @@ WIDE_SOFT, NARROW_SOFT = (0.6, 0.85), (0.2, 0.8)
 """Softness at which alpha begins to follow what was found, and follows it in full."""
 TRUSTED = (0.65, 0.9)
 """The same for the trust in the wide filter, on narrow soft edges."""
-HELD_BACK = 0.25
+HELD_BACK = 0.5
 """How much less part a hard key has where edges are soft."""
 
-PRIOR = 0.03
+PRIOR = 0.01
 """The weight of the refiner's alpha against what like colours have, where an edge is soft."""
 _FOLLOWED = (8, 24)
 """Working pixels from the contour: up to the first that weight is least, from the second on alpha stays."""
 
 _NEAR = 8
 """A part is confirmed if a neighbouring frame has a part within this many working pixels."""
+_SMALL = 64
+"""Working pixels: the most that a part has which one neighbouring frame alone decides about."""
 _DENT_NEAR = 2
 """The same for what is a little transparent inside an object."""
 _LEVELS = {0.25: 0.25, 0.5: 0.5, 0.75: 1.0, 0.9: 1.0, 1.0: 1.0}
@@ -239,14 +241,18 @@ def near_contour(own: FloatArray, larger: float) -> FloatArray:
 
 
 def confirmed(evidence: EdgeEvidence) -> FloatArray:
-    """The probability (h, w) without islands and holes that both neighbouring frames lack.
+    """The probability (h, w) without islands and holes that the neighbouring frames lack.
 
-    Without a result of a neighbour nothing is removed.
+    If only one neighbour has a result, small ones are removed only. Without any nothing is.
     """
     result = evidence.probability
+    neighbours = [one for one in (evidence.before, evidence.after) if one is not evidence.probability]
+    if not neighbours:
+        return result
     for inside in (True, False):
-        near = _near(inside, evidence.before, evidence.after)
-        alone = _apart((result > 0.5) == inside, near)
+        alone = _apart((result > 0.5) == inside, _near(inside, *neighbours))
+        if alone is not None and len(neighbours) == 1:
+            alone = _small(alone, _SMALL * larger_than_usual(result) ** 2)
         if alone is not None:
             result = np.where(dilated(alone, _RIM) > 0, np.float32(not inside), result)
     return result
@@ -295,6 +301,14 @@ def _apart(pixels: npt.NDArray[np.bool_], near: ByteArray) -> ByteArray | None:
     found = np.zeros(pixels.shape, np.uint8)
     found[box] = alone[parts]
     return found
+
+
+def _small(pixels: ByteArray, most: float) -> ByteArray:
+    """(h, w): 1 in the connected parts of at most so many pixels."""
+    count, parts = cv2.connectedComponents(pixels)
+    kept = (np.bincount(parts.reshape(-1), minlength=count) <= most).astype(np.uint8)
+    kept[0] = 0
+    return kept[parts]
 
 
 def inputs_of(part: EdgeBox) -> FloatArray:

@@ -17,7 +17,13 @@ from stm_plugin.errors import SettingsError, WeightsError
 from stm_plugin.finishing.band import Guide
 from stm_plugin.finishing.carried import SHARES, CarriedKey
 from stm_plugin.finishing.guided import finish
-from stm_plugin.finishing.learned import EdgeEvidence, alpha_at_working_size, finish_learned, without_specks
+from stm_plugin.finishing.learned import (
+    EdgeEvidence,
+    alpha_at_working_size,
+    confirmed,
+    finish_learned,
+    without_specks,
+)
 from stm_plugin.images.working_picture import to_working, working_geometry
 from stm_plugin.planning.values import Direction, Request
 from stm_plugin.propagation.edge_evidence import EdgeEvidenceSource
@@ -133,6 +139,19 @@ def test_an_island_that_the_neighbours_do_not_have_goes(refiner: FastRefiner) ->
     cv2.circle(broken, (25, 30), 5, 1.0, -1)
     matte = finish_learned(evidence_of(broken, sound), guide_of(alpha), GEOMETRY, SETTINGS, refiner)
     assert matte[50:71, 40:61].max() < 0.25
+
+
+def test_one_neighbour_alone_decides_about_small_parts_only() -> None:
+    sound = hard(disc(3.0))
+    broken = sound.copy()
+    cv2.circle(broken, (120, 90), 4, 0.0, -1)
+    cv2.circle(broken, (25, 30), 4, 1.0, -1)
+    cv2.circle(broken, (170, 130), 9, 0.0, -1)
+    evidence = replace(evidence_of(broken, sound), after=broken)
+    cleaned = confirmed(evidence)
+    assert cleaned[90, 120] == 1 and cleaned[30, 25] == 0
+    assert cleaned[130, 170] == 0, "it can be new in this frame"
+    assert confirmed(replace(evidence, before=broken)) is broken, "no neighbour is known"
 
 
 def test_a_dent_inside_and_a_trace_outside_that_are_near_no_contour_go() -> None:
