@@ -112,15 +112,18 @@ def by_refiner_in_bfloat16(shown: Shown) -> FloatArray:
     return by_refiner(shown, "bfloat16")
 
 
-def refiner_with_true_mask(shown: Shown) -> FloatArray:
-    """The refiner with the true alpha cut at a half in place of the network's probability, and with the true
-    trimap: what it gives is taken where the truth is neither 0 nor 1. What `learned` loses against it is the
-    network's."""
+def refiner_on_true_mask(shown: Shown) -> FloatArray:
+    """The refiner with the true alpha cut at a half, at working size, in place of the network's probability.
+    What `learned` loses against it is the network's."""
     cut = (shown.truth > 0.5).astype(np.float32)
     mask = to_working(cut, shown.guide.window, shown.geometry)
     evidence = replace(shown.evidence, probability=mask, before=mask, after=mask, carried=())
-    matte = by_refiner(replace(shown, evidence=evidence))
-    return np.where((shown.truth > 0) & (shown.truth < 1), matte, shown.truth)
+    return by_refiner(replace(shown, evidence=evidence))
+
+
+def refiner_with_true_trimap(shown: Shown) -> FloatArray:
+    """The same with the true trimap: what it gives is taken where the truth is neither 0 nor 1."""
+    return np.where((shown.truth > 0) & (shown.truth < 1), refiner_on_true_mask(shown), shown.truth)
 
 
 def guided_before(shown: Shown) -> FloatArray:
@@ -152,7 +155,8 @@ WAYS: dict[str, Way] = {
     "guided before": guided_before,
     "learned": by_refiner,
     "learned, bf16": by_refiner_in_bfloat16,
-    "learned, true trimap": refiner_with_true_mask,
+    "learned, true mask": refiner_on_true_mask,
+    "learned, true trimap": refiner_with_true_trimap,
     "closed form": closed_form,
     "closed form, true trimap": closed_form_true_trimap,
     "true cut": true_cut,

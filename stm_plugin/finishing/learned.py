@@ -51,7 +51,7 @@ WIDE_SOFT, NARROW_SOFT = (0.6, 0.85), (0.2, 0.8)
 """Softness at which alpha begins to follow what was found, and follows it in full."""
 TRUSTED = (0.65, 0.9)
 """The same for the trust in the wide filter, on narrow soft edges."""
-HELD_BACK = 0.5
+HELD_BACK = 0.4
 """How much less part a hard key has where edges are soft."""
 
 PRIOR = 0.01
