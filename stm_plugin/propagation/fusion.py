@@ -4,11 +4,12 @@ A pass is right on its own key. On every other key that it meets its result can 
 mask, place by place. Where it was right there, it counts beside that key as if it had started from it; where
 it was wrong, it does not. So a key's own pass does not rule beside its key on what that key hides: passes
 that know more and were right on that key count as much. A pass that finds less of the object than another
-one, that finds more than its own key shows, or that fits the keys badly counts less.
+one, that finds more than the keys let expect, or that fits the keys badly counts less.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from stm_plugin.windows import FloatArray
 
-VERSION = 6
+VERSION = 7
 """Enters the address of every matte; raise it when the same passes are fused to another result
 (and `planning.plan.FUSION_RULE` with it)."""
 
@@ -48,16 +49,36 @@ class Arrival:
     Attributes:
         distance: frames from the pass's own key.
         similarity: J of the pass and the true mask, in [0, 1].
-        visible: the object's area there over that on the pass's own key, at most 1. Where little of the
-            object is visible, a good pass fits badly too, so such an arrival counts little.
+        counts: how far the fit counts, in [0, 1]. Where little of the object is visible, and the pass finds
+            as little, a good pass fits badly too (`arrival_at`).
         wrong: on the grid of places, 0 where the pass is right and 1 where it is wrong (`wrong_places`).
             None: wrong everywhere.
+        area: pixels of the object there; None where it is not known.
     """
 
     distance: int
     similarity: float
-    visible: float = 1.0
+    counts: float = 1.0
     wrong: FloatArray | None = None
+    area: float | None = None
+
+
+def arrival_at(distance: int, probability: FloatArray, truth: FloatArray, key_area: float) -> Arrival:
+    """How well a pass fits a key that it meets.
+
+    It counts by the root of the area that the pass or the mask covers there, over the area on the pass's own
+    key. So a pass that finds what is visible of a hidden object loses little trust by its contour, and a pass
+    that finds far more than is there loses much, however small the object is.
+
+    Args:
+        distance: frames from the pass's own key.
+        probability, truth: the pass and the key's mask, (h, w) in [0, 1].
+        key_area: pixels of the object on the pass's own key.
+    """
+    either = area_of(np.maximum(probability, truth))
+    counts = min(1.0, math.sqrt(either / max(key_area, 1.0)))
+    wrong = wrong_places(probability, truth)
+    return Arrival(distance, similarity(probability, truth), counts, wrong, area_of(truth))
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +125,7 @@ def fuse(passes: Sequence[PassAtFrame]) -> Fusion:
     """One object on one frame from all passes that reach it: their mean, weighted pixel by pixel.
 
     The weight of a pass falls with its distance (`effective_distance`), and grows with the trust in it
-    (`earned_trust`) and with its confidence in the pixel. Where all passes agree, their value is the result.
+    (`earned_trusts`) and with its confidence in the pixel. Where all passes agree, their value is the result.
 
     Args:
         passes: at least one.
@@ -132,11 +153,9 @@ def fuse(passes: Sequence[PassAtFrame]) -> Fusion:
 def place_weights(passes: Sequence[PassAtFrame]) -> FloatArray:
     """The weight of each pass on the grid of places: (passes, rows, columns), all of a place of sum 1."""
     weights = np.empty((len(passes), *grid_of(passes[0].probability.shape)), np.float32)
-    areas = [area_of(one.probability) for one in passes]
-    held = max(min(area, one.key_area) for one, area in zip(passes, areas, strict=True))
-    for plane, one, area in zip(weights, passes, areas, strict=True):
-        trust = earned_trust(one, area, held) ** (_TRUST_POWER * _along(one, passes))
-        plane[...] = effective_distance(one) ** -_DISTANCE_POWER * trust
+    for plane, one, trust in zip(weights, passes, earned_trusts(passes), strict=True):
+        counted = trust ** (_TRUST_POWER * _along(one, passes))
+        plane[...] = effective_distance(one) ** -_DISTANCE_POWER * counted
     weights /= weights.sum(axis=0)
     return weights
 
@@ -155,20 +174,40 @@ def effective_distance(one: PassAtFrame) -> FloatArray | np.float32:
     return nearest
 
 
-def earned_trust(one: PassAtFrame, area: float, held: float) -> float:
-    """The trust in a pass, in [`_LEAST_TRUST`, 1].
+def earned_trusts(passes: Sequence[PassAtFrame]) -> list[float]:
+    """The trust in each pass of a frame, in [`_LEAST_TRUST`, 1].
 
     It is the product of three shares. How well the pass fits the keys that it met. How much of the object it
     finds: one that finds less than another has probably lost a part, or its own key does not show that part.
-    How much of what it finds its own key shows: what has grown may have leaked.
-
-    Args:
-        area: pixels of the object that it finds on this frame.
-        held: the largest area that any pass finds here, each limited to the area on its own key.
+    How much of what it finds its keys let expect: what has grown more may have leaked.
     """
-    holds = min(1.0, max(area, 1.0) / max(held, 1.0))
-    shown = min(1.0, max(one.key_area, 1.0) / max(area, 1.0))
-    return max(_LEAST_TRUST, holds * shown * arrival_trust(abs(one.distance), one.arrivals))
+    areas = [area_of(one.probability) for one in passes]
+    fits = [arrival_trust(abs(one.distance), one.arrivals) for one in passes]
+    # The most that any pass finds, as far as its own key shows it and as far as the pass fits.
+    held = max(min(area, one.key_area) * fit for one, area, fit in zip(passes, areas, fits, strict=True))
+    trusts = []
+    for one, area, fit in zip(passes, areas, fits, strict=True):
+        holds = min(1.0, max(area, 1.0) / max(held, 1.0))
+        shown = min(1.0, max(expected_area(one), 1.0) / max(area, 1.0))
+        trusts.append(max(_LEAST_TRUST, holds * shown * fit))
+    return trusts
+
+
+def expected_area(one: PassAtFrame) -> float:
+    """The most pixels that the keys of a pass let expect on the frame.
+
+    It is the area on its own key, or more where the object is larger on the keys that it met: between two of
+    them the area changes evenly.
+    """
+    distance, before, level = abs(one.distance), 0, one.key_area
+    for arrival in one.arrivals:
+        if arrival.area is None:
+            continue
+        if distance <= arrival.distance:
+            level += (arrival.area - level) * (distance - before) / (arrival.distance - before)
+            break
+        before, level = arrival.distance, arrival.area
+    return max(one.key_area, level)
 
 
 def arrival_trust(distance: int, arrivals: Sequence[Arrival]) -> float:
@@ -179,7 +218,7 @@ def arrival_trust(distance: int, arrivals: Sequence[Arrival]) -> float:
     """
     before, level = 0, 1.0
     for one in arrivals:
-        reached = 1.0 - one.visible * (1.0 - one.similarity)
+        reached = 1.0 - one.counts * (1.0 - one.similarity)
         if distance <= one.distance:
             return level + (reached - level) * (distance - before) / (one.distance - before)
         before, level = one.distance, reached

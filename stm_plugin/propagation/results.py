@@ -27,11 +27,10 @@ from stm_plugin.propagation.fusion import (
     Arrival,
     PassAtFrame,
     area_of,
+    arrival_at,
     fuse,
     known_alike,
     mean_confidence,
-    similarity,
-    wrong_places,
 )
 from stm_plugin.propagation.storing import Storing
 from stm_plugin.store.store import ProbabilityArray, dequantise, quantise
@@ -329,11 +328,10 @@ class Results(Material):
         """How well a pass fits another key; read once."""
         found = self._arrivals.get((pass_name, met, name))
         if found is None:
-            own, there = self._key_area(pass_name[0], name), self._key_area(met, name)
             truth = self.key_probabilities(met, (name,))[0]
             result = self._object_result(pass_name, met, name)
-            score, visible = similarity(result, truth), min(1.0, there / max(own, 1.0))
-            found = Arrival(abs(met - pass_name[0]), score, visible, wrong_places(result, truth))
+            own = self._key_area(pass_name[0], name)
+            found = arrival_at(abs(met - pass_name[0]), result, truth, own)
             self._arrivals[pass_name, met, name] = found
         return found
 

@@ -12,8 +12,10 @@ from stm_plugin.propagation.fusion import (
     Arrival,
     Fusion,
     PassAtFrame,
+    arrival_at,
     arrival_trust,
     effective_distance,
+    expected_area,
     fuse,
     grid_of,
     known_alike,
@@ -123,7 +125,7 @@ def test_a_pass_that_arrives_badly_loses_its_say_along_the_way() -> None:
     arrivals = (Arrival(10, 0.2), Arrival(20, 0.6))
     levels = [arrival_trust(distance, arrivals) for distance in (0, 5, 10, 15, 20, 40)]
     assert np.allclose(levels, [1.0, 0.6, 0.2, 0.4, 0.6, 0.6])
-    hidden = (Arrival(10, 0.2, visible=0.1),)
+    hidden = (Arrival(10, 0.2, counts=0.1),)
     assert arrival_trust(10, hidden) > 0.9, "where little is left to score a bad score says little"
 
 
@@ -226,6 +228,35 @@ def test_the_matte_leaves_a_key_gradually_whatever_other_passes_found_there(
     beside = fused([PassAtFrame(other, length - 1, 36.0, (there,)), PassAtFrame(own, -1, 36.0, (back,))])
     # A pass counts as right up to a mean error of 0.05 and as wrong from 0.35.
     assert np.abs(beside - own).max() <= 0.36
+
+
+def test_a_pass_that_leaks_gives_way_where_the_object_comes_near() -> None:
+    small, larger, near = (plane(np.s_[30 - n : 30 + n, 40 - n : 40 + n]) for n in (5, 7, 25))
+    leaked = np.maximum(larger, plane(np.s_[5:55, 48:73]))  # of the background beside the object
+    areas = float(small.sum()), float(near.sum())
+    right = PassAtFrame(larger, 5, areas[0], (arrival_at(20, near, near, areas[0]),))
+    there = np.maximum(small, plane(np.s_[5:55, 48:73]))
+    leaks = PassAtFrame(leaked, -15, areas[1], (arrival_at(20, there, small, areas[1]),))
+    assert np.abs(fused([right, leaks]) - larger).max() < 0.3
+    assert expected_area(right) > larger.sum(), "that it has grown is no sign of a leak"
+
+
+def test_what_a_pass_finds_of_a_hidden_object_costs_little_trust() -> None:
+    visible, found = plane(np.s_[20:24, 20:24]), plane(np.s_[20:24, 20:27])
+    hidden = arrival_at(10, found, visible, 800.0)
+    assert arrival_trust(10, (hidden,)) > 0.9
+    leaks = arrival_at(10, plane(np.s_[20:40, 20:50]), visible, 800.0)
+    assert arrival_trust(10, (leaks,)) < 0.3
+
+
+@given(
+    areas=st.lists(st.floats(1, 1e5), min_size=1, max_size=4), own=st.floats(1, 1e5), way=st.integers(1, 60)
+)
+def test_the_expected_area_changes_evenly(areas: list[float], own: float, way: int) -> None:
+    arrivals = tuple(Arrival(10 * place, 1.0, area=area) for place, area in enumerate(areas, 1))
+    here, there = (expected_area(PassAtFrame(WHOLE, one, own, arrivals)) for one in (way, way + 1))
+    assert own <= here <= max(own, *areas)
+    assert abs(here - there) <= (max(own, *areas) - min(own, *areas)) / 10 + 1e-6 * max(own, *areas)
 
 
 def test_a_contour_that_is_off_by_a_pixel_is_right() -> None:
