@@ -162,7 +162,7 @@ def compute(material: Material, network: FastNetwork, number: int, folder: Path)
 
 
 def _bytes(values: FloatArray) -> Bytes:
-    return np.rint(values * np.float32(255)).astype(np.uint8)
+    return np.asarray(np.rint(values * np.float32(255)), np.uint8)
 
 
 def _save(file: Path, **arrays: npt.NDArray[Any]) -> None:
