@@ -306,9 +306,11 @@ def _apart(pixels: npt.NDArray[np.bool_], near: ByteArray) -> ByteArray | None:
 def _small(pixels: ByteArray, most: float) -> ByteArray:
     """(h, w): 1 in the connected parts of at most so many pixels."""
     count, parts = cv2.connectedComponents(pixels)
-    kept: ByteArray = (np.bincount(parts.reshape(-1), minlength=count) <= most).astype(np.uint8)
+    kept = np.ones(count, np.uint8)
     kept[0] = 0
-    return kept[parts]
+    kept[np.bincount(parts.reshape(-1), minlength=count) > most] = 0
+    found: ByteArray = kept[parts]
+    return found
 
 
 def inputs_of(part: EdgeBox) -> FloatArray:
