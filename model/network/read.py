@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -27,17 +26,10 @@ SAFE_TOTAL = 1e30
 """Largest sum of a block's weights before the reference of the softmax is raised: far from overflow, even
 multiplied by the values."""
 
-ARITHMETIC = 2
-"""Raise it when the same memory is read to other bits."""
-
-LOG2_E = math.log2(math.e)
-"""Scores are multiplied by this, and weights are powers of 2: they take a CPU a third of the time of powers
-of e."""
-
-LEAST_EXPONENT = -92.0
-"""On a CPU no weight is smaller than 2 to the power of this, 2e-28 of the reference's: far below the last
-digit of the sum. The weights of trained networks are often smaller, down to denormal numbers, which do not
-change the sum and are a hundred times slower (three quarters of the time of `stm-lite`)."""
+LEAST_EXPONENT = -64.0
+"""On a CPU no weight is smaller than exp of this, 2e-28 of the reference's: far below the last digit of the
+sum. The weights of trained networks are often smaller, down to denormal numbers, which do not change the sum
+and are a hundred times slower (three quarters of the time of `stm-lite`)."""
 
 
 Block = tuple[Tensor, Tensor]
@@ -86,7 +78,7 @@ def space_time_read(
         raise ValueError(f"a previous frame's share of {previous_frame_cap} is not in [0, 1]")
     if not 0 <= key_weight <= 1:
         raise ValueError(f"a share of {key_weight} for keys is not in [0, 1]")
-    query = query_key.float() * (LOG2_E / query_key.shape[0] ** 0.5)  # (Ck, N)
+    query = query_key.float() / query_key.shape[0] ** 0.5  # (Ck, N)
     parts = _parts(list(memory), keys, key_weight, previous, previous_frame_cap)
     sample = parts[0].blocks[0][1]
     if query.device.type == "cpu":
@@ -173,11 +165,11 @@ def _blocks(frames: Iterable[Block], largest: int) -> Iterator[Block]:
 class _StreamedSoftmax:
     """Weighted sums under a softmax over blocks that come one by one.
 
-    Weights are 2 ** (score - reference); the reference of each query position is the largest score of the
-    first block, raised when it must be.
+    Weights are exp(score - reference); the reference of each query position is the largest score of the first
+    block, raised when it must be.
 
     Args:
-        query: (Ck, N), or (K, Ck, N) where each of K has its own positions; in fp32, scaled for powers of 2.
+        query: (Ck, N), or (K, Ck, N) where each of K has its own positions; in fp32, scaled.
         hopeful: compute weights with the present reference, and again with a higher one in the rare case that
             they are too large. Otherwise find every block's largest scores first, which costs a further pass
             but needs no synchronisation with a graphics card.
@@ -223,13 +215,13 @@ class _StreamedSoftmax:
         scores.sub_(self._reference)
         if scores.device.type == "cpu":
             scores.clamp_(min=LEAST_EXPONENT)
-        return scores.exp2_()
+        return scores.exp_()
 
     def _raise_to(self, scores: Tensor) -> None:
         """Raises the reference to higher scores (K, p, N)."""
         assert self._reference is not None
         reference = torch.maximum(self._reference, scores.amax(dim=1, keepdim=True))
-        shrink = (self._reference - reference).exp2_()
+        shrink = (self._reference - reference).exp_()
         self._reference = reference
         self._total *= shrink
         self._sum *= shrink

@@ -16,7 +16,6 @@ from typing import Any
 from model.inference.allocator import keep_freed_memory
 from model.network.config import NetworkConfig, network_config
 from model.network.memory import THINNING, MemoryRule
-from model.network.read import ARITHMETIC
 from model.training.adapt import AdaptOptions
 from model.weights_file import Manifest
 from stm_plugin.errors import MatteError, PlateError, SettingsError, StmError, StoreError
@@ -411,8 +410,7 @@ class Propagation:
 
     def _base(self) -> dict[str, str]:
         """What every probability depends on, by names for people."""
-        memory = f"{self.settings.id('memory')} {THINNING} {ARITHMETIC}"
-        base = {**self._features_base(), "memory settings": memory}
+        base = {**self._features_base(), "memory settings": f"{self.settings.id('memory')} {THINNING}"}
         network = self._network_config()
         # The paper's read adds no entry, so addresses of stores from before other reads stay valid.
         if network.previous_frame_cap != 1:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.network.read import LOG2_E, _parts, _read_parts, _StreamedSoftmax, space_time_read
+from model.network.read import _parts, _read_parts, _StreamedSoftmax, space_time_read
 from model.network.stm import read_dense
 
 OBJECTS, KEYS, VALUES, POSITIONS = 2, 8, 6, 40
@@ -106,7 +106,7 @@ def test_the_previous_frame_gives_its_share_at_most(
 def test_all_objects_at_once_as_on_a_card_are_read_the_same(share: float, largest: int) -> None:
     query, memory = memory_with_scores(5, 3, 60.0)
     parts = _parts(memory[1:-1], memory[:1], 0.4, memory[-1], share)
-    got = _read_parts(_StreamedSoftmax(query * LOG2_E / KEYS**0.5, hopeful=False), parts, largest)
+    got = _read_parts(_StreamedSoftmax(query / KEYS**0.5, hopeful=False), parts, largest)
     expected = space_time_read(
         query,
         memory[1:-1],
