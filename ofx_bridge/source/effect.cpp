@@ -8,7 +8,8 @@ namespace stm {
 namespace {
 
 constexpr Milliseconds buttonLimit{24 * 3600 * 1000};
-constexpr Milliseconds stopLimit{1000};
+constexpr Milliseconds stopLimit{5000};  // a machine that computes with all its cores answers late
+constexpr Milliseconds startLimit{1000};
 constexpr double defaultKeySeconds = 2.0;  // so long Set key waits for an engine that is starting, or busy
 constexpr const char* keyVariable = "STM_OFX_KEY_SECONDS";
 constexpr Milliseconds statusLimit{2000};
@@ -549,7 +550,7 @@ void EffectInstance::inputChanged(const std::string& clip) const {
     }
     // A mask that an artist connects is soon a key.
     const ClipView& mask = maskSource();
-    if (clip == mask.name() && mask.connected()) Connection::startAhead(Deadline(stopLimit, nullptr));
+    if (clip == mask.name() && mask.connected()) Connection::startAhead(Deadline(startLimit, nullptr));
 }
 
 // ---- the shot
