@@ -15,9 +15,15 @@ _changing = threading.Lock()
 
 
 def use_threads(count: int) -> None:
-    """Let torch use so many threads for what this one computes. Threads that start later begin as before."""
+    """Let torch use so many threads for what this one computes. Threads that start later begin as before.
+
+    Nothing changes where the system has no memory for one more thread: results are the same with any number.
+    """
     with _changing, ThreadPoolExecutor(1) as fresh:
-        before = fresh.submit(torch.get_num_threads).result()
+        try:
+            before = fresh.submit(torch.get_num_threads).result()
+        except (RuntimeError, MemoryError):
+            return
         torch.get_num_threads()  # else its first question would set the thread to what others begin with
         torch.set_num_threads(count)
         fresh.submit(torch.set_num_threads, before).result()

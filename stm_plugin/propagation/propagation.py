@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from model.inference.allocator import keep_freed_memory
+from model.inference.allocator import keep_freed_memory, release_freed_memory
 from model.network.config import NetworkConfig, network_config
 from model.network.memory import THINNING, MemoryRule
 from model.training.adapt import AdaptOptions
@@ -110,9 +110,13 @@ class Propagation:
     def close(self) -> None:
         """End the threads and release the memory."""
         with self._mutex:
-            loader, self._loader, self._cache = self._loader, None, None
+            loader, self._loader = self._loader, None
+            cache, self._cache = self._cache, None
         if loader is not None:
             loader.close()  # without the lock: its threads record what they read under it
+        if cache is not None:
+            cache.limit_ram(0)  # now, whatever still refers to it
+            release_freed_memory()
 
     # ---- the parts ----
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 import torch
 
 from model.inference.threads import use_threads
@@ -20,3 +21,13 @@ def test_a_thread_chooses_for_itself_alone() -> None:
         assert pool.submit(torch.get_num_threads).result() == 3
         assert torch.get_num_threads() == here
         assert threads_of_a_new_thread() == later
+
+
+def test_without_room_for_one_more_thread_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    here = torch.get_num_threads()
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", full)
+    use_threads(here + 1)
+    assert torch.get_num_threads() == here

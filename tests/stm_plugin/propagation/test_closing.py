@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from stm_plugin.images.plate import Plate, PlateFrame
 from stm_plugin.propagation.frame_loader import LoadedFrame
@@ -69,4 +70,14 @@ def test_a_frame_that_is_being_read_is_recorded_and_the_threads_end(
     go_on.set()
     ending.join(20)
     assert not ending.is_alive() and recorded == [1002]
+    shot.close()
+
+
+def test_features_are_freed_at_once_whoever_still_holds_the_cache(shot: Shot) -> None:
+    propagation = Propagation(shot.store, shot.plate, shot._description, CountingNetwork().factory, print)
+    cache = propagation.context().cache
+    cache.put("x", {"a": torch.ones(1 << 16)}, on_disk=False)
+    assert cache.ram.bytes
+    propagation.close()
+    assert cache.ram.bytes == 0 and not cache.has("x")
     shot.close()
