@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 
 from model.inference.allocator import keep_freed_memory
 from stm_plugin.errors import StoreFullError
+from stm_plugin.files.whole import Bytes
 from stm_plugin.propagation.feature_cache import DiskCache, FeatureCache, RamCache, as_halves, from_halves
 
 
@@ -162,7 +164,7 @@ def test_features_that_are_being_written_give_way_too(
     begun, go_on = threading.Event(), threading.Event()
     write = DiskCache.write
 
-    def slowly(self: DiskCache, key: str, body: bytes) -> None:
+    def slowly(self: DiskCache, key: str, body: Sequence[Bytes]) -> None:
         begun.set()
         assert go_on.wait(10)
         write(self, key, body)
@@ -192,7 +194,7 @@ def test_a_feature_that_did_not_fit_leaves_its_room_to_a_result(
     (tmp_path / "memory").mkdir()
     cache = FeatureCache(0, tmp_path / "memory", 10_000)
 
-    def half(self: DiskCache, key: str, body: bytes) -> None:
+    def half(self: DiskCache, key: str, body: Sequence[Bytes]) -> None:
         raise StoreFullError("The disk is full.", path=self.folder / key)
 
     monkeypatch.setattr(DiskCache, "write", half)
