@@ -56,7 +56,7 @@ def info(
     table.add_row("OCIO config", f"{config.name} ({config.source})")
     output.print(table, highlight=False)
     output.print(weights_table(with_scores=False))
-    output.print("`stm weights list` shows their scores too.", highlight=False)
+    output.print("`stm weights list` shows their licences and scores.", highlight=False)
     if shot is not None:
         from stm_plugin.store.store import ShotStore
 

@@ -62,13 +62,15 @@ def _check(out: Path, source: tuple[str, Path], overwrite: bool) -> None:
 
 
 def weights_table(*, with_scores: bool = True) -> Table:
-    """The shipped weights for people, in blocks that fit a narrow terminal."""
+    """The shipped weights for people, in blocks that fit a narrow terminal. Without scores the licence is
+    stated where it restricts the use."""
     table = Table.grid(padding=(0, 2))
     for path in (*shipped_weights(), *shipped_edges()):
         manifest = read_manifest(path)
         table.add_row("weights", f"{path.stem} ({manifest.architecture})")
         table.add_row("  use", manifest.use)
-        table.add_row("  licence", manifest.licence)
+        if with_scores or manifest.use != "commercial use allowed":
+            table.add_row("  licence", manifest.licence)
         scores = [f"{name}: {value:.3f}" for name, value in manifest.scores.items() if with_scores]
         for number, score in enumerate(scores):
             table.add_row("" if number else "  scores", score)
