@@ -202,9 +202,9 @@ class ToyNetwork:
     def new_bank(self, rule: MemoryRule, like: MemoryEntry, *, capacity: int, permanent: int) -> MemoryBank:
         return MemoryBank(rule, like, capacity=capacity, permanent=permanent)
 
-    def segment(self, query: Query, bank: MemoryBank) -> Tensor:
+    def begin_segment(self, query: Query, bank: MemoryBank) -> Callable[[], Tensor]:
         own = self._probabilities
-        return torch.cat([1 - own.sum(dim=0, keepdim=True), own])
+        return lambda: own
 
 
 def whole(made: DemoPlate, settings: Settings, toy: ToyNetwork | None = None) -> tuple[float, float]:

@@ -72,6 +72,14 @@ def uploaded(array: npt.NDArray[np.generic], device: torch.device) -> Tensor:
     return pinned.to(device, non_blocking=True)
 
 
+def queued(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device. From the CPU to a CUDA device it goes through page-locked memory, behind what is
+    queued there: this thread does not wait."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def begin_download(tensor: Tensor) -> Callable[[], Tensor]:
     """Begin to copy a tensor of the current stream to the CPU; what is called later waits for it alone, not
     for work that is queued after it."""

@@ -8,6 +8,7 @@ of objects.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from model.inference.allocator import keep_freed_memory
+from model.inference.device_copies import begin_download, queued
 from model.inference.fused import can_fuse, fuse_blocks
 from model.inference.prediction import ObjectLogit, merge_objects
 from model.network.config import STRIDE
@@ -135,10 +137,11 @@ class FastNetwork:
     @torch.inference_mode()
     def encode_memory(self, picture: Tensor, probabilities: Tensor) -> MemoryEntry:
         """(3, H, W) RGB and (K, H, W) probabilities of the objects, both in [0, 1] -> one frame of memory."""
+        probabilities = queued(probabilities, self.device).float()
         memory = self.network.encode_memory(self._batch(picture), self._batch(probabilities))
         keys = memory.key[0].float().flatten(2).transpose(1, 2).contiguous()  # (K, P, Ck)
         values = memory.value[0].flatten(2).contiguous()  # (K, Cv, P)
-        return MemoryEntry(keys, values, areas_of(probabilities.to(self.device, torch.float32)))
+        return MemoryEntry(keys, values, areas_of(probabilities))
 
     def new_bank(
         self, rule: MemoryRule, like: MemoryEntry, *, capacity: int = DEFAULT_CAPACITY, permanent: int = 0
@@ -153,7 +156,29 @@ class FastNetwork:
         Returns:
             (K + 1, H, W) fp32 probabilities, background first, summing to 1 at every pixel.
         """
-        return merge_objects(self.segment_alone(query, bank))
+        alone, merged, shrinking = self._segment_under_cap(query, bank)
+        if not bool(shrinking.any()):
+            return merged
+        return merge_objects(self._without_cap(shrinking, alone, query, bank))
+
+    @torch.inference_mode()
+    def begin_segment(self, query: Query, bank: MemoryBank) -> Callable[[], Tensor]:
+        """Begin `segment` without waiting for a graphics card. Until the result is there the bank must not
+        change.
+
+        Returns:
+            What waits for the result: (K, H, W) fp32 probabilities on the CPU, without the background.
+        """
+        alone, merged, shrinking = self._segment_under_cap(query, bank)
+        copied, shrinking_copied = begin_download(merged[1:]), begin_download(shrinking)
+
+        @torch.inference_mode()
+        def result() -> Tensor:
+            if not bool(shrinking_copied().any()):
+                return copied()
+            return merge_objects(self._without_cap(shrinking, alone, query, bank))[1:].cpu()
+
+        return result
 
     @torch.inference_mode()
     def segment_alone(self, query: Query, bank: MemoryBank) -> Tensor:
@@ -162,17 +187,13 @@ class FastNetwork:
         Returns:
             (K, H, W) fp32: each object's own probability. `soft_aggregate` merges those of all banks.
         """
-        alone = self._segment_with(self.previous_frame_cap, query, bank)
-        shrinks = self._shrinks(alone, bank)
-        if not bool(shrinks.any()):
-            return alone
-        return torch.where(shrinks[:, None, None], self._segment_with(1.0, query, bank), alone)
+        alone, _, shrinking = self._segment_under_cap(query, bank)
+        return self._without_cap(shrinking, alone, query, bank) if bool(shrinking.any()) else alone
 
     @torch.inference_mode()
     def previous_frame_caps(self, query: Query, bank: MemoryBank) -> list[float]:
         """The most that each of the K objects reads from the previous frame in `segment_alone`."""
-        alone = self._segment_with(self.previous_frame_cap, query, bank)
-        bounded = ~self._shrinks(alone, bank) & bank.has_previous
+        bounded = ~self._segment_under_cap(query, bank)[2] & bank.has_previous
         return [self.previous_frame_cap if one else 1.0 for one in bounded.tolist()]
 
     def _segment_with(self, previous_frame_cap: float, query: Query, bank: MemoryBank) -> Tensor:
@@ -191,12 +212,26 @@ class FastNetwork:
         alone = self.decode(read, query.features)  # (K, H, W) padded
         return unpad(alone, padding_to_stride(query.height, query.width))
 
-    def _shrinks(self, alone: Tensor, bank: MemoryBank) -> Tensor:
-        """(K,) bool: objects that lose so much of their area under the cap that they are read without it."""
+    def _segment_under_cap(self, query: Query, bank: MemoryBank) -> tuple[Tensor, Tensor, Tensor]:
+        """Under the cap: the objects alone (K, H, W), merged (K + 1, H, W), and those that shrink (K,)."""
+        alone = self._segment_with(self.previous_frame_cap, query, bank)
+        merged = merge_objects(alone)
+        return alone, merged, self._shrinks(merged[1:], bank)
+
+    def _without_cap(self, objects: Tensor, alone: Tensor, query: Query, bank: MemoryBank) -> Tensor:
+        """`alone` (K, H, W) with those of the objects (K,) that are read without the cap."""
+        return torch.where(objects[:, None, None], self._segment_with(1.0, query, bank), alone)
+
+    def _shrinks(self, merged: Tensor, bank: MemoryBank) -> Tensor:
+        """(K,) bool: objects that lose so much of their area under the cap that they are read without it.
+
+        Args:
+            merged: (K, H, W) probabilities under the cap.
+        """
         if self.previous_frame_cap == 1 or self.shrink_guard == 1 or not bank.has_previous:
-            return torch.zeros(len(alone), dtype=torch.bool, device=alone.device)
+            return torch.zeros(len(merged), dtype=torch.bool, device=merged.device)
         before = bank.newest_areas
-        lost = before - areas_of(merge_objects(alone)[1:])
+        lost = before - areas_of(merged)
         return (lost > self.shrink_guard * before) & (lost > LEAST_LOSS)
 
     @torch.inference_mode()
@@ -214,7 +249,7 @@ class FastNetwork:
 
     def _batch(self, x: Tensor) -> Tensor:
         """(C, H, W) -> (1, C, H', W') on the device, fp32, padded with zeros unless the encoders pad."""
-        x = x.to(self.device, torch.float32).unsqueeze(0)
+        x = queued(x, self.device).float().unsqueeze(0)
         return x if self._encoders_pad else pad(x, padding_to_stride(x.shape[-2], x.shape[-1]))
 
 

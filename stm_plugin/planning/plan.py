@@ -35,7 +35,10 @@ Frames up to the second key on either side are fused anew, up to the fourth wher
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby, zip_longest
 
 from stm_plugin.address import Ingredient, address_of
 from stm_plugin.errors import KeyframeError, PlateError
@@ -112,7 +115,26 @@ def make_plan(
         reached = not any(_unreached(facts, sources[frame], frame).values())
         address = frame_address(facts, frame, sources[frame], address_at)
         frames.append(frame_plan(facts, frame, sources[frame], address, ready, reached, history or {}))
-    return Plan(facts, tuple(frames), passes, _steps(passes, frames, known_at), addresses)
+    missing = [
+        ComputeStep(one, position)
+        for one in passes
+        for position, at in enumerate(one.frames)
+        if not known_at[(*one.name, at)]
+    ]
+    return Plan(facts, tuple(frames), passes, _with_finish_steps(missing, frames), addresses)
+
+
+def take_turns(plan: Plan, passes: int) -> Plan:
+    """The same plan with so many passes side by side, a frame of each in turn. No result depends on it."""
+    waiting = deque(tuple(run) for _, run in groupby(plan.compute_steps, lambda step: step.passed.name))
+
+    def lane() -> Iterator[ComputeStep]:
+        while waiting:
+            yield from waiting.popleft()
+
+    rounds = zip_longest(*(lane() for _ in range(passes)))
+    in_turn = [step for side_by_side in rounds for step in side_by_side if step is not None]
+    return replace(plan, steps=_with_finish_steps(in_turn, plan.frames))
 
 
 def frames_in_range(frames: tuple[int, ...], request: Request) -> tuple[int, ...]:
@@ -363,35 +385,29 @@ def position_in(one: Pass, frame: int) -> int:
     return place
 
 
-def _steps(
-    passes: tuple[Pass, ...],
-    frames: Iterable[FramePlan],
-    known_at: Mapping[Result, bool],
-) -> tuple[Step, ...]:
-    """All steps in order: passes one by one; a frame is finished right after the last step that it needs."""
+def _with_finish_steps(missing: Sequence[ComputeStep], frames: Iterable[FramePlan]) -> tuple[Step, ...]:
+    """All steps in order: a frame is finished right after the last of its missing results."""
     steps: list[Step] = []
+    computed = {(*step.passed.name, step.frame) for step in missing}
     waiting: dict[int, set[Result]] = {}
     waited_for: dict[Result, list[int]] = {}
     for one in frames:
         if one.state is State.UNREACHED:
             continue
-        missing = {result for result in _needed(one.sources, one.frame) if not known_at[result]}
-        if missing:
-            waiting[one.frame] = missing
-            for result in missing:
+        needed = _needed(one.sources, one.frame) & computed
+        if needed:
+            waiting[one.frame] = needed
+            for result in needed:
                 waited_for.setdefault(result, []).append(one.frame)
         else:
             steps.append(FinishStep(one.frame))
-    for one_pass in passes:
-        for position, frame in enumerate(one_pass.frames):
-            result = (*one_pass.name, frame)
-            if known_at[result]:
-                continue
-            steps.append(ComputeStep(one_pass, position))
-            for other in waited_for.get(result, ()):
-                waiting[other].discard(result)
-                if not waiting[other]:
-                    steps.append(FinishStep(other))
+    for step in missing:
+        steps.append(step)
+        result = (*step.passed.name, step.frame)
+        for other in waited_for.get(result, ()):
+            waiting[other].discard(result)
+            if not waiting[other]:
+                steps.append(FinishStep(other))
     return tuple(steps)
 
 

@@ -32,7 +32,7 @@ class Network(Protocol):
         self, rule: MemoryRule, like: MemoryEntry, *, capacity: int, permanent: int
     ) -> MemoryBank: ...
 
-    def segment(self, query: Query, bank: MemoryBank) -> Tensor: ...
+    def begin_segment(self, query: Query, bank: MemoryBank) -> Callable[[], Tensor]: ...
 
 
 class PlateMovedOn(Exception):
@@ -52,6 +52,7 @@ class PropagationContext:
         features_base: what the features of a frame depend on besides its pixels.
         weights: their name in the settings, for error texts.
         resident_limit: keeps the run's memory at its forecast; None where none was made.
+        turns: passes that are computed side by side.
     """
 
     store: ShotStore
@@ -64,6 +65,7 @@ class PropagationContext:
     features_base: Mapping[str, str]
     weights: str = ""
     resident_limit: ResidentLimit | None = None
+    turns: int = 1
 
     def hold_memory(self) -> None:
         """Return freed memory to the system if the run is near its forecast. To be called after each frame's

@@ -7,16 +7,16 @@ made from stored results, so a resumed pass ends with the same bytes.
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
 from model.inference.allocator import release_freed_memory
-from model.inference.device_copies import begin_download
 from model.network.memory import MemoryBank
 from stm_plugin.errors import PropagationCancelled, WeightsError, concerning
-from stm_plugin.planning.values import ComputeStep, Direction, FinishStep, Pass, Plan
+from stm_plugin.planning.values import ComputeStep, FinishStep, Pass, PassName, Plan, Step
 from stm_plugin.propagation.context import PropagationContext
 from stm_plugin.propagation.events import Event, FrameComputed, Progress
 from stm_plugin.propagation.memory_forecast import device_errors
@@ -35,8 +35,20 @@ the gaps of the heap grow by 3 to 6 MB a frame at 480p. Getting memory again tak
 time."""
 
 
+@dataclass(frozen=True)
+class _Begun:
+    """A step that was begun. `complete` waits for its result and keeps it; True where the store had it."""
+
+    number: int
+    step: Step
+    complete: Callable[[], bool]
+
+
 class Execution:
     """One run of a plan.
+
+    As many passes as the context says are computed side by side: while the device computes a frame of one,
+    the result of the other is copied back and stored. Steps are begun and completed in the plan's order.
 
     Args:
         results: of the plan.
@@ -56,7 +68,9 @@ class Execution:
         self._context, self._plan, self.results = context, results.plan, results
         self._emit, self._cancelled, self._submit = emit, cancelled, submit
         self._queries = QueriesAhead(results.query)
-        self._live: tuple[tuple[int, Direction], int, MemoryBank] | None = None
+        self._clock = _Clock(results.plan)
+        self._begun: deque[_Begun] = deque()
+        self._banks: OrderedDict[PassName, tuple[int, MemoryBank]] = OrderedDict()
         self._computed = 0
 
     def run(self) -> None:
@@ -73,24 +87,56 @@ class Execution:
             self._walk()
 
     def _walk(self) -> None:
-        clock = _Clock(self._plan)
         for number, step in enumerate(self._plan.steps):
-            if self._cancelled():
-                raise PropagationCancelled(
-                    "The propagation was stopped.",
-                    frame=step.frame,
-                    hint="Finished frames are kept; running it again continues from here.",
-                )
-            if isinstance(step, ComputeStep):
-                with concerning(step.frame):
-                    reused = self._compute(step, self._next_frames(number))
-                self._emit(FrameComputed(step.frame, step.passed.direction, reused))
-            else:
-                self._submit(step.frame)
-            self._emit(Progress(number + 1, len(self._plan.steps), step.frame, clock.tick(number, step)))
+            while not self._may_begin(step):
+                self._complete_next()
+            try:
+                self._begun.append(_Begun(number, step, self._begin(number, step)))
+            except Exception:
+                self._complete_all()  # what was begun before is kept
+                raise
+        self._complete_all()
 
-    def _compute(self, step: ComputeStep, upcoming: list[int]) -> bool:
-        """One frame of one pass; True where the result was there.
+    def _may_begin(self, step: Step) -> bool:
+        """Whether so few frames wait for the device that this step may be begun, none of the same pass."""
+        if not self._begun or isinstance(self._begun[0].step, FinishStep):
+            return not self._begun
+        waiting = [one.step.passed.name for one in self._begun if isinstance(one.step, ComputeStep)]
+        own = isinstance(step, ComputeStep) and step.passed.name in waiting
+        return not own and len(waiting) < self._context.turns
+
+    def _begin(self, number: int, step: Step) -> Callable[[], bool]:
+        """Begin a step; returns what completes it."""
+        if self._cancelled():
+            raise PropagationCancelled(
+                "The propagation was stopped.",
+                frame=step.frame,
+                hint="Finished frames are kept; running it again continues from here.",
+            )
+        if isinstance(step, FinishStep):
+            return lambda: False
+        with concerning(step.frame):
+            return self._begin_frame(step, self._next_frames(number))
+
+    def _complete_all(self) -> None:
+        while self._begun:
+            self._complete_next()
+
+    def _complete_next(self) -> None:
+        """Complete the step that was begun first. After an error nothing of what was begun goes on."""
+        one = self._begun.popleft()
+        step = one.step
+        if isinstance(step, ComputeStep):
+            with concerning(step.frame):
+                reused = one.complete()
+            self._emit(FrameComputed(step.frame, step.passed.direction, reused))
+        else:
+            self._submit(step.frame)
+        left = self._clock.tick(one.number, step)
+        self._emit(Progress(one.number + 1, len(self._plan.steps), step.frame, left))
+
+    def _begin_frame(self, step: ComputeStep, upcoming: list[int]) -> Callable[[], bool]:
+        """Begin one frame of one pass.
 
         Args:
             upcoming: the next frames that the network will look at.
@@ -98,28 +144,33 @@ class Execution:
         context, results = self._context, self.results
         address = results.pass_address(step.passed, step.position)
         if context.store.has(address):
-            return True
+            return lambda: True
         for frame in upcoming:
             if not results.has_query(frame):
                 context.loader.read_ahead(frame)
-        with device_errors(str(context.network().device), step.frame):
+        network = context.network()
+        device = str(network.device)
+        with device_errors(device, step.frame):
             query = self._queries.take(step.frame)
-            on_card = context.network().device.type == "cuda"
+            on_card = network.device.type == "cuda"
             if upcoming and not on_card:
                 self._queries.begin(upcoming[0])
-            bank = self._bank(step.passed, step.position + 1)
-            probabilities = context.network().segment(query, bank)[1:]  # (K, h, w), without the background
-            copied = begin_download(probabilities.float())
+            found = network.begin_segment(query, self._bank(step.passed, step.position + 1))
             if upcoming and on_card:  # the card has work while this thread waits and stores
                 self._queries.begin_here(upcoming[0])
-            computed = copied().numpy()
-        check_finite(computed, step.frame, context.weights)
-        results.put(address, step.frame, quantise(computed))
-        self._computed += 1
-        context.hold_memory()
-        if context.resident_limit is None and self._computed % _STEPS_TO_A_RELEASE == 0:
-            release_freed_memory()
-        return False
+
+        def complete() -> bool:
+            with device_errors(device, step.frame):
+                computed = found().numpy()  # (K, h, w)
+            check_finite(computed, step.frame, context.weights)
+            results.put(address, step.frame, quantise(computed))
+            self._computed += 1
+            context.hold_memory()
+            if context.resident_limit is None and self._computed % _STEPS_TO_A_RELEASE == 0:
+                release_freed_memory()
+            return False
+
+        return complete
 
     def _bank(self, passed: Pass, step: int) -> MemoryBank:
         """The memory of a pass for the frame at `step` (the key is step 0).
@@ -127,16 +178,18 @@ class Execution:
         It is the memory for the frame before plus one entry, or built anew from the store.
         """
         context, results = self._context, self.results
-        if self._live is not None and self._live[:2] == (passed.name, step - 1):
-            bank = self._live[2]
-            bank.write(step - 1, results.entry(passed, step - 1))
+        before, bank = self._banks.pop(passed.name, (-1, None))
+        if bank is not None and before == step - 1:
+            bank.write(before, results.entry(passed, before))
         else:
-            self._live = None  # frees the other pass's bank before this one is made
+            bank = None
+            while len(self._banks) >= context.turns:  # frees that of another pass before this one is made
+                self._banks.popitem(last=False)
             own = results.entry(passed, 0)
             bank = context.network().new_bank(context.rule, own, capacity=context.memory_cap, permanent=0)
             for held in context.rule.steps_in_memory(step, context.memory_cap):
                 bank.restore(held, own if held == 0 else results.entry(passed, held))
-        self._live = (passed.name, step, bank)
+        self._banks[passed.name] = step, bank
         return bank
 
     def _next_frames(self, number: int) -> list[int]:
@@ -174,7 +227,7 @@ class _Clock:
         }
         self._last = time.monotonic()
 
-    def tick(self, number: int, step: ComputeStep | FinishStep) -> float | None:
+    def tick(self, number: int, step: Step) -> float | None:
         """Count a finished step; returns the seconds until the last step ends."""
         now = time.monotonic()
         if number > 0:  # the first step loads the network: its time is not that of the others

@@ -23,7 +23,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from model.inference.device_copies import own_stream
+from model.inference.device_copies import own_stream, queued
 from stm_plugin.errors import DiskFullError, StoreError
 from stm_plugin.files.whole import SEAL_BYTES, Bytes, DamagedFileError, read_sealed, write_sealed
 from stm_plugin.propagation.storing import Storing
@@ -352,7 +352,7 @@ def from_halves(value: Mapping[str, Tensor], device: torch.device) -> Tensors:
     """Features on a device, of the types that they had before `as_halves`."""
     return {
         name.removesuffix(_SINGLE): (
-            tensor.to(device).float() if name.endswith(_SINGLE) else tensor.to(device)
+            queued(tensor, device).float() if name.endswith(_SINGLE) else queued(tensor, device)
         )
         for name, tensor in value.items()
     }

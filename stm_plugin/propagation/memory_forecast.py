@@ -92,6 +92,7 @@ class MemoryRequest:
         learned_edges, foreground: whether finishing uses the edge refiner, and solves the foreground.
         plate_pixel_bytes: of one pixel of it, as it is held.
         workers: readers, and as many finishers.
+        turns: passes that are computed side by side (`passes_in_turn`).
         program_bytes: of the process before the run, if they were measured; 0: what they usually are.
     """
 
@@ -111,6 +112,7 @@ class MemoryRequest:
     foreground: bool = False
     plate_pixel_bytes: int = _PLATE_FRAME_BYTES
     workers: int = 1
+    turns: int = 1
     program_bytes: int = 0
 
 
@@ -119,8 +121,8 @@ class Forecast:
     """Bytes that a run will take on its device.
 
     Attributes:
-        bank: the space-time memory, reserved at once; it does not grow.
-        working: the largest working space of one call.
+        bank: the space-time memories, reserved at once; they do not grow.
+        working: the largest working space of one call, and the frames that wait for the device beside it.
         features: of frames, cached in the machine's main memory.
         fixed: program, weights and the plate frames at hand.
     """
@@ -293,6 +295,12 @@ def describe_device(device: str) -> str:
     return f"CPU, {torch.get_num_threads()} threads"
 
 
+def passes_in_turn(device: str) -> int:
+    """Passes that a device computes side by side. While one's result is copied and stored, a graphics card
+    has the other's frame to work on. A processor has no time in which it waits."""
+    return 2 if device.startswith("cuda") else 1
+
+
 def free_memory(device: str) -> int:
     """Bytes that a run may take on a device now."""
     if device.startswith("cuda"):
@@ -331,8 +339,8 @@ def predict_memory(run: MemoryRequest) -> Forecast:
             fixed += _WINOGRAD_BYTES[config.trunk]
             once += _WORKING_BYTES["float32"] * _WINOGRAD_VALUES_PER_PIXEL[config.trunk]
     return Forecast(
-        bank=slots * per_entry,
-        working=round(pixels * (once + per_object * run.objects)),
+        bank=run.turns * slots * per_entry,
+        working=round(pixels * (once + per_object * run.objects)) + (run.turns - 1) * _waiting_bytes(run),
         features=_cached_bytes(run) if on_cpu else 0,
         fixed=fixed,
     )
@@ -348,8 +356,8 @@ def _working_bytes(trunk: str, precision: str, on_cpu: bool) -> tuple[float, flo
 
 
 def fit_memory(wanted: MemoryRequest, available: int) -> MemoryFit:
-    """Make a run fit into `available` bytes: fewer cached features and workers, then a lower cap, then a
-    smaller picture.
+    """Make a run fit into `available` bytes: fewer cached features and workers, one pass at a time, then a
+    lower cap, then a smaller picture.
 
     Raises:
         DeviceError: not even the smallest fits.
@@ -365,6 +373,8 @@ def fit_memory(wanted: MemoryRequest, available: int) -> MemoryFit:
                 memory_cap=cap,
             )
             run = replace(run, workers=_workers_within(run, budget))
+            if predict_memory(replace(run, ram_budget=0)).total > budget:
+                run = replace(run, turns=1)
             forecast = predict_memory(run)
             if forecast.total > budget:
                 room = budget - predict_memory(replace(run, ram_budget=0)).total
@@ -441,6 +451,13 @@ def _feature_bytes(run: MemoryRequest) -> int:
     positions = -(-run.height // STRIDE) * -(-run.width // STRIDE)
     entry = positions * _CACHED_BYTES * (config.key_channels + config.value_channels) + _AREA_BYTES
     return round(pixels * per_pixel) + run.objects * entry
+
+
+def _waiting_bytes(run: MemoryRequest) -> int:
+    """Of a frame that waits for the device: its features as they are used, and probabilities alone and
+    merged."""
+    used = _feature_bytes(run) * _VALUE_BYTES["float32"] // _CACHED_BYTES
+    return used + run.height * run.width * _VALUE_BYTES["float32"] * (2 * run.objects + 1)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from stm_plugin.images.device_pictures import DevicePictures, pictures_on
 from stm_plugin.images.matte import MetadataValue
 from stm_plugin.images.plate import MOST_PIXEL_BYTES, Plate, PlateSource, held_pixel_bytes
 from stm_plugin.images.working_picture import WorkingGeometry, working_geometry
-from stm_plugin.planning.plan import make_plan
+from stm_plugin.planning.plan import make_plan, take_turns
 from stm_plugin.planning.quality import Quality, adapting_may_help, hidden_keys
 from stm_plugin.planning.values import Facts, Key, Plan, Request, State
 from stm_plugin.propagation.adaptation import (
@@ -52,6 +52,7 @@ from stm_plugin.propagation.memory_forecast import (
     check_adaptation_memory,
     fit_memory,
     free_memory,
+    passes_in_turn,
     pick_device,
     precision_of,
     predict_memory,
@@ -100,6 +101,7 @@ class Propagation:
         self._cache: FeatureCache | None = None
         self._ram_budget = settings.ram_budget
         self._workers = Workers()
+        self._turns = 1
         self._resident_limit: ResidentLimit | None = None
         self._mask_areas: dict[str, float] = {}  # by the mask's hash
         self._recorded: dict[int, int] = {}  # by frame: the recorded hash
@@ -206,6 +208,7 @@ class Propagation:
                 features_base=features_base,
                 weights=settings.weights,
                 resident_limit=self._resident_limit,
+                turns=self._turns,
             )
 
     # ---- plans and their execution ----
@@ -255,7 +258,7 @@ class Propagation:
         }
         signatures = self._signatures(plan)
         on_event(PlanMade(plan))
-        finisher = self.finisher(plan)
+        finisher = self.finisher(take_turns(plan, self._turns))
         try:
             with FrameOutput(self.context(plan), finisher, writer, on_event) as output:
                 Execution(self.context(plan), finisher.results, on_event, cancelled, output.submit).run()
@@ -476,6 +479,7 @@ class Propagation:
             foreground=self.settings.foreground,
             plate_pixel_bytes=self._pixel_bytes(),
             workers=workers or most_workers(),
+            turns=min(passes_in_turn(device), len({step.passed.name for step in plan.compute_steps}) or 1),
             program_bytes=_program_bytes() if device == "cpu" else 0,
         )
         return fit_memory(run, free_memory(device) + self._ram_held())
@@ -513,7 +517,7 @@ class Propagation:
                 self._loader = None
             else:
                 loader = None
-            self._workers = workers
+            self._workers, self._turns = workers, run.turns
         if loader is not None:
             loader.close()  # without the lock, as in `close`
 

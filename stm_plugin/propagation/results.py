@@ -226,7 +226,7 @@ class Results(Material):
             # that which is remembered next, those of the frames that wait for their matte or are at it, and
             # those that are not on disk
             waiting = self._context.loader.workers.frames_waiting + (storing.most if storing else 0)
-            while len(self._recent) > 2 + waiting:
+            while len(self._recent) > 1 + self._context.turns + waiting:
                 self._recent.popitem(last=False)
         if storing is None:
             store()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -50,9 +51,9 @@ class CountingNetwork:
     def new_bank(self, rule: MemoryRule, like: MemoryEntry, *, capacity: int, permanent: int) -> MemoryBank:
         return self.inner.new_bank(rule, like, capacity=capacity, permanent=permanent)
 
-    def segment(self, query: Query, bank: MemoryBank) -> Tensor:
+    def begin_segment(self, query: Query, bank: MemoryBank) -> Callable[[], Tensor]:
         self.calls["read and decode"] += 1
-        return self.inner.segment(query, bank)
+        return self.inner.begin_segment(query, bank)
 
     def factory(self, settings: Settings, device: str) -> Network:
         """A function that gives a shot its network."""

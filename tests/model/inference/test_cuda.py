@@ -41,9 +41,9 @@ def chain(network: SpaceTimeMemoryNetwork, device: str, precision: Precision = "
     bank.write(0, entry)
     probabilities = []
     for step in range(1, FRAMES):
-        probabilities.append(engine.segment(engine.encode_query(pictures[step]), bank)[1:])
+        probabilities.append(engine.begin_segment(engine.encode_query(pictures[step]), bank)())
         bank.write(step, engine.encode_memory(pictures[step], probabilities[-1]))
-    return torch.stack(probabilities).cpu()
+    return torch.stack(probabilities)
 
 
 @pytest.mark.parametrize("name", ["stm-lite", "stm-r50"])

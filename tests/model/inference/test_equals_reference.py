@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.inference.fast_network import FastNetwork
+from model.inference.prediction import merge_objects
 from model.network.config import STRIDE, network_config
 from model.network.memory import AREA_UNITS, MemoryEntry, MemoryRule, areas_of
 from model.network.read import space_time_read
@@ -149,9 +150,12 @@ def test_which_objects_are_read_without_the_bound_is_told_apart() -> None:
     bank.write(1, replace(entries[1], areas=torch.ones(OBJECTS, dtype=torch.int64)))
     assert engine.previous_frame_caps(query, bank) == [0.3] * OBJECTS
     bounded = engine.segment_alone(query, bank)
+    assert torch.equal(engine.begin_segment(query, bank)(), engine.segment(query, bank)[1:])
     bank.write(1, replace(entries[1], areas=torch.tensor([1, 1 << 40, 1])))
     assert engine.previous_frame_caps(query, bank) == [0.3, 1.0, 0.3]
     got = engine.segment_alone(query, bank)
+    assert torch.equal(engine.begin_segment(query, bank)(), engine.segment(query, bank)[1:])
+    assert torch.equal(merge_objects(got), engine.segment(query, bank))
     assert torch.equal(got[[0, 2]], bounded[[0, 2]])
     engine.previous_frame_cap = 1.0
     assert torch.equal(got[1], engine.segment_alone(query, bank)[1])

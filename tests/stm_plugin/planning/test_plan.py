@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stm_plugin.errors import KeyframeError, PlateError
-from stm_plugin.planning.plan import FARTHEST, REACH, make_plan, record_of, spans
+from stm_plugin.planning.plan import FARTHEST, REACH, make_plan, record_of, spans, take_turns
 from stm_plugin.planning.values import (
     ComputeStep,
     Direction,
@@ -350,9 +351,11 @@ def test_a_finished_plan_leaves_nothing_to_do(keys: tuple[Key, ...]) -> None:
     assert {step.frame for step in again.steps if isinstance(step, FinishStep)} == set(FRAMES)
 
 
-@given(keys=some_keys)
-def test_every_frame_is_finished_once_and_after_all_that_it_needs(keys: tuple[Key, ...]) -> None:
-    plan = make_plan(facts(*keys))
+@given(keys=some_keys, passes=st.integers(1, 3))
+def test_every_frame_is_finished_once_and_after_all_that_it_needs(keys: tuple[Key, ...], passes: int) -> None:
+    one_by_one = make_plan(facts(*keys))
+    plan = take_turns(one_by_one, passes)
+    assert computed(plan) == computed(one_by_one)
     done: set[tuple[int, Direction, int]] = set()
     finished: list[int] = []
     for step in plan.steps:
@@ -365,6 +368,19 @@ def test_every_frame_is_finished_once_and_after_all_that_it_needs(keys: tuple[Ke
         for source in plan.by_frame[step.frame].sources.values():
             assert source.needs(step.frame) <= done
     assert sorted(finished) == list(FRAMES)
+
+
+def test_passes_take_turns_frame_by_frame_until_one_is_left() -> None:
+    plan = make_plan(facts(key(1004, o1="a"), key(1010, o1="a")))
+    assert take_turns(plan, 1) == plan
+    left = {one.name: len(one.frames) for one in plan.passes}
+    order = [step.passed.name for step in take_turns(plan, 2).compute_steps]
+    for name, following in pairwise(order):
+        left[name] -= 1
+        others = [one for one, count in left.items() if count and one != name]
+        assert (following != name) == bool(others)
+    starts = [order.index(one.name) for one in plan.passes]
+    assert starts == sorted(starts), "passes begin in the plan's order"
 
 
 @settings(max_examples=200)

@@ -27,6 +27,7 @@ from stm_plugin.propagation.memory_forecast import (
     device_errors,
     fit_memory,
     free_memory,
+    passes_in_turn,
     pick_device,
     pick_precision,
     precision_of,
@@ -153,6 +154,19 @@ def test_cached_features_leave_before_the_cap_and_the_cap_before_the_picture() -
     lowered = fit_memory(run, predict_memory(replace(run, ram_budget=0)).total)
     assert lowered.memory_cap < 100 and lowered.working_scale == 1.0
     assert lowered.reason.startswith("the memory cap was lowered from 100 to")
+
+
+def test_two_passes_in_turn_take_two_memories_and_are_given_up_before_the_cap() -> None:
+    assert [passes_in_turn(device) for device in ("cuda", "cuda:1", "mps", "cpu")] == [2, 2, 1, 1]
+    run = MemoryRequest(LITE, 480, 854, objects=2, memory_cap=20, device="cuda", frames=500, turns=2)
+    both, alone = predict_memory(run), predict_memory(replace(run, turns=1))
+    assert both.bank == 2 * alone.bank
+    query = FastNetwork(SpaceTimeMemoryNetwork(LITE)).encode_query(torch.rand(3, 480, 854))
+    waiting = query.nbytes + 480 * 854 * 4 * (2 + 3)
+    assert waiting < both.working - alone.working < 1.7 * waiting
+    assert fit_memory(run, int(1.2 * both.total)).run == run
+    fit = fit_memory(run, int(1.2 * alone.total))
+    assert fit.run == replace(run, turns=1) and not fit.reason
 
 
 SIZES = AdaptationMemory(LITE, keys=2, objects=2, height=480, width=854, options=AdaptOptions())

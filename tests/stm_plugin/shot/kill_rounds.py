@@ -1,9 +1,10 @@
 """Helper of the kill test: runs a propagation again and again, kills it at random, compares the end.
 
-    kill_rounds.py PLATE MASK_1003 MASK_1008 FOLDER KILLS SEED
+    kill_rounds.py PLATE MASK_1003 MASK_1008 FOLDER KILLS SEED TURNS
 
 It imports everything once and forks, so a kill costs no new start. Exits with 0 if every finished
-series of runs left exactly the bytes of an undisturbed run; prints a JSON line.
+series of runs left exactly the bytes of an undisturbed run; prints a JSON line. TURNS passes are computed
+side by side in the runs that are killed, one at a time in the undisturbed run.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 torch.set_num_threads(1)
 cv2.setNumThreads(1)
 
+from stm_plugin.propagation import propagation  # noqa: E402
 from stm_plugin.settings import Settings  # noqa: E402
 from stm_plugin.shot.propagate import RunOptions, propagate  # noqa: E402
 from tests.stm_plugin.small_network import WORKING_SIZE, CountingNetwork, random_network  # noqa: E402
@@ -31,7 +33,7 @@ SETTINGS = Settings(working_size=WORKING_SIZE, memory_rule="every:3", colour_spa
 
 
 def main() -> int:
-    plate, first, second, place, kills_wanted, seed = sys.argv[1:7]
+    plate, first, second, place, kills_wanted, seed, turns = sys.argv[1:8]
     folder, chance = Path(place), random.Random(int(seed))
     random_network()
 
@@ -52,6 +54,7 @@ def main() -> int:
     assert os.waitpid(child, 0)[1] == 0, "the undisturbed run failed"
     duration = time.monotonic() - began
     expected = contents(folder / "undisturbed")
+    propagation.passes_in_turn = lambda device: int(turns)
 
     kills = finished = died_with_work_done = 0
     statuses: set[int] = set()

@@ -322,11 +322,13 @@ def test_a_full_disk_stops_in_words_and_the_next_run_goes_on(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the killing helper forks")
-def test_killed_at_random_points_it_ends_with_the_same_bytes(order: Order) -> None:
+@pytest.mark.parametrize("turns", [1, 2])
+def test_killed_at_random_points_it_ends_with_the_same_bytes(order: Order, turns: int) -> None:
     """A helper process forks propagations and kills each at another point."""
     helper = Path(__file__).with_name("kill_rounds.py")
     seed = random.randrange(1 << 30)
-    arguments = [order.plate, order.mask(1003), order.mask(1008), str(order.folder / "kills"), KILLS, seed]
+    keys = order.mask(1003), order.mask(1008)
+    arguments = [order.plate, *keys, str(order.folder / "kills"), KILLS, seed, turns]
     done = subprocess.run(
         [sys.executable, str(helper), *map(str, arguments)],
         capture_output=True,

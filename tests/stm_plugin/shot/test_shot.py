@@ -574,10 +574,10 @@ def test_wrong_input_is_named(desk: Desk) -> None:
 class FailingNetwork(CountingNetwork):
     """Runs out of memory on the fourth frame."""
 
-    def segment(self, query: Query, bank: MemoryBank) -> Tensor:
+    def begin_segment(self, query: Query, bank: MemoryBank) -> Callable[[], Tensor]:
         if self.calls["read and decode"] == 3:
             raise MemoryError
-        return super().segment(query, bank)
+        return super().begin_segment(query, bank)
 
 
 def test_a_device_without_memory_keeps_what_is_done_and_names_a_way_on(desk: Desk) -> None:
