@@ -106,17 +106,23 @@ class FrameFinisher:
             PlateMovedOn: the plate frame changed since the plan was made.
             DamagedFileError: a stored result is damaged.
         """
+        return self._finish(*self._read(frame))
+
+    def _read(self, frame: int) -> tuple[FrameResult, LoadedFrame]:
+        """A fused frame and its plate. The errors are those of `finished`."""
         loaded = self._context.loader.load(frame)
         if self.results.plate_hash(frame) != loaded.hash:
             raise PlateMovedOn(frame)
         self._check_computed(frame)
-        result = self.results.frame_result(frame)
+        return self.results.frame_result(frame), loaded
+
+    def _finish(self, result: FrameResult, loaded: LoadedFrame) -> FinishedFrame:
         mattes = self._mattes(result, loaded)
         return FinishedFrame(
-            frame=frame,
+            frame=result.frame,
             mattes=mattes,
             plate_frame=loaded.plate_frame,
-            address=self.matte_address(frame),
+            address=self.matte_address(result.frame),
             is_key=not result.probabilities,
             quality=result.quality,
             confidence_map=self._confidence_of_all(result, loaded) if self._settings.confidence else None,
@@ -158,11 +164,7 @@ class FrameFinisher:
         Raises:
             MatteError, PlateMovedOn, DamagedFileError: as `finished`.
         """
-        loaded = self._context.loader.load(frame)
-        if self.results.plate_hash(frame) != loaded.hash:
-            raise PlateMovedOn(frame)
-        self._check_computed(frame)
-        return self._confidence_of(self.results.frame_result(frame), loaded)
+        return self._confidence_of(*self._read(frame))
 
     def _confidence_of(self, result: FrameResult, loaded: LoadedFrame) -> dict[str, FloatArray]:
         geometry, window = self._context.geometry, loaded.plate_frame.data_window
@@ -204,30 +206,26 @@ class FrameFinisher:
             return ""
         return f"{learned.VERSION} {refiner_manifest(self._settings.finish.edge_weights).id}"
 
-    def write(self, frame: int, writer: FrameWriter) -> Quality | None:
-        """Write a frame's file; None where the file is current."""
+    def write(self, frame: int, writer: FrameWriter) -> FrameResult | None:
+        """Write a frame's file; returns what it was made from, None where the file is current."""
         address = self.matte_address(frame)
         if writer.is_current(frame, address):
             writer.skip(frame)
             return None
-        finished = self.finished(frame)
+        result, loaded = self._read(frame)
+        finished = self._finish(result, loaded)
         metadata: dict[str, MetadataValue] = {
             **self._metadata,
             "stm:source": "key" if finished.is_key else "propagated",
             "stm:confidence": round(finished.confidence, 4),
         }
         self._context.cache.make_room_for(lambda: writer.write(finished, address, metadata))
-        return finished.quality
+        return result
 
-    def areas(self, frame: int) -> FrameAreas:
-        """The areas of a frame's objects, and whether they reach an edge of the region.
-
-        Raises:
-            DamagedFileError: a stored result is damaged.
-        """
+    def areas(self, result: FrameResult) -> FrameAreas:
+        """The areas of a frame's objects, and whether they reach an edge of the region."""
         geometry, names = self._context.geometry, self._description.names
-        result = self.results.frame_result(frame)
-        sources = self.results.plan.by_frame[frame].sources
+        sources = self.results.plan.by_frame[result.frame].sources
         scale = geometry.scale_x * geometry.scale_y
         pixels = {names[one]: float(mask.sum()) for one, mask in result.masks.items()}
         pixels |= {names[one]: float(values.sum()) * scale for one, values in result.probabilities.items()}
@@ -338,15 +336,15 @@ class FrameOutput:
         """Write a frame; returns its quality, unless that is recorded already."""
         results = self._finisher.results
         results.wait_until_stored(frame)
-        quality = None if self._writer is None else self._finisher.write(frame, self._writer)
+        written = None if self._writer is None else self._finisher.write(frame, self._writer)
         self._context.hold_memory()
         before = self._qualities.get(frame)
         is_known = before is not None and before.address == results.address(frame)
-        if not is_known or results.plan.by_frame[frame].is_key:
-            self._areas[frame] = self._finisher.areas(frame)
-        if quality is not None or is_known:
-            return quality
-        return results.frame_result(frame).quality
+        if is_known and not results.plan.by_frame[frame].is_key:
+            return None if written is None else written.quality
+        result = written or results.frame_result(frame)
+        self._areas[frame] = self._finisher.areas(result)
+        return None if is_known and written is None else result.quality
 
     def _record(self, frame: int, quality: Quality | None) -> None:
         results, store = self._finisher.results, self._context.store

@@ -124,8 +124,9 @@ class MatteWriter:
         note = _note_of(path, address)
         if note is None:
             return False
-        if self._noted.get(note["file"]) == note:
-            return True
+        noted = self._noted.get(note["file"], {})
+        if {**noted, "address": address} == note:  # unchanged since it was written
+            return bool(noted["address"] == address)
         is_current = self._inspected(path, frame).address == address
         if is_current:
             self._note(note)

@@ -145,8 +145,12 @@ def test_stopped_after_any_frame_it_keeps_what_was_begun_and_goes_on(desk: Desk,
         network.calls.clear()
         before = len(desk.results())
         limit = 1 + stops % 4
+
+        def enough(limit: int = limit) -> bool:
+            return network.calls["read and decode"] >= limit
+
         try:
-            desk.shot.propagate(cancelled=lambda limit=limit: network.calls["read and decode"] >= limit)
+            desk.shot.propagate(cancelled=enough)
         except PropagationCancelled:
             stops += 1
         else:

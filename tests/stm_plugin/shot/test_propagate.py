@@ -23,8 +23,10 @@ from stm_plugin.errors import KeyframeError, MaskError, MatteError, PropagationC
 from stm_plugin.images import provenance
 from stm_plugin.images.matte import MatteImage, read_matte
 from stm_plugin.images.plate import Plate
+from stm_plugin.images.provenance import FoundMatte, inspect_matte
 from stm_plugin.planning.values import Request
 from stm_plugin.propagation.events import Event, FrameFinished, Notice
+from stm_plugin.propagation.results import FrameResult, Results
 from stm_plugin.propagation.workers import Workers, most_workers
 from stm_plugin.settings import Settings
 from stm_plugin.shot.export import MatteWriter
@@ -85,6 +87,36 @@ def test_confidence_is_a_channel_beside_the_matte_where_it_is_asked_for(order: O
     sure = propagated.channels["stm.confidence"]
     assert 0 <= sure.min() < sure.max() <= 1
     assert (read_matte(order.out.replace("####", "1004")).channels["stm.confidence"] == 1).all(), "on the key"
+
+
+def test_a_matte_that_nobody_touched_is_replaced_without_being_read(
+    order: Order, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+
+    def inspected(path: Path, frame: int | None) -> FoundMatte:
+        read.append(path)
+        return inspect_matte(path, frame)
+
+    order.run(1004)
+    os.utime(order.out.replace("####", "1005"))
+    monkeypatch.setattr("stm_plugin.shot.export.inspect_matte", inspected)
+    order.run(1004, settings=dataclasses.replace(SETTINGS, confidence=True))
+    assert {path.name for path in read} == {"matte.1005.exr"}
+    assert {len(read_matte(order.out.replace("####", str(frame))).channels) for frame in FRAMES} == {2}
+
+
+def test_a_frame_is_fused_once(order: Order, monkeypatch: pytest.MonkeyPatch) -> None:
+    fused: list[int] = []
+    real = Results.frame_result
+
+    def counted(self: Results, frame: int) -> FrameResult:
+        fused.append(frame)
+        return real(self, frame)
+
+    monkeypatch.setattr(Results, "frame_result", counted)
+    order.run(1003, 1008)
+    assert sorted(fused) == list(FRAMES)
 
 
 def test_the_foregrounds_colours_are_a_layer_beside_the_matte_where_they_are_asked_for(order: Order) -> None:
