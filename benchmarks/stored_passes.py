@@ -3,6 +3,7 @@
     python benchmarks/stored_passes.py compute FOLDER DATA [--sequence NAME ...] [--objects] [--size 480]
     python benchmarks/stored_passes.py play FOLDER [--clip NAME ...] [--choose advised even ...]
     python benchmarks/stored_passes.py second FOLDER
+    python benchmarks/stored_passes.py compare FOLDER [--choose even hidden random random2] [--every 2]
 
 `compute` runs the passes of some frames of each clip (17 of them, evenly spread, the first and the last among
 them) from their true masks to both ends, and stores them; a run that was stopped goes on where it was.
@@ -11,7 +12,9 @@ them) from their true masks to both ends, and stores them; a run that was stoppe
 (which passes reach a frame), fusion and advice; forward begins with the first frame as key, backward with the
 last one. Prints mean J of all frames after each key (a key counts as 1), the bound (the best pass that
 reaches each frame), and the largest loss that one more key caused on one clip. `second` prints for the second
-and the third key what the advised frame gains, and what the best one would.
+and the third key what the advised frame gains, and what the best one would. `compare` prints for each clip
+the mean J of two and more keys, and the largest loss by one more key, with the simple weights
+(`simple_fuse`), with the product's fusion and with the best pass of each frame.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -51,6 +54,7 @@ from stm_plugin.windows import FloatArray
 WAYS = ("advised", "random", "random2", "hidden", "even")
 EVEN = (1.0, 0.5, 0.25, 0.75, 0.125, 0.375)
 Bytes = npt.NDArray[np.uint8]
+Fuse = Callable[[Sequence[fusion.PassAtFrame]], fusion.Fusion]
 
 
 # ---- passes ----------------------------------------------------------------------------------
@@ -182,7 +186,8 @@ class Clip:
     passes: dict[tuple[int, Direction], tuple[Bytes, list[int]]] = field(default_factory=dict)
     arrivals: dict[tuple[int, Direction, int, int], fusion.Arrival] = field(default_factory=dict)
     single: dict[tuple[int, Direction, int, int], float] = field(default_factory=dict)
-    played: dict[frozenset[int], Scored] = field(default_factory=dict)
+    played: dict[tuple[Fuse, frozenset[int]], Scored] = field(default_factory=dict)
+    every: int = 1  # how many frames apart are those that are scored
 
     @property
     def name(self) -> str:
@@ -247,11 +252,11 @@ def _floats(values: Bytes) -> FloatArray:
     return values.astype(np.float32) / np.float32(255)
 
 
-def clips_in(folder: Path, names: Sequence[str] = ()) -> Iterator[Clip]:
+def clips_in(folder: Path, names: Sequence[str] = (), every: int = 1) -> Iterator[Clip]:
     """The clips of a folder whose passes are all stored."""
     for file in sorted(folder.glob("*/truth.npz")):
         if not names or file.parent.name in names:
-            yield Clip(file.parent)
+            yield Clip(file.parent, every=every)
 
 
 # ---- rounds ----------------------------------------------------------------------------------
@@ -278,14 +283,15 @@ class Scored:
         return statistics.mean(self.scores)
 
 
-def play_keys(clip: Clip, keys: Sequence[int]) -> Scored:
-    """All frames with these keys, by the product's plan and fusion; computed once for a set of keys."""
-    if frozenset(keys) not in clip.played:
-        clip.played[frozenset(keys)] = _play_keys(clip, keys)
-    return clip.played[frozenset(keys)]
+def play_keys(clip: Clip, keys: Sequence[int], fuse: Fuse = fusion.fuse) -> Scored:
+    """The scored frames with these keys, by the product's plan; computed once for a set of keys."""
+    name = fuse, frozenset(keys)
+    if name not in clip.played:
+        clip.played[name] = _play_keys(clip, keys, fuse)
+    return clip.played[name]
 
 
-def _play_keys(clip: Clip, keys: Sequence[int]) -> Scored:
+def _play_keys(clip: Clip, keys: Sequence[int], fuse: Fuse) -> Scored:
     count, objects = clip.areas.shape
     names = tuple(str(one) for one in range(objects))
     given = tuple(
@@ -301,7 +307,7 @@ def _play_keys(clip: Clip, keys: Sequence[int]) -> Scored:
     frames = tuple(range(count))
     plan = make_plan(Facts(frames, names, given, {}, {frame: str(frame) for frame in frames}))
     scores, bounds, errors, qualities = [], [], [], {}
-    for frame in frames:
+    for frame in frames[:: clip.every]:
         if frame in keys:
             scores.append(1.0)
             bounds.append(1.0)
@@ -313,7 +319,7 @@ def _play_keys(clip: Clip, keys: Sequence[int]) -> Scored:
             passes = [passed(clip, candidate, frame, one) for candidate in source.candidates]
             best.append(max([clip.single_score(each, frame, one) for each in source.candidates], default=0.0))
             if passes:
-                found = fusion.fuse(passes)
+                found = fuse(passes)
                 probability = found.probability
                 if len(passes) > 1:
                     first, second = (passes[place] for place in found.most_trusted())
@@ -342,6 +348,40 @@ def passed(clip: Clip, candidate: Candidate, frame: int, one: int) -> fusion.Pas
     arrivals = tuple(clip.arrival(candidate.name, met, one) for met in candidate.met)
     area = fusion.area_of(clip.truth(candidate.key, one))
     return fusion.PassAtFrame(probability, way, area, arrivals)
+
+
+def simple_fuse(passes: Sequence[fusion.PassAtFrame]) -> fusion.Fusion:
+    """The passes of the two nearest keys by simple weights, with which every other rule is compared.
+
+    The weight of a pass is its share by distance, times (J with which it arrives at the other key)^2, times
+    (area on its own key over the largest that either finds here, at most 1)^2, times |p - 0.5| of the pixel.
+    Beyond the outer keys the nearest pass is the result.
+    """
+    sides = ([one for one in passes if one.distance * way > 0] for way in (1, -1))
+    two = [min(side, key=lambda one: abs(one.distance)) for side in sides if side]
+    if len(two) == 1:
+        return _fusion_of(passes, two, two[0].probability, [1.0])
+    span = sum(abs(one.distance) for one in two)
+    largest = max(fusion.area_of(one.probability) for one in two)
+    weights = []
+    for one in two:
+        arrives = next(each.similarity for each in one.arrivals if each.distance == span)
+        visible = min(1.0, one.key_area / max(largest, 1.0))
+        weights.append((1 - abs(one.distance) / span) * (max(arrives, 0.03) * max(visible, 0.03)) ** 2)
+    planes = [(np.abs(one.probability - 0.5) + 1e-3) * w for one, w in zip(two, weights, strict=True)]
+    total = sum(plane * one.probability for plane, one in zip(planes, two, strict=True))
+    return _fusion_of(passes, two, np.asarray(total / sum(planes), np.float32), weights)
+
+
+def _fusion_of(
+    passes: Sequence[fusion.PassAtFrame],
+    used: Sequence[fusion.PassAtFrame],
+    probability: FloatArray,
+    weights: Sequence[float],
+) -> fusion.Fusion:
+    """With shares by the weights of the passes that are used; the others have none."""
+    by_pass = {id(one): weight / sum(weights) for one, weight in zip(used, weights, strict=True)}
+    return fusion.Fusion(probability, tuple(by_pass.get(id(one), 0.0) for one in passes))
 
 
 def free_frames(clip: Clip, keys: Sequence[int]) -> list[int]:
@@ -386,13 +426,13 @@ class Played:
         return max([0.0, *(before - after for before, after in pairwise(self.means))])
 
 
-def play(clip: Clip, how: str, backward: bool, rounds: int) -> Played:
+def play(clip: Clip, how: str, backward: bool, rounds: int, fuse: Fuse = fusion.fuse) -> Played:
     """The rounds of one clip. Where no further key is advised it stays as it is."""
     shown = [frame for frame in clip.candidates if clip.areas[frame].sum()]
     keys = [shown[-1 if backward else 0]]
     played = Played(keys, [], [], [])
     while True:
-        scored = play_keys(clip, keys)
+        scored = play_keys(clip, keys, fuse)
         played.means.append(scored.mean)
         played.bounds.append(scored.bound)
         played.errors.append(scored.error)
@@ -419,10 +459,10 @@ def show(name: str, rows: Sequence[Played]) -> None:
     )
 
 
-def play_all(folder: Path, names: Sequence[str], ways: Sequence[str], rounds: int) -> None:
+def play_all(clips: Iterator[Clip], ways: Sequence[str], rounds: int) -> None:
     """Prints the rounds of each clip, and their means by way of choosing."""
     played: dict[str, list[Played]] = {}
-    for clip in clips_in(folder, names):
+    for clip in clips:
         for how in ways:
             for backward in (False, True):
                 row = play(clip, how, backward, rounds)
@@ -434,9 +474,32 @@ def play_all(folder: Path, names: Sequence[str], ways: Sequence[str], rounds: in
         show(f"= {how}", rows)
 
 
-def second_keys(folder: Path, names: Sequence[str]) -> None:
+def compare(clips: Iterator[Clip], ways: Sequence[str], rounds: int) -> None:
+    """Prints a table of two rules and the bound, with the keys that the product's rule chooses."""
+    print("| clip | simple weights | worst | product | worst | bound |\n| --- |" + " --- |" * 5)
+    rows: list[tuple[float, ...]] = []
+    for clip in clips:
+        product = [play(clip, how, backward, rounds) for how in ways for backward in (False, True)]
+        simple = []
+        for one in product:
+            scored = [play_keys(clip, one.keys[: number + 1], simple_fuse) for number in range(len(one.keys))]
+            means = [each.mean for each in scored] + [scored[-1].mean] * (rounds - len(scored))
+            simple.append(Played(one.keys, means, one.bounds, one.errors))
+        row: list[float] = []
+        for rule in (simple, product):
+            row.append(statistics.mean(mean for one in rule for mean in one.means[1:]))
+            row.append(max(one.worst for one in rule))
+        row.append(statistics.mean(bound for one in product for bound in one.bounds[1:]))
+        rows.append(tuple(row))
+        print(f"| `{clip.name}` | " + " | ".join(f"{one:.3f}" for one in row) + " |", flush=True)
+    columns = list(zip(*rows, strict=True))
+    found = [max(one) if place in (1, 3) else statistics.mean(one) for place, one in enumerate(columns)]
+    print("| mean, worst | " + " | ".join(f"{one:.4f}" for one in found) + " |")
+
+
+def second_keys(clips: Iterator[Clip]) -> None:
     """Prints what the advised second and third key give, beside the best and the mean of all frames."""
-    for clip in clips_in(folder, names):
+    for clip in clips:
         for backward in (False, True):
             keys = [clip.candidates[-1 if backward else 0]]
             for number in ("second", "third"):
@@ -457,7 +520,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("task", choices=("compute", "play", "second"))
+    parser.add_argument("task", choices=("compute", "play", "second", "compare"))
     parser.add_argument("folder", type=Path, help="where the passes are stored")
     parser.add_argument("data", type=Path, nargs="?", help="a folder in DAVIS layout, or one sequence")
     parser.add_argument("--sequence", nargs="*", default=[])
@@ -465,22 +528,26 @@ def main() -> None:
     parser.add_argument("--choose", nargs="+", default=list(WAYS), choices=WAYS)
     parser.add_argument("--keys", type=int, default=5)
     parser.add_argument("--step", type=int, default=1, help="every how many frames of a clip")
+    parser.add_argument("--every", type=int, default=1, help="score every how many frames")
     parser.add_argument("--candidates", type=int, default=17, help="frames of a clip that may become keys")
     parser.add_argument("--size", type=int, default=480, help="short side for the network")
     parser.add_argument("--precision", default="bfloat16")
     parser.add_argument("--objects", action="store_true", help="each label is an object; else all are one")
     given = parser.parse_args()
+    clips = clips_in(given.folder, given.clip, given.every)
     if given.task == "play":
-        play_all(given.folder, given.clip, given.choose, given.keys)
+        play_all(clips, given.choose, given.keys)
+    elif given.task == "compare":
+        compare(clips, given.choose, given.keys)
     elif given.task == "second":
-        second_keys(given.folder, given.clip)
+        second_keys(clips)
     else:
         network = ready_network(Settings().weights, "cpu", given.precision)
         for sequence in find_sequences(given.data, given.sequence):
             if (given.folder / sequence.name / "truth.npz").exists():
                 continue
-            clip = material_of(sequence.stepped(given.step), given.objects, given.size)
-            compute(clip, network, given.candidates, given.folder)
+            material = material_of(sequence.stepped(given.step), given.objects, given.size)
+            compute(material, network, given.candidates, given.folder)
 
 
 if __name__ == "__main__":

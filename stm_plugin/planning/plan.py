@@ -70,7 +70,7 @@ FARTHEST = 4
 """The same, with the keys that show less of the object: the bound of a frame's cost."""
 SHOWS_AS_MUCH = 0.9
 """Share of the object's area on the pass's own key: a key that shows less is not counted."""
-FUSION_RULE = 7
+FUSION_RULE = 8
 """Enters the address of frames that are fused from several passes; raise it with `fusion.VERSION`."""
 
 Result = tuple[int, Direction, int]

@@ -18,7 +18,7 @@ import numpy as np
 
 from stm_plugin.windows import FloatArray
 
-VERSION = 7
+VERSION = 8
 """Enters the address of every matte; raise it when the same passes are fused to another result
 (and `planning.plan.FUSION_RULE` with it)."""
 
@@ -30,6 +30,9 @@ weight changes by more than 2 / n a frame, in a span of n frames."""
 _LEAST_TRUST = 0.1
 """Trust in a pass that met a key with no overlap. Not 0: weights must change gradually, and where no pass
 fits, the distance still decides."""
+_LITTLE = 0.1
+"""Share of the object on a pass's own key. A pass that finds nothing where another one finds so much keeps
+half of its trust: what is little may be a remnant of an object that has vanished."""
 _FRAMES_TO_LOSE_TRUST = 8
 """Frames from its own key over which the trust in a pass falls to what it has earned, where no other pass was
 right on that key: so no matte pops."""
@@ -61,6 +64,11 @@ class Arrival:
     counts: float = 1.0
     wrong: FloatArray | None = None
     area: float | None = None
+
+    @property
+    def fit(self) -> float:
+        """The similarity as far as it counts, in [0, 1]."""
+        return 1.0 - self.counts * (1.0 - self.similarity)
 
 
 def arrival_at(distance: int, probability: FloatArray, truth: FloatArray, key_area: float) -> Arrival:
@@ -177,19 +185,23 @@ def effective_distance(one: PassAtFrame) -> FloatArray | np.float32:
 def earned_trusts(passes: Sequence[PassAtFrame]) -> list[float]:
     """The trust in each pass of a frame, in [`_LEAST_TRUST`, 1].
 
-    It is the product of three shares. How well the pass fits the keys that it met. How much of the object it
+    It is the product of four shares. How well the pass fits the keys that it met. How much of the object it
     finds: one that finds less than another has probably lost a part, or its own key does not show that part.
-    How much of what it finds its keys let expect: what has grown more may have leaked.
+    How much of what it finds its keys let expect: what has grown more may have leaked. How sure it is, beside
+    the surest.
     """
     areas = [area_of(one.probability) for one in passes]
     fits = [arrival_trust(abs(one.distance), one.arrivals) for one in passes]
-    # The most that any pass finds, as far as its own key shows it and as far as the pass fits.
-    held = max(min(area, one.key_area) * fit for one, area, fit in zip(passes, areas, fits, strict=True))
+    confidences = [mean_confidence(one.probability) for one in passes]
+    # The most that any pass surely finds, as far as its own key shows it and as far as the pass fits.
+    sure = [min(sure_area(one.probability), one.key_area) for one in passes]
+    held = max(area * fit**2 for area, fit in zip(sure, fits, strict=True))
     trusts = []
-    for one, area, fit in zip(passes, areas, fits, strict=True):
-        holds = min(1.0, max(area, 1.0) / max(held, 1.0))
+    for one, area, fit, confident in zip(passes, areas, fits, confidences, strict=True):
+        little = _LITTLE * one.key_area
+        holds = min(1.0, (max(area, 1.0) + little) / (max(held, 1.0) + little))
         shown = min(1.0, max(expected_area(one), 1.0) / max(area, 1.0))
-        trusts.append(max(_LEAST_TRUST, holds * shown * fit))
+        trusts.append(max(_LEAST_TRUST, holds * shown * fit * confident / max(confidences)))
     return trusts
 
 
@@ -218,20 +230,19 @@ def arrival_trust(distance: int, arrivals: Sequence[Arrival]) -> float:
     """
     before, level = 0, 1.0
     for one in arrivals:
-        reached = 1.0 - one.counts * (1.0 - one.similarity)
         if distance <= one.distance:
-            return level + (reached - level) * (distance - before) / (one.distance - before)
-        before, level = one.distance, reached
+            return level + (one.fit - level) * (distance - before) / (one.distance - before)
+        before, level = one.distance, one.fit
     return level
 
 
 def _along(one: PassAtFrame, passes: Sequence[PassAtFrame]) -> FloatArray | np.float32:
     """How much the trust in a pass counts, in [0, 1]; by place where other passes met its key.
 
-    Beside its own key a pass is believed, whatever it has earned, so that the matte leaves the key's mask
-    gradually. Where another pass was right on that key, this one is not needed for that.
+    On the frame beside its own key a pass is believed, whatever it has earned, so that the matte leaves the
+    key's mask gradually. Where another pass was right on that key, this one is not needed for that.
     """
-    along = np.float32(min(1.0, abs(one.distance) / _FRAMES_TO_LOSE_TRUST))
+    along = np.float32(min(1.0, (abs(one.distance) - 1) / (_FRAMES_TO_LOSE_TRUST - 1)))
     wrong: FloatArray | np.float32 = np.float32(1)
     for found in _wrong_on_key_of(one, passes):
         wrong = np.minimum(wrong, found)
@@ -295,6 +306,12 @@ def known_alike(one: PassAtFrame, other: PassAtFrame) -> float:
 def area_of(probability: FloatArray) -> float:
     """Area of the object in pixels."""
     return float(np.count_nonzero(probability > np.float32(0.5)))
+
+
+def sure_area(probability: FloatArray) -> float:
+    """The same, each pixel counted by how sure the pass is of it: 0 at 0.5, 1 at 1."""
+    inside = probability[probability > np.float32(0.5)]
+    return 2.0 * float(inside.sum(dtype=np.float64)) - inside.size
 
 
 def similarity(probability: FloatArray, truth: FloatArray) -> float:

@@ -91,6 +91,16 @@ def test_nothing_pops_beside_a_key(length: int, near: float, far: float) -> None
     assert step <= 5 / (length - 1) ** 2 * abs(near - far) + 1e-6
 
 
+@given(length=st.integers(10, 200), similarity=st.floats(0, 1), key_area=st.floats(0, 12))
+def test_nothing_pops_beside_a_key_however_little_its_pass_has_earned(
+    length: int, similarity: float, key_area: float
+) -> None:
+    unsure, other = np.full((3, 4), 0.5, np.float32), np.ones((3, 4), np.float32)
+    own = PassAtFrame(unsure, 1, key_area, (Arrival(length, similarity),))
+    step = np.abs(fused([own, PassAtFrame(other, 1 - length, AREA)]) - unsure).max()
+    assert step <= 5 / (length - 1) ** 2 * 0.5 + 1e-6
+
+
 def test_the_sure_pass_wins_over_the_unsure_one() -> None:
     unsure, sure = np.full((1, 1), 0.5, np.float32), np.ones((1, 1), np.float32)
     assert blend(unsure, sure, 5, 5)[0, 0] > 0.9
@@ -257,6 +267,14 @@ def test_the_expected_area_changes_evenly(areas: list[float], own: float, way: i
     here, there = (expected_area(PassAtFrame(WHOLE, one, own, arrivals)) for one in (way, way + 1))
     assert own <= here <= max(own, *areas)
     assert abs(here - there) <= (max(own, *areas) - min(own, *areas)) / 10 + 1e-6 * max(own, *areas)
+
+
+def test_a_remnant_of_an_object_that_has_vanished_is_not_believed() -> None:
+    remnant = np.float32(0.6) * plane(np.s_[20:24, 20:30])
+    seen_little, seen_whole = PassAtFrame(remnant, 9, 240.0), PassAtFrame(np.zeros_like(remnant), -9, 800.0)
+    assert fused([seen_little, seen_whole]).max() < 0.2
+    whole = PassAtFrame(WHOLE, 9, 800.0)
+    assert fused([whole, seen_whole])[25:35, 25:55].min() > 0.8, "a pass that has lost the object gives way"
 
 
 def test_a_contour_that_is_off_by_a_pixel_is_right() -> None:
