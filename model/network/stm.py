@@ -288,15 +288,15 @@ def read_dense(
     values = memory_value.movedim(3, 2).flatten(3)  # (B, K, Cv, T*hw)
     with torch.autocast(query.device.type, enabled=False):  # a score of 30 has an error of 0.1 in bfloat16
         scores = keys.transpose(2, 3) @ query / keys.shape[2] ** 0.5  # (B, K, T*hw, hw)
-    weights = scores.softmax(dim=2)
+    weights = _shares(scores)
     others = scores.shape[2] - query.shape[-1]  # positions of all frames but the previous one
     if previous_frame_cap < 1 and others:
         key = query.shape[-1]
         nothing = torch.zeros_like(scores[:, :, others:])
-        without = (1 - key_weight) * scores[:, :, :others].softmax(dim=2)
+        without = (1 - key_weight) * _shares(scores[:, :, :others])
         without = torch.cat(
             [
-                without[:, :, :key] + key_weight * scores[:, :, :key].softmax(dim=2),
+                without[:, :, :key] + key_weight * _shares(scores[:, :, :key]),
                 without[:, :, key:],
                 nothing,
             ],
@@ -305,6 +305,16 @@ def read_dense(
         weights = previous_frame_cap * weights + (1 - previous_frame_cap) * without
     read: Tensor = values @ weights.to(values.dtype)
     return read.reshape(*read.shape[:3], *size)
+
+
+def _shares(scores: Tensor) -> Tensor:
+    """The softmax (B, K, P, N) over P memory positions.
+
+    No share is below exp(-40) of the largest one, 4e-18, which no sum in fp32 notices. Smaller ones become
+    denormal numbers here or in the backward pass, whose products take a hundred times as long on a processor.
+    """
+    least = scores.detach().amax(dim=2, keepdim=True) - 40
+    return torch.maximum(scores, least).softmax(dim=2)
 
 
 def soft_aggregate(probabilities: Tensor) -> Tensor:

@@ -21,10 +21,24 @@ from model.data.pictures import PICTURE_SUFFIXES, Labels, Picture, read_labels, 
 from model.network.config import STRIDE
 from model.training import augment
 from model.training.augment import Generator
+from model.training.edge_clips import make_clip
 from model.training.synthetic_clips import HELD_OUT, SceneOptions, synthetic_clip
 
 _SMALLEST = 64
 """Pixels of each object that the first frame of a clip shows at least."""
+
+SOFT_SEEDS = 2**40
+"""Seeds of the clips of `ClipOptions.soft_share` are below this."""
+_SOFT_KINDS = {
+    "pelt": 0.2,
+    "dense fur": 0.1,
+    "fur": 0.2,
+    "wires": 0.15,
+    "motion blur": 0.15,
+    "slow blur": 0.1,
+    "defocus": 0.05,
+    "gauze": 0.05,
+}
 
 Meaning = Literal["objects", "parts", "instances"]
 """What labels mean. Of `objects`, every label is an object. `parts` are those of one whole (clothing tags):
@@ -96,6 +110,9 @@ class ClipOptions:
     still_share: float = 0.5
     made_up_share: float = 0.0
     """Share of clips that are made up (`model.training.synthetic_clips`); `still_share` is of the others."""
+    soft_share: float = 0.0
+    """Share of the made-up clips that show fur, wires, motion blur and the like
+    (`model.training.edge_clips`); their labels are alpha cut at one half."""
     max_skip: int = 10
     pastes: int = 1
     """The most objects put in front; each has `paste_chance`, if the one before was put."""
@@ -230,6 +247,8 @@ class ClipDataset:
     def _made_up(self, rng: Generator) -> Clip | None:
         """A made-up clip. Its textures and some of its things come from the stills."""
         options = self.options
+        if options.soft_share and rng.random() < options.soft_share:
+            return self._soft(rng)
         height, width = options.shape
         scene = SceneOptions(height, width, options.frames, options.max_objects)
         files = [one for group in self.stills for one in group if isinstance(one, ClipSource)]
@@ -244,6 +263,27 @@ class ClipDataset:
         if np.bincount(labels[0].ravel())[1:].min() < _SMALLEST:
             return None
         return Clip(augment.colour_jitter(made.pictures, rng), labels, objects)
+
+    def _soft(self, rng: Generator) -> Clip | None:
+        """A clip of the edge refiner's training. If it has fewer frames than a clip, it goes back again."""
+        height, width = self.options.shape
+        files = [one.pictures[0] for group in self.stills for one in group if isinstance(one, ClipSource)]
+        made = make_clip(int(rng.integers(SOFT_SEEDS)), files, _SOFT_KINDS)
+        there, back = range(len(made.plate)), range(len(made.plate) - 2, 0, -1)
+        frames = np.resize([*there, *back], self.options.frames)
+        pictures = np.stack(
+            [cv2.resize(made.plate[i], (width, height), interpolation=cv2.INTER_AREA) for i in frames]
+        )
+        labels = np.zeros(pictures.shape[:3], np.uint8)
+        for label in range(made.alpha.shape[1], 0, -1):
+            for step, i in enumerate(frames):
+                alpha = cv2.resize(made.alpha[i, label - 1], (width, height), interpolation=cv2.INTER_AREA)
+                labels[step][alpha > 127] = label
+        labels = _compact(labels, self.options.max_objects)
+        objects = int(labels[0].max())
+        if objects == 0 or np.bincount(labels[0].ravel())[1:].min() < _SMALLEST:
+            return None
+        return Clip(augment.colour_jitter(pictures, rng), labels, objects)
 
     def _choose(self, rng: Generator) -> Source:
         if not self.videos or (self.stills and rng.random() < self.options.still_share):

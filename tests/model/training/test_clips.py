@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,6 +21,7 @@ from model.training.clips import (
     davis_sources,
     still_sources,
 )
+from model.training.edge_clips import EdgeClip, make_clip
 from model.training.recipe import training_clips
 from model.training.trainer import TrainingConfig
 
@@ -77,6 +79,24 @@ def test_made_up_clips_need_no_files_and_take_things_from_stills(tmp_path: Path)
     )
     with pytest.raises(ValueError, match="there is no training data"):
         training_clips(TrainingConfig(clip=ClipOptions(made_up_share=0.5)))
+
+
+def test_soft_clips_have_labels_where_alpha_is_above_a_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[EdgeClip] = []
+
+    def remembered(*arguments: Any) -> EdgeClip:
+        made.append(make_clip(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr("model.training.clips.make_clip", remembered)
+    options = ClipOptions(size=256, frames=7, max_objects=2, made_up_share=1, soft_share=1)
+    clip = training_clips(TrainingConfig(clip=options)).sample(0)
+    assert clip.pictures.shape == (7, 256, 256, 3)
+    alpha = made[-1].alpha[:, 0].astype(np.float32)
+    for step, frame in enumerate([0, 1, 2, 3, 4, 3, 2]):  # five frames, and back again
+        small = cv2.resize(alpha[frame], (256, 256), interpolation=cv2.INTER_AREA)
+        sure = np.abs(small - 127.5) > 1
+        assert np.array_equal((clip.labels[step] == 1)[sure], (small > 127.5)[sure])
 
 
 def test_annotations_without_pictures_are_no_training_data(tmp_path: Path) -> None:
