@@ -195,7 +195,7 @@ def earned_trusts(passes: Sequence[PassAtFrame]) -> list[float]:
     confidences = [mean_confidence(one.probability) for one in passes]
     # The most that any pass surely finds, as far as its own key shows it and as far as the pass fits.
     sure = [min(sure_area(one.probability), one.key_area) for one in passes]
-    held = max(area * fit**2 for area, fit in zip(sure, fits, strict=True))
+    held = max(area * fit for area, fit in zip(sure, fits, strict=True))
     trusts = []
     for one, area, fit, confident in zip(passes, areas, fits, confidences, strict=True):
         little = _LITTLE * one.key_area

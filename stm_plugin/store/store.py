@@ -445,7 +445,8 @@ def _unpack(body: bytes) -> dict[str, npt.NDArray[Any]]:
 
 def _checksum(values: dict[str, Any]) -> str:
     """The checksum of a description's values, whatever the order and the layout of the file."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    as_read = json.loads(json.dumps(values))  # frames that are names sort as text, as when they are read
+    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
 
 
 def _unreadable(path: Path, why: Exception) -> StoreError:

@@ -28,6 +28,7 @@ from stm_plugin.planning.values import FrameRecord, KeyMask
 from stm_plugin.settings import Settings
 from stm_plugin.store.description import (
     SCHEMA,
+    AdaptationRecord,
     PlateDescription,
     ShotDescription,
     ShotObject,
@@ -62,6 +63,14 @@ def run_python(code: str, *arguments: str | Path) -> subprocess.Popen[str]:
         text=True,
         env={**os.environ, "PYTHONPATH": str(root)},
     )
+
+
+def test_a_shot_adapted_on_frames_of_different_lengths_is_read_again(store: ShotStore) -> None:
+    frames = {1: "a", 8: "b", 14: "c"}  # as numbers in this order, as text 1, 14, 8
+    adaptation = AdaptationRecord("id", "base", "stm-lite", "licence", frames, 30, frames)
+    description = replace(DESCRIPTION, adaptation=adaptation)
+    store.save(description)
+    assert store.description() == description
 
 
 def test_a_shot_is_read_back_as_it_was_saved(store: ShotStore) -> None:
