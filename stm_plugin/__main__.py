@@ -28,6 +28,8 @@ def main() -> None:
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         command()
+    except KeyboardInterrupt:  # once more, while the command said how it ended
+        sys.exit(130)
     finally:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 

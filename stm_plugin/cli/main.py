@@ -70,6 +70,9 @@ def main() -> None:
         errors.print(STOPPED, highlight=False)
         sys.exit(int(ExitCode.INTERRUPTED))
     except Exception as error:
+        if _was_interrupted(error):
+            errors.print(STOPPED, highlight=False)
+            sys.exit(int(ExitCode.INTERRUPTED))
         if os.environ.get(DEBUG_VARIABLE):
             raise
         known = _as_known(error)
@@ -80,6 +83,14 @@ def main() -> None:
         if not said:
             _say(f"Error: {_in_words(error)}")
         sys.exit(code)
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error. A library that is stopped while it is loaded makes an ImportError of
+    it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _logged_as_json(error: Exception, known: StmError | None, code: int) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from stm_plugin.cli import main
 from stm_plugin.cli.console import printable
 from stm_plugin.exit_codes import ExitCode
 from tests.conftest import PlateMaker
@@ -133,6 +134,22 @@ def test_ctrl_c_at_any_moment_and_more_than_once_prints_no_traceback(
         assert run.returncode in (-signal.SIGINT, ExitCode.INTERRUPTED, 0), text
         said.append(text)
     assert not list(tmp_path.glob("*.part.exr"))
+
+
+def test_ctrl_c_while_a_library_is_loaded_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped() -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as interrupt:
+            raise ImportError("initialization failed") from interrupt
+
+    monkeypatch.setattr(sys.modules["stm_plugin.cli.main"], "app", stopped)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == ExitCode.INTERRUPTED
+    assert "initialization" not in capsys.readouterr().err
 
 
 def test_a_command_that_ctrl_c_ends_says_so(
