@@ -18,6 +18,7 @@ def main() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         from stm_plugin.cli import main as command
+        from stm_plugin.errors import was_interrupted
     except ImportError as error:
         if os.environ.get("STM_DEBUG"):
             raise
@@ -25,13 +26,26 @@ def main() -> None:
         sys.exit(1)
     if not listens:
         command()
+    sys.unraisablehook = _tell_unraisable
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         command()
-    except KeyboardInterrupt:  # once more, while the command said how it ended
-        sys.exit(130)
+    except SystemExit:
+        raise
+    except BaseException as error:
+        if not was_interrupted(error):
+            raise
+        sys.exit(130)  # Ctrl-C once more, while the command said how it ended
     finally:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _tell_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
+    """As Python does, but nothing of a Ctrl-C in a place that cannot pass it on: it will be pressed again."""
+    from stm_plugin.errors import was_interrupted
+
+    if not was_interrupted(unraisable.exc_value):
+        sys.__unraisablehook__(unraisable)
 
 
 def _advice() -> str:

@@ -231,3 +231,11 @@ def _as_file_error(error: OSError) -> StmError:
     }
     hint = hints.get(error.errno, "Look at the file, its folder and its disk.")
     return StoreError(f"{what}.", path=path, hint=hint)
+
+
+def was_interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error. A library that is stopped while it is loaded makes an ImportError of
+    it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None

@@ -27,7 +27,7 @@ from stm_plugin.cli import (
     weights,
 )
 from stm_plugin.cli.console import Stopped, errors, printable
-from stm_plugin.errors import StmError, WeightsError, as_stm_error
+from stm_plugin.errors import StmError, WeightsError, as_stm_error, was_interrupted
 from stm_plugin.exit_codes import ExitCode
 
 DEBUG_VARIABLE = "STM_DEBUG"
@@ -70,7 +70,7 @@ def main() -> None:
         errors.print(STOPPED, highlight=False)
         sys.exit(int(ExitCode.INTERRUPTED))
     except Exception as error:
-        if _was_interrupted(error):
+        if was_interrupted(error):
             errors.print(STOPPED, highlight=False)
             sys.exit(int(ExitCode.INTERRUPTED))
         if os.environ.get(DEBUG_VARIABLE):
@@ -83,14 +83,6 @@ def main() -> None:
         if not said:
             _say(f"Error: {_in_words(error)}")
         sys.exit(code)
-
-
-def _was_interrupted(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is behind an error. A library that is stopped while it is loaded makes an ImportError of
-    it."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__ or error.__context__
-    return error is not None
 
 
 def _logged_as_json(error: Exception, known: StmError | None, code: int) -> bool:
