@@ -19,6 +19,7 @@ def main() -> None:
     try:
         from stm_plugin.cli import main as command
         from stm_plugin.errors import was_interrupted
+        from stm_plugin.exit_codes import ExitCode
     except ImportError as error:
         if os.environ.get("STM_DEBUG"):
             raise
@@ -35,16 +36,14 @@ def main() -> None:
     except BaseException as error:
         if not was_interrupted(error):
             raise
-        sys.exit(130)  # Ctrl-C once more, while the command said how it ended
+        sys.exit(int(ExitCode.INTERRUPTED))  # Ctrl-C once more, while the command said how it ended
     finally:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _tell_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
     """As Python does, but nothing of a Ctrl-C in a place that cannot pass it on: it will be pressed again."""
-    from stm_plugin.errors import was_interrupted
-
-    if not was_interrupted(unraisable.exc_value):
+    if not isinstance(unraisable.exc_value, KeyboardInterrupt):
         sys.__unraisablehook__(unraisable)
 
 

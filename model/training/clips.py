@@ -27,7 +27,7 @@ from model.training.synthetic_clips import HELD_OUT, SceneOptions, synthetic_cli
 _SMALLEST = 64
 """Pixels of each object that the first frame of a clip shows at least."""
 
-SOFT_SEEDS = 2**40
+_SOFT_SEEDS = 2**40
 """Seeds of the clips of `ClipOptions.soft_share` are below this."""
 _SOFT_KINDS = {
     "pelt": 0.2,
@@ -268,7 +268,7 @@ class ClipDataset:
         """A clip of the edge refiner's training. If it has fewer frames than a clip, it goes back again."""
         height, width = self.options.shape
         files = [one.pictures[0] for group in self.stills for one in group if isinstance(one, ClipSource)]
-        made = make_clip(int(rng.integers(SOFT_SEEDS)), files, _SOFT_KINDS)
+        made = make_clip(int(rng.integers(_SOFT_SEEDS)), files, _SOFT_KINDS)
         there, back = range(len(made.plate)), range(len(made.plate) - 2, 0, -1)
         frames = np.resize([*there, *back], self.options.frames)
         pictures = np.stack(

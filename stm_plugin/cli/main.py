@@ -70,12 +70,12 @@ def main() -> None:
         errors.print(STOPPED, highlight=False)
         sys.exit(int(ExitCode.INTERRUPTED))
     except Exception as error:
-        if was_interrupted(error):
+        known = _as_known(error)
+        if known is None and was_interrupted(error):
             errors.print(STOPPED, highlight=False)
             sys.exit(int(ExitCode.INTERRUPTED))
         if os.environ.get(DEBUG_VARIABLE):
             raise
-        known = _as_known(error)
         code = int(ExitCode.FAILED if known is None else known.exit_code)
         said = False
         with contextlib.suppress(Exception):  # as where there is no memory
