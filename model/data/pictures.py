@@ -18,9 +18,9 @@ Labels = NDArray[np.uint8]
 Picture = NDArray[np.uint8]
 """(H, W, 3): RGB."""
 
-MOST_ENLARGEMENT = 1.5
-"""Pictures below the working size are enlarged to it, at most by this factor: it improves the result on small
-objects (figures in docs/model-card.md), and training crops are enlarged by as much."""
+MOST_ENLARGEMENT = 4.0
+"""Pictures below the working size are enlarged to it, at most by this factor: the network finds small objects
+only where they cover several of its positions (figures in docs/experiments/working-size.md)."""
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 

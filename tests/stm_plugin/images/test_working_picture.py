@@ -34,15 +34,17 @@ def test_the_short_side_has_the_working_size_and_small_plates_are_enlarged_as_fa
     assert (wide.width, wide.height) == (632, 480)
     small = working_geometry(Window(0, 0, 720, 400), 1.0, 480)
     assert (small.width, small.height) == (864, 480)
-    tiny = working_geometry(Window(0, 0, 320, 200), 1.0, 480)
-    assert (tiny.width, tiny.height) == (480, 300)
+    region = working_geometry(Window(0, 0, 2048, 1556), 1.0, 480, Window(900, 700, 240, 160))
+    assert (region.width, region.height) == (720, 480)
+    tiny = working_geometry(Window(0, 0, 150, 100), 1.0, 480)
+    assert (tiny.width, tiny.height) == (600, 400)
 
 
 def test_anamorphic_plates_are_seen_in_square_pixels() -> None:
     geometry = working_geometry(Window(0, 0, 1828, 1556), 2.0, 480)
     assert (geometry.width, geometry.height) == (round(1828 * 2 * 480 / 1556), 480)
     small = working_geometry(Window(0, 0, 100, 100), 2.0, 480)
-    assert (small.width, small.height) == (300, 150)
+    assert (small.width, small.height) == (800, 400)
 
 
 def test_a_region_is_cut_to_the_canvas_and_must_lie_on_it() -> None:
