@@ -21,6 +21,9 @@ _UNTOLD = 0.5
 """Share of the mean uncertainty that every frame gets: the network may be confident and wrong anywhere."""
 _SHOWS_LITTLE = 0.25
 """Of the object's largest area on a key: a key with a smaller area is reported as little used."""
+_SMALL = 60.0
+"""Working pixels: smaller objects are found better when the picture is enlarged
+(docs/experiments/working-size.md)."""
 _ADAPTING_HELPS = (0.05, 0.25)
 """Typical uncertainty at which adapting to the keys is advised: below, there is little to gain; above, the
 object is lost, and a further key comes first (docs/experiments/keys.md)."""
@@ -128,6 +131,23 @@ def hidden_keys(areas: Mapping[int, Mapping[str, float]]) -> list[tuple[int, str
         for name, area in by_object.items()
         if area < _SHOWS_LITTLE * most[name]
     ]
+
+
+def small_objects(areas: Mapping[int, Mapping[str, float]], plate_pixels: float) -> list[tuple[str, float]]:
+    """Objects that are small for the network on every key: the object, and its size in working pixels.
+
+    The size is the side of a square with the area of the largest mask.
+
+    Args:
+        areas: of the masks that are not empty, by frame and object, in plate pixels.
+        plate_pixels: in a working pixel.
+    """
+    most: dict[str, float] = {}
+    for by_object in areas.values():
+        for name, area in by_object.items():
+            most[name] = max(most.get(name, 0.0), area)
+    sides = [(name, (area / plate_pixels) ** 0.5) for name, area in most.items()]
+    return [(name, side) for name, side in sides if side < _SMALL]
 
 
 def adapting_may_help(qualities: Sequence[Quality]) -> bool:

@@ -26,7 +26,7 @@ from stm_plugin.images.matte import MetadataValue
 from stm_plugin.images.plate import MOST_PIXEL_BYTES, Plate, PlateSource, held_pixel_bytes
 from stm_plugin.images.working_picture import WorkingGeometry, working_geometry
 from stm_plugin.planning.plan import make_plan, take_turns
-from stm_plugin.planning.quality import Quality, adapting_may_help, hidden_keys
+from stm_plugin.planning.quality import Quality, adapting_may_help, hidden_keys, small_objects
 from stm_plugin.planning.values import Facts, Key, Plan, Request, State
 from stm_plugin.propagation.adaptation import (
     AdaptationRun,
@@ -368,11 +368,16 @@ class Propagation:
 
     def advice(self, plan: Plan | None) -> tuple[str, ...]:
         """Advice on keys and adapting, in sentences. `plan`: None without a key."""
-        names = self.description.names
+        names, areas = self.description.names, self._key_areas()
         said = [
             f"The key on {frame} shows little of {names[name]} "
             f"({100 * share:.0f} % of what another key shows): it is used little where more of it is seen."
-            for frame, name, share in hidden_keys(self._key_areas())
+            for frame, name, share in hidden_keys(areas)
+        ]
+        said += [
+            f"{names[name]} is small for the network ({side:.0f} working pixels across): "
+            "a region around it, or a larger working size, shows it larger."
+            for name, side in small_objects(areas, self.geometry.scale_x * self.geometry.scale_y)
         ]
         if self.settings.adapt:
             said += self.adaptation_advice(self._adaptation)

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stm_plugin.planning.quality import Quality, adapting_may_help, advise, agreement, hidden_keys, no_advice
+from stm_plugin.planning.quality import (
+    Quality,
+    adapting_may_help,
+    advise,
+    agreement,
+    hidden_keys,
+    no_advice,
+    small_objects,
+)
 from stm_plugin.propagation.fusion import mean_confidence
 
 
@@ -64,6 +72,13 @@ def test_a_key_that_shows_little_is_named() -> None:
     areas = {1: {"o1": 900.0}, 20: {"o1": 90.0, "o2": 50.0}, 40: {"o1": 500.0}}
     ((frame, name, share),) = hidden_keys(areas)
     assert (frame, name) == (20, "o1") and share == pytest.approx(0.1)
+
+
+def test_an_object_is_small_if_even_its_largest_mask_covers_few_working_pixels() -> None:
+    areas = {1: {"ball": 900.0, "man": 40_000.0}, 9: {"ball": 3600.0}}
+    assert small_objects(areas, plate_pixels=1.0) == []
+    ((name, side),) = small_objects(areas, plate_pixels=4.0)
+    assert (name, side) == ("ball", 30.0)
 
 
 def test_adapting_is_offered_where_most_frames_are_uncertain_and_only_there() -> None:
