@@ -2,7 +2,8 @@
 
 A clip is an object that moves in front of a background: fur, hair and pelts, wires, solid shapes with hard
 edges, objects of many parts, shapes out of focus (everywhere, or along a part of their outline), shapes
-behind an open shutter, gauze and smoke. Everything is composited in linear light and encoded as sRGB, with
+behind an open shutter, gauze and smoke. Something else may stand in front of it, sharp or out of focus.
+Everything is composited in linear light and encoded as sRGB, with
 grain or without, as JPEG or not. Textures come from noise, from patterns, from scikit-image's photographs
 (CC0 or public domain) and, if given, from a folder of pictures. Where a folder `labels` beside that of the
 pictures says which pixels are an object, clips also show the photographs themselves: their alpha is hard,
@@ -37,6 +38,8 @@ _SCALES = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0)
 """Plate pixels per working pixel."""
 _SCALE_SHARES = (0.24, 0.24, 0.24, 0.2, 0.05, 0.03)
 _SUB_FRAMES = 24
+_FRONT_STREAM = 2
+"""Of the random numbers for what stands in front: the rest of a clip does not depend on it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,13 +73,17 @@ class _Layer:
 
 
 def make_clip(
-    seed: int, pictures: Sequence[Path] = (), shares: Mapping[str, float] | None = None
+    seed: int,
+    pictures: Sequence[Path] = (),
+    shares: Mapping[str, float] | None = None,
+    in_front: float = 0.0,
 ) -> EdgeClip:
     """One clip.
 
     Args:
         pictures: more pictures for textures and backgrounds.
         shares: how often each kind is made; by default as `kind_of` has it.
+        in_front: how often something else stands in front of the object; alpha is what is seen of the object.
     """
     rng = np.random.default_rng(seed)
     kind = _kind(rng, shares)
@@ -97,6 +104,7 @@ def make_clip(
     lens = _Lens(rng, kind)
     background = _Background(rng, textures, side, again=_AGAIN.get(kind, 0.25))
     camera = _Camera(rng)
+    front = _Front.drawn(np.random.default_rng([seed, _FRONT_STREAM]), pictures, in_front)
     plates, alphas = [], []
     for frame in range(FRAMES):
         seen = background.at(frame)
@@ -110,6 +118,11 @@ def make_clip(
             through: FloatArray = np.float32(1) - alpha
             seen = premultiplied + seen * through[..., None]
             coverage = [alpha, *(one * through for one in coverage)]
+        if front is not None:
+            alpha, premultiplied = (_reduced(one, side) for one in front.at(frame))
+            through = np.float32(1) - alpha
+            seen = premultiplied + seen * through[..., None]
+            coverage = [one * through for one in coverage]
         plates.append(camera.recorded(seen))
         alphas.append(np.stack([_as_bytes(one) for one in coverage]))
     return EdgeClip(np.stack(plates), np.stack(alphas), kind, scale)
@@ -542,6 +555,38 @@ class _Lens:
             np.clip(cv2.filter2D(alpha, -1, disc, borderType=cv2.BORDER_REFLECT), 0, 1).astype(np.float32),
             np.asarray(cv2.filter2D(premultiplied, -1, disc, borderType=cv2.BORDER_REFLECT), np.float32),
         )
+
+
+class _Front:
+    """What stands in front of the object and is no part of it: a pillar, a solid or a thing of many parts."""
+
+    def __init__(self, rng: np.random.Generator, textures: _Textures) -> None:
+        draw = rng.random()
+        if draw < 0.5:  # a pillar, or a twig, across the picture
+            angle, drawn = rng.uniform(0, math.pi), np.zeros((_CANVAS, _CANVAS), np.uint8)
+            along = np.array([math.cos(angle), math.sin(angle)]) * 2 * _CANVAS
+            middle = rng.uniform(200, 570, 2)
+            _draw(drawn, np.stack([middle - along, middle + along]), rng.uniform(10, 140))
+            self._layer = _Layer(drawn.astype(np.float32) / np.float32(255), textures.colour())
+        else:
+            self._layer = (_assembly if draw < 0.75 else _solid)(rng, textures)
+        place = rng.uniform(-230, 230, 2)  # beside the object more often than over the middle of it
+        matrix = np.array([[1, 0, place[0]], [0, 1, place[1]]], np.float64)
+        if draw >= 0.5:
+            shown = np.dstack([self._layer.colour, self._layer.alpha])
+            shown = np.asarray(cv2.warpAffine(shown, matrix, (_CANVAS, _CANVAS)), np.float32)
+            self._layer = _Layer(shown[..., 3], np.ascontiguousarray(shown[..., :3]))
+        self._motion = _Motion(rng, rng.uniform(0, 60))
+        self._lens = _Lens(rng, "defocus" if rng.random() < 0.6 else "solid")
+
+    @classmethod
+    def drawn(cls, rng: np.random.Generator, pictures: Sequence[Path], chance: float) -> _Front | None:
+        """With this chance."""
+        return cls(rng, _Textures(rng, pictures)) if rng.random() < chance else None
+
+    def at(self, frame: int) -> tuple[FloatArray, FloatArray]:
+        """Alpha (S, S) and premultiplied colour (S, S, 3)."""
+        return self._lens.through(*_exposed(self._layer, self._motion, frame, 1))
 
 
 class _Background:

@@ -52,18 +52,19 @@ def fill_pool(
     network: FastNetwork,
     pictures: Sequence[Path] = (),
     shares: Mapping[str, float] | None = None,
+    in_front: float = 0.0,
 ) -> Iterator[Path]:
     """Makes the missing clips of these seeds; yields each one when it is written.
 
     Args:
-        pictures, shares: as for `make_clip`.
+        pictures, shares, in_front: as for `make_clip`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
         path = pool_file(folder, seed)
         if path.exists():
             continue
-        clip = make_clip(seed, pictures, shares)
+        clip = make_clip(seed, pictures, shares, in_front)
         soft = bool(np.random.default_rng([seed, 1]).random() < _SOFT_KEYS)
         coarse = coarse_masks(clip, network, soft_key=soft)
         stored = np.round(coarse * 65535).astype(np.uint16)

@@ -28,12 +28,14 @@ class EdgeMaterial:
         pictures: folders with more pictures for textures and backgrounds.
         weights: the network that makes the coarse masks.
         shares: how often each kind of clip is made (`model.training.edge_clips.SHARES`).
+        in_front: how often something else stands in front of the object.
     """
 
     clips: int
     pictures: Sequence[Path] = ()
     weights: str = "stm-lite"
     shares: Mapping[str, float] = field(default_factory=lambda: SHARES)
+    in_front: float = 0.2
 
 
 def train_edges(
@@ -70,7 +72,7 @@ def train_edges(
     made = [pool_file(pool, seed) for seed in seeds]
     if not all(file.exists() for file in made):
         network = FastNetwork(load_network(material.weights)[0])
-        for _ in fill_pool(pool, seeds, network, found, material.shares):
+        for _ in fill_pool(pool, seeds, network, found, material.shares, material.in_front):
             on_clip(len(list(pool.glob("*.npz"))))
     trainer = EdgeTrainer(folder, options, lambda: made)
     if start is not None:
