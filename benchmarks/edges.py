@@ -78,6 +78,7 @@ class Shown:
         guide: the frame's colours.
         display: (H, W, 3) sRGB.
         truth: (H, W), for the ways that are told more than the product is.
+        weights: of the edge refiner.
     """
 
     evidence: EdgeEvidence
@@ -85,6 +86,7 @@ class Shown:
     geometry: WorkingGeometry
     display: FloatArray
     truth: FloatArray
+    weights: str
 
 
 Way = Callable[[Shown], FloatArray]
@@ -101,8 +103,8 @@ def guided(shown: Shown) -> FloatArray:
 
 
 def by_refiner(shown: Shown, precision: Precision = "float32") -> FloatArray:
-    """The edge refiner as it ships."""
-    settings = FinishSettings(edges="learned")
+    """The edge refiner."""
+    settings = FinishSettings(edges="learned", edge_weights=shown.weights)
     refiner = ready_refiner(settings.edge_weights, "cpu", precision)
     return finish_learned(shown.evidence, shown.guide, shown.geometry, settings, refiner)
 
@@ -212,15 +214,19 @@ KEYS: dict[str, Callable[[FloatArray], FloatArray]] = {
 
 
 def shown_frames(
-    plate: Path, alpha: Path, key_of: Callable[[FloatArray], FloatArray] = hard
+    plate: Path,
+    alpha: Path,
+    key_of: Callable[[FloatArray], FloatArray] = hard,
+    settings: Settings | None = None,
 ) -> Iterator[Shown]:
     """All frames of a clip but the first, propagated from it.
 
     Args:
         key_of: makes the key from the true alpha.
+        settings: of the shot; the defaults if None.
     """
     truths = [cv2.imread(str(one), cv2.IMREAD_GRAYSCALE) / np.float32(255) for one in sorted(alpha.iterdir())]
-    yield from shown_of(plate, truths, key_of)
+    yield from shown_of(plate, truths, key_of, settings=settings)
 
 
 def shown_of(
@@ -228,6 +234,7 @@ def shown_of(
     truths: list[FloatArray],
     key_of: Callable[[FloatArray], FloatArray] = hard,
     place: int = 0,
+    settings: Settings | None = None,
 ) -> Iterator[Shown]:
     """All frames of a plate but the key, propagated from it.
 
@@ -235,9 +242,11 @@ def shown_of(
         truths: of all frames.
         key_of: makes the key from the truth.
         place: of the key in the plate, from 0.
+        settings: of the shot; the defaults if None.
     """
     with tempfile.TemporaryDirectory() as folder:
-        shot = Shot.create(Path(folder) / "clip", PlateDescription("files", str(plate)), Settings())
+        description = PlateDescription("files", str(plate))
+        shot = Shot.create(Path(folder) / "clip", description, settings or Settings())
         others = list(shot.plate.frames)
         key = others.pop(place)
         shot.add_key(key, {"object": key_of(truths[place])})
@@ -255,7 +264,8 @@ def _shown(shot: Shot, others: list[int], truths: list[FloatArray]) -> Iterator[
         (name,) = result.probabilities
         loaded = propagation.frames.load(frame)
         guide = Guide(loaded.guide(), loaded.display_at, loaded.plate_frame.data_window)
-        yield Shown(source.of(result, name), guide, propagation.geometry, loaded.display(), truth)
+        weights = propagation.settings.finish.edge_weights
+        yield Shown(source.of(result, name), guide, propagation.geometry, loaded.display(), truth, weights)
 
 
 # ---- measures --------------------------------------------------------------------------------
@@ -342,10 +352,10 @@ def print_split(name: str, shown: list[Shown]) -> None:
     )
 
 
-def print_carried_softness(name: str, clip: tuple[Path, Path], ways: list[str]) -> None:
+def print_carried_softness(name: str, clip: tuple[Path, Path], ways: list[str], settings: Settings) -> None:
     """The soft pixels of a key and of the frames after it, for each kind of key."""
     for kind, key_of in KEYS.items():
-        shown = list(itertools.islice(shown_frames(*clip, key_of), AFTER_A_KEY))
+        shown = list(itertools.islice(shown_frames(*clip, key_of, settings), AFTER_A_KEY))
         first = cv2.imread(str(min(clip[1].iterdir())), cv2.IMREAD_GRAYSCALE) / np.float32(255)
         counts = {"truth": [soft_pixels(first), *(soft_pixels(one.truth) for one in shown)]}
         for way in ways:
@@ -398,19 +408,24 @@ def main() -> None:
     parser.add_argument("--times", action="store_true", help="and the time of a 2K frame of each clip")
     parser.add_argument("--split", action="store_true", help="where the error of learned edges comes from")
     parser.add_argument("--keys", action="store_true", help="how much of a key's softness is carried on")
+    parser.add_argument("--working-size", type=int, help="short side that the network sees")
+    parser.add_argument("--edge-weights", default=FinishSettings().edge_weights, help="a name or a file")
     options = parser.parse_args()
     clips = clips_of(options.folder)
+    settings = Settings(finish=FinishSettings(edge_weights=options.edge_weights))
+    if options.working_size:
+        settings = replace(settings, working_size=options.working_size)
     if options.keys:
         for name in options.clips or clips:
-            print_carried_softness(name, clips[name], options.methods)
+            print_carried_softness(name, clips[name], options.methods, settings)
         return
     if options.split:
         for name in options.clips or clips:
-            print_split(name, list(shown_frames(*clips[name]))[: options.frames])
+            print_split(name, list(shown_frames(*clips[name], settings=settings))[: options.frames])
         return
     print(f"{'clip':14} {'way':26} {'MSE':>6} {'Grad':>7} {'dtSSD':>6} {'SAD':>7} {'soft':>6}   2K ms soft %")
     for name in options.clips or clips:
-        frames = list(shown_frames(*clips[name]))[: options.frames]
+        frames = list(shown_frames(*clips[name], settings=settings))[: options.frames]
         truths = [one.truth for one in frames]
         for way in options.methods:
             measured = scores([WAYS[way](one) for one in frames], truths)

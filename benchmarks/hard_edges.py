@@ -28,6 +28,7 @@ from benchmarks.edges import WAYS, Shown, blurred, hard, shown_of, soft_pixels
 from model.data.davis import VideoSequence, find_sequences
 from model.data.pictures import read_labels
 from model.evaluation.metrics import contour_accuracy, region_similarity
+from stm_plugin.settings import FinishSettings, Settings
 from stm_plugin.windows import FloatArray
 
 FRAMES = 9
@@ -49,11 +50,11 @@ def plate_of(sequence: VideoSequence, count: int, folder: Path) -> Path:
     return folder
 
 
-def print_accuracy(sequence: VideoSequence, ways: list[str], cuts: list[float]) -> None:
+def print_accuracy(sequence: VideoSequence, ways: list[str], cuts: list[float], settings: Settings) -> None:
     """J and F in per cent of each way, and the share of soft pixels in what is above 0.02."""
     with tempfile.TemporaryDirectory() as folder:
         plate = plate_of(sequence, FRAMES, Path(folder))
-        shown = list(shown_of(plate, truths_of(sequence, FRAMES)))
+        shown = list(shown_of(plate, truths_of(sequence, FRAMES), settings=settings))
         for way in ways:
             mattes = [WAYS[way](one) for one in shown]
             soft = sum(map(soft_pixels, mattes)) / sum(int(np.count_nonzero(one > 0.02)) for one in mattes)
@@ -69,13 +70,13 @@ def _scores(mattes: list[FloatArray], shown: list[Shown], cut: float) -> str:
     return f"{j:6.2f} {f:6.2f}"
 
 
-def print_changes(sequence: VideoSequence, ways: list[str], place: int) -> None:
+def print_changes(sequence: VideoSequence, ways: list[str], place: int, settings: Settings) -> None:
     """The change beside a key on a frame, counted from 1, over the median change."""
     truths = truths_of(sequence, NEAR_A_KEY)
     for kind, key_of in (("hard", hard), ("blurred", blurred)):
         with tempfile.TemporaryDirectory() as folder:
             plate = plate_of(sequence, NEAR_A_KEY, Path(folder))
-            shown = list(shown_of(plate, truths, key_of, place - 1))
+            shown = list(shown_of(plate, truths, key_of, place - 1, settings))
             for way in ways:
                 mattes = [WAYS[way](one) for one in shown]
                 mattes.insert(place - 1, key_of(truths[place - 1]))
@@ -94,13 +95,15 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", choices=list(WAYS), default=["off", "guided", "learned"])
     parser.add_argument("--cut", nargs="*", type=float, default=[0.5])
     parser.add_argument("--beside-key", nargs="*", type=int, help="frames of the key, from 2")
+    parser.add_argument("--edge-weights", default=FinishSettings().edge_weights, help="a name or a file")
     options = parser.parse_args()
+    settings = Settings(finish=FinishSettings(edge_weights=options.edge_weights))
     for sequence in find_sequences(options.folder, options.sequences):
         if options.beside_key:
             for place in options.beside_key:
-                print_changes(sequence, options.methods, place)
+                print_changes(sequence, options.methods, place, settings)
         else:
-            print_accuracy(sequence, options.methods, options.cut)
+            print_accuracy(sequence, options.methods, options.cut, settings)
 
 
 if __name__ == "__main__":

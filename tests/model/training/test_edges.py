@@ -84,6 +84,21 @@ def test_every_kind_of_clip_shows_its_object_and_says_where_it_is_soft(kind: str
     assert soft > (20 if kind in ("defocus", "motion blur", "gauze", "dense fur") else 2) * outline
 
 
+def test_what_stands_in_front_hides_the_object_and_changes_nothing_else() -> None:
+    hides = 0
+    for seed in range(4):
+        alone, behind = (
+            make_clip(seed, shares={"solid": 1.0}),
+            make_clip(seed, shares={"solid": 1.0}, in_front=1),
+        )
+        assert (behind.alpha <= alone.alpha).all()
+        hides += np.count_nonzero(behind.alpha < alone.alpha)
+        # beside what stands in front, the picture is the same up to grain and the encoding
+        same = np.abs(behind.plate.astype(int) - alone.plate).max(-1) <= 24
+        assert same.mean() > 0.3
+    assert hides > 1000
+
+
 def test_a_clip_is_its_object_over_its_background_in_linear_light() -> None:
     clip = clip_of_kind("defocus")
     whole = edge_clips.decoded(clip.plate[0])
