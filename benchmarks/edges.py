@@ -31,6 +31,7 @@ blurred one and of the true alpha as key, and of the frames after it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import statistics
 import tempfile
@@ -174,7 +175,7 @@ def _closed_form(display: FloatArray, inside: BoolArray, maybe: BoolArray, reach
     trimap[cv2.dilate(maybe.astype(np.uint8), kernel) == 0] = 0
     if not (trimap == 1).any() or not (trimap == 0).any():
         return inside.astype(np.float32)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), contextlib.redirect_stdout(None):  # PyMatting prints its warnings
         warnings.simplefilter("ignore")
         return np.asarray(estimate_alpha_cf(display.astype(np.float64), trimap), np.float32)
 
