@@ -937,6 +937,8 @@ def _show_status(snapshot: Snapshot, status: Header) -> None:
     words += "."
     if no_advice and snapshot.keys:
         words += f" {no_advice}"
+    for note in status.get("notes") or ():
+        words += f" {note}"
     if not snapshot.is_live:
         words += f" {counted(len(ready), 'matte file')} of {last - first + 1} ready."
     show_text(node, words)

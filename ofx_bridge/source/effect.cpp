@@ -511,6 +511,7 @@ void EffectInstance::showStatus(const Shot& shot, const NodeShot& own, const Dea
     const Json advice = status.value("advice", Json());
     if (advice.is_object() && !advice.value("text", "").empty()) text += "\nNext key: " + advice.value("text", "") + ".";
     if (const std::string none = status.value("no_advice", ""); !none.empty()) text += "\n" + none;
+    for (const Json& note : status.value("notes", Json::array())) text += "\n" + note.get<std::string>();
     parameters_.setStatus(text + parameters_.showLocks(status.value("locked", Json())));
 }
 

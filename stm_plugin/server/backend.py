@@ -85,6 +85,8 @@ class ShotState:
     advice: tuple[int, str] | None = None
     no_advice: str = ""
     """The sentence that no further key is expected to help; empty unless that is so."""
+    notes: tuple[str, ...] = ()
+    """What may improve the shot, or is against it, in sentences."""
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,7 @@ class SharedShot:
             "text": state_words(state.done, state.stale, state.missing),
             "advice": None if state.advice is None else {"frame": state.advice[0], "text": state.advice[1]},
             "no_advice": state.no_advice,
+            "notes": list(state.notes),
             "jobs": list(jobs),
             **configured_json(),
         }

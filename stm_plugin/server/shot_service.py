@@ -313,9 +313,10 @@ class EngineShot:
             states: dict[int, State] = dict.fromkeys(chosen, State.MISSING)
             dirty: tuple[DirtyRange, ...] = ()
             advice: Advice | None = None
+            notes: tuple[str, ...] = ()
             if shot.has_active_key:
                 plan = self._plan(frames)
-                advice = shot.next_key(plan)
+                advice, notes = shot.next_key(plan), shot.notes(plan)
                 states = {one.frame: one.state for one in plan.frames}
                 dirty = plan.dirty
         keys = tuple(key.frame for key in shot.keys)
@@ -335,6 +336,7 @@ class EngineShot:
             reasons=reasons,
             advice=None if advice is None else (advice.frame, advice.text),
             no_advice=no_advice(advice, finished=State.DONE in states.values() and not dirty),
+            notes=notes,
         )
 
     def forecast(self, frames: Range | None, direction: Direction) -> Forecast:

@@ -144,10 +144,14 @@ class ShotReader:
             size=self.store.size(),
             holder=self.store.lock.held_by_another(),
             adapted=self.adaptation if self.settings.adapt else None,
-            advice=(*self._configuration_advice(), *self._working.advice(plan)),
+            advice=self.notes(plan),
             next_key=None if plan is None else self.next_key(plan),
             qualities={} if plan is None else self._working.qualities(plan),
         )
+
+    def notes(self, plan: Plan | None) -> tuple[str, ...]:
+        """What may improve the shot, or is against it, in sentences. `plan`: None without a key."""
+        return (*self._configuration_advice(), *self._working.advice(plan))
 
     def next_key(self, plan: Plan) -> Advice | None:
         """Where the next key would help most, from the quality of a plan's finished frames."""

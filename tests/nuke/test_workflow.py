@@ -454,6 +454,21 @@ def test_the_status_says_that_no_key_is_expected_to_help(
     assert "Next key" not in node["status"]
 
 
+def test_the_status_says_that_a_key_shows_little(
+    nuke: Any, node: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stm_nuke.session import Session
+
+    notes = ["The key on 1 shows little of hero.", "hero is small for the network."]
+    status = Session.status
+    monkeypatch.setattr(Session, "status", lambda self: {**status(self), "notes": notes})
+    nuke.GUI = True
+    nuke.frame(FIRST)
+    node.group["set_key"].execute()
+    run_to_end(nuke, node)
+    assert " ".join(notes) in node["status"]
+
+
 def test_without_advice_of_the_engine_the_frame_that_is_advised_is_the_least_sure_one(
     nuke: Any, node: Any, without_advice: None
 ) -> None:
