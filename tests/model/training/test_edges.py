@@ -92,7 +92,7 @@ def test_what_stands_in_front_hides_the_object_and_changes_nothing_else() -> Non
             make_clip(seed, shares={"solid": 1.0}, in_front=1),
         )
         assert (behind.alpha <= alone.alpha).all()
-        hides += np.count_nonzero(behind.alpha < alone.alpha)
+        hides += int(np.count_nonzero(behind.alpha < alone.alpha))
         # beside what stands in front, the picture is the same up to grain and the encoding
         same = np.abs(behind.plate.astype(int) - alone.plate).max(-1) <= 24
         assert same.mean() > 0.3
