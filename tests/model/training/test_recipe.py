@@ -216,4 +216,5 @@ def test_every_recipe_of_the_documents_can_be_trained_on(recipe: Path, tmp_path:
     assert all(clips.sample(index).pictures.shape == (2, 64, 64, 3) for index in range(4))
     used = {source.name for group in clips.stills for source in group}
     assert ("things/balloon_1" in used) == (not is_free), "only the cats allow commercial use"
-    assert not is_free or (config.start == "imagenet" and not config.videos)
+    free_starts = ("imagenet", "stm-lite-free")
+    assert not is_free or (config.start in free_starts and not config.videos)
