@@ -49,6 +49,11 @@ OPTIONS = AdaptOptions(steps=2, crop=32)
 LICENCE = "for tests only"
 
 
+def advice_of(shot: Shot) -> tuple[str, ...]:
+    """What the status says, but that the small plate's object is small."""
+    return tuple(one for one in shot.status().advice if "is small for the network" not in one)
+
+
 def save_weights(path: Path, seed: int) -> Path:
     """Random weights of `stm-lite` as a file."""
     with torch.random.fork_rng():
@@ -119,18 +124,18 @@ def test_every_matte_is_stale_once_and_off_gives_the_earlier_ones_back(shot: Sho
 
 def test_changed_keys_bring_advice_and_nothing_breaks(shot: Shot) -> None:
     shot.adapt(OPTIONS)
-    assert shot.status().advice == ()
+    assert advice_of(shot) == ()
     shot.add_key(1005, {"disc": box(30)})
     shot.add_key(1001, {"disc": box(11)})
-    (sentence,) = shot.status().advice
+    (sentence,) = advice_of(shot)
     assert "1001 changed" in sentence and "1005 added" in sentence and "stm adapt" in sentence
     assert shot.propagate().computed > 0
     switch(shot, on=False)
-    assert shot.status().advice == ()
+    assert advice_of(shot) == ()
     shot.adapt(OPTIONS)
-    assert shot.status().advice == ()
+    assert advice_of(shot) == ()
     shot.remove_key(1005)
-    assert "1005 removed" in shot.status().advice[0]
+    assert "1005 removed" in advice_of(shot)[0]
 
 
 def test_the_same_keys_and_seed_give_the_same_weights(shot: Shot) -> None:
@@ -284,7 +289,7 @@ def test_a_missing_or_damaged_adaptation_is_refused_and_comes_back(
 ) -> None:
     record = shot.adapt(OPTIONS)
     harm(adaptation_path(shot.folder, record.id))
-    assert words in shot.status().advice[0]
+    assert words in advice_of(shot)[0]
     with pytest.raises(WeightsError, match=words) as refused:
         shot.propagate()
     assert "stm adapt" in str(refused.value)
@@ -306,15 +311,15 @@ def test_a_plate_that_changed_under_a_key_is_read_anew(shot: Shot) -> None:
     picture = Path(shot.plate.sequence.path(1001))
     content = picture.read_bytes()
     write_exr(picture, np.full((48, 64, 3), 0.5, np.float32))
-    (sentence,) = shot.status().advice
+    (sentence,) = advice_of(shot)
     assert "1001 with another plate under it" in sentence and "stm adapt" in sentence
     picture.write_bytes(content)
-    assert shot.status().advice == (), "rendered again, and the same pixels"
+    assert advice_of(shot) == (), "rendered again, and the same pixels"
     picture.unlink()
-    assert shot.status().advice == (), "a frame that is not there says nothing"
+    assert advice_of(shot) == (), "a frame that is not there says nothing"
     write_exr(picture, np.full((48, 64, 3), 0.5, np.float32))
     assert shot.adapt(OPTIONS).id != before.id
-    assert shot.status().advice == ()
+    assert advice_of(shot) == ()
 
 
 def test_records_of_before_the_plate_was_kept_are_read(shot: Shot) -> None:
@@ -325,7 +330,7 @@ def test_records_of_before_the_plate_was_kept_are_read(shot: Shot) -> None:
     path.write_text(json.dumps(values), "utf-8")
     with Shot.open(shot.folder) as opened:
         assert opened.adaptation is not None and opened.adaptation.plate == {}
-        assert opened.status().advice == ()
+        assert advice_of(opened) == ()
 
 
 def test_other_base_weights_are_refused(shot: Shot, tmp_path: Path) -> None:
@@ -345,7 +350,7 @@ def test_weights_that_were_replaced_under_an_adaptation_are_refused(shot: Shot, 
     shot.set_settings(replace(shot.settings, weights=str(mine)))
     shot.adapt(OPTIONS)
     save_weights(mine, seed=10)
-    assert "other weights" in shot.status().advice[0]
+    assert "other weights" in advice_of(shot)[0]
     with pytest.raises(WeightsError, match="adapted from other weights"):
         shot.propagate()
 
