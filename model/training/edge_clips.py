@@ -3,11 +3,11 @@
 A clip is an object that moves in front of a background: fur, hair and pelts, wires, solid shapes with hard
 edges, objects of many parts, shapes out of focus (everywhere, or along a part of their outline), shapes
 behind an open shutter, gauze and smoke. Something else may stand in front of it, sharp or out of focus.
-Everything is composited in linear light and encoded as sRGB, with
-grain or without, as JPEG or not. Textures come from noise, from patterns, from scikit-image's photographs
-(CC0 or public domain) and, if given, from a folder of pictures. Where a folder `labels` beside that of the
-pictures says which pixels are an object, clips also show the photographs themselves: their alpha is hard,
-and not known along its outline. A clip depends on its seed only.
+Everything is composited in linear light and encoded as sRGB, with grain or without, as JPEG or not.
+Textures come from noise, from patterns, from scikit-image's photographs (CC0 or public domain) and, if
+given, from a folder of pictures. Where a folder `labels` beside that of the pictures says which pixels
+are an object, clips also show the photographs themselves: their alpha is hard, and not known along its
+outline. A clip depends on its seed only.
 """
 
 from __future__ import annotations
@@ -571,8 +571,8 @@ class _Front:
         else:
             self._layer = (_assembly if draw < 0.75 else _solid)(rng, textures)
         place = rng.uniform(-230, 230, 2)  # beside the object more often than over the middle of it
-        matrix = np.array([[1, 0, place[0]], [0, 1, place[1]]], np.float64)
         if draw >= 0.5:
+            matrix = np.array([[1, 0, place[0]], [0, 1, place[1]]], np.float64)
             shown = np.dstack([self._layer.colour, self._layer.alpha])
             shown = np.asarray(cv2.warpAffine(shown, matrix, (_CANVAS, _CANVAS)), np.float32)
             self._layer = _Layer(shown[..., 3], np.ascontiguousarray(shown[..., :3]))

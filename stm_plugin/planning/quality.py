@@ -121,10 +121,7 @@ def hidden_keys(areas: Mapping[int, Mapping[str, float]]) -> list[tuple[int, str
     Args:
         areas: of the masks that are not empty, by frame and object.
     """
-    most: dict[str, float] = {}
-    for by_object in areas.values():
-        for name, area in by_object.items():
-            most[name] = max(most.get(name, 0.0), area)
+    most = _largest(areas)
     return [
         (frame, name, area / most[name])
         for frame, by_object in sorted(areas.items())
@@ -142,12 +139,17 @@ def small_objects(areas: Mapping[int, Mapping[str, float]], plate_pixels: float)
         areas: of the masks that are not empty, by frame and object, in plate pixels.
         plate_pixels: in a working pixel.
     """
+    sides = [(name, (area / plate_pixels) ** 0.5) for name, area in _largest(areas).items()]
+    return [(name, side) for name, side in sides if side < _SMALL]
+
+
+def _largest(areas: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
+    """The largest area of each object."""
     most: dict[str, float] = {}
     for by_object in areas.values():
         for name, area in by_object.items():
             most[name] = max(most.get(name, 0.0), area)
-    sides = [(name, (area / plate_pixels) ** 0.5) for name, area in most.items()]
-    return [(name, side) for name, side in sides if side < _SMALL]
+    return most
 
 
 def adapting_may_help(qualities: Sequence[Quality]) -> bool:
