@@ -113,6 +113,11 @@ class ClipOptions:
     soft_share: float = 0.0
     """Share of the made-up clips that show fur, wires, motion blur and the like
     (`model.training.edge_clips`); their labels are alpha cut at one half."""
+    carry_chance: float = 0.0
+    """Share of the made-up scenes in which a thing carries a smaller one."""
+    worn_chance: float = 0.0
+    """Share of the stills with labelled parts of which the whole, less one part, is an object and that part
+    another, as a bag and who carries it."""
     max_skip: int = 10
     pastes: int = 1
     """The most objects put in front; each has `paste_chance`, if the one before was put."""
@@ -250,7 +255,9 @@ class ClipDataset:
         if options.soft_share and rng.random() < options.soft_share:
             return self._soft(rng)
         height, width = options.shape
-        scene = SceneOptions(height, width, options.frames, options.max_objects)
+        scene = SceneOptions(
+            height, width, options.frames, options.max_objects, carry_chance=options.carry_chance
+        )
         files = [one for group in self.stills for one in group if isinstance(one, ClipSource)]
         made = synthetic_clip(
             int(rng.integers(HELD_OUT.start)),
@@ -345,7 +352,7 @@ class ClipDataset:
         if still and fill and rng.random() < options.region_chance:
             loaded = {indices[0]: (picture, _random_region(rng, picture))}
         else:
-            table = _chosen_labels(rng, first, source.meaning, options.max_objects)
+            table = _chosen_labels(rng, first, source.meaning, options)
             if table is not None:
                 loaded = {i: (one, _through(table, labels)) for i, (one, labels) in loaded.items()}
         frame = _FrameDraw(rng, options, loaded[indices[0]][1], still=still, fill=fill)
@@ -442,21 +449,26 @@ def _frame_indices(rng: Generator, count: int, options: ClipOptions) -> list[int
 
 
 def _chosen_labels(
-    rng: Generator, labels: Labels, meaning: Meaning, most: int
+    rng: Generator, labels: Labels, meaning: Meaning, options: ClipOptions
 ) -> npt.NDArray[np.uint8] | None:
     """A table (256,) from label to object, or None where labels are the objects.
 
-    Of parts, all become one object, or up to two of them one each. Of instances, some become objects.
+    Of parts, all become one object, or up to two of them one each, or one of them an object and all others
+    another. Of instances, some become objects.
     """
     if meaning == "objects":
         return None
     table = np.zeros(256, np.uint8)
     present = np.unique(labels)
     present = present[present > 0]
+    if meaning == "parts" and options.worn_chance and rng.random() < options.worn_chance and len(present) > 1:
+        table[present] = 1
+        table[rng.choice(present)] = 2
+        return table
     if meaning == "parts" and (rng.random() < 0.6 or len(present) == 0):
         table[1:] = 1
         return table
-    count = 2 if meaning == "parts" else int(rng.integers(1, most + 1))
+    count = 2 if meaning == "parts" else int(rng.integers(1, options.max_objects + 1))
     for number, label in enumerate(rng.permutation(present)[:count], start=1):
         table[label] = number
     return table

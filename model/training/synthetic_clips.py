@@ -56,6 +56,9 @@ class SceneOptions:
     """Of the scenes, those with smoke; in half of them it rises beside an object and moves with it."""
     cover_chance: float = 0.4
     """Of the scenes, those in which something that is no object stands or passes in front."""
+    carry_chance: float = 0.0
+    """Of the scenes, those in which a thing carries a smaller one, as a child its rucksack. One of the two is
+    an object, or each is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -522,13 +525,33 @@ class _Path:
 
 
 class _Member(NamedTuple):
-    """A thing in a scene. label: 0 for what is no object; nearness: how much the camera's motion moves it."""
+    """A thing in a scene.
+
+    label: 0 for what is no object; nearness: how much the camera's motion moves it; first: the frame from
+    which on it is there; on_carrier: of a carried thing, whose path is its carrier's, takes its tile to the
+    carrier's.
+    """
 
     thing: _Thing | _Photographed
     path: _Path
     label: int
     nearness: float
     first: int
+    on_carrier: Matrix | None = None
+
+    def matrix(self, time: float) -> Matrix:
+        """Takes the tile to the picture."""
+        matrix = self.path.matrix(time)
+        return matrix if self.on_carrier is None else matrix @ self.on_carrier
+
+
+def _place_on_carrier(rng: Rng) -> Matrix:
+    """Takes the tile of a carried thing to that of its carrier: smaller, and over a part of it."""
+    size, angle = rng.uniform(0.25, 0.6), math.radians(rng.normal(0, 20))
+    cos, sin = size * math.cos(angle), size * math.sin(angle)
+    linear = np.array([[cos, -sin], [sin, cos]])
+    shift = rng.uniform(0.3, 0.7, 2) * _TILE - linear @ np.array([_TILE / 2, _TILE / 2])
+    return np.vstack([np.column_stack([linear, shift]), [0, 0, 1]])
 
 
 class _Scene:
@@ -573,6 +596,8 @@ class _Scene:
             members[-1].path.crossing(members[-2].path, options.frames)
         order = rng.permutation(len(members))
         members = [members[index] for index in order]
+        if options.carry_chance and rng.random() < options.carry_chance:
+            self._load(members)
         if rng.random() < options.cover_chance:
             members.append(self._placed(self._family()(), 0))
         return members
@@ -591,6 +616,22 @@ class _Scene:
             path.entering(rng, options)
         return _Member(thing, path, label, rng.uniform(0.8, 1.3), first)
 
+    def _load(self, members: list[_Member]) -> None:
+        """Lets one of the objects carry a small thing, mostly in front of it. If there is room for one more
+        object, the small thing is one in most cases; else it sometimes takes the label of its carrier."""
+        rng = self._rng
+        where = int(rng.choice([index for index, member in enumerate(members) if member.label]))
+        carrier = members[where]
+        labels = max(member.label for member in members)
+        label = 0
+        if labels < self._options.most_objects and rng.random() < 0.8:
+            label = labels + 1
+        elif rng.random() < 0.4:
+            label = carrier.label
+            members[where] = carrier = carrier._replace(label=0)
+        carried = carrier._replace(thing=self._family()(), label=label, on_carrier=_place_on_carrier(rng))
+        members.insert(where + int(rng.random() < 0.8), carried)
+
     def _family(self) -> _Family:
         return _Family(self._rng, self._options, self._pictures, self._cut_outs)
 
@@ -606,7 +647,7 @@ class _Scene:
             if time < member.first:
                 continue
             cover, colours = member.thing.drawn(time)
-            matrix = (self._camera.matrix(time, member.nearness) @ member.path.matrix(time))[:2]
+            matrix = (self._camera.matrix(time, member.nearness) @ member.matrix(time))[:2]
             alpha = _warped(cover, matrix, options.height, options.width)
             box = cv2.boundingRect(alpha)
             if box[2] == 0:
