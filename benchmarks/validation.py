@@ -5,7 +5,8 @@
 DATA has `davis2016_train/` and `clips/`. A row is a network with a read. The parts `five` (mean of four
 views), `schoolgirls` and `made-up` (thirty clips from seeds that are never trained on) decide, each counting
 the same; `chair` and `caps` only report. OUT keeps the results clip by clip: an interrupted run goes on, and
-`--only-table` prints what exists on the clips that all rows have.
+`--only-table` prints what exists on the clips that all rows have. `--of-a-kind 6` adds made-up clips of one
+difficulty each (turning, entering, smoke, ...), which only report.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from model.inference.fast_network import FastNetwork, Precision
 from model.network.memory import MemoryRule
 from model.training.validation import (
     DECIDING,
+    KINDS,
     MADE_UP,
     READS,
     REPORTED,
@@ -46,8 +48,9 @@ def main() -> None:
     given = _arguments()
     torch.set_num_threads(given.threads)
     rows = [_row(weights, read, given) for weights in given.weights for read in given.read]
-    clips = validation_clips(given.data, given.out / "made-up", given.made_up)
-    clips = [clip for clip in clips if clip.view in given.view and clip.part in (given.part or [clip.part])]
+    clips = validation_clips(given.data, given.out / "made-up", given.made_up, given.of_a_kind)
+    clips = [clip for clip in clips if clip.part != "five" or clip.view in given.view]
+    clips = [clip for clip in clips if clip.part in (given.part or [clip.part])]
     if not given.only_table:
         measure(clips, rows, given.out, lambda clip, row: _say(clip, row))
     _print_table(clips, rows, given.out)
@@ -62,8 +65,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--weights", nargs="+", default=[DEFAULT_WEIGHTS], help="names or files")
     parser.add_argument("--read", nargs="+", choices=READS, default=list(READS))
     parser.add_argument("--view", nargs="+", choices=VIEWS, default=list(VIEWS), help="of the five")
-    parser.add_argument("--part", nargs="+", choices=(*DECIDING, *REPORTED), help="only these")
+    parser.add_argument("--part", nargs="+", choices=(*DECIDING, *REPORTED, *KINDS), help="only these")
     parser.add_argument("--made-up", type=int, default=MADE_UP, help="number of made-up clips")
+    parser.add_argument("--of-a-kind", type=int, default=0, help="number of made-up clips of each difficulty")
     parser.add_argument("--short-side", type=int, default=480)
     parser.add_argument("--precision", choices=get_args(Precision), default="bfloat16")
     parser.add_argument("--device", default="cpu")
@@ -98,7 +102,8 @@ def _print_table(clips: list[ValidationClip], rows: list[Row], out: Path) -> Non
     results = {row.name: measured(clips, row, out) for row in rows}
     common = [clip for clip in clips if all(clip in of_row for of_row in results.values())]
     print(f"{len(common)} of {len(clips)} clips; J / F in per cent")
-    names = (*DECIDING, *REPORTED)
+    seen = {clip.part for clip in clips}
+    names = [part for part in (*DECIDING, *REPORTED, *KINDS) if part in seen]
     print("  ".join([" " * 30, *(name.rjust(11) for name in (*names, "choice", "choice J&F"))]))
     for name, of_row in results.items():
         parts = part_scores({clip: of_row[clip] for clip in common})

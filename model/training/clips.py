@@ -113,8 +113,8 @@ class ClipOptions:
     soft_share: float = 0.0
     """Share of the made-up clips that show fur, wires, motion blur and the like
     (`model.training.edge_clips`); their labels are alpha cut at one half."""
-    carry_chance: float = 0.0
-    """Share of the made-up scenes in which a thing carries a smaller one."""
+    scene: SceneOptions = field(default_factory=SceneOptions)
+    """What made-up clips show; their size, frames and objects are those of this class."""
     worn_chance: float = 0.0
     """Share of the stills with labelled parts of which the whole, less one part, is an object and that part
     another, as a bag and who carries it."""
@@ -255,8 +255,12 @@ class ClipDataset:
         if options.soft_share and rng.random() < options.soft_share:
             return self._soft(rng)
         height, width = options.shape
-        scene = SceneOptions(
-            height, width, options.frames, options.max_objects, carry_chance=options.carry_chance
+        scene = replace(
+            options.scene,
+            height=height,
+            width=width,
+            frames=options.frames,
+            most_objects=options.max_objects,
         )
         files = [one for group in self.stills for one in group if isinstance(one, ClipSource)]
         made = synthetic_clip(

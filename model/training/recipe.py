@@ -99,6 +99,7 @@ def read_config(
     saved = saved_config(run) if run is not None else None
     values = (saved or STAGES[stage]).to_dict()
     clip = {**values["clip"], **given.pop("clip", {})}
+    clip["scene"] = {**values["clip"]["scene"], **clip["scene"]}
     config = TrainingConfig.from_dict({**values, **given, "clip": clip})
     if saved is not None:
         other = [name for name in _differences(saved, config) if name not in MAY_CHANGE]

@@ -59,6 +59,9 @@ class SceneOptions:
     carry_chance: float = 0.0
     """Of the scenes, those in which a thing carries a smaller one, as a child its rucksack. One of the two is
     an object, or each is."""
+    thin_share: float = 0.16
+    """Of the things that no photograph shows, those of thin lines: frames, rings with spokes, loads on
+    strings."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,8 +122,10 @@ def write_clips(
         yield _name(seed)
 
 
-def write_held_out(folder: Path, count: int, options: SceneOptions | None = None) -> list[str]:
-    """Writes the first clips of `HELD_OUT` that begin with several objects, in DAVIS layout.
+def write_held_out(
+    folder: Path, count: int, options: SceneOptions | None = None, *, least_objects: int = 2
+) -> list[str]:
+    """Writes the first clips of `HELD_OUT` that begin with that many objects at least, in DAVIS layout.
 
     Existing ones are kept, so a folder is for one generator and one `options`.
 
@@ -135,7 +140,7 @@ def write_held_out(folder: Path, count: int, options: SceneOptions | None = None
         if len(names) == count:
             break
         clip = synthetic_clip(seed, options)
-        if clip.labels[0].max() > 1:
+        if clip.labels[0].max() >= least_objects:
             _write(folder, seed, clip)
             names.append(_name(seed))
     return names
@@ -473,7 +478,12 @@ class _Photographed:
 
 
 _KINDS = (_Blob, _Creature, _Wheeled, _Frame, _Strung)
-_SHARES = (0.42, 0.28, 0.14, 0.08, 0.08)
+
+
+def _shares(thin: float) -> tuple[float, ...]:
+    """How often each of `_KINDS` is drawn, if those of thin lines have a share of `thin`."""
+    solid = 1 - thin
+    return solid / 2, solid / 3, solid / 6, thin / 2, thin / 2
 
 
 # ---- a scene ---------------------------------------------------------------------------------
@@ -675,7 +685,7 @@ class _Family:
         self._back = texture(rng, _TILE, _TILE, pictures)
         if cut_outs and rng.random() < 0.3:
             self._cut = read_cut_out(*cut_outs[int(rng.integers(len(cut_outs)))], rng)
-        self._kind = _KINDS[int(rng.choice(len(_KINDS), p=_SHARES))]
+        self._kind = _KINDS[int(rng.choice(len(_KINDS), p=_shares(options.thin_share)))]
         self._paint = _Paint(rng, pictures, self._kind.PARTS)
 
     def __call__(self) -> _Thing | _Photographed:

@@ -34,6 +34,7 @@ from model.inference.allocator import keep_freed_memory
 from model.network.config import network_config
 from model.network.stm import SpaceTimeMemoryNetwork, read_dense, soft_aggregate_log
 from model.training.clips import Clip, ClipDataset, ClipOptions
+from model.training.synthetic_clips import SceneOptions
 
 CHECKPOINT_FILE = "checkpoint.pt"
 
@@ -104,15 +105,21 @@ class TrainingConfig:
             ValueError: for an unknown option.
         """
         values = dict(values)
-        clip = values.pop("clip", {})
-        for known, given in ((fields(cls), values), (fields(ClipOptions), clip)):
+        clip = dict(values.pop("clip", {}))
+        scene = clip.pop("scene", {})
+        for known, given in (
+            (fields(cls), values),
+            (fields(ClipOptions), clip),
+            (fields(SceneOptions), scene),
+        ):
             unknown = set(given) - {f.name for f in known}
             if unknown:
                 raise ValueError(f"unknown training options: {', '.join(sorted(unknown))}")
         for name in ("videos", "stills", "instances", "only", "leave_out", "learn"):
             if isinstance(values.get(name), str):
                 raise ValueError(f'training option {name} is a list: write {name} = ["{values[name]}"]')
-        return cls(clip=ClipOptions(**_tuples(clip)), **_tuples(values))
+        options = ClipOptions(scene=SceneOptions(**scene), **_tuples(clip))
+        return cls(clip=options, **_tuples(values))
 
 
 def saved_config(folder: Path) -> TrainingConfig | None:

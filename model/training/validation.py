@@ -14,7 +14,7 @@ import os
 import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +31,30 @@ MADE_UP_SCENES = SceneOptions(frames=24)
 
 DECIDING = ("five", "schoolgirls", "made-up")
 REPORTED = ("chair", "caps")
+
+_PLAIN = SceneOptions(
+    height=240,
+    width=320,
+    most_objects=2,
+    look_alike_chance=0,
+    turn_chance=0,
+    grow_chance=0,
+    enter_chance=0,
+    smoke_chance=0,
+    cover_chance=0,
+    thin_share=0,
+)
+KINDS: Mapping[str, SceneOptions] = {
+    "plain": _PLAIN,
+    "turning": replace(_PLAIN, turn_chance=1),
+    "entering": replace(_PLAIN, enter_chance=1),
+    "growing": replace(_PLAIN, grow_chance=1),
+    "look-alikes": replace(_PLAIN, look_alike_chance=1),
+    "smoke": replace(_PLAIN, smoke_chance=1),
+    "thin": replace(_PLAIN, thin_share=1),
+    "carried": replace(_PLAIN, carry_chance=1),
+}
+"""Parts of made-up clips that show one difficulty each. They say what a kind of training clip gains."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,13 +85,16 @@ READS: Mapping[str, Read] = {
 """Simplest first."""
 
 
-def validation_clips(data: Path, made_up: Path, count: int = MADE_UP) -> list[ValidationClip]:
-    """All clips: those of the data folder, and `count` made-up ones, which are written to a folder.
+def validation_clips(
+    data: Path, made_up: Path, count: int = MADE_UP, of_a_kind: int = 0
+) -> list[ValidationClip]:
+    """All clips: those of the data folder, and made-up ones, which are written to a folder.
 
     Args:
         data: with `davis2016_train/` and `clips/`.
         made_up: for the made-up clips; existing ones are kept.
         count: of made-up clips.
+        of_a_kind: number of made-up clips of each of `KINDS`.
 
     Raises:
         FileNotFoundError: if a sequence is not there.
@@ -83,6 +110,10 @@ def validation_clips(data: Path, made_up: Path, count: int = MADE_UP) -> list[Va
     if count:
         names = write_held_out(made_up, count, MADE_UP_SCENES)
         clips += [_clip("made-up", VIEWS[0], one) for one in find_sequences(made_up, names)]
+    for kind, scene in KINDS.items() if of_a_kind else ():
+        least = 2 if kind in ("look-alikes", "carried") else 1
+        names = write_held_out(made_up / kind, of_a_kind, scene, least_objects=least)
+        clips += [_clip(kind, VIEWS[0], one) for one in find_sequences(made_up / kind, names)]
     return clips
 
 
@@ -141,7 +172,8 @@ def measured(clips: Iterable[ValidationClip], row: Row, out: Path) -> dict[Valid
 
 
 def _place(out: Path, row: Row, clip: ValidationClip) -> Path:
-    return out / row.identity / f"{clip.sequence.name}, {clip.view}, {clip.fingerprint}"
+    kind = f"{clip.part}, " if clip.part in KINDS else ""
+    return out / row.identity / f"{kind}{clip.sequence.name}, {clip.view}, {clip.fingerprint}"
 
 
 class Score(NamedTuple):
@@ -159,7 +191,7 @@ class Score(NamedTuple):
 def part_scores(results: Mapping[ValidationClip, Evaluation]) -> dict[str, Score]:
     """The score of each part: the mean over its objects; of the five, the mean of the views."""
     scores = {}
-    for part in (*DECIDING, *REPORTED):
+    for part in (*DECIDING, *REPORTED, *KINDS):
         objects = [thing for clip, one in results.items() if clip.part == part for thing in one.objects]
         if objects:
             scores[part] = Score(
