@@ -1,10 +1,11 @@
-"""What each kind of training clip gains: short runs with everything, and with one kind left out.
+"""What each kind of training clip gains: short runs with one kind of made-up clips each.
 
     python benchmarks/clip_kinds.py DATA OUT [--only NAME ...]
 
-Each run is of `docs/recipes/what-clips-gain.toml`. OUT gets a folder for each run and `NAME.safetensors`; a
-stopped run goes on. Two runs with everything differ by their seed only, so their difference is chance.
-Measure them with
+Each run is of `docs/recipes/what-clips-gain.toml`, with three quarters of its clips from one of `KINDS` of
+`model/training/validation.py`. Two runs with plain clips differ by their seed only, so their difference is
+chance. `old-stills` and `new-stills` have no made-up clips; only the latter has DUTS, ECSSD and instances.
+OUT gets a folder for each run and `NAME.safetensors`; a stopped run goes on. Measure them with
 
     python benchmarks/validation.py DATA OUT/scores --weights stm-lite OUT/*.safetensors --of-a-kind 6 ...
 """
@@ -13,35 +14,22 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from model.training.recipe import export, read_config, train
+from model.training.validation import KINDS
 from model.weights_file import Manifest
 
 RECIPE = Path(__file__).parents[1] / "docs" / "recipes" / "what-clips-gain.toml"
-OLD, NEW = ("humans", "horses", "clothing"), ("duts", "ecssd")
-"""Folders of stills: those that `stm-lite` has seen, and the new ones."""
-
-RUNS: Mapping[str, Mapping[str, Any]] = {
-    "all": {},
-    "all-again": {"seed": 1},
-    "no-made-up": {"clip": {"made_up_share": 0.0}},
-    "no-turning": {"scene": {"turn_chance": 0.0}},
-    "no-entering": {"scene": {"enter_chance": 0.0}},
-    "no-growing": {"scene": {"grow_chance": 0.0}},
-    "no-look-alikes": {"scene": {"look_alike_chance": 0.0}},
-    "no-smoke": {"scene": {"smoke_chance": 0.0}},
-    "no-thin": {"scene": {"thin_share": 0.0}},
-    "no-carried": {"scene": {"carry_chance": 0.0}, "clip": {"worn_chance": 0.0}},
-    "no-new-stills": {"without": NEW},
-    "no-instances": {"without": ("instances",)},
-}
+NEW, OLD = ("duts", "ecssd"), ("humans", "horses", "clothing")
+"""Folders of stills: new ones, and those that `stm-lite` has seen."""
+MADE_UP_SHARE = 0.75
+RUNS = ("plain-again", *KINDS, "old-stills", "new-stills")
 
 
 def main() -> None:
@@ -62,24 +50,25 @@ def _run(name: str, data: Path, out: Path) -> None:
     written = out / f"{name}.safetensors"
     if written.exists():
         return
-    changes = dict(RUNS[name])
-    without = changes.pop("without", ())
-    scene, clip = changes.pop("scene", {}), changes.pop("clip", {})
     config = read_config("video", RECIPE)
+    clip = config.clip
+    if name in KINDS or name == "plain-again":
+        clip = replace(clip, made_up_share=MADE_UP_SHARE, scene=KINDS.get(name, KINDS["plain"]))
+    if name == "carried":
+        clip = replace(clip, worn_chance=0.5)
     weights = dict(zip((*NEW, *OLD, "instances"), config.still_weights, strict=True))
-    kept = {folder: weight for folder, weight in weights.items() if folder not in without}
-    config = read_config(
-        "video",
-        RECIPE,
-        videos=[str(data / "davis2016_train")],
-        stills=[str(data / "stills" / folder) for folder in kept if folder != "instances"],
-        instances=[str(data / "stills" / "instances")] if "instances" in kept else [],
-        still_weights=list(kept.values()),
-        clip={**config.to_dict()["clip"], **clip, "scene": {**config.to_dict()["clip"]["scene"], **scene}},
-        **changes,
+    kept = (*NEW, *OLD, "instances") if name == "new-stills" else OLD
+    config = replace(
+        config,
+        videos=(str(data / "davis2016_train"),),
+        stills=tuple(str(data / "stills" / folder) for folder in kept if folder != "instances"),
+        instances=(str(data / "stills" / "instances"),) if "instances" in kept else (),
+        still_weights=tuple(weights[folder] for folder in kept),
+        clip=clip,
+        seed=int(name == "plain-again"),
     )
     train(out / name, config, progress=lambda trainer, losses: _say(name, trainer.step, float(losses.iou)))
-    export(out / name, Manifest(name, "", "in house", ("a short run",), ""), written)
+    export(out / name, Manifest(name, "", "in house", ("a short run",)), written)
 
 
 def _say(name: str, step: int, iou: float) -> None:

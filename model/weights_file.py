@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -250,6 +251,55 @@ def save_network(
     manifest = replace(manifest, sha256=_sha256(path))
     path.with_suffix(".json").write_text(json.dumps(manifest.to_dict(), indent=2) + "\n")
     return manifest
+
+
+def save_mean(parts: Mapping[str | Path, float], name: str, path: Path) -> Manifest:
+    """Writes the mean of several weights of one architecture. Its manifest follows from theirs: all their
+    data, and the licences of those that restrict the use, if any does.
+
+    Args:
+        parts: names or files, and the share of each; the shares count relative to each other.
+        name: shown to people.
+        path: file to write.
+
+    Raises:
+        ValueError: if there are less than two parts, a share is not above 0, or the architectures differ.
+        WeightsFileError: as `load_network`.
+    """
+    if len(parts) < 2 or not all(0 < share < math.inf for share in parts.values()):
+        raise ValueError("a mean needs two weights at least, each with a share above 0")
+    loaded = [load_network(part) for part in parts]
+    architectures = {manifest.architecture for _, manifest in loaded}
+    if len(architectures) > 1:
+        raise ValueError(
+            f"weights of {' and '.join(sorted(architectures))} have no mean; take weights of one architecture"
+        )
+    shares = [share / sum(parts.values()) for share in parts.values()]
+    states = [network.state_dict() for network, _ in loaded]
+    mean, manifests = loaded[0][0], [manifest for _, manifest in loaded]
+    mixed = {key: value.clone() for key, value in states[0].items()}
+    for key, value in mixed.items():
+        if value.is_floating_point():
+            value *= shares[0]
+            for share, state in zip(shares[1:], states[1:], strict=True):
+                value += share * state[key]
+    mean.load_state_dict(mixed)
+    restricting = [one.licence for one in manifests if one.use != "commercial use allowed"]
+    return save_network(
+        mean,
+        Manifest(
+            name=name,
+            architecture=architectures.pop(),
+            licence="; ".join(dict.fromkeys(restricting or [one.licence for one in manifests])),
+            data=tuple(dict.fromkeys(entry for one in manifests for entry in one.data)),
+            recipe="the mean of "
+            + ", ".join(
+                f"{share:.3g} of {one.name} ({one.sha256[:8]})"
+                for share, one in zip(shares, manifests, strict=True)
+            ),
+        ),
+        path,
+    )
 
 
 def convert_published(pth: Path, path: Path) -> Manifest:

@@ -1,4 +1,4 @@
-"""`stm weights`: list, convert and export weights files."""
+"""`stm weights`: list, convert and export weights files, and take their mean."""
 
 from __future__ import annotations
 
@@ -8,11 +8,19 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from model.weights_file import Manifest, convert_published, read_manifest, shipped_edges, shipped_weights
+from model.weights_file import (
+    Manifest,
+    convert_published,
+    read_manifest,
+    save_mean,
+    shipped_edges,
+    shipped_weights,
+)
 from stm_plugin.cli.console import output
 from stm_plugin.cli.guard import Overwrite, check_single, given_of
+from stm_plugin.errors import SettingsError
 
-app = typer.Typer(help="List, convert and export weights.", no_args_is_help=True)
+app = typer.Typer(help="List, convert, export and mix weights.", no_args_is_help=True)
 
 
 @app.command("list")
@@ -28,7 +36,7 @@ def convert(
     overwrite: Overwrite = False,
 ) -> None:
     """Turn the released STM weights into a safetensors file; code inside the .pth is never run."""
-    _check(out, ("the weights", pth), overwrite)
+    _check(out, ("the weights", pth), overwrite=overwrite)
     manifest = convert_published(pth, out)
     output.print(f"{out}: {manifest.architecture}, {manifest.licence}")
 
@@ -48,16 +56,42 @@ def export(
     """Write the averaged weights of a training run as a weights file (fp16)."""
     from model.training.recipe import export as export_run
 
-    _check(out, ("a file of the training run", run), overwrite)
+    _check(out, ("a file of the training run", run), overwrite=overwrite)
     stated = Manifest(name=name, architecture="", licence=licence, data=tuple(data), recipe=recipe)
     manifest = export_run(run, stated, out)
     output.print(f"{out}: {manifest.architecture}, sha256 {manifest.sha256}")
 
 
-def _check(out: Path, source: tuple[str, Path], overwrite: bool) -> None:
+@app.command()
+def mean(
+    out: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+    parts: Annotated[list[str], typer.Argument(help="Weights by name or file, with their shares: NAME=0.7")],
+    name: Annotated[str, typer.Option(help="Name shown to people.")],
+    overwrite: Overwrite = False,
+) -> None:
+    """Write the mean of several weights (fp16). Its licence is the strictest of theirs."""
+    shares = dict(_share_of(part) for part in parts)
+    _check(out, *(("the weights", Path(one)) for one in shares), overwrite=overwrite)
+    try:
+        manifest = save_mean(shares, name, out)
+    except ValueError as error:
+        raise SettingsError(f"The mean cannot be taken: {error}.") from error
+    output.print(f"{out}: {manifest.architecture}, {manifest.licence}, sha256 {manifest.sha256}")
+
+
+def _share_of(part: str) -> tuple[str, float]:
+    """`NAME=0.7`: the name, and the share."""
+    name, _, share = part.rpartition("=")
+    try:
+        return name, float(share)
+    except ValueError:
+        raise SettingsError(f"{part}: give weights with their share, as in stm-lite=0.7") from None
+
+
+def _check(out: Path, *sources: tuple[str, Path], overwrite: bool) -> None:
     """Check the outputs: a weights file and the manifest beside it."""
     shipped = (*shipped_weights(), *shipped_edges())
-    given = given_of([], source, *(("the shipped weights", path) for path in shipped))
+    given = given_of([], *sources, *(("the shipped weights", path) for path in shipped))
     check_single([out, out.with_suffix(".json")], given, overwrite)
 
 

@@ -9,9 +9,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
-from model.weights_file import Manifest, WeightsFileError, load_network, read_manifest, shipped_weights
+from model.network.config import network_config
+from model.network.stm import SpaceTimeMemoryNetwork
+from model.weights_file import (
+    Manifest,
+    WeightsFileError,
+    load_network,
+    read_manifest,
+    save_mean,
+    save_network,
+    shipped_weights,
+)
 
 GOOD: dict[str, Any] = {"name": "a", "architecture": "stm-lite", "licence": "mine", "data": ["stills"]}
 
@@ -119,3 +130,47 @@ def test_the_refusal_of_a_pickle_does_not_say_how_to_run_it(tmp_path: Path) -> N
 def test_a_manifest_is_what_it_was() -> None:
     manifest = Manifest("a", "stm-lite", "mine", ("stills",), "short", {"J": 0.5}, "0" * 64)
     assert Manifest.from_dict(json.loads(json.dumps(manifest.to_dict()))) == manifest
+
+
+def random_weights(path: Path, licence: str, data: str, seed: int, architecture: str = "stm-lite") -> Path:
+    torch.manual_seed(seed)
+    network = SpaceTimeMemoryNetwork(network_config(architecture))
+    save_network(network, Manifest(path.stem, architecture, licence, (data, "backbones")), path, half=False)
+    return path
+
+
+FREE, BOUND, OWN = "free for commercial use", "non-commercial", "in house"
+
+
+@pytest.mark.parametrize(
+    ("licences", "expected"), [((FREE, FREE), FREE), ((FREE, BOUND), BOUND), ((OWN, FREE), OWN)]
+)
+def test_a_mean_has_the_shares_all_data_and_the_strictest_licence(
+    tmp_path: Path, licences: tuple[str, str], expected: str
+) -> None:
+    one = random_weights(tmp_path / "one.safetensors", licences[0], "cats", 1)
+    other = random_weights(tmp_path / "other.safetensors", licences[1], "dogs", 2)
+    written = save_mean({one: 3.0, other: 1.0}, "both", tmp_path / "both.safetensors")
+    mean, manifest = load_network(tmp_path / "both.safetensors")
+    assert manifest == written and manifest.licence == expected
+    assert manifest.data == ("cats", "backbones", "dogs")
+    assert manifest.recipe.startswith("the mean of 0.75 of one (") and "0.25 of other" in manifest.recipe
+    states = [load_network(path)[0].state_dict() for path in (one, other)]
+    for key, value in mean.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(
+                value, 0.75 * states[0][key] + 0.25 * states[1][key], atol=2e-3, rtol=2e-3
+            )
+
+
+def test_no_mean_of_one_of_other_networks_or_without_a_share(tmp_path: Path) -> None:
+    one = random_weights(tmp_path / "one.safetensors", OWN, "cats", 1)
+    wide = random_weights(tmp_path / "wide.safetensors", OWN, "cats", 1, "stm-r50")
+    for parts, reason in (
+        ({one: 1.0}, "two weights"),
+        ({one: 1.0, wide: 0.0}, "above 0"),
+        ({one: 1.0, wide: 1.0}, "stm-lite and stm-r50"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            save_mean(parts, "both", tmp_path / "both.safetensors")
+    assert not (tmp_path / "both.safetensors").exists()

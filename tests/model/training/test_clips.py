@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from model.training.clips import (
 )
 from model.training.edge_clips import EdgeClip, make_clip
 from model.training.recipe import training_clips
+from model.training.synthetic_clips import SceneOptions
 from model.training.trainer import TrainingConfig
 
 SHAPE = (80, 80)
@@ -215,6 +217,33 @@ def test_of_things_of_one_kind_some_are_objects_and_the_others_look_alikes(tmp_p
     assert {clip.objects for clip in clips} == {1, 2}
     bright = [(clip.pictures[0].max(axis=-1) > 110) & (clip.labels[0] == 0) for clip in clips]
     assert sum(int(there.sum()) > 60 for there in bright) > 10  # look-alikes that are no object
+
+
+def test_a_worn_part_and_its_wearer_are_two_objects(tmp_path: Path) -> None:
+    """A photograph with the labels of two garments: one becomes an object, and the rest of the person
+    another."""
+    parts = np.zeros((96, 128), np.uint8)
+    parts[20:80, 40:90], parts[30:60, 50:70] = 7, 9
+    write_picture(tmp_path / "images" / "1.jpg")
+    write_labels(tmp_path / "labels" / "1.png", parts)
+    plain = ClipOptions(size=64, frames=2, region_chance=0, pastes=0, max_objects=2, scale=(1.0, 1.1))
+    sources = [still_sources(tmp_path)]
+    always = ClipDataset([], sources, replace(plain, worn_chance=1))
+    assert {always.sample(index).objects for index in range(12)} == {2}
+    never = ClipDataset([], sources, plain)
+    assert 1 in {never.sample(index).objects for index in range(12)}
+
+
+def test_what_made_up_clips_show_is_an_option(tmp_path: Path) -> None:
+    options = ClipOptions(size=64, frames=2, made_up_share=1)
+    clips = [
+        training_clips(TrainingConfig(clip=replace(options, scene=SceneOptions(turn_chance=chance)))).sample(
+            1
+        )
+        for chance in (0.4, 0.4, 1.0)
+    ]
+    assert np.array_equal(clips[0].pictures, clips[1].pictures)
+    assert not np.array_equal(clips[0].pictures, clips[2].pictures)
 
 
 def test_the_colours_of_a_clip_change_alike_and_a_little_by_frame() -> None:

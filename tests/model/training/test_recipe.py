@@ -149,6 +149,10 @@ def test_a_misspelt_name_to_leave_out_is_an_error_and_not_training_data(data: Pa
 def test_wrong_options_are_named(data: Path) -> None:
     with pytest.raises(ValueError, match="unknown training options: stepps"):
         read_config("stills", write_toml(data, "stepps = 3"))
+    with pytest.raises(ValueError, match="unknown training options: fog_chance"):
+        read_config("stills", write_toml(data, "[clip.scene]\nfog_chance = 1"))
+    told = read_config("stills", write_toml(data, "[clip.scene]\nsmoke_chance = 1"))
+    assert told.clip.scene.smoke_chance == 1 and told.clip.size == 32
     with pytest.raises(ValueError, match=r'a list: write leave_out = \["bus"\]'):
         read_config("video", leave_out="bus")
     broken = data / "broken.toml"

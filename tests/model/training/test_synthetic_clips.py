@@ -131,6 +131,34 @@ def test_look_alikes_change_places() -> None:
     assert changed(1.0) > 0.4 > 0.2 > changed(0.0)
 
 
+def test_a_carried_thing_stays_on_its_carrier() -> None:
+    """Of clips with two objects from one chance to two: how often they touch on the first and the last
+    frame."""
+
+    def touching(carry: float) -> tuple[int, float]:
+        options = replace(PLAIN, most_objects=2, carry_chance=carry, thin_share=0)
+        found = []
+        for seed in range(40):
+            labels = synthetic_clip(seed, options).labels[[0, -1]]
+            near = [cv2.dilate((one == 1).astype(np.uint8), np.ones((5, 5), np.uint8)) for one in labels]
+            both = [(one == 2).sum() > 20 and (one == 1).sum() > 20 for one in labels]
+            if all(both):
+                found.append(all((one[at == 2] > 0).any() for one, at in zip(near, labels, strict=True)))
+        return len(found), float(np.mean(found))
+
+    pairs, share = touching(1)
+    apart_pairs, apart = touching(0)
+    assert pairs > apart_pairs > 5, "a carried thing is an object more"
+    assert share > 0.6 > 0.3 > apart
+
+
+def test_sometimes_only_the_carried_thing_is_an_object() -> None:
+    """Then the object is smaller."""
+    first, _ = areas(replace(PLAIN, carry_chance=1), range(40))
+    before, _ = areas(PLAIN, range(40))
+    assert first < 0.9 * before
+
+
 def test_smoke_changes_the_picture_and_no_label() -> None:
     clear, smoky = (
         [synthetic_clip(seed, replace(PLAIN, smoke_chance=chance)) for seed in range(6)] for chance in (0, 1)
@@ -173,6 +201,19 @@ def test_thin_lines_are_labelled() -> None:
         solid = cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
         thin = max(thin, 1 - solid.sum() / mask.sum())
     assert thin > 0.4
+
+
+def test_the_share_of_thin_things_is_kept() -> None:
+    def opened(share: float) -> float:
+        """Share of the objects' area that is wider than eight pixels."""
+        found = []
+        for seed in range(12):
+            options = replace(PLAIN, height=192, width=256, frames=2, thin_share=share)
+            mask = (synthetic_clip(seed, options).labels[0] == 1).astype(np.uint8)
+            found.append(cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((9, 9), np.uint8)).sum() / mask.sum())
+        return float(np.mean(found))
+
+    assert opened(1) < 0.5 < 0.8 < opened(0)
 
 
 def test_held_out_clips_have_several_objects_and_are_no_training_clips(tmp_path: Path) -> None:

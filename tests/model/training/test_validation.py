@@ -14,6 +14,7 @@ from model.data.pictures import Labels, write_labels
 from model.training.validation import (
     DECIDING,
     FIVE,
+    KINDS,
     REPORTED,
     VIEWS,
     Row,
@@ -65,6 +66,19 @@ def test_the_five_have_four_views_and_every_part_is_there(data: Path, tmp_path: 
     assert bus["backward"] == bus["forward"][::-1]
     assert bus["backward, step 2"] == bus["forward"][::-1][::2]
     assert len({clip.sequence.name for clip in clips if clip.part == "made-up"}) == 2
+
+
+def test_clips_of_one_difficulty_only_report(data: Path, tmp_path: Path) -> None:
+    clips = validation_clips(data, tmp_path / "made-up", count=1, of_a_kind=1)
+    kinds = [clip for clip in clips if clip.part in KINDS]
+    assert [clip.part for clip in kinds] == list(KINDS)
+    row = Row("one", "one-0", FirstMask)
+    measure(kinds, [row], tmp_path / "out")
+    results = measured(clips, row, tmp_path / "out")
+    assert set(results) == set(kinds), "clips of one seed and of several kinds have a result each"
+    assert set(part_scores(results)) == set(KINDS)
+    with pytest.raises(ValueError, match="not measured"):
+        choice_score(part_scores(results))
 
 
 def test_a_stopped_measurement_goes_on_and_ends_with_the_same_scores(data: Path, tmp_path: Path) -> None:

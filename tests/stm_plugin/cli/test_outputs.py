@@ -20,7 +20,7 @@ import pytest
 
 from model.network.config import network_config
 from model.network.stm import SpaceTimeMemoryNetwork
-from model.weights_file import Manifest, save_network, shipped_weights
+from model.weights_file import Manifest, read_manifest, save_network, shipped_weights
 from stm_plugin.exit_codes import ExitCode
 from stm_plugin.images import movie as movies
 from stm_plugin.images.overlay import OverlayWriter
@@ -195,6 +195,12 @@ def test_weights_are_never_replaced_without_a_word(tmp_path: Path, stm: Command)
     kept.write_bytes(b"precious")
     desk.refused(lambda: stm("weights", "export", run, kept, *words), "ours.safetensors", "--overwrite")
     desk.refused(lambda: stm("weights", "convert", kept, kept, "--overwrite"), "the weights", str(kept))
+    parts = [f"{path.stem}=0.5" for path in shipped_weights()]
+    desk.refused(lambda: stm("weights", "mean", kept, *parts, "--name", "n"), "--overwrite", str(kept))
+    said = stm("weights", "mean", tmp_path / "mean.safetensors", "stm-lite", "--name", "n")
+    assert said.code == ExitCode.USAGE and "stm-lite=0.7" in said.err
+    assert stm("weights", "mean", tmp_path / "mean.safetensors", *parts, "--name", "n").code == 0
+    assert read_manifest(tmp_path / "mean.safetensors").use == "non-commercial only"
     shipped = shipped_weights()[0]
     before = shipped.read_bytes()
     said = stm("weights", "export", run, shipped, *words, "--overwrite")
