@@ -234,7 +234,7 @@ def test_a_worn_part_and_its_wearer_are_two_objects(tmp_path: Path) -> None:
     assert 1 in {never.sample(index).objects for index in range(12)}
 
 
-def test_what_made_up_clips_show_is_an_option(tmp_path: Path) -> None:
+def test_what_made_up_clips_show_is_an_option() -> None:
     options = ClipOptions(size=64, frames=2, made_up_share=1)
     clips = [
         training_clips(TrainingConfig(clip=replace(options, scene=SceneOptions(turn_chance=chance)))).sample(
