@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -253,7 +253,7 @@ def save_network(
     return manifest
 
 
-def save_mean(parts: Mapping[str | Path, float], name: str, path: Path) -> Manifest:
+def save_mean(parts: Sequence[tuple[str | Path, float]], name: str, path: Path) -> Manifest:
     """Writes the mean of several weights of one architecture. Its manifest follows from theirs: all their
     data, and the licences of those that restrict the use, if any does.
 
@@ -266,15 +266,16 @@ def save_mean(parts: Mapping[str | Path, float], name: str, path: Path) -> Manif
         ValueError: if there are less than two parts, a share is not above 0, or the architectures differ.
         WeightsFileError: as `load_network`.
     """
-    if len(parts) < 2 or not all(0 < share < math.inf for share in parts.values()):
+    if len(parts) < 2 or not all(0 < share < math.inf for _, share in parts):
         raise ValueError("a mean needs two weights at least, each with a share above 0")
-    loaded = [load_network(part) for part in parts]
+    loaded = [load_network(part) for part, _ in parts]
     architectures = {manifest.architecture for _, manifest in loaded}
     if len(architectures) > 1:
         raise ValueError(
             f"weights of {' and '.join(sorted(architectures))} have no mean; take weights of one architecture"
         )
-    shares = [share / sum(parts.values()) for share in parts.values()]
+    whole = sum(share for _, share in parts)
+    shares = [share / whole for _, share in parts]
     states = [network.state_dict() for network, _ in loaded]
     mean, manifests = loaded[0][0], [manifest for _, manifest in loaded]
     mixed = {key: value.clone() for key, value in states[0].items()}

@@ -70,8 +70,8 @@ def mean(
     overwrite: Overwrite = False,
 ) -> None:
     """Write the mean of several weights (fp16). Its licence is the strictest of theirs."""
-    shares = dict(_share_of(part) for part in parts)
-    _check(out, *(("the weights", Path(one)) for one in shares), overwrite=overwrite)
+    shares = [_share_of(part) for part in parts]
+    _check(out, *(("the weights", Path(one)) for one, _ in shares), overwrite=overwrite)
     try:
         manifest = save_mean(shares, name, out)
     except ValueError as error:

@@ -150,7 +150,7 @@ def test_a_mean_has_the_shares_all_data_and_the_strictest_licence(
 ) -> None:
     one = random_weights(tmp_path / "one.safetensors", licences[0], "cats", 1)
     other = random_weights(tmp_path / "other.safetensors", licences[1], "dogs", 2)
-    written = save_mean({one: 3.0, other: 1.0}, "both", tmp_path / "both.safetensors")
+    written = save_mean([(one, 3.0), (other, 1.0)], "both", tmp_path / "both.safetensors")
     mean, manifest = load_network(tmp_path / "both.safetensors")
     assert manifest == written and manifest.licence == expected
     assert manifest.data == ("cats", "backbones", "dogs")
@@ -167,9 +167,9 @@ def test_no_mean_of_one_of_other_networks_or_without_a_share(tmp_path: Path) -> 
     one = random_weights(tmp_path / "one.safetensors", OWN, "cats", 1)
     wide = random_weights(tmp_path / "wide.safetensors", OWN, "cats", 1, "stm-r50")
     for parts, reason in (
-        ({one: 1.0}, "two weights"),
-        ({one: 1.0, wide: 0.0}, "above 0"),
-        ({one: 1.0, wide: 1.0}, "stm-lite and stm-r50"),
+        ([(one, 1.0)], "two weights"),
+        ([(one, 1.0), (wide, 0.0)], "above 0"),
+        ([(one, 1.0), (wide, 1.0)], "stm-lite and stm-r50"),
     ):
         with pytest.raises(ValueError, match=reason):
             save_mean(parts, "both", tmp_path / "both.safetensors")
