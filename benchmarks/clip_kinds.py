@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from model.training.recipe import export, read_config, train
 from model.training.validation import KINDS
-from model.weights_file import Manifest
+from model.weights_file import Manifest, read_manifest
 
 RECIPE = Path(__file__).parents[1] / "docs" / "recipes" / "what-clips-gain.toml"
 NEW, OLD = ("duts", "ecssd"), ("humans", "horses", "clothing")
@@ -68,7 +68,7 @@ def _run(name: str, data: Path, out: Path) -> None:
         seed=int(name == "plain-again"),
     )
     train(out / name, config, progress=lambda trainer, losses: _say(name, trainer.step, float(losses.iou)))
-    export(out / name, Manifest(name, "", "in house", ("a short run",)), written)
+    export(out / name, Manifest(name, "", read_manifest(config.start).licence, ("a short run",)), written)
 
 
 def _say(name: str, step: int, iou: float) -> None:

@@ -23,6 +23,7 @@ from model.training.synthetic_clips import (
     write_held_out,
 )
 from model.training.textures import PHOTOGRAPHS
+from model.training.validation import KINDS
 
 SMALL = SceneOptions(height=96, width=128, frames=4)
 
@@ -74,18 +75,7 @@ def test_a_thing_that_turns_shows_another_side() -> None:
     assert change(1.0) > 1.5 * change(0.0)
 
 
-PLAIN = SceneOptions(
-    96,
-    128,
-    frames=8,
-    most_objects=1,
-    look_alike_chance=0,
-    turn_chance=0,
-    grow_chance=0,
-    enter_chance=0,
-    smoke_chance=0,
-    cover_chance=0,
-)
+PLAIN = replace(KINDS["plain"], height=96, width=128, frames=8, most_objects=1, thin_share=0.16)
 """A scene in which nothing special happens."""
 
 
