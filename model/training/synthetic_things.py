@@ -90,8 +90,7 @@ class CutOut:
 
 
 class _Drawn:
-    """A thing that is drawn: an outline, parts, and what they are painted
-    with. It bends, and it may turn."""
+    """A thing that is drawn: an outline, parts, and what they are painted with. It bends, and it may turn."""
 
     def __init__(self, rng: Rng, turn_chance: float, paint: _Paint) -> None:
         self._paint = paint
