@@ -207,8 +207,9 @@ def _fill(network: nn.Module, state: Mapping[str, Tensor], manifest: Manifest, p
             raise WeightsFileError(
                 f"{path}: the tensor {tensor_name} holds values that are not numbers; get the file again"
             )
+    values = {name: v.float() if v.is_floating_point() else v for name, v in state.items()}
     try:
-        network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+        network.load_state_dict(values)
     except RuntimeError as error:
         first = " ".join(str(error).split("\n")[1:2]).strip() or str(error)
         raise WeightsFileError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -184,8 +185,11 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NO_MEMORY = (
     *("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory"),
     *("insufficient memory", "bad_alloc", "failed to map segment", "can't start new thread"),
-    *("unable to allocate", "memoryerror"),
+    *("unable to allocate", "failed to allocate", "memoryerror"),
 )
+_NO_MEMORY_FOR_A_LAYER = re.compile(r"could not (create|execute) a (primitive|memory object)\W*$")
+"""What oneDNN says, in full, if it accepted a layer and then found no memory for it. A layer that it does not
+know fails before, with the name of the layer."""
 
 
 def as_stm_error(error: BaseException) -> StmError | None:
@@ -206,7 +210,9 @@ def as_stm_error(error: BaseException) -> StmError | None:
 def speaks_of_memory(error: BaseException | str) -> bool:
     """Whether an error of a library, or the output of a program, means that memory was short."""
     text = str(error).lower()
-    return isinstance(error, Exception | str) and any(words in text for words in _NO_MEMORY)
+    if not isinstance(error, Exception | str):
+        return False
+    return any(words in text for words in _NO_MEMORY) or bool(_NO_MEMORY_FOR_A_LAYER.search(text))
 
 
 def _as_file_error(error: OSError) -> StmError:

@@ -475,22 +475,23 @@ def device_errors(device: str, frame: int | None = None) -> Iterator[None]:
         if speaks_of_memory(error):
             raise _out_of_memory(device, frame) from error
         raise DeviceError(
-            f"The device {device} failed: {str(error).splitlines()[0]}",
+            f"The device {device} failed: {str(error).splitlines()[0].rstrip('.')}.",
             frame=frame,
-            hint="Finished frames are kept; run again, with --device cpu if needed.",
+            hint="Finished frames are kept. Run again"
+            + ("." if device == "cpu" else ", with --device cpu if needed."),
         ) from error
 
 
 def _out_of_memory(device: str, frame: int | None) -> DeviceError:
     if device.startswith("cuda"):
         torch.cuda.empty_cache()
+    ways = "lower memory_cap or working_size, or give a region"
+    if device != "cpu":
+        ways = "lower memory_cap or working_size, give a region, or use --device cpu"
     return DeviceError(
         f"{device} has too little memory.",
         frame=frame,
-        hint=(
-            "Finished frames are kept. Close other programs, or lower memory_cap or working_size, "
-            "give a region, or use --device cpu, and run again."
-        ),
+        hint=f"Finished frames are kept. Close other programs, or {ways}, and run again.",
     )
 
 

@@ -116,6 +116,15 @@ class Malicious:
         return Path.touch, (self.path,)
 
 
+def test_too_little_memory_while_reading_is_not_a_fault_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(tensor: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 774144 bytes.")
+
+    monkeypatch.setattr(torch.Tensor, "float", full)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        load_network("stm-lite")
+
+
 def test_the_refusal_of_a_pickle_does_not_say_how_to_run_it(tmp_path: Path) -> None:
     proof, path = tmp_path / "executed", tmp_path / "weights.pth"
     path.write_bytes(pickle.dumps({"more": Malicious(proof)}, protocol=2))

@@ -13,7 +13,7 @@ import pytest
 
 from stm_plugin.errors import DeviceError, StoreError, as_stm_error
 from stm_plugin.exit_codes import ExitCode
-from stm_plugin.propagation.memory_forecast import _free_in_group
+from stm_plugin.propagation.memory_forecast import _free_in_group, device_errors
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 LIMITED = """
@@ -81,11 +81,20 @@ def test_a_run_without_memory_ends_in_words(tmp_path: Path, room: int, blind: bo
         RuntimeError("can't start new thread"),
         ImportError("libtorch_cpu.so: failed to map segment from shared object"),
         RuntimeError("std::bad_alloc"),
+        RuntimeError("could not create a primitive"),
+        RuntimeError("could not execute a primitive"),
     ],
 )
 def test_every_librarys_way_to_say_that_there_is_no_memory_is_understood(error: Exception) -> None:
     known = as_stm_error(error)
     assert isinstance(known, DeviceError) and known.hint and "memory" in str(known)
+
+
+def test_a_layer_that_the_device_does_not_know_is_not_taken_for_too_little_memory() -> None:
+    unknown = "could not create a primitive descriptor for the matmul primitive. Run workload with ..."
+    assert as_stm_error(RuntimeError(unknown)) is None
+    with pytest.raises(DeviceError, match="descriptor for the matmul"), device_errors("cpu", 1001):
+        raise RuntimeError(unknown)
 
 
 def test_errors_of_the_system_name_the_file_and_what_to_do(tmp_path: Path) -> None:
