@@ -24,7 +24,15 @@ import numpy.typing as npt
 from PIL import Image
 
 from model.training.edge_pelt import pelt
-from model.training.textures import PHOTOGRAPHS, ByteArray, FloatArray, noise, photographs, read_bytes
+from model.training.textures import (
+    PHOTOGRAPHS,
+    ByteArray,
+    FloatArray,
+    noise,
+    pattern_share,
+    photographs,
+    read_bytes,
+)
 
 PHOTOGRAPH = "photograph"
 """The kind of clips that show a photograph with a mask that was drawn by hand."""
@@ -725,19 +733,8 @@ class _Textures:
 
     def _pattern(self, side: int) -> FloatArray:
         """Stripes or squares, or a gradient."""
-        rng = self._rng
-        rows, columns = np.mgrid[0:side, 0:side].astype(np.float32)
-        angle, pitch = rng.uniform(0, math.pi), rng.uniform(6, 160)
-        u = (rows * math.sin(angle) + columns * math.cos(angle)) / pitch
-        v = (rows * math.cos(angle) - columns * math.sin(angle)) / pitch
-        weight = rng.choice(3)
-        if weight == 0:
-            share = (np.sin(u * math.tau) > 0).astype(np.float32)
-        elif weight == 1:
-            share = ((np.sin(u * math.tau) > 0) ^ (np.sin(v * math.tau) > 0)).astype(np.float32)
-        else:
-            share = np.clip(u * pitch / side + 0.5, 0, 1)
-        a, b = rng.uniform(0, 1, (2, 3)) ** 2
+        share = pattern_share(self._rng, side, side, 160)
+        a, b = self._rng.uniform(0, 1, (2, 3)) ** 2
         return np.asarray(share[..., None] * a + (1 - share[..., None]) * b, np.float32)
 
 

@@ -102,18 +102,23 @@ def _cut(rng: np.random.Generator, picture: ByteArray, height: int, width: int) 
     return np.ascontiguousarray(cut)
 
 
-def _pattern(rng: np.random.Generator, height: int, width: int) -> ByteArray:
-    """Stripes, squares or a gradient between two colours."""
+def pattern_share(rng: np.random.Generator, height: int, width: int, longest: float) -> FloatArray:
+    """(h, w) in [0, 1]: stripes, squares or a gradient, as the share of the first of two colours. A period
+    has 6 to `longest` pixels."""
     rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
-    angle, pitch = rng.uniform(0, math.pi), rng.uniform(6, 90)
+    angle, pitch = rng.uniform(0, math.pi), rng.uniform(6, longest)
     u = (rows * math.sin(angle) + columns * math.cos(angle)) / pitch
     v = (rows * math.cos(angle) - columns * math.sin(angle)) / pitch
     kind = rng.choice(3)
     if kind == 0:
-        share = (np.sin(u * math.tau) > 0).astype(np.float32)
-    elif kind == 1:
-        share = ((np.sin(u * math.tau) > 0) ^ (np.sin(v * math.tau) > 0)).astype(np.float32)
-    else:
-        share = np.clip(u * pitch / max(height, width) + 0.5, 0, 1)
+        return np.asarray(np.sin(u * math.tau) > 0, np.float32)
+    if kind == 1:
+        return np.asarray((np.sin(u * math.tau) > 0) ^ (np.sin(v * math.tau) > 0), np.float32)
+    return np.asarray(np.clip(u * pitch / max(height, width) + 0.5, 0, 1), np.float32)
+
+
+def _pattern(rng: np.random.Generator, height: int, width: int) -> ByteArray:
+    """Stripes, squares or a gradient between two colours."""
+    share = pattern_share(rng, height, width, 90)
     two = rng.integers(0, 256, (2, 3)).astype(np.float32)
     return np.asarray(share[..., None] * two[0] + (1 - share[..., None]) * two[1], np.uint8)
